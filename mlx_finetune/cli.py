@@ -1,0 +1,95 @@
+"""The command ``mlxft``: finds the subcommand's module, runs it, prints errors as a sentence and a way out.
+
+Help costs click and one small module; mlx, transformers and mlx-lm are imported by the commands themselves, inside
+their functions (``benchmarks/help_cost.py`` measures it).
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mlx_finetune.errors import DataError, MlxftError, Problem, RecipeError
+
+#: Subcommand -> what its one line of help says. The module is ``mlx_finetune.commands.NAME`` with a ``command`` in it.
+COMMANDS: dict[str, str] = {
+    "train": "Train from a recipe; resume, extend or fork a run.",
+    "plan": "What a recipe will cost, before anything is loaded.",
+    "data": "Check, preview, count or split training data.",
+    "chat": "Talk with an adapter or a model.",
+    "generate": "Answer one prompt or a file of prompts.",
+    "runs": "List, show or remove runs.",
+    "recipe": "List, show, copy or check recipes.",
+    "models": "List, fetch or remove models.",
+    "doctor": "What is missing or wrong here, and the command that mends it.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported when they are called, never to list them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"mlx_finetune.commands.{cmd_name}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mlx-finetune", prog_name="mlxft")
+def root() -> None:
+    """Fine-tune language models on Apple silicon: a recipe in, an adapter you can chat with out.
+
+    \b
+    First time:   mlxft train recipes/quickstart.toml
+    Then:         mlxft chat quickstart
+    """
+
+
+def print_error(error: MlxftError) -> None:
+    """Write ``error:`` and ``hint:`` lines to stderr; every problem of a recipe or data error gets its own pair."""
+    problems: Sequence[Problem] = error.problems if isinstance(error, RecipeError) else (Problem("", error.message, error.hint),)
+    for problem in problems:
+        _print_problem(problem)
+    if isinstance(error, DataError):
+        for problem in error.problems:
+            _print_problem(problem)
+
+
+def _print_problem(problem: Problem) -> None:
+    where = f"{problem.where}: " if problem.where else ""
+    click.echo(f"error: {where}{problem.message}", err=True)
+    if problem.hint:
+        click.echo(f"hint: {problem.hint}", err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``mlxft`` and leave with its exit code."""
+    try:
+        code = root.main(args=list(arguments) if arguments is not None else None, prog_name="mlxft", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except MlxftError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

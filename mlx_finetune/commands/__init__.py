@@ -1,0 +1,1 @@
+"""One module per subcommand of mlxft; heavy imports happen inside the functions."""

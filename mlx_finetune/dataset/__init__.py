@@ -1,0 +1,1 @@
+"""From files to masked tokens in fixed shapes. Never imports mlx."""

@@ -1,0 +1,265 @@
+"""What a run reports: typed events in an append-only JSON Lines file, the only link from training to whoever watches.
+
+One event is one line and one write; a torn last line is skipped by every reader. Times are seconds since 1970 and
+come from the caller's clock. A number that is not finite is written as null. Reading needs nothing but this module.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Something that takes a while before step 1 or beside it has begun: download, load, tokenise, compile, evaluate."""
+
+    kind: ClassVar[str] = "phase"
+    name: str
+    detail: str = ""
+    done: float | None = None
+    total: float | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """Everything is loaded; step ``first_step + 1`` comes next. ``first_step`` is 0 unless the run is resumed."""
+
+    kind: ClassVar[str] = "run_started"
+    run: str
+    model: str
+    task: str
+    first_step: int
+    total_steps: int
+    steps_per_epoch: int
+    train_rows: int
+    valid_rows: int
+    trainable_parameters: int
+    total_parameters: int
+    device: str
+    compute_dtype: str
+    memory_limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """Metrics of one optimizer step. ``loss`` is nats per target; ``grad_norm`` is before clipping."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    num_targets: int
+    num_tokens: int
+    padding_share: float
+    step_seconds: float
+    targets_per_second: float
+    active_memory_bytes: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Loss over the whole validation set, in nats per target."""
+
+    kind: ClassVar[str] = "evaluation"
+    step: int
+    loss: float
+    num_targets: int
+    is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One prompt of [eval] answered by the weights of ``step`` (0 is the base model)."""
+
+    kind: ClassVar[str] = "sample"
+    step: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """A checkpoint is committed: everything up to ``step`` is safe."""
+
+    kind: ClassVar[str] = "checkpoint"
+    step: int
+    folder: str
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person should know: a fallback, a changed setting, rows left out. ``level`` is info or warning."""
+
+    kind: ClassVar[str] = "notice"
+    level: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The run came to its end and the adapter is in place. Losses are of the validation set, None without one."""
+
+    kind: ClassVar[str] = "run_finished"
+    step: int
+    reason: str
+    first_loss: float | None
+    best_loss: float | None
+    best_step: int | None
+    last_loss: float | None
+    train_seconds: float
+    targets_trained: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStopped:
+    """A signal or a limit ended the run early; it can be resumed from ``step``."""
+
+    kind: ClassVar[str] = "run_stopped"
+    step: int
+    signal_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed:
+    """The run ended with an error; ``message`` and ``hint`` are what a person is shown."""
+
+    kind: ClassVar[str] = "run_failed"
+    message: str
+    hint: str
+    exit_code: int
+
+
+Event = (
+    Phase
+    | RunStarted
+    | StepDone
+    | Evaluated
+    | Sampled
+    | CheckpointSaved
+    | Notice
+    | RunFinished
+    | RunStopped
+    | RunFailed
+)
+
+_KINDS: Mapping[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (
+        Phase,
+        RunStarted,
+        StepDone,
+        Evaluated,
+        Sampled,
+        CheckpointSaved,
+        Notice,
+        RunFinished,
+        RunStopped,
+        RunFailed,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An event as it stands in the file: when it was reported, and its number from 0."""
+
+    time: float
+    index: int
+    event: Event
+
+
+def to_json(event: Event, time: float) -> str:
+    """One line of the journal, without its newline."""
+    fields = {"kind": event.kind, "time": round(time, 3)} | dataclasses.asdict(event)
+    return json.dumps({key: _finite(value) for key, value in fields.items()}, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_json(line: str | bytes, index: int = 0) -> Record | None:
+    """The event on one line, or None for a torn line or a kind this version does not know."""
+    try:
+        fields = json.loads(line)
+        kind, time = fields.pop("kind"), float(fields.pop("time"))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+    cls = _KINDS.get(kind)
+    if cls is None:
+        return None
+    names = {field.name for field in dataclasses.fields(cls)}
+    try:
+        return Record(time, index, cls(**{key: value for key, value in fields.items() if key in names}))
+    except TypeError:
+        return None
+
+
+class EventWriter:
+    """Appends events to one file; every event is one unbuffered write."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def __call__(self, event: Event) -> None:
+        """Report ``event`` now."""
+        line = to_json(event, self._clock()).encode("utf-8") + b"\n"
+        written = os.write(self._descriptor, line)
+        while written < len(line):
+            written += os.write(self._descriptor, line[written:])
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def read_events(path: Path) -> Iterator[Record]:
+    """All events of a journal in order; torn or unknown lines are left out. Empty where there is no file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for index, line in enumerate(file):
+            record = from_json(line, index)
+            if record is not None:
+                yield record
+
+
+class EventFollower:
+    """Reads a growing journal: each call of ``poll`` yields the whole lines that were added since the last."""
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self._path = path
+        self._index = 0
+        self._rest = b""
+        self._offset = path.stat().st_size if from_end and path.is_file() else 0
+
+    def poll(self) -> Iterator[Record]:
+        """New events, in order; nothing where the file does not exist yet."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = self._rest + file.read()
+            self._offset = file.tell()
+        *lines, self._rest = content.split(b"\n")
+        for line in lines:
+            record = from_json(line, self._index)
+            self._index += 1
+            if record is not None:
+                yield record

@@ -1,0 +1,1 @@
+"""Weights, tokenizers, adapters and generation: the only place that reaches mlx-lm."""

@@ -1,0 +1,295 @@
+"""The whole configuration of a run as frozen pydantic models.
+
+The sentence beside each field is the reference manual and the editor's tooltip. Keys of features that do not exist
+yet are absent here; ``recipe.load`` refuses them with a sentence. ``"auto"`` means: decided by a stated rule, written
+with its reason into ``resolved.toml`` before step 1. Nothing here reads a file; nothing here imports mlx.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mlx_finetune.units import parse_bytes
+
+Auto = Literal["auto"]
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_bytes(value: object) -> object:
+    return parse_bytes(value) if isinstance(value, str) and value != "auto" else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[str])]
+Fractions = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_as_tuple, json_schema_input_type=list[float])
+]
+SizeLimit = Annotated[
+    Auto | Annotated[int, Field(ge=10**6, le=10**15)], BeforeValidator(_as_bytes, json_schema_input_type=int | str)
+]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+
+
+class Section(BaseModel):
+    """Frozen, strict, unknown keys refused, no NaN, no infinity."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class LoraRecipe(Section):
+    """[lora]: leave the section out for full fine-tuning."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="Columns of A and rows of B: the capacity of the adapter."
+    )
+    alpha: Annotated[float, Field(gt=0, le=65536)] = Field(
+        32.0, description="The adapter's output is multiplied by alpha / rank (alpha / sqrt(rank) with use_rslora)."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the adapter's inputs set to zero during training."
+    )
+    target_modules: Literal["all-linear", "attention"] | Strings = Field(
+        "all-linear",
+        description="Linear layers that get an adapter: all in attention and MLP, attention only, or a list of names "
+        "such as q_proj.",
+    )
+    num_layers: Literal["all"] | Count = Field(
+        "all", description='Blocks that get an adapter, counted from the last: "all" or a number.'
+    )
+    use_dora: bool = Field(False, description="Learn a magnitude for each output row as well (DoRA).")
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA).")
+
+    @property
+    def scale(self) -> float:
+        """The factor on B A: ``alpha / rank``, or ``alpha / sqrt(rank)`` with rsLoRA (2312.03732)."""
+        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
+
+class SourceRecipe(Section):
+    """[[data.sources]]: one of several training sources."""
+
+    path: str = Field(min_length=1, description="File, folder, or hub id of this source.")
+    weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="How often each row is seen in an epoch; 0.5 shows a fresh half each time."
+    )
+
+
+Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[SourceRecipe])]
+
+DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
+Truncation = Literal["drop", "keep-end", "split"]
+
+
+class DataRecipe(Section):
+    """[data]: which rows, how they become tokens, which tokens are targets."""
+
+    path: str | None = Field(
+        None, description="File, folder with train/valid/test files, load_from_disk folder, or hub id."
+    )
+    train: str | None = Field(None, description="Training file, when the files are named one by one.")
+    valid: str | None = Field(None, description="Validation file; goes with train.")
+    test: str | None = Field(None, description="Test file; goes with train.")
+    sources: Sources = Field((), description="Several training sources, each with a weight.")
+    format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
+    columns: dict[str, str] = Field(
+        {}, description='Our field name to the name in the file, for instance instruction = "question".'
+    )
+    val_split: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Share of rows for validation when no validation file is given; by content hash, so stable."
+    )
+    test_split: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Share of rows set aside as a test set when no test file is given; by content hash."
+    )
+    max_seq_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+        2048, description="Longest sequence in tokens; longer rows are treated as truncation says."
+    )
+    mask_prompt: bool = Field(True, description="Learn the answers only; false learns every token of a row.")
+    packing: Auto | bool = Field(
+        "auto", description="Several rows in one sequence, none seeing the others; auto decides by model and lengths."
+    )
+    chat_template: str = Field(
+        "auto", min_length=1, description='"auto" takes the tokenizer\'s own; otherwise a path to a Jinja file.'
+    )
+    template_arguments: dict[str, bool | int | float | str] = Field(
+        {}, description="Extra variables for the chat template, for instance enable_thinking = false."
+    )
+    prompt_template: str = Field(
+        "auto",
+        min_length=1,
+        description='For models without a chat template: "alpaca", "none" (prompt and answer joined), or a text file '
+        'with {instruction}, {input} and {output}. "auto" is alpaca where the rows have instructions.',
+    )
+    truncation: Truncation = Field(
+        "drop", description="Rows longer than max_seq_length: dropped, kept from the end, or split; always counted."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_name_files(self) -> Self:
+        given = [name for name in ("path", "train", "sources") if getattr(self, name)]
+        if len(given) != 1:
+            what = " and ".join(f"`{name}`" for name in given) or "none of them"
+            raise ValueError(f"exactly one of `path`, `train` or `sources` names the data; here: {what}")
+        if (self.valid or self.test) and not self.train and not self.sources:
+            raise ValueError("`valid` and `test` go with `train` or `sources`, not with `path`")
+        if self.val_split + self.test_split >= 1:
+            raise ValueError(
+                f"`val_split` = {self.val_split} and `test_split` = {self.test_split} leave nothing to train on"
+            )
+        return self
+
+
+class TrainingRecipe(Section):
+    """[training]: steps, optimizer, schedule, cadence. Every ``*_steps`` counts optimizer steps."""
+
+    learning_rate: Auto | Annotated[float, Field(gt=0, le=10)] = Field(
+        "auto", description="Peak learning rate; auto is 2e-4 for adapters and 1e-5 for full fine-tuning."
+    )
+    epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+        None, description="Passes over the training rows; give this or max_steps (1 when neither is given)."
+    )
+    max_steps: Count | None = Field(None, description="Optimizer steps; give this or epochs.")
+    max_minutes: Annotated[float, Field(gt=0, le=525_600)] | None = Field(
+        None, description="End cleanly after this many minutes of training, at the best weights so far."
+    )
+    batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
+        "auto", description="Rows (or packs) that go through the model at once."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="Microbatches whose gradients are added up before one optimizer step."
+    )
+    lr_scheduler: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine", description="Shape of the learning rate after warm-up."
+    )
+    warmup_steps: CountOrZero | None = Field(
+        None, description="Steps to the peak learning rate; default is 3 % of the steps, at most 100."
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Warm-up as a share of all steps; give this or warmup_steps."
+    )
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="Learning rate at the end of a cosine, as a share of the peak."
+    )
+    optimizer: Literal["adamw"] = Field("adamw", description="AdamW with bias correction; its state is fp32.")
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Decay of the gradient average.")
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Decay of the squared gradients.")
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = Field(1e-8, description="Added to the square root.")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.01, description="Decoupled decay of matrices; norms, biases and embeddings are never decayed."
+    )
+    max_grad_norm: Annotated[float, Field(ge=0, le=10**6)] = Field(
+        1.0, description="Gradients are scaled down to this global L2 norm; 0 switches clipping off."
+    )
+    gradient_checkpointing: Auto | bool = Field(
+        "auto", description="Compute activations twice to save memory; auto decides by the memory plan."
+    )
+    neftune_alpha: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0, description="Uniform noise on the embeddings during training (2310.05914); 0 is off, 5 is usual."
+    )
+    logging_steps: Count = Field(1, description="Steps between two training metrics.")
+    eval_steps: Count | None = Field(None, description="Steps between two evaluations; default is ten in a run.")
+    evals_per_epoch: Count | None = Field(None, description="Evaluations in each epoch; give this or eval_steps.")
+    save_steps: Count | None = Field(None, description="Steps between two checkpoints; default is eval_steps.")
+    save_minutes: Annotated[float, Field(gt=0, le=1440)] = Field(
+        5.0, description="Longest time without a checkpoint, in minutes."
+    )
+    save_at: Fractions = Field((), description="Shares of the run at which a checkpoint is kept for good.")
+    keep_checkpoints: Count = Field(
+        3, description="Newest checkpoints that are kept; the best, the last and those of save_at always are."
+    )
+    keep_best: bool = Field(True, description="End with the weights of the best validation loss, not the last ones.")
+    early_stopping_patience: CountOrZero = Field(
+        0, description="Evaluations without improvement after which the run ends; 0 never ends it."
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="A loss or gradient that is not finite: stop the run, or leave that step out."
+    )
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        pairs = (("epochs", "max_steps"), ("warmup_steps", "warmup_ratio"), ("eval_steps", "evals_per_epoch"))
+        for first, second in pairs:
+            if getattr(self, first) is not None and getattr(self, second) is not None:
+                raise ValueError(
+                    f"`{first}` = {getattr(self, first)} and `{second}` = {getattr(self, second)} say the same "
+                    "thing twice; keep one"
+                )
+        return self
+
+
+class EvalRecipe(Section):
+    """[eval]: what is looked at during training."""
+
+    prompts: Strings = Field((), description="Prompts answered before, during and after training (samples.jsonl).")
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
+        64, description="Longest answer to one of these prompts, in tokens."
+    )
+
+
+class ChatRecipe(Section):
+    """[chat]: how answers are drawn in chat, generate and the prompts of [eval]."""
+
+    temperature: Annotated[float, Field(ge=0, le=10)] = Field(0.7, description="0 always takes the likeliest token.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Smallest set of tokens with this mass.")
+    top_k: CountOrZero = Field(50, description="Only the k likeliest tokens; 0 is off.")
+    min_p: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Drop tokens below this share of the top one.")
+    repetition_penalty: Annotated[float, Field(ge=1, le=10)] = Field(
+        1.0, description="Makes tokens of the last 64 less likely; 1 is off."
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = Field(512, description="Longest answer in tokens.")
+    system: str = Field("", description="System message put in front of every conversation.")
+
+
+class HardwareRecipe(Section):
+    """[hardware]: limits handed to MLX, and the compute type."""
+
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Type of the frozen weights and activations; auto is float32 on a CPU, float16 on M1 and M2, "
+        "else bfloat16.",
+    )
+    memory_limit: SizeLimit = Field("auto", description='MLX memory limit in bytes or as text such as "24 GB".')
+    wired_limit: SizeLimit = Field("auto", description="Memory that macOS keeps wired for the GPU (macOS 15 and later).")
+    cache_limit: SizeLimit = Field("auto", description="Freed memory that MLX keeps for reuse.")
+
+
+class Recipe(Section):
+    """One run: a model, the data, what is trained and how."""
+
+    model: str = Field(min_length=1, description="Catalogue name, hub id, local folder, or .gguf file.")
+    revision: str | None = Field(
+        None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
+    )
+    adapter: str = Field("", description="Run or adapter folder whose weights training starts from.")
+    task: Literal["sft", "pretrain"] = Field(
+        "sft", description="sft learns answers to prompts; pretrain learns plain text."
+    )
+    quantize: Literal[4, 8] | None = Field(
+        None, description="Bits of the frozen base; left out, the weights stay as stored."
+    )
+    output_dir: str = Field(min_length=1, description="The run folder that will be made.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes initial weights, order, dropout, draws.")
+    lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
+    data: DataRecipe
+    training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
+    eval: EvalRecipe = Field(default_factory=lambda: EvalRecipe.model_validate({}))
+    chat: ChatRecipe = Field(default_factory=lambda: ChatRecipe.model_validate({}))
+    hardware: HardwareRecipe = Field(default_factory=lambda: HardwareRecipe.model_validate({}))
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.lora is None and self.quantize is not None:
+            raise ValueError(
+                f"`quantize` = {self.quantize} needs a `[lora]` section: quantised weights cannot be trained themselves"
+            )
+        if self.lora is None and self.adapter:
+            raise ValueError(f"`adapter` = {self.adapter!r} needs a `[lora]` section: full fine-tuning has no adapter")
+        return self
+
+
+def section_names() -> Sequence[str]:
+    """Names of the recipe's sections, in the order in which a recipe is written."""
+    return ("lora", "data", "training", "eval", "chat", "hardware")

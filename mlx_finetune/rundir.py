@@ -1,0 +1,126 @@
+"""Names of the files in a run folder, and writes that are either whole or absent.
+
+Nothing is found by modification time: checkpoints sort by the step in their name, and one without a manifest does
+not count. Every write goes to a temporary name, is flushed to the disk, renamed, and the folder is flushed.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune.errors import RunError
+
+FORMAT_VERSION = 1
+
+RECIPE = "recipe.toml"
+RESOLVED = "resolved.toml"
+EVENTS = "events.jsonl"
+SAMPLES = "samples.jsonl"
+METRICS = "training_metrics.json"
+LOG = "log.txt"
+RUN_INFO = "run.json"
+CARD = "README.md"
+MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
+OPTIMIZER = "optimizer.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+MLX_WEIGHTS = "adapters.safetensors"
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """A run folder; it need not exist yet."""
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """The path of one of the names above inside this folder."""
+        return self.path / name
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint taken after ``step`` optimizer steps."""
+        return self.path / f"checkpoint-{step}"
+
+    def checkpoints(self) -> Sequence[Path]:
+        """Committed checkpoints (those with a manifest), by rising step. Their contents are not verified here."""
+        found: list[tuple[int, Path]] = []
+        if self.path.is_dir():
+            for entry in self.path.iterdir():
+                match = _CHECKPOINT.fullmatch(entry.name)
+                if match and (entry / MANIFEST).is_file():
+                    found.append((int(match.group(1)), entry))
+        return [path for _, path in sorted(found)]
+
+    def is_run(self) -> bool:
+        """True where a training has been started in this folder."""
+        return self.file(RUN_INFO).is_file() or self.file(EVENTS).is_file()
+
+
+def find_run(name: str, *, base: Path) -> RunDir:
+    """The run folder for a path, or for a name under ``adapters/`` of ``base``. Raises ``RunError`` with near names."""
+    for candidate in (Path(name).expanduser(), base / name, base / "adapters" / name):
+        run = RunDir(candidate)
+        if run.is_run():
+            return run
+    known = [run.path.name for run in list_runs(base / "adapters")]
+    hint = f"runs here: {', '.join(known)}" if known else "no run has been started here; mlxft train RECIPE starts one"
+    raise RunError(f"{name!r} is not a run folder and no run under adapters/ has that name", hint)
+
+
+def list_runs(folder: Path) -> Sequence[RunDir]:
+    """The runs directly inside ``folder``, by name; empty where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [RunDir(entry) for entry in sorted(folder.iterdir()) if RunDir(entry).is_run()]
+
+
+def sync_file(descriptor: int) -> None:
+    """Flush one open file to the disk itself; on macOS that takes F_FULLFSYNC (MACOS.md, fsync(2))."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in ``folder``, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, whole or not at all; a link at ``path`` is replaced, not followed."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            sync_file(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_bytes`` for UTF-8 text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """``write_bytes`` for one JSON object: sorted keys, two spaces, a last newline, no NaN."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")

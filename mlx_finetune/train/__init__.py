@@ -1,0 +1,1 @@
+"""Losses, the optimizer step, the loop and its checkpoints."""

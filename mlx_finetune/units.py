@@ -1,0 +1,43 @@
+"""Bytes, seconds and counts to text and back; nowhere else. GB is 10^9 bytes."""
+
+import re
+
+_SIZES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+_SIZE_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(TB|GB|MB|kB|B)?\s*", re.IGNORECASE)
+
+
+def format_bytes(num_bytes: float) -> str:
+    """``1_234_567`` -> ``"1.2 MB"``; powers of ten, one decimal, never negative zero."""
+    for name, size in _SIZES:
+        if abs(num_bytes) >= size:
+            return f"{num_bytes / size:.1f} {name}"
+    return f"{num_bytes:.0f} B"
+
+
+def parse_bytes(text: str) -> int:
+    """``"12 GB"`` -> ``12_000_000_000``. Raises ``ValueError`` with the allowed form."""
+    match = _SIZE_PATTERN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write for example '12 GB' or '800 MB'")
+    factor = {"tb": 10**12, "gb": 10**9, "mb": 10**6, "kb": 10**3, "b": 1, None: 1}
+    unit = match.group(2)
+    return int(float(match.group(1)) * factor[unit.lower() if unit else None])
+
+
+def format_seconds(seconds: float) -> str:
+    """``3725`` -> ``"1h 02m"``, ``65`` -> ``"1m 05s"``, ``4.2`` -> ``"4.2 s"``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m"
+
+
+def format_count(count: float) -> str:
+    """``135_000_000`` -> ``"135.0M"``; below a thousand the plain number."""
+    for name, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if abs(count) >= size:
+            return f"{count / size:.1f}{name}"
+    return f"{count:.0f}"

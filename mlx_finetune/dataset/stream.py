@@ -1,0 +1,215 @@
+"""Which rows each optimizer step sees, as batches of a few fixed shapes.
+
+The order is a pure function of (seed, epoch, lengths): nothing is carried from step to step, so position ``k`` is
+found by arithmetic and a resumed run sees exactly the rows the uninterrupted one would have seen. Every row is used
+once an epoch (``weight`` times, where a source has one). Rows of similar length share a batch, and the padded lengths
+come from a set of at most 16, because every new shape costs MLX a trace that it keeps for ever.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.dataset.pack import pack_lengths
+from mlx_finetune.dataset.template import Tokens
+
+MAX_SHAPES = 16
+_WINDOW_BATCHES = 64  # rows are sorted by length inside windows of this many batches
+
+ORDER_ID = "best-fit-1/window-sort-1/philox-1"  # kept in checkpoints; changes when the order of rows changes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One microbatch. ``tokens``, ``loss_mask`` and ``segment_ids`` are ``(B, T + 1)``; segment 0 is padding.
+
+    ``rows`` are the row numbers in it, for messages about this batch; ``is_packed`` says whether a sequence may hold
+    more than one row.
+    """
+
+    tokens: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    segment_ids: NDArray[np.int32]
+    rows: tuple[int, ...]
+    is_packed: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that are not padding, of the ``B * T`` that go through the model."""
+        return int(np.count_nonzero(self.segment_ids[:, :-1]))
+
+    @property
+    def num_positions(self) -> int:
+        """``B * T``: positions that go through the model, padding included."""
+        return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are learned: masked in, and in the same segment as the token they are predicted from."""
+        same = (self.segment_ids[:, 1:] == self.segment_ids[:, :-1]) & (self.segment_ids[:, 1:] > 0)
+        return int(np.count_nonzero(self.loss_mask[:, 1:] & same))
+
+
+def shuffled(num_rows: int, *key: int) -> NDArray[np.int64]:
+    """A permutation of ``range(num_rows)`` fixed by ``key``, equal in every numpy version.
+
+    Argsort of raw Philox-4x64 output (Salmon et al., 2011), which is specified bit for bit, unlike
+    ``Generator.permutation``.
+    """
+    bits = np.random.Philox(seed=np.random.SeedSequence(key)).random_raw(num_rows)
+    return np.argsort(bits, kind="stable")
+
+
+class Stream:
+    """The training rows in the order of the steps. Holds one epoch's grouping at a time."""
+
+    def __init__(
+        self, rows: Sequence[Tokens], *, batch_size: int, accumulation: int, packed_length: int | None, seed: int
+    ) -> None:
+        """``packed_length`` is T of a pack (its inputs), None for one row a sequence. Raises ``ValueError`` without rows."""
+        if not rows:
+            raise ValueError("a stream needs at least one row")
+        self._rows = rows
+        self._lengths = [len(row.ids) for row in rows]
+        self._batch_size = batch_size
+        self._accumulation = accumulation
+        self._packed_length = packed_length
+        self._seed = seed
+        self._shape_step = length_step(max(self._lengths) - 1)
+        self._epoch = -1
+        self._groups: list[list[list[int]]] = []
+        self._steps: list[int] = []  # steps in epoch 0, 1, ...
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """Optimizer steps of one epoch; the last may have fewer microbatches."""
+        while len(self._steps) <= epoch:
+            num_batches = len(self._grouping(len(self._steps)))
+            self._steps.append(-(-num_batches // self._accumulation))
+        return self._steps[epoch]
+
+    def total_steps(self, epochs: float) -> int:
+        """Optimizer steps of ``epochs`` passes, a last part of one rounded up; at least 1."""
+        whole = int(epochs)
+        steps = sum(self.steps_in_epoch(epoch) for epoch in range(whole))
+        if epochs > whole:
+            steps += int(np.ceil((epochs - whole) * self.steps_in_epoch(whole) - 1e-9))
+        return max(steps, 1)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """``(epoch, step within it)`` of the 0-based optimizer step."""
+        epoch = 0
+        while step >= self.steps_in_epoch(epoch):
+            step -= self.steps_in_epoch(epoch)
+            epoch += 1
+        return epoch, step
+
+    def progress(self, step: int) -> float:
+        """Epochs done after ``step`` optimizer steps, for instance 1.25."""
+        epoch, within = self.locate(step)
+        return epoch + within / self.steps_in_epoch(epoch)
+
+    def microbatches(self, step: int) -> list[Batch]:
+        """The microbatches of the 0-based optimizer step, in order."""
+        epoch, within = self.locate(step)
+        groups = self._grouping(epoch)[within * self._accumulation : (within + 1) * self._accumulation]
+        return [self._batch(group) for group in groups]
+
+    def _grouping(self, epoch: int) -> list[list[list[int]]]:
+        """For every microbatch of the epoch the sequences in it, each a list of row numbers."""
+        if epoch != self._epoch:
+            order = self._epoch_rows(epoch)
+            sequences = self._packs(order) if self._packed_length else [[int(row)] for row in order]
+            self._groups = self._batches(sequences, epoch)
+            self._epoch = epoch
+        return self._groups
+
+    def _epoch_rows(self, epoch: int) -> list[int]:
+        """Row numbers of one epoch in random order: ``floor(weight)`` times each, plus the fraction's turn."""
+        weights = np.array([row.weight for row in self._rows])
+        chosen: list[NDArray[np.int64]] = [np.repeat(np.arange(len(weights)), np.floor(weights).astype(np.int64))]
+        fractions = np.round(weights - np.floor(weights), 9)
+        for number, fraction in enumerate(sorted(set(fractions[fractions > 0].tolist()))):
+            members = np.flatnonzero(fractions == fraction)
+            members = members[shuffled(len(members), self._seed, 1, number)]
+            take = max(1, round(fraction * len(members)))
+            chosen.append(members[np.arange(epoch * take, (epoch + 1) * take) % len(members)])
+        together = np.concatenate(chosen)
+        return together[shuffled(len(together), self._seed, 2, epoch)].tolist()
+
+    def _packs(self, order: Sequence[int]) -> list[list[int]]:
+        assert self._packed_length is not None
+        return pack_lengths(self._lengths, self._packed_length + 1, order)
+
+    def _batches(self, sequences: list[list[int]], epoch: int) -> list[list[list[int]]]:
+        """Sequences of similar length side by side, batches in random order."""
+        batches: list[list[list[int]]] = []
+        window = self._batch_size * _WINDOW_BATCHES
+        if self._packed_length:
+            sequences = [sequences[index] for index in shuffled(len(sequences), self._seed, 3, epoch)]
+            window = len(sequences)
+        for start in range(0, len(sequences), window):
+            part = sequences[start : start + window]
+            if not self._packed_length:
+                part = sorted(part, key=lambda rows: self._lengths[rows[0]])
+            batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
+        return [batches[index] for index in shuffled(len(batches), self._seed, 4, epoch)]
+
+    def _batch(self, group: Sequence[Sequence[int]]) -> Batch:
+        longest = max(sum(self._lengths[row] for row in rows) for rows in group) - 1
+        length = self._packed_length or round_up(longest, self._shape_step)
+        return make_batch(
+            self._rows,
+            group,
+            num_sequences=self._batch_size,
+            length=length,
+            is_packed=self._packed_length is not None,
+        )
+
+
+def length_step(longest: int) -> int:
+    """Padded lengths are multiples of this: a multiple of 8 that gives at most ``MAX_SHAPES`` of them."""
+    return max(8, round_up(-(-longest // MAX_SHAPES), 8))
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is at least ``value``, and at least ``multiple``."""
+    return max(1, -(-value // multiple)) * multiple
+
+
+def make_batch(
+    rows: Sequence[Tokens],
+    group: Sequence[Sequence[int]],
+    *,
+    num_sequences: int,
+    length: int,
+    is_packed: bool = False,
+) -> Batch:
+    """Rows side by side in ``(num_sequences, length + 1)`` arrays; sequences that are missing are padding."""
+    shape = (num_sequences, length + 1)
+    tokens = np.zeros(shape, np.int32)
+    loss_mask = np.zeros(shape, np.bool_)
+    segment_ids = np.zeros(shape, np.int32)
+    for sequence, members in enumerate(group):
+        start = 0
+        for segment, row in enumerate(members, start=1):
+            stop = start + len(rows[row].ids)
+            tokens[sequence, start:stop] = rows[row].ids
+            loss_mask[sequence, start:stop] = rows[row].loss_mask
+            segment_ids[sequence, start:stop] = segment
+            start = stop
+    numbers = tuple(row for members in group for row in members)
+    return Batch(tokens, loss_mask, segment_ids, numbers, is_packed)
+
+
+def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> Iterator[Batch]:
+    """Every row once, by length, unpacked: the fixed batches of an evaluation."""
+    if not rows:
+        return
+    step = length_step(max(len(row.ids) for row in rows) - 1)
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), index))
+    for start in range(0, len(order), batch_size):
+        group = [[index] for index in order[start : start + batch_size]]
+        length = round_up(max(len(rows[members[0]].ids) for members in group) - 1, step)
+        yield make_batch(rows, group, num_sequences=batch_size, length=length)

@@ -1,0 +1,175 @@
+"""Replayable randomness for training: dropout masks and NEFTune, drawn from one explicit key.
+
+Nothing here reads ``mx.random.state``. A training step says ``with use_noise(key):`` and layers ask ``next_key()`` in
+call order; the n-th request under a key always gets the same subkey, so a step can be run again with the same masks:
+after a resume, inside ``mx.compile`` (the key is an input of the compiled function), and in the backward pass of a
+recomputed block. Without a key, or outside training mode, there is no noise at all.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+@dataclass(slots=True)
+class _Noise:
+    """Where a forward pass stands in its sequence of subkeys. ``root`` is (2,) uint32, ``lengths`` (B,) or None."""
+
+    root: mx.array | None
+    lengths: mx.array | None
+    drawn: int = 0
+
+
+_stack: list[_Noise] = []
+
+
+def derive_key(seed: int, *labels: int | str) -> mx.array:
+    """A random key (2,) uint32 for ``seed`` and labels such as a step or a module path: BLAKE2b of their text.
+
+    Different labels give unrelated keys, unlike ``mx.random.key(seed + step)``, whose neighbours are easily reused.
+    """
+    text = "\0".join([str(seed), *(f"{type(label).__name__}:{label}" for label in labels)])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return mx.array([int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")], dtype=mx.uint32)
+
+
+@contextmanager
+def use_noise(key: mx.array | None, *, lengths: mx.array | None = None) -> Iterator[None]:
+    """Inside, ``next_key`` draws from ``key``; with None there is no noise. Contexts nest.
+
+    ``lengths`` (B,) are the tokens of each row without padding, for NEFTune; without them it takes the row's length.
+    """
+    # Hashed once, so that the subkeys of keys that differ in few bits cannot meet: root ^ n below.
+    root = None if key is None else mx.random.bits((2,), key=key)
+    with _use(_Noise(root, lengths)):
+        yield
+
+
+@contextmanager
+def _use(noise: _Noise) -> Iterator[None]:
+    _stack.append(noise)
+    try:
+        yield
+    finally:
+        _stack.pop()
+
+
+def next_key() -> mx.array | None:
+    """The next subkey (2,) uint32 of the current key, or None where there is no noise."""
+    if not _stack or _stack[-1].root is None:
+        return None
+    noise = _stack[-1]
+    noise.drawn += 1
+    return noise.root ^ mx.array([0, noise.drawn], dtype=mx.uint32)
+
+
+def dropout(x: mx.array, rate: float) -> mx.array:
+    """``x`` with a share ``rate`` of its elements set to 0 and the rest divided by ``1 - rate``; ``x`` without noise."""
+    key = next_key() if rate > 0 else None
+    if key is None:
+        return x
+    return mx.where(mx.random.bernoulli(1 - rate, x.shape, key=key), x * (1 / (1 - rate)), mx.zeros_like(x))
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Make every block of ``model`` keep its input only and compute its activations again in the backward pass.
+
+    Only these instances change, and no parameter name does. The values stay the same, dropout masks included; the
+    price is one more forward pass, the gain all activations inside blocks. Undone by ``uncheckpoint_blocks``.
+    """
+    for block in cast(Sequence[nn.Module], cast(Any, model).layers):
+        if _original_call(block) is None:
+            _override_call(block, _recomputed)
+
+
+def uncheckpoint_blocks(model: nn.Module) -> None:
+    """Undo ``checkpoint_blocks``."""
+    for block in cast(Sequence[nn.Module], cast(Any, model).layers):
+        _restore_call(block)
+
+
+def add_neftune(embedding: nn.Module, alpha: float) -> None:
+    """NEFTune (Jain et al. 2023, 2310.05914): ``e + U(-1, 1) * alpha / sqrt(L d)`` in training mode under noise.
+
+    ``L`` is the row's length without padding (``use_noise(lengths=...)``), ``d`` the width. ``as_linear`` of a tied
+    embedding is untouched, and so is every parameter name. Undone by ``remove_neftune``.
+    """
+    remove_neftune(embedding)
+
+    def noisy(module: nn.Module, call: Callable[..., mx.array], tokens: mx.array) -> mx.array:
+        embedded = call(module, tokens)  # (B, T, d)
+        key = next_key() if module.training else None
+        if key is None:
+            return embedded
+        *_, num_tokens, width = embedded.shape
+        lengths = _stack[-1].lengths
+        if lengths is None:
+            bound = mx.array(alpha / math.sqrt(num_tokens * width))
+        else:
+            bound = (alpha / mx.sqrt(mx.maximum(lengths, 1).astype(mx.float32) * width))[:, None, None]  # (B, 1, 1)
+        noise = mx.random.uniform(-1, 1, embedded.shape, key=key) * bound
+        return embedded + noise.astype(embedded.dtype)
+
+    _override_call(embedding, noisy)
+
+
+def remove_neftune(embedding: nn.Module) -> None:
+    """Undo ``add_neftune``; nothing happens where there is none."""
+    _restore_call(embedding)
+
+
+def _recomputed(block: nn.Module, call: Callable[..., mx.array], x: mx.array, *args: object, **kwargs: object) -> Any:
+    """``call(block, x, ...)`` under ``mx.checkpoint``, drawing the same subkeys in both traces.
+
+    Arrays that need a gradient or depend on the step (parameters, input, root key, lengths) are explicit arguments;
+    the rest is closed over. The block gets its own parameters back after each trace, or the next user of it would
+    find those of the trace.
+    """
+    outer = _stack[-1] if _stack else _Noise(None, None)
+    start = outer.drawn
+    arrays = [value for value in (outer.root, outer.lengths) if value is not None]
+
+    def run(parameters: Any, x: mx.array, *noise_arrays: mx.array) -> Any:
+        rest = list(noise_arrays)
+        root = None if outer.root is None else rest.pop(0)
+        noise = _Noise(root, None if outer.lengths is None else rest.pop(0), start)
+        kept = block.trainable_parameters()
+        block.update(parameters)
+        try:
+            with _use(noise):
+                return call(block, x, *args, **kwargs)
+        finally:
+            block.update(kept)
+            outer.drawn = noise.drawn
+
+    return mx.checkpoint(run)(block.trainable_parameters(), x, *arrays)
+
+
+def _override_call(module: nn.Module, function: Callable[..., Any]) -> None:
+    """Give this one instance another ``__call__``: ``function(module, original_call, *args)``.
+
+    Python looks up ``__call__`` on the class, and a wrapper module would rename parameters and hide attributes that
+    models read from their blocks, so the instance gets a subclass of its own class.
+    """
+    original = type(module)
+
+    def call(self: nn.Module, *args: object, **kwargs: object) -> Any:
+        return function(self, original.__call__, *args, **kwargs)
+
+    module.__class__ = type(original.__name__, (original,), {"__call__": call, "_mlxft_original": original})
+
+
+def _original_call(module: nn.Module) -> type | None:
+    return type(module).__dict__.get("_mlxft_original")
+
+
+def _restore_call(module: nn.Module) -> None:
+    original = _original_call(module)
+    if original is not None:
+        module.__class__ = original

@@ -46,7 +46,7 @@ def use_noise(key: mx.array | None, *, lengths: mx.array | None = None) -> Itera
     ``lengths`` (B,) are the tokens of each row without padding, for NEFTune; without them it takes the row's length.
     """
     # Hashed once, so that the subkeys of keys that differ in few bits cannot meet: root ^ n below.
-    root = None if key is None else mx.random.bits((2,), key=key)
+    root = None if key is None else mx.random.split(key, 1)[0]
     with _use(_Noise(root, lengths)):
         yield
 
@@ -124,31 +124,29 @@ def remove_neftune(embedding: nn.Module) -> None:
     _restore_call(embedding)
 
 
-def _recomputed(block: nn.Module, call: Callable[..., mx.array], x: mx.array, *args: object, **kwargs: object) -> Any:
-    """``call(block, x, ...)`` under ``mx.checkpoint``, drawing the same subkeys in both traces.
+def _recomputed(block: nn.Module, call: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+    """``call(block, ...)`` under ``mx.checkpoint``, drawing the same subkeys in both traces.
 
-    Arrays that need a gradient or depend on the step (parameters, input, root key, lengths) are explicit arguments;
-    the rest is closed over. The block gets its own parameters back after each trace, or the next user of it would
-    find those of the trace.
+    What is differentiated or depends on the step is an explicit argument: parameters, inputs, root key, lengths. The
+    block gets its own parameters back after each trace, or the next user of it would find those of the trace.
     """
     outer = _stack[-1] if _stack else _Noise(None, None)
     start = outer.drawn
-    arrays = [value for value in (outer.root, outer.lengths) if value is not None]
 
-    def run(parameters: Any, x: mx.array, *noise_arrays: mx.array) -> Any:
-        rest = list(noise_arrays)
-        root = None if outer.root is None else rest.pop(0)
-        noise = _Noise(root, None if outer.lengths is None else rest.pop(0), start)
+    def run(parameters: Any, noise_arrays: Sequence[mx.array | None], *args: object, **kwargs: object) -> Any:
+        # Random bits have no gradient, and checkpoint asks for that of every argument.
+        root, lengths = (None if array is None else mx.stop_gradient(array) for array in noise_arrays)
+        noise = _Noise(root, lengths, start)
         kept = block.trainable_parameters()
         block.update(parameters)
         try:
             with _use(noise):
-                return call(block, x, *args, **kwargs)
+                return call(block, *args, **kwargs)
         finally:
             block.update(kept)
             outer.drawn = noise.drawn
 
-    return mx.checkpoint(run)(block.trainable_parameters(), x, *arrays)
+    return mx.checkpoint(run)(block.trainable_parameters(), (outer.root, outer.lengths), *args, **kwargs)
 
 
 def _override_call(module: nn.Module, function: Callable[..., Any]) -> None:

@@ -1,0 +1,100 @@
+"""The last words of a run: what was learned, what it cost, where it is, and the next command to type."""
+
+import textwrap
+
+from mlx_finetune.events import RunFinished, Sampled
+from mlx_finetune.monitor.plain import number, one_line
+from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.units import format_bytes, format_count, format_seconds
+
+#: Longest part of an answer that is shown beside the other, in lines of its column.
+ANSWER_LINES = 8
+
+
+def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name: str, width: int) -> list[str]:
+    """The report at the end of a finished run, no line longer than ``width`` where the words allow it."""
+    lines = ["", f"finished at step {finished.step}: {finished.reason}" if finished.reason else "finished", ""]
+    lines += [f"  {line}" for line in learned_lines(summary, finished)]
+    lines += compared_lines(summary, finished, width=width)
+    peak = format_bytes(finished.peak_memory_bytes)
+    lines += [
+        "",
+        f"  {format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets, "
+        f"peak memory {peak}",
+        f"  adapter in {folder}",
+        "",
+        f"next: mlxft chat {name}",
+    ]
+    return lines
+
+
+def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
+    """Validation loss before and after, in one or two lines; the training loss where there is no validation set."""
+    first, best, last = finished.first_loss, finished.best_loss, finished.last_loss
+    if last is None and best is None:
+        smooth = summary.smooth_loss
+        return [f"no validation set; training loss at the end {number(smooth, 4)}"] if smooth is not None else []
+    end = best if best is not None else last
+    if first is None:
+        return [f"validation loss {number(end, 4)}{_best_at(finished)}"]
+    assert end is not None, "an end without a loss was handled above"
+    change = (end - first) / first if first else 0.0
+    direction = "lower" if change < 0 else "higher"
+    lines = [
+        f"validation loss {number(first, 4)} -> {number(end, 4)}, {abs(change):.0%} {direction}{_best_at(finished)}"
+    ]
+    if end >= first:
+        lines.append("it did not learn what the validation rows ask for; a lower learning rate or more rows may help")
+    return lines
+
+
+def _best_at(finished: RunFinished) -> str:
+    if finished.best_step is None:
+        return ""
+    if finished.last_loss is None or finished.best_step == finished.step:
+        return f" (best at step {finished.best_step})"
+    return f" (best at step {finished.best_step}; {number(finished.last_loss, 4)} at the end)"
+
+
+def compared_lines(summary: Summary, finished: RunFinished, *, width: int) -> list[str]:
+    """One prompt answered by the base and by the adapter, side by side; nothing without samples from both.
+
+    The adapter's answer is that of the best step where it was sampled, else the last one. The first prompt whose
+    answers differ is taken.
+    """
+    pair = _pair(summary, finished)
+    if pair is None:
+        return []
+    before, after = pair
+    column = max(20, (min(width, 120) - 6) // 2)
+    left, right = _column(before.answer, column), _column(after.answer, column)
+    rows = max(len(left), len(right))
+    left += [""] * (rows - len(left))
+    right += [""] * (rows - len(right))
+    head = f"  {'before':<{column}}  after step {after.step}"
+    body = [f"  {one:<{column}}  {two}".rstrip() for one, two in zip(left, right, strict=True)]
+    return ["", f"  prompt: {one_line(before.prompt, max(20, width - 12))}", "", head, *body]
+
+
+def _pair(summary: Summary, finished: RunFinished) -> tuple[Sampled, Sampled] | None:
+    steps = [step for step in summary.sample_steps() if step > 0]
+    if not steps or not summary.answers(0):
+        return None
+    chosen = finished.best_step if finished.best_step in steps else steps[-1]
+    assert chosen is not None, "there is a step to choose"
+    base, tuned = summary.answers(0), summary.answers(chosen)
+    both = [prompt for prompt in base if prompt in tuned]
+    if not both:
+        return None
+    prompt = next((one for one in both if base[one] != tuned[one]), both[0])
+    return Sampled(0, prompt, base[prompt]), Sampled(chosen, prompt, tuned[prompt])
+
+
+def _column(text: str, width: int) -> list[str]:
+    lines: list[str] = []
+    for paragraph in text.strip().splitlines():
+        flat = "".join(char if char.isprintable() else " " for char in paragraph)
+        lines += textwrap.wrap(flat, width) or [""]
+    if len(lines) > ANSWER_LINES:
+        lines = [*lines[: ANSWER_LINES - 1], "..."]
+    return lines or ["(nothing)"]

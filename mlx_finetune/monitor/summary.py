@@ -1,0 +1,187 @@
+"""What a run's events add up to: the state that the live view, the plain lines, ``runs show`` and the end draw from.
+
+Folds one record at a time. A run that was killed and resumed from an earlier step says so with a second
+``RunStarted``: everything after its ``first_step`` is forgotten, because those steps are done again.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlx_finetune.events import (
+    CheckpointSaved,
+    Evaluated,
+    Notice,
+    Phase,
+    Record,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    Sampled,
+    StepDone,
+)
+
+Outcome = RunFinished | RunStopped | RunFailed
+
+#: Steps over which the loss is averaged (weight 1/e), and over which the trend and the pace are taken.
+SMOOTH_STEPS = 20
+TREND_STEPS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class LossPoint:
+    """One logged step: its loss, the smoothed loss there, and when it was reported."""
+
+    step: int
+    loss: float
+    smooth: float
+    time: float
+
+
+class Summary:
+    """The state of one run after the records given so far."""
+
+    def __init__(self) -> None:
+        self.phase: Phase | None = None
+        self.phase_time: float = 0.0
+        self.started: RunStarted | None = None
+        self.started_time: float = 0.0
+        self.step: StepDone | None = None
+        self.losses: list[LossPoint] = []
+        self.evaluations: list[Evaluated] = []
+        self.samples: list[Sampled] = []
+        self.checkpoints: list[CheckpointSaved] = []
+        self.notices: list[Notice] = []
+        self.outcome: Outcome | None = None
+        self.first_time: float | None = None
+        self.last_time: float = 0.0
+
+    def add(self, record: Record) -> None:
+        """Take in the next record of the journal."""
+        event = record.event
+        self.first_time = record.time if self.first_time is None else self.first_time
+        self.last_time = record.time
+        match event:
+            case Phase():
+                self.phase, self.phase_time, self.outcome = event, record.time, None
+            case RunStarted():
+                self._start(event, record.time)
+            case StepDone():
+                self._add_step(event, record.time)
+            case Evaluated():
+                self.evaluations.append(event)
+            case Sampled():
+                self.samples.append(event)
+            case CheckpointSaved():
+                self.checkpoints.append(event)
+            case Notice():
+                self.notices.append(event)
+            case RunFinished() | RunStopped() | RunFailed():
+                self.outcome, self.phase = event, None
+
+    def _start(self, event: RunStarted, time: float) -> None:
+        kept = event.first_step
+        self.started, self.started_time, self.phase, self.outcome = event, time, None, None
+        self.step = self.step if self.step is not None and self.step.step <= kept else None
+        self.losses = [point for point in self.losses if point.step <= kept]
+        self.evaluations = [one for one in self.evaluations if one.step <= kept] if kept else _before_start(self)
+        self.samples = [one for one in self.samples if one.step <= kept]
+        self.checkpoints = [one for one in self.checkpoints if one.step <= kept]
+
+    def _add_step(self, event: StepDone, time: float) -> None:
+        self.step, self.phase = event, None
+        if event.loss is None:  # pyright: ignore[reportUnnecessaryComparison] a loss that is not finite is null on file
+            return
+        smooth = event.loss
+        if self.losses:
+            before = self.losses[-1]
+            weight = min(1.0, (event.step - before.step) / min(SMOOTH_STEPS, event.step))
+            smooth = before.smooth + weight * (event.loss - before.smooth)
+        self.losses.append(LossPoint(event.step, event.loss, smooth, time))
+
+    @property
+    def total_steps(self) -> int | None:
+        """Planned optimizer steps, once the run has started."""
+        return self.started.total_steps if self.started else None
+
+    @property
+    def steps_done(self) -> int:
+        """The last step that was reported, or where the run was resumed."""
+        if self.step is not None:
+            return self.step.step
+        return self.started.first_step if self.started else 0
+
+    @property
+    def first_evaluation(self) -> Evaluated | None:
+        """The validation loss of the base model (step 0), where it was measured."""
+        return self.evaluations[0] if self.evaluations and self.evaluations[0].step == 0 else None
+
+    @property
+    def best_evaluation(self) -> Evaluated | None:
+        """The lowest validation loss so far."""
+        finite = [one for one in self.evaluations if _is_number(one.loss)]
+        return min(finite, key=lambda one: one.loss, default=None)
+
+    @property
+    def smooth_loss(self) -> float | None:
+        """Training loss averaged over about the last ``SMOOTH_STEPS`` steps."""
+        return self.losses[-1].smooth if self.losses else None
+
+    def trend(self) -> str:
+        """``falling``, ``flat`` or ``rising``: the smoothed loss now against ``TREND_STEPS`` steps ago; "" too early.
+
+        Flat is a change of less than 1 %.
+        """
+        if len(self.losses) < 8:
+            return ""
+        last = self.losses[-1]
+        before = next(point for point in self.losses[-TREND_STEPS - 1 :] if point.step >= last.step - TREND_STEPS)
+        change = last.smooth - before.smooth
+        if abs(change) < 0.01 * abs(before.smooth):
+            return "flat"
+        return "falling" if change < 0 else "rising"
+
+    def remaining_seconds(self) -> float | None:
+        """Seconds to the last step at the pace of the last ``TREND_STEPS`` logged steps, evaluations included."""
+        if self.started is None or self.step is None:
+            return None
+        recent = [point for point in self.losses[-TREND_STEPS:] if point.time > self.started_time]
+        start_step, start_time = self.started.first_step, self.started_time
+        if len(recent) >= 5:
+            start_step, start_time = recent[0].step, recent[0].time
+        done = self.step.step - start_step
+        if done <= 0 or not recent:
+            return None
+        pace = (recent[-1].time - start_time) / done
+        return max(0.0, pace * (self.started.total_steps - self.step.step))
+
+    def answers(self, step: int) -> dict[str, str]:
+        """Prompt to answer, of the samples taken at ``step``."""
+        return {one.prompt: one.answer for one in self.samples if one.step == step}
+
+    def sample_steps(self) -> Sequence[int]:
+        """Steps at which the prompts of [eval] were answered, rising."""
+        return sorted({one.step for one in self.samples})
+
+    def peak_memory_bytes(self) -> int | None:
+        """The highest memory reported, None before the first step."""
+        if isinstance(self.outcome, RunFinished):
+            return self.outcome.peak_memory_bytes
+        return self.step.peak_memory_bytes if self.step else None
+
+
+def summarise(records: Iterable[Record]) -> Summary:
+    """The state after all ``records``."""
+    summary = Summary()
+    for record in records:
+        summary.add(record)
+    return summary
+
+
+def _before_start(summary: Summary) -> list[Evaluated]:
+    """A run from step 0 may measure its base before it reports that it has started; an older run's are dropped."""
+    return [one for one in summary.evaluations[-1:] if one.step == 0]
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None

@@ -1,0 +1,72 @@
+"""A training child without training: writes a journal, obeys signals, ends as told. Run by test_launch.py."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mlx_finetune.events import (
+    CheckpointSaved,
+    Evaluated,
+    EventWriter,
+    Phase,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    Sampled,
+    StepDone,
+)
+
+STARTED = RunStarted("demo", "tiny", "sft", 0, 6, 3, 24, 4, 1000, 50_000, "cpu", "float32", 8 * 10**9)
+
+
+def step(number: int) -> StepDone:
+    """Step ``number``, with a loss of 2.0 that falls by a tenth each step."""
+    return StepDone(number, number / 3, 2.0 - 0.1 * number, 1e-3, 0.5, 40, 50, 0.1, 0.01, 4000.0, 10**8, 2 * 10**8)
+
+
+def main(folder: Path, mode: str) -> int:
+    """Do what ``mode`` says and return the exit code."""
+    if mode == "refuse":
+        sys.stderr.write("error: the folder holds a finished run\nhint: mlxft train RECIPE --resume\n")
+        return 1
+    arrived: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: arrived.append(number) or (len(arrived) > 1 and os._exit(128 + number)))
+    folder.mkdir(parents=True, exist_ok=True)
+    emit = EventWriter(folder / "events.jsonl", clock=time.time)
+    emit(Phase("load", "tiny", 0, 10, "files"))
+    emit(Evaluated(0, 2.5, 100, True, 0.1))
+    emit(Sampled(0, "Hello?", "I do not know."))
+    emit(STARTED)
+    for number in range(1, 7):
+        emit(step(number))
+        if mode == "wait":
+            (folder / "ready").touch()
+            while not arrived:
+                time.sleep(0.01)
+            emit(RunStopped(number, arrived[0]))
+            return 128 + arrived[0]
+        if mode == "hang":
+            (folder / "ready").touch()
+            while True:
+                time.sleep(0.01)
+        if mode == "kill" and number == 3:
+            sys.stderr.write("the last thing it said\n")
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if mode == "fail" and number == 2:
+            emit(RunFailed("the loss is not finite", "lower the learning rate", 1))
+            return 1
+    emit(CheckpointSaved(6, "checkpoint-6", 4000, 0.01))
+    emit(Evaluated(6, 1.5, 100, True, 0.1))
+    emit(Sampled(6, "Hello?", "Good day to you."))
+    emit(RunFinished(6, "all steps done", 2.5, 1.5, 6, 1.5, 12.0, 240, 2 * 10**8))
+    emit.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

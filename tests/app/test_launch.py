@@ -1,0 +1,144 @@
+"""The parent starts the child, shows every event once, passes signals on and tells how it ended."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mlx_finetune.app.launch import Ended, TrainRequest, train
+from mlx_finetune.events import Record, RunFailed, RunFinished, RunStopped, StepDone
+from mlx_finetune.rundir import RunDir
+
+FAKE = Path(__file__).with_name("fake_child.py")
+
+
+class Recorder:
+    """A view that remembers what it was shown and told."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.said: list[str] = []
+
+    def show(self, record: Record) -> None:
+        self.records.append(record)
+
+    def tick(self, now: float) -> None:
+        del now
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+
+def run_fake(folder: Path, mode: str, view: Recorder, request: TrainRequest | None = None) -> Ended:
+    return train(
+        request or TrainRequest(Path("demo.toml")),
+        RunDir(folder),
+        view,
+        command=[sys.executable, str(FAKE), str(folder), mode],
+    )
+
+
+def send_when_ready(folder: Path, *numbers: int) -> threading.Thread:
+    """Send the signals to this process, a moment apart, once the fake child says it is ready."""
+
+    def send() -> None:
+        deadline = time.monotonic() + 10
+        while not (folder / "ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.25)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def test_every_event_of_the_child_is_shown_once_and_in_order(tmp_path: Path) -> None:
+    view = Recorder()
+    ended = run_fake(tmp_path / "run", "finish", view)
+    assert ended.exit_code == 0
+    assert isinstance(ended.outcome, RunFinished)
+    steps = [record.event.step for record in view.records if isinstance(record.event, StepDone)]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert view.said == []
+
+
+def test_events_of_an_earlier_run_are_not_shown_again(tmp_path: Path) -> None:
+    run_fake(tmp_path / "run", "finish", Recorder())
+    view = Recorder()
+    ended = run_fake(tmp_path / "run", "fail", view)
+    steps = [record.event.step for record in view.records if isinstance(record.event, StepDone)]
+    assert steps == [1, 2]
+    assert ended.exit_code == 1
+    assert isinstance(ended.outcome, RunFailed)
+
+
+def test_a_refusal_is_told_in_the_childs_words_and_leaves_the_old_journal_alone(tmp_path: Path) -> None:
+    run_fake(tmp_path / "run", "finish", Recorder())
+    before = (tmp_path / "run" / "events.jsonl").read_bytes()
+    view = Recorder()
+    ended = run_fake(tmp_path / "run", "refuse", view)
+    assert (ended.exit_code, ended.outcome, view.records) == (1, None, [])
+    assert ended.log_tail == ("error: the folder holds a finished run", "hint: mlxft train RECIPE --resume")
+    assert (tmp_path / "run" / "events.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_reaches_the_child_and_its_exit_code_comes_back(tmp_path: Path, number: int, code: int) -> None:
+    view = Recorder()
+    thread = send_when_ready(tmp_path / "run", number)
+    before = signal.getsignal(number)
+    ended = run_fake(tmp_path / "run", "wait", view)
+    thread.join()
+    assert ended.exit_code == code
+    assert ended.outcome == RunStopped(1, number)
+    assert len(view.said) == 1
+    assert "finishing the step and saving" in view.said[0]
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    view = Recorder()
+    thread = send_when_ready(tmp_path / "run", signal.SIGINT, signal.SIGINT)
+    ended = run_fake(tmp_path / "run", "hang", view)
+    thread.join()
+    assert ended.exit_code == 130
+    assert ended.outcome is None
+    assert [line.split(";")[0] for line in view.said] == ["finishing the step and saving", "leaving at once"]
+
+
+def test_a_killed_child_is_named_with_its_last_words(tmp_path: Path) -> None:
+    ended = run_fake(tmp_path / "run", "kill", Recorder())
+    assert ended.exit_code == 1
+    assert ended.killed_by == signal.SIGKILL
+    assert ended.crash() == (
+        "the training process was killed from outside, most often because memory ran out (SIGKILL)"
+    )
+    assert ended.log_tail[-1] == "the last thing it said"
+
+
+def test_a_view_that_fails_stops_the_child_cleanly_and_the_error_comes_out(tmp_path: Path) -> None:
+    class Broken(Recorder):
+        def show(self, record: Record) -> None:
+            if isinstance(record.event, StepDone):
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_fake(tmp_path / "run", "wait", Broken())
+    assert '"run_stopped"' in (tmp_path / "run" / "events.jsonl").read_text("utf-8")
+
+
+def test_the_childs_arguments_carry_everything_that_was_asked() -> None:
+    request = TrainRequest(Path("a.toml"), ("seed=1", "training.max_steps=2"), resume=True, fork=True, extend=5)
+    assert request.child_arguments() == [
+        *("--recipe", "a.toml", "--set", "seed=1", "--set", "training.max_steps=2"),
+        *("--resume", "--fork", "--extend", "5", "--parent-pid", str(os.getpid())),
+    ]

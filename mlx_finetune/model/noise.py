@@ -8,7 +8,7 @@ recomputed block. Without a key, or outside training mode, there is no noise at 
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -40,7 +40,7 @@ def derive_key(seed: int, *labels: int | str) -> mx.array:
 
 
 @contextmanager
-def use_noise(key: mx.array | None, *, lengths: mx.array | None = None) -> Iterator[None]:
+def use_noise(key: mx.array | None, *, lengths: mx.array | None = None) -> Generator[None]:
     """Inside, ``next_key`` draws from ``key``; with None there is no noise. Contexts nest.
 
     ``lengths`` (B,) are the tokens of each row without padding, for NEFTune; without them it takes the row's length.
@@ -52,7 +52,7 @@ def use_noise(key: mx.array | None, *, lengths: mx.array | None = None) -> Itera
 
 
 @contextmanager
-def _use(noise: _Noise) -> Iterator[None]:
+def _use(noise: _Noise) -> Generator[None]:
     _stack.append(noise)
     try:
         yield
@@ -62,15 +62,15 @@ def _use(noise: _Noise) -> Iterator[None]:
 
 def next_key() -> mx.array | None:
     """The next subkey (2,) uint32 of the current key, or None where there is no noise."""
-    if not _stack or _stack[-1].root is None:
+    noise = _stack[-1] if _stack else None
+    if noise is None or noise.root is None:
         return None
-    noise = _stack[-1]
     noise.drawn += 1
     return noise.root ^ mx.array([0, noise.drawn], dtype=mx.uint32)
 
 
 def dropout(x: mx.array, rate: float) -> mx.array:
-    """``x`` with a share ``rate`` of its elements set to 0 and the rest divided by ``1 - rate``; ``x`` without noise."""
+    """``x`` with a share ``rate`` of its elements set to 0 and the rest over ``1 - rate``; ``x`` without noise."""
     key = next_key() if rate > 0 else None
     if key is None:
         return x

@@ -1,0 +1,53 @@
+"""Fixtures for every test: a fast BLAS before mlx, no network, caches in a temporary folder, tiny models, ../shared."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlx_finetune.hardware import blas
+
+blas.prepare()  # before any test module imports mlx
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": "1"}
+if "MLXFT_CACHE" not in os.environ:
+    os.environ["MLXFT_CACHE"] = tempfile.mkdtemp(prefix="mlxft-tests-")
+    atexit.register(shutil.rmtree, os.environ["MLXFT_CACHE"], ignore_errors=True)
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def shared(*parts: str) -> Path:
+    """A path in ``../shared`` beside the checkout; the test is skipped, visibly, where that is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs ../shared/{'/'.join(parts)} beside the checkout")
+    return path
+
+
+@pytest.fixture(name="shared")
+def shared_fixture() -> Callable[..., Path]:
+    """``shared(*parts)`` for tests that rather take it as an argument than import it."""
+    return shared
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_model(model_type, seed=0)``: folder of a random 2-layer model; made once, so never write into it."""
+    from tiny import write_tiny_model
+
+    made: dict[tuple[str, int], Path] = {}
+
+    def make(model_type: str, *, seed: int = 0) -> Path:
+        if (model_type, seed) not in made:
+            folder = tmp_path_factory.mktemp(f"tiny-{model_type}")
+            made[model_type, seed] = write_tiny_model(folder, model_type, seed=seed)
+        return made[model_type, seed]
+
+    return make

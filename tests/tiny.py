@@ -1,4 +1,4 @@
-"""Tiny random models in the layout of the Hugging Face hub: two layers, width 64, byte-level tokenizer, ChatML template.
+"""Tiny random models in the layout of the hub: two layers, width 64, byte-level tokenizer, ChatML template.
 
 ``write_tiny_model`` makes one folder; the fixture ``tiny_model`` (imported by conftest.py) makes it once per session
 and hands out copies. Weights depend on the model type and the seed alone, so a test may pin numbers.

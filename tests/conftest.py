@@ -11,6 +11,8 @@ import pytest
 
 from mlx_finetune.hardware import blas
 
+# One thread: the matrices are tiny, and two threads on a busy machine wait for each other (0.2 instead of 60 GFLOP/s).
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 blas.prepare()  # before any test module imports mlx
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

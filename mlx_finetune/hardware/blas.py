@@ -1,12 +1,17 @@
-"""Loads a fast BLAS into the process before mlx on Linux, and switches denormal numbers off. Nothing of it runs on a Mac.
+"""Loads a fast BLAS before mlx on Linux, and switches denormal numbers off. Nothing of it runs on a Mac.
 
-The mlx wheel for Linux is linked to the reference BLAS: 3 to 6 GFLOP/s in fp32 on two cores. An OpenBLAS whose symbols
-are global before mlx is loaded takes their place: about 190 (DESIGN.md section 1). Matmuls over denormal numbers run
-80x slower (PERF.md section 4), hence flush-to-zero; threads inherit it from the one that starts them, so this comes
-first there as well. Neither is undone: both belong to the process. Standard library only.
+The mlx wheel for Linux is linked to the reference BLAS: 5 GFLOP/s in fp32 on two cores of an EPYC (AVX2). An OpenBLAS
+whose symbols are global before mlx is loaded takes its place: 155 there. The one we load (package ngsolve-openblas)
+picks its kernels for the processor at hand; the one of cmeel-openblas 0.3.31 is built for AVX-512 only and ends the
+process with an illegal instruction elsewhere. It asks for libgfortran.so.5, which a fresh machine need not have; mlx
+carries a copy under another name, so that copy is loaded with its name put right (``load_bundled_gfortran``).
+
+Matmuls over denormal numbers run 80x slower (PERF.md section 4), hence flush-to-zero; threads inherit it from the one
+that starts them, so it comes first as well. Neither is undone: both belong to the process. Standard library only.
 """
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -14,9 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_LIBRARY = Path("cmeel.prefix", "lib")
-_NAMES = ("libopenblas.so", "libopenblas.so.0")
-
+_GFORTRAN = b"libgfortran.so.5"
 _FENV_BYTES = 32  # fenv_t of glibc on x86-64: 28 bytes of the x87 unit, then MXCSR
 _MXCSR_OFFSET = 28
 _FLUSH_TO_ZERO = 0x8040  # bit 15: results, bit 6: operands
@@ -24,7 +27,7 @@ _FLUSH_TO_ZERO = 0x8040  # bit 15: results, bit 6: operands
 
 @dataclass(frozen=True, slots=True)
 class BlasReport:
-    """What ``prepare`` did. ``reason`` says in words why something was not done, or what was."""
+    """What ``prepare`` did. ``reason`` says in words what was done, or why not."""
 
     loaded: bool
     path: str | None
@@ -42,36 +45,72 @@ def prepare() -> BlasReport:
 
 @cache
 def _prepare_once() -> BlasReport:
-    return prepare_on(
-        sys.platform, platform.machine(), [Path(entry) for entry in sys.path if entry], "mlx.core" in sys.modules
-    )
+    folders = [Path(entry) for entry in sys.path if entry]
+    return prepare_on(sys.platform, platform.machine(), folders, mlx_is_loaded="mlx.core" in sys.modules)
 
 
-def prepare_on(system: str, machine: str, folders: Sequence[Path], mlx_is_loaded: bool) -> BlasReport:
-    """``prepare`` with everything it depends on given: ``sys.platform``, machine, import folders, mlx loaded already."""
+def prepare_on(system: str, machine: str, folders: Sequence[Path], *, mlx_is_loaded: bool) -> BlasReport:
+    """``prepare`` with what it depends on given: ``sys.platform``, the machine, where packages are imported from."""
     if system != "linux":
-        return BlasReport(False, None, False, "not needed here: mlx brings its own fast matrix product")
+        return BlasReport(False, None, False, "not needed: mlx brings its own fast matrix product here")
     flushed = machine == "x86_64" and set_flush_to_zero()
     if mlx_is_loaded:
         return BlasReport(False, None, flushed, "mlx was imported before OpenBLAS could be loaded")
     library = find_openblas(folders)
     if library is None:
-        return BlasReport(False, None, flushed, "OpenBLAS is not installed (package cmeel-openblas)")
-    try:
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        return BlasReport(False, str(library), flushed, f"OpenBLAS could not be loaded: {error}")
+        return BlasReport(False, None, flushed, "OpenBLAS is not installed (package ngsolve-openblas)")
+    problem = _load_globally(library, folders)
+    if problem:
+        return BlasReport(False, str(library), flushed, f"OpenBLAS could not be loaded: {problem}")
     return BlasReport(True, str(library), flushed, "OpenBLAS was loaded before mlx")
 
 
 def find_openblas(folders: Sequence[Path]) -> Path | None:
-    """The OpenBLAS of the package ``cmeel-openblas`` in the first of ``folders`` (as in ``sys.path``) that has one."""
+    """The OpenBLAS of the package ``ngsolve-openblas`` in the first of ``folders`` (as in ``sys.path``) that has it."""
     for folder in folders:
-        for name in _NAMES:
-            candidate = folder / _LIBRARY / name
-            if candidate.is_file():
-                return candidate
+        for candidate in sorted(folder.glob("ngsolve_openblas/libopenblas*.so")):
+            return candidate
     return None
+
+
+def _load_globally(library: Path, folders: Sequence[Path]) -> str:
+    try:
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        return ""
+    except OSError as error:
+        if _GFORTRAN.decode() not in str(error):
+            return str(error)
+    try:
+        load_bundled_gfortran(folders)
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        return ""
+    except OSError as error:
+        return str(error)
+
+
+def load_bundled_gfortran(folders: Sequence[Path]) -> None:
+    """Load the libgfortran that the package ``mlx-cpu`` carries so that it answers to ``libgfortran.so.5``.
+
+    Wheels carry it as ``libgfortran-HASH.so.5.0.0`` and write that into the file as its own name (DT_SONAME), which is
+    what the loader compares with the name a library asks for. The copy in memory gets the plain name in its place,
+    padded with zeros; nothing is written to the disk. Raises ``OSError`` where there is none or it does not load.
+    """
+    bundled = [path for folder in folders for path in sorted(folder.glob("mlx_cpu.libs/libgfortran-*.so*"))]
+    if not bundled:
+        raise OSError(f"{_GFORTRAN.decode()} is not installed, and mlx carries no copy of it")
+    for companion in sorted(bundled[0].parent.glob("libquadmath-*.so*")):
+        ctypes.CDLL(str(companion))
+    own_name = bundled[0].name.encode()
+    content = (
+        bundled[0].read_bytes().replace(b"\0" + own_name + b"\0", b"\0" + _GFORTRAN.ljust(len(own_name), b"\0") + b"\0")
+    )
+    descriptor = os.memfd_create(_GFORTRAN.decode())
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def set_flush_to_zero() -> bool:

@@ -1,0 +1,91 @@
+"""Markers that a tokenizer turns into control ids, found in content before they can do harm.
+
+Special tokens are refused in content of any role. Added tokens that are not special but look like markers (``<think>``,
+``<tool_call>``) are refused too, except in assistant turns where the chat template itself writes or reads them.
+Runs of blanks and names of HTML elements, which some vocabularies also add, are ordinary text.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
+
+from mlx_finetune.dataset.tokens import Encoding, Tokenizer
+
+_MARKER = re.compile(r"(?:<.*>|\[.*\])", re.DOTALL)
+_HTML_ELEMENT = re.compile(
+    r"</?(?:a|b|blockquote|br|caption|code|dd|div|dl|dt|em|h[1-6]|hr|i|img|li|ol|p|pre|span|strike|strong|sub|sup"
+    r"|table|tbody|td|tfoot|th|thead|title|tr|u|ul)/?>"
+)
+_FIELDS_NOT_WRITTEN_BY_PEOPLE = ("role", "type")
+
+
+class ControlMarkers:
+    """The markers of one tokenizer, ready to be searched for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        template = tokenizer.template_source
+        special = tokenizer.special_tokens
+        plain = {token for token in tokenizer.control_tokens if token not in special and is_marker(token)}
+        self.control_ids = frozenset(
+            token_id for token, token_id in tokenizer.control_tokens.items() if token in special or is_marker(token)
+        )
+        self._texts = {token_id: token for token, token_id in tokenizer.control_tokens.items()}
+        self._any_role = _Search(special | plain)
+        self._assistant = _Search(special | {token for token in plain if token not in template})
+
+    def find(self, value: object, *, is_assistant: bool = False) -> str:
+        """The first marker in ``value`` (a text, or texts inside lists and objects); empty where there is none."""
+        search = self._assistant if is_assistant else self._any_role
+        for text in _texts(value):
+            found = search.first(text)
+            if found:
+                return found
+        return ""
+
+    def find_in_messages(self, messages: Iterable[Mapping[str, object]]) -> str:
+        """The first marker in the content of a conversation; empty where there is none."""
+        for message in messages:
+            found = self.find(message, is_assistant=message.get("role") == "assistant")
+            if found:
+                return found
+        return ""
+
+    def disguised(self, text: str, encoding: Encoding) -> str:
+        """A control token that ``text`` does not spell: made by normalisation of other characters. Empty if none."""
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token_id in self.control_ids and text[start:end].strip() != self._texts[token_id].strip():
+                return self._texts[token_id]
+        return ""
+
+
+def is_marker(token: str) -> bool:
+    """True for ``<think>`` and ``[INST]``, False for blanks, words and HTML elements."""
+    return bool(_MARKER.fullmatch(token)) and not _HTML_ELEMENT.fullmatch(token)
+
+
+class _Search:
+    """Finds the first of many markers; texts without a first character of any marker cost one scan each."""
+
+    def __init__(self, markers: Iterable[str]) -> None:
+        ordered = sorted((marker for marker in markers if marker.strip()), key=len, reverse=True)
+        self._firsts = tuple({marker[0] for marker in ordered})
+        self._pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+    def first(self, text: str) -> str:
+        if not any(first in text for first in self._firsts):
+            return ""
+        found = self._pattern.search(text)
+        return found.group() if found else ""
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in cast("Mapping[object, object]", value).items():
+            if key not in _FIELDS_NOT_WRITTEN_BY_PEOPLE:
+                yield from _texts(key)
+                yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in cast("list[object]", value):
+            yield from _texts(inner)

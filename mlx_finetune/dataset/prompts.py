@@ -1,0 +1,99 @@
+"""Prompts for models without a chat template: Alpaca with and without input, plain joining, or a text file.
+
+A file holds ``{instruction}``, ``{input}`` and ``{output}``; other braces stay as they are. Without an input, the
+blocks between blank lines that mention ``{input}`` are left out. Text after ``{output}`` is learned with the answer.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune.errors import DataError
+
+# The prompts of Stanford Alpaca (Taori et al. 2023), which adapters and data sets in this form expect to the letter.
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{output}"
+)
+ALPACA_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n{output}"
+)
+
+MAX_FILE_BYTES = 1_000_000
+_FIELD = re.compile(r"\{(instruction|input|output)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """``name`` is for a person; the two texts hold ``{instruction}``, ``{output}`` and, the first, ``{input}``."""
+
+    name: str
+    with_input: str
+    without_input: str
+
+    def prompt(self, instruction: str, input_text: str) -> str:
+        """Everything before the answer."""
+        return _fill(self._before_and_after(input_text)[0], instruction, input_text)
+
+    def ending(self, instruction: str, input_text: str) -> str:
+        """Everything after the answer; empty for the built-in ones."""
+        return _fill(self._before_and_after(input_text)[1], instruction, input_text)
+
+    def _before_and_after(self, input_text: str) -> tuple[str, str]:
+        text = self.with_input if input_text else self.without_input
+        before, _, after = text.partition("{output}")
+        return before, after
+
+
+def _fill(text: str, instruction: str, input_text: str) -> str:
+    values = {"instruction": instruction, "input": input_text, "output": ""}
+    return _FIELD.sub(lambda match: values[match.group(1)], text)
+
+
+ALPACA = PromptTemplate("alpaca", ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT)
+NONE = PromptTemplate("none", "{instruction}{input}{output}", "{instruction}{output}")
+
+
+def load_prompt_template(name: str, *, base: Path | None = None) -> PromptTemplate:
+    """``auto`` and ``alpaca`` are Alpaca's, ``none`` joins prompt and answer, anything else is a file (from ``base``).
+
+    Raises ``DataError`` for a file that is missing, too large, not UTF-8, or without ``{instruction}``.
+    """
+    if name in ("auto", "alpaca"):
+        return ALPACA
+    if name == "none":
+        return NONE
+    path = (base or Path()) / Path(name).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"[data] prompt_template = {name!r}: there is no such file",
+            'write "alpaca", "none", or the path of a text file with {instruction}, {input} and {output}',
+        )
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"{path}: a prompt template of {path.stat().st_size} bytes", f"keep it under {MAX_FILE_BYTES}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the prompt template is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+    return parse_prompt_template(name, text)
+
+
+def parse_prompt_template(name: str, text: str) -> PromptTemplate:
+    """A prompt template from its text; ``{output}`` is put at the end where it is missing."""
+    if "{instruction}" not in text:
+        raise DataError(
+            f"prompt template {name!r} has no {{instruction}}",
+            "the file needs {instruction}, may have {input}, and {output} where the answer goes",
+        )
+    text = text.rstrip("\n") if "{output}" in text else text + "{output}"
+    if text.count("{output}") > 1 or "{instruction}" in text.partition("{output}")[2]:
+        raise DataError(
+            f"prompt template {name!r} must name {{output}} once, after {{instruction}}", "reorder the file"
+        )
+    blocks = re.split(r"\n{2,}", text)
+    without = "\n\n".join(block for block in blocks if "{input}" not in block)
+    if "{instruction}" not in without or "{output}" not in without:
+        without = text
+    return PromptTemplate(name, text, without)

@@ -1,0 +1,202 @@
+"""What template and mask code needs from a tokenizer, and what rows become: ids, mask, and a report on every row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.errors import Problem
+
+#: Located examples kept of each kind of outcome; the rest is counted.
+SHOWN_PER_OUTCOME = 20
+
+Span = tuple[int, int]
+Message = Mapping[str, object]
+
+
+class Encoding(NamedTuple):
+    """Token ids and, for each, the character span ``[start, end)`` of the text it came from."""
+
+    ids: list[int]
+    offsets: list[Span]
+
+
+class Tokenizer(Protocol):
+    """A tokenizer with its chat template. ``model.tokenizer.load_tokenizer`` makes one."""
+
+    @property
+    def eos_token_id(self) -> int:
+        """Ends a document."""
+        ...
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Begins a document, where the vocabulary has such a token."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills up a batch; never a target."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        ...
+
+    @property
+    def has_chat_template(self) -> bool:
+        """False for base models."""
+        ...
+
+    @property
+    def template_source(self) -> str:
+        """The text of the chat template, empty where there is none."""
+        ...
+
+    @property
+    def template_name(self) -> str:
+        """Where the chat template comes from, for a person: the tokenizer's own, or a path."""
+        ...
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 over the vocabulary and the chat template."""
+        ...
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """End of text and every end of an assistant turn: generation stops at any of them."""
+        ...
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Every added token with its id, special or not."""
+        ...
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """Those of ``control_tokens`` that are marked special."""
+        ...
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        add_generation_prompt: bool = False,
+        arguments: Mapping[str, object] = {},
+    ) -> str:
+        """The conversation as text. Raises ``DataError`` with what the template says against it."""
+        ...
+
+    def assistant_spans(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None,
+        arguments: Mapping[str, object],
+    ) -> tuple[str, list[Span]] | None:
+        """The conversation as text with the spans inside ``{% generation %}``; None where the template has no such tag."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
+        """Ids and offsets of ``text``; markers of added tokens inside it become their ids."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Encoding]:
+        """``encode`` of each text."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ``ids``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One row as the model sees it. ``loss_mask[i]`` says that token ``i`` is a target; ``loss_mask[0]`` is False."""
+
+    ids: NDArray[np.int32]  # (n,)
+    loss_mask: NDArray[np.bool_]  # (n,)
+    source: str
+    line: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened to some rows on the way: how many, and the first of them with file and line."""
+
+    count: int = 0
+    rows: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeReport:
+    """What became of a split. Counts of ``num_rows`` are sequences handed on; ``outcomes`` says what was lost or changed.
+
+    Outcomes: ``refused`` (a marker in the content, a template error, no end mark), ``too_long`` (dropped by length),
+    ``cut`` (kept from the end), ``split`` (into pieces), ``no_target`` (nothing to learn, dropped), ``double_bos``
+    (a beginning-of-text marker in the row was not doubled). ``methods`` counts rows by the way their mask was made.
+    """
+
+    num_examples: int = 0
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+    longest: int = 0
+    methods: Mapping[str, int] = field(default_factory=dict[str, int])
+    template: str = ""
+    notes: tuple[str, ...] = ()
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict[str, Outcome])
+
+    @property
+    def target_share(self) -> float:
+        """Targets over tokens, 0 to 1; 0 for an empty split."""
+        return self.num_targets / self.num_tokens if self.num_tokens else 0.0
+
+    @property
+    def method(self) -> str:
+        """How the masks were made, for a person; more than one way is spelled out with its number of rows."""
+        if len(self.methods) <= 1:
+            return next(iter(self.methods), "")
+        return ", ".join(f"{name} ({count} rows)" for name, count in self.methods.items())
+
+    def count(self, outcome: str) -> int:
+        """Number of rows with ``outcome``."""
+        return self.outcomes[outcome].count if outcome in self.outcomes else 0
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Located examples of every outcome, in the order of the outcomes."""
+        return tuple(problem for outcome in self.outcomes.values() for problem in outcome.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedSplit:
+    """Rows ready for packing, and what became of the others."""
+
+    rows: tuple[Tokens, ...]
+    report: TokenizeReport
+
+
+class Tally:
+    """Counts outcomes and keeps the first located examples of each."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._rows: dict[str, list[Problem]] = {}
+
+    def add(self, outcome: str, problem: Problem) -> None:
+        """Count one row."""
+        self._counts[outcome] = self._counts.get(outcome, 0) + 1
+        kept = self._rows.setdefault(outcome, [])
+        if len(kept) < SHOWN_PER_OUTCOME:
+            kept.append(problem)
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """Everything counted so far."""
+        return {name: Outcome(count, tuple(self._rows[name])) for name, count in self._counts.items()}

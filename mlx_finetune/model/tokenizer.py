@@ -1,0 +1,313 @@
+"""A model folder's tokenizer and chat template, through the Rust ``tokenizers`` library alone.
+
+``tokenizer.json`` is the truth: nothing is rebuilt from class names, and no code of a model is ever run. Folders that
+hold only ``vocab.json`` and ``merges.txt`` or a sentencepiece ``tokenizer.model`` are converted through transformers
+(2 s more on import). Offsets of byte-level tokenizers are not trimmed, so a blank belongs to the token that holds it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
+
+from mlx_finetune.dataset.tokens import Encoding, Message, Span
+from mlx_finetune.errors import DataError, ModelError
+from mlx_finetune.model.chat_template import ChatTemplate, take_marks
+
+MAX_TEMPLATE_BYTES = 1_000_000
+_MAX_CONFIG_BYTES = 50_000_000
+_TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_PROBE = "mlxft probe"
+
+Config = Mapping[str, object]
+
+
+def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokenizer":
+    """The tokenizer of a local model folder; ``chat_template`` is ``auto`` (the model's own) or a path to a Jinja file.
+
+    Raises ``ModelError`` where there is no tokenizer, it cannot be read, or it has no end-of-text token.
+    """
+    config = _read_json(folder / "tokenizer_config.json")
+    backend = _load_backend(folder)
+    _untrim_offsets(backend)
+    _add_missing_tokens(backend, config)
+    names = _special_names(folder, config)
+    ids = {name: backend.token_to_id(token) for name, token in names.items()}
+    ends = _end_ids(folder, ids["eos_token"], backend.get_vocab_size(with_added_tokens=True))
+    eos = ids["eos_token"] if ids["eos_token"] is not None else next(iter(ends), None)
+    if eos is None:
+        raise ModelError(
+            f"{folder}: the tokenizer names no end-of-text token", "add eos_token to tokenizer_config.json"
+        )
+    names["eos_token"] = names.get("eos_token") or backend.id_to_token(eos)
+    source, origin = _template_source(folder, config, chat_template)
+    template = ChatTemplate(source, variables={k: v for k, v in names.items() if v}) if source else None
+    pad = ids["pad_token"] if ids["pad_token"] is not None else eos
+    return ModelTokenizer(
+        backend, template, origin, eos=eos, bos=ids["bos_token"], pad=pad, ends=frozenset({eos, *ends})
+    )
+
+
+class ModelTokenizer:
+    """Implements ``dataset.tokens.Tokenizer``."""
+
+    def __init__(
+        self,
+        backend: FastTokenizer,
+        template: ChatTemplate | None,
+        template_name: str,
+        *,
+        eos: int,
+        bos: int | None,
+        pad: int,
+        ends: frozenset[int],
+    ) -> None:
+        self.eos_token_id = eos
+        self.bos_token_id = bos
+        self.pad_token_id = pad
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        self.has_chat_template = template is not None
+        self.template_name = template_name
+        self.template_source = template.source if template else ""
+        added = backend.get_added_tokens_decoder()
+        self.control_tokens: Mapping[str, int] = {token.content: id_ for id_, token in added.items()}
+        self.special_tokens = frozenset(token.content for token in added.values() if token.special)
+        self.content_hash = hashlib.sha256(backend.to_str().encode() + self.template_source.encode()).hexdigest()
+        self._backend = backend
+        self._template = template
+        self.uses_date = template.uses_date if template else False
+        self.stop_token_ids = ends | self._turn_ends() if template else ends
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        add_generation_prompt: bool = False,
+        arguments: Mapping[str, object] = {},
+    ) -> str:
+        """The conversation as text. Raises ``DataError`` with what the template says against it."""
+        return self._need_template().render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, arguments=arguments
+        )
+
+    def assistant_spans(
+        self, messages: Sequence[Message], *, tools: Sequence[Message] | None, arguments: Mapping[str, object]
+    ) -> tuple[str, list[Span]] | None:
+        """The text and the spans inside ``{% generation %}``; None where the template has no such tag."""
+        template = self._need_template()
+        if not template.has_generation_tags:
+            return None
+        marked = template.render(messages, tools=tools, add_generation_prompt=False, arguments=arguments, marks=True)
+        return take_marks(marked)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
+        """Ids and offsets of ``text``."""
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        return Encoding(encoding.ids, encoding.offsets)
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Encoding]:
+        """``encode`` of each text, on all cores where TOKENIZERS_PARALLELISM allows it."""
+        batch = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        return [Encoding(encoding.ids, encoding.offsets) for encoding in batch]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ``ids``, control tokens included unless they are skipped."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja for other tools (see DESIGN.md 4)."""
+        config: dict[str, object] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        }
+        for name, token_id in (("bos_token", self.bos_token_id), ("eos_token", self.eos_token_id)):
+            if token_id is not None:
+                config[name] = self._backend.id_to_token(token_id)
+        config["pad_token"] = self._backend.id_to_token(self.pad_token_id)
+        (folder / "tokenizer.json").write_text(self._backend.to_str(), encoding="utf-8")
+        if self.template_source:
+            config["chat_template"] = self.template_source
+            (folder / "chat_template.jinja").write_text(self.template_source, encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+    def _need_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise DataError("this tokenizer has no chat template", "set data.chat_template to a Jinja file")
+        return self._template
+
+    def _turn_ends(self) -> frozenset[int]:
+        """Control tokens right after a reply: at the end, before another turn, and after a tool call."""
+        user: Message = {"role": "user", "content": "a"}
+        reply: Message = {"role": "assistant", "content": _PROBE}
+        call = {"name": "f", "arguments": {"x": 1}}
+        tool_call: Message = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "call00001", "type": "function", "function": call}],
+        }
+        tool: Message = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+        found: set[int] = set()
+        for messages, tools in (
+            ([user, reply], None),
+            ([user, reply, user], None),
+            ([user, reply], [tool]),
+            ([user, tool_call], [tool]),
+        ):
+            try:
+                text = self.render(messages, tools=tools)
+            except DataError:
+                continue
+            end = self._control_token_at(text.rpartition(_PROBE)[2].lstrip()) if reply in messages else None
+            end = end or self._control_token_before(text.rstrip())
+            found |= {self.control_tokens[end]} if end else set()
+        return frozenset(found)
+
+    def _control_token_at(self, text: str) -> str | None:
+        return max(
+            (token for token in self.control_tokens if token.strip() and text.startswith(token)), key=len, default=None
+        )
+
+    def _control_token_before(self, text: str) -> str | None:
+        return max(
+            (token for token in self.control_tokens if token.strip() and text.endswith(token)), key=len, default=None
+        )
+
+
+def _load_backend(folder: Path) -> FastTokenizer:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return FastTokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise ModelError(f"{path}: not a tokenizer that can be read: {error}", "fetch the model again") from error
+    if (folder / "tokenizer.model").is_file() or (
+        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    ):
+        return _convert(folder)
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: there is no such folder", "fetch the model first: mlxft models get NAME")
+    raise ModelError(
+        f"{folder}: no tokenizer in this folder",
+        "it needs tokenizer.json, or tokenizer.model, or vocab.json and merges.txt; fetch the model again",
+    )
+
+
+def _convert(folder: Path) -> FastTokenizer:
+    """The fast form of an older tokenizer. Only files of the folder are read; code in it is never run."""
+    from transformers import AutoTokenizer, GPT2TokenizerFast, LlamaTokenizerFast
+
+    has_class = (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file()
+    is_sentencepiece = (folder / "tokenizer.model").is_file()
+    cls = AutoTokenizer if has_class else LlamaTokenizerFast if is_sentencepiece else GPT2TokenizerFast
+    try:
+        made = cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return cast("FastTokenizer", made.backend_tokenizer)
+    except Exception as error:  # whatever a damaged file makes of the converters
+        raise ModelError(
+            f"{folder}: the tokenizer cannot be converted: {type(error).__name__}: {error}",
+            "use a copy of the model that has a tokenizer.json",
+        ) from error
+
+
+def _untrim_offsets(backend: FastTokenizer) -> None:
+    """Make byte-level offsets cover leading blanks: a trimmed blank would look as if it began in the next token."""
+    if backend.post_processor is None:
+        return
+    state = backend.post_processor.__getstate__()
+    plain = state.replace(b'"trim_offsets":true', b'"trim_offsets":false')
+    if plain != state:
+        processor = backend.post_processor
+        processor.__setstate__(plain)
+        backend.post_processor = processor
+
+
+def _add_missing_tokens(backend: FastTokenizer, config: Config) -> None:
+    listed = config.get("added_tokens_decoder")
+    if not isinstance(listed, dict):
+        return
+    known = backend.get_added_tokens_decoder()
+    for key, value in sorted(listed.items(), key=lambda item: int(item[0]) if str(item[0]).isdigit() else -1):
+        if isinstance(value, dict) and isinstance(value.get("content"), str) and str(key).isdigit():
+            content = value["content"]
+            if int(key) not in known and backend.token_to_id(content) in (int(key), None):
+                is_special = bool(value.get("special"))
+                add = backend.add_special_tokens if is_special else backend.add_tokens
+                add([AddedToken(content, special=is_special, normalized=bool(value.get("normalized", not is_special)))])
+
+
+def _special_names(folder: Path, config: Config) -> dict[str, str]:
+    """The text of bos, eos, pad and unk; the empty text for one that is not named."""
+    fallback = _read_json(folder / "special_tokens_map.json")
+    names: dict[str, str] = {}
+    for name in _TOKEN_NAMES:
+        value = config.get(name) or fallback.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        names[name] = value if isinstance(value, str) else ""
+    return names
+
+
+def _end_ids(folder: Path, eos: int | None, vocab_size: int) -> list[int]:
+    """Ids named as end of text: by the tokenizer first, then by generation_config.json and config.json."""
+    found = [] if eos is None else [eos]
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(folder / name).get("eos_token_id")
+        values = cast("list[object]", value) if isinstance(value, list) else [value]
+        found += [id_ for id_ in values if isinstance(id_, int) and 0 <= id_ < vocab_size and id_ not in found]
+    return found
+
+
+def _template_source(folder: Path, config: Config, chat_template: str) -> tuple[str, str]:
+    """The template's text and where it comes from; both empty for a base model."""
+    if chat_template != "auto":
+        path = Path(chat_template).expanduser()
+        if not path.is_file():
+            raise ModelError(
+                f"chat_template = {chat_template!r}: there is no such file", 'write "auto" or a Jinja file'
+            )
+        return _read_template(path), chat_template
+    for name in ("chat_template.jinja", "chat_template.json"):
+        path = folder / name
+        if path.is_file():
+            text = _read_template(path)
+            return (text if name.endswith(".jinja") else _default_template(json.loads(text))), name
+    return _default_template(config), "tokenizer_config.json"
+
+
+def _default_template(config: Config) -> str:
+    value = config.get("chat_template")
+    if isinstance(value, list):  # several named templates: [{"name": "default", "template": ...}, ...]
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else ""
+
+
+def _read_template(path: Path) -> str:
+    if path.stat().st_size > MAX_TEMPLATE_BYTES:
+        raise ModelError(
+            f"{path}: a chat template of {path.stat().st_size} bytes", "choose another with data.chat_template"
+        )
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: the chat template is not UTF-8", "save it as UTF-8") from error
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    """The object in a JSON file; empty where the file is missing. Raises ``ModelError`` where it is damaged."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ModelError(f"{path}: {path.stat().st_size} bytes are too many for this file", "fetch the model again")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not valid JSON: {error}", "fetch the model again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a JSON object", "fetch the model again")
+    return cast("dict[str, object]", value)

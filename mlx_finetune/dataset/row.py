@@ -1,0 +1,52 @@
+"""What a row is, and the file it stands in."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune.errors import Problem
+
+Report = Callable[[Problem], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One raw record. ``source`` is the path as the user wrote it, ``line`` its first line, from 1."""
+
+    fields: Mapping[str, object]
+    source: str
+    line: int
+    weight: float = 1.0
+
+    @property
+    def where(self) -> str:
+        """``file:line``, the form every message uses."""
+        return f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One file and how a message names it; ``table`` is the split inside a folder or hub data set of Hugging Face."""
+
+    path: Path
+    source: str
+    table: str = ""
+
+
+#: Ending of a file name (without .gz) -> how it is read.
+KINDS: Mapping[str, str] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".md": "text",
+    ".parquet": "parquet",
+}
+
+
+def file_kind(path: Path) -> str | None:
+    """How ``path`` is read, by its name; None where the ending is not known."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((kind for ending, kind in KINDS.items() if name.endswith(ending)), None)

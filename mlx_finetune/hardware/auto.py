@@ -1,0 +1,240 @@
+"""The rule behind every "auto" and every default that depends on the run; the plan and the trainer call the same one.
+
+``resolve_auto`` takes the recipe and a few facts about the rows, the model and the machine, and gives the recipe with
+the decisions filled in, each with its reason. Pure arithmetic: the same facts give the same answer.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.hardware.layout import choose_layout, count_sequences, longest_padded
+from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, plan_limits
+from mlx_finetune.hardware.memory import Layout, MemoryPlan, plan_memory
+from mlx_finetune.hardware.shapes import ModelShape
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.units import format_bytes
+
+DEFAULT_BATCH_SIZE = 4
+PACKED_ROWS = 16
+NUM_EVALUATIONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the rules look at. ``lengths`` are the tokens of each training row of one epoch, int array.
+
+    ``unpackable`` says why rows of this model cannot share a sequence, "" where they can. ``stored_bits`` are those of
+    a base that is quantised on disk.
+    """
+
+    lengths: NDArray[np.integer]
+    shape: ModelShape
+    machine: Machine
+    unpackable: str = ""
+    stored_bits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The recipe with every decision in it, and why (``training.batch_size`` -> sentence).
+
+    ``packed_length`` is T of a pack, None where rows are not packed; ``memory`` is the predicted peak by term.
+    """
+
+    recipe: Recipe
+    reasons: Mapping[str, str]
+    batch_size: int
+    packed_length: int | None
+    total_steps: int
+    steps_per_epoch: int
+    memory: MemoryPlan
+    limits: Limits
+
+
+def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
+    """Every decision that needs the rows, the model or the machine. Raises ``ValueError`` without rows."""
+    if not len(facts.lengths):
+        raise ValueError("no training rows to plan for")
+    decided = _Decisions(recipe, facts)
+    decided.decide_type()
+    decided.decide_packing()
+    decided.decide_batch()
+    decided.decide_rates()
+    decided.decide_cadence()
+    return decided.result()
+
+
+class _Decisions:
+    """The decisions so far, in the order in which they depend on each other."""
+
+    def __init__(self, recipe: Recipe, facts: Facts) -> None:
+        self._recipe = recipe
+        self._facts = facts
+        self._reasons: dict[str, str] = {}
+        self._training: dict[str, object] = {}
+        self._hardware: dict[str, object] = {}
+        self._packed_length: int | None = None
+        self._batch_size = DEFAULT_BATCH_SIZE
+        self._dtype = recipe.hardware.compute_dtype
+        self._total_steps = self._steps_per_epoch = 0
+
+    def decide_type(self) -> None:
+        """Compute type and the limits the plan is held against."""
+        if self._recipe.hardware.compute_dtype == "auto":
+            self._dtype, reason = compute_dtype(self._facts.machine, is_full=self._recipe.lora is None)
+            self._hardware["compute_dtype"] = self._dtype
+            self._reasons["hardware.compute_dtype"] = reason
+        self._limits = plan_limits(self._recipe.hardware, self._facts.machine, 0, {})
+
+    def decide_packing(self) -> None:
+        """Pack or not, and to which length."""
+        wanted = self._recipe.data.packing
+        batch = self._recipe.training.batch_size
+        layout = choose_layout(
+            self._facts.lengths,
+            self._facts.shape,
+            batch_size=DEFAULT_BATCH_SIZE if batch == "auto" else batch,
+            max_length=self._recipe.data.max_seq_length,
+            on_gpu=self._facts.machine.on_gpu,
+            wanted=wanted,
+            unpackable=self._facts.unpackable,
+        )
+        self._packed_length = layout.packed_length
+        if wanted == "auto":
+            self._reasons["data.packing"] = layout.reason
+
+    def decide_batch(self) -> None:
+        """Sequences at once, and recomputation where the plan needs it."""
+        training, limit = self._recipe.training, self._limits.memory_bytes
+        num_sequences = count_sequences(self._facts.lengths, self._packed_length)
+        if training.batch_size == "auto":
+            self._batch_size, self._reasons["training.batch_size"] = self._start_batch(num_sequences)
+        else:
+            self._batch_size = training.batch_size
+        plain = self._memory(recompute=False).total
+        self._recompute = training.gradient_checkpointing is True
+        if training.gradient_checkpointing == "auto":
+            self._recompute = plain > limit
+            word = "more than" if self._recompute else "within"
+            self._reasons["training.gradient_checkpointing"] = (
+                f"{format_bytes(plain)} without it, {word} the limit of {format_bytes(limit)}"
+            )
+        needed = self._memory(recompute=self._recompute).total
+        while training.batch_size == "auto" and self._batch_size > 1 and needed > limit:
+            tried, self._batch_size = self._batch_size, self._batch_size // 2
+            self._reasons["training.batch_size"] = f"{tried} needs {format_bytes(needed)}, limit {format_bytes(limit)}"
+            needed = self._memory(recompute=self._recompute).total
+
+    def _start_batch(self, num_sequences: int) -> tuple[int, str]:
+        """4 rows; of packs as many as hold about 16 rows, at most 4; never more than there are."""
+        if num_sequences < DEFAULT_BATCH_SIZE:
+            return num_sequences, f"there are only {num_sequences} {'packs' if self._packed_length else 'rows'}"
+        if not self._packed_length:
+            return DEFAULT_BATCH_SIZE, f"{DEFAULT_BATCH_SIZE} rows, the default"
+        rows_a_pack = len(self._facts.lengths) / num_sequences
+        packs = max(1, min(DEFAULT_BATCH_SIZE, round(PACKED_ROWS / rows_a_pack)))
+        return packs, f"about {packs * rows_a_pack:.0f} rows a microbatch, {rows_a_pack:.1f} in a pack"
+
+    def _memory(self, *, recompute: bool) -> MemoryPlan:
+        facts, recipe = self._facts, self._recipe
+        length = self._packed_length or longest_padded(facts.lengths)
+        layout = Layout(self._batch_size, length, recipe.training.gradient_accumulation_steps)
+        stored_bits = (recipe.quantize or facts.stored_bits) if facts.machine.on_gpu else None
+        value_bytes = 4 if self._dtype == "float32" else 2
+        return plan_memory(
+            facts.shape, recipe.lora, layout, value_bytes=value_bytes, stored_bits=stored_bits, recompute=recompute
+        )
+
+    def decide_rates(self) -> None:
+        """Learning rate, and the length of the run."""
+        training = self._recipe.training
+        if training.learning_rate == "auto":
+            rate, what = (2e-4, "for adapters") if self._recipe.lora else (1e-5, "where every weight is trained")
+            self._training["learning_rate"] = rate
+            self._reasons["training.learning_rate"] = f"{rate:g} {what}"
+        num_sequences = count_sequences(self._facts.lengths, self._packed_length)
+        self._steps_per_epoch = steps_in_epoch(num_sequences, self._batch_size, training.gradient_accumulation_steps)
+        epochs = training.epochs
+        if epochs is None and training.max_steps is None:
+            epochs = 1.0
+            self._training["epochs"] = epochs
+            self._reasons["training.epochs"] = "one pass where neither epochs nor max_steps is given"
+        self._total_steps = training.max_steps or total_steps(self._steps_per_epoch, epochs or 1.0)
+
+    def decide_cadence(self) -> None:
+        """Warm-up, evaluations and checkpoints."""
+        values, reasons = cadence(self._recipe, self._total_steps, self._steps_per_epoch)
+        self._training |= values
+        self._reasons |= reasons
+
+    def result(self) -> Resolved:
+        """Everything together."""
+        recipe = self._recipe
+        memory = self._memory(recompute=self._recompute)
+        limits = plan_limits(recipe.hardware, self._facts.machine, memory.total, self._reasons)
+        training = self._training | {"batch_size": self._batch_size, "gradient_checkpointing": self._recompute}
+        hardware = self._hardware | {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
+        if limits.wired_bytes:
+            hardware["wired_limit"] = limits.wired_bytes
+        resolved = recipe.model_copy(
+            update={
+                "data": recipe.data.model_copy(update={"packing": self._packed_length is not None}),
+                "training": recipe.training.model_copy(update=training),
+                "hardware": recipe.hardware.model_copy(update=hardware),
+            }
+        )
+        return Resolved(
+            recipe=resolved,
+            reasons=self._reasons,
+            batch_size=self._batch_size,
+            packed_length=self._packed_length,
+            total_steps=self._total_steps,
+            steps_per_epoch=self._steps_per_epoch,
+            memory=memory,
+            limits=limits,
+        )
+
+
+def cadence(recipe: Recipe, total: int, per_epoch: int) -> tuple[dict[str, object], dict[str, str]]:
+    """``warmup_steps``, ``eval_steps`` and ``save_steps`` of a run of ``total`` steps, and the reasons for defaults.
+
+    Warm-up is 3 % of the steps, at most 100 (ALGORITHMS.md section 4); ten evaluations; a checkpoint with each.
+    """
+    training = recipe.training
+    reasons: dict[str, str] = {}
+    warmup = training.warmup_steps
+    if training.warmup_ratio is not None:
+        warmup = math.ceil(training.warmup_ratio * total)
+        reasons["training.warmup_steps"] = f"warmup_ratio {training.warmup_ratio:g} of {total} steps"
+    elif warmup is None:
+        warmup = min(math.ceil(0.03 * total), 100)
+        reasons["training.warmup_steps"] = f"3 % of {total} steps, at most 100"
+    evaluate = training.eval_steps
+    if training.evals_per_epoch is not None:
+        evaluate = max(1, per_epoch // training.evals_per_epoch)
+        reasons["training.eval_steps"] = f"{training.evals_per_epoch} in an epoch of {per_epoch} steps"
+    elif evaluate is None:
+        evaluate = max(1, math.ceil(total / NUM_EVALUATIONS))
+        reasons["training.eval_steps"] = f"{NUM_EVALUATIONS} evaluations in {total} steps"
+    save = training.save_steps
+    if save is None:
+        save = evaluate
+        reasons["training.save_steps"] = "as often as it evaluates"
+    values: dict[str, object] = {"warmup_steps": warmup, "eval_steps": evaluate, "save_steps": save}
+    return values | {"warmup_ratio": None, "evals_per_epoch": None}, reasons
+
+
+def steps_in_epoch(num_sequences: int, batch_size: int, accumulation: int) -> int:
+    """Optimizer steps of one epoch; the last may have fewer microbatches (``dataset.stream`` counts the same)."""
+    num_microbatches = math.ceil(num_sequences / batch_size)
+    return math.ceil(num_microbatches / accumulation)
+
+
+def total_steps(per_epoch: int, epochs: float) -> int:
+    """Optimizer steps of ``epochs`` passes, a last part of one rounded up; at least 1."""
+    whole = int(epochs)
+    return max(1, whole * per_epoch + math.ceil((epochs - whole) * per_epoch - 1e-9))

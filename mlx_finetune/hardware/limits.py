@@ -1,0 +1,128 @@
+"""The machine as far as the plan cares, and the memory limits that follow from it (MACOS.md section 1.3). No mlx."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+from mlx_finetune.recipe.schema import HardwareRecipe
+from mlx_finetune.units import format_bytes
+
+GIB = 2**30
+CPU_SHARE = 0.8
+CPU_CACHE_BYTES = GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What MLX is told before its first allocation; ``wired_bytes`` is 0 where nothing is wired."""
+
+    memory_bytes: int
+    wired_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """``working_set_bytes`` is Metal's recommended limit W: asked for on a Mac, else from the table below."""
+
+    on_gpu: bool
+    memory_bytes: int
+    working_set_bytes: int
+    chip: str
+
+
+def read_machine(*, on_gpu: bool | None = None, working_set_bytes: int | None = None) -> Machine:
+    """This machine. What only MLX knows (its device, W) is passed in by whoever has it loaded, else predicted."""
+    import psutil
+
+    memory = psutil.virtual_memory().total
+    is_mac = sys.platform == "darwin" and platform.machine() == "arm64"
+    chip = _mac_chip() if is_mac else platform.processor() or platform.machine()
+    return Machine(
+        on_gpu=is_mac if on_gpu is None else on_gpu,
+        memory_bytes=memory,
+        working_set_bytes=working_set_bytes or round(working_set_share(memory) * memory),
+        chip=chip,
+    )
+
+
+def working_set_share(memory_bytes: int) -> float:
+    """W as a share of the memory, from published values (MACOS.md section 1.2); 0.66 below 32 GB."""
+    for least, share in ((100 * 10**9, 0.84), (60 * 10**9, 0.81), (31 * 10**9, 0.78)):
+        if memory_bytes >= least:
+            return share
+    return 0.66
+
+
+def plan_limits(
+    hardware: HardwareRecipe, machine: Machine, predicted_bytes: int, reasons: MutableMapping[str, str]
+) -> Limits:
+    """The three limits; what the recipe fixes stays, the rest follows MACOS.md, with its reason.
+
+    On a CPU: 80 % of the memory, a cache of 1 GiB, nothing wired.
+    """
+    memory, cache, wired = memory_limit(machine), cache_limit(machine), wired_limit(machine, predicted_bytes)
+    if hardware.memory_limit == "auto":
+        rule = "W or what leaves macOS 15 % of the memory" if machine.on_gpu else "80 % of the memory"
+        reasons["hardware.memory_limit"] = f"{format_bytes(memory)}: {rule}"
+    else:
+        memory = hardware.memory_limit
+    if hardware.cache_limit == "auto":
+        rule = "2 GiB or a tenth of W" if machine.on_gpu else "1 GiB or a tenth of the memory"
+        reasons["hardware.cache_limit"] = f"{format_bytes(cache)}: {rule}"
+    else:
+        cache = hardware.cache_limit
+    if hardware.wired_limit != "auto":
+        wired = hardware.wired_limit if machine.on_gpu else 0
+    elif machine.on_gpu:
+        reasons["hardware.wired_limit"] = f"{format_bytes(wired)}: the plan and 2 GiB more, at most 90 % of W"
+    else:
+        reasons["hardware.wired_limit"] = "nothing is wired on a CPU"
+    return Limits(memory, wired, cache)
+
+
+def memory_limit(machine: Machine) -> int:
+    """``min(W, RAM - max(4 GiB, 15 %))`` on a GPU, 80 % of the memory on a CPU."""
+    if not machine.on_gpu:
+        return round(CPU_SHARE * machine.memory_bytes)
+    spare = max(4 * GIB, round(0.15 * machine.memory_bytes))
+    return max(GIB, min(machine.working_set_bytes, machine.memory_bytes - spare))
+
+
+def cache_limit(machine: Machine) -> int:
+    """``min(2 GiB, 10 % of W)`` on a GPU, ``min(1 GiB, 10 % of the memory)`` on a CPU."""
+    if machine.on_gpu:
+        return min(2 * GIB, machine.working_set_bytes // 10)
+    return min(CPU_CACHE_BYTES, machine.memory_bytes // 10)
+
+
+def wired_limit(machine: Machine, predicted_bytes: int) -> int:
+    """``min(0.9 W, predicted peak + 2 GiB)`` on a GPU, 0 on a CPU. More froze or rebooted Macs (mlx-lm#828)."""
+    if not machine.on_gpu:
+        return 0
+    return min(round(0.9 * machine.working_set_bytes), predicted_bytes + 2 * GIB)
+
+
+def compute_dtype(machine: Machine, *, is_full: bool) -> tuple[str, str]:
+    """The type of weights and activations, and why."""
+    if not machine.on_gpu:
+        return "float32", "a CPU has no fast path for 16-bit types"
+    if not is_full and machine.chip.startswith(("Apple M1", "Apple M2")):
+        return "float16", f"{machine.chip} only emulates bfloat16"
+    return "bfloat16", "half the memory of float32, and its range"
+
+
+def _mac_chip() -> str:
+    try:
+        done = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "Apple"
+    return done.stdout.strip() or "Apple"

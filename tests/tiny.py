@@ -1,26 +1,25 @@
 """Tiny random models in the layout of the hub: two layers, width 64, byte-level tokenizer, ChatML template.
 
-``write_tiny_model`` makes one folder; the fixture ``tiny_model`` (imported by conftest.py) makes it once per session
-and hands out copies. Weights depend on the model type and the seed alone, so a test may pin numbers.
+``write_tiny_model`` makes one folder (the fixture ``tiny_model`` of conftest.py keeps it for the session). Weights
+depend on the model type and the seed alone, so a test may pin numbers.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 HIDDEN, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, NUM_LAYERS, INTERMEDIATE, CONTEXT = 64, 16, 4, 2, 2, 128, 512
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN)
-MERGES = (
+_MERGES = (
     "Ġ t|h e|Ġt he|i n|Ġ a|e r|o n|r e|Ġ s|a n|o r|e n|Ġ o|Ġo f|a t|i s|Ġa n|Ġan d|in g|Ġt o|i t|e s|Ġ i|Ġi s|Ġi n"
     "|o u|Ġ y|Ġy ou|a r|a l|s t|l l|Ġ w|Ġ c|Ġ p|Ġ f|u s|us er|s y|st e"
-).split("|")
+)
+MERGES = _MERGES.split("|")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -248,22 +247,3 @@ _ARCHITECTURES: Mapping[str, tuple[Callable[[], Config], Callable[[np.random.Gen
     "gpt_neox": (_gpt_neox_config, _gpt_neox_weights),
 }
 MODEL_TYPES = tuple(_ARCHITECTURES)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``tiny_model("llama")``: a folder shared by the session, to be read only.
-
-    ``tiny_model("llama", copy_to=tmp_path / "m")`` is a private copy; ``seed`` and ``chat_template`` as above.
-    """
-    made: dict[tuple[str, int, bool], Path] = {}
-
-    def make(model_type: str, copy_to: Path | None = None, *, seed: int = 0, chat_template: bool = True) -> Path:
-        key = (model_type, seed, chat_template)
-        if key not in made:
-            made[key] = write_tiny_model(
-                tmp_path_factory.mktemp(model_type), model_type, seed=seed, chat_template=chat_template
-            )
-        return made[key] if copy_to is None else Path(shutil.copytree(made[key], copy_to))
-
-    return make

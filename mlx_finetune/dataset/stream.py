@@ -46,6 +46,11 @@ class Batch:
         return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
 
     @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Positions of each sequence that are not padding, ``(B,)``."""
+        return np.count_nonzero(self.segment_ids[:, :-1], axis=1).astype(np.int32)
+
+    @property
     def num_targets(self) -> int:
         """Tokens that are learned: masked in, and in the same segment as the token they are predicted from."""
         same = (self.segment_ids[:, 1:] == self.segment_ids[:, :-1]) & (self.segment_ids[:, 1:] > 0)
@@ -60,6 +65,28 @@ def shuffled(num_rows: int, *key: int) -> NDArray[np.int64]:
     """
     bits = np.random.Philox(seed=np.random.SeedSequence(key)).random_raw(num_rows)
     return np.argsort(bits, kind="stable")
+
+
+def epoch_rows(rows: Sequence[Tokens], seed: int, epoch: int) -> list[int]:
+    """Row numbers of one epoch in random order: ``floor(weight)`` times each, plus the fraction's turn.
+
+    Of rows with weight 0.5 every epoch shows another half, until all were seen and it starts again.
+    """
+    weights = np.array([row.weight for row in rows])
+    chosen: list[NDArray[np.int64]] = [np.repeat(np.arange(len(weights)), np.floor(weights).astype(np.int64))]
+    fractions = np.round(weights - np.floor(weights), 9)
+    for number, fraction in enumerate(sorted(set(fractions[fractions > 0].tolist()))):
+        members = np.flatnonzero(fractions == fraction)
+        members = members[shuffled(len(members), seed, 1, number)]
+        take = max(1, round(fraction * len(members)))
+        chosen.append(members[np.arange(epoch * take, (epoch + 1) * take) % len(members)])
+    together = np.concatenate(chosen)
+    return together[shuffled(len(together), seed, 2, epoch)].tolist()
+
+
+def epoch_lengths(rows: Sequence[Tokens], seed: int) -> NDArray[np.int64]:
+    """Tokens of every row of the first epoch, in its order."""
+    return np.array([len(rows[row].ids) for row in epoch_rows(rows, seed, 0)], np.int64)
 
 
 class Stream:
@@ -119,24 +146,11 @@ class Stream:
     def _grouping(self, epoch: int) -> list[list[list[int]]]:
         """For every microbatch of the epoch the sequences in it, each a list of row numbers."""
         if epoch != self._epoch:
-            order = self._epoch_rows(epoch)
+            order = epoch_rows(self._rows, self._seed, epoch)
             sequences = self._packs(order) if self._packed_length else [[int(row)] for row in order]
             self._groups = self._batches(sequences, epoch)
             self._epoch = epoch
         return self._groups
-
-    def _epoch_rows(self, epoch: int) -> list[int]:
-        """Row numbers of one epoch in random order: ``floor(weight)`` times each, plus the fraction's turn."""
-        weights = np.array([row.weight for row in self._rows])
-        chosen: list[NDArray[np.int64]] = [np.repeat(np.arange(len(weights)), np.floor(weights).astype(np.int64))]
-        fractions = np.round(weights - np.floor(weights), 9)
-        for number, fraction in enumerate(sorted(set(fractions[fractions > 0].tolist()))):
-            members = np.flatnonzero(fractions == fraction)
-            members = members[shuffled(len(members), self._seed, 1, number)]
-            take = max(1, round(fraction * len(members)))
-            chosen.append(members[np.arange(epoch * take, (epoch + 1) * take) % len(members)])
-        together = np.concatenate(chosen)
-        return together[shuffled(len(together), self._seed, 2, epoch)].tolist()
 
     def _packs(self, order: Sequence[int]) -> list[list[int]]:
         assert self._packed_length is not None

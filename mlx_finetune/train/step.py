@@ -5,7 +5,6 @@ per batch shape. Everything random in a microbatch comes from a key that is a fu
 nothing random is ever saved, and a resumed run draws the same dropout masks.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_finetune.dataset.stream import Batch
-from mlx_finetune.model.noise import use_noise
+from mlx_finetune.model.noise import derive_key, use_noise
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.optim import AdamW, FlatArrays, global_norm
 
@@ -28,12 +27,6 @@ class StepResult:
     num_targets: int
     num_tokens: int
     num_positions: int
-
-
-def step_key(seed: int, stream: str, step: int, part: int = 0) -> mx.array:
-    """A key that depends on its arguments alone: the first 8 bytes of SHA-256 of their text."""
-    digest = hashlib.sha256(f"{seed}/{stream}/{step}/{part}".encode()).digest()
-    return mx.random.key(int.from_bytes(digest[:8], "big"))
 
 
 class Trainer:
@@ -86,8 +79,9 @@ class Trainer:
         gradients: FlatArrays | None = None
         self._model.train()
         for part, batch in enumerate(batches):
-            key = step_key(self._seed, "noise", step, part)
-            loss_sum, new = self._microbatch(self.parameters, key, *self._objective.arrays(batch))
+            key = derive_key(self._seed, "noise", step, part)
+            lengths = mx.array(batch.lengths)
+            loss_sum, new = self._microbatch(self.parameters, key, lengths, *self._objective.arrays(batch))
             gradients = new if gradients is None else {name: gradients[name] + new[name] for name in new}
             total = total + loss_sum
             mx.eval(total, gradients)
@@ -128,8 +122,10 @@ class Trainer:
             model.update(tree_unflatten(list(parameters.items())))
             return loss(model, *arrays, is_packed=self._is_packed)[0]
 
-        def microbatch(parameters: FlatArrays, key: mx.array, *arrays: mx.array) -> tuple[mx.array, FlatArrays]:
-            with use_noise(key):
+        def microbatch(
+            parameters: FlatArrays, key: mx.array, lengths: mx.array, *arrays: mx.array
+        ) -> tuple[mx.array, FlatArrays]:
+            with use_noise(key, lengths=lengths):
                 return mx.value_and_grad(forward)(parameters, *arrays)
 
         def evaluate(parameters: FlatArrays, *arrays: mx.array) -> tuple[mx.array, mx.array]:

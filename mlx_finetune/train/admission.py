@@ -1,0 +1,101 @@
+"""May this run start here? One run per folder, nothing overwritten, nothing resumed by accident.
+
+The folder's lock is held by the training process until it ends (the kernel frees it, whatever happens). A folder that
+holds a run is only touched by ``--resume``, ``--fork`` or ``--extend``.
+"""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune.errors import RunError
+from mlx_finetune.rundir import RunDir
+from mlx_finetune.train.checkpoint import Checkpoint, newest_checkpoint, sweep
+from mlx_finetune.train.results import read_run_info
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for on the command line. ``extend`` adds that many steps to a run."""
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+    fork: bool = False
+    extend: int | None = None
+
+    @property
+    def continues(self) -> bool:
+        """True where an existing run is to go on."""
+        return self.resume or self.fork or self.extend is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A locked run folder. ``checkpoint`` is where to continue, None for step 0; ``run_info`` that of the old run."""
+
+    run: RunDir
+    checkpoint: Checkpoint | None
+    run_info: dict[str, object] | None
+    damaged: tuple[str, ...]
+
+
+def admit(run: RunDir, request: Request) -> Admission:
+    """Make and lock the folder and decide where to start. Raises ``RunError`` with the way out."""
+    _make_folder(run.path)
+    _lock(run)
+    if not run.is_run():
+        if request.continues:
+            raise RunError(f"{run.path} holds no run to continue", "leave out --resume, --fork and --extend")
+        return Admission(run, None, None, ())
+    info = dict(read_run_info(run))
+    if not request.continues:
+        status = f"{info.get('status')}, step {info.get('step')}"
+        raise RunError(
+            f"{run.path} already holds a run ({status})",
+            f"continue it with --resume, choose another output_dir, or remove it with: mlxft runs rm {run.path.name}",
+        )
+    if info.get("status") == "finished" and request.extend is None and not request.fork:
+        raise RunError(
+            f"the run in {run.path} has finished; there is nothing to resume",
+            f"train it further with --extend 100, or talk with it: mlxft chat {run.path.name}",
+        )
+    sweep(run)
+    damaged: list[str] = []
+    checkpoint = newest_checkpoint(run, on_damage=damaged.append)
+    return Admission(run, checkpoint, info, tuple(damaged))
+
+
+def _make_folder(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise RunError(f"{path} is a link to a folder that is not there")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise RunError(f"{path} is a file; output_dir must name a folder") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be made: {error.strerror}", "choose another output_dir") from error
+    if not os.access(path, os.W_OK):
+        raise RunError(f"{path} cannot be written to", "choose another output_dir")
+
+
+def _lock(run: RunDir) -> None:
+    """Hold an exclusive lock for the life of this process; the descriptor is left open on purpose."""
+    descriptor = os.open(run.file(LOCK), os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        raise RunError(f"another process ({owner or 'unknown'}) is training in {run.path}") from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+
+
+def cut_journal(path: Path, num_bytes: int) -> None:
+    """Shorten an append-only file to what it was at the checkpoint; a shorter or missing one is left as it is."""
+    if path.is_file() and path.stat().st_size > num_bytes:
+        with path.open("r+b") as file:
+            file.truncate(num_bytes)

@@ -1,0 +1,102 @@
+"""The training process: ``python -m mlx_finetune.train.child --recipe PATH``. It shows nothing; it writes events.
+
+Refusals before the run folder is accepted go to stderr as ``error:`` and ``hint:`` lines; after that every end is an
+event. Exit codes: 0 finished, 1 failure, 2 recipe, 3 does not fit, 128 + n stopped by signal n after saving.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_finetune.errors import DataError, MlxftError, RecipeError
+from mlx_finetune.events import EventWriter, RunFailed, RunStopped
+from mlx_finetune.hardware import blas
+from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
+from mlx_finetune.rundir import EVENTS, LOG, RunDir
+from mlx_finetune.train.admission import Admission, Request, admit
+from mlx_finetune.train.signals import StopRequest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train and return the exit code."""
+    request, parent = _parse(arguments)
+    stop = StopRequest(is_orphaned=lambda: parent is not None and os.getppid() != parent)
+    stop.install()
+    try:
+        loaded = load_recipe(request.recipe, request.overrides)
+        admission = admit(RunDir(Path(loaded.recipe.output_dir)), request)
+    except MlxftError as error:
+        _print_error(error)
+        return error.exit_code
+    _log_to(admission.run.file(LOG))
+    emit = EventWriter(admission.run.file(EVENTS), clock=time.time)
+    try:
+        return _train(loaded, request, admission, stop, emit)
+    except MlxftError as error:
+        emit(RunFailed(*_describe(error), error.exit_code))
+        _print_error(error)
+        return error.exit_code
+    except Exception as error:
+        hint = f"this is a bug in mlxft; the traceback is in {admission.run.file(LOG)}"
+        emit(RunFailed(f"{type(error).__name__}: {error}", hint, 1))
+        raise
+    finally:
+        emit.close()
+
+
+def _train(loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: EventWriter) -> int:
+    blas.prepare()
+    from mlx_finetune.train.run import train_run  # imports mlx, which must see the BLAS loaded first
+
+    stopped_at = train_run(loaded, request, admission, stop, emit, base=Path.cwd())
+    if stopped_at is None:
+        return 0
+    emit(RunStopped(stopped_at, stop.signal_number))
+    return 128 + stop.signal_number
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Request, int | None]:
+    parser = argparse.ArgumentParser(prog="python -m mlx_finetune.train.child", allow_abbrev=False)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--fork", action="store_true")
+    parser.add_argument("--extend", type=int)
+    parser.add_argument("--parent-pid", type=int)
+    given = parser.parse_args(arguments)
+    request = Request(given.recipe, tuple(given.overrides), given.resume, given.fork, given.extend)
+    return request, given.parent_pid
+
+
+def _log_to(path: Path) -> None:
+    """Send this process's stdout and stderr, those of libraries included, to the end of the run's log."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _describe(error: MlxftError) -> tuple[str, str]:
+    """Message and hint of an error; further problems of it are appended to the message, one a line."""
+    problems = error.problems if isinstance(error, RecipeError | DataError) else ()
+    lines = [f"{problem.where}: {problem.message}" if problem.where else problem.message for problem in problems]
+    if isinstance(error, RecipeError):
+        return "\n".join(lines), error.hint
+    return "\n".join([error.message, *lines]), error.hint
+
+
+def _print_error(error: MlxftError) -> None:
+    message, hint = _describe(error)
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

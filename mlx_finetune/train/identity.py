@@ -1,0 +1,104 @@
+"""What makes two runs the same run, and the differences between them in words.
+
+A resumed run must be the run that was started: same recipe, same data bytes, same model, same tokenizer. Versions of
+mlx and of the machine are recorded too; there a change is allowed and said, because equality to the last bit is then
+no longer promised.
+"""
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from mlx_finetune.recipe.resolve import flatten_recipe
+from mlx_finetune.recipe.schema import Recipe
+
+#: Keys that never change a weight: they may differ on resume, and the new value counts.
+FREE_KEYS = frozenset(
+    {
+        "output_dir",
+        "training.logging_steps",
+        "training.save_steps",
+        "training.save_minutes",
+        "training.keep_checkpoints",
+        "training.max_minutes",
+        "training.save_at",
+        "eval.prompts",
+        "eval.max_new_tokens",
+    }
+)
+FREE_SECTIONS = ("chat",)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Everything a resumed run must share with the one that was started. Hashes are SHA-256 in hex."""
+
+    recipe: Mapping[str, object]
+    data_sha256: str
+    model_sha256: str
+    tokenizer_sha256: str
+    adapter_sha256: str
+    order: str
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for trainer_state.json and run.json."""
+        return {
+            "recipe": dict(self.recipe),
+            "data_sha256": self.data_sha256,
+            "model_sha256": self.model_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "adapter_sha256": self.adapter_sha256,
+            "order": self.order,
+            "versions": dict(self.versions),
+        }
+
+
+def recipe_identity(recipe: Recipe) -> dict[str, object]:
+    """The recipe as asked for, flat, without the keys that never change a weight."""
+    flat = flatten_recipe(recipe)
+    return {
+        key: value for key, value in flat.items() if key not in FREE_KEYS and key.partition(".")[0] not in FREE_SECTIONS
+    }
+
+
+def current_versions() -> dict[str, str]:
+    """Versions that equality to the last bit depends on."""
+    names = ("mlx", "mlx-lm", "numpy", "transformers", "tokenizers")
+    versions = {name: metadata.version(name) for name in names}
+    return versions | {
+        "mlxft": metadata.version("mlx-finetune"),
+        "python": platform.python_version(),
+        "system": f"{sys.platform} {platform.release()} {platform.machine()}",
+    }
+
+
+def differences(saved: Mapping[str, object], now: Identity) -> Sequence[str]:
+    """One sentence for each thing that differs between a saved identity and this one; versions are left out."""
+    current = now.to_json()
+    found: list[str] = []
+    old_recipe, new_recipe = saved.get("recipe"), current["recipe"]
+    assert isinstance(new_recipe, dict)
+    old = old_recipe if isinstance(old_recipe, dict) else {}
+    for key in sorted(old.keys() | new_recipe.keys()):
+        if old.get(key) != new_recipe.get(key):
+            found.append(f"{key}: was {old.get(key)!r}, is now {new_recipe.get(key)!r}")
+    names = {
+        "data_sha256": "the data files have changed",
+        "model_sha256": "the model's files are others",
+        "tokenizer_sha256": "the tokenizer or its chat template is another",
+        "adapter_sha256": "the adapter that training started from is another",
+        "order": "this version orders rows in another way",
+    }
+    found += [sentence for key, sentence in names.items() if saved.get(key) != current[key]]
+    return found
+
+
+def version_changes(saved: Mapping[str, object], now: Identity) -> Sequence[str]:
+    """``name: old -> new`` for each version that differs; with any of these, bitwise equality is not promised."""
+    old = saved.get("versions")
+    if not isinstance(old, dict):
+        return ["versions were not recorded"]
+    return [f"{name}: {old.get(name)} -> {value}" for name, value in now.versions.items() if old.get(name) != value]

@@ -1,0 +1,207 @@
+"""The training loop: steps, evaluation, checkpoints, stop. It knows no task; see ``objective.py``.
+
+One step in order: the microbatches, refuse a loss or norm that is not finite while the weights are still good, update,
+report; then perhaps evaluate, perhaps checkpoint, perhaps stop. Evaluation, logging and saving draw nothing random
+that training draws, so switching them on or off changes no weight.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+
+from mlx_finetune.dataset.stream import Batch, Stream
+from mlx_finetune.errors import TrainingError
+from mlx_finetune.events import CheckpointSaved, Event, Evaluated, Notice, StepDone
+from mlx_finetune.recipe.schema import TrainingRecipe
+from mlx_finetune.train.checkpoint import Checkpoint
+from mlx_finetune.train.optim import Schedule
+from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.state import RunState
+from mlx_finetune.train.step import StepResult, Trainer
+
+EndReason = Literal["finished", "early_stopping", "max_minutes", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """When things happen, in optimizer steps. ``kept_steps`` are checkpoints that stay for good."""
+
+    total_steps: int
+    eval_steps: int
+    save_steps: int
+    kept_steps: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What the loop is handed. ``save`` commits a checkpoint of the current state; ``answer_prompts`` fills
+    samples.jsonl; ``locate_row`` names a row number as ``file:line``."""
+
+    trainer: Trainer
+    stream: Stream
+    valid_batches: Sequence[Batch]
+    schedule: Schedule
+    cadence: Cadence
+    training: TrainingRecipe
+    stop: StopRequest
+    emit: Callable[[Event], None]
+    save: Callable[[RunState], Checkpoint]
+    answer_prompts: Callable[[int], None]
+    locate_row: Callable[[int], str]
+
+
+def run_loop(loop: Loop, state: RunState) -> EndReason:
+    """Train from ``state`` until the end, a limit or a signal; ``state`` is updated in place.
+
+    A checkpoint of the last step is committed in every case but an exception. Raises ``TrainingError`` for a loss or
+    gradient that is not finite where the recipe says to stop.
+    """
+    saver = _Saver(loop, saved_step=state.step)
+    while True:
+        if not state.is_evaluated and not _evaluate(loop, state):
+            saver.save(state)
+            return "stopped"
+        if _is_save_due(loop, state, saver.seconds_since_save):
+            saver.save(state)
+        reason = _reason_to_end(loop, state)
+        if reason is None:
+            _take_step(loop, state)
+        elif reason == "max_minutes" and state.evaluated_step != state.step:
+            state.is_evaluated = False
+        else:
+            saver.save(state)
+            return reason
+
+
+class _Saver:
+    """Commits checkpoints and remembers when the last one was; a step is saved once, step 0 never."""
+
+    def __init__(self, loop: Loop, saved_step: int) -> None:
+        self._loop = loop
+        self._saved_step = saved_step
+        self._saved_time = time.monotonic()
+
+    @property
+    def seconds_since_save(self) -> float:
+        return time.monotonic() - self._saved_time
+
+    def save(self, state: RunState) -> None:
+        if state.step == self._saved_step:
+            return
+        started = time.monotonic()
+        checkpoint = self._loop.save(state)
+        self._saved_step, self._saved_time = state.step, time.monotonic()
+        seconds = round(self._saved_time - started, 3)
+        self._loop.emit(CheckpointSaved(state.step, checkpoint.path.name, checkpoint.num_bytes, seconds))
+
+
+def _take_step(loop: Loop, state: RunState) -> None:
+    """One optimizer step and its event; ``state.step`` goes up by one also where the update is left out."""
+    started = time.monotonic()
+    step = state.step
+    batches = loop.stream.microbatches(step)
+    learning_rate = loop.schedule(step)
+    gradients, result = loop.trainer.compute(batches, step)
+    if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
+        loop.trainer.apply(gradients, learning_rate=learning_rate, step=step)
+        state.targets_trained += result.num_targets
+        state.tokens_trained += result.num_tokens
+    else:
+        _report_nonfinite(loop, state, batches, result)
+    seconds = time.monotonic() - started
+    state.step = step + 1
+    state.epoch = loop.stream.progress(state.step)
+    state.loss, state.learning_rate = result.loss, learning_rate
+    state.train_seconds += seconds
+    state.peak_memory_bytes = max(state.peak_memory_bytes, mx.get_peak_memory())
+    state.is_evaluated = not _is_evaluation_due(loop.cadence, state.step)
+    _log_step(loop, state, result, seconds)
+
+
+def _log_step(loop: Loop, state: RunState, result: StepResult, seconds: float) -> None:
+    if state.step % loop.training.logging_steps and state.step != loop.cadence.total_steps:
+        return
+    state.log_history.append(
+        {
+            "step": state.step,
+            "loss": result.loss,
+            "learning_rate": state.learning_rate,
+            "grad_norm": result.grad_norm,
+        }
+    )
+    loop.emit(
+        StepDone(
+            step=state.step,
+            epoch=round(state.epoch, 4),
+            loss=result.loss,
+            learning_rate=state.learning_rate,
+            grad_norm=result.grad_norm,
+            num_targets=result.num_targets,
+            num_tokens=result.num_tokens,
+            padding_share=round(1 - result.num_tokens / result.num_positions, 4),
+            step_seconds=round(seconds, 4),
+            targets_per_second=round(result.num_targets / max(seconds, 1e-9), 2),
+            active_memory_bytes=mx.get_active_memory(),
+            peak_memory_bytes=state.peak_memory_bytes,
+        )
+    )
+
+
+def _report_nonfinite(loop: Loop, state: RunState, batches: Sequence[Batch], result: StepResult) -> None:
+    """Stop, or leave the step out, and name the rows of the batch."""
+    rows = sorted({loop.locate_row(row) for batch in batches for row in batch.rows})
+    shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    what = f"step {state.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; rows {shown}"
+    if loop.training.on_nonfinite == "stop":
+        raise TrainingError(
+            f"{what}: not a finite number; the weights of step {state.step} are untouched",
+            'lower training.learning_rate, or set training.on_nonfinite = "skip" to leave such steps out',
+        )
+    state.skipped_steps += 1
+    loop.emit(Notice("warning", f"{what}: left out because training.on_nonfinite is skip"))
+
+
+def _is_evaluation_due(cadence: Cadence, step: int) -> bool:
+    return step % cadence.eval_steps == 0 or step >= cadence.total_steps
+
+
+def _evaluate(loop: Loop, state: RunState) -> bool:
+    """Evaluate the whole validation set and answer the prompts; False when a signal cut it short."""
+    started = time.monotonic()
+    total, num_targets = 0.0, 0
+    for batch in loop.valid_batches:
+        if loop.stop.signal_number:
+            return False
+        loss_sum, count = loop.trainer.loss(batch)
+        total, num_targets = total + loss_sum, num_targets + count
+    if num_targets:
+        loss = total / num_targets
+        is_best = state.record_evaluation(loss)
+        seconds = round(time.monotonic() - started, 3)
+        loop.emit(Evaluated(step=state.step, loss=loss, num_targets=num_targets, is_best=is_best, seconds=seconds))
+    loop.answer_prompts(state.step)
+    state.is_evaluated = True
+    return True
+
+
+def _is_save_due(loop: Loop, state: RunState, seconds_since_save: float) -> bool:
+    cadence, training = loop.cadence, loop.training
+    is_best = training.keep_best and state.best_step == state.step
+    by_step = state.step % cadence.save_steps == 0 or state.step in cadence.kept_steps
+    return is_best or by_step or seconds_since_save >= 60 * training.save_minutes
+
+
+def _reason_to_end(loop: Loop, state: RunState) -> EndReason | None:
+    training = loop.training
+    if state.step >= loop.cadence.total_steps:
+        return "finished"
+    patience = training.early_stopping_patience
+    if patience and state.evaluations_without_improvement >= patience:
+        return "early_stopping"
+    if training.max_minutes is not None and state.train_seconds >= 60 * training.max_minutes:
+        return "max_minutes"
+    return "stopped" if loop.stop.signal_number else None

@@ -1,0 +1,143 @@
+"""What a run leaves behind beside its checkpoints: the adapter for others to load, its card, the summary.
+
+The weights come from the best checkpoint (the last one where the recipe says ``keep_best = false``), copied file by
+file with the same bytes. Every file is replaced whole.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import RunError
+from mlx_finetune.model.load import ModelInfo
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.rundir import RunDir
+from mlx_finetune.train.state import RunState
+from mlx_finetune.units import format_count
+
+MODEL_FOLDER = "model"
+_TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.TRAINER_STATE, rundir.OPTIMIZER})
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def publish(run: RunDir, recipe: Recipe, step: int) -> None:
+    """Copy the weights and tokenizer files of ``checkpoint-STEP`` to where other tools look for them.
+
+    An adapter goes into the run folder itself, a fully trained model into its ``model/`` folder. Raises ``RunError``
+    when that checkpoint is not there.
+    """
+    checkpoint = run.checkpoint(step)
+    if not (checkpoint / rundir.MANIFEST).is_file():
+        raise RunError(f"{run.path}: the checkpoint of step {step} is missing, so no result can be written")
+    target = run.path if recipe.lora else run.path / MODEL_FOLDER
+    target.mkdir(exist_ok=True)
+    for path in sorted(checkpoint.iterdir()):
+        if path.is_file() and path.name not in _TRAINING_FILES:
+            copy_file(path, target / path.name)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Replace ``target`` by a copy of ``source``, whole or not at all, without reading it into memory."""
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    shutil.copyfile(source, part)
+    with part.open("rb") as file:
+        rundir.sync_file(file.fileno())
+    part.replace(target)
+
+
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Copy the tokenizer and chat template files that chat and other tools need beside the weights."""
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            copy_file(folder / name, target / name)
+
+
+def write_metrics(run: RunDir, recipe: Recipe, info: ModelInfo, state: RunState, reason: str) -> None:
+    """training_metrics.json: the summary of a run, for people and scripts."""
+    fields: dict[str, object] = {
+        "format_version": rundir.FORMAT_VERSION,
+        "model": info.name,
+        "model_sha256": info.sha256,
+        "task": recipe.task,
+        "reason": reason,
+        "steps": state.step,
+        "epochs": round(state.epoch, 4),
+        "first_eval_loss": state.first_loss,
+        "best_eval_loss": state.best_loss,
+        "best_step": state.best_step,
+        "last_eval_loss": state.last_loss,
+        "last_train_loss": state.loss,
+        "train_seconds": round(state.train_seconds, 3),
+        "targets_trained": state.targets_trained,
+        "tokens_trained": state.tokens_trained,
+        "targets_per_second": round(state.targets_trained / max(state.train_seconds, 1e-9), 2),
+        "peak_memory_bytes": state.peak_memory_bytes,
+        "skipped_steps": state.skipped_steps,
+        "log_history": state.log_history,
+    }
+    rundir.write_json(run.file(rundir.METRICS), fields)
+
+
+def write_card(run: RunDir, recipe: Recipe, info: ModelInfo, state: RunState) -> None:
+    """README.md of the run folder: base, data, settings, result, licence of the base."""
+    kind = "LoRA adapter" if recipe.lora else "Fully fine-tuned model"
+    lora = recipe.lora
+    settings = (
+        f"rank {lora.rank}, alpha {lora.alpha:g} (scale {lora.scale:g}), dropout {lora.dropout:g}, "
+        f"target modules {lora.target_modules}, blocks {lora.num_layers}"
+        if lora
+        else "all weights trained"
+    )
+    data = recipe.data.path or recipe.data.train or ", ".join(source.path for source in recipe.data.sources)
+    losses = (
+        f"Validation loss {state.first_loss:.4f} before, {state.best_loss:.4f} at its best (step {state.best_step})."
+        if state.first_loss is not None and state.best_loss is not None
+        else "There was no validation set."
+    )
+    text = f"""---
+base_model: {info.name}
+library_name: peft
+license: {info.license or "unknown"}
+tags: [mlx, mlxft, {"lora" if lora else "full"}]
+---
+# {run.path.name}
+
+{kind} for `{info.name}` ({format_count(info.num_parameters)} parameters), made with mlxft.
+
+- Base model: `{info.name}`, revision {info.revision or "not recorded"}, SHA-256 `{info.sha256}`
+- Licence of the base model: {info.license or "unknown; see the base model's page"}
+- Task: {recipe.task}; data: `{data}`
+- Settings: {settings}; learning rate {recipe.training.learning_rate}, {recipe.training.lr_scheduler} schedule
+- {state.step} steps, {format_count(state.targets_trained)} targets. {losses}
+
+Load it with `mlxft chat {run.path.name}`, with `mlx_lm` (`adapter_path`) or with `peft`.
+All settings are in `resolved.toml`, the course of the training in `events.jsonl`.
+"""
+    rundir.write_text(run.file(rundir.CARD), text)
+
+
+def read_run_info(run: RunDir) -> Mapping[str, object]:
+    """run.json of a run folder. Raises ``RunError`` where it is missing, damaged or of a newer version."""
+    path = run.file(rundir.RUN_INFO)
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error})", "start again with another output_dir") from error
+    if not isinstance(value, dict) or value.get("format_version") != rundir.FORMAT_VERSION:
+        raise RunError(f"{path} was written by another version of mlxft", "update mlxft, or use another output_dir")
+    return value

@@ -1,0 +1,222 @@
+"""One training from a recipe to its results: prepare, loop, publish. The steps are in the order of the prose.
+
+What was decided is written before step 1: recipe.toml (as asked), resolved.toml (every default and automatic choice
+with its reason), run.json (identity and status).
+"""
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import RunError
+from mlx_finetune.events import Event, Notice, RunFinished, RunStarted
+from mlx_finetune.recipe.load import LoadedRecipe
+from mlx_finetune.recipe.resolve import render_resolved
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.rundir import RunDir
+from mlx_finetune.train.admission import Admission, Request, cut_journal
+from mlx_finetune.train.checkpoint import read_trainer_state
+from mlx_finetune.train.identity import FREE_KEYS, FREE_SECTIONS, Identity, differences, version_changes
+from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
+from mlx_finetune.train.prepare import Emit, Prepared, prepare
+from mlx_finetune.train.results import publish, write_card, write_metrics
+from mlx_finetune.train.samples import prompt_answerer
+from mlx_finetune.train.save import checkpoint_saver, restore_trainer
+from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.state import RunState
+
+
+def train_run(
+    loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: Emit, *, base: Path
+) -> int | None:
+    """Train to the end and publish the result; the step where a signal stopped it, or None when it has finished.
+
+    Raises ``MlxftError`` for everything a user can mend; what was saved before stays as it was.
+    """
+    run = admission.run
+    state = _restored_state(admission, emit)
+    total_steps = _extended_steps(admission.run_info, request, emit)
+    decided = None if request.fork else _decided(admission.run_info, loaded.recipe)
+    prepared = prepare(loaded, base=base, decided=decided, total_steps=total_steps, emit=emit, stop=stop)
+    _check_identity(admission, prepared.identity, request, emit)
+    if state.step:
+        assert admission.checkpoint is not None
+        restore_trainer(prepared, admission.checkpoint.path)
+    info = _write_decisions(run, loaded, prepared, admission, state, is_extended=total_steps is not None)
+    emit(_run_started(run, prepared, state))
+    loop = _build_loop(run, prepared, stop, emit)
+    reason = run_loop(loop, state)
+    if reason == "stopped":
+        rundir.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
+        return state.step
+    _finish(run, prepared, state, reason, emit)
+    rundir.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
+    return None
+
+
+def _restored_state(admission: Admission, emit: Emit) -> RunState:
+    """The state of the checkpoint to continue from, with journal and samples cut back to it; else that of step 0."""
+    for sentence in admission.damaged:
+        emit(Notice("warning", sentence))
+    if admission.run_info is None:
+        return RunState()
+    state = RunState()
+    if admission.checkpoint is not None:
+        state = RunState.from_json(read_trainer_state(admission.checkpoint.path))
+    cut_journal(admission.run.file(rundir.EVENTS), state.journal_bytes)
+    cut_journal(admission.run.file(rundir.SAMPLES), state.samples_bytes)
+    emit(Notice("info", f"continuing after step {state.step}" if state.step else "no checkpoint yet: from the start"))
+    return state
+
+
+def _extended_steps(run_info: Mapping[str, object] | None, request: Request, emit: Emit) -> int | None:
+    """The length of a run that was or is now extended, None where the recipe's own counts."""
+    if run_info is None or not (request.extend or run_info.get("is_extended")):
+        return None
+    total = run_info.get("total_steps")
+    if not isinstance(total, int):
+        raise RunError("run.json does not say how long the run was", "choose another output_dir")
+    if request.extend:
+        total += request.extend
+        emit(Notice("info", f"extended by {request.extend} to {total} steps; the schedule now ends there"))
+    return total
+
+
+def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | None:
+    """The resolved recipe of the run that is continued, with today's values for keys that never change a weight."""
+    saved = (run_info or {}).get("resolved")
+    if not isinstance(saved, dict):
+        return None
+    values = copy.deepcopy(saved)
+    now = asked.model_dump(mode="json")
+    for key in FREE_KEYS:
+        section, _, name = key.rpartition(".")
+        source, target = (now[section], values[section]) if section else (now, values)
+        if source[name] is not None:
+            target[name] = source[name]
+    for section in FREE_SECTIONS:
+        values[section] = now[section]
+    return Recipe.model_validate(values)
+
+
+def _build_loop(run: RunDir, prepared: Prepared, stop: StopRequest, emit: Emit) -> Loop:
+    training = prepared.recipe.training
+    kept = frozenset(math.ceil(share * prepared.total_steps - 1e-9) for share in training.save_at)
+    cadence = Cadence(
+        total_steps=prepared.total_steps,
+        eval_steps=training.eval_steps or prepared.total_steps,
+        save_steps=training.save_steps or prepared.total_steps,
+        kept_steps=kept,
+    )
+    return Loop(
+        trainer=prepared.trainer,
+        stream=prepared.stream,
+        valid_batches=prepared.valid_batches,
+        schedule=prepared.schedule,
+        cadence=cadence,
+        training=training,
+        stop=stop,
+        emit=emit,
+        save=checkpoint_saver(run, prepared, cadence, time.time),
+        answer_prompts=prompt_answerer(run.file(rundir.SAMPLES), prepared, stop, emit),
+        locate_row=lambda row: prepared.row_names[row],
+    )
+
+
+def _check_identity(admission: Admission, identity: Identity, request: Request, emit: Emit) -> None:
+    """Refuse to continue another run's work, unless asked to; say what differs."""
+    if admission.run_info is None:
+        return
+    saved = admission.run_info.get("identity")
+    if not isinstance(saved, dict):
+        raise RunError(f"{admission.run.path}: run.json has no identity", "choose another output_dir")
+    changed = differences(saved, identity)
+    if changed and not request.fork:
+        raise RunError(
+            "this is not the run that was started: " + "; ".join(changed),
+            "undo the change, or go on with it from the last checkpoint with --fork",
+        )
+    for sentence in changed:
+        emit(Notice("warning", f"forked: {sentence}"))
+    for sentence in version_changes(saved, identity):
+        emit(Notice("warning", f"{sentence}; the rest of this run is no longer promised to be bitwise the same"))
+
+
+def _write_decisions(
+    run: RunDir,
+    loaded: LoadedRecipe,
+    prepared: Prepared,
+    admission: Admission,
+    state: RunState,
+    *,
+    is_extended: bool,
+) -> dict[str, object]:
+    """Write recipe.toml, resolved.toml and run.json; returns the fields of run.json."""
+    rundir.write_text(run.file(rundir.RECIPE), loaded.text)
+    rundir.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, prepared.reasons))
+    created = (admission.run_info or {}).get("created") or datetime.now(UTC).isoformat(timespec="seconds")
+    info: dict[str, object] = {
+        "format_version": rundir.FORMAT_VERSION,
+        "created": created,
+        "status": "running",
+        "step": state.step,
+        "total_steps": prepared.total_steps,
+        "is_extended": is_extended,
+        "model": prepared.info.name,
+        "model_folder": str(prepared.info.folder),
+        "model_sha256": prepared.info.sha256,
+        "revision": prepared.info.revision,
+        "license": prepared.info.license,
+        "task": prepared.recipe.task,
+        "full": prepared.recipe.lora is None,
+        "recipe_path": str(loaded.path),
+        "overrides": list(loaded.overrides),
+        "resolved": prepared.recipe.model_dump(mode="json"),
+        "identity": prepared.identity.to_json(),
+    }
+    rundir.write_json(run.file(rundir.RUN_INFO), info)
+    return info
+
+
+def _run_started(run: RunDir, prepared: Prepared, state: RunState) -> Event:
+    return RunStarted(
+        run=str(run.path),
+        model=prepared.info.name,
+        task=prepared.recipe.task,
+        first_step=state.step,
+        total_steps=prepared.total_steps,
+        steps_per_epoch=prepared.stream.steps_in_epoch(0),
+        train_rows=len(prepared.row_names),
+        valid_rows=prepared.num_valid_rows,
+        trainable_parameters=sum(value.size for value in prepared.trainer.parameters.values()),
+        total_parameters=prepared.info.num_parameters,
+        device=prepared.device,
+        compute_dtype=prepared.recipe.hardware.compute_dtype,
+        memory_limit_bytes=prepared.limits.memory_bytes,
+    )
+
+
+def _finish(run: RunDir, prepared: Prepared, state: RunState, reason: EndReason, emit: Emit) -> None:
+    """Put the best weights, their card and the summary into the run folder."""
+    recipe = prepared.recipe
+    is_best = recipe.training.keep_best and state.best_step
+    publish(run, recipe, state.best_step if is_best and state.best_step else state.step)
+    write_metrics(run, recipe, prepared.info, state, reason)
+    write_card(run, recipe, prepared.info, state)
+    emit(
+        RunFinished(
+            step=state.step,
+            reason=reason,
+            first_loss=state.first_loss,
+            best_loss=state.best_loss,
+            best_step=state.best_step,
+            last_loss=state.last_loss,
+            train_seconds=round(state.train_seconds, 3),
+            targets_trained=state.targets_trained,
+            peak_memory_bytes=state.peak_memory_bytes,
+        )
+    )

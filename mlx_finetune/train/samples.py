@@ -1,0 +1,58 @@
+"""The prompts of [eval], answered by the weights at hand: one line of samples.jsonl and one event for each."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mlx_finetune.dataset.template import render_prompt
+from mlx_finetune.events import Phase, Sampled
+from mlx_finetune.model.generate import Sampling, generate_tokens
+from mlx_finetune.train.prepare import Emit, Prepared
+from mlx_finetune.train.signals import StopRequest
+
+
+def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emit) -> Callable[[int], None]:
+    """A function of the step that answers every prompt; an answer a signal cut short is not recorded.
+
+    Draws use the recipe's [chat] settings and seed and nothing of the training's randomness.
+    """
+    recipe = prepared.recipe
+    system = [{"role": "system", "content": recipe.chat.system}] if recipe.chat.system else []
+    prompts = [
+        (prompt, render_prompt([*system, {"role": "user", "content": prompt}], prepared.tokenizer, recipe.data))
+        for prompt in recipe.eval.prompts
+    ]
+    sampling = Sampling(
+        temperature=recipe.chat.temperature,
+        top_p=recipe.chat.top_p,
+        top_k=recipe.chat.top_k,
+        min_p=recipe.chat.min_p,
+        repetition_penalty=recipe.chat.repetition_penalty,
+        max_tokens=recipe.eval.max_new_tokens,
+        seed=recipe.seed,
+    )
+
+    def answer(step: int) -> None:
+        for number, (prompt, ids) in enumerate(prompts):
+            emit(Phase("answer", detail=prompt, done=number, total=len(prompts), unit="prompts"))
+            pieces = list(
+                generate_tokens(
+                    prepared.model, prepared.tokenizer, ids, sampling, stop=lambda: bool(stop.signal_number)
+                )
+            )
+            if stop.signal_number:
+                return
+            text = "".join(piece.text for piece in pieces)
+            _append(path, {"step": step, "prompt": prompt, "answer": text, "num_tokens": len(pieces)})
+            emit(Sampled(step, prompt, text))
+
+    return answer
+
+
+def _append(path: Path, fields: dict[str, object]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        os.write(descriptor, json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""SIGINT, SIGTERM and SIGHUP as a request to stop after the step at hand; a second one leaves at once.
+
+Leaving at once is safe at any instant: checkpoints and every other file are committed by rename.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+from mlx_finetune.errors import Interrupted
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequest:
+    """Set by a signal handler, looked at between pieces of work. ``signal_number`` is 0 while nobody asked."""
+
+    def __init__(self, *, is_orphaned: Callable[[], bool] = lambda: False) -> None:
+        """``is_orphaned`` tells that the process that watches this one is gone, which counts as SIGHUP."""
+        self._number = 0
+        self._is_orphaned = is_orphaned
+
+    def install(self) -> None:
+        """Take over the three signals for this process."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
+
+    def request(self, number: int) -> None:
+        """Ask for a stop as if signal ``number`` had come."""
+        self._number = self._number or number
+
+    @property
+    def signal_number(self) -> int:
+        """The signal that asked for the stop, 0 if none did."""
+        if not self._number and self._is_orphaned():
+            self._number = signal.SIGHUP
+        return self._number
+
+    def raise_if_asked(self, what: str) -> None:
+        """Raise ``Interrupted`` between two pieces of work that leave nothing to save."""
+        if self.signal_number:
+            raise Interrupted(f"stopped {what}; nothing was lost", signal_number=self.signal_number)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._number:
+            os._exit(128 + number)
+        self._number = number

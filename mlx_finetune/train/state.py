@@ -1,0 +1,68 @@
+"""Where a run stands: counters and records that are not arrays. One JSON file in every checkpoint.
+
+Nothing random is in here: the order of rows and all noise are functions of (seed, step). Clock times are recorded for
+people and never read back into the training.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from mlx_finetune.errors import RunError
+
+LogEntry = dict[str, float | int]
+
+
+@dataclass(slots=True)
+class RunState:
+    """Progress after ``step`` optimizer steps. Losses are nats per target of the validation set, None without one.
+
+    ``is_evaluated`` is False between the update of a step that asks for an evaluation and its end, so that a run that
+    was stopped in between evaluates first when it is resumed.
+    """
+
+    step: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    learning_rate: float = 0.0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_improvement: int = 0
+    is_evaluated: bool = False
+    evaluated_step: int = -1
+    skipped_steps: int = 0
+    targets_trained: int = 0
+    tokens_trained: int = 0
+    train_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    journal_bytes: int = 0
+    samples_bytes: int = 0
+    log_history: list[LogEntry] = field(default_factory=list[LogEntry])
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, one key per field."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, object]) -> Self:
+        """The inverse of ``to_json``; keys of other writers are left out. Raises ``RunError`` for a wrong shape."""
+        names = {entry.name for entry in dataclasses.fields(cls)}
+        if not names <= fields.keys():
+            raise RunError(f"trainer_state.json has no {', '.join(sorted(names - fields.keys()))}")
+        return cls(**{name: fields[name] for name in names})  # pyright: ignore[reportArgumentType]
+
+    def record_evaluation(self, loss: float) -> bool:
+        """Note a validation loss of this step; True when it is the best so far."""
+        is_best = self.best_loss is None or loss < self.best_loss
+        if self.first_loss is None:
+            self.first_loss = loss
+        if is_best:
+            self.best_loss, self.best_step = loss, self.step
+        self.evaluations_without_improvement = 0 if is_best else self.evaluations_without_improvement + 1
+        self.last_loss = loss
+        self.evaluated_step = self.step
+        self.log_history.append({"step": self.step, "eval_loss": loss})
+        return is_best

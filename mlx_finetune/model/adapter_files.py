@@ -9,18 +9,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model import peft_names
 from mlx_finetune.model.adapter_layers import linear_shape
+from mlx_finetune.model.load import ModelInfo
 from mlx_finetune.model.lora import (
     AdapterSpec,
     adapter_layers,
@@ -31,23 +31,10 @@ from mlx_finetune.model.lora import (
     detach_adapter,
     module_at,
 )
+from mlx_finetune.model.safetensors_check import check_safetensors
 
 _MAX_CONFIG_BYTES = 10**6
 _PEFT_PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
-
-
-class BaseInfo(Protocol):
-    """What is written about the base model: ``ModelInfo`` fits."""
-
-    @property
-    def name(self) -> str:
-        """Hub id, catalogue name or folder."""
-        ...
-
-    @property
-    def model_type(self) -> str:
-        """Such as llama or gpt2."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +50,7 @@ class _Stored:
     weights: Mapping[str, Mapping[str, mx.array]]
 
 
-def save_adapter(folder: Path, model: nn.Module, spec: AdapterSpec, info: BaseInfo) -> None:
+def save_adapter(folder: Path, model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> None:
     """Write the attached adapter into ``folder``, which must exist: weights in both layouts, then the configuration.
 
     Raises ``ModelError`` where a number is not finite: nothing is written then.
@@ -82,7 +69,7 @@ def save_adapter(folder: Path, model: nn.Module, spec: AdapterSpec, info: BaseIn
     rundir.write_json(folder / rundir.ADAPTER_CONFIG, adapter_config(model, spec, info))
 
 
-def adapter_config(model: nn.Module, spec: AdapterSpec, info: BaseInfo) -> dict[str, object]:
+def adapter_config(model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> dict[str, object]:
     """The one configuration that PEFT and mlx-lm both read."""
     linears = block_linears(model)
     prefixes = list(blocks_of(model))
@@ -200,21 +187,12 @@ def _read_tensors(folder: Path, name: str) -> dict[str, mx.array]:
                 "convert it to safetensors where it was made",
             )
         raise ModelError(f"{folder} has no {name}, so the adapter has no weights")
-    _check_header(path)
+    check_safetensors(path)
     tensors = cast(dict[str, mx.array], mx.load(str(path)))
     broken = sorted(key for key, value in tensors.items() if not mx.all(mx.isfinite(value)).item())
     if broken:
         raise ModelError(f"{path}: {broken[0]} and {len(broken) - 1} more tensors have numbers that are not finite")
     return tensors
-
-
-def _check_header(path: Path) -> None:
-    """The reference library refuses overlaps, holes and lengths that lie, which MLX would read."""
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise ModelError(f"{path} is damaged: {error}", "make or fetch the adapter again") from error
 
 
 def _read_peft(folder: Path, fields: Mapping[str, object], model: nn.Module, model_type: str) -> _Stored:

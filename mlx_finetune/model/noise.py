@@ -129,7 +129,10 @@ def _recomputed(block: nn.Module, call: Callable[..., Any], *args: object, **kwa
 
     What is differentiated or depends on the step is an explicit argument: parameters, inputs, root key, lengths. The
     block gets its own parameters back after each trace, or the next user of it would find those of the trace.
+    Outside training mode there is nothing to recompute.
     """
+    if not block.training:
+        return call(block, *args, **kwargs)
     outer = _stack[-1] if _stack else _Noise(None, None)
     start = outer.drawn
 

@@ -6,7 +6,7 @@ recurrent state would carry it from one document to the next, so models that hav
 plain causal attention is a mask of B T^2 booleans.
 """
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -86,12 +86,25 @@ def check_packable(model: nn.Module) -> None:
     blocks = blocks_of(model)
     if len(caches) != len(blocks):
         raise ModelError(f"rows of a {name} model cannot be packed: its layers share caches", _HINT)
-    inside = tuple(f"{prefix}." for prefix in blocks)
+    learned = learned_positions(model)
+    if learned is not None:
+        raise ModelError(
+            f"rows of a {name} model cannot be packed: it has learned positions ({learned.path}), and a document in "
+            "the middle of a row would not start at position 0",
+            _HINT,
+        )
+
+
+class LearnedPositions(NamedTuple):
+    """A table of position embeddings: where it is, and for how many positions."""
+
+    path: str
+    num_positions: int
+
+
+def learned_positions(model: nn.Module) -> LearnedPositions | None:
+    """The table of learned positions that ``model`` adds to its embeddings, as GPT-2 does; None for rotary ones."""
     for path, module in cast(list[tuple[str, nn.Module]], model.named_modules()):
-        last = path.rpartition(".")[2]
-        if last in _POSITION_EMBEDDINGS and isinstance(module, nn.Embedding) and not path.startswith(inside):
-            raise ModelError(
-                f"rows of a {name} model cannot be packed: it has learned positions ({path}), and a document in the "
-                "middle of a row would not start at position 0",
-                _HINT,
-            )
+        if path.rpartition(".")[2] in _POSITION_EMBEDDINGS and isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            return LearnedPositions(path, module.weight.shape[0])
+    return None

@@ -1,0 +1,179 @@
+"""A stream of tokens from a model, with a KV cache that is reused between turns.
+
+One token is computed when it is asked for, so the cache never holds a token that was not shown, and stopping needs no
+repair; the price on a GPU is the gap between two tokens that a pipelined loop would hide.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+
+from mlx_finetune.dataset.template import Tokenizer
+from mlx_finetune.errors import ModelError
+from mlx_finetune.model.sampling import Sampling, sample_token
+from mlx_finetune.model.segments import learned_positions
+
+PREFILL_TOKENS = 512
+# A character has at most four bytes, so at most three tokens wait for the next; more are not UTF-8 at all.
+_LONGEST_WAIT = 4
+
+Finish = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One generated token and the text that became certain with it, often "". The last one has a ``finish``.
+
+    ``stop``: the model ended its turn (``text`` never holds the end mark). ``length``: ``max_tokens`` were generated.
+    ``context``: the model has no further positions. ``cancelled``: the caller said so; ``token_id`` is None then.
+    """
+
+    text: str
+    token_id: int | None
+    finish: Finish | None = None
+
+
+class PromptCache:
+    """Keys and values of the tokens a model has seen, for the next prompt that starts with the same tokens.
+
+    It belongs to one model with one adapter: make another for another.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._layers: list[Any] = make_prompt_cache(model)
+        self.ids: list[int] = []
+
+    def rewind(self, prompt_ids: Sequence[int]) -> list[int]:
+        """Keep what ``prompt_ids`` starts with, forget the rest; returns the tokens still to be computed, at least one.
+
+        Layers that cannot go back (recurrent ones, full sliding windows) start anew.
+        """
+        same = 0
+        for ours, theirs in zip(self.ids, prompt_ids[:-1], strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        surplus = len(self.ids) - same
+        if surplus and can_trim_prompt_cache(self._layers):
+            trim_prompt_cache(self._layers, surplus)
+            del self.ids[same:]
+        elif surplus:
+            self.clear()
+        return list(prompt_ids[len(self.ids) :])
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._layers = make_prompt_cache(self._model)
+        self.ids = []
+
+    def advance(self, ids: Sequence[int]) -> mx.array:
+        """Feed ``ids`` and return the logits after the last, (V,), not yet evaluated; the cache is."""
+        try:
+            logits = cast(Any, self._model)(mx.array([list(ids)]), cache=self._layers)[0, -1]  # (V,)
+            mx.eval([layer.state for layer in self._layers])
+        except BaseException:
+            self.clear()  # some layers may hold the tokens and others not
+            raise
+        self.ids.extend(ids)
+        return logits
+
+
+class Detokenizer:
+    """Token ids to text, piece by piece; the pieces joined are the decoded whole.
+
+    A few tokens before the new ones are decoded along with them, because a token's text may depend on its neighbours
+    (leading spaces), and text that ends in an unfinished character waits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(context)
+        self._start = 0
+        self._shown = len(self._ids)
+
+    def add(self, token_id: int) -> str:
+        """The text that is certain now and was not before."""
+        self._ids.append(token_id)
+        text = self._new_text()
+        if not text or (text.endswith("\ufffd") and len(self._ids) - self._shown < _LONGEST_WAIT):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return text
+
+    def finish(self) -> str:
+        """What is left at the end: half a character, shown as U+FFFD."""
+        text = self._new_text()
+        self._start = self._shown = len(self._ids)
+        return text
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._start : self._shown], skip_special_tokens=True)
+        whole = self._tokenizer.decode(self._ids[self._start :], skip_special_tokens=True)
+        return whole[len(before) :]
+
+
+def generate_tokens(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    cache: PromptCache | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[Piece]:
+    """Answer ``prompt_ids`` token by token; ``model`` is in eval mode. The last piece has a ``finish``.
+
+    With a ``cache`` only what differs from the last prompt and answer is computed. ``stop`` is asked before every
+    token and every 512 tokens of the prompt. Raises ``ModelError`` for an empty prompt or one that is too long.
+    """
+    room = _room(model, prompt_ids)
+    cache = cache or PromptCache(model)
+    rest = cache.rewind(prompt_ids)
+    for start in range(0, len(rest) - 1, PREFILL_TOKENS):
+        if stop is not None and stop():
+            yield Piece("", None, "cancelled")
+            return
+        cache.advance(rest[start : min(start + PREFILL_TOKENS, len(rest) - 1)])
+    text = Detokenizer(tokenizer, prompt_ids[-4:])
+    tokens = list(prompt_ids)
+    for index in range(sampling.max_tokens):
+        if stop is not None and stop():
+            yield Piece(text.finish(), None, "cancelled")
+            return
+        token_id = sample_token(cache.advance(tokens[-1:]), tokens, sampling, index)
+        tokens.append(token_id)
+        if token_id in tokenizer.stop_token_ids:
+            yield Piece(text.finish(), token_id, "stop")
+            return
+        shown = text.add(token_id)
+        last = index + 1 == sampling.max_tokens
+        if last or index + 1 == room:
+            yield Piece(shown + text.finish(), token_id, "length" if last else "context")
+            return
+        yield Piece(shown, token_id)
+
+
+def generate_text(model: nn.Module, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: Sampling) -> str:
+    """The whole answer of ``generate_tokens`` as text."""
+    return "".join(piece.text for piece in generate_tokens(model, tokenizer, prompt_ids, sampling))
+
+
+def _room(model: nn.Module, prompt_ids: Sequence[int]) -> int | None:
+    """How many tokens can follow the prompt; None without a limit. The last one needs no position of its own."""
+    if not prompt_ids:
+        raise ModelError("there is nothing to answer: the prompt has no tokens")
+    learned = learned_positions(model)
+    if learned is None:
+        return None
+    room = learned.num_positions - len(prompt_ids) + 1
+    if room < 1:
+        raise ModelError(
+            f"the prompt has {len(prompt_ids)} tokens, and this model has positions for {learned.num_positions}",
+            "shorten the prompt, or start a new conversation",
+        )
+    return room

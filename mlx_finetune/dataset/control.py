@@ -30,6 +30,7 @@ class ControlMarkers:
             token_id for token, token_id in tokenizer.control_tokens.items() if token in special or is_marker(token)
         )
         self._texts = {token_id: token for token, token_id in tokenizer.control_tokens.items()}
+        self._special = _Search(special)
         self._any_role = _Search(special | plain)
         self._assistant = _Search(special | {token for token in plain if token not in template})
 
@@ -50,6 +51,21 @@ class ControlMarkers:
                 return found
         return ""
 
+    def count(self, text: str) -> int:
+        """Number of special tokens that ``text`` spells."""
+        return self._special.count(text)
+
+    def neutral(self, value: object) -> object:
+        """``value`` with the first character of every possible marker replaced; the same object if there is none."""
+        if isinstance(value, str):
+            return self._special.neutral(value)
+        if isinstance(value, Mapping):
+            items = cast("Mapping[str, object]", value).items()
+            return {k: v if k in _FIELDS_NOT_WRITTEN_BY_PEOPLE else self.neutral(v) for k, v in items}
+        if isinstance(value, list | tuple):
+            return [self.neutral(inner) for inner in cast("list[object]", value)]
+        return value
+
     def disguised(self, text: str, encoding: Encoding) -> str:
         """A control token that ``text`` does not spell: made by normalisation of other characters. Empty if none."""
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -68,7 +84,8 @@ class _Search:
 
     def __init__(self, markers: Iterable[str]) -> None:
         ordered = sorted((marker for marker in markers if marker.strip()), key=len, reverse=True)
-        self._firsts = tuple({marker[0] for marker in ordered})
+        self._firsts = tuple(sorted({marker[0] for marker in ordered}))
+        self._replaced = str.maketrans(dict.fromkeys(self._firsts, "_"))
         self._pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
     def first(self, text: str) -> str:
@@ -76,6 +93,12 @@ class _Search:
             return ""
         found = self._pattern.search(text)
         return found.group() if found else ""
+
+    def count(self, text: str) -> int:
+        return sum(1 for _ in self._pattern.finditer(text))
+
+    def neutral(self, text: str) -> str:
+        return text.translate(self._replaced)
 
 
 def _texts(value: object) -> Iterator[str]:

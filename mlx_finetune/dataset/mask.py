@@ -15,6 +15,7 @@ subtracted, because tokens merge across borders.
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from mlx_finetune.errors import DataError
 GENERATION_TAGS = "generation tags"
 TEXT_PREFIX = "text prefix"
 TURN_BY_TURN = "text prefix, turn by turn"
+
+_ANOTHER = "choose another template with data.chat_template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class Renderer:
             text, spans = tagged
             if not any(end > start for start, end in spans):
                 raise DataError("the generation tags of the chat template mark nothing in this conversation")
+            for turn in turns:
+                _check_written(messages[turn], text, turn)
             return [Rendering(text, tuple(spans), GENERATION_TAGS, tuple(messages))]
         whole = self._render(messages, tools)
         found = self._spans(messages, tools, whole, turns)
@@ -79,9 +84,9 @@ class Renderer:
         found = self._spans(messages, tools, whole, [len(messages) - 1])
         if found is None:
             raise DataError(
-                f"the chat template writes turn {len(messages)} (assistant) otherwise than its generation prompt begins it",
-                "what is learned would not be what is generated; try [data.template_arguments] such as "
-                "enable_thinking = false, or another template with data.chat_template",
+                f"the chat template writes turn {len(messages)} (assistant) otherwise than its generation prompt does",
+                "what is learned would not be what is generated; a template that thinks may need "
+                "enable_thinking = true or false in [data.template_arguments], others need another data.chat_template",
             )
         return Rendering(whole, found, TURN_BY_TURN, tuple(messages))
 
@@ -95,6 +100,8 @@ class Renderer:
             if not (whole.startswith(before) and whole.startswith(after) and len(before) <= len(after)):
                 return None
             spans.append((len(before), len(after)))
+        for turn, (start, end) in zip(turns, spans, strict=True):
+            _check_written(messages[turn], whole[start:end], turn)
         return tuple(spans)
 
     def _render(
@@ -103,6 +110,18 @@ class Renderer:
         return self.tokenizer.render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, arguments=self.arguments
         )
+
+
+def _check_written(message: Message, text: str, turn: int) -> None:
+    """Raise ``DataError`` where the template left out what the assistant said or which tool it called."""
+    content = message.get("content")
+    if isinstance(content, str) and "</think>" not in content and content.strip() not in text:
+        raise DataError(f"the chat template leaves out or changes the words of turn {turn + 1} (assistant)", _ANOTHER)
+    calls = message.get("tool_calls")
+    for call in cast("Sequence[Mapping[str, Mapping[str, object]]]", calls or ()):
+        name = call["function"]["name"] if "function" in call else call.get("name")
+        if str(name) not in text:
+            raise DataError(f"the chat template leaves out the tool call of turn {turn + 1} (assistant)", _ANOTHER)
 
 
 def target_mask(
@@ -137,6 +156,6 @@ def _after_end_token(text: str, encoding: Encoding, first: int, stop: int, end_i
         shown = text[offsets[max(first, stop - 4)][0] : offsets[stop - 1][1]] if stop > first else ""
         raise DataError(
             f"the chat template ends an assistant turn without an end-of-turn token (it ends in {shown!r})",
-            "generation would never stop; choose another template with data.chat_template",
+            f"generation would never stop; {_ANOTHER}",
         )
     return found

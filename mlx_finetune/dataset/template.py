@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.control import ControlMarkers
-from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.conversation import instruction_turns, single_exchange, with_call_ids, wrapped_tools
+from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference, Text
 from mlx_finetune.dataset.mask import Renderer, Rendering, target_mask
 from mlx_finetune.dataset.prompts import PromptTemplate, load_prompt_template
 from mlx_finetune.dataset.tokens import (
@@ -66,6 +68,7 @@ def tokenize(
     ``progress`` is called with (examples done, all examples). ``base`` is the folder a prompt template's path starts
     from. Raises ``DataError`` for preference and label rows, and where examples were given but none is left.
     """
+    _refuse_other_kinds(examples, task)
     walk = _Walk(tokenizer, data, task=task, base=base)
     rows: list[Tokens] = []
     methods: dict[str, int] = {}
@@ -118,31 +121,36 @@ class _Walk:
         self._by_prompt = data.prompt_template != "auto" or not tokenizer.has_chat_template
         self._prompt = load_prompt_template(data.prompt_template, base=base) if self._by_prompt else None
         self._bos = _bos_to_add(tokenizer)
+        self._bos_text = _token_text(tokenizer, tokenizer.bos_token_id)
+        self._eos_text = _token_text(tokenizer, tokenizer.eos_token_id)
         self._tally = Tally()
 
     def drafts(self, example: Example) -> list[_Draft]:
         """Sequences of one example; none where it is refused or has nothing to learn (both are tallied)."""
         try:
-            if isinstance(example, Text):
-                return [self._text(example)]
-            if isinstance(example, Instruction):
-                turns = _instruction_turns(example)
-                return (
-                    self._prompted(example, example.instruction, example.input, example.output)
-                    if self._by_prompt
-                    else self._chat(example, turns, None)
-                )
-            if isinstance(example, Messages):
-                return self._conversation(example)
+            drafts = self._unchecked_drafts(example)
+            for draft in drafts:
+                _refuse_half_characters(draft.text)
         except DataError as error:
             self._tally.add("refused", Problem(_where(example), error.message, error.hint))
             return []
-        raise DataError(f"{_where(example)}: rows with {type(example).__name__.lower()} data do not go with this task")
+        return drafts
+
+    def _unchecked_drafts(self, example: Example) -> list[_Draft]:
+        if isinstance(example, Text):
+            return [self._text(example)]
+        if isinstance(example, Instruction):
+            if self._by_prompt:
+                return self._prompted(example, example.instruction, example.input, example.output)
+            return self._chat(example, instruction_turns(example), None)
+        assert isinstance(example, Messages), "tokenize refuses the other kinds"
+        if self._by_prompt:
+            return self._prompted(example, *single_exchange(example.messages))
+        return self._chat(example, example.messages, example.tools)
 
     def _text(self, example: Text) -> _Draft:
         text = example.text
-        bos = _token_text(self._tokenizer, self._tokenizer.bos_token_id)
-        eos = _token_text(self._tokenizer, self._tokenizer.eos_token_id)
+        bos, eos = self._bos_text, self._eos_text
         bare = text.removeprefix(bos) if bos else text
         bare = bare.removesuffix(eos) if eos else bare
         if bare != text:
@@ -153,19 +161,39 @@ class _Walk:
         self._refuse_marker(self._markers.find(bare), "the text")
         return _Draft(bare, None, WHOLE_TEXT, example, is_document=True)
 
-    def _conversation(self, example: Messages) -> list[_Draft]:
-        if not self._by_prompt:
-            return self._chat(example, example.messages, example.tools)
-        instruction, output = _single_exchange(example.messages)
-        return self._prompted(example, instruction, "", output)
-
     def _chat(self, example: Example, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[_Draft]:
         self._refuse_marker(self._markers.find_in_messages(messages), "the conversation")
         self._refuse_marker(self._markers.find(tools), "`tools`")
-        renderings = self._renderer.conversation(_with_call_ids(messages), _wrapped(tools))
+        renderings = self._renderer.conversation(with_call_ids(messages), wrapped_tools(tools))
+        self._refuse_stitched(messages, tools, renderings)
+        self._note_reasoning(example, messages, renderings)
         if not renderings:
             self._tally.add("no_target", Problem(_where(example), "no assistant turn: nothing to learn"))
         return [_Draft(r.text, r.spans, r.method, example, is_document=False, rendering=r) for r in renderings]
+
+    def _note_reasoning(self, example: Example, messages: Sequence[Message], renderings: Sequence[Rendering]) -> None:
+        """Count a conversation with reasoning that the template nowhere writes."""
+        reasoning = [str(message["reasoning_content"]) for message in messages if message.get("reasoning_content")]
+        if any(not any(text.strip() in rendering.text for rendering in renderings) for text in reasoning):
+            self._tally.add("reasoning_left_out", Problem(_where(example), "the chat template leaves out reasoning"))
+
+    def _refuse_stitched(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None, renderings: Sequence[Rendering]
+    ) -> None:
+        """Refuse a conversation out of whose parts the template made a control marker that no part holds."""
+        neutral = self._markers.neutral(messages)
+        if neutral == list(messages):
+            return
+        for rendering in renderings:
+            harmless = cast("list[Message]", self._markers.neutral(rendering.messages))
+            try:
+                text = self._tokenizer.render(
+                    harmless, tools=wrapped_tools(tools), arguments=self._data.template_arguments
+                )
+            except DataError:
+                continue
+            if self._markers.count(text) != self._markers.count(rendering.text):
+                raise DataError("the chat template makes a control marker out of this conversation", _USE_MESSAGES)
 
     def _prompted(self, example: Example, instruction: str, input_text: str, output: str) -> list[_Draft]:
         template = self._need_prompt()
@@ -241,7 +269,7 @@ class _Walk:
         tools = draft.example.tools if isinstance(draft.example, Messages) else None
         for messages in shorter_conversations(draft.rendering.messages):
             try:
-                again = self._renderer.last_turn(messages, _wrapped(tools), draft.method)
+                again = self._renderer.last_turn(messages, wrapped_tools(tools), draft.method)
                 shorter = replace(draft, text=again.text, spans=again.spans, rendering=again)
                 ids, mask = self._ids_and_mask(shorter, self._tokenizer.encode(again.text))
             except DataError:
@@ -256,13 +284,13 @@ class _Walk:
             self._refuse_marker(self._markers.find_in_messages(messages), "the conversation")
             self._refuse_marker(self._markers.find(tools), "`tools`")
             text = self._tokenizer.render(
-                _with_call_ids(messages),
-                tools=_wrapped(tools),
+                with_call_ids(messages),
+                tools=wrapped_tools(tools),
                 add_generation_prompt=True,
                 arguments=self._data.template_arguments,
             )
             return self._tokenizer.encode(text).ids
-        instruction, _ = _single_exchange([*messages, {"role": "assistant", "content": ""}])
+        instruction, _, _ = single_exchange([*messages, {"role": "assistant", "content": ""}])
         self._refuse_marker(self._markers.find(instruction), "the prompt")
         head = [] if self._bos is None else [self._bos]
         return head + self._tokenizer.encode(self._need_prompt().prompt(instruction, "")).ids
@@ -303,6 +331,23 @@ def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
         yield batch
 
 
+def _refuse_other_kinds(examples: Sequence[Example], task: str) -> None:
+    for example in examples:
+        if not isinstance(example, Text | Instruction | Messages):
+            kind = "preference" if isinstance(example, Preference) else "label"
+            raise DataError(
+                f"{_where(example)}: {kind} rows cannot be used for task = {task!r}",
+                "use rows with text, messages, or instructions and answers",
+            )
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("the row holds half of a surrogate pair, which is no character") from None
+
+
 def _where(example: Example) -> str:
     return f"{example.source}:{example.line}" if example.source else ""
 
@@ -315,51 +360,3 @@ def _bos_to_add(tokenizer: Tokenizer) -> int | None:
     """The beginning-of-text id if the tokenizer puts it before a text by itself, else None."""
     ids = tokenizer.encode("a", add_special_tokens=True).ids
     return tokenizer.bos_token_id if ids and ids[0] == tokenizer.bos_token_id else None
-
-
-def _instruction_turns(example: Instruction) -> tuple[Message, ...]:
-    question = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
-    return ({"role": "user", "content": question}, {"role": "assistant", "content": example.output})
-
-
-def _single_exchange(messages: Sequence[Message]) -> tuple[str, str]:
-    """Question and answer of a conversation of one exchange; a system turn goes in front of the question."""
-    system = [str(message["content"]) for message in messages if message.get("role") == "system"]
-    others = [message for message in messages if message.get("role") != "system"]
-    if [message.get("role") for message in others] != ["user", "assistant"] or others[1].get("tool_calls"):
-        raise DataError(
-            "the model has no chat template, and this conversation is more than one question and one answer",
-            "use an instruction-tuned model, or set data.chat_template to a Jinja file",
-        )
-    return "\n\n".join([*system, str(others[0]["content"])]), str(others[1]["content"])
-
-
-def _with_call_ids(messages: Sequence[Message]) -> Sequence[Message]:
-    """Tool calls and tool turns without an id get one of nine characters, which some templates insist on."""
-    if not any("tool_calls" in message or message.get("role") == "tool" for message in messages):
-        return messages
-    done: list[Message] = []
-    pending: list[str] = []
-    number = 0
-    for message in messages:
-        calls = message.get("tool_calls")
-        if isinstance(calls, list | tuple):
-            named: list[Message] = []
-            pending = []
-            for call in calls:
-                number += 1
-                named.append({"id": f"call{number:05d}", **call})
-                pending.append(str(named[-1]["id"]))
-            done.append({**message, "tool_calls": named})
-        elif message.get("role") == "tool" and "tool_call_id" not in message and pending:
-            done.append({**message, "tool_call_id": pending.pop(0)})
-        else:
-            done.append(message)
-    return done
-
-
-def _wrapped(tools: Sequence[Message] | None) -> Sequence[Message] | None:
-    """Bare tool descriptions in the form ``{"type": "function", "function": ...}`` that templates read."""
-    if not tools:
-        return None
-    return [tool if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools]

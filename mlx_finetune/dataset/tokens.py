@@ -99,7 +99,7 @@ class Tokenizer(Protocol):
         tools: Sequence[Message] | None,
         arguments: Mapping[str, object],
     ) -> tuple[str, list[Span]] | None:
-        """The conversation as text with the spans inside ``{% generation %}``; None where the template has no such tag."""
+        """The text and the spans inside ``{% generation %}``; None where the template has no such tag."""
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
@@ -136,11 +136,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class TokenizeReport:
-    """What became of a split. Counts of ``num_rows`` are sequences handed on; ``outcomes`` says what was lost or changed.
+    """What became of a split: ``num_rows`` sequences are handed on, ``outcomes`` says what was lost or changed.
 
     Outcomes: ``refused`` (a marker in the content, a template error, no end mark), ``too_long`` (dropped by length),
-    ``cut`` (kept from the end), ``split`` (into pieces), ``no_target`` (nothing to learn, dropped), ``double_bos``
-    (a beginning-of-text marker in the row was not doubled). ``methods`` counts rows by the way their mask was made.
+    ``cut`` (kept from the end), ``split`` (into pieces), ``no_target`` (nothing to learn, dropped), ``doubled_marker``
+    (a begin or end marker in a text row was not written twice). ``methods`` counts rows by the way their mask was made.
     """
 
     num_examples: int = 0

@@ -41,52 +41,48 @@ class _Budget(threading.local):
     marks = False
 
 
-class _Hooks(ext.Extension):
-    """``{% generation %}``, which marks what the assistant said, and the two calls woven into every template."""
+class _Generation(ext.Extension):
+    """``{% generation %}`` blocks: what the assistant said, between marks where spans are asked for."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as a plain set
 
-    def __init__(self, environment: jinja2.Environment) -> None:
-        super().__init__(environment)
-        assert isinstance(environment, _Sandbox)
-        self._sandbox = environment
-
     def parse(self, parser: Parser) -> nodes.Node:
-        """A generation block becomes a call of ``mark`` around its body."""
+        """A block becomes a call of ``mark`` around its body."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
 
     def mark(self, caller: Callable[[], str]) -> str:
-        """The body, between marks where spans are asked for."""
-        return f"{_OPEN}{caller()}{_CLOSE}" if self._sandbox.budget.marks else caller()
-
-    def tick(self) -> str:
-        """One turn of a loop or one call of a macro."""
-        self._sandbox.spend(1)
-        return ""
-
-    def measured(self, value: object) -> object:
-        """``value``, charged by its length."""
-        return self._sandbox.measured(value)
+        """The body of a block."""
+        assert isinstance(self.environment, _Sandbox)
+        return f"{_OPEN}{caller()}{_CLOSE}" if self.environment.budget.marks else caller()
 
 
 class _Weaver(NodeTransformer):
     """Puts a tick into every loop and macro, and measures texts joined with ``~``."""
 
-    def __init__(self, hooks: ext.Extension) -> None:
-        self._hooks = hooks
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja2's name
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        """The loop with a tick at the start of each turn."""
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(self._hooks.call_method("tick")).set_lineno(node.lineno, override=True))
+        tick = nodes.ExprStmt(_filtered(nodes.Const(None), "_tick"))
+        node.body.insert(0, tick.set_lineno(node.lineno, override=True))
         return node
 
-    visit_Macro = visit_For  # type: ignore[assignment]
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - jinja2's name
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        """The macro with a tick at the start of each call."""
         self.generic_visit(node)
-        return self._hooks.call_method("measured", [node]).set_lineno(node.lineno, override=True)
+        tick = nodes.ExprStmt(_filtered(nodes.Const(None), "_tick"))
+        node.body.insert(0, tick.set_lineno(node.lineno, override=True))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        """The joined text, measured."""
+        self.generic_visit(node)
+        return _filtered(node, "_measured").set_lineno(node.lineno, override=True)
+
+
+def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)  # looked up by the compiler: a template cannot shadow it
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -95,11 +91,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols])
         self.budget = _Budget()
-        self.add_extension(_Hooks)
         self.filters["tojson"] = _to_json
         self.filters = {name: self._bounded(function) for name, function in self.filters.items()}
+        self.filters |= {"_tick": self._tick, "_measured": self.measured}
         del self.globals["lipsum"]
         self.globals |= {
             "raise_exception": _raise_exception,
@@ -109,7 +105,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _Weaver(self.extensions[_Hooks.identifier]).visit(super()._parse(source, name, filename))
+        return _Weaver().visit(super()._parse(source, name, filename))
 
     def _bounded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)  # keeps the marks of pass_context, pass_environment, pass_eval_context
@@ -118,6 +114,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             return self.measured(function(*args, **kwargs))
 
         return bounded
+
+    def _tick(self, value: object) -> object:
+        self.spend(1)
+        return value
 
     def spend(self, work: int) -> None:
         """Take ``work`` from the budget; raises ``_TooMuch`` when nothing is left."""
@@ -128,12 +128,16 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def measured(self, value: Any) -> Any:
         """``value`` itself, unless it is too long; copying a thousand characters costs as much as a loop turn."""
         if isinstance(value, str | list | tuple | dict):
-            _refuse_size(len(value))
-            self.spend(len(value) // 1000)
+            size = len(value)
+            if size > 1000:
+                _refuse_size(size)
+                self.spend(size // 1000)
         return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """``left operator right`` within bounds."""
+        if operator == "+":
+            return self.measured(left + right)
         if operator == "*" and not (isinstance(left, float) or isinstance(right, float)):
             first, second = (len(v) if isinstance(v, str | list | tuple) else abs(v) for v in (left, right))
             _refuse_size(first * second)
@@ -203,10 +207,10 @@ class ChatTemplate:
     def __init__(self, source: str, *, variables: Mapping[str, object]) -> None:
         self.source = source
         self._environment = _Sandbox()
-        self._variables = dict(variables)
+        self._names = {**self._environment.globals, "documents": None, **variables}
         try:
-            self._template = self._environment.from_string(source)
             tree = self._environment.parse(source)
+            self._template = self._environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(
                 f"the chat template is not valid Jinja: {error}", "choose another with data.chat_template"
@@ -229,13 +233,17 @@ class ChatTemplate:
         """The text; with ``marks``, generation tags leave their marks (see ``take_marks``). Raises ``DataError``."""
         budget = self._environment.budget
         budget.work, budget.marks = MAX_WORK, marks
-        names: dict[str, object] = {"tools": list(tools) if tools else None, "documents": None}
-        names |= self._variables | dict(arguments)
-        names |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        names: dict[str, object] = {**self._names, **arguments}
+        names |= {
+            "messages": list(messages),
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        context = self._template.new_context(names, shared=True)  # without copying the globals each time
         pieces: list[str] = []
         size = 0
         try:
-            for piece in self._template.generate(names):
+            for piece in self._template.root_render_func(context):
                 pieces.append(piece)
                 size += len(piece)
                 if size > MAX_OUTPUT_CHARACTERS:

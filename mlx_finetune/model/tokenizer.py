@@ -7,13 +7,14 @@ hold only ``vocab.json`` and ``merges.txt`` or a sentencepiece ``tokenizer.model
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
+from mlx_finetune.dataset.control import is_marker
 from mlx_finetune.dataset.tokens import Encoding, Message, Span
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.chat_template import ChatTemplate, take_marks
@@ -43,7 +44,7 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
         raise ModelError(
             f"{folder}: the tokenizer names no end-of-text token", "add eos_token to tokenizer_config.json"
         )
-    names["eos_token"] = names.get("eos_token") or backend.id_to_token(eos)
+    names["eos_token"] = names["eos_token"] or backend.id_to_token(eos) or ""
     source, origin = _template_source(folder, config, chat_template)
     template = ChatTemplate(source, variables={k: v for k, v in names.items() if v}) if source else None
     pad = ids["pad_token"] if ids["pad_token"] is not None else eos
@@ -80,7 +81,9 @@ class ModelTokenizer:
         self._backend = backend
         self._template = template
         self.uses_date = template.uses_date if template else False
-        self.stop_token_ids = ends | self._turn_ends() if template else ends
+        self.stop_token_ids = ends
+        if template:
+            self.stop_token_ids = ends | self._turn_ends()
 
     def render(
         self,
@@ -103,7 +106,10 @@ class ModelTokenizer:
         if not template.has_generation_tags:
             return None
         marked = template.render(messages, tools=tools, add_generation_prompt=False, arguments=arguments, marks=True)
-        return take_marks(marked)
+        text, spans = take_marks(marked)
+        if text != self.render(messages, tools=tools, arguments=arguments):
+            raise DataError("the conversation holds the NUL characters that mark the assistant's words")
+        return text, spans
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
         """Ids and offsets of ``text``."""
@@ -141,7 +147,7 @@ class ModelTokenizer:
         return self._template
 
     def _turn_ends(self) -> frozenset[int]:
-        """Control tokens right after a reply: at the end, before another turn, and after a tool call."""
+        """Control tokens that end a conversation after a reply and after a tool call."""
         user: Message = {"role": "user", "content": "a"}
         reply: Message = {"role": "assistant", "content": _PROBE}
         call = {"name": "f", "arguments": {"x": 1}}
@@ -152,30 +158,34 @@ class ModelTokenizer:
         }
         tool: Message = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
         found: set[int] = set()
-        for messages, tools in (
-            ([user, reply], None),
-            ([user, reply, user], None),
-            ([user, reply], [tool]),
-            ([user, tool_call], [tool]),
-        ):
+        for messages, tools in (([user, reply], None), ([user, reply], [tool]), ([user, tool_call], [tool])):
             try:
                 text = self.render(messages, tools=tools)
             except DataError:
                 continue
-            end = self._control_token_at(text.rpartition(_PROBE)[2].lstrip()) if reply in messages else None
-            end = end or self._control_token_before(text.rstrip())
+            if reply in messages:
+                _, said, tail = text.rpartition(_PROBE)
+                end = self._end_in_first_group(tail) if said else None
+            else:
+                end = self._one_of(text.rstrip(), str.endswith)
+                begun = self.render([user], tools=tools, add_generation_prompt=True)
+                end = None if end and begun.rstrip().endswith(end) else end  # some begin a reply whether asked or not
             found |= {self.control_tokens[end]} if end else set()
         return frozenset(found)
 
-    def _control_token_at(self, text: str) -> str | None:
-        return max(
-            (token for token in self.control_tokens if token.strip() and text.startswith(token)), key=len, default=None
-        )
+    def _end_in_first_group(self, tail: str) -> str | None:
+        """Of the control tokens side by side right after the reply: an end of text, else the first."""
+        group: list[str] = []
+        tail = tail.lstrip()
+        while (token := self._one_of(tail, str.startswith)) is not None:
+            group.append(token)
+            tail = tail[len(token) :]
+        ends = (token for token in group if self.control_tokens[token] in self.stop_token_ids)
+        return next(ends, group[0] if group else None)
 
-    def _control_token_before(self, text: str) -> str | None:
-        return max(
-            (token for token in self.control_tokens if token.strip() and text.endswith(token)), key=len, default=None
-        )
+    def _one_of(self, text: str, matches: Callable[[str, str], bool]) -> str | None:
+        found = (token for token in self.control_tokens if is_marker(token) and matches(text, token))
+        return max(found, key=len, default=None)
 
 
 def _load_backend(folder: Path) -> FastTokenizer:
@@ -199,11 +209,11 @@ def _load_backend(folder: Path) -> FastTokenizer:
 
 def _convert(folder: Path) -> FastTokenizer:
     """The fast form of an older tokenizer. Only files of the folder are read; code in it is never run."""
-    from transformers import AutoTokenizer, GPT2TokenizerFast, LlamaTokenizerFast
+    from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer
 
     has_class = (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file()
     is_sentencepiece = (folder / "tokenizer.model").is_file()
-    cls = AutoTokenizer if has_class else LlamaTokenizerFast if is_sentencepiece else GPT2TokenizerFast
+    cls = AutoTokenizer if has_class else LlamaTokenizer if is_sentencepiece else GPT2Tokenizer
     try:
         made = cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         return cast("FastTokenizer", made.backend_tokenizer)

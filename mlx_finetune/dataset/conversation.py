@@ -1,0 +1,55 @@
+"""Conversations in the shapes that templates want: instructions as turns, tool calls with ids, tools in their wrapper."""
+
+from collections.abc import Sequence
+
+from mlx_finetune.dataset.formats import Instruction
+from mlx_finetune.dataset.tokens import Message
+from mlx_finetune.errors import DataError
+
+
+def instruction_turns(example: Instruction) -> tuple[Message, ...]:
+    question = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+    return ({"role": "user", "content": question}, {"role": "assistant", "content": example.output})
+
+
+def single_exchange(messages: Sequence[Message]) -> tuple[str, str, str]:
+    """Question, no input, and answer of a conversation of one exchange; a system turn goes in front of the question."""
+    system = [str(message["content"]) for message in messages if message.get("role") == "system"]
+    others = [message for message in messages if message.get("role") != "system"]
+    if [message.get("role") for message in others] != ["user", "assistant"] or others[1].get("tool_calls"):
+        raise DataError(
+            "the model has no chat template, and this conversation is more than one question and one answer",
+            "use an instruction-tuned model, or set data.chat_template to a Jinja file",
+        )
+    return "\n\n".join([*system, str(others[0]["content"])]), "", str(others[1]["content"])
+
+
+def with_call_ids(messages: Sequence[Message]) -> Sequence[Message]:
+    """Tool calls and tool turns without an id get one of nine characters, which some templates insist on."""
+    if not any("tool_calls" in message or message.get("role") == "tool" for message in messages):
+        return messages
+    done: list[Message] = []
+    pending: list[str] = []
+    number = 0
+    for message in messages:
+        calls = message.get("tool_calls")
+        if isinstance(calls, list | tuple):
+            named: list[Message] = []
+            pending = []
+            for call in calls:
+                number += 1
+                named.append({"id": f"call{number:05d}", **call})
+                pending.append(str(named[-1]["id"]))
+            done.append({**message, "tool_calls": named})
+        elif message.get("role") == "tool" and "tool_call_id" not in message and pending:
+            done.append({**message, "tool_call_id": pending.pop(0)})
+        else:
+            done.append(message)
+    return done
+
+
+def wrapped_tools(tools: Sequence[Message] | None) -> Sequence[Message] | None:
+    """Bare tool descriptions in the form ``{"type": "function", "function": ...}`` that templates read."""
+    if not tools:
+        return None
+    return [tool if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools]

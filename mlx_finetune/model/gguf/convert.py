@@ -170,7 +170,9 @@ def _rope_scaling(gguf: Gguf, architecture: str, head_dim: int, theta: float) ->
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 8192,
             }
-    raise ModelError(f"{gguf.path}: the factors in {_ROPE_FACTORS} are not Llama 3's; other rotary scalings are not read")
+    raise ModelError(
+        f"{gguf.path}: the factors in {_ROPE_FACTORS} are not Llama 3's; other rotary scalings are not read"
+    )
 
 
 def _llama3_factors(head_dim: int, theta: float, factor: float) -> NDArray[np.float64]:

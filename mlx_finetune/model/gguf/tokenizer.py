@@ -17,9 +17,7 @@ from mlx_finetune.errors import ModelError
 from mlx_finetune.model.gguf.container import Gguf, Value
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -101,13 +99,23 @@ def write_tokenizer(gguf: Gguf, folder: Path) -> None:
             "use the model's safetensors folder instead",
         )
     tokenizer.add_special_tokens(
-        [AddedToken(p, special=True, normalized=False) for p, k in zip(pieces, kinds, strict=True) if k in (_CONTROL, _UNKNOWN)]
+        [
+            AddedToken(p, special=True, normalized=False)
+            for p, k in zip(pieces, kinds, strict=True)
+            if k in (_CONTROL, _UNKNOWN)
+        ]
     )
     tokenizer.add_tokens(
-        [AddedToken(p, special=False, normalized=False) for p, k in zip(pieces, kinds, strict=True) if k == _USER_DEFINED]
+        [
+            AddedToken(p, special=False, normalized=False)
+            for p, k in zip(pieces, kinds, strict=True)
+            if k == _USER_DEFINED
+        ]
     )
     named = {name: _token(gguf, pieces, key) for name, key in _SPECIALS.items()}
-    adds_bos = bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", style_adds_bos)) and named["bos_token"] is not None
+    adds_bos = (
+        bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", style_adds_bos)) and named["bos_token"] is not None
+    )
     bos = named["bos_token"]
     if adds_bos and bos is not None:
         post = processors.TemplateProcessing(

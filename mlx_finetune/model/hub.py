@@ -1,0 +1,207 @@
+"""Models on the Hugging Face hub, through huggingface_hub: its cache, its token, its resuming downloads.
+
+Only safetensors, tokenizer and configuration files at the top of a repository are fetched, never pickles and never code, all
+of one commit. The hub gets ``timeout`` seconds for its first answer; a name lookup or a connection that hangs
+counts too, which is why the question is asked in a thread.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TypeVar
+
+from mlx_finetune.errors import ModelError
+from mlx_finetune.events import Phase
+from mlx_finetune.model.catalogue import folder_bytes
+from mlx_finetune.model.safetensors_check import check_weight_files
+
+Report = Callable[[Phase], None]
+T = TypeVar("T")
+
+_WEIGHTS = "model*.safetensors"
+_OTHERS = ("*.json", "*.txt", "*.model", "*.jinja")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_NOT_WANTED = ("pytorch_model*", "tf_model*", "flax_model*", "adapter*", "training_args*", "optimizer*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file of a repository that is wanted, with its size in bytes."""
+
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """What the hub says about a model at one commit."""
+
+    hub_id: str
+    commit: str
+    license: str | None
+    files: tuple[HubFile, ...]
+
+
+class HubUnreachableError(ModelError):
+    """The hub did not answer in time, or answered that it cannot now; another source may do."""
+
+
+def is_hub_id(name: str) -> bool:
+    """True for ``owner/name`` as the hub writes it."""
+    return _HUB_ID.fullmatch(name) is not None and "--" not in name and ".." not in name
+
+
+def find_cached(hub_id: str, revision: str | None) -> tuple[Path, str] | None:
+    """Folder and commit of a model that is complete in the hub's cache, without asking the hub; None where it is not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        return None
+    try:
+        check_weight_files(folder)
+    except ModelError:
+        return None
+    return folder, folder.name
+
+
+def ask_hub(hub_id: str, revision: str | None, *, timeout: float) -> HubModel:
+    """Commit, licence and wanted files of a model.
+
+    Raises ``HubUnreachableError`` after ``timeout`` seconds or in offline mode, and ``ModelError`` where the hub refuses.
+    """
+    from huggingface_hub import HfApi, errors
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        raise HubUnreachableError("the hub is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+    api = HfApi()
+    question = _in_thread(lambda: api.model_info(hub_id, revision=revision, timeout=timeout, files_metadata=True))
+    try:
+        info = question.result(timeout)
+    except TimeoutError as error:
+        raise HubUnreachableError(f"the hub gave no answer within {timeout:g} s", "check the connection") from error
+    except errors.GatedRepoError as error:
+        raise _needs_approval(hub_id) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(
+            f"{hub_id} has no revision {revision!r} on the hub", "leave revision out for the newest"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"there is no model {hub_id!r} on the hub, or it is private",
+            "check the spelling; for a private model run: hf auth login",
+        ) from error
+    except Exception as error:  # refused connections, broken answers, TLS: whatever the HTTP library raises
+        raise HubUnreachableError(
+            f"the hub cannot be reached ({type(error).__name__})", "check the connection"
+        ) from error
+    files = [HubFile(s.rfilename, s.size or 0) for s in info.siblings or () if _is_wanted(s.rfilename)]
+    if not any(fnmatch(file.name, _WEIGHTS) for file in files):
+        raise _no_safetensors(hub_id, [s.rfilename for s in info.siblings or ()])
+    assert info.sha is not None, "the hub names a commit for every model"
+    license_name = getattr(info.card_data, "license", None) if info.card_data else None
+    weights_last = sorted(files, key=lambda file: (fnmatch(file.name, _WEIGHTS), file.name))
+    return HubModel(hub_id, info.sha, license_name if isinstance(license_name, str) else None, tuple(weights_last))
+
+
+def download(model: HubModel, *, cache: Path, report: Report) -> Path:
+    """Fetch the files of ``model`` into the hub's cache and return the folder. Broken downloads go on where they stopped.
+
+    Raises ``ModelError`` where the hub refuses a file and ``HubUnreachableError`` where the connection fails.
+    """
+    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    def fetch_all() -> Path:
+        paths = [Path(hf_hub_download(model.hub_id, file.name, revision=model.commit)) for file in model.files]
+        return paths[-1].parent
+
+    repository = cache / f"models--{model.hub_id.replace('/', '--')}"
+    total = sum(file.num_bytes for file in model.files)
+    cached = total - missing_bytes(model)
+    before = folder_bytes(repository)
+    disable_progress_bars()  # ours is drawn from Phase events
+    try:
+        future = _in_thread(fetch_all)
+        for _ in _until_done(future):
+            done = min(total, cached + max(0, folder_bytes(repository) - before))
+            report(Phase("download", detail=f"{model.hub_id} from the hub", done=done, total=total, unit="bytes"))
+        return future.result()
+    except errors.GatedRepoError as error:
+        raise _needs_approval(model.hub_id) from error
+    except errors.HfHubHTTPError as error:
+        raise HubUnreachableError(f"the hub refused a file of {model.hub_id}", "try again in a while") from error
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the HTTP library raises
+        raise HubUnreachableError(
+            f"the download of {model.hub_id} broke off ({type(error).__name__})",
+            "run the command again; it goes on there",
+        ) from error
+
+
+def missing_bytes(model: HubModel) -> int:
+    """Bytes of ``model`` that are not in the hub's cache yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def is_cached(file: HubFile) -> bool:
+        return isinstance(try_to_load_from_cache(model.hub_id, file.name, revision=model.commit), str)
+
+    return sum(file.num_bytes for file in model.files if not is_cached(file))
+
+
+def _is_wanted(name: str) -> bool:
+    if "/" in name or "\\" in name or any(fnmatch(name, pattern) for pattern in _NOT_WANTED):
+        return False
+    return fnmatch(name, _WEIGHTS) or any(fnmatch(name, pattern) for pattern in _OTHERS)
+
+
+def _needs_approval(hub_id: str) -> ModelError:
+    return ModelError(
+        f"{hub_id} asks for its licence to be accepted first",
+        f"accept it on the model's page of the hub ({hub_id}), then run: hf auth login",
+    )
+
+
+def _no_safetensors(hub_id: str, names: Sequence[str]) -> ModelError:
+    if any(name.endswith(".gguf") for name in names):
+        return ModelError(f"{hub_id} holds GGUF files only", "download one of them and give its path as the model")
+    return ModelError(
+        f"{hub_id} has no safetensors weights; other formats can run code and are never opened",
+        "look for a revision with safetensors (refs/pr/N of the conversion bot) and set revision, or for a converted copy",
+    )
+
+
+def _in_thread(work: Callable[[], T]) -> "Future[T]":
+    """Run ``work`` beside us; a thread that hangs does not keep the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _until_done(future: "Future[T]") -> Iterator[None]:
+    """Yield every ``_POLL_SECONDS`` while ``future`` runs, and once at its end."""
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    while not done.wait(_POLL_SECONDS):
+        yield
+    yield

@@ -1,0 +1,285 @@
+"""A checked model folder becomes a frozen model in memory.
+
+No code of the folder is ever run: the architecture is a module of mlx-lm, ``model_file`` is refused, ``auto_map`` is
+not looked at. On the CPU a quantised base is dequantised, because MLX has no fast path there for packed weights.
+SmolLM2-135M (4-bit, 98 MB) to fp32 on 2 CPU cores: 1.5 s after imports; importing mlx-lm costs as much again.
+"""
+
+import importlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import MODEL_REMAPPING, infer_quant_config
+
+from mlx_finetune.errors import ModelError
+from mlx_finetune.events import Notice
+from mlx_finetune.model import packed, repairs
+from mlx_finetune.model.fetch import LocalModel
+from mlx_finetune.model.safetensors_check import check_weight_files
+
+_MAX_CONFIG_BYTES = 10_000_000
+_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+#: Sizes that config.json may give, with the largest that is believed.
+_LIMITS = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 10_000),
+    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size", "head_dim"), 10**7),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), 10**5),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "n_positions"), 10**9),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known about a loaded base. ``stored_bits`` is None for a model that is not quantised on disk."""
+
+    name: str
+    folder: Path
+    model_type: str
+    num_parameters: int
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int | None
+    stored_bits: int | None
+    sha256: str
+    revision: str | None
+    license: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A frozen model in evaluation mode, and what a person should know about how it was loaded."""
+
+    model: nn.Module
+    info: ModelInfo
+    notices: tuple[Notice, ...]
+
+
+def on_gpu() -> bool:
+    """True where MLX computes on a GPU."""
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
+def load_model(
+    local: LocalModel, *, quantize: int | None, compute_dtype: str, on_gpu: bool, dequantize: bool = False
+) -> LoadedModel:
+    """Load ``local``, frozen, with every number finite.
+
+    ``quantize`` packs an unquantised base to that many bits (affine, group 64, every linear layer and embedding that
+    ``mlx_lm.convert -q`` would pack, from the stored type). Off the GPU the packed numbers are written out again in
+    ``compute_dtype``, so training sees what it would see on the GPU. ``dequantize`` does the same on a GPU (full fine-tuning).
+    Raises ``ModelError`` for everything that is wrong with the folder.
+    """
+    files = check_weight_files(local.folder)
+    config = read_config(local.folder)
+    model, config, changes = _build(local.folder, config)
+    num_parameters = sum(array.size for _, array in tree_flatten(model.parameters()))
+    weights = _read_weights(local.folder, files, model, config)
+    activation = repairs.repair_activation(model, config)
+    widths = _stored_widths(local.folder, model, weights)
+    stored_bits = packed.commonest_bits(model, widths)
+    notices = [Notice("info", f"{local.name}: {change}") for change in changes]
+    if activation == "exact gelu":
+        notices.append(Notice("info", f"{local.name}: exact gelu, as its config.json says"))
+    keep_packed = on_gpu and not dequantize
+    dtype = _DTYPES[compute_dtype]
+    if widths:
+        notices += _about_stored(local.name, stored_bits, quantize, keep_packed, compute_dtype)
+        weights = packed.cast_or_unpack(weights, widths, dtype, keep_packed=keep_packed)
+        if keep_packed:
+            packed.make_packed_modules(model, widths)
+    elif quantize is not None:
+        widths = packed.choose_widths(model, quantize)
+        notices += _about_quantize(local.name, model, widths, quantize, keep_packed, compute_dtype)
+        weights = packed.pack(weights, widths)
+        weights = packed.cast_or_unpack(weights, widths, dtype, keep_packed=keep_packed)
+        if keep_packed:
+            packed.make_packed_modules(model, widths)
+    _put_weights(local.folder, model, weights, dtype)
+    return LoadedModel(model, _describe(local, config, model, num_parameters, stored_bits), tuple(notices))
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """config.json as a table. Raises ``ModelError`` where it is missing, not JSON, or plainly absurd."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no config.json", "give a folder with config.json and safetensors weights")
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError("it is larger than 10 MB")
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError("it is not a table")
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", "fetch or copy the model again") from error
+    for key, limit in _LIMITS.items():
+        value = config.get(key)
+        if value is not None and (type(value) is not int or not 0 < value <= limit):
+            raise ModelError(f"{path}: `{key}` = {value!r} is not a number from 1 to {limit}")
+    return cast("dict[str, object]", config)
+
+
+def _build(folder: Path, config: dict[str, object]) -> tuple[nn.Module, dict[str, object], tuple[str, ...]]:
+    """The architecture with random weights that are never computed, and the repaired config."""
+    if "model_file" in config:
+        raise ModelError(
+            f"{folder} brings its own code ({config['model_file']!r}), which is never run",
+            "use a model whose architecture mlx-lm knows",
+        )
+    architecture = _architecture(folder, config)
+    names = frozenset(architecture.ModelArgs.__dataclass_fields__)
+    repaired = repairs.repair_config(config, names)
+    try:
+        model = architecture.Model(architecture.ModelArgs.from_dict(repaired.config))
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError, IndexError) as error:
+        reason = str(error).replace("ModelArgs.__init__() ", "") or type(error).__name__
+        raise ModelError(
+            f"{folder / 'config.json'} does not describe a {config['model_type']!r} model: {reason}",
+            "fetch or copy the model again",
+        ) from error
+    return model, repaired.config, repaired.changes
+
+
+def _architecture(folder: Path, config: Mapping[str, object]) -> Any:
+    """The module of mlx-lm for ``model_type``; helper modules of mlx-lm are not architectures."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", kind):
+        raise ModelError(f"{folder / 'config.json'}: `model_type` = {kind!r} is not the name of an architecture")
+    name = f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}"
+    refusal = ModelError(
+        f"{folder}: the architecture {kind!r} is not supported",
+        "supported are the decoder-only models of mlx-lm: llama, mistral, gemma, qwen2, qwen3, gpt2, gpt_neox, phi3, …"
+        + ("; the code in this folder is never run" if "auto_map" in config else ""),
+    )
+    if "." in kind or importlib.util.find_spec(name) is None:
+        raise refusal
+    module = importlib.import_module(name)
+    if not isinstance(getattr(module, "Model", None), type) or not hasattr(module, "ModelArgs"):
+        raise refusal
+    return module
+
+
+def _read_weights(
+    folder: Path, files: tuple[Path, ...], model: nn.Module, config: Mapping[str, object]
+) -> dict[str, mx.array]:
+    """All tensors under the model's names, not yet computed."""
+    weights: dict[str, mx.array] = {}
+    for file in files:
+        weights |= cast("dict[str, mx.array]", mx.load(str(file)))
+    weights = repairs.repair_weights(config, weights)
+    sanitize = getattr(model, "sanitize", None)
+    if sanitize is None:
+        return weights
+    try:
+        return cast("dict[str, mx.array]", sanitize(weights))
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(f"{folder}: the weights do not fit the architecture ({error})") from error
+
+
+def _stored_widths(folder: Path, model: nn.Module, weights: Mapping[str, mx.array]) -> packed.Widths:
+    """Packing of every module that is stored packed, found from the shapes; other libraries' packings are refused."""
+    config = read_config(folder)
+    foreign = config.get("quantization_config")
+    if "quantization" not in config and isinstance(foreign, dict):
+        method = foreign.get("quant_method", "an unknown method")
+        raise ModelError(
+            f"{folder} is quantised with {method}, which is not supported",
+            'use the unquantised model and "quantize = 4"',
+        )
+    widths: dict[str, packed.Width] = {}
+    for path, module in model.named_modules():
+        if f"{path}.scales" in weights and "weight" in module:
+            try:
+                found = infer_quant_config(path, module, weights)
+            except (ValueError, ZeroDivisionError, KeyError) as error:
+                raise ModelError(f"{folder}: the packed weights of {path} do not fit ({error})") from error
+            widths[path] = packed.Width(found["bits"], found["group_size"], found["mode"])
+    return widths
+
+
+def _about_stored(
+    name: str, stored_bits: int | None, quantize: int | None, keep_packed: bool, compute_dtype: str
+) -> Iterator[Notice]:
+    if quantize is not None and quantize != stored_bits:
+        yield Notice(
+            "warning",
+            f"{name} is stored with {stored_bits} bits; quantize = {quantize} changes nothing",
+            f"write quantize = {stored_bits}, or name the unquantised model",
+        )
+    if not keep_packed:
+        yield Notice(
+            "info", f"{name}: {stored_bits}-bit weights dequantised to {compute_dtype} (same numbers, more memory)"
+        )
+
+
+def _about_quantize(
+    name: str, model: nn.Module, widths: packed.Widths, bits: int, keep_packed: bool, compute_dtype: str
+) -> Iterator[Notice]:
+    left = [path for path, module in model.named_modules() if hasattr(module, "to_quantized") and path not in widths]
+    if left:
+        yield Notice("info", f"{name}: {len(left)} layers stay unquantised, the first is {left[0]}")
+    if not keep_packed:
+        yield Notice(
+            "info", f"{name}: quantised to {bits} bits and dequantised to {compute_dtype} (same numbers, more memory)"
+        )
+
+
+def _put_weights(folder: Path, model: nn.Module, weights: Mapping[str, mx.array], dtype: mx.Dtype) -> None:
+    """Load strictly, cast, freeze, compute; every floating number must be finite."""
+    try:
+        model.load_weights(list(weights.items()), strict=True)
+    except ValueError as error:
+        lines = " ".join(str(error).split())
+        raise ModelError(f"{folder}: weights and config.json do not belong together: {lines[:300]}") from error
+    keep = getattr(model, "cast_predicate", None)
+    cast_all = {
+        name: array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) and (keep is None or keep(name)) else array
+        for name, array in tree_flatten(model.parameters())
+    }
+    model.load_weights(list(cast_all.items()), strict=True)
+    model.freeze()
+    model.eval()
+    try:
+        mx.eval(model.parameters())
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: the weights cannot be read: {error}") from error
+    floating = {n: a for n, a in tree_flatten(model.parameters()) if mx.issubdtype(a.dtype, mx.floating)}
+    finite = mx.stack([mx.isfinite(mx.abs(array).max()) for array in floating.values()])
+    if not mx.all(finite).item():
+        bad = next(name for name, good in zip(floating, cast("list[bool]", finite.tolist()), strict=True) if not good)
+        raise ModelError(f"{folder}: {bad} holds NaN or infinity", "fetch or copy the model again")
+
+
+def _describe(
+    local: LocalModel, config: Mapping[str, object], model: nn.Module, num_parameters: int, stored_bits: int | None
+) -> ModelInfo:
+    text = config.get("text_config")
+    tables = [config, cast("dict[str, object]", text)] if isinstance(text, dict) else [config]
+
+    def first(*keys: str) -> int | None:
+        values = (table.get(key) for table in tables for key in keys)
+        return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+    return ModelInfo(
+        name=local.name,
+        folder=local.folder,
+        model_type=str(config["model_type"]),
+        num_parameters=num_parameters,
+        num_layers=len(cast("list[nn.Module]", getattr(model, "layers", []))),
+        hidden_size=first("hidden_size", "n_embd", "d_model") or 0,
+        vocab_size=first("vocab_size") or 0,
+        context_length=first(*_CONTEXT_KEYS),
+        stored_bits=stored_bits,
+        sha256=local.sha256,
+        revision=local.revision,
+        license=local.license,
+    )

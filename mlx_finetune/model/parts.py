@@ -1,0 +1,34 @@
+"""Where the parts of a model are, whatever its architecture calls them: embedding, blocks, head."""
+
+from typing import cast
+
+import mlx.nn as nn
+
+from mlx_finetune.errors import ModelError
+
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "tok_embeddings", "word_embeddings")
+_HEADS = ("lm_head", "embed_out", "output")
+
+
+def embedding(model: nn.Module) -> nn.Module:
+    """The module that turns token ids into vectors. Raises ``ModelError`` where none has a known name."""
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] in _EMBEDDINGS and isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            return module
+    raise ModelError(f"no token embedding was found in a {type(model).__module__.rpartition('.')[2]} model")
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks in order. Raises ``ModelError`` for a model without ``layers``."""
+    layers = getattr(model, "layers", None)
+    if not isinstance(layers, list) or not layers:
+        raise ModelError(f"no blocks were found in a {type(model).__module__.rpartition('.')[2]} model")
+    return cast("list[nn.Module]", layers)
+
+
+def head(model: nn.Module) -> nn.Module | None:
+    """The linear layer from hidden states to logits, or None where the embedding is used for it."""
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] in _HEADS and isinstance(module, nn.Linear | nn.QuantizedLinear):
+            return module
+    return None

@@ -1,5 +1,6 @@
 """``mlxft train``: the light parent. Checks the recipe, starts the training child, draws, passes signals on."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -67,6 +68,13 @@ def _view(summary: Summary, *, as_json: bool) -> View:
         from mlx_finetune.monitor.jsonl import JsonView
 
         return JsonView(sys.stdout, summary, talk=lambda message: click.echo(message, err=True))
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        from mlx_finetune.monitor.region import can_draw
+
+        if can_draw(sys.stderr):
+            from mlx_finetune.monitor.terminal import LiveView
+
+            return LiveView(sys.stderr, summary)
     from mlx_finetune.monitor.plain import PlainView
 
     return PlainView(sys.stderr, summary)
@@ -104,7 +112,7 @@ def _unexplained(ended: Ended, request: TrainRequest, run: RunDir) -> Sequence[s
     if not ended.crash():
         return []
     log = [f"  {line}" for line in ended.log_tail[-12:]]
-    shown = ["", f"last lines of {run.file(LOG)}:", *log] if log else []
+    shown = ["", f"its last lines (see {run.file(LOG)}):", *log] if log else []
     return [*shown, "", f"error: {ended.crash()}; {saved[0]}", *again]
 
 

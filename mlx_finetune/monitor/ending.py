@@ -10,10 +10,16 @@ from mlx_finetune.units import format_bytes, format_count, format_seconds
 #: Longest part of an answer that is shown beside the other, in lines of its column.
 ANSWER_LINES = 8
 
+_REASONS = {
+    "finished": "all steps done",
+    "early_stopping": "validation loss stopped improving",
+    "max_minutes": "its time was up",
+}
+
 
 def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name: str, width: int) -> list[str]:
     """The report at the end of a finished run, no line longer than ``width`` where the words allow it."""
-    lines = ["", f"finished at step {finished.step}: {finished.reason}" if finished.reason else "finished", ""]
+    lines = ["", f"finished at step {finished.step}: {_REASONS.get(finished.reason, finished.reason)}", ""]
     lines += [f"  {line}" for line in learned_lines(summary, finished)]
     lines += compared_lines(summary, finished, width=width)
     peak = format_bytes(finished.peak_memory_bytes)

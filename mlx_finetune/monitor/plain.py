@@ -12,6 +12,7 @@ from mlx_finetune.units import format_bytes, format_count, format_seconds
 
 STEP_LINES = 100
 ANSWER_WIDTH = 160
+PHASE_SECONDS = 10.0
 
 
 class PlainView:
@@ -21,6 +22,7 @@ class PlainView:
         self._stream = stream
         self._summary = summary
         self._next_step = 0
+        self._phase_line_time = 0.0
         self._broken = False
 
     def show(self, record: Record) -> None:
@@ -33,8 +35,16 @@ class PlainView:
                 self._write([step_line(self._summary)])
                 total = self._summary.total_steps or event.step
                 self._next_step = min(event.step + max(1, total // STEP_LINES), max(total, event.step + 1))
-        elif not (isinstance(event, Phase) and previous is not None and previous.name == event.name):
+        elif not isinstance(event, Phase) or self._is_worth_a_line(event, previous, record.time):
             self._write(lines_for(record, self._summary))
+
+    def _is_worth_a_line(self, phase: Phase, previous: Phase | None, now: float) -> bool:
+        """A phase when it begins, and how far it is every ten seconds."""
+        is_new = previous is None or (previous.name, previous.detail) != (phase.name, phase.detail)
+        if is_new or now - self._phase_line_time >= PHASE_SECONDS:
+            self._phase_line_time = now
+            return True
+        return False
 
     def tick(self, now: float) -> None:
         """Nothing moves in plain lines."""
@@ -121,17 +131,18 @@ def step_line(summary: Summary) -> str:
         f"{step.targets_per_second:,.0f} targets/s",
         f"memory {format_bytes(step.peak_memory_bytes)}",
     ]
-    eta = eta_text(summary, step_time=summary.last_time)
+    eta = eta_text(summary, now=summary.last_time)
     return "  ".join([*parts, eta] if eta else parts)
 
 
-def eta_text(summary: Summary, *, step_time: float) -> str:
+def eta_text(summary: Summary, *, now: float) -> str:
     """``done 14:32 (3m 20s left)`` in local time, "" too early to say."""
     seconds = summary.remaining_seconds()
     if seconds is None:
         return ""
-    end = time.localtime(step_time + seconds)
-    day = "" if time.localtime(step_time)[:3] == end[:3] else time.strftime("%a ", end)
+    seconds = max(0.0, seconds - max(0.0, now - summary.last_time))
+    end = time.localtime(now + seconds)
+    day = "" if time.localtime(now)[:3] == end[:3] else time.strftime("%a ", end)
     return f"done {day}{time.strftime('%H:%M', end)} ({format_seconds(seconds)} left)"
 
 

@@ -63,7 +63,7 @@ class Summary:
         self.last_time = record.time
         match event:
             case Phase():
-                self.phase, self.phase_time, self.outcome = event, record.time, None
+                self._begin(event, record.time)
             case RunStarted():
                 self._start(event, record.time)
             case StepDone():
@@ -78,6 +78,12 @@ class Summary:
                 self.notices.append(event)
             case RunFinished() | RunStopped() | RunFailed():
                 self.outcome, self.phase = event, None
+
+    def _begin(self, event: Phase, time: float) -> None:
+        before = self.phase
+        if before is None or (before.name, before.detail) != (event.name, event.detail):
+            self.phase_time = time
+        self.phase, self.outcome = event, None
 
     def _start(self, event: RunStarted, time: float) -> None:
         kept = event.first_step

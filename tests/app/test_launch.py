@@ -13,7 +13,7 @@ from mlx_finetune.app.launch import Ended, TrainRequest, train
 from mlx_finetune.events import Record, RunFailed, RunFinished, RunStopped, StepDone
 from mlx_finetune.rundir import RunDir
 
-FAKE = Path(__file__).with_name("fake_child.py")
+FAKE = Path(__file__).parent.with_name("fake_child.py")
 
 
 class Recorder:

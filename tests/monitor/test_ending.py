@@ -1,0 +1,64 @@
+"""The last words: what was learned, at what price, where it is, what to type next."""
+
+import dataclasses
+
+from journal import FINISHED, STARTED, records, step, whole_run
+
+from mlx_finetune.events import Sampled
+from mlx_finetune.monitor.ending import compared_lines, finished_lines, learned_lines
+from mlx_finetune.monitor.summary import summarise
+
+
+def test_the_report_of_a_finished_run_word_for_word() -> None:
+    lines = finished_lines(summarise(whole_run()), FINISHED, folder="adapters/demo", name="demo", width=60)
+    assert lines == [
+        "",
+        "finished at step 40: all steps done",
+        "",
+        "  validation loss 2.5000 -> 1.2500, 50% lower (best at step 30; 1.5000 at the end)",
+        "",
+        "  prompt: Hello?",
+        "",
+        "  before                       after step 30",
+        "  I do not know.               Good day to you.",
+        "",
+        "  1m 05s of training, 12.3k targets, peak memory 2.0 GB",
+        "  adapter in adapters/demo",
+        "",
+        "next: mlxft chat demo",
+    ]
+
+
+def test_a_run_that_got_worse_says_that_it_did_not_learn() -> None:
+    worse = dataclasses.replace(FINISHED, first_loss=1.0, best_loss=1.0, best_step=0, last_loss=1.4)
+    lines = learned_lines(summarise([]), worse)
+    assert lines[0].startswith("validation loss 1.0000 -> 1.0000, 0% higher")
+    assert "did not learn" in lines[1]
+
+
+def test_without_a_validation_set_the_training_loss_is_told() -> None:
+    none = dataclasses.replace(FINISHED, first_loss=None, best_loss=None, best_step=None, last_loss=None)
+    summary = summarise(records(STARTED, step(1, 2.0)))
+    assert learned_lines(summary, none) == ["no validation set; training loss at the end 2.0000"]
+
+
+def test_the_first_prompt_whose_answer_changed_is_compared() -> None:
+    summary = summarise(
+        records(Sampled(0, "a", "same"), Sampled(0, "b", "old"), Sampled(40, "a", "same"), Sampled(40, "b", "new"))
+    )
+    lines = compared_lines(summary, FINISHED, width=60)
+    assert lines[1] == "  prompt: b"
+    assert lines[4] == "  old                          new"
+
+
+def test_nothing_is_compared_without_samples_of_both() -> None:
+    assert compared_lines(summarise(records(Sampled(0, "a", "x"))), FINISHED, width=80) == []
+    assert compared_lines(summarise(records(Sampled(30, "a", "x"))), FINISHED, width=80) == []
+
+
+def test_long_answers_are_cut_and_an_empty_one_is_named() -> None:
+    summary = summarise(records(Sampled(0, "a", "word " * 200), Sampled(30, "a", " ")))
+    lines = compared_lines(summary, FINISHED, width=60)
+    assert len(lines) == 4 + 8
+    assert lines[4].endswith("(nothing)")
+    assert lines[-1] == "  ..."

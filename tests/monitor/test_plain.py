@@ -1,0 +1,104 @@
+"""Plain lines: readable in a file, one thing a line, nothing hidden and not too much."""
+
+import io
+
+import pytest
+from journal import STARTED, records, step, whole_run
+
+from mlx_finetune.events import Event, Notice, Phase, Sampled
+from mlx_finetune.monitor.plain import PlainView, amount_done, number, one_line
+from mlx_finetune.monitor.summary import Summary
+
+
+def shown(*events: Event, seconds: float = 1.0) -> list[str]:
+    stream = io.StringIO()
+    view = PlainView(stream, Summary())
+    for record in records(*events, seconds=seconds):
+        view.show(record)
+    view.close()
+    return stream.getvalue().splitlines()
+
+
+def test_a_whole_run_reads_from_the_first_download_to_the_last_sample() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream, Summary())
+    for record in whole_run():
+        view.show(record)
+    lines = stream.getvalue().splitlines()
+    assert lines[7].startswith("step 1/40  loss 2.4750  lr 2.00e-04  norm 0.50  800 targets/s  memory 2.0 GB  done ")
+    assert lines[:7] == [
+        "download: tiny-llama (10.0 MB of 20.0 MB)",
+        "warning: train: 3 of 83 rows are too long",
+        "hint: mlxft data check RECIPE",
+        "demo: sft of tiny-llama on CPU, float32; trains 1.0k of 50.0k parameters (2.0%)",
+        "40 steps, 20 in an epoch; 80 training rows, 8 for validation",
+        "step 0/40  validation loss 2.5000 (before training)",
+        "step 0/40  Hello? -> I do not know.",
+    ]
+    assert "step 30/40  validation loss 1.2500 * best so far" in lines
+    assert "step 30/40  checkpoint saved, 4.0 MB in 0.2 s" in lines
+    assert "step 40/40  validation loss 1.5000 (best 1.2500 at step 30)" in lines
+    assert len([line for line in lines if "  loss " in line]) == 40
+
+
+def test_a_long_run_has_about_a_hundred_step_lines_and_always_the_last() -> None:
+    long = STARTED.__class__("demo", "m", "sft", 0, 5000, 100, 8, 8, 1, 2, "CPU", "float32")
+    lines = shown(long, *(step(number) for number in range(1, 5001)))
+    steps = [line for line in lines if "  loss " in line]
+    assert 95 <= len(steps) <= 105
+    assert steps[-1].startswith("step 5000/5000")
+
+
+def test_an_answer_is_printed_again_only_when_it_changes() -> None:
+    lines = shown(STARTED, Sampled(0, "q", "a"), Sampled(5, "q", "a"), Sampled(10, "q", "b"))
+    assert lines[2:] == ["step 0/40  q -> a", "step 10/40  q -> b"]
+
+
+def test_a_phase_is_named_once_and_its_progress_every_ten_seconds() -> None:
+    progress = [Phase("load", "x", done, 100) for done in range(0, 100, 4)]
+    assert shown(*progress) == [
+        "load: x (0 of 100)",
+        "load: x (40 of 100)",
+        "load: x (80 of 100)",
+    ]
+
+
+def test_control_characters_of_an_answer_never_reach_the_terminal() -> None:
+    (line,) = shown(Sampled(0, "q", "a\x1b[2Jb\x07\nc"))
+    assert line == "step 0  q -> a [2Jb c"
+
+
+def test_a_note_has_no_second_line_without_a_hint() -> None:
+    assert shown(Notice("info", "one")) == ["note: one"]
+
+
+def test_a_stream_that_is_closed_does_not_end_the_run() -> None:
+    class Closed(io.StringIO):
+        def write(self, s: str) -> int:
+            raise BrokenPipeError
+
+    view = PlainView(Closed(), Summary())
+    view.say("one")
+    view.say("two")
+
+
+@pytest.mark.parametrize(
+    ("phase", "text"),
+    [
+        (Phase("a"), ""),
+        (Phase("a", "", 1, 3, "rows"), "1 of 3 rows"),
+        (Phase("a", "", None, 1500, "rows"), "1,500 rows"),
+        (Phase("a", "", 12_300_000, 98_000_000, "bytes"), "12.3 MB of 98.0 MB"),
+    ],
+)
+def test_progress_is_shown_in_its_own_unit(phase: Phase, text: str) -> None:
+    assert amount_done(phase) == text
+
+
+def test_a_number_that_is_null_is_called_not_finite() -> None:
+    assert number(None, 4) == "not finite"
+    assert number(0.00018, 2, scientific=True) == "1.80e-04"
+
+
+def test_long_text_is_cut_with_dots() -> None:
+    assert one_line("a " * 50, 11) == "a a a a..."

@@ -1,36 +1,12 @@
 """Documents packed into one row get the log-probabilities they have alone."""
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx_lm.models import gemma, gpt2, gpt_neox, llama, mamba
+from random_models import VOCAB, make_model
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model.segments import SegmentMask, check_packable, is_packed, segment_caches
-
-VOCAB = 96
-WIDTH = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCAB}
-LLAMA_LIKE = {**WIDTH, "intermediate_size": 96, "rms_norm_eps": 1e-5, "num_key_value_heads": 2}
-
-
-def make_model(name: str) -> nn.Module:
-    mx.random.seed(5)
-    if name == "llama":
-        model = llama.Model(llama.ModelArgs(model_type=name, **LLAMA_LIKE))
-    elif name == "sliding llama":
-        layers = ["full_attention", "sliding_attention"]
-        model = llama.Model(llama.ModelArgs(model_type=name, **LLAMA_LIKE, layer_types=layers, sliding_window=3))
-    elif name == "gemma":
-        model = gemma.Model(gemma.ModelArgs(model_type=name, head_dim=16, **LLAMA_LIKE))
-    elif name == "gpt_neox":
-        more = {"max_position_embeddings": 64, "layer_norm_eps": 1e-5, "rotary_emb_base": 10000, "rotary_pct": 0.25}
-        model = gpt_neox.Model(gpt_neox.ModelArgs(model_type=name, **WIDTH, **more))
-    else:
-        sizes = {"n_ctx": 64, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}
-        model = gpt2.Model(gpt2.ModelArgs(model_type=name, layer_norm_epsilon=1e-5, vocab_size=VOCAB, **sizes))
-    model.eval()
-    return model
 
 
 def log_probs(logits: mx.array, tokens: mx.array) -> np.ndarray:
@@ -65,7 +41,7 @@ def test_no_document_gets_a_gradient_from_another() -> None:
     model = make_model("llama")
     tokens = mx.array([[5, 6, 7, 8, 9, 10]])
     caches = segment_caches(model, mx.array([[1, 1, 1, 2, 2, 2]]))
-    inner = model.model  # type: ignore[attr-defined]
+    inner = model.model
 
     def last_logit(embedded: mx.array) -> mx.array:
         return inner(tokens, cache=caches, input_embeddings=embedded)[0, -1].sum()
@@ -121,20 +97,6 @@ def test_models_with_rotary_positions_can_be_packed(name: str) -> None:
 def test_learned_positions_and_recurrent_layers_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"gpt2 model cannot be packed: it has learned positions \(model\.wpe\)"):
         check_packable(make_model("gpt2"))
-    recurrent = mamba.Model(
-        mamba.ModelArgs(
-            model_type="mamba",
-            vocab_size=VOCAB,
-            hidden_size=64,
-            intermediate_size=64,
-            state_size=8,
-            num_hidden_layers=2,
-            conv_kernel=4,
-            use_bias=False,
-            use_conv_bias=True,
-            time_step_rank=4,
-        )
-    )
     with pytest.raises(ModelError, match="mamba model cannot be packed: its layers carry state") as caught:
-        check_packable(recurrent)
+        check_packable(make_model("mamba"))
     assert "packing = false" in caught.value.hint

@@ -1,8 +1,8 @@
 """A model's name becomes a local folder with config.json, safetensors and tokenizer files.
 
 Sources are tried in order: our cache, the hub's cache, the hub, the package index. The first source that served a
-model on a machine keeps serving it, so a recipe means the same weights there; which one it was, and a hash of the weights, are
-in ``LocalModel`` and go into the run. Folders in our cache appear by one rename, complete or not at all.
+model on a machine keeps serving it, so a recipe means the same weights there; which one it was, and a hash of the
+weights, are in ``LocalModel`` and go into the run. Folders in our cache appear by one rename, complete or not at all.
 """
 
 import hashlib
@@ -11,10 +11,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from mlx_finetune.errors import DoesNotFitError, ModelError
 from mlx_finetune.events import Phase
@@ -42,7 +43,8 @@ Report = Callable[[Phase], None]
 class LocalModel:
     """A model on this disk. ``source`` says where it came from, ``sha256`` covers config.json and every weight file.
 
-    ``source`` is ``hub:ID``, ``pypi:PACKAGE==VERSION``, ``gguf:FILE`` or ``folder:PATH``; ``revision`` is the hub's commit.
+    ``source`` is ``hub:ID``, ``pypi:PACKAGE==VERSION``, ``gguf:FILE`` or ``folder:PATH``; ``revision`` is the commit of
+    a hub model.
     """
 
     name: str
@@ -77,8 +79,8 @@ def _fetch(
     entry: CatalogueEntry | None, hub_id: str, revision: str | None, report: Report, hub_timeout: float
 ) -> LocalModel:
     shown = hub_id if entry is None else entry.name
-    if entry is not None and revision is None:
-        kept = _own_folder(entry.name)
+    if entry is not None and entry.wheel is not None and revision is None:
+        kept = _own_folder(entry.name, entry.wheel.member_sha256)
         if kept is not None:
             return kept
     cached = hub.find_cached(hub_id, revision)
@@ -172,12 +174,12 @@ def _convert(
     return kept
 
 
-def _own_folder(name: str, digest: str | None = None) -> LocalModel | None:
-    """The model ``name`` in our cache; with ``digest``, only the one converted from exactly that file."""
+def _own_folder(name: str, digest: str) -> LocalModel | None:
+    """The model ``name`` in our cache that was converted from the file with this sha256."""
     for notes_file in sorted((cache_folder() / MODELS).glob(f"{name}-*/{SOURCE_FILE}")):
         try:
             notes = json.loads(notes_file.read_text("utf-8"))
-            matches = notes["name"] == name and digest in (None, notes["source_sha256"])
+            matches = notes["name"] == name and digest == notes["source_sha256"]
             source, license_name = str(notes["source"]), notes["license"]
             folder = notes_file.parent
             if matches:
@@ -189,7 +191,7 @@ def _own_folder(name: str, digest: str | None = None) -> LocalModel | None:
 
 
 def hash_model(folder: Path) -> str:
-    """sha256 over the names and hashes of config.json and every weight file; hashes of unchanged files are remembered."""
+    """sha256 over the names and hashes of config.json and every weight file; unchanged files are not read again."""
     digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]:
         if not path.is_file():
@@ -204,13 +206,16 @@ def _cached_sha256(path: Path) -> str:
     stat = real.stat()
     stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
     memory = cache_folder() / _HASHES
-    known: dict[str, list[object]] = {}
+    known: dict[str, object] = {}
     with suppress(OSError, ValueError):
         loaded = json.loads(memory.read_text("utf-8"))
-        known = loaded if isinstance(loaded, dict) else {}
+        known = cast("dict[str, object]", loaded) if isinstance(loaded, dict) else {}
     entry = known.get(str(real))
-    if isinstance(entry, list) and len(entry) == 2 and entry[0] == stamp and isinstance(entry[1], str):
-        return entry[1]
+    match entry:
+        case [known_stamp, str(remembered)] if known_stamp == stamp:
+            return remembered
+        case _:
+            pass
     digest = sha256_of(real)
     known = {name: value for name, value in known.items() if Path(name).exists()} | {str(real): [stamp, digest]}
     with suppress(OSError):  # a cache that cannot be written costs time, nothing else
@@ -222,7 +227,7 @@ def _cached_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _part_folder() -> Iterator[Path]:
+def _part_folder() -> Generator[Path]:
     """A folder for half-done work beside its final place; gone afterwards. Folders of processes that died go too."""
     models = cache_folder() / MODELS
     models.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Models on the Hugging Face hub, through huggingface_hub: its cache, its token, its resuming downloads.
 
-Only safetensors, tokenizer and configuration files at the top of a repository are fetched, never pickles and never code, all
-of one commit. The hub gets ``timeout`` seconds for its first answer; a name lookup or a connection that hangs
+Only safetensors, tokenizer and configuration files at the top of a repository are fetched, never pickles and never
+code, all of one commit. The hub gets ``timeout`` seconds for its first answer; a name lookup or a connection that hangs
 counts too, which is why the question is asked in a thread.
 """
 
@@ -58,7 +58,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def find_cached(hub_id: str, revision: str | None) -> tuple[Path, str] | None:
-    """Folder and commit of a model that is complete in the hub's cache, without asking the hub; None where it is not."""
+    """Folder and commit of a model that is complete in the hub's cache, without asking the hub; else None."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
@@ -77,7 +77,7 @@ def find_cached(hub_id: str, revision: str | None) -> tuple[Path, str] | None:
 def ask_hub(hub_id: str, revision: str | None, *, timeout: float) -> HubModel:
     """Commit, licence and wanted files of a model.
 
-    Raises ``HubUnreachableError`` after ``timeout`` seconds or in offline mode, and ``ModelError`` where the hub refuses.
+    Raises ``HubUnreachableError`` after ``timeout`` seconds or in offline mode, ``ModelError`` where the hub refuses.
     """
     from huggingface_hub import HfApi, errors
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -115,7 +115,7 @@ def ask_hub(hub_id: str, revision: str | None, *, timeout: float) -> HubModel:
 
 
 def download(model: HubModel, *, cache: Path, report: Report) -> Path:
-    """Fetch the files of ``model`` into the hub's cache and return the folder. Broken downloads go on where they stopped.
+    """Fetch the files of ``model`` into the hub's cache and return the folder; half files go on where they stopped.
 
     Raises ``ModelError`` where the hub refuses a file and ``HubUnreachableError`` where the connection fails.
     """
@@ -178,7 +178,7 @@ def _no_safetensors(hub_id: str, names: Sequence[str]) -> ModelError:
         return ModelError(f"{hub_id} holds GGUF files only", "download one of them and give its path as the model")
     return ModelError(
         f"{hub_id} has no safetensors weights; other formats can run code and are never opened",
-        "look for a revision with safetensors (refs/pr/N of the conversion bot) and set revision, or for a converted copy",
+        "set revision to one with safetensors (refs/pr/N of the conversion bot), or look for a converted copy",
     )
 
 

@@ -16,13 +16,13 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import MODEL_REMAPPING, infer_quant_config
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.events import Notice
 from mlx_finetune.model import packed, repairs
 from mlx_finetune.model.fetch import LocalModel
+from mlx_finetune.model.parts import flat_arrays
 from mlx_finetune.model.safetensors_check import check_weight_files
 
 _MAX_CONFIG_BYTES = 10_000_000
@@ -76,13 +76,14 @@ def load_model(
 
     ``quantize`` packs an unquantised base to that many bits (affine, group 64, every linear layer and embedding that
     ``mlx_lm.convert -q`` would pack, from the stored type). Off the GPU the packed numbers are written out again in
-    ``compute_dtype``, so training sees what it would see on the GPU. ``dequantize`` does the same on a GPU (full fine-tuning).
+    ``compute_dtype``, so training sees what it would see on the GPU. ``dequantize`` does the same on a GPU, for full
+    fine-tuning.
     Raises ``ModelError`` for everything that is wrong with the folder.
     """
     files = check_weight_files(local.folder)
     config = read_config(local.folder)
     model, config, changes = _build(local.folder, config)
-    num_parameters = sum(array.size for _, array in tree_flatten(model.parameters()))
+    num_parameters = sum(array.size for array in flat_arrays(model).values())
     weights = _read_weights(local.folder, files, model, config)
     activation = repairs.repair_activation(model, config)
     widths = _stored_widths(local.folder, model, weights)
@@ -199,7 +200,7 @@ def _stored_widths(folder: Path, model: nn.Module, weights: Mapping[str, mx.arra
     for path, module in model.named_modules():
         if f"{path}.scales" in weights and "weight" in module:
             try:
-                found = infer_quant_config(path, module, weights)
+                found = infer_quant_config(path, module, dict(weights))
             except (ValueError, ZeroDivisionError, KeyError) as error:
                 raise ModelError(f"{folder}: the packed weights of {path} do not fit ({error})") from error
             widths[path] = packed.Width(found["bits"], found["group_size"], found["mode"])
@@ -243,7 +244,7 @@ def _put_weights(folder: Path, model: nn.Module, weights: Mapping[str, mx.array]
     keep = getattr(model, "cast_predicate", None)
     cast_all = {
         name: array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) and (keep is None or keep(name)) else array
-        for name, array in tree_flatten(model.parameters())
+        for name, array in flat_arrays(model).items()
     }
     model.load_weights(list(cast_all.items()), strict=True)
     model.freeze()
@@ -252,7 +253,7 @@ def _put_weights(folder: Path, model: nn.Module, weights: Mapping[str, mx.array]
         mx.eval(model.parameters())
     except RuntimeError as error:
         raise ModelError(f"{folder}: the weights cannot be read: {error}") from error
-    floating = {n: a for n, a in tree_flatten(model.parameters()) if mx.issubdtype(a.dtype, mx.floating)}
+    floating = {n: a for n, a in flat_arrays(model).items() if mx.issubdtype(a.dtype, mx.floating)}
     finite = mx.stack([mx.isfinite(mx.abs(array).max()) for array in floating.values()])
     if not mx.all(finite).item():
         bad = next(name for name, good in zip(floating, cast("list[bool]", finite.tolist()), strict=True) if not good)

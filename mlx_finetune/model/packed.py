@@ -53,7 +53,7 @@ def commonest_bits(model: nn.Module, widths: Widths) -> int | None:
 
 
 def pack(weights: Mapping[str, mx.array], widths: Widths) -> dict[str, mx.array]:
-    """Weights with ``scales`` and ``biases`` for each module in ``widths``, computed from the type they are stored in."""
+    """Weights with ``scales`` and ``biases`` for each module in ``widths``, computed in their stored type."""
     result = dict(weights)
     for path, width in widths.items():
         if f"{path}.weight" not in result:
@@ -66,7 +66,7 @@ def pack(weights: Mapping[str, mx.array], widths: Widths) -> dict[str, mx.array]
 def cast_or_unpack(
     weights: Mapping[str, mx.array], widths: Widths, dtype: mx.Dtype, *, keep_packed: bool
 ) -> dict[str, mx.array]:
-    """Scales and biases in ``dtype``; unless ``keep_packed``, the plain weights in ``dtype`` in place of packed ones."""
+    """Scales and biases in ``dtype``; unless ``keep_packed``, plain weights in ``dtype`` instead of packed ones."""
     result = dict(weights)
     for path, width in widths.items():
         for name in ("scales", "biases"):

@@ -2,7 +2,9 @@
 
 from typing import cast
 
+import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_finetune.errors import ModelError
 
@@ -24,6 +26,11 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     if not isinstance(layers, list) or not layers:
         raise ModelError(f"no blocks were found in a {type(model).__module__.rpartition('.')[2]} model")
     return cast("list[nn.Module]", layers)
+
+
+def flat_arrays(model: nn.Module) -> dict[str, mx.array]:
+    """Every parameter by its dotted name, in the model's order."""
+    return dict(cast("list[tuple[str, mx.array]]", tree_flatten(model.parameters())))
 
 
 def head(model: nn.Module) -> nn.Module | None:

@@ -13,7 +13,7 @@ Each repair has a test in ``tests/model/test_repairs.py`` that fails when upstre
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -101,7 +101,7 @@ def repair_activation(model: nn.Module, config: Mapping[str, object]) -> str:
         raise ModelError(f"the activation {name!r} is not supported for {kind!r} models")
     for block in cast("list[nn.Module]", model.layers):
         mlp = ExactNeoxMLP if kind == "gpt_neox" else ExactGpt2MLP
-        block.mlp = mlp(model.args)
+        block.mlp = mlp(cast("Any", model).args)
     return "exact gelu"
 
 

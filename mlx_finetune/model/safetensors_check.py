@@ -2,8 +2,8 @@
 
 MLX accepts negative offsets, overlaps, holes, duplicate names and trailing bytes (RELIABILITY.md row 78); the reference
 refuses all five, and so does this, from the header alone: 0.01 s for a model of any size. Nothing that the reference
-refuses is accepted (``tests/model/test_safetensors_check.py`` compares both on mutated headers); a few things it allows are
-refused here too, such as types of less than a byte and unknown keys.
+refuses is accepted (``tests/model/test_safetensors_check.py`` compares both on mutated headers); a few things it allows
+are refused here too, such as types of less than a byte and unknown keys.
 """
 
 import json

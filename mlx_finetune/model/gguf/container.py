@@ -1,9 +1,9 @@
 """The GGUF container: metadata and tensors, read with every length and offset checked against the file.
 
 MLX has a GGUF reader too; it is not used, because reading a file from a stranger with it has gone out of bounds more
-than once (mlx issues 4213, 4244). numpy on a read-only memory map cannot. Blocks of Q4_0, Q4_1 and Q8_0 become MLX's affine
-layout bit for bit as ``mx.load`` makes it (``tests/model/gguf/test_container.py`` compares); the file is read once,
-tensor by tensor. Other block types are refused by name.
+than once (mlx issues 4213, 4244). numpy on a read-only memory map cannot. Blocks of Q4_0, Q4_1 and Q8_0 become MLX's
+affine layout bit for bit as ``mx.load`` makes it (``tests/model/gguf/test_container.py`` compares); the file is read
+once, tensor by tensor. Other block types are refused by name.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file, written as tokenizer.json and tokenizer_config.json.
 
 Byte-level BPE with the pre-tokenizers below, and sentencepiece BPE (type "llama"). Each was compared with recorded
-ids of the original tokenizer (``tests/model/gguf/test_tokenizer.py``); a pre-tokenizer that is not in the list is refused by
-name, since a wrong split gives wrong ids silently.
+ids of the original tokenizer (``tests/model/gguf/test_tokenizer.py``); a pre-tokenizer that is not in the list is
+refused by name, since a wrong split gives wrong ids silently.
 """
 
 import json
@@ -17,10 +17,10 @@ from mlx_finetune.errors import ModelError
 from mlx_finetune.model.gguf.container import Gguf, Value
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = _WORDS + r"\p{N}{1,3}" + _REST
+_QWEN2 = _WORDS + r"\p{N}" + _REST
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def write_tokenizer(gguf: Gguf, folder: Path) -> None:
         tokenizer, style_adds_bos = _sentencepiece(gguf, pieces, kinds), True
     else:
         raise ModelError(
-            f"{gguf.path}: the tokenizer type {kind!r} is not supported; gpt2 (byte-level) and llama (sentencepiece) are",
+            f"{gguf.path}: the tokenizer type {kind!r} is not supported; gpt2 (bytes) and llama (sentencepiece) are",
             "use the model's safetensors folder instead",
         )
     tokenizer.add_special_tokens(

@@ -35,22 +35,38 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A locked run folder. ``checkpoint`` is where to continue, None for step 0; ``run_info`` that of the old run."""
+    """A locked run folder. ``checkpoint`` is where to continue, None for step 0; ``run_info`` that of the old run.
+
+    ``lock`` is the open descriptor that holds the lock; ``release`` or the end of the process frees it.
+    """
 
     run: RunDir
+    lock: int
     checkpoint: Checkpoint | None
     run_info: dict[str, object] | None
     damaged: tuple[str, ...]
+
+    def release(self) -> None:
+        """Let the next process into this folder."""
+        os.close(self.lock)
 
 
 def admit(run: RunDir, request: Request) -> Admission:
     """Make and lock the folder and decide where to start. Raises ``RunError`` with the way out."""
     _make_folder(run.path)
-    _lock(run)
+    lock = _lock(run)
+    try:
+        return _decide(run, lock, request)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _decide(run: RunDir, lock: int, request: Request) -> Admission:
     if not run.is_run():
         if request.continues:
             raise RunError(f"{run.path} holds no run to continue", "leave out --resume, --fork and --extend")
-        return Admission(run, None, None, ())
+        return Admission(run, lock, None, None, ())
     info = dict(read_run_info(run))
     if not request.continues:
         status = f"{info.get('status')}, step {info.get('step')}"
@@ -66,7 +82,7 @@ def admit(run: RunDir, request: Request) -> Admission:
     sweep(run)
     damaged: list[str] = []
     checkpoint = newest_checkpoint(run, on_damage=damaged.append)
-    return Admission(run, checkpoint, info, tuple(damaged))
+    return Admission(run, lock, checkpoint, info, tuple(damaged))
 
 
 def _make_folder(path: Path) -> None:
@@ -82,16 +98,18 @@ def _make_folder(path: Path) -> None:
         raise RunError(f"{path} cannot be written to", "choose another output_dir")
 
 
-def _lock(run: RunDir) -> None:
-    """Hold an exclusive lock for the life of this process; the descriptor is left open on purpose."""
+def _lock(run: RunDir) -> int:
+    """Take the exclusive lock; the descriptor that holds it. Raises ``RunError`` naming the process that has it."""
     descriptor = os.open(run.file(LOCK), os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        os.close(descriptor)
         raise RunError(f"another process ({owner or 'unknown'}) is training in {run.path}") from error
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
 
 
 def cut_journal(path: Path, num_bytes: int) -> None:

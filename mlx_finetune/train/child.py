@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     finally:
         emit.close()
+        admission.release()
 
 
 def _train(loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: EventWriter) -> int:
@@ -92,9 +93,7 @@ def _describe(error: MlxftError) -> tuple[str, str]:
 
 def _print_error(error: MlxftError) -> None:
     message, hint = _describe(error)
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
     sys.stderr.flush()
 
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.errors import TrainingError
-from mlx_finetune.events import CheckpointSaved, Event, Evaluated, Notice, StepDone
+from mlx_finetune.events import CheckpointSaved, Evaluated, Event, Notice, StepDone
 from mlx_finetune.recipe.schema import TrainingRecipe
 from mlx_finetune.train.checkpoint import Checkpoint
 from mlx_finetune.train.optim import Schedule

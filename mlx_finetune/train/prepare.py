@@ -99,7 +99,11 @@ def prepare(
     apply_limits(resolved.limits)
     emit(Phase("load", detail=local.name))
     base_model = load_model(
-        local, quantize=recipe.quantize, compute_dtype=recipe.hardware.compute_dtype, on_gpu=on_gpu()
+        local,
+        quantize=recipe.quantize,
+        compute_dtype=recipe.hardware.compute_dtype,
+        on_gpu=on_gpu(),
+        dequantize=recipe.lora is None,
     )
     for notice in base_model.notices:
         emit(notice)
@@ -287,7 +291,7 @@ def _trainer(model: nn.Module, objective: Objective, recipe: Recipe, *, is_packe
         adapter_parameters(model) if recipe.lora is not None else dict(tree_flatten(model.trainable_parameters()))
     )
     parameters = {name: parameters[name] for name in sorted(parameters)}
-    undecayed = embedding_names(model)
+    undecayed = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)]
     optimizer = AdamW(
         beta1=training.adam_beta1,
         beta2=training.adam_beta2,

@@ -203,8 +203,9 @@ def _run_started(run: RunDir, prepared: Prepared, state: RunState) -> Event:
 def _finish(run: RunDir, prepared: Prepared, state: RunState, reason: EndReason, emit: Emit) -> None:
     """Put the best weights, their card and the summary into the run folder."""
     recipe = prepared.recipe
-    is_best = recipe.training.keep_best and state.best_step
-    publish(run, recipe, state.best_step if is_best and state.best_step else state.step)
+    if recipe.training.keep_best and state.best_step == 0:
+        emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
+    publish(run, recipe, (state.best_step if recipe.training.keep_best else None) or state.step)
     write_metrics(run, recipe, prepared.info, state, reason)
     write_card(run, recipe, prepared.info, state)
     emit(

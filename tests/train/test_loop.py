@@ -1,0 +1,142 @@
+"""When a run evaluates, saves and ends; driven through real small runs."""
+
+import dataclasses
+import json
+
+import mlx.core as mx
+import pytest
+from small_runs import course, train, write_recipe
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import TrainingError
+from mlx_finetune.events import Notice, read_events
+from mlx_finetune.train import loop, objective
+
+
+@pytest.fixture
+def recipe(tiny_model, tmp_path):
+    return write_recipe(tmp_path, tiny_model("llama"))
+
+
+def steps_of(run):
+    return [entry[1] for entry in course(run) if entry[0] == "step"]
+
+
+def evaluations(run):
+    return {entry[1]: entry[2] for entry in course(run) if entry[0] == "evaluation"}
+
+
+def test_it_evaluates_before_the_first_step_at_every_interval_and_at_the_end(recipe):
+    run = train(recipe, overrides=("training.max_steps=5", "training.eval_steps=2"))
+    assert list(evaluations(run)) == [0, 2, 4, 5]
+    assert [entry[1] for entry in course(run) if entry[0] == "sample"] == [0, 2, 4, 5]
+
+
+def test_the_result_is_the_best_checkpoint_or_the_last_one(recipe):
+    """A learning rate this large makes the later evaluations worse."""
+    settings = ("training.learning_rate=0.5", "training.eval_steps=1", "training.max_steps=4", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    losses = evaluations(run)
+    best = min((step for step in losses if step), key=lambda step: losses[step])
+    metrics = json.loads(run.file(rundir.METRICS).read_text())
+    assert metrics["first_eval_loss"] == losses[0]
+    if losses[0] < losses[best]:
+        best = 4  # nothing trained was better than the base: there is no best checkpoint
+    published = run.file(rundir.MLX_WEIGHTS).read_bytes()
+    assert published == (run.checkpoint(best) / rundir.MLX_WEIGHTS).read_bytes()
+    other = f"output_dir={run.path.parent / 'last'}"
+    last = train(recipe, overrides=(*settings, "training.keep_best=false", other))
+    assert last.file(rundir.MLX_WEIGHTS).read_bytes() == (last.checkpoint(4) / rundir.MLX_WEIGHTS).read_bytes()
+
+
+def test_rotation_keeps_the_newest_the_best_and_those_asked_for(recipe):
+    settings = ("training.save_steps=1", "training.keep_checkpoints=1", "training.save_at=[0.3]", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    metrics = json.loads(run.file(rundir.METRICS).read_text())
+    kept = {int(path.name.split("-")[1]) for path in run.checkpoints()}
+    assert kept == {2, 6, metrics["best_step"]}
+
+
+def test_early_stopping_ends_after_evaluations_without_improvement(recipe):
+    settings = ("training.learning_rate=5.0", "training.eval_steps=1", "training.early_stopping_patience=2")
+    run = train(recipe, overrides=(*settings, "training.max_steps=50", "eval.prompts=[]"))
+    assert 2 <= len(steps_of(run)) < 50
+    assert json.loads(run.file(rundir.METRICS).read_text())["reason"] == "early_stopping"
+
+
+def test_max_minutes_ends_a_run_cleanly_with_an_evaluation(recipe):
+    run = train(recipe, overrides=("training.max_minutes=1e-5", "training.max_steps=50"))
+    assert steps_of(run) == [1]
+    assert list(evaluations(run)) == [0, 1]
+    assert json.loads(run.file(rundir.METRICS).read_text())["reason"] == "max_minutes"
+
+
+def poison(monkeypatch, step):
+    """Make the loss of one step infinite."""
+    compute = loop.Trainer.compute
+
+    def poisoned(self, batches, at):
+        gradients, result = compute(self, batches, at)
+        return gradients, dataclasses.replace(result, loss=float("inf")) if at == step else result
+
+    monkeypatch.setattr(loop.Trainer, "compute", poisoned)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows_and_good_weights(recipe, monkeypatch):
+    poison(monkeypatch, step=3)
+    with pytest.raises(TrainingError, match=r"step 4: loss inf.*rows.jsonl:\d+"):
+        train(recipe)
+    newest = recipe.parent / "run" / "checkpoint-2" / rundir.MLX_WEIGHTS
+    assert all(mx.all(mx.isfinite(value)).item() for value in mx.load(str(newest)).values())
+
+
+def test_a_loss_that_is_not_finite_can_be_skipped_and_is_counted(recipe, monkeypatch):
+    poison(monkeypatch, step=3)
+    run = train(recipe, overrides=('training.on_nonfinite="skip"',))
+    assert steps_of(run) == [1, 2, 3, 4, 5, 6]
+    notices = [r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, Notice)]
+    assert any("step 4" in notice.message and "left out" in notice.message for notice in notices)
+    assert json.loads(run.file(rundir.METRICS).read_text())["skipped_steps"] == 1
+
+
+def test_weights_that_are_not_finite_are_never_committed(recipe, monkeypatch):
+    apply = loop.Trainer.apply
+
+    def broken(self, gradients, *, learning_rate, step):
+        apply(self, gradients, learning_rate=learning_rate, step=step)
+        name = next(iter(self.parameters))
+        self.parameters[name] = self.parameters[name] * float("nan")
+
+    monkeypatch.setattr(loop.Trainer, "apply", broken)
+    with pytest.raises(TrainingError):
+        train(recipe, overrides=("training.eval_steps=6", "eval.prompts=[]"))
+    assert not list((recipe.parent / "run").glob("checkpoint-*"))
+
+
+def test_a_third_objective_needs_nothing_of_the_loop(recipe, monkeypatch):
+    """Label smoothing as an objective of its own: sum of (1 - e) nll + e * mean over the vocabulary."""
+    calls = []
+
+    def smoothed(model, tokens, loss_mask, segment_ids, *, is_packed):
+        calls.append(is_packed)
+        loss_sum, count = objective.next_token_loss(model, tokens, loss_mask, segment_ids, is_packed=is_packed)
+        return 0.9 * loss_sum + 0.1 * count * mx.log(mx.array(300.0)), count
+
+    base = objective.OBJECTIVES["sft"]
+    plain = train(recipe, overrides=("training.max_steps=2", "eval.prompts=[]"))
+    monkeypatch.setitem(objective.OBJECTIVES, "sft", dataclasses.replace(base, name="smoothed", loss=smoothed))
+    other = f"output_dir={recipe.parent / 'smoothed'}"
+    run = train(recipe, overrides=("training.max_steps=2", "eval.prompts=[]", other))
+    assert calls
+    expected = 0.9 * evaluations(plain)[0] + 0.1 * float(mx.log(mx.array(300.0)).item())
+    assert evaluations(run)[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gpt2", "gpt_neox"])
+def test_other_architectures_train_evaluate_and_save(tiny_model, tmp_path, model_type):
+    recipe = write_recipe(tmp_path, tiny_model(model_type))
+    packing = "false" if model_type == "gpt2" else "true"
+    run = train(recipe, overrides=("training.max_steps=2", f"data.packing={packing}", "eval.prompts=[]"))
+    losses = evaluations(run)
+    assert losses[2] < losses[0]
+    assert run.checkpoint(2).is_dir()

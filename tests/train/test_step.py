@@ -1,0 +1,174 @@
+"""One optimizer step: what must not change its gradients, and what must."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_finetune.dataset.stream import make_batch
+from mlx_finetune.dataset.tokens import Tokens
+from mlx_finetune.model.fetch import LocalModel
+from mlx_finetune.model.load import load_model
+from mlx_finetune.model.lora import adapter_parameters, attach_adapter
+from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
+from mlx_finetune.model.parts import embedding
+from mlx_finetune.recipe.schema import LoraRecipe
+from mlx_finetune.train.objective import OBJECTIVES
+from mlx_finetune.train.optim import AdamW
+from mlx_finetune.train.step import Trainer
+
+
+@pytest.fixture
+def make_trainer(tiny_model):
+    def make(model_type="llama", *, dropout=0.0, seed=3, recompute=False, neftune=0.0, packed=False, max_norm=0.0):
+        local = LocalModel("tiny", tiny_model(model_type), "folder", None, "", None)
+        model = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
+        lora = LoraRecipe.model_validate({"rank": 4, "alpha": 8, "dropout": dropout})
+        attach_adapter(model, lora, seed=seed)
+        parameters = adapter_parameters(model)
+        for name, value in parameters.items():  # with B = 0 half of the gradients would be 0
+            if name.endswith("lora_b"):
+                parameters[name] = 0.1 * mx.random.normal(value.shape, key=mx.random.key(len(name)))
+        if neftune:
+            add_neftune(embedding(model), neftune)
+        if recompute:
+            checkpoint_blocks(model)
+        optimizer = AdamW(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=frozenset())
+        trainer = Trainer(
+            model, OBJECTIVES["sft"], optimizer, parameters, seed=seed, max_grad_norm=max_norm, is_packed=packed
+        )
+        trainer.load_into_model()
+        return trainer
+
+    return make
+
+
+def make_rows(lengths, *, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for line, length in enumerate(lengths, start=1):
+        mask = rng.random(length) < 0.6
+        mask[0], mask[-1] = False, True
+        rows.append(Tokens(rng.integers(3, 250, length).astype(np.int32), mask, "rows.jsonl", line))
+    return rows
+
+
+def separate(rows, *, length=32, num_sequences=1):
+    return [make_batch(rows, [[index]], num_sequences=num_sequences, length=length) for index in range(len(rows))]
+
+
+def largest_difference(one, other):
+    assert one.keys() == other.keys()
+    return max(float(mx.abs(one[name] - other[name]).max().item()) for name in one)
+
+
+ROWS = make_rows([20, 5, 31, 12])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma", "gpt2", "gpt_neox"])
+def test_any_split_into_microbatches_gives_the_same_gradients(make_trainer, model_type):
+    trainer = make_trainer(model_type)
+    together = [make_batch(ROWS, [[0], [1], [2], [3]], num_sequences=4, length=32)]
+    pairs = [make_batch(ROWS, group, num_sequences=2, length=32) for group in ([[0], [1]], [[2], [3]])]
+    expected, result = trainer.compute(together, 0)
+    assert result.num_targets == sum(int(row.loss_mask.sum()) for row in ROWS)
+    assert result.num_tokens == sum(len(row.ids) for row in ROWS)
+    for batches in (separate(ROWS), pairs):
+        gradients, other = trainer.compute(batches, 0)
+        assert largest_difference(expected, gradients) < 1e-6
+        assert other.loss == pytest.approx(result.loss, abs=1e-6)
+    assert max(float(mx.abs(value).max().item()) for value in expected.values()) > 1e-3
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma", "gpt_neox"])
+def test_packed_rows_give_the_gradients_of_separate_rows(make_trainer, model_type):
+    expected, result = make_trainer(model_type).compute(separate(ROWS), 0)
+    pack = [make_batch(ROWS, [[0, 1], [2], [3]], num_sequences=3, length=40, is_packed=True)]
+    gradients, other = make_trainer(model_type, packed=True).compute(pack, 0)
+    assert other.num_targets == result.num_targets
+    assert other.loss == pytest.approx(result.loss, abs=1e-5)
+    assert largest_difference(expected, gradients) < 1e-5
+
+
+def test_padding_changes_nothing(make_trainer):
+    trainer = make_trainer()
+    expected, _ = trainer.compute(separate(ROWS, length=32), 0)
+    gradients, _ = trainer.compute(separate(ROWS, length=48, num_sequences=3), 0)
+    assert largest_difference(expected, gradients) < 1e-6
+
+
+def test_recomputation_gives_the_same_gradients_with_dropout_and_noise(make_trainer):
+    settings = {"dropout": 0.3, "neftune": 5.0}
+    plain, _ = make_trainer(**settings).compute(separate(ROWS), 7)
+    recomputed, _ = make_trainer(**settings, recompute=True).compute(separate(ROWS), 7)
+    assert largest_difference(plain, recomputed) < 1e-6
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.3}, {"neftune": 5.0}])
+def test_noise_depends_on_the_step_and_on_nothing_else(make_trainer, settings):
+    first, _ = make_trainer(**settings).compute(separate(ROWS), 7)
+    mx.random.seed(123)
+    again, _ = make_trainer(**settings).compute(separate(ROWS), 7)
+    other, _ = make_trainer(**settings).compute(separate(ROWS), 8)
+    assert largest_difference(first, again) == 0
+    assert largest_difference(first, other) > 1e-4
+
+
+def test_evaluation_has_no_noise(make_trainer):
+    batch = separate(ROWS)[0]
+    assert make_trainer(dropout=0.5, neftune=5.0).loss(batch) == make_trainer().loss(batch)
+
+
+def test_compiled_and_uncompiled_steps_agree(make_trainer):
+    compiled, _ = make_trainer(dropout=0.2).compute(separate(ROWS), 1)
+    mx.disable_compile()
+    try:
+        plain, _ = make_trainer(dropout=0.2).compute(separate(ROWS), 1)
+    finally:
+        mx.enable_compile()
+    assert largest_difference(compiled, plain) < 1e-6
+
+
+def test_clipping_bounds_the_norm_and_reports_the_one_before(make_trainer):
+    free, result = make_trainer().compute(separate(ROWS), 0)
+    clipped, same = make_trainer(max_norm=result.grad_norm / 2).compute(separate(ROWS), 0)
+    assert same.grad_norm == pytest.approx(result.grad_norm, rel=1e-6)
+    assert largest_difference({k: v * 0.5 for k, v in free.items()}, clipped) < 1e-6
+
+
+def test_a_step_without_targets_is_a_bug_of_ours(make_trainer):
+    row = Tokens(np.array([5, 6, 7], np.int32), np.zeros(3, np.bool_), "rows.jsonl", 1)
+    with pytest.raises(AssertionError, match="no target"):
+        make_trainer().compute(separate([row]), 0)
+
+
+def test_gradients_of_a_small_model_match_finite_differences(make_trainer):
+    trainer = make_trainer()
+    batches = separate(ROWS)
+    gradients, _ = trainer.compute(batches, 0)
+    name = next(iter(gradients))
+    direction = gradients[name] / mx.sqrt(mx.sum(mx.square(gradients[name])))
+    losses = []
+    for sign in (1, -1):
+        moved = trainer.parameters | {name: trainer.parameters[name] + sign * 0.02 * direction}
+        trainer.restore(moved, trainer.state)
+        sums = [trainer.loss(batch) for batch in batches]
+        losses.append(sum(loss for loss, _ in sums) / sum(count for _, count in sums))
+        trainer.restore(moved | {name: moved[name] - sign * 0.02 * direction}, trainer.state)
+    slope = (losses[0] - losses[1]) / 0.04
+    assert slope == pytest.approx(float(mx.sum(gradients[name] * direction).item()), rel=2e-2)
+
+
+def test_full_fine_tuning_reaches_every_weight(tiny_model):
+    from mlx_finetune.model.lora import full_parameters
+
+    local = LocalModel("tiny", tiny_model("llama"), "folder", None, "", None)
+    model = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
+    optimizer = AdamW(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=frozenset())
+    trainer = Trainer(
+        model, OBJECTIVES["sft"], optimizer, full_parameters(model), seed=0, max_grad_norm=1.0, is_packed=False
+    )
+    before = dict(trainer.parameters)
+    gradients, _ = trainer.compute(separate(ROWS), 0)
+    trainer.apply(gradients, learning_rate=1e-2, step=0)
+    unchanged = [name for name, value in trainer.parameters.items() if mx.array_equal(value, before[name])]
+    assert unchanged == []

@@ -13,7 +13,7 @@ from mlx_finetune.dataset.formats import DetectedFormat, Example, FormatCounter,
 from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.read import read_rows
 from mlx_finetune.dataset.row import DataFile, Report, Row
-from mlx_finetune.dataset.sources.columnar import read_table
+from mlx_finetune.dataset.sources.columnar import read_table, table_files
 from mlx_finetune.dataset.sources.locate import Located, locate
 from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key
 from mlx_finetune.errors import DataError, Problem
@@ -47,7 +47,9 @@ class Splits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
+    """The files of one of the recipe's sources, and the weight of its training rows."""
+
     located: Located
     weight: float
 
@@ -76,17 +78,17 @@ def load_splits(data: DataRecipe, *, base: Path, seed: int = 0) -> Splits:
     return _split(rows, data, files, formats[0])
 
 
-def locate_sources(data: DataRecipe, base: Path) -> Sequence[_Source]:
+def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
     """The files of [data], with valid and test files named one by one beside the first source."""
     given = {name: locate(text, base=base)["train"] for name in ("valid", "test") if (text := getattr(data, name))}
     if data.path is not None:
-        return [_Source(locate(data.path, base=base), 1.0)]
+        return [Source(locate(data.path, base=base), 1.0)]
     if data.train is not None:
-        return [_Source({"train": locate(data.train, base=base)["train"], **given}, 1.0)]
-    sources = [_Source(locate(source.path, base=base), source.weight) for source in data.sources]
+        return [Source({"train": locate(data.train, base=base)["train"], **given}, 1.0)]
+    sources = [Source(locate(source.path, base=base), source.weight) for source in data.sources]
     if given:
-        sources = [_Source({"train": source.located["train"]}, source.weight) for source in sources]
-        sources[0] = _Source({**sources[0].located, **given}, sources[0].weight)
+        sources = [Source({"train": source.located["train"]}, source.weight) for source in sources]
+        sources[0] = Source({**sources[0].located, **given}, sources[0].weight)
     return sources
 
 
@@ -150,7 +152,7 @@ def _split(rows: Mapping[str, list[Example]], data: DataRecipe, files: Sequence[
         tuple(test),
         format,
         tuple(file.path for file in files),
-        hash_files([file.path for file in files]),
+        hash_files(files),
         tuple(warnings),
         counts,
     )
@@ -169,13 +171,12 @@ def _leaks(train_keys: Sequence[int], valid: Sequence[Example], test: Sequence[E
             )
 
 
-def hash_files(paths: Sequence[Path]) -> str:
-    """SHA-256 over the bytes of every file, in order; of a folder, over its files by name."""
+def hash_files(files: Sequence[DataFile]) -> str:
+    """SHA-256 over the bytes of every file, in order; of a split of a Hugging Face data set, over its Arrow files."""
     digest = hashlib.sha256()
-    for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                with file.open("rb") as stream:
-                    while chunk := stream.read(1 << 20):
-                        digest.update(chunk)
+    for file in files:
+        for path in table_files(file) if file.table else [file.path]:
+            with path.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
     return digest.hexdigest()

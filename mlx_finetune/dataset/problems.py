@@ -11,27 +11,17 @@ from collections.abc import Sequence
 from mlx_finetune.errors import DataError, Problem
 
 SHOWN_PER_KIND = 5
+MAX_KINDS = 200
+
+_OTHERS = ""
 
 _VARYING = re.compile(r'"(?:[^"\\]|\\.)*"|\b\d+\b|\.\.\.')
-_SECRET_MARKS = (
-    "sk-",
-    "hf_",
-    "ghp_",
-    "gho_",
-    "github_pat_",
-    "glpat-",
-    "AKIA",
-    "ASIA",
-    "xox",
-    "AIza",
-    "PRIVATE KEY",
-    "eyJ",
-)
+_SECRET_MARKS = ("sk-", "hf_", "ghp_", "github_pat_", "glpat-", "AKIA", "xox", "AIza", "PRIVATE KEY", "eyJ")
 _SECRET = re.compile(
     r"\bsk-[A-Za-z0-9_-]{20,}"
     r"|\bhf_[A-Za-z0-9]{30,}"
-    r"|\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{40,}|\bglpat-[\w-]{20}"
-    r"|\bA[KS]IA[0-9A-Z]{16}\b"
+    r"|\bghp_[A-Za-z0-9]{36}|\bgithub_pat_\w{40,}|\bglpat-[\w-]{20}"
+    r"|\bAKIA[0-9A-Z]{16}\b"
     r"|\bxox[abeprs]-[A-Za-z0-9-]{10,}"
     r"|\bAIza[0-9A-Za-z_-]{35}"
     r"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
@@ -49,7 +39,10 @@ class RowError(DataError):
 
 def has_secret(text: str) -> bool:
     """True where ``text`` holds something of the form of an API key, access token or private key."""
-    return any(mark in text for mark in _SECRET_MARKS) and _SECRET.search(text) is not None
+    for mark in _SECRET_MARKS:
+        if mark in text:
+            return _SECRET.search(text) is not None
+    return False
 
 
 def show(value: object, *, limit: int = 60) -> str:
@@ -98,31 +91,38 @@ def _escape(character: str) -> str:
 class Findings:
     """Collects problems; of each kind the first few are kept, the rest only counted.
 
-    Two problems are of one kind when their messages differ only in numbers and quoted values.
+    Two problems are of one kind when their messages differ only in numbers and quoted values. Memory is bounded: after
+    ``MAX_KINDS`` kinds every further one is counted with the last.
     """
 
     def __init__(self, *, shown_per_kind: int = SHOWN_PER_KIND) -> None:
         self._shown_per_kind = shown_per_kind
-        self._kinds: dict[str, list[Problem]] = {}
+        self._kept: dict[str, list[Problem]] = {}
         self._counts: dict[str, int] = {}
         self.count = 0
 
     def __call__(self, problem: Problem) -> None:
         """Take one problem."""
-        self.count += 1
-        kind = _VARYING.sub("_", problem.message)
-        seen = self._counts.get(kind, 0)
-        self._counts[kind] = seen + 1
-        if seen < self._shown_per_kind:
-            self._kinds.setdefault(kind, []).append(problem)
+        self.add_counted([problem], 1)
+
+    def add_counted(self, problems: Sequence[Problem], count: int) -> None:
+        """Take ``count`` problems of one kind, of which ``problems`` are the first."""
+        if not problems:
+            return
+        kind = _VARYING.sub("_", problems[0].message)
+        if kind not in self._counts and len(self._counts) >= MAX_KINDS:
+            kind = _OTHERS
+        kept = self._kept.setdefault(kind, [])
+        kept.extend(problems[: max(0, self._shown_per_kind - len(kept))])
+        self._counts[kind] = self._counts.get(kind, 0) + count
+        self.count += count
 
     def problems(self) -> tuple[Problem, ...]:
-        """The problems kept, kind by kind; a kind with more ends in a line that says how many more."""
+        """The problems kept, kind by kind; the last of a kind says how many more there are, and what mends it."""
         found: list[Problem] = []
-        for kind, kept in self._kinds.items():
+        for kind, kept in self._kept.items():
             rest = self._counts[kind] - len(kept)
             found += [Problem(problem.where, problem.message) for problem in kept[:-1]]
-            last = kept[-1]
             more = f" (and {rest} more like it)" if rest else ""
-            found.append(Problem(last.where, last.message + more, last.hint))
+            found.append(Problem(kept[-1].where, kept[-1].message + more, kept[-1].hint))
         return tuple(found)

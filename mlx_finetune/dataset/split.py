@@ -37,10 +37,14 @@ def content_of(example: Example) -> str:
     return f"{_squeeze(example.text)}{_FIELD}{example.label}"
 
 
+def key_of(content: str) -> int:
+    """The first 64 bits of the SHA-256 of ``content``."""
+    return int.from_bytes(hashlib.sha256(content.encode("utf-8")).digest()[:8], "big")
+
+
 def content_key(example: Example, *, salt: str = "") -> int:
     """64 bits that are equal for equal contents; ``salt`` draws other splits."""
-    content = salt + content_of(example)
-    return int.from_bytes(hashlib.sha256(content.encode("utf-8")).digest()[:8], "big")
+    return key_of(salt + content_of(example))
 
 
 def position(key: int) -> float:

@@ -36,6 +36,7 @@ ROLES: Mapping[str, str] = {
     "tool_response": "tool",
 }
 
+_ROLE_NAMES = frozenset({"system", "user", "assistant", "tool"})
 _CALL_ROLES = ("function_call", "tool_call")
 _KEPT = ("reasoning_content", "tool_call_id", "name")
 
@@ -56,7 +57,20 @@ def read_turns(value: object, field: str) -> tuple[Turn, ...]:
     if not value:
         raise TurnError(f"`{field}` is empty")
     turns = cast(list[object], value)
-    return tuple(_read_turn(turn, f"`{field}` turn {number}") for number, turn in enumerate(turns, 1))
+    return tuple(
+        [
+            cast(Turn, turn) if _is_plain(turn) else _read_turn(turn, f"`{field}` turn {number}")
+            for number, turn in enumerate(turns, 1)
+        ]
+    )
+
+
+def _is_plain(turn: object) -> bool:
+    """True for a turn that has our shape already, as most have: it is kept as it is, without a copy."""
+    if type(turn) is not dict or len(turn) != 2:  # pyright: ignore[reportUnknownArgumentType]
+        return False
+    fields = cast(dict[str, object], turn)
+    return fields.get("role") in _ROLE_NAMES and type(fields.get("content")) is str
 
 
 def read_turn(value: object, field: str) -> Turn:
@@ -78,8 +92,6 @@ def _read_turn(value: object, place: str) -> Turn:
     content = fields["content"] if "content" in fields else fields.get("value")
     if speaker in _CALL_ROLES:
         return {"role": role, "content": "", "tool_calls": read_calls(content, place)}
-    if type(content) is str and len(fields) == 2:
-        return {"role": role, "content": content}
     return _read_rich_turn(fields, role, content, place)
 
 

@@ -4,6 +4,7 @@ The library is an extra and is imported only here, when such data is named. Rows
 counted from 1. Splits of a folder or hub data set are kept; ``validation`` and its other names mean ``valid``.
 """
 
+import functools
 import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -88,14 +89,12 @@ def locate_saved(folder: Path, text: str) -> Mapping[str, Sequence[DataFile]]:
 
 
 def locate_hub(name: str) -> Mapping[str, Sequence[DataFile]]:
-    """The splits of a hub data set, fetched into the library's cache or, offline, read from it. Raises ``DataError``."""
+    """The splits of a hub data set, from the library's cache or the hub. Raises ``DataError``."""
     tables = _load_hub(name)
     return _splits({split: DataFile(Path(name), name, split) for split in tables}, name)
 
 
 def _splits(files: Mapping[str, DataFile], text: str) -> Mapping[str, Sequence[DataFile]]:
-    if list(files) == [""]:
-        return {"train": [files[""]]}
     found: dict[str, list[DataFile]] = {}
     for name, file in files.items():
         split = SPLIT_NAMES.get(name)
@@ -112,7 +111,7 @@ def _splits(files: Mapping[str, DataFile], text: str) -> Mapping[str, Sequence[D
 
 def read_table(file: DataFile, report: Report) -> Iterator[Row]:
     """Rows of one split found by ``locate_saved`` or ``locate_hub``; ``line`` is the row, from 1."""
-    where = f"{file.source}/{file.table}" if file.table else file.source
+    where = f"{file.source}/{file.table}"
     tables = _load_saved(file.path, file.source) if file.path.is_dir() else _load_hub(file.source)
     table = tables[file.table]
     if table.num_rows == 0:
@@ -137,6 +136,7 @@ def _load_saved(folder: Path, text: str) -> Mapping[str, _Table]:
         raise DataError(f"{text}: the library `datasets` cannot read the folder: {_first_line(error)}") from None
 
 
+@functools.lru_cache(maxsize=8)
 def _load_hub(name: str) -> Mapping[str, _Table]:
     library = _library(f"{name} is no file or folder here; to look for it on the hub mlxft")
     try:
@@ -148,10 +148,10 @@ def _load_hub(name: str) -> Mapping[str, _Table]:
 
 
 def _tables(loaded: object) -> Mapping[str, _Table]:
-    """Split name -> table; a single table has the name ''."""
+    """Split name -> table; a single table is ``train``."""
     if isinstance(loaded, dict):
         return cast(dict[str, _Table], loaded)
-    return {"": cast(_Table, loaded)}
+    return {"train": cast(_Table, loaded)}
 
 
 def _first_line(error: Exception) -> str:

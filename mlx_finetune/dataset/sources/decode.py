@@ -77,7 +77,7 @@ def decode_value(text: str, start: int = 0) -> tuple[object, int]:
         raise
     except ValueError:
         raise DecodeError("a number has too many digits") from None
-    if _SURROGATE.search(text, start, end):
+    if ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(text, start, end):
         _refuse_surrogates(value)
     return value, end
 

@@ -1,0 +1,117 @@
+"""What ``data check`` and ``data stats`` print: a report as lines, and as JSON. Imports no model library."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from mlx_finetune.dataset.check import DataReport
+from mlx_finetune.dataset.stats import Lengths
+from mlx_finetune.dataset.tokens import Outcome
+from mlx_finetune.errors import Problem
+from mlx_finetune.units import format_count
+
+BAR_WIDTH = 40
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReport:
+    """The rows of all splits in tokens: ``num_cut`` are longer than ``max_seq_length``; shares are 0 to 1."""
+
+    lengths: Lengths
+    max_seq_length: int
+    truncation: str
+    num_cut: int
+    target_share: float
+    method: str
+    outcomes: Mapping[str, Outcome]
+
+    @property
+    def cut_share(self) -> float:
+        """Rows that are longer than ``max_seq_length``, as a share of all."""
+        return self.num_cut / self.lengths.count if self.lengths.count else 0.0
+
+
+def report_json(report: DataReport, tokens: TokenReport | None = None) -> Mapping[str, object]:
+    """The whole report as plain values, for ``--json``."""
+    fields: dict[str, object] = {
+        "files": [asdict(file) for file in report.files],
+        "rows": dict(report.rows),
+        "num_errors": report.num_errors,
+        "errors": [asdict(problem) for problem in report.errors],
+        "num_warnings": report.num_warnings,
+        "warnings": [asdict(problem) for problem in report.warnings],
+        "num_duplicates": report.num_duplicates,
+        "num_leaks": report.num_leaks,
+        "lengths": asdict(report.lengths),
+        "roles": dict(report.roles),
+        "turns": {str(number): count for number, count in report.turns.items()},
+    }
+    if tokens is not None:
+        fields["tokens"] = {
+            **asdict(tokens.lengths),
+            "max_seq_length": tokens.max_seq_length,
+            "num_cut": tokens.num_cut,
+            "cut_share": tokens.cut_share,
+            "target_share": tokens.target_share,
+            "mask_method": tokens.method,
+            "outcomes": {name: outcome.count for name, outcome in tokens.outcomes.items()},
+        }
+    return fields
+
+
+def problem_lines(report: DataReport, tokens: TokenReport | None = None) -> Iterator[str]:
+    """``error:``, ``warning:`` and ``hint:`` lines of every problem kept, errors first."""
+    for level, problems in (("error", report.errors), ("warning", report.warnings)):
+        for problem in problems:
+            yield from _problem_lines(level, problem)
+    for name, outcome in tokens.outcomes.items() if tokens else ():
+        rest = outcome.count - len(outcome.rows)
+        for problem in outcome.rows:
+            yield from _problem_lines("warning", Problem(problem.where, problem.message, ""))
+        if rest > 0:
+            yield f"warning: {rest} more rows: {name.replace('_', ' ')}"
+
+
+def _problem_lines(level: str, problem: Problem) -> Iterator[str]:
+    yield f"{level}: {problem.where}: {problem.message}" if problem.where else f"{level}: {problem.message}"
+    if problem.hint:
+        yield f"hint: {problem.hint}"
+
+
+def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iterator[str]:
+    """Files, formats, repeats and lengths, for a person."""
+    for file in report.files:
+        split = f" [{file.split}]" if len(report.rows) > 1 else ""
+        yield f"{file.source}{split}: {file.rows} rows, format {file.format or 'unknown'}"
+    if report.num_duplicates:
+        yield f"{report.num_duplicates} of {report.num_rows} rows repeat an earlier one"
+    if report.num_leaks:
+        yield f"{report.num_leaks} rows stand in more than one split"
+    lengths = tokens.lengths if tokens else report.lengths
+    yield from _length_lines(lengths)
+    if tokens is not None:
+        limit = f"max_seq_length = {tokens.max_seq_length}; truncation = {tokens.truncation}"
+        yield f"{tokens.num_cut} rows ({tokens.cut_share:.1%}) are longer than {limit}"
+        yield f"{tokens.target_share:.1%} of the tokens are targets ({tokens.method})"
+
+
+def stats_lines(report: DataReport, tokens: TokenReport | None = None) -> Iterator[str]:
+    """``summary_lines`` with roles and turns."""
+    yield from summary_lines(report, tokens)
+    if report.roles:
+        yield "turns by role: " + ", ".join(f"{role} {count}" for role, count in report.roles.items())
+        shown = list(report.turns.items())[:10]
+        more = ", ..." if len(report.turns) > len(shown) else ""
+        yield "turns in a row: " + ", ".join(f"{number} in {count} rows" for number, count in shown) + more
+
+
+def _length_lines(lengths: Lengths) -> Iterator[str]:
+    if not lengths.count:
+        return
+    yield (
+        f"{format_count(lengths.total)} {lengths.unit}; a row has {lengths.mean:.0f} on average, half have at most "
+        f"{lengths.median}, 90 % {lengths.p90}, 99 % {lengths.p99}, the longest {lengths.longest}"
+    )
+    most = max(bucket.count for bucket in lengths.histogram)
+    for bucket in lengths.histogram:
+        bar = "#" * max(round(BAR_WIDTH * bucket.count / most), 1 if bucket.count else 0)
+        yield f"  {bucket.low:>8} - {bucket.high - 1:<8} {bucket.count:>8}  {bar}".rstrip()

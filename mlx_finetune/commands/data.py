@@ -1,0 +1,160 @@
+"""``mlxft data``: check, preview, stats and split. Nothing here imports mlx; tokens are counted only for a recipe."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_finetune.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from mlx_finetune.app.data_report import TokenReport
+    from mlx_finetune.dataset.check import DataReport
+    from mlx_finetune.events import Phase
+
+_TARGET = click.argument("target", metavar="PATH_OR_RECIPE")
+_OVERRIDES = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the recipe for this call."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+
+
+@click.group()
+def command() -> None:
+    """Check, preview, count or split training data.
+
+    PATH_OR_RECIPE is a data file, a folder with train, valid and test files, a load_from_disk folder, a hub id, or a
+    recipe (.toml), which adds what its model and settings make of the rows.
+    """
+
+
+@command.command()
+@_TARGET
+@_OVERRIDES
+@_JSON
+def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Every problem in the data at once; exit code 1 where there are errors."""
+    report, tokens = _examine(target, overrides)
+    from mlx_finetune.app.data_report import problem_lines, report_json, summary_lines
+
+    if as_json:
+        click.echo(json.dumps(report_json(report, tokens), ensure_ascii=False, indent=1))
+    else:
+        _print(problem_lines(report, tokens), err=True)
+        _print(summary_lines(report, tokens))
+        click.echo(_verdict(report, target), err=True)
+    return 1 if report.num_errors else 0
+
+
+@command.command()
+@_TARGET
+@_OVERRIDES
+@_JSON
+def stats(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Rows, lengths, roles and repeats."""
+    report, tokens = _examine(target, overrides)
+    from mlx_finetune.app.data_report import report_json, stats_lines
+
+    if as_json:
+        click.echo(json.dumps(report_json(report, tokens), ensure_ascii=False, indent=1))
+    else:
+        _print(stats_lines(report, tokens))
+        if report.num_errors:
+            click.echo(f"{report.num_errors} errors; see them with: mlxft data check {target}", err=True)
+    return 1 if report.num_errors else 0
+
+
+@command.command()
+@_TARGET
+@_OVERRIDES
+@click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Rows that are shown.")
+def preview(target: str, overrides: tuple[str, ...], rows: int) -> int | None:
+    """Rows as the model sees them: each token learned, not learned or cut."""
+    from mlx_finetune.app.preview import show_preview
+
+    return show_preview(target, rows=rows, overrides=overrides)
+
+
+@command.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the files; default is PATH without its ending."
+)
+@click.option(
+    "--val", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True, help="Share of valid."
+)
+@click.option(
+    "--test", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True, help="Share of test."
+)
+@click.option("--seed", type=int, help="Draw other rows; left out, the sides are those a training would choose.")
+def split(path: Path, out: Path | None, val: float, test: float, seed: int | None) -> int:
+    """Write train.jsonl, valid.jsonl and test.jsonl from one file, by content; equal rows stay together."""
+    from mlx_finetune.dataset.divide import divide_file
+    from mlx_finetune.dataset.sources.locate import locate
+
+    if val + test >= 1:
+        raise UsageError(f"--val {val} and --test {test} leave nothing to train on")
+    located = locate(str(path), base=Path())
+    if list(located) != ["train"] or len(located["train"]) != 1:
+        raise DataError(f"{path} is split already: {', '.join(located)}")
+    folder = out or _without_ending(path)
+    counts = divide_file(located["train"][0], folder, val_split=val, test_split=test, seed=seed)
+    for name, count in counts.items():
+        click.echo(f"{folder / name}: {count} rows")
+    click.echo(f'use it in a recipe: [data] path = "{folder}"', err=True)
+    return 0
+
+
+def _without_ending(path: Path) -> Path:
+    from mlx_finetune.dataset.row import file_kind
+
+    stem = path.with_suffix("") if path.suffix == ".gz" else path
+    return stem.with_suffix("") if file_kind(stem) else stem.with_name(f"{path.name}-split")
+
+
+def _examine(target: str, overrides: tuple[str, ...]) -> "tuple[DataReport, TokenReport | None]":
+    from mlx_finetune.dataset.check import check_files
+    from mlx_finetune.dataset.sources.locate import locate
+
+    if not target.endswith(".toml"):
+        if overrides:
+            raise UsageError(f"--set changes a recipe, and {target!r} is none", "a recipe ends in .toml")
+        return check_files([locate(target, base=Path())]), None
+    return _examine_recipe(Path(target), overrides)
+
+
+def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport, TokenReport | None]":
+    """The report on a recipe's data; tokens only where every row can be used."""
+    from mlx_finetune.dataset.check import check_files
+    from mlx_finetune.dataset.corpus import TRAINABLE, load_splits, locate_sources
+    from mlx_finetune.recipe.load import load_recipe
+
+    recipe = load_recipe(path, overrides).recipe
+    located = [source.located for source in locate_sources(recipe.data, Path())]
+    report = check_files(located, columns=recipe.data.columns, format=recipe.data.format, trainable=TRAINABLE)
+    if report.num_errors:
+        return report, None
+    from mlx_finetune.app.data_tokens import count_tokens
+
+    return report, count_tokens(recipe, load_splits(recipe.data, base=Path()), Path(), _phase)
+
+
+def _phase(phase: "Phase") -> None:
+    """One line for each beginning of a download; the parts in between are not shown."""
+    if not phase.done:
+        click.echo(f"{phase.name} {phase.detail}".rstrip(), err=True)
+
+
+def _print(lines: Iterable[str], *, err: bool = False) -> None:
+    for line in lines:
+        click.echo(line, err=err)
+
+
+def _verdict(report: "DataReport", target: str) -> str:
+    warnings = f"{report.num_warnings} warnings"
+    if report.num_errors:
+        return f"{report.num_errors} errors, {warnings}: a training would refuse this data"
+    following = f"mlxft train {target}" if target.endswith(".toml") else f"mlxft data stats {target}"
+    return f"no errors, {warnings}; next: {following}"

@@ -1,6 +1,7 @@
-"""Conversations in the shapes that templates want: instructions as turns, tool calls with ids, tools in their wrapper."""
+"""Conversations in the shapes that templates want: instructions as turns, tool calls with ids, tools wrapped."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from mlx_finetune.dataset.formats import Instruction
 from mlx_finetune.dataset.tokens import Message
@@ -8,6 +9,7 @@ from mlx_finetune.errors import DataError
 
 
 def instruction_turns(example: Instruction) -> tuple[Message, ...]:
+    """A user turn (instruction, blank line, input) and an assistant turn; no system turn is made up."""
     question = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
     return ({"role": "user", "content": question}, {"role": "assistant", "content": example.output})
 
@@ -24,10 +26,12 @@ def single_exchange(messages: Sequence[Message]) -> tuple[str, str, str]:
     return "\n\n".join([*system, str(others[0]["content"])]), "", str(others[1]["content"])
 
 
-def with_call_ids(messages: Sequence[Message]) -> Sequence[Message]:
-    """Tool calls and tool turns without an id get one of nine characters, which some templates insist on."""
-    if not any("tool_calls" in message or message.get("role") == "tool" for message in messages):
-        return messages
+def complete(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Turns with what some templates insist on.
+
+    Tool calls and tool turns without an id get one of nine characters; reasoning stands under both of the names that
+    templates read, ``reasoning_content`` and ``thinking``.
+    """
     done: list[Message] = []
     pending: list[str] = []
     number = 0
@@ -35,17 +39,17 @@ def with_call_ids(messages: Sequence[Message]) -> Sequence[Message]:
         calls = message.get("tool_calls")
         if isinstance(calls, list | tuple):
             named: list[Message] = []
-            pending = []
-            for call in calls:
+            for call in cast("Sequence[Message]", calls):
                 number += 1
                 named.append({"id": f"call{number:05d}", **call})
-                pending.append(str(named[-1]["id"]))
-            done.append({**message, "tool_calls": named})
+            pending = [str(call["id"]) for call in named]
+            message = {**message, "tool_calls": named}
         elif message.get("role") == "tool" and "tool_call_id" not in message and pending:
-            done.append({**message, "tool_call_id": pending.pop(0)})
-        else:
-            done.append(message)
-    return done
+            message = {**message, "tool_call_id": pending.pop(0)}
+        if message.get("reasoning_content"):
+            message = {"thinking": message["reasoning_content"], **message}
+        done.append(message)
+    return tuple(done)
 
 
 def wrapped_tools(tools: Sequence[Message] | None) -> Sequence[Message] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.control import ControlMarkers
-from mlx_finetune.dataset.conversation import instruction_turns, single_exchange, with_call_ids, wrapped_tools
+from mlx_finetune.dataset.conversation import complete, instruction_turns, single_exchange, wrapped_tools
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference, Text
 from mlx_finetune.dataset.mask import Renderer, Rendering, target_mask
 from mlx_finetune.dataset.prompts import PromptTemplate, load_prompt_template
@@ -43,7 +43,7 @@ _USE_MESSAGES = "write it in other words; text that is already rendered belongs 
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class Draft:
     """One sequence before tokenisation. Without ``spans`` every token is a target."""
 
     text: str
@@ -69,7 +69,7 @@ def tokenize(
     from. Raises ``DataError`` for preference and label rows, and where examples were given but none is left.
     """
     _refuse_other_kinds(examples, task)
-    walk = _Walk(tokenizer, data, task=task, base=base)
+    walk = Walk(tokenizer, data, task=task, base=base)
     rows: list[Tokens] = []
     methods: dict[str, int] = {}
     done = 0
@@ -105,11 +105,11 @@ def render_prompt(
     Raises ``DataError`` where content holds a control marker, the template refuses the conversation, or a model
     without a chat template is given more than one question.
     """
-    walk = _Walk(tokenizer, data, task="sft", base=base)
+    walk = Walk(tokenizer, data, task="sft", base=base)
     return walk.prompt_ids([dict(message) for message in messages], tools)
 
 
-class _Walk:
+class Walk:
     """What stays the same from row to row, and the tally of what happens to them."""
 
     def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
@@ -125,18 +125,18 @@ class _Walk:
         self._eos_text = _token_text(tokenizer, tokenizer.eos_token_id)
         self._tally = Tally()
 
-    def drafts(self, example: Example) -> list[_Draft]:
+    def drafts(self, example: Example) -> list[Draft]:
         """Sequences of one example; none where it is refused or has nothing to learn (both are tallied)."""
         try:
             drafts = self._unchecked_drafts(example)
             for draft in drafts:
                 _refuse_half_characters(draft.text)
         except DataError as error:
-            self._tally.add("refused", Problem(_where(example), error.message, error.hint))
+            self._tally.add("refused", Problem(where(example), error.message, error.hint))
             return []
         return drafts
 
-    def _unchecked_drafts(self, example: Example) -> list[_Draft]:
+    def _unchecked_drafts(self, example: Example) -> list[Draft]:
         if isinstance(example, Text):
             return [self._text(example)]
         if isinstance(example, Instruction):
@@ -148,7 +148,7 @@ class _Walk:
             return self._prompted(example, *single_exchange(example.messages))
         return self._chat(example, example.messages, example.tools)
 
-    def _text(self, example: Text) -> _Draft:
+    def _text(self, example: Text) -> Draft:
         text = example.text
         bos, eos = self._bos_text, self._eos_text
         bare = text.removeprefix(bos) if bos else text
@@ -156,26 +156,26 @@ class _Walk:
         if bare != text:
             self._tally.add(
                 "doubled_marker",
-                Problem(_where(example), "the row brings its own begin or end marker; it is not written twice"),
+                Problem(where(example), "the row brings its own begin or end marker; it is not written twice"),
             )
         self._refuse_marker(self._markers.find(bare), "the text")
-        return _Draft(bare, None, WHOLE_TEXT, example, is_document=True)
+        return Draft(bare, None, WHOLE_TEXT, example, is_document=True)
 
-    def _chat(self, example: Example, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[_Draft]:
+    def _chat(self, example: Example, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[Draft]:
         self._refuse_marker(self._markers.find_in_messages(messages), "the conversation")
         self._refuse_marker(self._markers.find(tools), "`tools`")
-        renderings = self._renderer.conversation(with_call_ids(messages), wrapped_tools(tools))
+        renderings = self._renderer.conversation(complete(messages), wrapped_tools(tools))
         self._refuse_stitched(messages, tools, renderings)
         self._note_reasoning(example, messages, renderings)
         if not renderings:
-            self._tally.add("no_target", Problem(_where(example), "no assistant turn: nothing to learn"))
-        return [_Draft(r.text, r.spans, r.method, example, is_document=False, rendering=r) for r in renderings]
+            self._tally.add("no_target", Problem(where(example), "no assistant turn: nothing to learn"))
+        return [Draft(r.text, r.spans, r.method, example, is_document=False, rendering=r) for r in renderings]
 
     def _note_reasoning(self, example: Example, messages: Sequence[Message], renderings: Sequence[Rendering]) -> None:
         """Count a conversation with reasoning that the template nowhere writes."""
         reasoning = [str(message["reasoning_content"]) for message in messages if message.get("reasoning_content")]
         if any(not any(text.strip() in rendering.text for rendering in renderings) for text in reasoning):
-            self._tally.add("reasoning_left_out", Problem(_where(example), "the chat template leaves out reasoning"))
+            self._tally.add("reasoning_left_out", Problem(where(example), "the chat template leaves out reasoning"))
 
     def _refuse_stitched(
         self, messages: Sequence[Message], tools: Sequence[Message] | None, renderings: Sequence[Rendering]
@@ -195,21 +195,21 @@ class _Walk:
             if self._markers.count(text) != self._markers.count(rendering.text):
                 raise DataError("the chat template makes a control marker out of this conversation", _USE_MESSAGES)
 
-    def _prompted(self, example: Example, instruction: str, input_text: str, output: str) -> list[_Draft]:
+    def _prompted(self, example: Example, instruction: str, input_text: str, output: str) -> list[Draft]:
         template = self._need_prompt()
         for name, text in (("instruction", instruction), ("input", input_text), ("answer", output)):
             self._refuse_marker(self._markers.find(text), f"the {name}")
         prompt = template.prompt(instruction, input_text)
         text = prompt + output + template.ending(instruction, input_text)
-        return [_Draft(text, ((len(prompt), len(text)),), PROMPT_TEMPLATE, example, is_document=True)]
+        return [Draft(text, ((len(prompt), len(text)),), PROMPT_TEMPLATE, example, is_document=True)]
 
-    def rows(self, draft: _Draft, encoding: Encoding) -> list[Tokens]:
+    def rows(self, draft: Draft, encoding: Encoding) -> list[Tokens]:
         """Rows of one encoded draft after mask and truncation; none where nothing is left (tallied)."""
         try:
-            ids, mask = self._ids_and_mask(draft, encoding)
-            fitted = [(ids, mask)] if len(ids) <= self._data.max_seq_length else self._shorten(draft, ids, mask)
+            ids, mask = self.ids_and_mask(draft, encoding)
+            fitted = [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
         except DataError as error:
-            self._tally.add("refused", Problem(_where(draft.example), error.message, error.hint))
+            self._tally.add("refused", Problem(where(draft.example), error.message, error.hint))
             return []
         example = draft.example
         rows: list[Tokens] = []
@@ -217,10 +217,11 @@ class _Walk:
             if mask.any():
                 rows.append(Tokens(ids, mask, example.source, example.line, example.weight))
             else:
-                self._tally.add("no_target", Problem(_where(example), f"nothing to learn in {len(ids)} tokens"))
+                self._tally.add("no_target", Problem(where(example), f"nothing to learn in {len(ids)} tokens"))
         return rows
 
-    def _ids_and_mask(self, draft: _Draft, encoding: Encoding) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def ids_and_mask(self, draft: Draft, encoding: Encoding) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The whole row, however long. Raises ``DataError`` where it must be refused."""
         disguised = self._markers.disguised(draft.text, encoding)
         if disguised:
             raise DataError(f"characters of this row become the control token {disguised!r} in the tokenizer")
@@ -242,28 +243,29 @@ class _Walk:
             mask[0] = False
         return ids, mask
 
-    def _shorten(
-        self, draft: _Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
+    def shorten(
+        self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
     ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+        """What ``truncation`` makes of a row that is too long; tallied."""
         limit, how = self._data.max_seq_length, self._data.truncation
         what = f"{len(ids)} tokens are more than max_seq_length = {limit}"
         if how == "drop":
-            self._tally.add("too_long", Problem(_where(draft.example), f"{what}: dropped"))
+            self._tally.add("too_long", Problem(where(draft.example), f"{what}: dropped"))
             return []
         if how == "split":
             pieces = list(split(ids, mask, limit, self._bos))
-            self._tally.add("split", Problem(_where(draft.example), f"{what}: split into {len(pieces)} pieces"))
+            self._tally.add("split", Problem(where(draft.example), f"{what}: split into {len(pieces)} pieces"))
             return pieces
         shorter = self._cut_turns(draft)
         if shorter is not None:
-            self._tally.add("cut", Problem(_where(draft.example), f"{what}: its first turns were cut"))
+            self._tally.add("cut", Problem(where(draft.example), f"{what}: its first turns were cut"))
             return [shorter]
         self._tally.add(
-            "cut", Problem(_where(draft.example), f"{what}: {len(ids) - limit} tokens were cut at the front")
+            "cut", Problem(where(draft.example), f"{what}: {len(ids) - limit} tokens were cut at the front")
         )
         return [keep_end(ids, mask, limit, self._tokenizer.bos_token_id)]
 
-    def _cut_turns(self, draft: _Draft) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | None:
+    def _cut_turns(self, draft: Draft) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | None:
         if draft.rendering is None:
             return None
         tools = draft.example.tools if isinstance(draft.example, Messages) else None
@@ -271,12 +273,20 @@ class _Walk:
             try:
                 again = self._renderer.last_turn(messages, wrapped_tools(tools), draft.method)
                 shorter = replace(draft, text=again.text, spans=again.spans, rendering=again)
-                ids, mask = self._ids_and_mask(shorter, self._tokenizer.encode(again.text))
+                ids, mask = self.ids_and_mask(shorter, self._tokenizer.encode(again.text))
             except DataError:
                 continue  # the template wants its turns otherwise; a shorter cut, or tokens, will do
             if len(ids) <= self._data.max_seq_length:
                 return ids, mask
         return None
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything tallied so far, located."""
+        return tuple(problem for outcome in self._tally.outcomes().values() for problem in outcome.rows)
+
+    def edge_texts(self) -> tuple[str, str]:
+        """What stands for the tokens put before and after a document; the first is empty where none is."""
+        return self._bos_text if self._bos is not None else "", self._eos_text
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
         """Ids of a prompt, the generation prompt included."""
@@ -284,7 +294,7 @@ class _Walk:
             self._refuse_marker(self._markers.find_in_messages(messages), "the conversation")
             self._refuse_marker(self._markers.find(tools), "`tools`")
             text = self._tokenizer.render(
-                with_call_ids(messages),
+                complete(messages),
                 tools=wrapped_tools(tools),
                 add_generation_prompt=True,
                 arguments=self._data.template_arguments,
@@ -336,7 +346,7 @@ def _refuse_other_kinds(examples: Sequence[Example], task: str) -> None:
         if not isinstance(example, Text | Instruction | Messages):
             kind = "preference" if isinstance(example, Preference) else "label"
             raise DataError(
-                f"{_where(example)}: {kind} rows cannot be used for task = {task!r}",
+                f"{where(example)}: {kind} rows cannot be used for task = {task!r}",
                 "use rows with text, messages, or instructions and answers",
             )
 
@@ -348,7 +358,8 @@ def _refuse_half_characters(text: str) -> None:
         raise DataError("the row holds half of a surrogate pair, which is no character") from None
 
 
-def _where(example: Example) -> str:
+def where(example: Example) -> str:
+    """``file:line``."""
     return f"{example.source}:{example.line}" if example.source else ""
 
 

@@ -219,7 +219,6 @@ class ChatTemplate:
             isinstance(node.call.node, nodes.ExtensionAttribute) and node.call.node.name == "mark"
             for node in tree.find_all(nodes.CallBlock)
         )
-        self.uses_date = any(node.name == "strftime_now" for node in tree.find_all(nodes.Name))
 
     def render(
         self,

@@ -48,8 +48,18 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
     source, origin = _template_source(folder, config, chat_template)
     template = ChatTemplate(source, variables={k: v for k, v in names.items() if v}) if source else None
     pad = ids["pad_token"] if ids["pad_token"] is not None else eos
+    path = folder / "tokenizer.json"
+    digest = hashlib.sha256(path.read_bytes() if path.is_file() else backend.to_str().encode())
+    digest.update(repr((source, eos, ids["bos_token"], pad, sorted(ends))).encode())
     return ModelTokenizer(
-        backend, template, origin, eos=eos, bos=ids["bos_token"], pad=pad, ends=frozenset({eos, *ends})
+        backend,
+        template,
+        origin,
+        eos=eos,
+        bos=ids["bos_token"],
+        pad=pad,
+        ends=frozenset({eos, *ends}),
+        content_hash=digest.hexdigest(),
     )
 
 
@@ -66,6 +76,7 @@ class ModelTokenizer:
         bos: int | None,
         pad: int,
         ends: frozenset[int],
+        content_hash: str,
     ) -> None:
         self.eos_token_id = eos
         self.bos_token_id = bos
@@ -77,10 +88,9 @@ class ModelTokenizer:
         added = backend.get_added_tokens_decoder()
         self.control_tokens: Mapping[str, int] = {token.content: id_ for id_, token in added.items()}
         self.special_tokens = frozenset(token.content for token in added.values() if token.special)
-        self.content_hash = hashlib.sha256(backend.to_str().encode() + self.template_source.encode()).hexdigest()
+        self.content_hash = content_hash
         self._backend = backend
         self._template = template
-        self.uses_date = template.uses_date if template else False
         self.stop_token_ids = ends
         if template:
             self.stop_token_ids = ends | self._turn_ends()

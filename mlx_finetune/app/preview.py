@@ -1,0 +1,164 @@
+"""``mlxft data preview``: rows as the model sees them, each token learned, only read, or cut.
+
+In a terminal with colours learned tokens are green, cut ones red and struck out, and every second token is underlined
+so that borders can be seen; elsewhere a learned token stands in ``[ ]`` and a cut one in ``{ }``. Characters that a
+terminal could act upon are written as escapes.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text as RichText
+
+from mlx_finetune.dataset.corpus import Splits, load_splits
+from mlx_finetune.dataset.explain import ExplainedRow, ExplainedToken, State, explain
+from mlx_finetune.dataset.template import tokenize
+from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport
+from mlx_finetune.errors import DataError, UsageError
+from mlx_finetune.events import Phase
+from mlx_finetune.model.fetch import fetch_model
+from mlx_finetune.model.tokenizer import load_tokenizer
+from mlx_finetune.recipe.load import load_recipe
+from mlx_finetune.recipe.schema import Recipe
+
+#: Training rows that the counts are made of; a preview of a large file stays a matter of seconds.
+COUNTED_ROWS = 2000
+
+_STYLES: dict[State, str] = {"learned": "bold green", "read": "dim", "cut": "red strike"}
+_BRACKETS: dict[State, tuple[str, str]] = {"learned": ("[", "]"), "read": ("", ""), "cut": ("{", "}")}
+
+
+def show_preview(
+    target: str, *, rows: int, overrides: Sequence[str] = (), as_json: bool = False, base: Path | None = None
+) -> None:
+    """Print the first ``rows`` training rows of a recipe to stdout. Paths in the recipe count from ``base``.
+
+    Raises ``UsageError`` for a bare data path, which names no tokenizer, and whatever the data or model raise.
+    """
+    if not target.endswith(".toml"):
+        raise UsageError(
+            f"{target}: a preview in tokens needs a recipe, which names the model",
+            "mlxft data preview RECIPE.toml; mlxft data stats shows a bare file",
+        )
+    recipe = load_recipe(Path(target), overrides).recipe
+    folder = base or Path()
+    splits = load_splits(recipe.data, base=folder, seed=recipe.seed)
+    notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    local = fetch_model(recipe.model, revision=recipe.revision, report=lambda phase: _note_phase(notes, phase))
+    tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
+    shown = list(explain(splits.train[:rows], tokenizer, recipe.data, task=recipe.task, base=folder))
+    counted = _count(splits, tokenizer, recipe, folder)
+    if as_json:
+        print(json.dumps(_as_json(recipe, shown, counted.report), ensure_ascii=False))  # noqa: T201 - stdout is data
+        return
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for row in shown:
+        console.print(row_text(row, in_colour=_has_colour(console)))
+    for line in summary_lines(recipe, counted.report, len(splits.train), in_colour=_has_colour(console)):
+        console.print(line)
+
+
+def row_text(row: ExplainedRow, *, in_colour: bool) -> RichText:
+    """One row: a head line with its place and counts, the tokens, and what happens to the row."""
+    counts = Counter(token.state for token in row.tokens)
+    cut = f", {counts['cut']} cut" if counts["cut"] else ""
+    place = f"{row.source}:{row.line}" if row.source else "row"
+    head = f"{harmless(place)}  {len(row.tokens)} tokens, {counts['learned']} learned{cut}"
+    text = RichText(f"{head}  ({row.method})\n" if row.method else f"{harmless(place)}  no tokens\n")
+    for number, token in enumerate(row.tokens):
+        text.append_text(_token_text(token, number, in_colour=in_colour))
+    if row.tokens and not row.tokens[-1].text.endswith("\n"):
+        text.append("\n")
+    for note in row.notes:
+        text.append(f"  -> {harmless(note)}\n")
+    return text
+
+
+def _token_text(token: ExplainedToken, number: int, *, in_colour: bool) -> RichText:
+    """A token in its state; line breaks are written as an escape and made, so that nothing hides in them."""
+    left, right = ("", "") if in_colour else _BRACKETS[token.state]
+    shown = harmless(token.text).replace("\n", "\\n\n" if in_colour or token.state == "read" else "\\n")
+    if right and token.text.endswith("\n"):
+        right += "\n"
+    style = Style.parse(_STYLES[token.state]) + Style(underline=number % 2 == 1) if in_colour else Style.null()
+    return RichText(left + shown + right, style=style)
+
+
+def harmless(text: str) -> str:
+    """``text`` with line breaks kept and every other character that a terminal could act upon as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if character == "\t":
+        return "\\t"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def summary_lines(recipe: Recipe, report: TokenizeReport, num_rows: int, *, in_colour: bool) -> Iterator[str]:
+    """How masks were made, counts, the share of targets, rows lost or changed, and the next command."""
+    legend = "green: learned, dim: read, red and struck out: cut" if in_colour else "[learned] read {cut}"
+    yield f"key: {legend}"
+    yield f"mask: {report.method or 'none'}; template: {harmless(report.template)}"
+    whole = "" if report.num_examples == num_rows else f" (first {report.num_examples} of {num_rows})"
+    yield (
+        f"training rows{whole}: {report.num_examples} rows become {report.num_rows} sequences, "
+        f"{report.num_tokens} tokens, {report.num_targets} learned ({report.target_share:.1%}); "
+        f"longest {report.longest} of {recipe.data.max_seq_length}"
+    )
+    for name, outcome in report.outcomes.items():
+        first = outcome.rows[0]
+        yield f"warning: {name.replace('_', ' ')}: {outcome.count} rows; first {first.where}: {harmless(first.message)}"
+    for note in report.notes:
+        yield f"note: {note}"
+
+
+def _count(splits: Splits, tokenizer: Tokenizer, recipe: Recipe, base: Path) -> TokenizedSplit:
+    examples = splits.train[:COUNTED_ROWS]
+    try:
+        return tokenize(examples, tokenizer, recipe.data, task=recipe.task, base=base)
+    except DataError as error:
+        if not error.problems:
+            raise
+        return TokenizedSplit((), TokenizeReport(num_examples=len(examples), template=tokenizer.template_name))
+
+
+def _as_json(recipe: Recipe, rows: Sequence[ExplainedRow], report: TokenizeReport) -> dict[str, object]:
+    return {
+        "model": recipe.model,
+        "template": report.template,
+        "methods": dict(report.methods),
+        "rows": [
+            {
+                "source": row.source,
+                "line": row.line,
+                "method": row.method,
+                "notes": list(row.notes),
+                "tokens": [token._asdict() for token in row.tokens],
+            }
+            for row in rows
+        ],
+        "counted_rows": report.num_examples,
+        "sequences": report.num_rows,
+        "tokens": report.num_tokens,
+        "targets": report.num_targets,
+        "outcomes": {name: outcome.count for name, outcome in report.outcomes.items()},
+    }
+
+
+def _has_colour(console: Console) -> bool:
+    return console.color_system is not None and not console.no_color
+
+
+def _note_phase(console: Console, phase: Phase) -> None:
+    if not phase.done:
+        console.print(f"{phase.name} {phase.detail}".rstrip())

@@ -1,0 +1,100 @@
+"""Rows token by token, for people: which tokens are learned, which are only read, which are cut, and why.
+
+The same walk as in training (``template.py``), one row at a time; what is shown is what would be trained.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.template import Draft, Walk
+from mlx_finetune.dataset.tokens import Encoding, Tokenizer
+from mlx_finetune.errors import DataError
+from mlx_finetune.recipe.schema import DataRecipe
+
+State = Literal["learned", "read", "cut"]
+
+
+class ExplainedToken(NamedTuple):
+    """One token: its id, its text (empty for the later tokens of a character that needs several), and its state."""
+
+    id: int
+    text: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedRow:
+    """One sequence of a row; ``tokens`` is empty where the row is refused. ``notes`` says what happens to the row."""
+
+    source: str
+    line: int
+    method: str
+    tokens: tuple[ExplainedToken, ...]
+    notes: tuple[str, ...]
+
+
+def explain(
+    examples: Iterable[Example], tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None = None
+) -> Iterator[ExplainedRow]:
+    """One or more explained rows for each example, in order."""
+    for example in examples:
+        walk = Walk(tokenizer, data, task=task, base=base)
+        rows: list[tuple[str, tuple[ExplainedToken, ...]]] = []
+        refusal = ""
+        for draft in walk.drafts(example):
+            try:
+                rows.append((draft.method, _explain_draft(walk, draft, tokenizer, data.max_seq_length)))
+            except DataError as error:
+                refusal = error.message
+        notes = tuple(problem.message for problem in walk.problems()) + ((refusal,) if refusal else ())
+        for method, tokens in rows or [("", ())]:
+            yield ExplainedRow(example.source, example.line, method, tokens, notes)
+
+
+def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -> tuple[ExplainedToken, ...]:
+    encoding = tokenizer.encode(draft.text)
+    ids, mask = walk.ids_and_mask(draft, encoding)
+    texts = _texts(draft.text, encoding)
+    if draft.is_document:
+        before, after = walk.edge_texts()
+        texts = ([before] if before else []) + texts + [after]
+    keeps = np.ones(len(ids), dtype=np.bool_)
+    if len(ids) > limit:
+        kept = walk.shorten(draft, ids, mask)
+        keeps[:] = len(kept) > 1  # split: every token is in one of the pieces
+        if len(kept) == 1:
+            keeps = _kept(ids, kept[0][0])
+    states: list[State] = ["cut" if not k else "learned" if m else "read" for m, k in zip(mask, keeps, strict=True)]
+    return tuple(ExplainedToken(*token) for token in zip(ids.tolist(), texts, states, strict=True))
+
+
+def _texts(text: str, encoding: Encoding) -> list[str]:
+    """The characters of each token; those of a shared span stand with its first token alone."""
+    texts: list[str] = []
+    done = 0
+    for start, end in encoding.offsets:
+        texts.append(text[max(start, done) : end])
+        done = max(done, end)
+    return texts
+
+
+def _kept(ids: NDArray[np.int32], kept: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which of ``ids`` remain in ``kept``: a common beginning (the system turn, say) and a common end."""
+    keeps = np.zeros(len(ids), dtype=np.bool_)
+    tail = _common(ids[::-1], kept[::-1])
+    head = min(_common(ids, kept), len(kept) - tail)
+    keeps[:head] = True
+    keeps[len(ids) - tail :] = True
+    return keeps
+
+
+def _common(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:
+    length = min(len(first), len(second))
+    different = np.flatnonzero(first[:length] != second[:length])
+    return int(different[0]) if len(different) else length

@@ -1,0 +1,256 @@
+"""What a user names (run, checkpoint, adapter folder, model) becomes a model with tokenizer and chat settings.
+
+A run brings the settings of its own recipe, so what answers here is what was trained: the same template, the same
+quantised base, the same system message. ``chat`` and ``generate`` start here.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import cast
+
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from pydantic import ValidationError
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import ModelError, RunError, UsageError
+from mlx_finetune.events import Notice, Phase
+from mlx_finetune.hardware.limits import compute_dtype, read_machine
+from mlx_finetune.model import hub
+from mlx_finetune.model.adapter_files import load_adapter
+from mlx_finetune.model.catalogue import find_entry, nearest_names
+from mlx_finetune.model.fetch import LocalModel, fetch_model
+from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
+from mlx_finetune.model.lora import AdapterSpec, adapter_layers, detach_adapter
+from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe, Recipe
+from mlx_finetune.rundir import RunDir, list_runs
+
+MODEL_FOLDER = "model"
+
+Report = Callable[[Phase | Notice], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a name stands for. ``adapter`` is a folder with adapter weights; ``model`` a model's own name or folder.
+
+    ``facts`` are those of run.json, or of trainer_state.json for a checkpoint that lies elsewhere; empty for others.
+    """
+
+    name: str
+    adapter: Path | None
+    model: str | None
+    run: RunDir | None
+    facts: Mapping[str, object]
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Ready to answer. ``spec`` is None without an adapter; ``load_base`` loads what a fully trained model began as."""
+
+    name: str
+    model: nn.Module
+    info: ModelInfo
+    tokenizer: ModelTokenizer
+    data: DataRecipe
+    chat: ChatRecipe
+    spec: AdapterSpec | None
+    load_base: Callable[[], nn.Module] | None
+
+    @property
+    def has_base(self) -> bool:
+        """True where there is something to compare with."""
+        return self.spec is not None or self.load_base is not None
+
+
+def open_name(name: str, *, base: Path, report: Report) -> Opened:
+    """Load what ``name`` stands for; relative names are looked up in ``base`` and ``base/adapters``.
+
+    Raises ``RunError`` or ``ModelError`` with the names there are.
+    """
+    located = locate(name, base=base)
+    if located.notice:
+        report(Notice("warning", located.notice))
+    recipe = _read_recipe(located, report)
+    local = _fetch(located, report)
+    report(Phase("load", detail=local.name))
+    is_adapter = located.adapter is not None
+    loaded = _load(local, recipe if is_adapter else None, report)
+    spec = None if located.adapter is None else load_adapter(loaded.model, located.adapter)
+    loaded.model.freeze()
+    loaded.model.eval()
+    chat_template = recipe.data.chat_template if recipe else "auto"
+    tokenizer = load_tokenizer(_tokenizer_folder(located, local), chat_template=chat_template)
+    return Opened(
+        name=name,
+        model=loaded.model,
+        info=loaded.info,
+        tokenizer=tokenizer,
+        data=recipe.data if recipe else DataRecipe.model_validate({"path": "-"}),
+        chat=recipe.chat if recipe else ChatRecipe.model_validate({}),
+        spec=spec,
+        load_base=None if is_adapter or "model" not in located.facts else _base_loader(located, report),
+    )
+
+
+@contextmanager
+def base_model(opened: Opened) -> Generator[nn.Module]:
+    """The base model while the block runs: the same weights with the adapter off, or what was fully trained.
+
+    The adapter's layers are taken out and put back, so nothing that was compiled or cached with them is touched. Raises
+    ``UsageError`` where ``opened`` is a base model itself.
+    """
+    if opened.spec is None:
+        if opened.load_base is None:
+            raise UsageError(f"{opened.name} is a model without an adapter", "name a run to compare it with its base")
+        yield opened.load_base()
+        return
+    layers = adapter_layers(opened.model)
+    detach_adapter(opened.model)
+    try:
+        yield opened.model
+    finally:
+        opened.model.update_modules(cast("dict[str, object]", tree_unflatten(list(layers.items()))))
+
+
+def locate(name: str, *, base: Path) -> Located:
+    """What ``name`` stands for, without loading anything. A folder comes first, then a run's name, then a model's."""
+    for candidate in (base / Path(name).expanduser(), base / "adapters" / name):
+        if candidate.is_dir():
+            return _locate_folder(name, candidate.resolve())
+    is_path = name.endswith(".gguf") or name.startswith((".", "/", "~"))
+    if is_path or find_entry(name) is not None or (hub.is_hub_id(name) and not name.startswith("adapters/")):
+        return Located(name, None, name, None, {})
+    runs = [run.path.name for run in list_runs(base / "adapters")]
+    near = [*get_close_matches(Path(name).name, runs, 2), *nearest_names(name)]
+    known = f"runs here: {', '.join(runs[:8])}" if runs else "no run has been started here"
+    raise RunError(
+        f"there is no run, folder or model {name!r}",
+        f"did you mean {' or '.join(near)}?" if near else f"{known}; models: mlxft models list",
+    )
+
+
+def _locate_folder(name: str, folder: Path) -> Located:
+    run = RunDir(folder)
+    if run.is_run():
+        return _locate_run(name, run)
+    parent = RunDir(folder.parent) if RunDir(folder.parent).is_run() else None
+    facts = _facts(folder / rundir.TRAINER_STATE) or (_facts(parent.file(rundir.RUN_INFO)) if parent else {})
+    if (folder / rundir.ADAPTER_CONFIG).is_file():
+        return Located(name, folder, None, parent, facts)
+    if (folder / "config.json").is_file():
+        return Located(name, None, str(folder), parent, facts)
+    raise RunError(
+        f"{folder} is neither a run nor an adapter nor a model: it has no {rundir.RUN_INFO}, no "
+        f"{rundir.ADAPTER_CONFIG} and no config.json",
+        "mlxft runs list shows the runs, mlxft models list the models",
+    )
+
+
+def _locate_run(name: str, run: RunDir) -> Located:
+    """The published result of a run, or its newest checkpoint while there is none."""
+    facts = _facts(run.file(rundir.RUN_INFO))
+    for folder in (run.path, *reversed(run.checkpoints())):
+        notice = "" if folder == run.path else f"{name} has not finished; this is {folder.name}"
+        if (folder / rundir.ADAPTER_CONFIG).is_file():
+            return Located(name, folder, None, run, facts, notice)
+        model = folder / MODEL_FOLDER if folder == run.path else folder
+        if (model / "config.json").is_file():
+            return Located(name, None, str(model), run, facts, notice)
+    raise RunError(
+        f"{run.path} has no adapter yet: nothing was saved before it ended",
+        f"train it first: mlxft train {run.path / rundir.RECIPE}",
+    )
+
+
+def _facts(path: Path) -> Mapping[str, object]:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+
+
+def _read_recipe(located: Located, report: Report) -> Recipe | None:
+    """The resolved recipe of the run, None where there is no run or another version wrote it (said by a notice)."""
+    facts = _facts(located.run.file(rundir.RUN_INFO)) if located.run else {}
+    if "resolved" not in facts:
+        return None
+    try:
+        return Recipe.model_validate(facts["resolved"])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        message = f"the settings of {located.name} were written by another version of mlxft (`{where}`)"
+        report(Notice("warning", message, "defaults are used for sampling, system message and template"))
+        return None
+
+
+def _fetch(located: Located, report: Report) -> LocalModel:
+    """The local folder of the model itself, or of the adapter's base."""
+    if located.model is None:
+        return _fetch_base(located, report)
+    local = fetch_model(located.model, report=report)
+    return replace(local, name=located.name) if located.run else local
+
+
+def _fetch_base(located: Located, report: Report) -> LocalModel:
+    """The base named in run.json or in the adapter's own configuration; by its recorded folder if the name fails."""
+    facts = located.facts
+    name, revision, folder = facts.get("model"), facts.get("revision"), facts.get("model_folder")
+    if not isinstance(name, str):
+        assert located.adapter is not None
+        path = located.adapter / rundir.ADAPTER_CONFIG
+        config = _facts(path)
+        name = config.get("base_model_name_or_path", config.get("model"))
+        if not isinstance(name, str) or not name:
+            raise ModelError(f"{path} does not say which base model the adapter belongs to")
+    try:
+        if isinstance(folder, str) and (Path(folder) / "config.json").is_file():
+            local = replace(fetch_model(folder, report=report), name=name)
+        else:
+            local = fetch_model(name, revision=revision if isinstance(revision, str) else None, report=report)
+    except ModelError as error:
+        raise ModelError(f"the base model of {located.name} is not at hand: {error.message}", error.hint) from None
+    expected = facts.get("model_sha256")
+    if isinstance(expected, str) and expected != local.sha256:
+        message = f"{local.name} is not the file this was trained on (sha256 {local.sha256[:12]}, then {expected[:12]})"
+        report(Notice("warning", message, "answers may differ from those during training"))
+    return local
+
+
+def _load(local: LocalModel, recipe: Recipe | None, report: Report) -> LoadedModel:
+    is_gpu = on_gpu()
+    dtype = recipe.hardware.compute_dtype if recipe and is_gpu else "auto"
+    if dtype == "auto":
+        dtype, _ = compute_dtype(read_machine(on_gpu=is_gpu), is_full=False)
+    loaded = load_model(local, quantize=recipe.quantize if recipe else None, compute_dtype=dtype, on_gpu=is_gpu)
+    for notice in loaded.notices:
+        report(notice)
+    return loaded
+
+
+def _base_loader(located: Located, report: Report) -> Callable[[], nn.Module]:
+    @functools.cache
+    def load() -> nn.Module:
+        local = _fetch_base(located, report)
+        report(Phase("load", detail=local.name))
+        return _load(local, None, report).model
+
+    return load
+
+
+def _tokenizer_folder(located: Located, local: LocalModel) -> Path:
+    """The adapter's own tokenizer files where it has them: they are those it was trained with."""
+    if located.adapter is not None and (located.adapter / "tokenizer.json").is_file():
+        return located.adapter
+    return local.folder

@@ -6,6 +6,7 @@ quickstart's model a wheel on the package index. Sizes are what the hub's safete
 
 import difflib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,3 +159,11 @@ def folder_bytes(folder: Path) -> int:
         except OSError:  # another process may be moving files here
             continue
     return total
+
+
+def remove_cached(model: CachedModel) -> None:
+    """Delete a model of ``cached_models`` from this disk; anything else is refused by assertion."""
+    is_ours = model.kind == "mlxft" and (model.folder / SOURCE_FILE).is_file()
+    is_hubs = model.kind == "hub" and model.folder.name.startswith("models--")
+    assert is_ours or is_hubs, f"{model.folder} is not a cache folder"
+    shutil.rmtree(model.folder)

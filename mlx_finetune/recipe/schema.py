@@ -6,13 +6,15 @@ with its reason into ``resolved.toml`` before step 1. Nothing here reads a file;
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mlx_finetune.units import parse_bytes
 
 Auto = Literal["auto"]
+
+_SectionT = TypeVar("_SectionT")
 
 
 def _as_tuple(value: object) -> object:
@@ -23,15 +25,27 @@ def _as_bytes(value: object) -> object:
     return parse_bytes(value) if isinstance(value, str) and value != "auto" else value
 
 
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[str])]
-Fractions = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_as_tuple, json_schema_input_type=list[float])
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[Text])]
+Names = Annotated[
+    tuple[Text, ...],
+    Field(min_length=1),
+    BeforeValidator(_as_tuple, json_schema_input_type=Annotated[list[Text], Field(min_length=1)]),
 ]
-SizeLimit = Annotated[
-    Auto | Annotated[int, Field(ge=10**6, le=10**15)], BeforeValidator(_as_bytes, json_schema_input_type=int | str)
-]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Fractions = Annotated[tuple[Fraction, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[Fraction])]
+Bytes = Annotated[int, Field(ge=10**6, le=10**15)]
+SizeText = Annotated[str, Field(examples=["24 GB"])]
+SizeLimit = Annotated[Auto | Bytes, BeforeValidator(_as_bytes, json_schema_input_type=Auto | Bytes | SizeText)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+
+
+def _refuse(section: _SectionT, problems: Sequence[str]) -> _SectionT:
+    """``section``, or one ``ValueError`` with a line ``problem; way out`` for each problem (``explain`` splits them)."""
+    if problems:
+        raise ValueError("\n".join(problems))
+    return section
 
 
 class Section(BaseModel):
@@ -52,7 +66,7 @@ class LoraRecipe(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of the adapter's inputs set to zero during training."
     )
-    target_modules: Literal["all-linear", "attention"] | Strings = Field(
+    target_modules: Literal["all-linear", "attention"] | Names = Field(
         "all-linear",
         description="Linear layers that get an adapter: all in attention and MLP, attention only, or a list of names "
         "such as q_proj.",
@@ -72,7 +86,7 @@ class LoraRecipe(Section):
 class SourceRecipe(Section):
     """[[data.sources]]: one of several training sources."""
 
-    path: str = Field(min_length=1, description="File, folder, or hub id of this source.")
+    path: Text = Field(description="File, folder, or hub id of this source.")
     weight: Annotated[float, Field(gt=0, le=100)] = Field(
         1.0, description="How often each row is seen in an epoch; 0.5 shows a fresh half each time."
     )
@@ -87,12 +101,12 @@ Truncation = Literal["drop", "keep-end", "split"]
 class DataRecipe(Section):
     """[data]: which rows, how they become tokens, which tokens are targets."""
 
-    path: str | None = Field(
+    path: Text | None = Field(
         None, description="File, folder with train/valid/test files, load_from_disk folder, or hub id."
     )
-    train: str | None = Field(None, description="Training file, when the files are named one by one.")
-    valid: str | None = Field(None, description="Validation file; goes with train.")
-    test: str | None = Field(None, description="Test file; goes with train.")
+    train: Text | None = Field(None, description="Training file, when the files are named one by one.")
+    valid: Text | None = Field(None, description="Validation file; goes with train.")
+    test: Text | None = Field(None, description="Test file; goes with train.")
     sources: Sources = Field((), description="Several training sources, each with a weight.")
     format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
     columns: dict[str, str] = Field(
@@ -130,16 +144,24 @@ class DataRecipe(Section):
     @model_validator(mode="after")
     def _one_way_to_name_files(self) -> Self:
         given = [name for name in ("path", "train", "sources") if getattr(self, name)]
-        if len(given) != 1:
-            what = " and ".join(f"`{name}`" for name in given) or "none of them"
-            raise ValueError(f"exactly one of `path`, `train` or `sources` names the data; here: {what}")
-        if (self.valid or self.test) and not self.train and not self.sources:
-            raise ValueError("`valid` and `test` go with `train` or `sources`, not with `path`")
+        problems: list[str] = []
+        if not given:
+            problems.append("no data is named; write one of `path`, `train` or `sources`")
+        if len(given) > 1:
+            what = " and ".join(f"`{name}`" for name in given)
+            problems.append(f"{what} both name the training data; keep one")
+        if self.path:
+            problems += [
+                f"`{name}` = {value!r} does not go with `path`; write `train` instead of `path`, or leave `{name}` out"
+                for name, value in (("valid", self.valid), ("test", self.test))
+                if value
+            ]
         if self.val_split + self.test_split >= 1:
-            raise ValueError(
-                f"`val_split` = {self.val_split} and `test_split` = {self.test_split} leave nothing to train on"
+            problems.append(
+                f"`val_split` = {self.val_split} and `test_split` = {self.test_split} leave nothing to train on; "
+                "their sum must be below 1"
             )
-        return self
+        return _refuse(self, problems)
 
 
 class TrainingRecipe(Section):
@@ -211,19 +233,19 @@ class TrainingRecipe(Section):
     @model_validator(mode="after")
     def _pairs(self) -> Self:
         pairs = (("epochs", "max_steps"), ("warmup_steps", "warmup_ratio"), ("eval_steps", "evals_per_epoch"))
-        for first, second in pairs:
-            if getattr(self, first) is not None and getattr(self, second) is not None:
-                raise ValueError(
-                    f"`{first}` = {getattr(self, first)} and `{second}` = {getattr(self, second)} say the same "
-                    "thing twice; keep one"
-                )
-        return self
+        problems = [
+            f"`{first}` = {getattr(self, first)} and `{second}` = {getattr(self, second)} say the same thing twice; "
+            "keep one"
+            for first, second in pairs
+            if getattr(self, first) is not None and getattr(self, second) is not None
+        ]
+        return _refuse(self, problems)
 
 
 class EvalRecipe(Section):
     """[eval]: what is looked at during training."""
 
-    prompts: Strings = Field((), description="Prompts answered before, during and after training (samples.jsonl).")
+    prompts: Texts = Field((), description="Prompts answered before, during and after training (samples.jsonl).")
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
         64, description="Longest answer to one of these prompts, in tokens."
     )
@@ -252,7 +274,9 @@ class HardwareRecipe(Section):
         "else bfloat16.",
     )
     memory_limit: SizeLimit = Field("auto", description='MLX memory limit in bytes or as text such as "24 GB".')
-    wired_limit: SizeLimit = Field("auto", description="Memory that macOS keeps wired for the GPU (macOS 15 and later).")
+    wired_limit: SizeLimit = Field(
+        "auto", description="Memory that macOS keeps wired for the GPU (macOS 15 and later)."
+    )
     cache_limit: SizeLimit = Field("auto", description="Freed memory that MLX keeps for reuse.")
 
 
@@ -281,13 +305,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
+        problems: list[str] = []
         if self.lora is None and self.quantize is not None:
-            raise ValueError(
-                f"`quantize` = {self.quantize} needs a `[lora]` section: quantised weights cannot be trained themselves"
+            problems.append(
+                f"`quantize` = {self.quantize} without a [lora] section: quantised weights cannot be trained "
+                "themselves; add [lora] or remove `quantize`"
             )
         if self.lora is None and self.adapter:
-            raise ValueError(f"`adapter` = {self.adapter!r} needs a `[lora]` section: full fine-tuning has no adapter")
-        return self
+            problems.append(
+                f"`adapter` = {self.adapter!r} without a [lora] section: full fine-tuning has no adapter; "
+                "add [lora] or remove `adapter`"
+            )
+        return _refuse(self, problems)
 
 
 def section_names() -> Sequence[str]:

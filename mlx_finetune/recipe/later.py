@@ -1,0 +1,61 @@
+"""Keys and values of features that do not exist yet: known by name, so that they are refused with a sentence.
+
+A feature that arrives moves its keys from here into ``schema.py``; ``tests/recipe/test_later.py`` fails while a key
+stands in both places.
+"""
+
+from collections.abc import Mapping, Sequence
+
+#: Dotted key (or section) -> what it is.
+_KEYS: Mapping[str, str] = {
+    "training.report_to": "W&B, trackio, tensorboard",
+    "report_to": "W&B, trackio, tensorboard",
+    "training.loraplus_lr_ratio": "LoRA+, another learning rate for B",
+    "lora.loraplus_lr_ratio": "LoRA+, another learning rate for B",
+    "training.beta": "preference losses",
+    "lora.init": "PiSSA and other initial values",
+    "lora.pissa": "PiSSA initial values",
+    "lora.init_lora_weights": "PiSSA and other initial values",
+    "eval.tasks": "scored tasks during training",
+    "eval.gates": "a verdict with its own exit code",
+    "eval.max_rows": "evaluation on part of the validation set",
+    "export": "exported formats",
+    "hostfile": "training on several machines",
+    "hardware.hostfile": "training on several machines",
+    "training.hostfile": "training on several machines",
+}
+
+#: Dotted key -> value -> what it is.
+_VALUES: Mapping[str, Mapping[str, str]] = {
+    "task": {
+        **dict.fromkeys(("dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto"), "training on preferences"),
+        "classify": "a classification head",
+        "reward": "a reward head",
+        "verifier": "a verifier head",
+        "grpo": "reinforcement learning",
+        "seq2seq": "encoder-decoder models",
+    },
+    "training.optimizer": dict.fromkeys(("muon", "adafactor", "lion"), "another optimizer than AdamW"),
+    "data.format": {"preference": "training on preferences", "labels": "a classification head"},
+}
+
+
+def later_key(path: Sequence[str | int]) -> str | None:
+    """What the key or section is, when it belongs to a feature that does not exist yet."""
+    return _KEYS.get(".".join(map(str, path)))
+
+
+def later_value(path: Sequence[str | int], value: object) -> str | None:
+    """What the value of this key is, when it belongs to a feature that does not exist yet."""
+    values = _VALUES.get(".".join(map(str, path)), {})
+    return values.get(value) if isinstance(value, str) else None
+
+
+def later_keys() -> Sequence[str]:
+    """Every dotted key that is refused for now."""
+    return tuple(_KEYS)
+
+
+def later_values() -> Sequence[tuple[str, str]]:
+    """Every (dotted key, value) that is refused for now."""
+    return tuple((key, value) for key, values in _VALUES.items() for value in values)

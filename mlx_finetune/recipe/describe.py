@@ -20,7 +20,7 @@ Schema = Mapping[str, Any]
 
 @cache
 def json_schema() -> Schema:
-    """JSON Schema (draft 2020-12) of a recipe file: every key described, unknown keys refused, no null (TOML has none)."""
+    """JSON Schema (draft 2020-12) of a recipe file: keys described, unknown ones refused, no null (TOML has none)."""
     generated = Recipe.model_json_schema()
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return head | cast(dict[str, Any], _without_null(generated)) | {"title": _SCHEMA_TITLE}

@@ -1,8 +1,8 @@
 """What pydantic found wrong, in our words: key, value, what is allowed, one fix.
 
 Pydantic's own sentences never reach a user. Several of its errors about one value (one for each member of a union)
-become one problem; a value it stopped at is replaced by a valid one and checking goes on, so that rules between keys are
-reported in the same pass as wrong values.
+become one problem; a value it stopped at is taken out and checking goes on, so that rules between keys are reported in
+the same pass as wrong values.
 """
 
 import copy
@@ -285,8 +285,8 @@ def _mend(values: Values, error: ValidationError) -> None:
             continue
         parent = cast(dict[Any, Any], _at(values, path[:-1]))
         # An optional key goes, so that no rule is broken by a value the user never wrote; [data] needs one source.
-        is_needed = item["type"] == "missing" or path in _REQUIRED or path[0] == "data" or _is_table(path)
-        if isinstance(path[-1], int) or (known and is_needed):
+        is_needed = known and (path in _REQUIRED or path[0] == "data" or _is_table(path))
+        if item["type"] == "missing" or isinstance(path[-1], int) or is_needed:
             parent[path[-1]] = _valid(path)
         else:
             parent.pop(path[-1], None)

@@ -162,7 +162,7 @@ Converted = tuple[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """``key`` is ``tool`` (possessive) for ``ours`` (a dotted key, empty where we have none); ``fix`` says what to write."""
+    """``key`` is ``tool`` (possessive) name for ``ours`` (a dotted key, or empty); ``fix`` says what to write."""
 
     key: str
     tool: str

@@ -65,7 +65,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     raise RecipeError(_located(findings, text, str(path), parsed) + problems)
 
 
-_TOKEN_HINT = "remove it and set the environment variable HF_TOKEN instead"  # noqa: S105
+_TOKEN_HINT = "remove it and set the environment variable HF_TOKEN instead"
 
 
 # --- the file ---
@@ -257,7 +257,7 @@ def _located(findings: Sequence[Finding], text: str, path: str, overrides: Seque
 
 
 def _override_of(path: KeyPath, overrides: Sequence[Override], *, is_written: bool) -> int | None:
-    """The override that ``path`` came from: the last that sets it or what contains it, else one that made its section."""
+    """The override ``path`` came from: the last that sets it or what contains it, else one that made its section."""
     numbered = list(enumerate(overrides))[::-1]
     for index, override in numbered:
         if path[: len(override.path)] == override.path:

@@ -128,9 +128,10 @@ def _apply(values: Values, override: Override) -> Problem | None:
         table = cast(Any, inner)
     last = override.path[-1]
     if isinstance(table, list):
-        if _element(table, last) is None:
+        elements = cast(list[object], table)
+        if not isinstance(last, int) or last >= len(elements):
             return _no_element(override)
-        table[last] = override.value
+        elements[last] = override.value
     elif override.value is None:
         table.pop(last, None)
     else:
@@ -144,7 +145,7 @@ def _element(table: list[object], part: str | int) -> object:
 
 def _no_element(override: Override) -> Problem:
     name = shown_path(override.path[:-1])
-    return Problem(override.where, f"`{name}` has no such element", "set the whole list instead")
+    return Problem(override.where, f"`{name}` has no such element", f"set the list as a whole: --set '{name}=[...]'")
 
 
 def _what(value: object) -> str:

@@ -42,7 +42,7 @@ CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 
 
 def _refuse(section: _SectionT, problems: Sequence[str]) -> _SectionT:
-    """``section``, or one ``ValueError`` with a line ``problem; way out`` for each problem (``explain`` splits them)."""
+    """``section``, or one ``ValueError`` with a line ``problem; way out`` for each problem (split by ``explain``)."""
     if problems:
         raise ValueError("\n".join(problems))
     return section

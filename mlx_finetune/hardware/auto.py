@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_finetune.errors import DoesNotFitError
 from mlx_finetune.hardware.layout import choose_layout, count_sequences, longest_padded
 from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, plan_limits
 from mlx_finetune.hardware.memory import Layout, MemoryPlan, plan_memory
@@ -153,9 +154,9 @@ class _Decisions:
         """Learning rate, and the length of the run."""
         training = self._recipe.training
         if training.learning_rate == "auto":
-            rate, what = (2e-4, "for adapters") if self._recipe.lora else (1e-5, "where every weight is trained")
+            rate, reason = (2e-4, "for adapters") if self._recipe.lora else (1e-5, "where every weight is trained")
             self._training["learning_rate"] = rate
-            self._reasons["training.learning_rate"] = f"{rate:g} {what}"
+            self._reasons["training.learning_rate"] = reason
         num_sequences = count_sequences(self._facts.lengths, self._packed_length)
         self._steps_per_epoch = steps_in_epoch(num_sequences, self._batch_size, training.gradient_accumulation_steps)
         epochs = training.epochs
@@ -196,6 +197,16 @@ class _Decisions:
             steps_per_epoch=self._steps_per_epoch,
             memory=memory,
             limits=limits,
+        )
+
+
+def refuse_too_large(resolved: Resolved) -> None:
+    """Raise ``DoesNotFitError`` where the predicted peak exceeds the memory limit."""
+    needed, limit = resolved.memory.total, resolved.limits.memory_bytes
+    if needed > limit:
+        raise DoesNotFitError(
+            f"the training needs about {format_bytes(needed)}, and the memory limit is {format_bytes(limit)}",
+            "mlxft plan RECIPE lists what would make it fit; hardware.memory_limit raises the limit",
         )
 
 

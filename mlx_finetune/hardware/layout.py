@@ -44,13 +44,16 @@ def choose_layout(
 ) -> RowLayout:
     """What ``data.packing`` comes to: ``wanted`` is its value. ``lengths`` are those of the training rows, in tokens.
 
-    A pack is one of ``PACKED_LENGTHS`` (at most ``max_length``), or the longest row rounded up to 32.
+    A pack is one of ``PACKED_LENGTHS`` (at most ``max_length``), or the longest row rounded up to 32; never longer
+    than the model's context.
     """
     if wanted is False or (unpackable and wanted == "auto"):
         return RowLayout(None, unpackable)
     sample = lengths[:: max(1, -(-len(lengths) // MAX_ROWS))]
-    longest = round_up(int(lengths.max()) - 1, ROUND_TO)
-    ceiling = max(longest, max_length)
+    needed = int(lengths.max()) - 1
+    context = max(needed, shape.context_length or needed * ROUND_TO)
+    longest = min(round_up(needed, ROUND_TO), context)
+    ceiling = min(max(longest, max_length), context)
     candidates = sorted({longest, *(one for one in PACKED_LENGTHS if longest <= one <= ceiling)})
     costs = {one: packed_positions(sample, one) * relative_cost(shape, one, on_gpu=on_gpu) for one in candidates}
     best = min(candidates, key=lambda one: costs[one])

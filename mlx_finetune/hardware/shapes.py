@@ -5,7 +5,7 @@ an unknown family is taken to be llama-like and says so with ``is_exact = False`
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_finetune.recipe.schema import LoraRecipe
 
@@ -70,6 +70,27 @@ def read_shape(config: Mapping[str, object]) -> ModelShape:
     family = _FAMILIES.get(model_type)
     make = family if family is not None else _llama_like
     return make(_Sizes(config, model_type, is_known=family is not None))
+
+
+def guess_shape(num_parameters: int) -> ModelShape:
+    """A llama-like shape of about that many parameters, for a model whose config is not on this machine yet.
+
+    ``N = V H + 12 L H^2`` with a vocabulary of 50,000 and blocks that are 50 times as wide as there are many.
+    """
+    layers = max(2, min(80, round((num_parameters / (12 * 50**2)) ** (1 / 3))))
+    hidden = 64 * max(1, int((num_parameters / (12 * layers + 75)) ** 0.5 / 64))
+    config = {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": 8 * hidden // 3,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, hidden // 64),
+        "vocab_size": 50_000,
+        "tie_word_embeddings": True,
+    }
+    shape = replace(read_shape(config), model_type="not here yet", is_exact=False)
+    rest = max(0, num_parameters - shape.num_parameters)
+    return replace(shape, other_parameters=shape.other_parameters + rest)
 
 
 def target_linears(shape: ModelShape, lora: LoraRecipe) -> tuple[Linear, ...]:

@@ -1,0 +1,240 @@
+"""What a recipe will cost, before a weight is loaded: rows and tokens for real, the rest by arithmetic. No mlx.
+
+Where the model is on this machine its own tokenizer counts the tokens. Where it is not, nothing is downloaded: a
+token is taken to be four characters and the sizes come from the catalogue's parameter count, and the plan says so.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.app.fitting import find_fixes
+from mlx_finetune.dataset.corpus import Splits, load_splits
+from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.stats import Lengths, summarize_lengths
+from mlx_finetune.dataset.stream import epoch_lengths
+from mlx_finetune.dataset.template import tokenize
+from mlx_finetune.errors import DataError, ModelError
+from mlx_finetune.events import Phase
+from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.layout import why_unpackable
+from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.memory import adapter_file_bytes, checkpoint_bytes, trainable_parameters
+from mlx_finetune.hardware.shapes import ModelShape, guess_shape, read_shape, target_linears
+from mlx_finetune.model.catalogue import find_entry
+from mlx_finetune.model.fetch import LocalModel, fetch_model
+from mlx_finetune.recipe.schema import Recipe
+
+CHARACTERS_PER_TOKEN = 4
+EVENT_BYTES = 420  # one line of the journal
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """The training rows in tokens. ``num_cut`` rows are longer than ``max_seq_length``; a share is None where only the
+    real tokenizer could tell it. ``lost`` names what else became of rows."""
+
+    lengths: Lengths
+    num_cut: int
+    target_share: float | None
+    method: str
+    lost: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """Bytes on the volume of the run folder."""
+
+    adapter: int
+    checkpoint: int
+    needed: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything ``mlxft plan`` prints. ``source`` says where the model is, "" where it is not here yet."""
+
+    recipe: Recipe
+    source: str
+    shape: ModelShape
+    machine: Machine
+    rows: Mapping[str, int]
+    data_format: str
+    tokens: TokenCount
+    resolved: Resolved
+    trainable: int
+    disk: DiskPlan
+    warnings: tuple[str, ...]
+    fixes: tuple[str, ...]
+
+    @property
+    def fits_memory(self) -> bool:
+        """True where the predicted peak is within the limit."""
+        return self.resolved.memory.total <= self.resolved.limits.memory_bytes
+
+    @property
+    def fits_disk(self) -> bool:
+        """True where the checkpoints find room."""
+        return self.disk.needed <= self.disk.free
+
+    @property
+    def fits(self) -> bool:
+        """True where nothing stands against a start."""
+        return self.fits_memory and self.fits_disk
+
+
+def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
+    """The plan of ``recipe``; relative paths are looked up in ``base``. Raises ``MlxftError`` like a training would."""
+    splits = load_splits(recipe.data, base=base, seed=recipe.seed)
+    if not splits.train:
+        raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
+    local = find_local(recipe)
+    if local is None:
+        shape, bits = _guess(recipe), None
+        lengths, tokens = _estimate_tokens(splits, recipe)
+    else:
+        shape, bits = _read_config(local)
+        lengths, tokens = _count_tokens(splits, recipe, local, base)
+    facts = Facts(lengths, shape, machine, unpackable=why_unpackable(shape.model_type), stored_bits=bits)
+    resolved = resolve_auto(recipe, facts)
+    trainable = trainable_parameters(shape, recipe.lora)
+    plan = Plan(
+        recipe=recipe,
+        source=local.source if local else "",
+        shape=shape,
+        machine=machine,
+        rows={"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)},
+        data_format=splits.format,
+        tokens=tokens,
+        resolved=resolved,
+        trainable=trainable,
+        disk=plan_disk(resolved, trainable, base / recipe.output_dir),
+        warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
+        fixes=(),
+    )
+    if plan.fits_memory:
+        return plan
+    return replace(plan, fixes=find_fixes(recipe, facts))
+
+
+class _WouldDownloadError(Exception):
+    """Raised by the reporter below: fetching announces a download before it asks anybody."""
+
+
+def find_local(recipe: Recipe) -> LocalModel | None:
+    """The recipe's model where it is on this machine; None where it would have to be downloaded."""
+
+    def report(phase: Phase) -> None:
+        if phase.name == "download":
+            raise _WouldDownloadError
+
+    try:
+        return fetch_model(recipe.model, revision=recipe.revision, report=report)
+    except _WouldDownloadError:
+        return None
+
+
+def _read_config(local: LocalModel) -> tuple[ModelShape, int | None]:
+    config = json.loads((local.folder / "config.json").read_bytes())
+    quantization = config.get("quantization") or {}
+    try:
+        return read_shape(config), quantization.get("bits")
+    except ValueError as error:
+        raise ModelError(f"{local.name}: {error}", "the plan cannot tell this model's size") from error
+
+
+def _guess(recipe: Recipe) -> ModelShape:
+    entry = find_entry(recipe.model)
+    if entry is None:
+        raise ModelError(
+            f"{recipe.model} is not on this machine and not in the catalogue, so its size is unknown",
+            f"fetch it first: mlxft models get {recipe.model}",
+        )
+    return guess_shape(entry.num_parameters)
+
+
+def _count_tokens(
+    splits: Splits, recipe: Recipe, local: LocalModel, base: Path
+) -> tuple[NDArray[np.integer], TokenCount]:
+    from mlx_finetune.model.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
+    split = tokenize(splits.train, tokenizer, recipe.data, task=recipe.task, base=base)
+    lengths = epoch_lengths(split.rows, recipe.seed)
+    report = split.report
+    cut = sum(report.count(outcome) for outcome in ("too_long", "cut", "split"))
+    lost = tuple(
+        f"{report.count(outcome)} rows {words}"
+        for outcome, words in (("refused", "could not be rendered"), ("no_target", "have nothing to learn"))
+        if report.count(outcome)
+    )
+    summary = summarize_lengths([len(row.ids) for row in split.rows], "tokens")
+    return lengths, TokenCount(summary, cut, report.target_share, report.method, lost)
+
+
+def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer], TokenCount]:
+    """Four characters a token; rows that would be too long are dropped or cut as the recipe says."""
+    lengths = np.array([max(2, num_characters(one) // CHARACTERS_PER_TOKEN) for one in splits.train], np.int64)
+    limit = recipe.data.max_seq_length
+    num_cut = int(np.count_nonzero(lengths > limit))
+    kept = lengths[lengths <= limit] if recipe.data.truncation == "drop" else np.minimum(lengths, limit)
+    if not len(kept):
+        raise DataError(f"every row seems longer than max_seq_length = {limit}", "raise data.max_seq_length")
+    summary = summarize_lengths(kept.tolist(), "tokens")
+    return kept, TokenCount(summary, num_cut, None, "", ())
+
+
+def num_characters(example: Example) -> int:
+    """Characters of what is said in an example, without the template around it."""
+    match example:
+        case Text():
+            return len(example.text)
+        case Instruction():
+            return len(example.instruction) + len(example.input) + len(example.output)
+        case Messages():
+            return sum(len(str(value)) for turn in example.messages for value in turn.values())
+        case _:
+            return 0
+
+
+def plan_disk(resolved: Resolved, trainable: int, folder: Path) -> DiskPlan:
+    """Room for ``keep_checkpoints + 2`` checkpoints, the adapter and the journal, on the volume of ``folder``."""
+    recipe = resolved.recipe
+    is_adapter = recipe.lora is not None
+    adapter = adapter_file_bytes(trainable) * (2 if is_adapter else 1)
+    checkpoint = checkpoint_bytes(trainable, is_adapter=is_adapter)
+    kept = recipe.training.keep_checkpoints + len(recipe.training.save_at) + 2
+    journal = EVENT_BYTES * resolved.total_steps // recipe.training.logging_steps
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return DiskPlan(adapter, checkpoint, kept * checkpoint + adapter + journal, shutil.disk_usage(existing).free)
+
+
+def _warnings(
+    recipe: Recipe, splits: Splits, shape: ModelShape, trainable: int, resolved: Resolved, tokens: TokenCount
+) -> tuple[str, ...]:
+    """What a person should know before starting."""
+    found = [f"{one.where}: {one.message}" if one.where else one.message for one in splits.problems]
+    found += [f"training data: {sentence}" for sentence in tokens.lost]
+    if recipe.lora is not None and not target_linears(shape, recipe.lora) and shape.is_exact:
+        names = ", ".join(sorted({one.name.rpartition(".")[2] for one in shape.linears}))
+        found.append(f"lora.target_modules names no layer of this model; it has {names}")
+    if shape.context_length and tokens.lengths.longest > shape.context_length + 1:
+        found.append(
+            f"the longest row has {tokens.lengths.longest} tokens, and the model reads {shape.context_length}; set "
+            f"data.max_seq_length = {shape.context_length}"
+        )
+    epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
+    seen = tokens.lengths.total * (tokens.target_share or 0.5) * epochs
+    if recipe.lora is not None and 0 < trainable < seen:
+        found.append(
+            f"{seen:,.0f} targets for {trainable:,} adapter parameters: a higher lora.rank may learn more of them"
+        )
+    if not splits.valid:
+        found.append("no validation rows: nothing will tell whether it learned or memorised; see data.val_split")
+    return tuple(found)

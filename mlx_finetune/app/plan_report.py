@@ -1,0 +1,186 @@
+"""A plan as lines for a person and as plain values for ``--json``."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from mlx_finetune.app.plan import Plan
+from mlx_finetune.hardware.shapes import adapted_layers, target_linears
+from mlx_finetune.units import format_bytes, format_count
+
+BAR_WIDTH = 24
+LABEL_WIDTH = 9
+
+
+def plan_lines(plan: Plan, *, name: str) -> Iterator[str]:
+    """The whole plan of the recipe ``name``."""
+    yield f"plan of {name}"
+    yield ""
+    for label, lines in (
+        ("model", _model_lines(plan)),
+        ("data", _data_lines(plan)),
+        ("run", _run_lines(plan)),
+        ("trains", _adapter_lines(plan)),
+        ("memory", _memory_lines(plan)),
+        ("disk", _disk_lines(plan)),
+        ("decided", _decision_lines(plan)),
+    ):
+        for line in lines:
+            yield f"{label:<{LABEL_WIDTH}}{line}".rstrip()
+            label = ""
+
+
+def warning_lines(plan: Plan) -> Iterator[str]:
+    """Warnings, and what stands against a start with ways out."""
+    for warning in plan.warnings:
+        yield f"warning: {warning}"
+    if not plan.fits_memory:
+        resolved = plan.resolved
+        yield (
+            f"error: this training needs about {format_bytes(resolved.memory.total)}, and the limit is "
+            f"{format_bytes(resolved.limits.memory_bytes)}"
+        )
+        for fix in plan.fixes:
+            yield f"hint: {fix}"
+        if not plan.fixes:
+            yield "hint: no setting makes it fit; choose a smaller model: mlxft models list"
+    if not plan.fits_disk:
+        disk = plan.disk
+        yield f"error: {format_bytes(disk.needed)} of disk are needed and {format_bytes(disk.free)} are free"
+        yield "hint: make room, set training.keep_checkpoints = 1, or choose another output_dir"
+
+
+def _model_lines(plan: Plan) -> Iterator[str]:
+    shape = plan.shape
+    if not plan.source:
+        yield f"{plan.recipe.model}, about {format_count(shape.num_parameters)} parameters; not on this machine yet"
+        yield f"estimated from its size and four characters a token; exact after: mlxft models get {plan.recipe.model}"
+        return
+    about = "" if shape.is_exact else "about "
+    yield (
+        f"{plan.recipe.model}: {shape.model_type}, {shape.num_layers} blocks, {about}"
+        f"{format_count(shape.num_parameters)} parameters, {plan.source}"
+    )
+    if not plan.machine.on_gpu and plan.recipe.quantize is not None:
+        yield f"quantize = {plan.recipe.quantize}: on a CPU the same numbers are written out as float32"
+
+
+def _data_lines(plan: Plan) -> Iterator[str]:
+    rows, tokens = plan.rows, plan.tokens
+    counts = f"{rows['train']:,} rows to train on, {rows['valid']:,} to validate, {rows['test']:,} to test"
+    yield f"{counts}; {plan.data_format}"
+    lengths = tokens.lengths
+    share = f", {tokens.target_share:.0%} of them targets ({tokens.method})" if tokens.target_share is not None else ""
+    yield f"{format_count(lengths.total)} tokens in an epoch{share}"
+    yield (
+        f"a row has {lengths.mean:.0f} on average, half at most {lengths.median}, 90 % {lengths.p90}, longest "
+        f"{lengths.longest}"
+    )
+    most = max((bucket.count for bucket in lengths.histogram), default=1)
+    for bucket in lengths.histogram:
+        if bucket.count:
+            bar = "#" * max(1, round(BAR_WIDTH * bucket.count / most))
+            yield f"{bucket.low:>7} - {bucket.high - 1:<6} {bucket.count:>7}  {bar}"
+    limit = plan.recipe.data.max_seq_length
+    total = lengths.count + (tokens.num_cut if plan.recipe.data.truncation == "drop" else 0)
+    yield (
+        f"{tokens.num_cut} rows ({tokens.num_cut / max(1, total):.1%}) are longer than max_seq_length = {limit} "
+        f"({plan.recipe.data.truncation})"
+    )
+
+
+def _run_lines(plan: Plan) -> Iterator[str]:
+    resolved = plan.resolved
+    epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
+    what = f"packs of {resolved.packed_length} tokens" if resolved.packed_length else "rows"
+    accumulation = resolved.recipe.training.gradient_accumulation_steps
+    times = f", {accumulation} times a step" if accumulation > 1 else ""
+    yield (
+        f"{resolved.total_steps:,} steps, {resolved.steps_per_epoch:,} in an epoch ({epochs:.2f} epochs); "
+        f"{resolved.batch_size} {what} at once{times}"
+    )
+
+
+def _adapter_lines(plan: Plan) -> Iterator[str]:
+    total = plan.shape.num_parameters
+    lora = plan.recipe.lora
+    if lora is None:
+        yield f"all {format_count(total)} parameters"
+        return
+    share = plan.trainable / max(1, total + plan.trainable)
+    linears, blocks = len(target_linears(plan.shape, lora)), adapted_layers(plan.shape, lora)
+    about = "" if plan.shape.is_exact else "about "
+    yield (
+        f"{about}{plan.trainable:,} parameters ({share:.2%}): rank {lora.rank} on {linears} layers in each of {blocks} "
+        f"blocks; the adapter's output is multiplied by {lora.scale:g}"
+    )
+
+
+def _memory_lines(plan: Plan) -> Iterator[str]:
+    memory, limits = plan.resolved.memory, plan.resolved.limits
+    what = "weights learned, gradients, optimizer" if plan.recipe.lora is None else "adapter, gradients, optimizer"
+    terms = [("frozen weights", memory.weights)] if memory.weights else []
+    terms += [(what, memory.trainable)]
+    if memory.activations + memory.logits >= memory.update:
+        terms += [("activations", memory.activations), ("logits", memory.logits)]
+    else:
+        terms += [("the update itself", memory.update)]
+    for label, num_bytes in terms:
+        yield f"{label:<40}{format_bytes(num_bytes):>10}"
+    verdict = "fits" if plan.fits_memory else "does not fit"
+    yield f"{'peak':<40}{format_bytes(memory.total):>10}  of {format_bytes(limits.memory_bytes)}: {verdict}"
+    yield f"{'kept for reuse, given back when needed':<40}{format_bytes(limits.cache_bytes):>10}  at most"
+
+
+def _disk_lines(plan: Plan) -> Iterator[str]:
+    disk = plan.disk
+    what = "adapter" if plan.recipe.lora is not None else "model"
+    yield (
+        f"{what} {format_bytes(disk.adapter)}, a checkpoint {format_bytes(disk.checkpoint)}; "
+        f"{format_bytes(disk.needed)} in all of {format_bytes(disk.free)} free"
+    )
+
+
+def _decision_lines(plan: Plan) -> Iterator[str]:
+    resolved = plan.resolved
+    for key, reason in resolved.reasons.items():
+        section, _, name = key.partition(".")
+        values: dict[str, object] = resolved.recipe.model_dump()[section]
+        value = values[name]
+        shown = str(value).lower() if isinstance(value, bool) else value
+        yield f"{key} = {shown}  # {reason}"
+
+
+def plan_json(plan: Plan) -> dict[str, object]:
+    """The plan as plain values."""
+    resolved = plan.resolved
+    return {
+        "fits": plan.fits,
+        "fits_memory": plan.fits_memory,
+        "fits_disk": plan.fits_disk,
+        "model": {
+            "name": plan.recipe.model,
+            "source": plan.source,
+            "is_here": bool(plan.source),
+            "is_exact": plan.shape.is_exact,
+            "model_type": plan.shape.model_type,
+            "num_layers": plan.shape.num_layers,
+            "num_parameters": plan.shape.num_parameters,
+            "trainable_parameters": plan.trainable,
+        },
+        "rows": dict(plan.rows),
+        "format": plan.data_format,
+        "tokens": asdict(plan.tokens),
+        "steps": {
+            "total": resolved.total_steps,
+            "per_epoch": resolved.steps_per_epoch,
+            "batch_size": resolved.batch_size,
+            "packed_length": resolved.packed_length,
+        },
+        "memory_bytes": {**asdict(resolved.memory), "total": resolved.memory.total},
+        "limits": asdict(resolved.limits),
+        "disk_bytes": asdict(plan.disk),
+        "recipe": resolved.recipe.model_dump(mode="json"),
+        "reasons": dict(resolved.reasons),
+        "warnings": list(plan.warnings),
+        "fixes": list(plan.fixes),
+    }

@@ -117,7 +117,8 @@ def summary_lines(recipe: Recipe, report: TokenizeReport, num_rows: int, *, in_c
     )
     for name, outcome in report.outcomes.items():
         first = outcome.rows[0]
-        yield f"warning: {name.replace('_', ' ')}: {outcome.count} rows; first {first.where}: {harmless(first.message)}"
+        rows = f"{outcome.count} {'row' if outcome.count == 1 else 'rows'}"
+        yield f"warning: {name.replace('_', ' ')}: {rows}; first {harmless(first.where)}: {harmless(first.message)}"
     for note in report.notes:
         yield f"note: {note}"
 

@@ -69,7 +69,7 @@ def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -
         kept = walk.shorten(draft, ids, mask)
         keeps[:] = len(kept) > 1  # split: every token is in one of the pieces
         if len(kept) == 1:
-            keeps = _kept(ids, kept[0][0])
+            keeps = _kept(ids, kept[0][0], tokenizer)
     states: list[State] = ["cut" if not k else "learned" if m else "read" for m, k in zip(mask, keeps, strict=True)]
     return tuple(ExplainedToken(*token) for token in zip(ids.tolist(), texts, states, strict=True))
 
@@ -84,13 +84,18 @@ def _texts(text: str, encoding: Encoding) -> list[str]:
     return texts
 
 
-def _kept(ids: NDArray[np.int32], kept: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which of ``ids`` remain in ``kept``: a common beginning (the system turn, say) and a common end."""
+def _kept(ids: NDArray[np.int32], kept: NDArray[np.int32], tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    """Which of ``ids`` remain in ``kept``: a common beginning (the system turn, say) and a common end.
+
+    Where several borders would do, the one before a marker that opens a turn.
+    """
+    longest_tail = _common(ids[::-1], kept[::-1])
+    borders = range(len(kept) - longest_tail, min(_common(ids, kept), len(kept) - 1) + 1)
+    opening = frozenset(tokenizer.control_tokens.values()) - tokenizer.stop_token_ids
+    head = next((border for border in reversed(borders) if int(kept[border]) in opening), borders[0])
     keeps = np.zeros(len(ids), dtype=np.bool_)
-    tail = _common(ids[::-1], kept[::-1])
-    head = min(_common(ids, kept), len(kept) - tail)
     keeps[:head] = True
-    keeps[len(ids) - tail :] = True
+    keeps[len(ids) - (len(kept) - head) :] = True
     return keeps
 
 

@@ -295,8 +295,10 @@ def _template_source(folder: Path, config: Config, chat_template: str) -> tuple[
         path = folder / name
         if path.is_file():
             text = _read_template(path)
-            return (text if name.endswith(".jinja") else _default_template(json.loads(text))), name
-    return _default_template(config), "tokenizer_config.json"
+            return (
+                text if name.endswith(".jinja") else _default_template(json.loads(text))
+            ), f"the model's own ({name})"
+    return _default_template(config), "the model's own (tokenizer_config.json)"
 
 
 def _default_template(config: Config) -> str:

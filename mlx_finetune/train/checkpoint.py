@@ -83,7 +83,7 @@ def newest_checkpoint(run: RunDir, *, on_damage: Callable[[str], None]) -> Check
 def rotate(run: RunDir, *, keep_newest: int, keep_steps: Collection[int]) -> None:
     """Remove all but the ``keep_newest`` newest checkpoints and those of ``keep_steps``."""
     paths = run.checkpoints()
-    kept = {run.checkpoint(step) for step in keep_steps} | set(paths[len(paths) - keep_newest :])
+    kept = {run.checkpoint(step) for step in keep_steps} | set(paths[max(len(paths) - keep_newest, 0) :])
     for path in paths:
         if path not in kept:
             discard(path)

@@ -115,7 +115,8 @@ def _take_step(loop: Loop, state: RunState) -> None:
     seconds = time.monotonic() - started
     state.step = step + 1
     state.epoch = loop.stream.progress(state.step)
-    state.loss, state.learning_rate = result.loss, learning_rate
+    state.loss = result.loss if math.isfinite(result.loss) else state.loss
+    state.learning_rate = learning_rate
     state.train_seconds += seconds
     state.peak_memory_bytes = max(state.peak_memory_bytes, mx.get_peak_memory())
     state.is_evaluated = not _is_evaluation_due(loop.cadence, state.step)
@@ -125,14 +126,7 @@ def _take_step(loop: Loop, state: RunState) -> None:
 def _log_step(loop: Loop, state: RunState, result: StepResult, seconds: float) -> None:
     if state.step % loop.training.logging_steps and state.step != loop.cadence.total_steps:
         return
-    state.log_history.append(
-        {
-            "step": state.step,
-            "loss": result.loss,
-            "learning_rate": state.learning_rate,
-            "grad_norm": result.grad_norm,
-        }
-    )
+    state.log({"loss": result.loss, "learning_rate": state.learning_rate, "grad_norm": result.grad_norm})
     loop.emit(
         StepDone(
             step=state.step,

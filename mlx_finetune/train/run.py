@@ -60,8 +60,6 @@ def train_run(
 
 def _restored_state(admission: Admission, emit: Emit) -> RunState:
     """The state of the checkpoint to continue from, with journal and samples cut back to it; else that of step 0."""
-    for sentence in admission.damaged:
-        emit(Notice("warning", sentence))
     if admission.run_info is None:
         return RunState()
     state = RunState()
@@ -69,6 +67,8 @@ def _restored_state(admission: Admission, emit: Emit) -> RunState:
         state = RunState.from_json(read_trainer_state(admission.checkpoint.path))
     cut_journal(admission.run.file(rundir.EVENTS), state.journal_bytes)
     cut_journal(admission.run.file(rundir.SAMPLES), state.samples_bytes)
+    for sentence in admission.damaged:
+        emit(Notice("warning", sentence))
     emit(Notice("info", f"continuing after step {state.step}" if state.step else "no checkpoint yet: from the start"))
     return state
 

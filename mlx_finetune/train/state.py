@@ -5,6 +5,7 @@ people and never read back into the training.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -55,14 +56,19 @@ class RunState:
         return cls(**{name: fields[name] for name in names})  # pyright: ignore[reportArgumentType]
 
     def record_evaluation(self, loss: float) -> bool:
-        """Note a validation loss of this step; True when it is the best so far."""
-        is_best = self.best_loss is None or loss < self.best_loss
-        if self.first_loss is None:
+        """Note a validation loss of this step; True when it is the best so far. One that is not finite never is."""
+        is_finite = math.isfinite(loss)
+        is_best = is_finite and (self.best_loss is None or loss < self.best_loss)
+        if self.first_loss is None and is_finite:
             self.first_loss = loss
         if is_best:
             self.best_loss, self.best_step = loss, self.step
         self.evaluations_without_improvement = 0 if is_best else self.evaluations_without_improvement + 1
-        self.last_loss = loss
+        self.last_loss = loss if is_finite else None
         self.evaluated_step = self.step
-        self.log_history.append({"step": self.step, "eval_loss": loss})
+        self.log({"eval_loss": loss})
         return is_best
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Add an entry for this step to the history; numbers that are not finite are left out of it."""
+        self.log_history.append({"step": self.step} | {k: v for k, v in values.items() if math.isfinite(v)})

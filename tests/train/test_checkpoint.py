@@ -93,6 +93,14 @@ def test_rotation_keeps_the_newest_and_the_named(run):
     assert sorted(entry.name for entry in run.path.iterdir()) == ["checkpoint-2", "checkpoint-5", "checkpoint-6"]
 
 
+@pytest.mark.parametrize("num_checkpoints", [1, 2, 3])
+def test_rotation_removes_nothing_while_there_are_few(run, num_checkpoints):
+    for step in range(num_checkpoints):
+        save(run, step)
+    rotate(run, keep_newest=3, keep_steps=())
+    assert len(run.checkpoints()) == num_checkpoints
+
+
 def test_leftovers_of_a_killed_process_are_swept(run):
     save(run, 1)
     (run.path / ".checkpoint-2.99.part").mkdir()

@@ -8,14 +8,17 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
-from mlx_finetune.model.load import ModelInfo
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.state import RunState
 from mlx_finetune.units import format_count
+
+if TYPE_CHECKING:  # the child imports this before mlx may be loaded (hardware.blas)
+    from mlx_finetune.model.load import ModelInfo
 
 MODEL_FOLDER = "model"
 _TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.TRAINER_STATE, rundir.OPTIMIZER})
@@ -67,7 +70,7 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
             copy_file(folder / name, target / name)
 
 
-def write_metrics(run: RunDir, recipe: Recipe, info: ModelInfo, state: RunState, reason: str) -> None:
+def write_metrics(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, reason: str) -> None:
     """training_metrics.json: the summary of a run, for people and scripts."""
     fields: dict[str, object] = {
         "format_version": rundir.FORMAT_VERSION,
@@ -93,7 +96,7 @@ def write_metrics(run: RunDir, recipe: Recipe, info: ModelInfo, state: RunState,
     rundir.write_json(run.file(rundir.METRICS), fields)
 
 
-def write_card(run: RunDir, recipe: Recipe, info: ModelInfo, state: RunState) -> None:
+def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState) -> None:
     """README.md of the run folder: base, data, settings, result, licence of the base."""
     kind = "LoRA adapter" if recipe.lora else "Fully fine-tuned model"
     lora = recipe.lora

@@ -1,0 +1,139 @@
+"""The machine we run on, as one frozen value: system, processor, memory, and the GPU where MLX can use one.
+
+``read_device`` asks the machine; everything it asks with is an argument, so that any Mac can be described in a test.
+mlx is imported only inside ``read_metal``. Nothing here decides anything: limits follow in ``hardware.limits``.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+#: Runs a program and returns its standard output, or None where it is missing, fails or takes more than 5 s.
+Runner = Callable[[Sequence[str]], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Metal:
+    """What MLX says of the GPU. Sizes are None on its CPU backend, where ``name`` is the processor's."""
+
+    is_available: bool
+    name: str
+    architecture: str
+    working_set_bytes: int | None
+    max_buffer_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """This machine. ``system`` is "darwin" or "linux"; ``is_translated``: Python runs under Rosetta."""
+
+    system: str
+    os_name: str
+    machine: str
+    chip: str
+    num_cores: int
+    memory_bytes: int
+    available_bytes: int
+    is_translated: bool
+    metal: Metal | None
+
+    @property
+    def backend(self) -> str:
+        """Where MLX computes: "Metal GPU", "CPU", or "none" where mlx could not be asked."""
+        if self.metal is None:
+            return "none"
+        return "Metal GPU" if self.metal.is_available else "CPU"
+
+    @property
+    def macos_version(self) -> tuple[int, int] | None:
+        """``(15, 6)`` on macOS 15.6, None elsewhere."""
+        match = re.fullmatch(r"macOS (\d+)(?:\.(\d+))?.*", self.os_name)
+        return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def read_device(
+    *, metal: Metal | None, system: str = sys.platform, machine: str | None = None, run: Runner | None = None
+) -> Device:
+    """This machine; ``metal`` comes from ``read_metal``, or is None where mlx cannot be imported."""
+    run = run or run_program
+    machine = machine or platform.machine()
+    memory = psutil.virtual_memory()
+    return Device(
+        system=system,
+        os_name=_os_name(system, run),
+        machine=machine,
+        chip=_chip(system, run) or (metal.name if metal else "") or machine,
+        num_cores=_usable_cores(),
+        memory_bytes=memory.total,
+        available_bytes=memory.available,
+        is_translated=system == "darwin" and _sysctl("sysctl.proc_translated", run) == "1",
+        metal=metal,
+    )
+
+
+def read_metal() -> Metal:
+    """Ask MLX. Raises ``ImportError`` where mlx is missing or broken; on Linux call ``blas.prepare`` before."""
+    import mlx.core as mx
+
+    info: Mapping[str, object] = dict(mx.device_info())
+    return parse_metal(info, is_available=mx.metal.is_available())
+
+
+def parse_metal(info: Mapping[str, object], *, is_available: bool) -> Metal:
+    """``mx.device_info()`` as a value; only two of its keys exist on the CPU backend (MACOS.md section 1.2)."""
+
+    def size(key: str) -> int | None:
+        value = info.get(key)
+        return value if isinstance(value, int) else None
+
+    return Metal(
+        is_available=is_available,
+        name=str(info.get("device_name", "")),
+        architecture=str(info.get("architecture", "")),
+        working_set_bytes=size("max_recommended_working_set_size"),
+        max_buffer_bytes=size("max_buffer_length"),
+    )
+
+
+def run_program(command: Sequence[str]) -> str | None:
+    """Standard output of ``command``, stripped; None where it is missing, fails or takes more than 5 s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _sysctl(name: str, run: Runner) -> str | None:
+    return run(["/usr/sbin/sysctl", "-n", name])
+
+
+def _chip(system: str, run: Runner) -> str | None:
+    if system == "darwin":
+        return _sysctl("machdep.cpu.brand_string", run)
+    listing = run(["lscpu"]) or ""
+    match = re.search(r"^Model name:\s*(\S.*?)\s*$", listing, re.MULTILINE)
+    return match[1] if match else None
+
+
+def _os_name(system: str, run: Runner) -> str:
+    if system == "darwin":
+        return f"macOS {run(['/usr/bin/sw_vers', '-productVersion']) or '(unknown)'}"
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return platform.platform()
+    return release.get("PRETTY_NAME", release.get("NAME", "Linux"))
+
+
+def _usable_cores() -> int:
+    """Cores this process may run on; fewer than there are inside a container or under ``taskset``."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

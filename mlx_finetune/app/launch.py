@@ -21,6 +21,7 @@ from mlx_finetune.rundir import EVENTS, LOG, RunDir
 
 CHILD_MODULE = "mlx_finetune.train.child"
 POLL_SECONDS = 0.1
+GRACE_SECONDS = 2.0  # for the child to leave after a second signal; a computation inside mlx hears none
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: Why a process is ended by a signal it did not ask for, in words.
@@ -105,13 +106,21 @@ class _Signals:
     say: Callable[[str], None]
     received: list[signal.Signals] = field(default_factory=list[signal.Signals])
     announced: int = 0
+    kill_time: float | None = None
 
     def forward(self, number: int, frame: object) -> None:
         """Signal handler: pass it on; the sentence is printed later, outside the handler."""
         del frame
         self.received.append(signal.Signals(number))
+        if len(self.received) > 1 and self.kill_time is None:
+            self.kill_time = time.monotonic() + GRACE_SECONDS
         if self.child.poll() is None:
             self.child.send_signal(number)
+
+    def insist(self) -> None:
+        """Kill a child that is still there some time after a second signal. Safe: a checkpoint is whole or absent."""
+        if self.kill_time is not None and time.monotonic() >= self.kill_time and self.child.poll() is None:
+            self.child.kill()
 
     def announce(self) -> None:
         """Say what the signals that arrived since the last call mean."""
@@ -141,8 +150,8 @@ def train(request: TrainRequest, run: RunDir, view: View, *, command: Sequence[s
             code = child.wait()
         tail = (*_tail(Path(output.name), 0), *_tail(run.file(LOG), run_log_size))
     killed_by = signal.Signals(-code) if code < 0 else None
-    if killed_by is not None and killed_by in signals.received:
-        code, killed_by = 128 + killed_by, None
+    if signals.received and (killed_by in signals.received or signals.kill_time is not None):
+        code, killed_by = 128 + signals.received[0], None
     return Ended(1 if code < 0 else code, outcome, killed_by, tail)
 
 
@@ -189,6 +198,7 @@ def _follow(
                 outcome = record.event
             view.show(record)
         signals.announce()
+        signals.insist()
         view.tick(time.time())
         if alive:
             time.sleep(POLL_SECONDS)

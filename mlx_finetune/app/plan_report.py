@@ -106,7 +106,7 @@ def _adapter_lines(plan: Plan) -> Iterator[str]:
     if lora is None:
         yield f"all {format_count(total)} parameters"
         return
-    share = plan.trainable / max(1, total + plan.trainable)
+    share = plan.trainable / max(1, total)
     linears, blocks = len(target_linears(plan.shape, lora)), adapted_layers(plan.shape, lora)
     about = "" if plan.shape.is_exact else "about "
     yield (

@@ -47,7 +47,7 @@ def command(
 
     loaded = load_recipe(recipe, overrides)
     request = TrainRequest(recipe, overrides, resume=resume, fork=fork, extend=extend)
-    run = RunDir(Path(loaded.recipe.output_dir).expanduser())
+    run = RunDir(Path(loaded.recipe.output_dir))
     summary = Summary()
     if request.continues:
         for record in read_events(run.file(EVENTS)):
@@ -101,9 +101,9 @@ def run_name(run: RunDir) -> str:
 
 def _unexplained(ended: Ended, request: TrainRequest, run: RunDir) -> Sequence[str]:
     """The child left no last event: refused before it took the folder, left at once, or crashed."""
-    said = [line for line in ended.log_tail if line.startswith(("error: ", "hint: "))]
-    if ended.killed_by is None and said:
-        return said
+    said = next((place for place, line in enumerate(ended.log_tail) if line.startswith("error: ")), None)
+    if ended.killed_by is None and said is not None:
+        return ended.log_tail[said:]
     checkpoints = run.checkpoints()
     saved = [f"the last checkpoint is {checkpoints[-1]}"] if checkpoints else ["no checkpoint was saved"]
     again = _resume_lines(request) if checkpoints else []

@@ -80,8 +80,10 @@ def frame(summary: Summary, now: float, *, width: int, height: int) -> list[Text
     if summary.started is None or (summary.step is None and summary.phase is not None):
         return [_phase_line(summary, now, width)][:height]
     if summary.step is None:
+        waits_for_base = not summary.evaluations and summary.started.first_step == 0 and summary.started.valid_rows
+        doing = "validation loss of the base model" if waits_for_base else "first step, which compiles the model"
         elapsed = format_seconds(max(0.0, now - summary.started_time))
-        return [Text.assemble(" first step, which compiles the model ", (elapsed, "dim"))][:height]
+        return [Text.assemble(f" {doing}  ", (elapsed, "dim"))][:height]
     lines = [_progress_line(summary, now, width), _loss_line(summary), *_pace_lines(summary, width)]
     curve = _curve_lines(summary, width)
     if len(lines) + len(curve) <= height:

@@ -105,12 +105,16 @@ def test_a_signal_reaches_the_child_and_its_exit_code_comes_back(tmp_path: Path,
     assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["hang", "deaf"])
+def test_a_second_ctrl_c_leaves_at_once_even_where_the_child_hears_nothing(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_finetune.app.launch.GRACE_SECONDS", 0.3)
     view = Recorder()
     thread = send_when_ready(tmp_path / "run", signal.SIGINT, signal.SIGINT)
-    ended = run_fake(tmp_path / "run", "hang", view)
+    ended = run_fake(tmp_path / "run", mode, view)
     thread.join()
-    assert ended.exit_code == 130
+    assert (ended.exit_code, ended.killed_by) == (130, None)
     assert ended.outcome is None
     assert [line.split(";")[0] for line in view.said] == ["finishing the step and saving", "leaving at once"]
 

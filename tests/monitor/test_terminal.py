@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from journal import STARTED, records, step, whole_run
 
-from mlx_finetune.events import Event, Notice, Phase
+from mlx_finetune.events import Evaluated, Event, Notice, Phase
 from mlx_finetune.monitor.region import Region, can_draw
 from mlx_finetune.monitor.summary import Summary, summarise
 from mlx_finetune.monitor.terminal import LiveView, frame
@@ -31,7 +31,9 @@ def test_a_phase_before_step_one_shows_its_sizes_and_its_time() -> None:
 
 def test_nothing_looks_hung_before_the_first_event_and_the_first_step() -> None:
     assert lines(Summary()) == [" starting ..."]
-    assert lines(summarise(records(STARTED)), now=1_000_002.0) == [" first step, which compiles the model 2.0 s"]
+    assert lines(summarise(records(STARTED)), now=1_000_002.0) == [" validation loss of the base model  2.0 s"]
+    measured = summarise(records(STARTED, Evaluated(0, 2.5, 100, True, 0.1)))
+    assert lines(measured, now=1_000_002.0) == [" first step, which compiles the model  2.0 s"]
 
 
 def test_the_numbers_of_a_running_training_are_all_there() -> None:

@@ -59,32 +59,28 @@ def _rows_of(kind: str, stream: BinaryIO, source: str, report: Report) -> Iterat
 
 
 def _read_json(stream: BinaryIO, source: str, report: Report) -> Iterator[Row]:
-    """JSONL, an array of objects, or one object that holds such an array: told apart by the content."""
+    """JSONL, an array of objects, or one object that holds such an array: told apart by the first two lines."""
     lines = read_lines(stream, source, report)
-    head: list[tuple[int, bytes]] = []
-    for line in lines:
-        head.append(line)
-        if line[1].strip():
-            break
-    if not head:
+    first, second = _next_filled(lines), _next_filled(lines)
+    if first is None:
         return
-    number, first = head[-1]
-    if first.lstrip()[:1] == b"[" or _is_open_object(first):
+    start = first[1].lstrip()[:1]
+    is_object = _is_open_object(first[1], second) if second else first[0] == 1 and _wraps_rows(first[1])
+    if start == b"[" or is_object:
         stream.seek(0)
         yield from read_array(stream, source, report)
-        return
-    second = next((line for line in lines if line[1].strip()), None)
-    if second is None and number == 1 and _wraps_rows(first):
-        stream.seek(0)
-        yield from read_array(stream, source, report)
-        return
-    rest = lines if second is None else itertools.chain([second], lines)
-    yield from _read_jsonl(itertools.chain([head[-1]], rest), source, report)
+    else:
+        yield from _read_jsonl(itertools.chain([first], [second] if second else [], lines), source, report)
 
 
-def _is_open_object(line: bytes) -> bool:
-    """True for the first line of an object that is written over several lines."""
-    return line.strip() == b"{" or (line.lstrip()[:1] == b"{" and line.rstrip()[-1:] in (b"[", b"{", b","))
+def _next_filled(lines: Iterator[tuple[int, bytes]]) -> tuple[int, bytes] | None:
+    return next((line for line in lines if line[1].strip()), None)
+
+
+def _is_open_object(first: bytes, second: tuple[int, bytes]) -> bool:
+    """True where an object begins on the first line and goes on in the second."""
+    head, tail = first.strip(), second[1].lstrip()[:1]
+    return head[:1] == b"{" and head[-1:] in (b"[", b"{", b",") and tail != b"{" or head == b"{" and tail == b'"'
 
 
 def _wraps_rows(line: bytes) -> bool:
@@ -110,7 +106,7 @@ def _read_jsonl(lines: Iterator[tuple[int, bytes]], source: str, report: Report)
         if line.isspace() or not line:
             continue
         try:
-            yield Row(decode_object(decode_utf8(line)), source, number)
+            yield Row(decode_object(decode_utf8(line.rstrip(b"\r\n"))), source, number)
         except DecodeError as error:
             column = "" if error.position is None else f" (column {error.position + 1})"
             report(Problem(f"{source}:{number}", error.message + column, "one JSON object on each line"))

@@ -27,6 +27,7 @@ class _Text:
         self.buffer = ""
         self.position = 0
         self.line = 1
+        self.column = 1
         self.is_at_end = False
 
     def more(self) -> bool:
@@ -65,8 +66,14 @@ class _Text:
 
     def advance(self, position: int) -> None:
         """Take everything before ``position``."""
-        self.line += self.buffer.count("\n", self.position, position)
+        self.line, self.column = self.place(position)
         self.position = position
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Line and column of a position in the buffer at or behind the present one, both from 1."""
+        newline = self.buffer.rfind("\n", self.position, position)
+        column = position - newline if newline >= 0 else self.column + position - self.position
+        return self.line + self.buffer.count("\n", self.position, position), column
 
     def value(self) -> object:
         """Take one JSON value. Raises ``DecodeError``."""
@@ -74,8 +81,10 @@ class _Text:
             try:
                 value, end = decode_value(self.buffer, self.position)
             except DecodeError as error:
+                offset = (error.position or 0) - self.position
                 if error.is_cut and self.more():
                     continue
+                error.position = None if error.position is None else self.position + offset
                 raise
             if end == len(self.buffer) and not isinstance(value, dict | list) and self.more():
                 continue
@@ -95,8 +104,8 @@ def read_array(stream: BinaryIO, source: str, report: Report) -> Iterator[Row]:
     except DecodeError as error:
         line, column = text.line, ""
         if error.position is not None:
-            line += text.buffer.count("\n", text.position, error.position)
-            column = f" (column {error.position - text.buffer.rfind(chr(10), 0, error.position)})"
+            line, number = text.place(error.position)
+            column = f" (column {number})"
         raise FileProblem(f"{error.message}{column}; the rest of the file was not read", line=line) from None
     if is_wrapped and text.peek() == "}":
         text.advance(text.position + 1)

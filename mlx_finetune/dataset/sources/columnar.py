@@ -76,7 +76,7 @@ def read_parquet(path: Path, source: str) -> Iterator[Row]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(fields, source, number)
-    except (ValueError, OSError) as error:  # every error of Arrow is one of these
+    except (ValueError, TypeError, KeyError, NotImplementedError, OSError) as error:  # the bases of Arrow's errors
         raise FileProblem(f"is not a Parquet file that can be read: {_first_line(error)}", line=number) from None
     if number == 0:
         raise FileProblem("the file has no rows", "put at least one row into it")

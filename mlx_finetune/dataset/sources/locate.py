@@ -22,7 +22,8 @@ Located = Mapping[str, Sequence[DataFile]]
 def locate(text: str, *, base: Path) -> Located:
     """Files of the splits of ``text`` as written in a recipe; a single file is ``train``. Raises ``DataError``.
 
-    ``~`` is understood; a relative path counts from ``base``.
+    ``~`` is understood; a relative path counts from ``base``. What is no path, has the form owner/name and no ending
+    of a data file, and whose owner is no folder here, is a hub id.
     """
     if "\0" in text:
         raise DataError("[data] path has a NUL character in it")
@@ -34,7 +35,7 @@ def locate(text: str, *, base: Path) -> Located:
         raise DataError(f"{text}: cannot be opened: {error.strerror}") from None
     if is_folder:
         return _locate_folder(path, text)
-    if not exists and _HUB_ID.fullmatch(text) and file_kind(path) is None:
+    if not exists and _HUB_ID.fullmatch(text) and file_kind(path) is None and not path.parent.is_dir():
         return locate_hub(text)
     return {"train": [DataFile(path, text)]}
 

@@ -118,7 +118,7 @@ def _near_names(path: Path) -> str:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return "the folder does not exist either"
-    near = difflib.get_close_matches(path.name, names, n=3)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.8)
     return f"there is {', '.join(near)} in that folder" if near else ""
 
 

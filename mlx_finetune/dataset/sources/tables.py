@@ -69,7 +69,7 @@ def _csv_records(stream: BinaryIO, source: str, report: Report) -> Iterator[Reco
                 return
             report(Problem(f"{source}:{first}", f"not CSV: {error}", 'a quote inside a quoted field is written ""'))
             continue
-        if record:
+        if any(cell.strip() for cell in record):
             yield first, record
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from mlx_finetune.dataset.layouts import FIELDS, FORMATS, Layout, find_layout
+from mlx_finetune.dataset.layouts import FIELDS, FORMATS, REQUIRED, Layout, find_layout
 from mlx_finetune.dataset.problems import RowError, show, show_names
 from mlx_finetune.dataset.row import Row
 from mlx_finetune.dataset.turns import Turn, TurnError, read_tools, read_turn, read_turns
@@ -166,10 +166,8 @@ def unknown_layout(row: Row, columns: Mapping[str, str], format: str) -> Problem
             "write one row for each instance, with instruction, input and output",
         )
     if format != "auto":
-        needs = " and ".join(f"`{name}`" for name in sorted(FIELDS.get(format, ())))
-        return Problem(
-            row.where, f"format is {format} (fields {needs}), but the row has {have}", "map them in [data] columns"
-        )
+        needs = " and ".join(f"`{name}`" for name in REQUIRED.get(format, ()))
+        return Problem(row.where, f"format is {format}, with {needs}; the row has {have}", "map them in [data.columns]")
     first, last = (list(row.fields) or ["question"])[0], (list(row.fields) or ["answer"])[-1]
     hint = f"say which is which: [data.columns] prompt = {show(first)}, completion = {show(last)}"
     return Problem(row.where, f"no known format has these columns: {have}", hint)

@@ -86,6 +86,11 @@ FIELDS: Mapping[str, frozenset[str]] = {
     for name in FORMATS
 }
 
+#: The fields that a row of each format must have.
+REQUIRED: Mapping[str, Sequence[str]] = {
+    name: next(tuple(form.required) for form in _FORMS if form.format == name) for name in FORMATS
+}
+
 #: Every column name of the table: a first line of a CSV file with one of these is a header.
 KNOWN_COLUMNS = frozenset(
     name for form in _FORMS for names in (*form.required.values(), *form.optional.values()) for name in names

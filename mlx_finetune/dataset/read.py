@@ -80,7 +80,9 @@ def _next_filled(lines: Iterator[tuple[int, bytes]]) -> tuple[int, bytes] | None
 def _is_open_object(first: bytes, second: tuple[int, bytes]) -> bool:
     """True where an object begins on the first line and goes on in the second."""
     head, tail = first.strip(), second[1].lstrip()[:1]
-    return head[:1] == b"{" and head[-1:] in (b"[", b"{", b",") and tail != b"{" or head == b"{" and tail == b'"'
+    if head == b"{":
+        return tail == b'"'
+    return head[:1] == b"{" and head[-1:] in (b"[", b"{", b",") and tail != b"{"
 
 
 def _wraps_rows(line: bytes) -> bool:

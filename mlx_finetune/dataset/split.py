@@ -65,18 +65,17 @@ def choose_sides(keys: Sequence[int], val_split: float, test_split: float) -> li
 def _choose_few(keys: Sequence[int], val_split: float, test_split: float) -> list[int]:
     """Every wanted side gets a content where there are enough: training first, then validation, then test."""
     contents = sorted(set(keys))
-    side_of = {
-        key: VALID if position(key) < val_split else TEST if position(key) < val_split + test_split else TRAIN
-        for key in contents
-    }
+    high = val_split + test_split
+    side_of = {key: VALID if position(key) < val_split else TEST if position(key) < high else TRAIN for key in contents}
     if TRAIN not in side_of.values():
         side_of[contents[-1]] = TRAIN
     for side, share in ((VALID, val_split), (TEST, test_split)):
         held = list(side_of.values())
         if share > 0 and side not in held:
-            donors = TRAIN if held.count(TRAIN) > 1 else TEST if side == VALID and TEST in held else None
-            if donors is not None:
-                side_of[next(key for key in contents if side_of[key] == donors)] = side
+            spare = [other for other in (TRAIN, VALID, TEST) if held.count(other) > 1]
+            donors = spare or ([TEST] if side == VALID and TEST in held else [])
+            if donors:
+                side_of[next(key for key in contents if side_of[key] == donors[0])] = side
     return [side_of[key] for key in keys]
 
 

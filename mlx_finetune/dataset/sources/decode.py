@@ -77,7 +77,8 @@ def decode_value(text: str, start: int = 0) -> tuple[object, int]:
         raise
     except ValueError:
         raise DecodeError("a number has too many digits") from None
-    if ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(text, start, end):
+    has_escape = text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0
+    if has_escape and _SURROGATE.search(text, start, end):
         _refuse_surrogates(value)
     return value, end
 

@@ -1,4 +1,4 @@
-"""Parquet, load_from_disk folders and the hub: through the library where it is installed, a sentence where it is not."""
+"""Parquet, load_from_disk folders and the hub: through the library where installed, a sentence where not."""
 
 import importlib.util
 from pathlib import Path

@@ -2,7 +2,10 @@
 
 import io
 
+import pytest
+
 from mlx_finetune.dataset.row import Row
+from mlx_finetune.dataset.sources.opening import FileProblem
 from mlx_finetune.dataset.sources.tables import read_csv, read_tsv
 from mlx_finetune.errors import Problem
 
@@ -71,11 +74,6 @@ def test_a_quote_that_is_never_closed_is_found_where_it_opens() -> None:
 
 
 def test_two_columns_of_one_name_are_refused() -> None:
-    from mlx_finetune.dataset.sources.opening import FileProblem
-
-    try:
+    with pytest.raises(FileProblem, match="two columns of the header have one name") as caught:
         csv("text,text\na,b\n")
-    except FileProblem as problem:
-        assert (problem.line, problem.message) == (1, "two columns of the header have one name")
-    else:
-        raise AssertionError("no problem")
+    assert caught.value.line == 1

@@ -35,8 +35,8 @@ for name in {["", *COMMANDS]!r}:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
             root.main([*filter(None, [name]), "--help"], standalone_mode=False)
-        except ImportError as error:
-            found[name] = [str(error)]
+        except Exception as error:
+            found[name] = [repr(error)]
             continue
     assert out.getvalue().startswith("Usage:"), name
     found[name] = sorted(module for module in set(sys.modules) - seen if module.split(".")[0] in {TOO_DEAR!r})

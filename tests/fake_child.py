@@ -27,6 +27,17 @@ def step(number: int) -> StepDone:
     return StepDone(number, number / 3, 2.0 - 0.1 * number, 1e-3, 0.5, 40, 50, 0.1, 0.01, 4000.0, 10**8, 2 * 10**8)
 
 
+def cut_back(journal: Path) -> None:
+    """What a resumed run does first: back to its checkpoint, here the first four lines."""
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:4]))
+
+
+def wait_for_ever() -> None:
+    while True:
+        time.sleep(0.01)
+
+
 def main(folder: Path, mode: str) -> int:
     """Do what ``mode`` says and return the exit code."""
     if mode == "refuse":
@@ -36,6 +47,8 @@ def main(folder: Path, mode: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: arrived.append(number) or (len(arrived) > 1 and os._exit(128 + number)))
     folder.mkdir(parents=True, exist_ok=True)
+    if mode == "cut":
+        cut_back(folder / "events.jsonl")
     emit = EventWriter(folder / "events.jsonl", clock=time.time)
     emit(Phase("load", "tiny", 0, 10, "files"))
     emit(Evaluated(0, 2.5, 100, True, 0.1))
@@ -54,8 +67,7 @@ def main(folder: Path, mode: str) -> int:
                 signal.signal(one, signal.SIG_IGN)
         if mode in ("hang", "deaf"):
             (folder / "ready").touch()
-            while True:
-                time.sleep(0.01)
+            wait_for_ever()
         if mode == "kill" and number == 3:
             sys.stderr.write("the last thing it said\n")
             sys.stderr.flush()

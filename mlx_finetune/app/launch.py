@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,12 +135,62 @@ class _Signals:
                 self.say(f"{number.name}: finishing the step and saving")
 
 
+class NewEvents:
+    """What a child adds to a journal that may hold an earlier part of the run.
+
+    A resumed child first cuts the journal back to its checkpoint, so the end of the old file is no place to start
+    from: new lines begin where the file first differs from what it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._old = path.read_bytes() if path.is_file() else b""
+        self._seen = _stamp(path)
+        self._follower: EventFollower | None = None
+        self._num_old_lines = 0
+
+    def poll(self) -> Iterator[Record]:
+        """Records that were added since the last call, in order."""
+        if self._follower is None and not self._has_begun():
+            return
+        assert self._follower is not None, "set once the journal has begun"
+        for record in self._follower.poll():
+            if record.index >= self._num_old_lines:
+                yield record
+
+    def _has_begun(self) -> bool:
+        """True from the first new byte on."""
+        stamp = _stamp(self._path)
+        if stamp == self._seen:
+            return False
+        self._seen = stamp
+        content = self._path.read_bytes() if stamp else b""
+        start = common_lines(self._old, content)
+        if start == len(content):
+            return False
+        self._num_old_lines = content.count(b"\n", 0, start)
+        self._follower, self._old = EventFollower(self._path), b""
+        return True
+
+
+def common_lines(before: bytes, after: bytes) -> int:
+    """Bytes of the longest common beginning, back to the end of its last whole line (all of ``after`` if it is one)."""
+    low, high = 0, min(len(before), len(after))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if before[low:middle] == after[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low if low == len(after) else after.rfind(b"\n", 0, low) + 1
+
+
 def train(request: TrainRequest, run: RunDir, view: View, *, command: Sequence[str] | None = None) -> Ended:
     """Run the child to its end and show what it adds to the journal.
 
     ``command`` replaces ``python -m mlx_finetune.train.child`` in tests.
     """
-    follower = EventFollower(run.file(EVENTS), from_end=True)
+    follower = NewEvents(run.file(EVENTS))
     start = list(command) if command is not None else [sys.executable, "-m", CHILD_MODULE]
     run_log_size = _size(run.file(LOG))
     with tempfile.NamedTemporaryFile(prefix="mlxft-", suffix=".log") as output:
@@ -186,7 +236,7 @@ def _forwarding(child: subprocess.Popen[bytes], view: View) -> Generator[_Signal
 
 
 def _follow(
-    child: subprocess.Popen[bytes], follower: EventFollower, view: View, signals: _Signals
+    child: subprocess.Popen[bytes], follower: NewEvents, view: View, signals: _Signals
 ) -> RunFinished | RunStopped | RunFailed | None:
     """Show the journal until the child has gone and every line of it was read; the last outcome it reported."""
     outcome: RunFinished | RunStopped | RunFailed | None = None
@@ -203,6 +253,15 @@ def _follow(
         if alive:
             time.sleep(POLL_SECONDS)
     return outcome
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and modification time, by which a change of the file is noticed."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _size(path: Path) -> int:

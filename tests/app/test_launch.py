@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.app.launch import Ended, TrainRequest, train
-from mlx_finetune.events import Record, RunFailed, RunFinished, RunStopped, StepDone
+from mlx_finetune.app.launch import Ended, TrainRequest, common_lines, train
+from mlx_finetune.events import Phase, Record, RunFailed, RunFinished, RunStopped, StepDone
 from mlx_finetune.rundir import RunDir
 
 FAKE = Path(__file__).parent.with_name("fake_child.py")
@@ -79,6 +79,30 @@ def test_events_of_an_earlier_run_are_not_shown_again(tmp_path: Path) -> None:
     assert steps == [1, 2]
     assert ended.exit_code == 1
     assert isinstance(ended.outcome, RunFailed)
+
+
+def test_a_resumed_child_that_cuts_the_journal_back_is_followed_from_the_cut(tmp_path: Path) -> None:
+    run_fake(tmp_path / "run", "finish", Recorder())
+    view = Recorder()
+    run_fake(tmp_path / "run", "cut", view, TrainRequest(Path("demo.toml"), resume=True))
+    steps = [record.event.step for record in view.records if isinstance(record.event, StepDone)]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert isinstance(view.records[0].event, Phase)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "start"),
+    [
+        (b"", b"", 0),
+        (b"", b"a\n", 0),
+        (b"a\nb\n", b"a\nb\nc\n", 4),
+        (b"a\nb\n", b"a\n", 2),
+        (b"ax\nbx\n", b"ax\nby\n", 3),
+        (b"ax\nbx\n", b"", 0),
+    ],
+)
+def test_new_lines_begin_where_the_journal_first_differs(before: bytes, after: bytes, start: int) -> None:
+    assert common_lines(before, after) == start
 
 
 def test_a_refusal_is_told_in_the_childs_words_and_leaves_the_old_journal_alone(tmp_path: Path) -> None:

@@ -68,9 +68,11 @@ class ControlMarkers:
 
     def disguised(self, text: str, encoding: Encoding) -> str:
         """A control token that ``text`` does not spell: made by normalisation of other characters. Empty if none."""
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if token_id in self.control_ids and text[start:end].strip() != self._texts[token_id].strip():
-                return self._texts[token_id]
+        ids, offsets = encoding
+        for index in [index for index, token_id in enumerate(ids) if token_id in self.control_ids]:
+            start, end = offsets[index]
+            if text[start:end].strip() != self._texts[ids[index]].strip():
+                return self._texts[ids[index]]
         return ""
 
 

@@ -58,7 +58,7 @@ def explain(
 
 
 def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -> tuple[ExplainedToken, ...]:
-    encoding = tokenizer.encode(draft.text)
+    encoding = walk.without_merged_border(draft, tokenizer.encode(draft.text))
     ids, mask = walk.ids_and_mask(draft, encoding)
     texts = _texts(draft.text, encoding)
     if draft.is_document:

@@ -131,10 +131,10 @@ def target_mask(
 
     Without ``end_ids`` a span is taken whole. Raises ``DataError`` where a span has no end token.
     """
-    starts = [start for start, _ in encoding.offsets]
-    mask = np.zeros(len(starts), dtype=np.bool_)
+    offsets = encoding.offsets
+    mask = np.zeros(len(offsets), dtype=np.bool_)
     for start, end in spans:
-        first, stop = bisect_left(starts, start), bisect_left(starts, end)
+        first, stop = bisect_left(offsets, (start, 0)), bisect_left(offsets, (end, 0))
         if end_ids:
             stop = _after_end_token(text, encoding, first, stop, end_ids)
         mask[first:stop] = True

@@ -77,7 +77,7 @@ def tokenize(
         drafts = [draft for example in batch for draft in walk.drafts(example)]
         encodings = tokenizer.encode_batch([draft.text for draft in drafts])
         for draft, encoding in zip(drafts, encodings, strict=True):
-            made = walk.rows(draft, encoding)
+            made = walk.rows(draft, walk.without_merged_border(draft, encoding))
             rows += made
             if made:
                 methods[draft.method] = methods.get(draft.method, 0) + 1
@@ -219,6 +219,21 @@ class Walk:
             else:
                 self._tally.add("no_target", Problem(where(example), f"nothing to learn in {len(ids)} tokens"))
         return rows
+
+    def without_merged_border(self, draft: Draft, encoding: Encoding) -> Encoding:
+        """The encoding, or that of prompt and answer apart where a token holds the end of one and the start of other.
+
+        Only for prompt templates, whose prompt is tokenised alone when an answer is generated; with a prompt that ends
+        in a blank, the first word of every answer would be neither learned nor possible otherwise.
+        """
+        if draft.method != PROMPT_TEMPLATE or not draft.spans:
+            return encoding
+        border = draft.spans[0][0]
+        if not any(start < border < end for start, end in encoding.offsets):
+            return encoding
+        before, after = self._tokenizer.encode_batch([draft.text[:border], draft.text[border:]])
+        moved = [(start + border, end + border) for start, end in after.offsets]
+        return Encoding(before.ids + after.ids, before.offsets + moved)
 
     def ids_and_mask(self, draft: Draft, encoding: Encoding) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The whole row, however long. Raises ``DataError`` where it must be refused."""

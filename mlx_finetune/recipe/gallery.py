@@ -1,0 +1,135 @@
+"""The recipes that come with mlxft and those of the user: found by name, listed, copied.
+
+Looked for in ``recipes`` of the current folder, then in the installed package, then in the checkout the package
+runs from; of two recipes with one name the first counts.
+"""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import mlx_finetune
+from mlx_finetune.errors import UsageError
+from mlx_finetune.recipe.describe import SCHEMA_NAME, json_schema, schema_text
+from mlx_finetune.recipe.load import MAX_BYTES
+
+_PACKAGE = Path(mlx_finetune.__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """One recipe in a gallery. ``purpose`` is its first line of comment; what cannot be read is empty."""
+
+    name: str
+    path: Path
+    model: str
+    task: str
+    purpose: str
+
+
+def list_recipes(here: Path = Path()) -> list[RecipeFile]:
+    """Every recipe that ``find_recipe`` finds from the folder ``here``, by name."""
+    found: dict[str, RecipeFile] = {}
+    for folder in _folders(here):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, _describe(path))
+    return [found[name] for name in sorted(found)]
+
+
+def find_recipe(name: str, here: Path = Path()) -> RecipeFile:
+    """The recipe called ``name`` (with or without .toml), or the file of that path. Raises ``UsageError``."""
+    path = here / name
+    if path.suffix == ".toml" and path.is_file():
+        return _describe(Path(name))
+    recipes = {recipe.name: recipe for recipe in list_recipes(here)}
+    wanted = name.removesuffix(".toml").removeprefix("recipes/")
+    if wanted in recipes:
+        return recipes[wanted]
+    near = get_close_matches(wanted, recipes, 1)
+    hint = f"did you mean `{near[0]}`?" if near else "`mlxft recipe list` shows the recipes there are"
+    raise UsageError(f"there is no recipe `{name}`", hint)
+
+
+def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
+    """Copy the recipe to the file or folder ``destination``, and its schema beside it. Returns what was written.
+
+    The data of a recipe that comes with an installed package is copied too, where the recipe expects it.
+    Never overwrites: raises ``UsageError``.
+    """
+    target = destination / f"{recipe.name}.toml" if destination.is_dir() else destination
+    if target.suffix != ".toml":
+        raise UsageError(f"{target} is not the name of a recipe", f"write {target}.toml, or a folder that exists")
+    text = recipe.path.read_text(encoding="utf-8")
+    try:
+        with target.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{target} exists and is not overwritten", "name another file, or remove it first") from None
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror}", "name a folder that exists") from None
+    written = [target]
+    schema = target.with_name(SCHEMA_NAME)
+    if _may_write_schema(schema):
+        schema.write_text(schema_text(), encoding="utf-8")
+        written.append(schema)
+    return written
+
+
+def copy_data(recipe: RecipeFile, here: Path) -> Path | None:
+    """Copy the data that came with the package to where the recipe looks from ``here``; None where nothing is missing."""
+    data = _read(recipe.path).get("data")
+    path = cast(dict[str, Any], data).get("path") if isinstance(data, dict) else None
+    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+        return None
+    shipped, target = _PACKAGE / path, here / path
+    if recipe.path.parent != _PACKAGE / "recipes" or not shipped.is_dir() or target.exists():
+        return None
+    shutil.copytree(shipped, target)
+    return target
+
+
+def _folders(here: Path) -> Iterator[Path]:
+    yield here / "recipes"
+    yield _PACKAGE / "recipes"
+    if (_PACKAGE.parent / "pyproject.toml").is_file():
+        yield _PACKAGE.parent / "recipes"
+
+
+def _describe(path: Path) -> RecipeFile:
+    values = _read(path)
+    model, task = values.get("model"), values.get("task", "sft")
+    return RecipeFile(path.stem, path, model if isinstance(model, str) else "", str(task), _purpose(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= MAX_BYTES else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _purpose(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = [file.readline(1000) for _ in range(5)]
+    except (OSError, ValueError):
+        return ""
+    comments = [line[1:].strip() for line in first if line.startswith("#") and not line.startswith("#:")]
+    return comments[0] if comments else ""
+
+
+def _may_write_schema(path: Path) -> bool:
+    """Is there no such file, or an older schema of ours?"""
+    if not path.exists():
+        return True
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    is_ours = isinstance(found, dict) and cast(dict[str, object], found).get("title") == json_schema()["title"]
+    return is_ours and found != json_schema()

@@ -34,6 +34,7 @@ from mlx_finetune.model.lora import (
 from mlx_finetune.model.safetensors_check import check_safetensors
 
 _MAX_CONFIG_BYTES = 10**6
+_DTYPES = frozenset({"F32", "F16", "BF16"})
 _PEFT_PARTS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
@@ -187,7 +188,9 @@ def _read_tensors(folder: Path, name: str) -> dict[str, mx.array]:
                 "convert it to safetensors where it was made",
             )
         raise ModelError(f"{folder} has no {name}, so the adapter has no weights")
-    check_safetensors(path)
+    others = {info.dtype for info in check_safetensors(path).values()} - _DTYPES
+    if others:
+        raise ModelError(f"{path} has numbers of type {min(others)}; an adapter has {', '.join(sorted(_DTYPES))}")
     tensors = cast(dict[str, mx.array], mx.load(str(path)))
     broken = sorted(key for key, value in tensors.items() if not mx.all(mx.isfinite(value)).item())
     if broken:

@@ -29,6 +29,11 @@ class TokenReport:
         """Rows that are longer than ``max_seq_length``, as a share of all."""
         return self.num_cut / self.lengths.count if self.lengths.count else 0.0
 
+    @property
+    def num_warnings(self) -> int:
+        """Rows that are cut, refused or changed on the way to tokens."""
+        return self.num_cut + sum(outcome.count for outcome in self.outcomes.values())
+
 
 def report_json(report: DataReport, tokens: TokenReport | None = None) -> Mapping[str, object]:
     """The whole report as plain values, for ``--json``."""
@@ -63,7 +68,13 @@ def problem_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
     for level, problems in (("error", report.errors), ("warning", report.warnings)):
         for problem in problems:
             yield from _problem_lines(level, problem)
-    for name, outcome in tokens.outcomes.items() if tokens else ():
+    if tokens is None:
+        return
+    if tokens.num_cut:
+        limit = f"max_seq_length = {tokens.max_seq_length}"
+        yield f"warning: {tokens.num_cut} rows ({tokens.cut_share:.1%}) are longer than {limit}"
+        yield f"hint: truncation = {tokens.truncation}; 99 % of the rows have at most {tokens.lengths.p99} tokens"
+    for name, outcome in tokens.outcomes.items():
         rest = outcome.count - len(outcome.rows)
         for problem in outcome.rows:
             yield from _problem_lines("warning", Problem(problem.where, problem.message, ""))
@@ -89,8 +100,8 @@ def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
     lengths = tokens.lengths if tokens else report.lengths
     yield from _length_lines(lengths)
     if tokens is not None:
-        limit = f"max_seq_length = {tokens.max_seq_length}; truncation = {tokens.truncation}"
-        yield f"{tokens.num_cut} rows ({tokens.cut_share:.1%}) are longer than {limit}"
+        limit = f"max_seq_length = {tokens.max_seq_length}"
+        yield f"{tokens.cut_share:.1%} of the rows are longer than {limit} (truncation = {tokens.truncation})"
         yield f"{tokens.target_share:.1%} of the tokens are targets ({tokens.method})"
 
 

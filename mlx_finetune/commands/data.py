@@ -44,7 +44,7 @@ def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     else:
         _print(problem_lines(report, tokens), err=True)
         _print(summary_lines(report, tokens))
-        click.echo(_verdict(report, target), err=True)
+        click.echo(_verdict(report, tokens, target), err=True)
     return 1 if report.num_errors else 0
 
 
@@ -69,12 +69,13 @@ def stats(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
 @command.command()
 @_TARGET
 @_OVERRIDES
+@_JSON
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Rows that are shown.")
-def preview(target: str, overrides: tuple[str, ...], rows: int) -> int | None:
+def preview(target: str, overrides: tuple[str, ...], as_json: bool, rows: int) -> None:
     """Rows as the model sees them: each token learned, not learned or cut."""
     from mlx_finetune.app.preview import show_preview
 
-    return show_preview(target, rows=rows, overrides=overrides)
+    show_preview(target, rows=rows, overrides=overrides, as_json=as_json)
 
 
 @command.command()
@@ -152,8 +153,8 @@ def _print(lines: Iterable[str], *, err: bool = False) -> None:
         click.echo(line, err=err)
 
 
-def _verdict(report: "DataReport", target: str) -> str:
-    warnings = f"{report.num_warnings} warnings"
+def _verdict(report: "DataReport", tokens: "TokenReport | None", target: str) -> str:
+    warnings = f"{report.num_warnings + (tokens.num_warnings if tokens else 0)} warnings"
     if report.num_errors:
         return f"{report.num_errors} errors, {warnings}: a training would refuse this data"
     following = f"mlxft train {target}" if target.endswith(".toml") else f"mlxft data stats {target}"

@@ -84,15 +84,17 @@ def _squeeze(text: str) -> str:
 
 
 def _turns(turns: Sequence[Turn]) -> str:
-    return _TURN.join(map(_turn, turns))
+    parts: list[str] = []
+    for turn in turns:  # written out: half of the time of a check is spent here and in the decoder
+        content = turn["content"]
+        assert isinstance(content, str)
+        parts.append(f"{turn['role']}{_FIELD}{' '.join(content.split())}" + (_rest(turn) if len(turn) > 2 else ""))
+    return _TURN.join(parts)
 
 
-def _turn(turn: Turn) -> str:
-    content = f"{turn['role']}{_FIELD}{_squeeze(str(turn['content']))}"
-    if len(turn) == 2:
-        return content
+def _rest(turn: Turn) -> str:
     rest = {name: value for name, value in turn.items() if name not in ("role", "content")}
-    return f"{content}{_FIELD}{json.dumps(rest, sort_keys=True, ensure_ascii=False)}"
+    return f"{_FIELD}{json.dumps(rest, sort_keys=True, ensure_ascii=False)}"
 
 
 def _tools(tools: Tools | None) -> str:

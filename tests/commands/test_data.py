@@ -1,0 +1,135 @@
+"""``mlxft data``: what is printed, where, and the exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlx_finetune.commands.data import command
+from mlx_finetune.errors import DataError, MlxftError, UsageError
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], standalone_mode=False)
+    if result.exception is not None and not isinstance(result.exception, MlxftError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(name="folder")
+def folder_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [json.dumps({"prompt": f"question {number}", "completion": f"answer {number}"}) for number in range(60)]
+    (tmp_path / "good.jsonl").write_text("\n".join(rows))
+    (tmp_path / "bad.jsonl").write_text("\n".join([*rows[:3], "{bad", rows[0], '{"prompt": "p", "completion": ""}']))
+    return tmp_path
+
+
+def recipe(folder: Path, model: Path) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(
+        f'model = "{model}"\noutput_dir = "out"\n[lora]\n[data]\npath = "good.jsonl"\nmax_seq_length = 31\n'
+        "[training]\nmax_steps = 1\n"
+    )
+    return path
+
+
+def test_check_of_good_data_ends_with_the_next_command(folder: Path) -> None:
+    result = run("check", "good.jsonl")
+    assert result.return_value == 0
+    assert result.stdout.splitlines()[0] == "good.jsonl: 60 rows, format prompt-completion"
+    assert result.stderr == "no errors, 0 warnings; next: mlxft data stats good.jsonl\n"
+
+
+def test_check_of_bad_data_lists_everything_and_returns_1(folder: Path) -> None:
+    result = run("check", "bad.jsonl")
+    assert result.return_value == 1
+    lines = result.stderr.splitlines()
+    assert "error: bad.jsonl:4: not JSON: expecting property name enclosed in double quotes (column 2)" in lines
+    assert "warning: bad.jsonl:6: the answer is empty" in lines
+    assert 'warning: bad.jsonl:5: the row repeats "bad.jsonl:1"' in lines
+    assert lines[-1] == "1 errors, 2 warnings: a training would refuse this data"
+
+
+def test_check_as_json_has_the_same_numbers(folder: Path) -> None:
+    result = run("check", "bad.jsonl", "--json")
+    report = json.loads(result.stdout)
+    assert result.return_value == 1
+    assert (report["num_errors"], report["num_warnings"], report["num_duplicates"]) == (1, 2, 1)
+    assert report["errors"][0]["where"] == "bad.jsonl:4"
+    assert report["rows"] == {"train": 5}
+
+
+def test_check_with_a_recipe_counts_tokens_targets_and_rows_that_are_cut(
+    folder: Path, tiny_model: Callable[..., Path]
+) -> None:
+    result = run("check", recipe(folder, tiny_model("llama")), "--json")
+    report = json.loads(result.stdout)
+    tokens = report["tokens"]
+    assert (tokens["unit"], tokens["count"]) == ("tokens", 60)
+    beyond = sum(bucket["count"] for bucket in tokens["histogram"] if bucket["low"] >= 32)
+    assert 0 < tokens["num_cut"] == beyond < 60
+    assert 0 < tokens["target_share"] < 1
+    told = run("check", folder / "recipe.toml", "--set", "data.max_seq_length=4096")
+    assert "0.0% of the rows are longer than max_seq_length = 4096 (truncation = drop)" in told.stdout
+    assert told.stderr.endswith(f"next: mlxft train {folder / 'recipe.toml'}\n")
+
+
+def test_check_with_a_recipe_lists_errors_before_any_model_is_looked_for(folder: Path) -> None:
+    result = run("check", recipe(folder, folder / "no-model"), "--set", "data.path=bad.jsonl")
+    assert result.return_value == 1
+    assert "error: bad.jsonl:4: " in result.stderr
+
+
+def test_set_needs_a_recipe(folder: Path) -> None:
+    result = run("check", "good.jsonl", "--set", "seed=1")
+    assert isinstance(result.exception, UsageError)
+
+
+def test_stats_are_data_on_stdout(folder: Path) -> None:
+    (folder / "talk.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+    )
+    result = run("stats", "talk.jsonl")
+    assert result.return_value == 0
+    assert "turns by role: user 1, assistant 1" in result.stdout
+    assert "turns in a row: 2 in 1 rows" in result.stdout
+    assert result.stderr == ""
+
+
+def test_split_writes_the_files_beside_the_data_and_says_how_to_use_them(folder: Path) -> None:
+    result = run("split", "good.jsonl", "--val", "0.2", "--test", "0")
+    counts = {line.split(":")[0]: int(line.split()[1]) for line in result.stdout.splitlines()}
+    assert list(counts) == ["good/train.jsonl", "good/valid.jsonl"]
+    assert sum(counts.values()) == 60
+    assert result.stderr == 'use it in a recipe: [data] path = "good"\n'
+    again = run("split", "good.jsonl", "--val", "0.2", "--test", "0")
+    assert isinstance(again.exception, DataError)
+    assert "exists already" in again.exception.message
+
+
+def test_split_refuses_shares_that_leave_nothing_and_data_that_is_split(folder: Path) -> None:
+    assert isinstance(run("split", "good.jsonl", "--val", "0.6", "--test", "0.4").exception, UsageError)
+    run("split", "good.jsonl")
+    refused = run("split", "good").exception
+    assert isinstance(refused, DataError)
+    assert refused.message == "good is split already: train, valid, test"
+
+
+def test_checking_a_bare_path_imports_no_mlx_and_no_transformers(folder: Path) -> None:
+    code = (
+        "import sys; from mlx_finetune.cli import main\n"
+        "try: main(['data', 'check', 'good.jsonl'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'mlx', 'mlx_lm', 'transformers', 'datasets', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        0,
+        "no errors, 0 warnings; next: mlxft data stats good.jsonl",
+    )

@@ -1,0 +1,164 @@
+"""A recipe's data: all rows or every problem, split as asked."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from mlx_finetune.dataset.corpus import load_splits
+from mlx_finetune.dataset.formats import Example, Instruction, Text
+from mlx_finetune.errors import DataError
+from mlx_finetune.recipe.schema import DataRecipe
+
+
+def recipe(**fields: object) -> DataRecipe:
+    return DataRecipe.model_validate(fields)
+
+
+def write(path: Path, *texts: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def texts(examples: tuple[Example, ...] | list[Example]) -> set[str]:
+    return {example.text for example in examples if isinstance(example, Text)}
+
+
+def test_one_file_is_split_80_10_10_and_no_row_is_lost(tmp_path: Path) -> None:
+    rows = [f"row {number}" for number in range(1000)]
+    write(tmp_path / "a.jsonl", *rows)
+    splits = load_splits(recipe(path="a.jsonl"), base=tmp_path)
+    assert sum(splits.counts.values()) == 1000
+    assert splits.counts["train"] == pytest.approx(800, abs=50)
+    assert texts([*splits.train, *splits.valid, *splits.test]) == set(rows)
+    assert (splits.format, splits.problems) == ("text", ())
+
+
+def test_given_files_win_over_the_shares(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        write(tmp_path / "d" / f"{name}.jsonl", *(f"{name} {number}" for number in range(20)))
+    splits = load_splits(recipe(path="d"), base=tmp_path)
+    assert splits.counts == {"train": 20, "valid": 20, "test": 20}
+    assert texts(splits.valid) == {f"valid {number}" for number in range(20)}
+    assert [file.name for file in splits.files] == ["train.jsonl", "valid.jsonl", "test.jsonl"]
+
+
+def test_files_named_one_by_one(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", *(f"a {number}" for number in range(50)))
+    write(tmp_path / "b.jsonl", "b")
+    splits = load_splits(recipe(train="a.jsonl", valid="b.jsonl", test_split=0.0), base=tmp_path)
+    assert splits.counts == {"train": 50, "valid": 1, "test": 0}
+
+
+def test_appending_and_reordering_moves_no_row(tmp_path: Path) -> None:
+    rows = [f"row {number}" for number in range(300)]
+    write(tmp_path / "a.jsonl", *rows)
+    before = load_splits(recipe(path="a.jsonl"), base=tmp_path)
+    random.Random(0).shuffle(rows)
+    write(tmp_path / "a.jsonl", *rows, *(f"new {number}" for number in range(100)))
+    after = load_splits(recipe(path="a.jsonl"), base=tmp_path, seed=99)
+    assert texts(before.valid) <= texts(after.valid)
+    assert texts(before.test) <= texts(after.test)
+    assert texts(before.train) <= texts(after.train)
+
+
+def test_repeated_rows_never_stand_on_two_sides(tmp_path: Path) -> None:
+    rows = [f"row  {number}" for number in range(200)] + [f"row {number} " for number in range(200)]
+    write(tmp_path / "a.jsonl", *rows)
+    splits = load_splits(recipe(path="a.jsonl", val_split=0.3, test_split=0.3), base=tmp_path)
+    sides = [
+        {" ".join(text.split()) for text in texts(list(side))} for side in (splits.train, splits.valid, splits.test)
+    ]
+    assert sum(map(len, sides)) == 200
+    assert sum(splits.counts.values()) == 400
+
+
+def test_a_tiny_set_keeps_training_rows_and_says_what_is_missing(tmp_path: Path) -> None:
+    counts = {}
+    for number in range(1, 5):
+        write(tmp_path / "a.jsonl", *map(str, range(number)))
+        splits = load_splits(recipe(path="a.jsonl"), base=tmp_path)
+        counts[number] = (*splits.counts.values(), len(splits.problems))
+    assert counts == {1: (1, 0, 0, 1), 2: (1, 1, 0, 0), 3: (1, 1, 1, 0), 4: (2, 1, 1, 0)}
+
+
+def test_sources_bring_their_weights_for_training_only(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", *(f"a {number}" for number in range(50)))
+    (tmp_path / "b.csv").write_text("prompt,completion\n" + "".join(f"p{n},c{n}\n" for n in range(50)))
+    sources = [{"path": "a.jsonl", "weight": 0.5}, {"path": "b.csv"}]
+    splits = load_splits(recipe(sources=sources, val_split=0.0, test_split=0.0), base=tmp_path)
+    assert {(type(example).__name__, example.weight) for example in splits.train} == {
+        ("Text", 0.5),
+        ("Instruction", 1.0),
+    }
+    assert splits.counts["train"] == 100
+
+
+def test_columns_reach_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Customer,Agent\nhow much?,ten euros\n")
+    columns = {"prompt": "Customer", "completion": "Agent"}
+    splits = load_splits(recipe(path="a.csv", columns=columns), base=tmp_path)
+    assert splits.train == (Instruction("how much?", "", "ten euros", "a.csv", 2),)
+
+
+def test_the_content_hash_is_that_of_the_bytes_of_all_files_in_order(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "d" / f"{name}.jsonl", name) for name in ("train", "valid")]
+    splits = load_splits(recipe(path="d", test_split=0.0), base=tmp_path)
+    assert splits.content_hash == hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def test_malformed_rows_stop_the_training_and_all_kinds_are_listed(tmp_path: Path) -> None:
+    lines = ['{"text": "a"}', "{bad", '{"text": null}', '{"prompt": "p", "completion": "c"}', '{"x": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe(path="a.jsonl"), base=tmp_path)
+    assert caught.value.message == "a.jsonl: 4 problems in the data"
+    assert caught.value.hint == "mlxft data check a.jsonl"
+    assert [problem.where for problem in caught.value.problems] == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:5", "a.jsonl:4"]
+
+
+def test_many_problems_of_one_kind_are_counted_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": 1}\n' * 300 + '{"text": "a"}\n')
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe(path="a.jsonl"), base=tmp_path)
+    assert caught.value.message == "a.jsonl: 300 problems in the data"
+    assert len(caught.value.problems) == 5
+    assert caught.value.problems[-1].message == "`text` must be a text; this is 1 (and 295 more like it)"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "q", "chosen": "a", "rejected": "b"}', "the rows are preference pairs (chosen and rejected)"),
+        ('{"sentence": "q", "label": 1}', "the rows are texts with labels, which are for a classifier"),
+        ('{"prompt": "q", "completion": "a", "label": true}', "the rows are answers marked good or bad"),
+    ],
+)
+def test_formats_of_other_tasks_are_recognised_and_refused(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe(path="a.jsonl"), base=tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.message.startswith(message)
+
+
+def test_training_rows_in_a_given_validation_file_are_warned_of(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "train.jsonl", "a", "b", "c")
+    write(tmp_path / "d" / "valid.jsonl", "x", "b ")
+    splits = load_splits(recipe(path="d", test_split=0.0), base=tmp_path)
+    (problem,) = splits.problems
+    assert problem.where == "d/valid.jsonl:2"
+    assert problem.message == "1 of 2 validation rows are training rows too: their loss says little"
+
+
+def test_an_empty_validation_file_is_an_error_like_an_empty_training_file(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "train.jsonl", "a")
+    write(tmp_path / "d" / "valid.jsonl")
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe(path="d"), base=tmp_path)
+    assert [(problem.where, problem.message) for problem in caught.value.problems] == [
+        ("d/valid.jsonl", "the file is empty")
+    ]

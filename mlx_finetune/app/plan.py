@@ -114,7 +114,7 @@ def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
         tokens=tokens,
         resolved=resolved,
         trainable=trainable,
-        disk=plan_disk(resolved, trainable, base / recipe.output_dir),
+        disk=plan_disk(resolved, trainable, base / recipe.output_dir, beside=_tokenizer_bytes(local)),
         warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
         fixes=(),
     )
@@ -203,12 +203,23 @@ def num_characters(example: Example) -> int:
             return 0
 
 
-def plan_disk(resolved: Resolved, trainable: int, folder: Path) -> DiskPlan:
-    """Room for ``keep_checkpoints + 2`` checkpoints, the adapter and the journal, on the volume of ``folder``."""
+def _tokenizer_bytes(local: LocalModel | None) -> int:
+    """What lies beside the weights in every checkpoint, so that it loads by itself."""
+    if local is None:
+        return 0
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
+    return sum((local.folder / name).stat().st_size for name in names if (local.folder / name).is_file())
+
+
+def plan_disk(resolved: Resolved, trainable: int, folder: Path, *, beside: int) -> DiskPlan:
+    """Room for ``keep_checkpoints + 2`` checkpoints, the adapter and the journal, on the volume of ``folder``.
+
+    ``beside`` are the bytes of the tokenizer in each.
+    """
     recipe = resolved.recipe
     is_adapter = recipe.lora is not None
-    adapter = adapter_file_bytes(trainable) * (2 if is_adapter else 1)
-    checkpoint = checkpoint_bytes(trainable, is_adapter=is_adapter)
+    adapter = adapter_file_bytes(trainable) * (2 if is_adapter else 1) + beside
+    checkpoint = checkpoint_bytes(trainable, is_adapter=is_adapter) + beside
     kept = recipe.training.keep_checkpoints + len(recipe.training.save_at) + 2
     journal = EVENT_BYTES * resolved.total_steps // recipe.training.logging_steps
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

@@ -68,7 +68,7 @@ def _view(summary: Summary, *, as_json: bool) -> View:
         from mlx_finetune.monitor.jsonl import JsonView
 
         return JsonView(sys.stdout, summary, talk=lambda message: click.echo(message, err=True))
-    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown"):
         from mlx_finetune.monitor.region import can_draw
 
         if can_draw(sys.stderr):
@@ -89,7 +89,8 @@ def ending(ended: Ended, summary: Summary, request: TrainRequest, run: RunDir) -
         case RunFailed() as failed:
             return [f"error: {failed.message}", *([f"hint: {failed.hint}"] if failed.hint else [])]
         case RunStopped() as stopped:
-            return ["", f"stopped after step {stopped.step}; everything up to there is saved", *_resume_lines(request)]
+            done = f"after step {stopped.step}; everything up to there is saved" if stopped.step else "before step 1"
+            return ["", f"stopped {done}", *_resume_lines(request)]
         case None:
             return _unexplained(ended, request, run)
 

@@ -39,7 +39,9 @@ class PlainView:
             self._write(lines_for(record, self._summary))
 
     def _is_worth_a_line(self, phase: Phase, previous: Phase | None, now: float) -> bool:
-        """A phase when it begins, and how far it is every ten seconds."""
+        """Before step 1: a phase when it begins, and how far it is every ten seconds."""
+        if self._summary.started is not None:
+            return False
         is_new = previous is None or (previous.name, previous.detail) != (phase.name, phase.detail)
         if is_new or now - self._phase_line_time >= PHASE_SECONDS:
             self._phase_line_time = now

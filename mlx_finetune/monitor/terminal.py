@@ -38,7 +38,8 @@ class LiveView:
         self._summary.add(record)
         event = record.event
         now = self._summary.phase
-        if before is not None and (now is None or _title(now) != _title(before)):
+        ended = before is not None and (now is None or _title(now) != _title(before))
+        if before is not None and ended and (self._summary.started is None or isinstance(event, RunStarted)):
             self._above.append(_phase_done(before, record.time - began))
         if isinstance(event, RunStarted | Evaluated | Sampled | Notice):
             self._above += [_coloured(line) for line in lines_for(record, self._summary)]

@@ -1,0 +1,84 @@
+"""The runs in a folder: which are there, whether one is at work, how large they are, and removing one for good."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import RunError
+from mlx_finetune.rundir import RunDir
+
+LOCK = ".lock"  # held with flock by the training process for as long as it lives
+
+_RUN_FILES = frozenset(
+    {
+        *(rundir.RECIPE, rundir.RESOLVED, rundir.EVENTS, rundir.SAMPLES, rundir.METRICS, rundir.LOG, rundir.RUN_INFO),
+        *(rundir.CARD, rundir.ADAPTER_CONFIG, rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS, LOCK, "model", "report.html"),
+        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+        *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+        *("generation_config.json", "config.json", ".DS_Store"),
+    }
+)
+_RUN_PATTERN = re.compile(r"checkpoint-\d+|\.trash-.*|\.checkpoint-.*|\..*\.part")
+
+
+def is_running(run: RunDir) -> bool:
+    """True where a training process holds the folder's lock."""
+    try:
+        descriptor = os.open(run.file(LOCK), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def run_bytes(run: RunDir) -> int:
+    """Bytes of the files in a run folder; links are not followed."""
+    total = 0
+    for folder, _, files in os.walk(run.path):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(folder) / name).lstat().st_size
+    return total
+
+
+def foreign_entries(run: RunDir) -> Sequence[str]:
+    """Names in the folder that no run writes, sorted."""
+    names = [entry.name for entry in run.path.iterdir()]
+    return sorted(name for name in names if name not in _RUN_FILES and not _RUN_PATTERN.fullmatch(name))
+
+
+def check_removable(run: RunDir) -> None:
+    """Raise ``RunError`` where the folder is a link, is being written to, or holds what no run wrote."""
+    if run.path.is_symlink():
+        raise RunError(f"{run.path} is a link to {run.path.resolve()}", f"remove the link itself: rm {run.path}")
+    if is_running(run):
+        raise RunError(f"a training is at work in {run.path}", "stop it first with Ctrl-C where it was started")
+    foreign = foreign_entries(run)
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        raise RunError(f"{run.path} also holds what no run wrote: {shown}", "move that away, or remove it by hand")
+
+
+def remove_run(run: RunDir) -> None:
+    """Remove the folder and everything in it; links inside are removed, not followed. Raises ``RunError``.
+
+    It is renamed first, so that a removal that is cut short leaves no half run under its name.
+    """
+    check_removable(run)
+    path = run.path.absolute()
+    trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
+    try:
+        path.rename(trash)
+        shutil.rmtree(trash)
+    except OSError as error:
+        raise RunError(f"{error.filename or path} cannot be removed: {error.strerror}") from error

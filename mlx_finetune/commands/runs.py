@@ -1,0 +1,115 @@
+"""``mlxft runs``: list, show and remove runs. Reads journals and small files; never imports mlx."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_finetune.errors import RunError
+from mlx_finetune.rundir import RunDir, find_run, list_runs
+
+if TYPE_CHECKING:
+    from mlx_finetune.monitor.run_report import RunFacts
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """List, show or remove runs. RUN is a folder, or a name under adapters/."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_command)
+
+
+def read_facts(run: RunDir) -> "RunFacts":
+    """Everything the listing and the report of a run need."""
+    from mlx_finetune.app.runs import is_running, run_bytes
+    from mlx_finetune.events import read_events
+    from mlx_finetune.monitor.run_report import RunFacts
+    from mlx_finetune.monitor.summary import summarise
+    from mlx_finetune.rundir import EVENTS
+
+    return RunFacts(
+        name=run.path.name,
+        path=str(run.path),
+        num_bytes=run_bytes(run),
+        is_running=is_running(run),
+        checkpoints=tuple((path.name, run_bytes(RunDir(path))) for path in run.checkpoints()),
+        summary=summarise(read_events(run.file(EVENTS))),
+    )
+
+
+@command.command("list")
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("adapters"))
+@as_json_option
+def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None:
+    """The runs in FOLDER (adapters/ unless named): model, status, steps, loss before and after, size."""
+    from mlx_finetune.monitor.run_report import facts_json, table_lines
+
+    found = [read_facts(run) for run in list_runs(folder)]
+    if as_json:
+        click.echo(json.dumps([facts_json(facts) for facts in found], ensure_ascii=False))
+        return
+    if not found:
+        click.echo(f"no runs in {folder}/; mlxft train RECIPE starts one", err=True)
+        return
+    for line in table_lines(found):
+        click.echo(line)
+    last = found[-1].name if folder == Path("adapters") else found[-1].path
+    click.echo(f"\nnext: mlxft runs show {last}", err=True)
+
+
+@command.command("show")
+@click.argument("run")
+@as_json_option
+def show_command(run: str, as_json: bool) -> None:
+    """Settings, losses, answers and checkpoints of RUN."""
+    from mlx_finetune.monitor.run_report import report_json, report_lines
+
+    folder = find_run(run, base=Path.cwd())
+    facts, settings = read_facts(folder), read_settings(folder)
+    if as_json:
+        click.echo(json.dumps(report_json(facts, settings), ensure_ascii=False))
+        return
+    for line in report_lines(facts, settings):
+        click.echo(line)
+    click.echo(f"\nnext: mlxft chat {run}", err=True)
+
+
+@command.command("rm")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove_command(runs: tuple[str, ...], yes: bool) -> None:
+    """Remove run folders with their adapters and checkpoints, for good."""
+    from mlx_finetune.app.runs import check_removable, remove_run, run_bytes
+    from mlx_finetune.units import format_bytes
+
+    folders = [find_run(name, base=Path.cwd()) for name in runs]
+    for folder in folders:
+        check_removable(folder)
+    for folder in folders:
+        size = format_bytes(run_bytes(folder))
+        if not yes:
+            if not sys.stdin.isatty():
+                raise RunError(f"{folder.path} ({size}) is not removed without being asked", "add --yes")
+            if not click.confirm(f"remove {folder.path} ({size})?", err=True):
+                continue
+        remove_run(folder)
+        click.echo(f"removed {folder.path}, {size}", err=True)
+
+
+def read_settings(run: RunDir) -> dict[str, object]:
+    """The resolved recipe of a run as plain tables; the recipe as written where it never came to step 1."""
+    import tomllib
+
+    from mlx_finetune.rundir import RECIPE, RESOLVED
+
+    for name in (RESOLVED, RECIPE):
+        try:
+            return tomllib.loads(run.file(name).read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+    return {}

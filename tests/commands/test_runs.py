@@ -1,0 +1,104 @@
+"""``mlxft runs``: the listing and the page of one run, and removal only after a yes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from journal import records, step, whole_run
+
+from mlx_finetune.commands.runs import command
+from mlx_finetune.errors import RunError
+from mlx_finetune.events import Record, RunStarted, RunStopped, to_json
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_run("finished", whole_run())
+    started = RunStarted("stopped", "gpt2", "sft", 0, 100, 50, 8, 0, 10, 100, "CPU", "float32")
+    write_run("stopped", records(started, step(1), step(2), RunStopped(2, 15)))
+    write_run("killed", records(started, step(1)))
+    return tmp_path
+
+
+def write_run(name: str, journal: list[Record]) -> None:
+    folder = Path("adapters") / name
+    folder.mkdir(parents=True)
+    lines = [to_json(record.event, record.time) for record in journal]
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    (folder / "resolved.toml").write_text('model = "tiny-llama"\n[training]\nlearning_rate = 0.0002\n', "utf-8")
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(command, list(arguments))
+
+
+def test_the_list_shows_status_steps_and_losses() -> None:
+    result = call("list")
+    rows = [line.split("  ") for line in result.stdout.splitlines()]
+    table = {row[0]: [cell.strip() for cell in row if cell.strip()] for row in rows}
+    assert table["NAME"] == ["NAME", "MODEL", "STATUS", "STEPS", "VALIDATION LOSS", "SIZE"]
+    assert table["finished"][:5] == ["finished", "tiny-llama", "finished", "40/40", "2.5000 -> 1.2500"]
+    assert table["stopped"][:5] == ["stopped", "gpt2", "stopped", "2/100", "- -> -"]
+    assert table["killed"][2] == "interrupted"
+    assert "next: mlxft runs show stopped" in result.stderr
+
+
+def test_runs_alone_is_the_list() -> None:
+    assert call().stdout == call("list").stdout
+
+
+def test_the_list_as_json_is_one_array() -> None:
+    runs = json.loads(call("list", "--json").stdout)
+    assert [run["name"] for run in runs] == ["finished", "killed", "stopped"]
+    assert runs[0]["first_loss"] == 2.5
+    assert runs[0]["best_loss"] == 1.25
+
+
+def test_an_empty_folder_names_the_first_command(tmp_path: Path) -> None:
+    result = call("list", str(tmp_path / "nothing"))
+    assert result.stdout == ""
+    assert "mlxft train RECIPE" in result.stderr
+
+
+def test_show_prints_settings_losses_and_answers() -> None:
+    text = call("show", "finished").stdout
+    for line in (
+        "settings",
+        "  [training] learning_rate = 0.0002",
+        "  step 30     1.2500  * best",
+        "prompt: Hello?",
+        "  step 30     Good day to you.",
+        "warning: train: 3 of 83 rows are too long",
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_show_as_json_has_the_whole_curve() -> None:
+    report = json.loads(call("show", "finished", "--json").stdout)
+    assert len(report["losses"]) == 40
+    assert report["losses"][0] == [1, 2.475]
+    assert report["settings"]["training"] == {"learning_rate": 0.0002}
+    assert report["outcome"]["best_step"] == 30
+
+
+def test_an_unknown_run_is_answered_with_the_known_ones() -> None:
+    result = call("show", "nope")
+    assert isinstance(result.exception, RunError)
+    assert result.exception.hint == "runs here: finished, killed, stopped"
+
+
+def test_without_a_terminal_nothing_is_removed_unless_yes_is_given() -> None:
+    refused = call("rm", "killed")
+    assert isinstance(refused.exception, RunError)
+    assert Path("adapters/killed").is_dir()
+    assert call("rm", "killed", "stopped", "--yes").exit_code == 0
+    assert [path.name for path in Path("adapters").iterdir()] == ["finished"]
+
+
+def test_one_run_that_cannot_be_removed_keeps_all() -> None:
+    Path("adapters/stopped/mine.txt").write_text("x")
+    result = call("rm", "killed", "stopped", "--yes")
+    assert isinstance(result.exception, RunError)
+    assert Path("adapters/killed").is_dir()

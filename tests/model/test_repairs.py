@@ -112,6 +112,36 @@ def neox_logits(folder: Path, *, exact: bool) -> np.ndarray:
     return layer_norm(x, w, "final_layer_norm") @ w["embed_out.weight"].T
 
 
+def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1 + weight)
+
+
+def gemma_logits(folder: Path, *, exact: bool) -> np.ndarray:
+    """Gemma 1 in float64 numpy: one key-value head, norms with 1 + w, embeddings times sqrt(64)."""
+    w = {n.removeprefix("model."): a.astype(np.float64) for n, a in load_file(folder / "model.safetensors").items()}
+    x = w["embed_tokens.weight"][TOKENS] * 8
+    for layer in ("layers.0", "layers.1"):
+        h = rms_norm(x, w[f"{layer}.input_layernorm.weight"])
+        q, k, v = (
+            (h @ w[f"{layer}.self_attn.{name}_proj.weight"].T).reshape(len(TOKENS), -1, 16).swapaxes(0, 1)
+            for name in "qkv"
+        )
+        mixed = attend(rotate(q, 16), rotate(k, 16), v).swapaxes(0, 1).reshape(len(TOKENS), 64)
+        x = x + mixed @ w[f"{layer}.self_attn.o_proj.weight"].T
+        h = rms_norm(x, w[f"{layer}.post_attention_layernorm.weight"])
+        gate = gelu(h @ w[f"{layer}.mlp.gate_proj.weight"].T, exact=exact)
+        x = x + (gate * (h @ w[f"{layer}.mlp.up_proj.weight"].T)) @ w[f"{layer}.mlp.down_proj.weight"].T
+    return rms_norm(x, w["norm.weight"]) @ w["embed_tokens.weight"].T
+
+
+def test_upstream_still_uses_the_exact_gelu_for_gemma_and_here_it_is_the_tanh(tiny_model: TinyModel) -> None:
+    folder = tiny_model("gemma")
+    right, wrong = gemma_logits(folder, exact=False), gemma_logits(folder, exact=True)
+    assert np.abs(right - wrong).max() > 1e-4
+    np.testing.assert_allclose(logits(upstream_load(folder)[0]), wrong, atol=5e-6)
+    np.testing.assert_allclose(logits(loaded(folder).model), right, atol=5e-6)
+
+
 def test_upstream_still_refuses_gpt2_as_transformers_saves_it(tiny_model: TinyModel) -> None:
     with pytest.raises(ValueError, match="parameters not in model"):
         upstream_load(tiny_model("gpt2"))

@@ -81,7 +81,7 @@ def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
 
 
 def copy_data(recipe: RecipeFile, here: Path) -> Path | None:
-    """Copy the data that came with the package to where the recipe looks from ``here``; None where nothing is missing."""
+    """Copy the data that came with the package to where the recipe looks from ``here``; None where none is missing."""
     data = _read(recipe.path).get("data")
     path = cast(dict[str, Any], data).get("path") if isinstance(data, dict) else None
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:

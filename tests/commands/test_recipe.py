@@ -1,0 +1,86 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import ROOT
+
+from mlx_finetune.cli import main, root
+from mlx_finetune.recipe.describe import SCHEMA_NAME, schema_text
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(root, ["recipe", *arguments], standalone_mode=False)
+
+
+def test_list_shows_name_model_task_and_purpose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    lines = run("list").stdout.splitlines()
+    assert len(lines) == 7
+    words = next(line for line in lines if line.startswith("pretrain-text")).split()
+    assert words[:5] == ["pretrain-text", "smollm2-135m", "pretrain", "A", "model"]
+
+
+def test_list_as_json_has_the_same_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    rows = json.loads(run("list", "--json").stdout)
+    assert [row["name"] for row in rows] == [line.split()[0] for line in run("list").stdout.splitlines()]
+    assert all({"name", "path", "model", "task", "purpose"} == set(row) for row in rows)
+
+
+def test_show_prints_the_file_as_it_is():
+    assert run("show", "quickstart").stdout == (ROOT / "recipes" / "quickstart.toml").read_text()
+
+
+def test_schema_prints_the_schema():
+    assert run("schema").stdout == schema_text()
+
+
+def test_a_copy_can_be_checked_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    assert run("copy", "quickstart", "mine.toml").stdout.splitlines() == ["mine.toml", SCHEMA_NAME]
+    assert run("check", "mine.toml").stdout.startswith("ok: mine.toml: sft of smollm2-135m on data/quickstart")
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, list[str]]:
+    with pytest.raises(SystemExit) as caught:
+        main(["recipe", "check", *arguments])
+    captured = capsys.readouterr()
+    return caught.value.code, captured.out, captured.err.splitlines()
+
+
+def test_check_reports_every_file_and_leaves_with_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    Path("good.toml").write_text('model = "m"\noutput_dir = "o"\n[data]\npath = "d"\n')
+    Path("bad.toml").write_text('model = "m"\noutput_dir = "o"\nsed = 1\n[data]\npath = "d"\n')
+    code, out, err = check(capsys, "bad.toml", "good.toml", "gone.toml")
+    assert (code, out) == (2, "ok: good.toml: sft of m on d, all weights, 1 epoch -> o\n")
+    assert err == [
+        "error: bad.toml:3: the top level has no key `sed`",
+        "hint: did you mean `seed`?",
+        "error: gone.toml: there is no such file",
+        "hint: `mlxft recipe list` shows the recipes there are",
+    ]
+
+
+def test_check_as_json_holds_every_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = check(capsys, "quickstart", "--json", "--set", "lora.rank=0")
+    (row,) = json.loads(out)
+    assert (code, row["file"], row["ok"], row["problems"][0]["where"]) == (2, "quickstart", False, "--set lora.rank=0")
+
+
+def test_checking_a_recipe_imports_no_mlx_and_no_transformers():
+    code = (
+        "import sys\nfrom mlx_finetune.cli import root\n"
+        f"root.main(['recipe', 'check', {str(ROOT / 'recipes' / 'quickstart.toml')!r}], standalone_mode=False)\n"
+        "print([name for name in ('mlx', 'mlx_lm', 'transformers', 'numpy', 'rich') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"

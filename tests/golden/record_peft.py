@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).resolve().parent / "peft"
 TOKENS = [[40, 77, 5, 130, 201, 66, 9, 250]]
-STRIDE = 5  # of the logits, every fifth is kept
+STRIDE = 5  # of logits and gradients, every fifth is kept
 
 CASES: dict[str, dict[str, Any]] = {
     "llama-lora": {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"},
@@ -52,7 +52,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def record(name: str, settings: dict[str, Any], work: Path) -> None:
-    """Write the adapter and ``logits.npz`` (base, adapted: (T, V / STRIDE) fp32) of one case."""
+    """Write the adapter and ``logits.npz`` of one case: ``base`` and ``adapted`` (T, V / STRIDE), gradients by key.
+
+    Gradients are those of the summed cross-entropy of the next token, flattened, every STRIDE-th number.
+    """
     family = name.partition("-")[0]
     base = write_tiny_model(work / name, family)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
@@ -70,6 +73,14 @@ def record(name: str, settings: dict[str, Any], work: Path) -> None:
             elif "magnitude" in key:
                 value.mul_(torch.from_numpy(rng.uniform(0.8, 1.2, value.shape).astype(np.float32)))
         logits = adapted(tokens).logits[0].numpy()
+    output = adapted(tokens).logits[0, :-1]
+    torch.nn.functional.cross_entropy(output, tokens[0, 1:], reduction="sum").backward()
+    gradients = {
+        key.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): value.grad
+        for key, value in adapted.named_parameters()
+        if value.grad is not None
+    }
+    kept = {f"grad.{key}": value.numpy().ravel()[::STRIDE] for key, value in gradients.items()}
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     adapted.save_pretrained(folder)
@@ -80,7 +91,7 @@ def record(name: str, settings: dict[str, Any], work: Path) -> None:
         sorted(config["target_modules"]) if isinstance(config["target_modules"], list) else config["target_modules"]
     )
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    np.savez_compressed(folder / "logits.npz", base=plain[:, ::STRIDE], adapted=logits[:, ::STRIDE])
+    np.savez_compressed(folder / "logits.npz", base=plain[:, ::STRIDE], adapted=logits[:, ::STRIDE], **kept)
     print(f"{name}: logits differ from the base by up to {np.abs(logits - plain).max():.3f}", file=sys.stderr)
 
 

@@ -8,13 +8,14 @@ The price is about 30 us for a ChatML conversation of four turns (2-core x86, 20
 import datetime
 import functools
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.utils
-from jinja2 import ext, nodes
+from jinja2 import ext, filters, nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -22,7 +23,7 @@ from jinja2.visitor import NodeTransformer
 from mlx_finetune.errors import DataError, ModelError
 
 MAX_OUTPUT_CHARACTERS = 20_000_000
-MAX_WORK = 2_000_000
+MAX_WORK = 500_000
 #: What ``strftime_now`` says: the day Llama 3's templates fall back to. Today's date would make every run different.
 PINNED_DATE = datetime.datetime(2024, 7, 26)
 
@@ -71,7 +72,7 @@ class _Weaver(NodeTransformer):
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
         """The macro with a tick at the start of each call."""
         self.generic_visit(node)
-        tick = nodes.ExprStmt(_filtered(nodes.Const(None), "_tick"))
+        tick = nodes.ExprStmt(_filtered(nodes.Const(None), "_tick_call"))
         node.body.insert(0, tick.set_lineno(node.lineno, override=True))
         return node
 
@@ -95,7 +96,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.budget = _Budget()
         self.filters["tojson"] = _to_json
         self.filters = {name: self._bounded(function) for name, function in self.filters.items()}
-        self.filters |= {"_tick": self._tick, "_measured": self.measured}
+        self.filters |= {"_tick": self._tick, "_tick_call": self._tick_call, "_measured": self.measured}
         del self.globals["lipsum"]
         self.globals |= {
             "raise_exception": _raise_exception,
@@ -111,12 +112,25 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         @functools.wraps(function)  # keeps the marks of pass_context, pass_environment, pass_eval_context
         def bounded(*args: Any, **kwargs: Any) -> Any:
             _refuse_large_numbers(args, kwargs)
+            if function is filters.do_format and args:
+                _refuse_wide_format(args[0])
             return self.measured(function(*args, **kwargs))
 
         return bounded
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The safe form of ``text.format``, refused where the text asks for a great width."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _refuse_wide_format(value.__self__)
+        return wrapped
+
     def _tick(self, value: object) -> object:
         self.spend(1)
+        return value
+
+    def _tick_call(self, value: object) -> object:
+        self.spend(10)  # a macro call takes as long as ten turns of a loop
         return value
 
     def spend(self, work: int) -> None:
@@ -179,6 +193,11 @@ def _refuse_large_numbers(args: Sequence[object], kwargs: Mapping[str, object]) 
     for argument in (*args, *kwargs.values()):
         if isinstance(argument, int):
             _refuse_size(argument)
+
+
+def _refuse_wide_format(text: object) -> None:
+    if re.search(r"\d{5}", str(text)):
+        raise _TooMuch("formats a value to a width of more than four digits")
 
 
 def _refuse_size(size: float) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
@@ -33,20 +33,20 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
     Raises ``ModelError`` where there is no tokenizer, it cannot be read, or it has no end-of-text token.
     """
     config = _read_json(folder / "tokenizer_config.json")
-    backend = _load_backend(folder)
+    backend, defaults = _load_backend(folder)
     _untrim_offsets(backend)
     _add_missing_tokens(backend, config)
-    names = _special_names(folder, config)
-    ids = {name: backend.token_to_id(token) for name, token in names.items()}
+    names = defaults | _special_names(folder, config)
+    ids = {name: backend.token_to_id(names.get(name, "")) for name in _TOKEN_NAMES}
     ends = _end_ids(folder, ids["eos_token"], backend.get_vocab_size(with_added_tokens=True))
     eos = ids["eos_token"] if ids["eos_token"] is not None else next(iter(ends), None)
     if eos is None:
         raise ModelError(
             f"{folder}: the tokenizer names no end-of-text token", "add eos_token to tokenizer_config.json"
         )
-    names["eos_token"] = names["eos_token"] or backend.id_to_token(eos) or ""
+    names["eos_token"] = names.get("eos_token") or backend.id_to_token(eos) or ""
     source, origin = _template_source(folder, config, chat_template)
-    template = ChatTemplate(source, variables={k: v for k, v in names.items() if v}) if source else None
+    template = ChatTemplate(source, variables=names) if source else None
     pad = ids["pad_token"] if ids["pad_token"] is not None else eos
     path = folder / "tokenizer.json"
     digest = hashlib.sha256(path.read_bytes() if path.is_file() else backend.to_str().encode())
@@ -198,11 +198,12 @@ class ModelTokenizer:
         return max(found, key=len, default=None)
 
 
-def _load_backend(folder: Path) -> FastTokenizer:
+def _load_backend(folder: Path) -> tuple[FastTokenizer, dict[str, str]]:
+    """The tokenizer, and the names of bos, eos, pad and unk that a converted one brings along."""
     path = folder / "tokenizer.json"
     if path.is_file():
         try:
-            return FastTokenizer.from_file(str(path))
+            return FastTokenizer.from_file(str(path)), {}
         except Exception as error:  # the Rust library raises plain Exception
             raise ModelError(f"{path}: not a tokenizer that can be read: {error}", "fetch the model again") from error
     if (folder / "tokenizer.model").is_file() or (
@@ -217,16 +218,20 @@ def _load_backend(folder: Path) -> FastTokenizer:
     )
 
 
-def _convert(folder: Path) -> FastTokenizer:
+def _convert(folder: Path) -> tuple[FastTokenizer, dict[str, str]]:
     """The fast form of an older tokenizer. Only files of the folder are read; code in it is never run."""
     from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer
 
     has_class = (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file()
     is_sentencepiece = (folder / "tokenizer.model").is_file()
     cls = AutoTokenizer if has_class else LlamaTokenizer if is_sentencepiece else GPT2Tokenizer
+    options: dict[str, Any] = {} if has_class else {"add_bos_token": is_sentencepiece}
     try:
-        made = cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        return cast("FastTokenizer", made.backend_tokenizer)
+        made = cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
+        names = {name: made.special_tokens_map.get(name) for name in _TOKEN_NAMES}
+        return cast("FastTokenizer", made.backend_tokenizer), {
+            name: str(token) for name, token in names.items() if token
+        }
     except Exception as error:  # whatever a damaged file makes of the converters
         raise ModelError(
             f"{folder}: the tokenizer cannot be converted: {type(error).__name__}: {error}",
@@ -261,14 +266,15 @@ def _add_missing_tokens(backend: FastTokenizer, config: Config) -> None:
 
 
 def _special_names(folder: Path, config: Config) -> dict[str, str]:
-    """The text of bos, eos, pad and unk; the empty text for one that is not named."""
+    """The text of bos, eos, pad and unk, as far as they are named."""
     fallback = _read_json(folder / "special_tokens_map.json")
     names: dict[str, str] = {}
     for name in _TOKEN_NAMES:
         value = config.get(name) or fallback.get(name)
         if isinstance(value, dict):
             value = value.get("content")
-        names[name] = value if isinstance(value, str) else ""
+        if isinstance(value, str) and value:
+            names[name] = value
     return names
 
 

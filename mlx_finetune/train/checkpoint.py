@@ -63,7 +63,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         manifest = json.loads((path / rundir.MANIFEST).read_bytes())
         files, step = manifest["files"], int(manifest["step"])
         for name, entry in files.items():
-            if (path / name).stat().st_size != entry["bytes"] or _hash(path / name) != entry["sha256"]:
+            if (path / name).stat().st_size != entry["bytes"] or hash_file(path / name) != entry["sha256"]:
                 return None
         return Checkpoint(path, step, sum(int(entry["bytes"]) for entry in files.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -124,10 +124,11 @@ def _file_names(folder: Path) -> Sequence[str]:
 def _sync_and_hash(path: Path) -> dict[str, int | str]:
     with path.open("rb") as file:
         rundir.sync_file(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": _hash(path)}
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file in hex, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

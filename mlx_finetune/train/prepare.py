@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_finetune import rundir
-from mlx_finetune.dataset.corpus import hash_files, load_splits
+from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.stream import ORDER_ID, Batch, Stream, epoch_lengths, ordered_batches
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport, Tokens
 from mlx_finetune.errors import DataError, RunError
@@ -33,6 +33,7 @@ from mlx_finetune.model.segments import check_packable
 from mlx_finetune.model.tokenizer import load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.train.checkpoint import hash_file
 from mlx_finetune.train.identity import Identity, current_versions, recipe_identity
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
@@ -272,7 +273,7 @@ def _identity(recipe: Recipe, info: ModelInfo, tokenizer: Tokenizer, rows: _Rows
     if recipe.adapter:
         folder = adapter_folder(recipe.adapter, base)
         names = (rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS)
-        adapter = hash_files([folder / name for name in names if (folder / name).is_file()])
+        adapter = " ".join(hash_file(folder / name) for name in names if (folder / name).is_file())
     return Identity(
         recipe=recipe_identity(recipe),
         data_sha256=rows.content_hash,

@@ -62,7 +62,7 @@ def stats(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     else:
         _print(stats_lines(report, tokens))
         if report.num_errors:
-            click.echo(f"{report.num_errors} errors; see them with: mlxft data check {target}", err=True)
+            click.echo(f"{_counted(report.num_errors, 'error')}; see: mlxft data check {target}", err=True)
     return 1 if report.num_errors else 0
 
 
@@ -154,8 +154,12 @@ def _print(lines: Iterable[str], *, err: bool = False) -> None:
 
 
 def _verdict(report: "DataReport", tokens: "TokenReport | None", target: str) -> str:
-    warnings = f"{report.num_warnings + (tokens.num_warnings if tokens else 0)} warnings"
+    warnings = _counted(report.num_warnings + (tokens.num_warnings if tokens else 0), "warning")
     if report.num_errors:
-        return f"{report.num_errors} errors, {warnings}: a training would refuse this data"
+        return f"{_counted(report.num_errors, 'error')}, {warnings}: a training would refuse this data"
     following = f"mlxft train {target}" if target.endswith(".toml") else f"mlxft data stats {target}"
     return f"no errors, {warnings}; next: {following}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -22,10 +22,24 @@ from mlx_finetune.recipe.schema import DataRecipe
 #: What the tasks of this version learn from.
 TRAINABLE = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")
 
+#: Format -> what its rows are, what they are for, and how sft can use them all the same.
 _REFUSED = {
-    "preference": ("are preference pairs (chosen and rejected)", "preference training"),
-    "unpaired-preference": ("are answers marked good or bad", "preference training"),
-    "labels": ("are texts with labels", "a classifier"),
+    "preference": (
+        "are preference pairs (chosen and rejected)",
+        "preference training",
+        'sft can learn the chosen answers: [data.columns] prompt = "prompt", completion = "chosen"',
+    ),
+    "unpaired-preference": (
+        "are answers marked good or bad",
+        "preference training",
+        'sft can learn all of them alike: [data] format = "messages" or "prompt-completion"',
+    ),
+    "labels": (
+        "are texts with labels",
+        "a classifier",
+        'sft can learn the labels: [data.columns] prompt = "text", completion = "label"; or only the texts: '
+        '[data] format = "text"',
+    ),
 }
 
 
@@ -122,12 +136,9 @@ def _load_file(file: DataFile, weight: float, data: DataRecipe, into: list[Examp
 
 def refused_format(detected: DetectedFormat, file: DataFile) -> Problem:
     """The sentence for a format that is recognised, but that no task of this version learns from."""
-    what, use = _REFUSED[detected.name]
-    return Problem(
-        file.source,
-        f"the rows {what}, which are for {use}; task sft learns from conversations, instructions or text",
-        "for sft, map the column to learn in [data] columns, for instance prompt and completion",
-    )
+    what, use, hint = _REFUSED[detected.name]
+    message = f"the rows {what}, which are for {use}; task sft learns from conversations, instructions or text"
+    return Problem(file.source, message, hint)
 
 
 def _split(rows: Mapping[str, list[Example]], data: DataRecipe, files: Sequence[DataFile], format: str) -> Splits:

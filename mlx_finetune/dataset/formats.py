@@ -209,8 +209,8 @@ def _instruction(row: Row, names: Mapping[str, str]) -> Instruction | Messages:
     first, last = ("instruction", "output") if "instruction" in names else ("prompt", "completion")
     prompt = row.fields[names[first]]
     answer = row.fields[names[last]]
-    if isinstance(prompt, list) and isinstance(answer, list):
-        turns = read_turns(prompt, names[first]) + read_turns(answer, names[last])
+    if isinstance(prompt, list) and not isinstance(answer, str | None):
+        turns = read_turns(cast(object, prompt), names[first]) + _answer(row, names[last])
         return Messages(_system(row, names) + turns, None, row.source, row.line, row.weight)
     instruction = _string(row, names, first)
     context = _context(row, names)

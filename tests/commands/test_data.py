@@ -52,7 +52,7 @@ def test_check_of_bad_data_lists_everything_and_returns_1(folder: Path) -> None:
     assert "error: bad.jsonl:4: not JSON: expecting property name enclosed in double quotes (column 2)" in lines
     assert "warning: bad.jsonl:6: the answer is empty" in lines
     assert 'warning: bad.jsonl:5: the row repeats "bad.jsonl:1"' in lines
-    assert lines[-1] == "1 errors, 2 warnings: a training would refuse this data"
+    assert lines[-1] == "1 error, 2 warnings: a training would refuse this data"
 
 
 def test_check_as_json_has_the_same_numbers(folder: Path) -> None:

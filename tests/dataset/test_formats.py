@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlx_finetune.dataset.formats import (
     Instruction,
@@ -16,9 +18,11 @@ from mlx_finetune.dataset.formats import (
     example_of,
     to_example,
 )
-from mlx_finetune.dataset.layouts import FIELDS, FORMATS, find_layout
+from mlx_finetune.dataset.inspect import inspect_example
+from mlx_finetune.dataset.layouts import FIELDS, FORMATS, KNOWN_COLUMNS, find_layout
 from mlx_finetune.dataset.problems import RowError
 from mlx_finetune.dataset.read import Row, read_rows
+from mlx_finetune.dataset.split import content_key, content_of
 
 Shared = Callable[..., Path]
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -108,6 +112,20 @@ def test_a_mapping_decides_between_layouts() -> None:
     assert example(fields, {"prompt": "prompt"}) == Instruction("p", "", "o", "a.jsonl", 1)
 
 
+def test_rows_for_other_tasks_can_be_learned_from_as_their_hint_says() -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    talk = {"conversations": [USER], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
+    chosen = {"prompt": "prompt", "completion": "chosen"}
+    assert example(pair, chosen) == Instruction("q", "", "a", "a.jsonl", 1)
+    assert example(talk, chosen | {"prompt": "conversations"}) == Messages((USER, ASSISTANT), None, "a.jsonl", 1)
+    marked = row({"messages": [USER, ASSISTANT], "label": False})
+    assert to_example(marked, "messages") == Messages((USER, ASSISTANT), None, "a.jsonl", 1)
+    labelled = {"sentence": "t", "label": "good"}
+    columns = {"prompt": "sentence", "completion": "label"}
+    assert example(labelled, columns) == Instruction("t", "", "good", "a.jsonl", 1)
+    assert to_example(row({"text": "t", "label": 1}), "text") == Text("t", "a.jsonl", 1)
+
+
 def test_a_mapped_column_that_is_not_there_is_named() -> None:
     with pytest.raises(
         RowError, match=r'a\.jsonl:1: \[data\] columns maps output to "reply", but the row has `request`'
@@ -185,6 +203,37 @@ def test_weights_of_rows_stay_with_their_examples() -> None:
     layout = find_layout(["text"])
     assert layout is not None
     assert example_of(Row({"text": "t"}, "a", 1, 0.5), layout) == Text("t", "a", 1, 0.5)
+
+
+TURN_KEYS = {"role", "content", "from", "value", "tool_calls", "type", "name"}
+NAMES = st.sampled_from(sorted(KNOWN_COLUMNS | TURN_KEYS))
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_subnormal=False)
+    | st.text(max_size=8)
+    | st.just("assistant"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fields=st.dictionaries(NAMES | st.text(max_size=3), VALUES, max_size=5))
+def test_any_row_becomes_an_example_or_a_located_sentence(fields: dict[str, object]) -> None:
+    try:
+        found = to_example(row(fields, line=3), "auto")
+    except RowError as error:
+        place, messages = error.problem.where, [error.problem.message]
+    else:
+        place, messages = (
+            f"{found.source}:{found.line}",
+            [text for text, _ in inspect_example(found, content_of(found))],
+        )
+        assert 0 <= content_key(found) < 2**64
+    assert place == "a.jsonl:3"
+    assert all(message.isprintable() for message in messages)
 
 
 #: File in ../shared/data -> format, or the beginning of the sentence that refuses it.

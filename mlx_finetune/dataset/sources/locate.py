@@ -45,7 +45,11 @@ def _locate_folder(folder: Path, text: str) -> Located:
         return locate_saved(folder, text)
     found: dict[str, list[DataFile]] = {}
     others: list[str] = []
-    for entry in sorted(folder.iterdir()):
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{text}: the folder cannot be opened: {error.strerror}") from None
+    for entry in entries:
         if entry.name.startswith(".") or file_kind(entry) is None or not entry.is_file():
             continue
         split = SPLIT_NAMES.get(_stem(entry.name))
@@ -58,9 +62,10 @@ def _locate_folder(folder: Path, text: str) -> Located:
             names = " and ".join(file.path.name for file in files)
             raise DataError(f"{text}: more than one {split} file: {names}", "keep one, or name the file in [data]")
     if "train" not in found:
-        hint = f'name one of them: [data] path = "{text.rstrip("/")}/{others[0]}"' if others else "add train.jsonl"
-        have = ", ".join([*(file.path.name for files in found.values() for file in files), *others][:8])
-        raise DataError(f"{text}: the folder has no train file" + (f"; it has {have}" if have else ""), hint)
+        names = [*(file.path.name for files in found.values() for file in files), *others]
+        hint = f'name one of them: [data] path = "{text.rstrip("/")}/{names[0]}"' if names else "add train.jsonl"
+        have = f"; it has {', '.join(names[:8])}" if names else ""
+        raise DataError(f"{text}: the folder has no train file{have}", hint)
     return {split: found[split] for split in ("train", "valid", "test") if split in found}
 
 

@@ -1,8 +1,9 @@
 """CSV and TSV, with or without a header line.
 
-CSV follows RFC 4180: quoted fields may hold commas and newlines. A TSV record is always one line, because quotes in
-TSV are mostly text; a field quoted correctly from end to end is unquoted all the same. The first line is a header
-when it names a column that is known (``layouts``), or when its cells are short, unlike and do not come back below.
+CSV follows RFC 4180, with commas or, where the first line has none, semicolons: quoted fields may hold newlines. A TSV
+record is always one line, because quotes in TSV are mostly text; a field quoted correctly from end to end is unquoted
+all the same. The first line is a header when it names a column that is known (``layouts``), or when its cells are
+short, unlike and do not come back below.
 Without a header the columns are column1, column2 and so on; two columns whose second has few values are text, label.
 """
 
@@ -45,16 +46,20 @@ def _decoded(stream: BinaryIO, source: str, report: Report) -> Iterator[tuple[in
 
 
 def _csv_records(stream: BinaryIO, source: str, report: Report) -> Iterator[Record]:
+    lines = _decoded(stream, source, report)
+    head = next(lines, None)
+    if head is None:
+        return
     current = 0
 
     def feed() -> Iterator[str]:
         nonlocal current
-        for number, line in _decoded(stream, source, report):
+        for number, line in itertools.chain([head], lines):
             current = number
             yield line
 
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(feed(), strict=True)
+    reader = csv.reader(feed(), strict=True, delimiter=_delimiter(head[1]))
     while True:
         first = current + 1
         try:
@@ -71,6 +76,11 @@ def _csv_records(stream: BinaryIO, source: str, report: Report) -> Iterator[Reco
             continue
         if any(cell.strip() for cell in record):
             yield first, record
+
+
+def _delimiter(line: str) -> str:
+    """Comma; semicolon or tab where the first line has one of them and no comma, as many spreadsheets write."""
+    return next((mark for mark in ",;\t" if mark in line), ",")
 
 
 def _tsv_records(stream: BinaryIO, source: str, report: Report) -> Iterator[Record]:

@@ -29,6 +29,12 @@ def test_quoted_fields_hold_commas_quotes_and_newlines_and_the_line_is_the_first
     assert problems == []
 
 
+def test_semicolons_separate_where_the_first_line_has_no_comma() -> None:
+    rows, problems = csv('prompt;completion\na, b;"c;\nd"\n')
+    assert [(row.line, dict(row.fields)) for row in rows] == [(2, {"prompt": "a, b", "completion": "c;\nd"})]
+    assert problems == []
+
+
 def test_a_header_of_unknown_names_is_a_header() -> None:
     rows, _ = csv("Customer Query,Agent Reply\nhow much is it?,ten euros\n")
     assert [dict(row.fields) for row in rows] == [{"Customer Query": "how much is it?", "Agent Reply": "ten euros"}]

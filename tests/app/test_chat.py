@@ -1,0 +1,354 @@
+"""What each line of a chat does, what the model reads for it, and that Ctrl-C and errors lose nothing."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from answering_runs import write_run
+from click.testing import CliRunner
+from conftest import ROOT
+from tiny import write_tiny_model
+
+from mlx_finetune.app.chat import COMMANDS, Chat
+from mlx_finetune.app.generate import sampling_of
+from mlx_finetune.app.open import Opened, open_name
+from mlx_finetune.commands.chat import command
+from mlx_finetune.dataset.template import render_prompt
+from mlx_finetune.model.generate import PromptCache, generate_text
+
+
+class Recorder:
+    """A screen that remembers; ``stop_after`` pieces of text it asks the reply to stop."""
+
+    def __init__(self, width: int = 0, stop_after: int | None = None) -> None:
+        self.width = width
+        self.stop_after = stop_after
+        self.said: list[str] = []
+        self.pieces: list[str] = []
+
+    def talk(self, text: str) -> None:
+        self.said.append(text)
+
+    def data(self, text: str) -> None:
+        self.pieces.append(text)
+
+    @contextmanager
+    def stopping(self) -> Generator[Callable[[], bool] | None]:
+        before = len(self.pieces)
+        yield lambda: self.stop_after is not None and len(self.pieces) - before >= self.stop_after
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write_run(folder / "adapters" / "keeper", tiny_model("llama"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(place: Path) -> Opened:
+    return open_name("keeper", base=place, report=lambda _: None)
+
+
+def start(opened: Opened, screen: Recorder | None = None) -> tuple[Chat, Recorder]:
+    screen = screen or Recorder()
+    return Chat(opened, screen, chat=opened.chat, seed=1), screen
+
+
+def contents(chat: Chat) -> list[str]:
+    return [str(turn["content"]) for turn in chat.conversation.turns]
+
+
+def test_a_reply_is_that_of_the_whole_conversation(opened: Opened) -> None:
+    chat, screen = start(opened)
+    chat.take("Where?")
+    messages = chat.conversation.messages()[:-1]
+    ids = render_prompt(messages, opened.tokenizer, opened.data)
+    assert [turn["role"] for turn in messages] == ["system", "user"]
+    assert (
+        "".join(screen.pieces) == generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.chat, 1)) + "\n"
+    )
+    assert screen.said == ["(cut after 8 tokens; /set max_tokens 16 allows more)"]
+
+
+def test_the_second_turn_reads_only_what_is_new(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    advance = PromptCache.advance
+
+    def counting(self, ids):
+        read.append(len(ids))
+        return advance(self, ids)
+
+    monkeypatch.setattr(PromptCache, "advance", counting)
+    chat, _ = start(opened)
+    chat.take("Where is the light?")
+    first = sum(read)
+    read.clear()
+    chat.conversation.turns[-1] = {"role": "assistant", "content": "There."}
+    chat.take("When?")
+    prompt = render_prompt(chat.conversation.messages()[:-1], opened.tokenizer, opened.data)
+    shared = len(render_prompt(chat.conversation.messages()[:2], opened.tokenizer, opened.data))
+    assert first == shared + 7
+    assert sum(read) == len(prompt) - shared + 7
+    read.clear()
+    chat.take("/compare Where?")
+    chat.take("/undo")
+    chat.take("When?")
+    assert sum(read[-8:]) == 8, "after /compare and /undo the same question needs its last token alone"
+
+
+def test_replies_with_and_without_a_cache_are_the_same(opened: Opened) -> None:
+    chat, _ = start(opened)
+    for text in ("Where?", "When?", "/undo", "Why?", "How?"):
+        chat.take(text)
+    for index in (1, 3, 5):
+        turns = chat.conversation.turns[:index]
+        system = [{"role": "system", "content": "Be brief."}]
+        ids = render_prompt([*system, *turns], opened.tokenizer, opened.data)
+        expected = generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.chat, 0))
+        assert chat.conversation.turns[index]["content"] == expected
+
+
+def test_stopping_a_reply_keeps_it_as_far_as_it_came(opened: Opened) -> None:
+    chat, screen = start(opened, Recorder(stop_after=3))
+    chat.chat = chat.chat.model_copy(update={"max_tokens": 200, "temperature": 1.0})
+    chat.take("Where?")
+    assert screen.said == ["(stopped)"]
+    assert contents(chat) == ["Where?", "".join(screen.pieces[:-1])]
+    screen.stop_after = 0
+    chat.take("When?")
+    assert screen.said[-1] == "(stopped before the first word; the question was not kept)"
+    assert len(chat.conversation.turns) == 2
+
+
+def test_control_markers_in_a_question_or_system_message_are_refused_and_nothing_changes(opened: Opened) -> None:
+    chat, screen = start(opened)
+    chat.take("Hi <|im_end|> there")
+    chat.take("/system <|im_start|>")
+    assert chat.failures == 2
+    assert "control marker '<|im_end|>'" in screen.said[0]
+    assert chat.conversation.turns == []
+    assert chat.conversation.system == "Be brief."
+
+
+def test_a_marker_in_a_reply_does_not_end_the_conversation(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_finetune.app import chat as module
+    from mlx_finetune.app.generate import Reply
+
+    monkeypatch.setattr(module, "answer", lambda *a, **k: Reply("Aye<|im_<|im_start|>end|>.", "stop", 5, 4, 0.1))
+    chat, _ = start(opened)
+    chat.take("Where?")
+    assert contents(chat) == ["Where?", "Aye."]
+
+
+def test_undo_new_and_system_change_the_conversation(opened: Opened) -> None:
+    chat, screen = start(opened)
+    chat.take("Where?")
+    chat.take("When?")
+    chat.take("/undo")
+    assert screen.said[-1] == "taken back: When?"
+    assert contents(chat)[0] == "Where?"
+    assert len(contents(chat)) == 2
+    chat.take("/new")
+    assert contents(chat) == []
+    chat.take("/system Be long.")
+    assert chat.conversation.messages() == [{"role": "system", "content": "Be long."}]
+    chat.take("/system -")
+    assert chat.conversation.messages() == []
+    assert screen.said[-1] == "no system message"
+    chat.take("/undo")
+    assert (chat.failures, screen.said[-1]) == (1, "error: there is nothing to take back")
+
+
+def test_retry_draws_again_and_replaces_the_reply(opened: Opened) -> None:
+    chat, screen = start(opened)
+    chat.take("/set temperature 1")
+    chat.take("Where?")
+    first = contents(chat)
+    chat.take("/retry")
+    assert contents(chat)[0] == "Where?"
+    assert len(contents(chat)) == 2
+    assert contents(chat)[1] != first[1]
+    screen.stop_after = 0
+    second = contents(chat)
+    chat.take("/retry")
+    assert contents(chat) == second, "a retry that brings nothing leaves the reply that was there"
+
+
+def test_a_seed_repeats_the_draws(opened: Opened) -> None:
+    chat, _ = start(opened)
+    replies: list[str] = []
+    for _ in range(2):
+        for text in ("/new", "/set temperature 1", "/set seed 5", "Where?"):
+            chat.take(text)
+        replies.append(contents(chat)[1])
+    assert replies[0] == replies[1]
+
+
+def test_set_checks_like_the_recipe_and_shows_what_holds(opened: Opened) -> None:
+    chat, screen = start(opened)
+    chat.take("/set top-p 0.5")
+    assert (chat.chat.top_p, screen.said[-1]) == (0.5, "top-p = 0.5")
+    chat.take("/set max_tokens=3")
+    assert chat.chat.max_tokens == 3
+    chat.take("/set temperature 11")
+    assert screen.said[-2] == "error: `temperature` = 11: input should be less than or equal to 10"
+    chat.take("/set seed -1")
+    chat.take("/set temperature")
+    assert chat.failures == 3
+    chat.take("/set")
+    assert {"  temperature = 0.0", "  top_p = 0.5", "  max_tokens = 3", "  seed = 1"} <= set(screen.said)
+
+
+def test_a_mistyped_command_gets_the_nearest_and_two_slashes_ask_the_model(opened: Opened) -> None:
+    chat, screen = start(opened)
+    chat.take("/compar")
+    assert screen.said == [
+        "error: there is no command /compar",
+        "hint: did you mean /compare? /help lists them; //compar asks the model",
+    ]
+    chat.take("//etc is a folder?")
+    assert contents(chat)[0] == "/etc is a folder?"
+
+
+def test_help_names_every_command(opened: Opened) -> None:
+    chat, screen = start(opened)
+    chat.take("/help")
+    assert [line.split()[0] for line in screen.said[: len(COMMANDS)]] == [f"/{name}" for name in COMMANDS]
+    assert not chat.take("/exit")
+    assert not chat.take("/quit")
+
+
+def test_compare_shows_base_and_adapter_and_leaves_the_conversation_alone(
+    opened: Opened, tiny_model: Callable[..., Path]
+) -> None:
+    plain = open_name(str(tiny_model("llama")), base=Path(), report=lambda _: None)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}]
+    ids = render_prompt(messages, opened.tokenizer, opened.data)
+    base, tuned = (generate_text(m.model, m.tokenizer, ids, sampling_of(opened.chat, 1)) for m in (plain, opened))
+    chat, screen = start(opened)
+    chat.take("/compare Where?")
+    shown = "".join(screen.pieces)
+    assert contents(chat) == []
+    assert base != tuned
+    for title, text in (("base", base), ("adapter", tuned)):
+        block = shown.split(f"--- {title} ---\n")[1].split("\n\n--- ")[0]
+        assert block.split() == "".join(c for c in text if c.isprintable() or c in "\n\t").split()
+    chat.take("When?")
+    before = contents(chat)
+    chat.take("/compare")
+    assert contents(chat) == before
+
+
+def test_compare_without_a_question_or_an_adapter_is_refused(opened: Opened, tiny_model: Callable[..., Path]) -> None:
+    chat, screen = start(opened)
+    chat.take("/compare")
+    assert screen.said[0] == "error: there is no question yet"
+    plain, screen = start(open_name(str(tiny_model("llama")), base=Path(), report=lambda _: None))
+    plain.take("/compare Where?")
+    assert "without an adapter" in screen.said[0]
+
+
+def test_a_saved_chat_is_loaded_and_goes_on(opened: Opened, tmp_path: Path) -> None:
+    chat, screen = start(opened)
+    chat.take("Where?")
+    chat.take(f"/save '{tmp_path}/my talks'")
+    assert screen.said[-1] == f"saved as row 1 of {tmp_path}/my talks.jsonl"
+    row = json.loads((tmp_path / "my talks.jsonl").read_text("utf-8"))
+    assert row == {"messages": chat.conversation.messages()}
+    other, screen = start(opened)
+    other.take(f"/load '{tmp_path}/my talks'")
+    assert other.conversation.messages() == chat.conversation.messages()
+    assert screen.said[0] == f"2 turns from {tmp_path}/my talks.jsonl"
+    other.take("/save")
+    assert screen.said[-2] == "error: /save needs one file name"
+
+
+def test_a_model_without_a_chat_template_answers_each_question_by_itself(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "base", "gpt2", chat_template=False)
+    base = open_name("base", base=tmp_path, report=lambda _: None)
+    chat, screen = start(base)
+    for text in ("/set max_tokens 4", "/set temperature 0", "Where?", "When?", "/retry"):
+        chat.take(text)
+    ids = render_prompt([{"role": "user", "content": "When?"}], base.tokenizer, base.data)
+    assert "### Instruction:\nWhen?" in base.tokenizer.decode(ids)
+    expected = generate_text(base.model, base.tokenizer, ids, sampling_of(chat.chat, 0))
+    assert contents(chat)[3] == expected
+    assert chat.failures == 0, screen.said
+
+
+def pipe(place: Path, text: str, monkeypatch: pytest.MonkeyPatch, *arguments: str):
+    monkeypatch.chdir(place)
+    return CliRunner().invoke(command, ["keeper", *arguments], input=text, standalone_mode=False)
+
+
+def test_piped_lines_are_one_conversation_with_replies_alone_on_stdout(
+    place: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = pipe(place, "Where?\n\nWhen\\\nexactly?\n", monkeypatch, "--seed", "1")
+    chat, screen = start(opened)
+    chat.take("Where?")
+    chat.take("When\nexactly?")
+    assert result.return_value == 0
+    assert result.stdout == "".join(screen.pieces)
+    assert result.stderr.splitlines()[-1].startswith("next: mlxft generate keeper --prompt")
+
+
+def test_a_piped_line_that_fails_is_said_and_the_exit_code_is_1(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = pipe(place, "<|im_end|>\n/exit\nnever read\n", monkeypatch)
+    assert (result.return_value, result.stdout) == (1, "")
+    assert "error: the conversation holds the control marker" in result.stderr
+    assert pipe(place, "", monkeypatch).return_value == 0
+
+
+def test_in_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(place: Path, tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    environment = os.environ | {
+        "TERM": "xterm",
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+        "MLXFT_CACHE": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mlx_finetune", "chat", "keeper", "--set", "max_tokens=100000"],
+        stdin=follower, stdout=follower, stderr=follower, cwd=place, env=environment, start_new_session=True,
+    )  # fmt: skip
+    os.close(follower)
+    seen = ""
+
+    def wait_for(text: str, seconds: float = 60) -> None:
+        nonlocal seen
+        end = time.monotonic() + seconds
+        while text not in seen:
+            assert time.monotonic() < end, f"{text!r} never came: {seen!r}"
+            if select.select([leader], [], [], 0.1)[0]:
+                seen += os.read(leader, 65536).decode("utf-8", "replace")
+        seen = seen.partition(text)[2]
+
+    try:
+        wait_for("Ctrl-D leaves")
+        wait_for(">\x08")
+        os.write(leader, b"Where?\r")
+        wait_for("Where?")
+        time.sleep(0.3)
+        child.send_signal(signal.SIGINT)
+        wait_for("(stopped)")
+        wait_for(">\x08")
+        os.write(leader, b"\x04")
+        wait_for("next: mlxft generate keeper")
+        assert child.wait(10) == 0
+    finally:
+        child.kill()
+        os.close(leader)
+    history = tmp_path / "chat_history"
+    assert "+Where?" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0

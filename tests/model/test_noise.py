@@ -187,3 +187,27 @@ def test_neftune_is_silent_in_evaluation_without_a_key_and_in_a_tied_head() -> N
         assert mx.array_equal(model.model.wte.as_linear(hidden), head)
     remove_neftune(model.model.wte)
     assert type(model.model.wte) is nn.Embedding
+
+
+def test_recomputation_traces_every_block_a_second_time_in_training_only() -> None:
+    model = make_llama(0.0)
+    calls: list[int] = []
+    original = llama.MLP.__call__
+
+    class Counted(llama.MLP):
+        def __call__(self, x: mx.array) -> mx.array:
+            calls.append(1)
+            return original(self, x)
+
+    for block in model.layers:
+        block.mlp.__class__ = Counted
+    gradients(model, None)
+    assert len(calls) == 2
+    checkpoint_blocks(model)
+    calls.clear()
+    gradients(model, None)
+    assert len(calls) == 4
+    model.eval()
+    calls.clear()
+    gradients(model, None)
+    assert len(calls) == 2

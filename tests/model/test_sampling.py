@@ -85,8 +85,8 @@ def test_temperature_zero_is_greedy_after_the_penalty() -> None:
 
 def test_draws_have_the_frequencies_of_the_distribution() -> None:
     logits = mx.log(mx.array([0.5, 0.3, 0.2]))
-    counts = np.bincount([sample_token(logits, [], sampling(seed=3), index) for index in range(3000)])
-    np.testing.assert_allclose(counts / 3000, [0.5, 0.3, 0.2], atol=0.03)  # three standard errors
+    counts = np.bincount([sample_token(logits, [], sampling(seed=3), index) for index in range(1500)])
+    np.testing.assert_allclose(counts / 1500, [0.5, 0.3, 0.2], atol=0.04)  # three standard errors
 
 
 def test_a_draw_depends_on_seed_and_index_only() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 from conftest import ROOT
@@ -46,3 +47,9 @@ def test_no_question_answer_or_log_entry_occurs_twice_in_any_split() -> None:
 
 def test_answers_stay_short_enough_for_two_cores() -> None:
     assert max(len(answer) for answer in every("assistant")) <= 140
+
+
+def test_the_prompts_of_the_recipe_are_in_no_file() -> None:
+    prompts = tomllib.loads((ROOT / "recipes" / "quickstart.toml").read_text("utf-8"))["eval"]["prompts"]
+    assert prompts
+    assert set(prompts).isdisjoint(every("user"))

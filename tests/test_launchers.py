@@ -249,6 +249,31 @@ def test_without_a_network_the_error_is_one_sentence_with_pips_own_reason(checko
     assert checkout.run()[0] == 0
 
 
+def test_an_index_that_does_not_answer_is_called_that(checkout: Checkout):
+    checkout.add_python(content=PYTHON.replace('echo "ERROR', 'echo "WARNING: Retrying (Retry(total=4)"; echo "ERROR'))
+    _, _, err = checkout.run(NO_NETWORK="1")
+    assert "error: the package index cannot be reached\nhint: check the network and pip's settings" in err
+    assert (checkout.root / ".venv.part" / "setup.log").exists()
+
+
+UV = """#!/bin/sh
+printf 'uv %s\\n' "$*" >>"$LOG"
+for last; do :; done
+[ "$1" != venv ] || { mkdir -p "$last/bin"; cp "$PYTHON_STUB" "$last/bin/python"; }
+"""
+
+
+def test_a_mac_with_uv_gets_a_managed_native_python(checkout: Checkout, tmp_path: Path):
+    (checkout.tools / "uname").unlink()
+    checkout.add_python("uname", "#!/bin/sh\necho Darwin\n")
+    checkout.add_python("uv", UV)
+    python = write_script(tmp_path / "managed-python", PYTHON)
+    assert checkout.run("hello", PYTHON_STUB=str(python))[0] == 0
+    made, installed = [line for line in checkout.log.read_text().splitlines() if line.startswith("uv ")]
+    assert "--managed-python --python cpython-3.12-macos-aarch64-none" in made
+    assert installed == "uv pip install --python .venv.part/bin/python --require-hashes -r requirements/run.txt"
+
+
 def test_an_environment_that_does_not_import_is_not_used(checkout: Checkout):
     checkout.add_python()
     code, _, err = checkout.run(BROKEN="1")

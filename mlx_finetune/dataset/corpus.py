@@ -88,7 +88,9 @@ def load_splits(data: DataRecipe, *, base: Path, seed: int = 0) -> Splits:
     if findings.count:
         names = ", ".join(file.source for file in files[:3]) + (", ..." if len(files) > 3 else "")
         few = "one problem" if findings.count == 1 else f"{findings.count} problems"
-        raise DataError(f"{names}: {few} in the data", f"mlxft data check {files[0].source}", findings.problems())
+        is_plain = not data.columns and data.format == "auto"
+        hint = f"mlxft data check {files[0].source if is_plain else 'RECIPE'}"
+        raise DataError(f"{names}: {few} in the data", hint, findings.problems())
     return _split(rows, data, files, formats[0])
 
 

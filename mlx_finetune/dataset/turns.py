@@ -5,11 +5,11 @@ where the row has them ``reasoning_content``, ``tool_calls`` (each ``{"type": "f
 "arguments"}}`` with the arguments as an object), ``tool_call_id`` and ``name``. Other keys of a turn are left out.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 from mlx_finetune.dataset.problems import show, show_names
+from mlx_finetune.dataset.sources.decode import DecodeError, decode_text
 
 Turn = Mapping[str, object]
 
@@ -169,10 +169,10 @@ def _read_call(item: object, place: str) -> Mapping[str, object]:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            decoded = json.loads(arguments)
-        except (ValueError, RecursionError):
+            decoded = decode_text(arguments)
+        except DecodeError:
             decoded = arguments
-        arguments = cast(object, decoded) if isinstance(decoded, dict) else arguments
+        arguments = decoded if isinstance(decoded, dict) else arguments
     call: dict[str, object] = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if isinstance(fields.get("id"), str):
         call["id"] = fields["id"]
@@ -197,6 +197,6 @@ def _decode(value: object, place: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return cast(object, json.loads(value))
-    except (ValueError, RecursionError):
-        raise TurnError(f"{place} is not JSON: {show(value)}") from None
+        return decode_text(value)
+    except DecodeError as error:
+        raise TurnError(f"{place} cannot be read ({error.message}): {show(value)}") from None

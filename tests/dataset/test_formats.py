@@ -219,7 +219,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(fields=st.dictionaries(NAMES | st.text(max_size=3), VALUES, max_size=5))
 def test_any_row_becomes_an_example_or_a_located_sentence(fields: dict[str, object]) -> None:
     try:

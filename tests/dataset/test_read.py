@@ -194,7 +194,7 @@ def test_one_row_in_one_line_is_a_row(tmp_path: Path) -> None:
     assert (len(rows), problems) == (1, [])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt"]))
 def test_any_bytes_give_rows_or_located_problems(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
@@ -205,7 +205,7 @@ def test_any_bytes_give_rows_or_located_problems(
     assert all(problem.where.startswith(name) and "\n" not in problem.message for problem in problems)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(tail=st.text(alphabet='{}[]",:\\ue0d8 \n1NaNtrue', max_size=60))
 def test_anything_like_json_gives_rows_or_located_problems(tmp_path_factory: pytest.TempPathFactory, tail: str) -> None:
     for start in ('{"text": ', '[{"text": ', '{"data": [{'):

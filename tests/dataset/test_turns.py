@@ -95,8 +95,14 @@ def test_the_name_and_call_id_of_a_tool_turn_are_kept() -> None:
             [{"role": "assistant", "content": "", "tool_calls": [{"arguments": {}}]}],
             "`m` turn 1: a tool call has no `name`",
         ),
-        ([{"role": "assistant", "content": "", "tool_calls": "{"}], '`m` turn 1: a tool call is not JSON: "{"'),
-        ([{"from": "function_call", "value": "no json"}], '`m` turn 1: a tool call is not JSON: "no json"'),
+        (
+            [{"role": "assistant", "content": "", "tool_calls": "{"}],
+            '`m` turn 1: a tool call cannot be read (not JSON: expecting property name enclosed in double quotes): "{"',
+        ),
+        (
+            [{"from": "function_call", "value": "no json"}],
+            '`m` turn 1: a tool call cannot be read (not JSON: expecting value): "no json"',
+        ),
         ([{"role": "tool", "content": "", "name": 7}], "`m` turn 1: `name` must be a text; this is 7"),
     ],
 )
@@ -104,6 +110,15 @@ def test_what_is_wrong_with_a_turn_is_named(value: object, message: str) -> None
     with pytest.raises(TurnError) as caught:
         read_turns(value, "m")
     assert caught.value.message == message
+
+
+def test_half_a_character_inside_json_text_is_refused_or_kept_as_text() -> None:
+    with pytest.raises(TurnError, match="a lone surrogate"):
+        read_tools('[{"name": "\\ud800"}]')
+    calls = [{"name": "f", "arguments": '{"x": "\\ud800"}'}]
+    (turn,) = read_turns([{"role": "assistant", "content": "", "tool_calls": calls}], "m")
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": "\\ud800"}'}}
+    assert turn["tool_calls"] == (call,)
 
 
 def test_tools_are_a_list_or_its_json_text() -> None:

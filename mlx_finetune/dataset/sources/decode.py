@@ -83,12 +83,18 @@ def decode_value(text: str, start: int = 0) -> tuple[object, int]:
     return value, end
 
 
+def decode_text(text: str) -> object:
+    """The one JSON value that ``text`` is. Raises ``DecodeError``."""
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    value, end = decode_value(text, start)
+    if text[end:].strip():
+        raise DecodeError("something follows the end of the object", position=end)
+    return value
+
+
 def decode_object(line: str) -> Fields:
     """The object on one line. Raises ``DecodeError``."""
-    start = len(line) - len(line.lstrip(" \t\r\n"))
-    value, end = decode_value(line, start)
-    if line[end:].strip():
-        raise DecodeError("something follows the end of the object", position=end)
+    value = decode_text(line)
     if not isinstance(value, dict):
         raise DecodeError(f'a row must be an object such as {{"text": ...}}; this is {show(value)}')
     return cast(Fields, value)

@@ -53,6 +53,17 @@ def test_files_named_one_by_one(tmp_path: Path) -> None:
     assert splits.counts == {"train": 50, "valid": 1, "test": 0}
 
 
+def test_rows_of_the_test_file_are_nobody_elses(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", *(f"a {number}" for number in range(50)))
+    write(tmp_path / "t.jsonl", "t 1", "t 2")
+    splits = load_splits(recipe(train="a.jsonl", test="t.jsonl"), base=tmp_path)
+    assert texts(splits.test) == {"t 1", "t 2"}
+    assert texts([*splits.train, *splits.valid]) == {f"a {number}" for number in range(50)}
+    without = load_splits(recipe(train="a.jsonl"), base=tmp_path)
+    assert without.counts["test"] > 0
+    assert texts(without.test).isdisjoint(texts(splits.test))
+
+
 def test_appending_and_reordering_moves_no_row(tmp_path: Path) -> None:
     rows = [f"row {number}" for number in range(300)]
     write(tmp_path / "a.jsonl", *rows)

@@ -1,0 +1,117 @@
+"""Every recipe in recipes/ from its file to a finished run, on a tiny random model of its architecture.
+
+Only what a small machine cannot have is replaced: model, data, folder and length. All other keys are the file's own.
+Parameter counts are worked out by hand: the tiny models have 2 blocks, width 64, 4 heads of 16, MLP 128 (GPT: 256);
+Gemma has 1 key/value head, Llama 2. An adapter on a layer has ``rank * (inputs + outputs)`` weights.
+"""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from small_runs import train
+
+from mlx_finetune import rundir
+from mlx_finetune.dataset.template import render_prompt
+from mlx_finetune.events import RunStarted, read_events
+from mlx_finetune.model.adapter_files import load_adapter
+from mlx_finetune.model.fetch import LocalModel
+from mlx_finetune.model.generate import generate_tokens
+from mlx_finetune.model.load import load_model
+from mlx_finetune.model.lora import adapter_parameters
+from mlx_finetune.model.sampling import Sampling
+from mlx_finetune.model.tokenizer import load_tokenizer
+from mlx_finetune.recipe.load import load_recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+#: recipe -> architecture, names of adapted layers, trainable weights, rows
+CASES = {
+    "constraints-gemma-2b": ("gemma", ATTENTION, 8 * 2 * (128 + 80 + 80 + 128), "messages"),
+    "timeline-dialogpt": ("gpt2", ("c_attn", "c_proj", "c_fc"), 8 * 2 * (256 + 128 + 320 + 320), "pairs"),
+    "llama-3.1-8b-alpaca": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
+    "voice-pythia-1.4b": ("gpt_neox", ("query_key_value",), 16 * 2 * 256, "alpaca"),
+    "quickstart": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
+    "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
+    "full-smollm2": ("llama", (), None, "messages"),
+}
+BASE_MODELS = ("timeline-dialogpt", "llama-3.1-8b-alpaca", "voice-pythia-1.4b")
+
+
+def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
+    """Rows of one layout, all different."""
+    makers = {
+        "messages": lambda n: {
+            "messages": [
+                {"role": "user", "content": f"Box {n}?"},
+                {"role": "assistant", "content": f"Left of {n + 1}."},
+            ]
+        },
+        "pairs": lambda n: {"prompt": f"On day {n} it came.", "completion": json.dumps({"ts": n, "event": "came"})},
+        "alpaca": lambda n: {"instruction": f"Add {n}.", "input": f"{n}" * (n % 2), "output": f"It is {2 * n}."},
+        "text": lambda n: {"text": f"Chapter {n}. " + "And then it rained. " * (n % 7)},
+    }
+    path.write_text("".join(json.dumps(makers[layout](number)) + "\n" for number in range(num_rows)))
+    return path
+
+
+@pytest.fixture
+def run_recipe(tmp_path):
+    def run(name, *, steps=4, model=None):
+        from tiny import write_tiny_model
+
+        architecture, _, _, layout = CASES[name]
+        model = model or write_tiny_model(tmp_path / "model", architecture, chat_template=name not in BASE_MODELS)
+        data = write_data(tmp_path / "rows.jsonl", layout)
+        overrides = [f"model={model}", f"data.path={data}", f"output_dir={tmp_path / 'run'}"]
+        recipe = load_recipe(RECIPES / f"{name}.toml").recipe
+        if recipe.training.max_steps or recipe.training.epochs:
+            overrides.append(f"training.max_steps={steps}")
+        return train(RECIPES / f"{name}.toml", overrides=tuple(overrides)), model
+
+    return run
+
+
+def test_every_recipe_has_a_case():
+    assert sorted(CASES) == sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
+    run, _ = run_recipe(name)
+    _, modules, expected, _ = CASES[name]
+    started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    if expected is None:
+        assert started.trainable_parameters == started.total_parameters
+        assert (run.path / "model" / "model.safetensors").is_file()
+        return
+    assert started.trainable_parameters == expected
+    weights = mx.load(str(run.file(rundir.MLX_WEIGHTS)))
+    assert {key.split(".")[-2] for key in weights} == set(modules)
+    assert sum(value.size for value in weights.values()) == expected
+    assert any(mx.abs(value).max().item() > 0 for key, value in weights.items() if key.endswith("lora_b"))
+
+
+def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_recipe):
+    run, folder = run_recipe("constraints-gemma-2b", steps=8)
+    recipe = load_recipe(RECIPES / "constraints-gemma-2b.toml").recipe
+    assert {2, 4, 6, 8} <= {int(path.name.split("-")[1]) for path in run.checkpoints()}
+    seen = []
+    for step in (2, 4, 6, 8):
+        checkpoint = run.checkpoint(step)
+        state = json.loads((checkpoint / rundir.TRAINER_STATE).read_text())
+        assert (state["step"], state["progress"]) == (step, step / 8)
+        assert {"epoch", "loss", "learning_rate", "timestamp", "best_loss", "log_history"} <= state.keys()
+        model = load_model(
+            LocalModel("tiny", folder, "folder", None, "", None), quantize=None, compute_dtype="float32", on_gpu=False
+        ).model
+        spec = load_adapter(model, checkpoint)
+        assert (spec.rank, spec.scale) == (8, 2.0)
+        tokenizer = load_tokenizer(checkpoint)
+        prompt = render_prompt([{"role": "user", "content": "Box 3?"}], tokenizer, recipe.data)
+        pieces = list(generate_tokens(model, tokenizer, prompt, Sampling(max_tokens=3, temperature=0.0)))
+        assert pieces[-1].finish in ("stop", "length")
+        seen.append({name: value.tolist() for name, value in adapter_parameters(model).items()})
+    assert all(one != other for one, other in zip(seen, seen[1:], strict=False))

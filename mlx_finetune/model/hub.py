@@ -1,10 +1,16 @@
-"""Models on the Hugging Face hub, through huggingface_hub: its cache, its token, its resuming downloads.
+"""Models on the Hugging Face hub, through huggingface_hub: its cache, its token, its addresses.
 
 Only safetensors, tokenizer and configuration files at the top of a repository are fetched, never pickles and never
 code, all of one commit. The hub gets ``timeout`` seconds for its first answer; a name lookup or a connection that hangs
 counts too, which is why the question is asked in a thread.
+
+Large files go on where an earlier run stopped and are compared with the sha256 the hub names. huggingface_hub 2 does
+neither any more (it deletes a half file), so their bytes are fetched here into a part beside the blob. The price: one
+HTTP connection instead of xet's several.
 """
 
+import fcntl
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,29 +19,33 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.model.catalogue import folder_bytes
 from mlx_finetune.model.safetensors_check import check_weight_files
+from mlx_finetune.model.wheel import sha256_of
 
 Report = Callable[[Phase], None]
 T = TypeVar("T")
 
 _WEIGHTS = "model*.safetensors"
-_OTHERS = ("*.json", "*.txt", "*.model", "*.jinja")
+_OTHERS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")  # the model card names the licence
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _NOT_WANTED = ("pytorch_model*", "tf_model*", "flax_model*", "adapter*", "training_args*", "optimizer*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _POLL_SECONDS = 0.2
+_PART = ".mlxft-part"
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """One file of a repository that is wanted, with its size in bytes."""
+    """One file of a repository that is wanted, its size in bytes, and its hash where it is a large file."""
 
     name: str
     num_bytes: int
+    sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class HubModel:
     """What the hub says about a model at one commit."""
 
     hub_id: str
+    revision: str
     commit: str
     license: str | None
     files: tuple[HubFile, ...]
@@ -105,13 +116,23 @@ def ask_hub(hub_id: str, revision: str | None, *, timeout: float) -> HubModel:
         raise HubUnreachableError(
             f"the hub cannot be reached ({type(error).__name__})", "check the connection"
         ) from error
-    files = [HubFile(s.rfilename, s.size or 0) for s in info.siblings or () if _is_wanted(s.rfilename)]
+    files = [
+        HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None)
+        for s in info.siblings or ()
+        if _is_wanted(s.rfilename)
+    ]
     if not any(fnmatch(file.name, _WEIGHTS) for file in files):
         raise _no_safetensors(hub_id, [s.rfilename for s in info.siblings or ()])
     assert info.sha is not None, "the hub names a commit for every model"
     license_name = getattr(info.card_data, "license", None) if info.card_data else None
     weights_last = sorted(files, key=lambda file: (fnmatch(file.name, _WEIGHTS), file.name))
-    return HubModel(hub_id, info.sha, license_name if isinstance(license_name, str) else None, tuple(weights_last))
+    return HubModel(
+        hub_id,
+        revision or "main",
+        info.sha,
+        license_name if isinstance(license_name, str) else None,
+        tuple(weights_last),
+    )
 
 
 def download(model: HubModel, *, cache: Path, report: Report) -> Path:
@@ -122,13 +143,19 @@ def download(model: HubModel, *, cache: Path, report: Report) -> Path:
     from huggingface_hub import errors, hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
 
-    def fetch_all() -> Path:
-        paths = [Path(hf_hub_download(model.hub_id, file.name, revision=model.commit)) for file in model.files]
-        return paths[-1].parent
-
     repository = cache / f"models--{model.hub_id.replace('/', '--')}"
+
+    def fetch_all() -> Path:
+        path = repository
+        for file in model.files:
+            if file.sha256 is not None:
+                _fetch_large(model, file, repository / "blobs")
+            path = Path(hf_hub_download(model.hub_id, file.name, revision=model.commit))  # finds a large file's blob
+        _remember_commit(model, repository / "refs")
+        return path.parent
+
     total = sum(file.num_bytes for file in model.files)
-    cached = total - missing_bytes(model)
+    cached = total - missing_bytes(model) + sum(p.stat().st_size for p in (repository / "blobs").glob(f"*{_PART}"))
     before = folder_bytes(repository)
     disable_progress_bars()  # ours is drawn from Phase events
     try:
@@ -141,13 +168,60 @@ def download(model: HubModel, *, cache: Path, report: Report) -> Path:
         raise _needs_approval(model.hub_id) from error
     except errors.HfHubHTTPError as error:
         raise HubUnreachableError(f"the hub refused a file of {model.hub_id}", "try again in a while") from error
-    except ModelError:
+    except (ModelError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever the HTTP library raises
         raise HubUnreachableError(
             f"the download of {model.hub_id} broke off ({type(error).__name__})",
             "run the command again; it goes on there",
         ) from error
+
+
+def _remember_commit(model: HubModel, refs: Path) -> None:
+    """Note which commit the branch or tag stands for, as the hub's cache does, so that it is found offline."""
+    if model.revision != model.commit and ".." not in model.revision:
+        note = refs / model.revision
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part = note.with_name(f"{note.name}{_PART}")
+        part.write_text(model.commit, "utf-8")
+        part.replace(note)
+
+
+def _fetch_large(model: HubModel, file: HubFile, blobs: Path) -> None:
+    """Put the content of ``file`` into ``blobs`` under its sha256, going on with a part that is there."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    assert file.sha256 is not None
+    blob = blobs / file.sha256
+    if blob.exists() or re.fullmatch(r"[0-9a-f]{64}", file.sha256) is None:
+        return
+    blobs.mkdir(parents=True, exist_ok=True)
+    part_path = blobs / f"{file.sha256}{_PART}"
+    with part_path.open("ab") as part:
+        try:
+            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process fetches it; huggingface_hub then takes a file of its own
+            return
+        done = part_path.stat().st_size
+        if done < file.num_bytes:
+            address = hf_hub_url(model.hub_id, file.name, revision=model.commit)
+            location = get_hf_file_metadata(address).location
+            headers = build_hf_headers()
+            if urlsplit(location).netloc != urlsplit(address).netloc:
+                headers.pop("authorization", None)  # the token is for the hub, not for where it stores its files
+            part.seek(0, os.SEEK_END)
+            http_get(location, part, resume_size=done, headers=headers, expected_size=file.num_bytes)
+            part.flush()
+        found = sha256_of(part_path)
+        if found != file.sha256:
+            part_path.unlink()
+            raise ModelError(
+                f"{file.name} of {model.hub_id} arrived damaged: sha256 {found}, the hub says {file.sha256}",
+                "run the command again",
+            )
+        part_path.replace(blob)
 
 
 def missing_bytes(model: HubModel) -> int:

@@ -67,14 +67,6 @@ _PRE_TOKENIZERS: Mapping[str, _Style] = {
             _bytes(use_regex=False),
         ]
     ),
-    "falcon": _Style(
-        lambda: [
-            pre_tokenizers.Punctuation("contiguous"),
-            _bytes(use_regex=True),
-            pre_tokenizers.Digits(individual_digits=False),
-            _split(r"[0-9][0-9][0-9]"),
-        ]
-    ),
 }
 _ALIASES = {
     "starcoder": "smollm",

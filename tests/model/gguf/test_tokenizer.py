@@ -14,7 +14,6 @@ from mlx_finetune.model.gguf.tokenizer import write_tokenizer
 VOCABULARIES = (
     "deepseek-coder",
     "deepseek-llm",
-    "falcon",
     "gpt-2",
     "llama-bpe",
     "llama-spm",

@@ -5,13 +5,15 @@ as far as it came; a question that cannot be asked leaves the conversation as it
 """
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
-from mlx_finetune.app.conversation import Conversation, load_conversation, save_conversation
+import mlx.nn as nn
+
+from mlx_finetune.app.conversation import Conversation, Message, load_conversation, save_conversation
 from mlx_finetune.app.generate import Reply, answer, question, sampling_of
 from mlx_finetune.app.open import Opened, base_model
 from mlx_finetune.app.text import shorten, side_by_side
@@ -125,13 +127,13 @@ class Chat:
         if note := _note(reply, self.chat):
             self._screen.talk(note)
 
-    def _messages(self, text: str) -> list[Mapping[str, object]]:
+    def _messages(self, text: str) -> list[Message]:
         """What the model is asked; without a chat template that is the last question alone."""
         if self._remembers:
             return self.conversation.messages(text)
         return Conversation(self.conversation.system).messages(text)
 
-    def _answer(self, messages: list[Mapping[str, object]], cache: PromptCache | None = None) -> Reply:
+    def _answer(self, messages: Sequence[Message]) -> Reply:
         ids = render_prompt(messages, self._opened.tokenizer, self._opened.data)
         sampling = sampling_of(self.chat, self._seed + self._num_draws)
         self._num_draws += 1
@@ -141,7 +143,7 @@ class Chat:
                 self._opened.tokenizer,
                 ids,
                 sampling,
-                cache=cache or self._cache,
+                cache=self._cache,
                 show=self._screen.data,
                 stop=stop,
             )
@@ -236,22 +238,31 @@ class Chat:
             messages = list(question(rest, self.chat.model_copy(update={"system": self.conversation.system})))
         else:
             messages = self._last_messages()
-        ids = render_prompt(messages, self._opened.tokenizer, self._opened.data)
-        with self._screen.stopping() as stop, base_model(self._opened) as model:
-            self._screen.talk("the base answers ...") if self._screen.width else None
-            sampling = sampling_of(self.chat, self._seed + self._num_draws)
-            base = answer(model, self._opened.tokenizer, ids, sampling, stop=stop).text
-        tuned = exchange[1] if exchange and not rest else None
-        if tuned is None:
-            with self._screen.stopping() as stop:
-                self._screen.talk("the adapter answers ...") if self._screen.width else None
-                tuned = answer(self._opened.model, self._opened.tokenizer, ids, sampling, stop=stop).text
+        with base_model(self._opened) as model:
+            base = self._answer_quietly("the base answers ...", model, messages)
+        if rest or exchange is None:
+            tuned = self._answer_quietly("the adapter answers ...", self._opened.model, messages)
+        else:
+            tuned = exchange[1]
         self._num_draws += 1
+        if base is None or tuned is None:
+            self._screen.talk("(stopped)")
+            return
         label = "adapter" if self._opened.spec is not None else "trained model"
         for line in side_by_side(("base", base), (label, tuned), width=self._screen.width):
             self._screen.data(line + "\n")
 
-    def _last_messages(self) -> list[Mapping[str, object]]:
+    def _answer_quietly(self, what: str, model: nn.Module, messages: Sequence[Message]) -> str | None:
+        """A whole answer, None where it was stopped; the cache of the conversation is left alone."""
+        if self._screen.width:
+            self._screen.talk(what)
+        ids = render_prompt(messages, self._opened.tokenizer, self._opened.data)
+        sampling = sampling_of(self.chat, self._seed + self._num_draws)
+        with self._screen.stopping() as stop:
+            reply = answer(model, self._opened.tokenizer, ids, sampling, stop=stop)
+        return None if reply.finish == "cancelled" else reply.text
+
+    def _last_messages(self) -> list[Message]:
         turns = self.conversation.turns
         if not self._remembers:
             return Conversation(self.conversation.system, turns[-2:-1]).messages()

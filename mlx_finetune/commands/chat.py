@@ -1,7 +1,6 @@
 """``mlxft chat``: a terminal with history and editing, or a pipe that answers line by line."""
 
 import os
-import secrets
 import shlex
 import shutil
 import signal
@@ -39,7 +38,7 @@ def command(name: str, system: str | None, settings: tuple[str, ...], seed: int 
 
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PipeScreen()
-    chat = Chat(opened, screen, chat=opened.chat, seed=secrets.randbelow(2**31) if seed is None else seed)
+    chat = Chat(opened, screen, chat=opened.chat, seed=int.from_bytes(os.urandom(4)) >> 1 if seed is None else seed)
     if is_terminal:
         for line in banner(opened):
             screen.talk(line)

@@ -144,5 +144,6 @@ def _say_summary(name: str, replies: Sequence["Reply"], failures: int, output: P
     click.echo(f"{answers}{where}: {tokens} tokens in {format_seconds(seconds)}{rate}{failed}", err=True)
     cut = sum(reply.finish == "length" for reply in replies)
     if cut:
-        click.echo(f"{cut} of them cut at the token limit; --max-tokens raises it", err=True)
+        which = f"{cut} of them were" if len(replies) > 1 else "it was"
+        click.echo(f"{which} cut at the token limit; --max-tokens raises it", err=True)
     click.echo(f"next: mlxft chat {shlex.quote(name)}", err=True)

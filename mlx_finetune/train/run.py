@@ -39,6 +39,8 @@ def train_run(
     """
     run = admission.run
     state = _restored_state(admission, emit)
+    for sentence in loaded.notices:
+        emit(Notice("info", sentence))
     total_steps = _extended_steps(admission.run_info, request, emit)
     decided = None if request.fork else _decided(admission.run_info, loaded.recipe)
     prepared = prepare(loaded, base=base, decided=decided, total_steps=total_steps, emit=emit, stop=stop)

@@ -23,6 +23,7 @@ MAX_TEMPLATE_BYTES = 1_000_000
 _MAX_CONFIG_BYTES = 50_000_000
 _TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _PROBE = "mlxft probe"
+_CONVERTED = "The quick brown fox, 1234 times, jumps over the lazy dog's back."
 
 Config = Mapping[str, object]
 
@@ -229,14 +230,31 @@ def _convert(folder: Path) -> tuple[FastTokenizer, dict[str, str]]:
     try:
         made = cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
         names = {name: made.special_tokens_map.get(name) for name in _TOKEN_NAMES}
-        return cast("FastTokenizer", made.backend_tokenizer), {
-            name: str(token) for name, token in names.items() if token
-        }
+        backend = cast("FastTokenizer", made.backend_tokenizer)
     except Exception as error:  # whatever a damaged file makes of the converters
         raise ModelError(
             f"{folder}: the tokenizer cannot be converted: {type(error).__name__}: {error}",
             "use a copy of the model that has a tokenizer.json",
         ) from error
+    if is_sentencepiece:
+        _check_converted(backend, folder / "tokenizer.model")
+    return backend, {name: str(token) for name, token in names.items() if token}
+
+
+def _check_converted(backend: FastTokenizer, path: Path) -> None:
+    """Raise ``ModelError`` where the converted tokenizer reads a text otherwise than the sentencepiece model itself.
+
+    transformers 5.23 takes every model for BPE or unigram by the name of its class alone; with another kind inside,
+    all ids are wrong and nothing says so (``test_a_sentencepiece_model_of_another_kind_is_refused``).
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    ids = SentencePieceProcessor(model_file=str(path)).EncodeAsIds(_CONVERTED)
+    if ids != backend.encode(_CONVERTED, add_special_tokens=False).ids:
+        raise ModelError(
+            f"{path}: converted, the tokenizer gives other tokens than the sentencepiece model",
+            "use a copy of the model that has a tokenizer.json",
+        )
 
 
 def _untrim_offsets(backend: FastTokenizer) -> None:

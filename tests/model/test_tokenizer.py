@@ -134,6 +134,13 @@ def test_a_sentencepiece_model_is_converted(tmp_path: Path, shared: Callable[...
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
 
 
+def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path: Path, shared: Callable[..., Path]) -> None:
+    """Unigram inside, taken for Llama's BPE: [4, 15, 51, ...] instead of [4, 0, 15, ...]."""
+    (tmp_path / "tokenizer.model").symlink_to(shared("models", "tokenizers", "sentencepiece_test_model.model"))
+    with pytest.raises(ModelError, match="gives other tokens than the sentencepiece model"):
+        load_tokenizer(tmp_path)
+
+
 def test_stories260k_speaks_as_its_sentencepiece_model(shared: Callable[..., Path]) -> None:
     tokenizer = load_tokenizer(shared("models", "stories260K"))
     ids = tokenizer.encode("Once upon a time", add_special_tokens=True).ids

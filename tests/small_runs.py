@@ -1,4 +1,4 @@
-"""Small real runs for the tests, inside this process: a tiny random model, rows with two turns, every noise switched on."""
+"""Small real runs for the tests, inside this process: a tiny random model, every kind of noise switched on."""
 
 import json
 import time

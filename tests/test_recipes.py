@@ -6,6 +6,7 @@ Gemma has 1 key/value head, Llama 2. An adapter on a layer has ``rank * (inputs 
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -114,4 +115,4 @@ def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_re
         pieces = list(generate_tokens(model, tokenizer, prompt, Sampling(max_tokens=3, temperature=0.0)))
         assert pieces[-1].finish in ("stop", "length")
         seen.append({name: value.tolist() for name, value in adapter_parameters(model).items()})
-    assert all(one != other for one, other in zip(seen, seen[1:], strict=False))
+    assert all(one != other for one, other in pairwise(seen))

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.stream import Batch
@@ -48,7 +49,8 @@ class Objective:
 
 def token_arrays(batch: Batch) -> Arrays:
     """``tokens``, ``loss_mask``, ``segment_ids``, each ``(B, T + 1)``."""
-    return mx.array(batch.tokens), mx.array(batch.loss_mask), mx.array(batch.segment_ids)
+    loss_mask = mx.array(batch.loss_mask.astype(np.int32)) > 0
+    return mx.array(batch.tokens), loss_mask, mx.array(batch.segment_ids)
 
 
 def next_token_loss(

@@ -7,6 +7,7 @@ nothing random is ever saved, and a resumed run draws the same dropout masks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -91,8 +92,8 @@ class Trainer:
         gradients, norm = self._average(gradients, mx.array(float(num_targets)))
         mx.eval(gradients, norm)
         result = StepResult(
-            loss=total.item() / num_targets,
-            grad_norm=norm.item(),
+            loss=as_float(total) / num_targets,
+            grad_norm=as_float(norm),
             num_targets=num_targets,
             num_tokens=sum(batch.num_tokens for batch in batches),
             num_positions=sum(batch.num_positions for batch in batches),
@@ -112,7 +113,7 @@ class Trainer:
         loss_sum, count = self._evaluate(self.parameters, *self._objective.arrays(batch))
         mx.eval(loss_sum, count)
         self.load_into_model()
-        return loss_sum.item(), round(count.item())
+        return as_float(loss_sum), round(as_float(count))
 
     def _compile(self) -> None:
         """Build the compiled functions. Frozen weights are captured; what changes is passed in."""
@@ -140,6 +141,11 @@ class Trainer:
         self._evaluate = mx.compile(evaluate)
         self._average = mx.compile(average)
         self._update = mx.compile(self._optimizer.update)
+
+
+def as_float(scalar: mx.array) -> float:
+    """The value of a real scalar as a Python float."""
+    return cast(float, scalar.item())
 
 
 def clip(gradients: FlatArrays, max_norm: float) -> tuple[FlatArrays, mx.array]:

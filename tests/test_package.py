@@ -16,15 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: None of these may be imported to show a help text: each costs more than click itself, or leads to what does.
 TOO_DEAR = [
-    "mlx",
-    "mlx_lm",
-    "transformers",
-    "numpy",
-    "pydantic",
-    "rich",
-    "prompt_toolkit",
-    "huggingface_hub",
-    "subprocess",
+    *(
+        "mlx",
+        "mlx_lm",
+        "transformers",
+        "numpy",
+        "pydantic",
+        "rich",
+        "prompt_toolkit",
+        "huggingface_hub",
+        "platformdirs",
+    ),
+    *("subprocess", "mlx_finetune.events", "mlx_finetune.recipe.schema"),
 ]
 
 SHOW_EVERY_HELP = f"""
@@ -39,7 +42,7 @@ for name in {["", *COMMANDS]!r}:
             found[name] = [repr(error)]
             continue
     assert out.getvalue().startswith("Usage:"), name
-    found[name] = sorted(module for module in set(sys.modules) - seen if module.split(".")[0] in {TOO_DEAR!r})
+    found[name] = sorted(module for module in set(sys.modules) - seen if module in {TOO_DEAR!r})
     seen = set(sys.modules)
 print(json.dumps(found))
 """

@@ -3,21 +3,16 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlx_finetune.commands.opening import LoadingTalk
 from mlx_finetune.errors import ModelError, UsageError
-from mlx_finetune.model.catalogue import (
-    CATALOGUE,
-    CachedModel,
-    cache_folder,
-    cached_models,
-    find_entry,
-    hub_cache_folder,
-    remove_cached,
-)
 from mlx_finetune.units import format_bytes, format_count
+
+if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
+    from mlx_finetune.model.catalogue import CachedModel
 
 
 @click.group()
@@ -29,6 +24,8 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def list_models(as_json: bool) -> int:
     """Short names that a recipe may use, and every model on this disk with its size."""
+    from mlx_finetune.model.catalogue import cache_folder, cached_models, hub_cache_folder
+
     rows = model_rows(list(cached_models(cache_folder(), hub_cache_folder())))
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -43,8 +40,10 @@ def list_models(as_json: bool) -> int:
     return 0
 
 
-def model_rows(cached: list[CachedModel]) -> list[dict[str, object]]:
+def model_rows(cached: "list[CachedModel]") -> list[dict[str, object]]:
     """One row for each catalogue entry, then one for each other model on this disk. Sizes are bytes."""
+    from mlx_finetune.model.catalogue import CATALOGUE, find_entry
+
     rows: list[dict[str, object]] = []
     known: set[Path] = set()
     for entry in CATALOGUE:
@@ -114,6 +113,8 @@ def get_model(name: str, revision: str | None, as_json: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove_model(name: str, yes: bool) -> int:
     """Remove NAME from the caches on this disk. Folders that were not fetched by this program or the hub stay."""
+    from mlx_finetune.model.catalogue import cache_folder, cached_models, find_entry, hub_cache_folder, remove_cached
+
     entry = find_entry(name)
     names = {name} | ({entry.name, entry.hub_id} if entry else set())
     found = [model for model in cached_models(cache_folder(), hub_cache_folder()) if model.name in names]

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_finetune.events import Notice, Phase
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     from mlx_finetune.app.open import Opened
+    from mlx_finetune.events import Notice, Phase
 
 _CLEAR_LINE = "\r\x1b[K"
 
@@ -23,8 +22,9 @@ class LoadingTalk:
         self._is_terminal = sys.stderr.isatty()
         self._said = ""
 
-    def __call__(self, event: Phase | Notice) -> None:
+    def __call__(self, event: "Phase | Notice") -> None:
         """Show one event."""
+        from mlx_finetune.events import Notice
         from mlx_finetune.monitor.plain import notice_lines, phase_line
 
         if isinstance(event, Notice):

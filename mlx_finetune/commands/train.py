@@ -1,19 +1,17 @@
 """``mlxft train``: the light parent. Checks the recipe, starts the training child, draws, passes signals on."""
 
 import os
-import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mlx_finetune.app.launch import Ended, TrainRequest, View, train
-from mlx_finetune.events import RunFailed, RunFinished, RunStopped, read_events
-from mlx_finetune.monitor.ending import finished_lines
-from mlx_finetune.monitor.summary import Summary
-from mlx_finetune.rundir import EVENTS, LOG, RunDir
+if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
+    from mlx_finetune.app.launch import Ended, TrainRequest, View
+    from mlx_finetune.monitor.summary import Summary
+    from mlx_finetune.rundir import RunDir
 
 
 @click.command()
@@ -43,7 +41,11 @@ def command(
         from mlx_finetune.commands.plan import print_plan
 
         return print_plan(recipe, overrides, as_json=as_json)
+    from mlx_finetune.app.launch import TrainRequest, train
+    from mlx_finetune.events import read_events
+    from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe
+    from mlx_finetune.rundir import EVENTS, RunDir
 
     loaded = load_recipe(recipe, overrides)
     request = TrainRequest(recipe, overrides, resume=resume, fork=fork, extend=extend)
@@ -62,7 +64,7 @@ def command(
     return ended.exit_code
 
 
-def _view(summary: Summary, *, as_json: bool) -> View:
+def _view(summary: "Summary", *, as_json: bool) -> "View":
     """JSON Lines, plain lines, or the live view where stderr is a terminal that can do it."""
     if as_json:
         from mlx_finetune.monitor.jsonl import JsonView
@@ -80,8 +82,13 @@ def _view(summary: Summary, *, as_json: bool) -> View:
     return PlainView(sys.stderr, summary)
 
 
-def ending(ended: Ended, summary: Summary, request: TrainRequest, run: RunDir) -> Sequence[str]:
+def ending(ended: "Ended", summary: "Summary", request: "TrainRequest", run: "RunDir") -> Sequence[str]:
     """What is said after the child has gone."""
+    import shutil
+
+    from mlx_finetune.events import RunFailed, RunFinished, RunStopped
+    from mlx_finetune.monitor.ending import finished_lines
+
     match ended.outcome:
         case RunFinished() as finished:
             width = shutil.get_terminal_size((100, 24)).columns
@@ -95,13 +102,15 @@ def ending(ended: Ended, summary: Summary, request: TrainRequest, run: RunDir) -
             return _unexplained(ended, request, run)
 
 
-def run_name(run: RunDir) -> str:
+def run_name(run: "RunDir") -> str:
     """What a user types for this run: its name where it lies under adapters/, else its path."""
     return run.path.name if run.path.parent == Path("adapters") else str(run.path)
 
 
-def _unexplained(ended: Ended, request: TrainRequest, run: RunDir) -> Sequence[str]:
+def _unexplained(ended: "Ended", request: "TrainRequest", run: "RunDir") -> Sequence[str]:
     """The child left no last event: refused before it took the folder, left at once, or crashed."""
+    from mlx_finetune.rundir import LOG
+
     said = next((place for place, line in enumerate(ended.log_tail) if line.startswith("error: ")), None)
     if ended.killed_by is None and said is not None:
         return ended.log_tail[said:]
@@ -117,7 +126,9 @@ def _unexplained(ended: Ended, request: TrainRequest, run: RunDir) -> Sequence[s
     return [*shown, "", f"error: {ended.crash()}; {saved[0]}", *again]
 
 
-def _resume_lines(request: TrainRequest) -> Sequence[str]:
+def _resume_lines(request: "TrainRequest") -> Sequence[str]:
+    import shlex
+
     parts = ["mlxft", "train", str(request.recipe)]
     for override in request.overrides:
         parts += ["--set", override]

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_finetune.app import launch
-from mlx_finetune.commands import train as train_command
 from mlx_finetune.commands.train import command
 from mlx_finetune.errors import RecipeError
 from mlx_finetune.events import from_json
@@ -30,11 +29,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, mode: str, *arguments: str) -> Result:
+    original = launch.train
+
     def start(request: launch.TrainRequest, run: RunDir, view: launch.View) -> launch.Ended:
         child = [sys.executable, str(FAKE), str(run.path), mode]
-        return launch.train(request, run, view, command=child)
+        return original(request, run, view, command=child)
 
-    monkeypatch.setattr(train_command, "train", start)
+    monkeypatch.setattr(launch, "train", start)
     return CliRunner().invoke(command, ["demo.toml", *arguments], standalone_mode=False)
 
 

@@ -14,11 +14,10 @@ from typing import Protocol
 import mlx.nn as nn
 
 from mlx_finetune.app.conversation import Conversation, Message, load_conversation, save_conversation
-from mlx_finetune.app.generate import Reply, answer, question, sampling_of
+from mlx_finetune.app.generate import Reply, answer, prompt_ids, question, sampling_of
 from mlx_finetune.app.open import Opened, base_model
 from mlx_finetune.app.text import shorten, side_by_side
 from mlx_finetune.dataset.control import ControlMarkers
-from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import DataError, MlxftError, UsageError
 from mlx_finetune.model.generate import PromptCache
 from mlx_finetune.recipe.sampling import change_setting, setting_key
@@ -29,17 +28,17 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "help": ("", "this list"),
     "new": ("", "forget the conversation; the system message stays"),
     "system": ("[TEXT]", "show or set the system message; /system - removes it"),
-    "set": ("[NAME VALUE]", "show the settings, or change one, for instance /set temperature 0.2"),
+    "set": ("[NAME VALUE]", "show the settings, or change one: /set temperature 0.2"),
     "undo": ("", "take back the last question and its reply"),
     "retry": ("", "answer the last question again, with other draws"),
-    "compare": ("[TEXT]", "TEXT asked afresh, or the last question, answered by base and adapter"),
-    "save": ("FILE", "append the conversation to a .jsonl file as a row that can be trained on"),
+    "compare": ("[TEXT]", "TEXT, or the last question, answered by base and adapter"),
+    "save": ("FILE", "append the conversation to a .jsonl file, as a row to train on"),
     "load": ("FILE", "go on with the last conversation in a .jsonl file"),
     "exit": ("", "leave; Ctrl-D does too"),
 }
 INPUT_HELP = (
-    'A line that ends in \\ goes on in the next; """ opens and closes a text of several lines; //text asks "/text".',
-    "Ctrl-C stops a reply and keeps what came so far.",
+    "A line that ends in \\ goes on in the next; triple quotes hold several lines.",
+    '//text asks the model "/text". Ctrl-C stops a reply and keeps what came so far.',
 )
 
 
@@ -134,7 +133,7 @@ class Chat:
         return Conversation(self.conversation.system).messages(text)
 
     def _answer(self, messages: Sequence[Message]) -> Reply:
-        ids = render_prompt(messages, self._opened.tokenizer, self._opened.data)
+        ids = prompt_ids(messages, self._opened.tokenizer, self._opened.data)
         sampling = sampling_of(self.chat, self._seed + self._num_draws)
         self._num_draws += 1
         with self._screen.stopping() as stop:
@@ -256,7 +255,7 @@ class Chat:
         """A whole answer, None where it was stopped; the cache of the conversation is left alone."""
         if self._screen.width:
             self._screen.talk(what)
-        ids = render_prompt(messages, self._opened.tokenizer, self._opened.data)
+        ids = prompt_ids(messages, self._opened.tokenizer, self._opened.data)
         sampling = sampling_of(self.chat, self._seed + self._num_draws)
         with self._screen.stopping() as stop:
             reply = answer(model, self._opened.tokenizer, ids, sampling, stop=stop)

@@ -100,9 +100,19 @@ def question(text: str, chat: ChatRecipe) -> tuple[Message, ...]:
     return (*system, {"role": "user", "content": text})
 
 
+def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer, data: DataRecipe) -> list[int]:
+    """The tokens of a prompt. Raises ``DataError`` for control markers and for text that is not Unicode."""
+    for message in messages:
+        try:
+            str(message["content"]).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"the {message['role']} turn is not UTF-8 at character {error.start + 1}") from None
+    return render_prompt(messages, tokenizer, data)
+
+
 def answer_prompt(answerer: Answerer, prompt: Prompt, index: int, show: Callable[[str], None] | None = None) -> Reply:
     """The reply to one prompt of a file. Raises ``MlxftError`` where it cannot be rendered or is too long."""
-    ids = render_prompt(prompt.messages, answerer.tokenizer, answerer.data)
+    ids = prompt_ids(prompt.messages, answerer.tokenizer, answerer.data)
     sampling = sampling_of(answerer.chat, answerer.seed + index)
     return answer(answerer.model, answerer.tokenizer, ids, sampling, show=show)
 
@@ -133,8 +143,13 @@ def reply_fields(reply: Reply) -> dict[str, object]:
 
 
 def to_line(fields: Mapping[str, object]) -> str:
-    """One row of JSON Lines, without its newline."""
-    return json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    """One row of JSON Lines, without its newline; text that is not Unicode is escaped."""
+    line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(fields, allow_nan=False)
+    return line
 
 
 def read_prompts(path: Path, chat: ChatRecipe, report: Callable[[Problem], None]) -> list[Prompt]:

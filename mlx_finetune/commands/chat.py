@@ -1,5 +1,6 @@
 """``mlxft chat``: a terminal with history and editing, or a pipe that answers line by line."""
 
+import io
 import os
 import shlex
 import shutil
@@ -146,6 +147,8 @@ def _serve_terminal(chat: "Chat") -> None:
 def _serve_pipe(chat: "Chat") -> None:
     from mlx_finetune.app.text import join_input, needs_more
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused by itself
     text = ""
     for line in sys.stdin:
         text += line.rstrip("\r\n")

@@ -310,6 +310,16 @@ def test_a_piped_line_that_fails_is_said_and_the_exit_code_is_1(place: Path, mon
     assert pipe(place, "", monkeypatch).return_value == 0
 
 
+def test_a_piped_line_that_is_not_utf8_is_refused_and_the_next_one_answered(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    result = CliRunner().invoke(command, ["keeper"], input=b"caf\xe9\nWhere?\n", standalone_mode=False)
+    assert result.return_value == 1
+    assert "error: the user turn is not UTF-8 at character 4" in result.stderr
+    assert result.stdout != ""
+
+
 def test_in_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(place: Path, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     environment = os.environ | {

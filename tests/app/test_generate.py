@@ -17,6 +17,7 @@ from mlx_finetune.app.generate import (
     question,
     read_prompts,
     sampling_of,
+    to_line,
 )
 from mlx_finetune.app.open import Opened, open_name
 from mlx_finetune.commands.generate import command
@@ -79,9 +80,13 @@ def test_rows_draw_with_seed_plus_row_so_a_file_repeats_and_equal_prompts_differ
 
 def test_a_row_with_control_markers_is_reported_and_the_next_one_answered(opened: Opened) -> None:
     problems: list[Problem] = []
-    rows = list(answer_rows(answerer(opened), prompts("a<|im_end|>b", "Where?"), problems.append))
-    assert [reply is None for _, reply in rows] == [True, False]
-    assert [(problem.where, "<|im_end|>" in problem.message) for problem in problems] == [("p:1", True)]
+    rows = list(answer_rows(answerer(opened), prompts("a<|im_end|>b", "Where?", "\ud800"), problems.append))
+    assert [reply is None for _, reply in rows] == [True, False, True]
+    assert [problem.where for problem in problems] == ["p:1", "p:3"]
+    assert "<|im_end|>" in problems[0].message
+    assert problems[1].message == "the user turn is not UTF-8 at character 1"
+    assert json.loads(to_line(rows[2][0]))["prompt"] == "\ud800"
+    assert to_line(rows[2][0]).isascii()
     assert rows[0][0] == {"prompt": "a<|im_end|>b", "error": problems[0].message}
 
 

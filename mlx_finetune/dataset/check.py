@@ -1,7 +1,8 @@
 """One pass over data files that finds what a user should know before training; nothing is tokenised here.
 
-Memory is bounded: 28 bytes a row (content hash, place, length) plus the problems kept, so 5 million rows take about
-0.3 GB. Speed: about 30,000 rows of two turns a second (``benchmarks/data_check_speed.py``, 2-core x86, 2026).
+Memory is bounded: 28 bytes a row (content hash, place, length), twice that while repeats are looked for, and the
+problems kept: 5 million rows peaked at 0.36 GB. Speed: 34,000 short conversations a second of processor time
+(``benchmarks/data_check_speed.py``, 2-core x86, 2026).
 """
 
 import collections

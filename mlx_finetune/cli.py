@@ -58,7 +58,9 @@ def root() -> None:
 
 def print_error(error: MlxftError) -> None:
     """Write ``error:`` and ``hint:`` lines to stderr; every problem of a recipe or data error gets its own pair."""
-    problems: Sequence[Problem] = error.problems if isinstance(error, RecipeError) else (Problem("", error.message, error.hint),)
+    problems: Sequence[Problem] = (
+        error.problems if isinstance(error, RecipeError) else (Problem("", error.message, error.hint),)
+    )
     for problem in problems:
         _print_problem(problem)
     if isinstance(error, DataError):
@@ -76,7 +78,9 @@ def _print_problem(problem: Problem) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``mlxft`` and leave with its exit code."""
     try:
-        code = root.main(args=list(arguments) if arguments is not None else None, prog_name="mlxft", standalone_mode=False)
+        code = root.main(
+            args=list(arguments) if arguments is not None else None, prog_name="mlxft", standalone_mode=False
+        )
         sys.exit(code if isinstance(code, int) else 0)
     except MlxftError as error:
         print_error(error)

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Something that takes a while before step 1 or beside it has begun: download, load, tokenise, compile, evaluate."""
+    """Something that takes a while has begun or gone on: download, load, tokenise, compile, evaluate."""
 
     kind: ClassVar[str] = "phase"
     name: str

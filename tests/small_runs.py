@@ -3,8 +3,9 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
-from mlx_finetune.events import EventWriter, StepDone, read_events
+from mlx_finetune.events import Evaluated, EventWriter, Sampled, StepDone, read_events
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import EVENTS, RunDir
 from mlx_finetune.train.admission import Request, admit
@@ -106,15 +107,15 @@ def train(
     return admission.run
 
 
-def course(run: RunDir) -> list[tuple[object, ...]]:
+def course(run: RunDir) -> list[tuple[Any, ...]]:
     """What a run reports and must repeat to the last bit: losses, rates, norms, evaluations and answers, in order."""
-    found: list[tuple[object, ...]] = []
+    found: list[tuple[Any, ...]] = []
     for record in read_events(run.file(EVENTS)):
         event = record.event
         if isinstance(event, StepDone):
             found.append(("step", event.step, event.loss, event.learning_rate, event.grad_norm, event.num_targets))
-        elif event.kind == "evaluation":
+        elif isinstance(event, Evaluated):
             found.append(("evaluation", event.step, event.loss, event.is_best))
-        elif event.kind == "sample":
+        elif isinstance(event, Sampled):
             found.append(("sample", event.step, event.answer))
     return found

@@ -15,7 +15,7 @@ from small_runs import train, write_recipe, write_rows
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import MlxftError
-from mlx_finetune.events import read_events, to_json
+from mlx_finetune.events import RunStarted, StepDone, read_events, to_json
 from mlx_finetune.recipe import schema
 
 TEMPLATE = (
@@ -117,7 +117,7 @@ ELSEWHERE = {
 }
 
 
-def schema_keys(model=schema.Recipe, prefix=""):
+def schema_keys(model: type[schema.Section] = schema.Recipe, prefix=""):
     for name, field in model.model_fields.items():
         inner = [field.annotation, *typing.get_args(field.annotation)]
         section = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, schema.Section)), None)
@@ -204,8 +204,8 @@ def test_named_files_and_weighted_sources_change_the_rows(folder, tiny_model):
         path.write_text(text.replace(f'path = "{folder / "rows.jsonl"}"', section))
         out = f"output_dir={folder / hashlib.sha256(section.encode()).hexdigest()[:8]}"
         run = train(path, overrides=(out, "training.epochs=1", "data.val_split=0.0", "eval.prompts=[]"))
-        started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if r.event.kind == "run_started")
-        steps = [r.event for r in read_events(run.file(rundir.EVENTS)) if r.event.kind == "step"]
+        started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+        steps = [r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, StepDone)]
         return started.train_rows, started.valid_rows, sum(step.num_targets for step in steps)
 
     rows, other = folder / "rows.jsonl", folder / "other.jsonl"

@@ -9,8 +9,9 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-import mlx.core as mx
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from small_runs import train
 
 from mlx_finetune import rundir
@@ -89,10 +90,10 @@ def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
         assert (run.path / "model" / "model.safetensors").is_file()
         return
     assert started.trainable_parameters == expected
-    weights = mx.load(str(run.file(rundir.MLX_WEIGHTS)))
+    weights = load_file(run.file(rundir.MLX_WEIGHTS))
     assert {key.split(".")[-2] for key in weights} == set(modules)
     assert sum(value.size for value in weights.values()) == expected
-    assert any(mx.abs(value).max().item() > 0 for key, value in weights.items() if key.endswith("lora_b"))
+    assert any(np.abs(value).max() > 0 for key, value in weights.items() if key.endswith("lora_b"))
 
 
 def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_recipe):

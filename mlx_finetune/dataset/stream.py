@@ -95,7 +95,7 @@ class Stream:
     def __init__(
         self, rows: Sequence[Tokens], *, batch_size: int, accumulation: int, packed_length: int | None, seed: int
     ) -> None:
-        """``packed_length`` is T of a pack (its inputs), None for one row a sequence. Raises ``ValueError`` without rows."""
+        """``packed_length`` is T of a pack, None for one row a sequence. Raises ``ValueError`` without rows."""
         if not rows:
             raise ValueError("a stream needs at least one row")
         self._rows = rows

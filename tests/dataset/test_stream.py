@@ -19,8 +19,8 @@ def make_rows(num_rows, *, seed=0, weight=1.0, longest=60):
     return rows
 
 
-def make_stream(rows, **settings):
-    return Stream(rows, **({"batch_size": 3, "accumulation": 2, "packed_length": None, "seed": 5} | settings))
+def make_stream(rows, *, batch_size=3, accumulation=2, packed_length=None):
+    return Stream(rows, batch_size=batch_size, accumulation=accumulation, packed_length=packed_length, seed=5)
 
 
 def seen_rows(stream, steps):

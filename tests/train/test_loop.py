@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import math
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
@@ -87,7 +90,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_rows_and_good_weights(
     with pytest.raises(TrainingError, match=r"step 4: loss inf.*rows.jsonl:\d+"):
         train(recipe)
     newest = recipe.parent / "run" / "checkpoint-2" / rundir.MLX_WEIGHTS
-    assert all(mx.all(mx.isfinite(value)).item() for value in mx.load(str(newest)).values())
+    assert all(np.isfinite(value).all() for value in load_file(newest).values())
 
 
 def test_a_loss_that_is_not_finite_can_be_skipped_and_is_counted(recipe, monkeypatch):
@@ -128,7 +131,7 @@ def test_a_third_objective_needs_nothing_of_the_loop(recipe, monkeypatch):
     other = f"output_dir={recipe.parent / 'smoothed'}"
     run = train(recipe, overrides=("training.max_steps=2", "eval.prompts=[]", other))
     assert calls
-    expected = 0.9 * evaluations(plain)[0] + 0.1 * float(mx.log(mx.array(300.0)).item())
+    expected = 0.9 * evaluations(plain)[0] + 0.1 * math.log(300)
     assert evaluations(run)[0] == pytest.approx(expected, rel=1e-5)
 
 

@@ -1,16 +1,17 @@
 """How much memory a training will take, as pure arithmetic: one function for each term, no mlx, nothing measured here.
 
-Bytes of a microbatch of ``B`` sequences of ``T`` positions through ``L`` blocks of which the last ``K`` keep their
-activations for the backward pass (all from the first adapted block on; one with recomputation):
+Bytes of a microbatch of ``B`` sequences of ``T`` positions through a model of which ``K`` blocks keep what they need
+for the backward pass (all that have an adapter):
 
     weights      all parameters at the stored type; on a CPU everything is float32
-    trainable    weight 4, gradient 4, two moments 8 bytes each; 4 more while gradients are accumulated
-    activations  K B T (C H + 3 I) b   +  K B heads T^2 S b      (b = 2 or 4; C, S below)
-    inputs       L B T H b with recomputation: what each block starts from
-    logits       B T V 4 N: the head's output, its fp32 copy, the gradient
-    update       8 bytes a trainable parameter, at another moment than the activations: the larger of the two counts
+    trainable    weight 4, gradient 4, two moments 8 bytes a parameter; 4 more while gradients are accumulated
+    activations  (K + 1) blocks of B T (13 H + 3 I + heads T) b, where b is 2 or 4; one block is at work
+    recomputed   instead: one block, and 6 K B T H b for what enters each
+    logits       4 B T V in fp32: the head's output, its fp32 copy, the softmax, the gradient
+    update       12 bytes a trainable parameter, at another moment than the activations: the larger of the two counts
 
-C, S and N were fitted to peaks measured with mlx 0.32.4 on a CPU (``benchmarks/memory_terms.py``).
+The factors were fitted to peaks measured with mlx 0.32.4 on a CPU (SmolLM2-135M, 4 to 30 adapted blocks, T 64 to 512:
+within 2 %, 2026-11-21; ``benchmarks/memory_terms.py`` measures them again). Metal was not measured.
 """
 
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from mlx_finetune.hardware.shapes import ModelShape, adapted_layers, adapter_parameters
 from mlx_finetune.recipe.schema import LoraRecipe
 
-HIDDEN_COPIES = 12  # C: vectors of the hidden size that one block keeps for each position
-SCORE_COPIES = 2  # S: T x T matrices that one head keeps
-LOGIT_COPIES = 4  # N: copies of the logits in fp32 at the peak
+HIDDEN_COPIES = 13  # vectors of the hidden size that one block keeps for each position
+MLP_COPIES = 3  # vectors of the inner size of the MLP
+SCORE_COPIES = 1  # T x T matrices that one head keeps
+INPUT_COPIES = 6  # vectors of the hidden size that a recomputed block keeps for each position
+LOGIT_COPIES = 4  # copies of the logits in fp32 at the peak
 GROUP_SIZE = 64  # rows of a quantised matrix share one scale and one bias (2 bytes each) in groups of this size
 
 
@@ -101,12 +104,12 @@ def activation_bytes(
     """What the forward pass keeps for the backward pass."""
     kept = shape.num_layers if lora is None else adapted_layers(shape, lora)
     positions = layout.batch_size * layout.length
-    width = HIDDEN_COPIES * shape.hidden_size + 3 * shape.intermediate_size
+    width = HIDDEN_COPIES * shape.hidden_size + MLP_COPIES * shape.intermediate_size
     scores = SCORE_COPIES * shape.num_heads * layout.length
     block = positions * (width + scores) * value_bytes
     if not recompute:
-        return kept * block
-    return block + kept * positions * shape.hidden_size * value_bytes
+        return (kept + 1) * block
+    return block + kept * positions * INPUT_COPIES * shape.hidden_size * value_bytes
 
 
 def logit_bytes(shape: ModelShape, layout: Layout) -> int:

@@ -156,10 +156,10 @@ def test_recomputation_is_switched_on_only_where_the_plan_exceeds_the_limit() ->
 
 
 def test_the_automatic_batch_shrinks_until_the_plan_fits() -> None:
-    result = resolve_auto(recipe(data=NO_PACKING, hardware={"memory_limit": "1700 MB"}), facts([1000] * 50))
+    result = resolve_auto(recipe(data=NO_PACKING, hardware={"memory_limit": "2100 MB"}), facts([1000] * 50))
     assert result.batch_size < 4
-    assert result.memory.total <= 1_700_000_000
-    assert "limit 1.7 GB" in result.reasons["training.batch_size"]
+    assert result.memory.total <= 2_100_000_000
+    assert "limit 2.1 GB" in result.reasons["training.batch_size"]
 
 
 def test_the_compute_type_follows_the_chip() -> None:

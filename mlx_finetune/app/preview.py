@@ -60,6 +60,7 @@ def show_preview(
         console.print(row_text(row, in_colour=_has_colour(console)))
     for line in summary_lines(recipe, counted.report, len(splits.train), in_colour=_has_colour(console)):
         console.print(line)
+    notes.print(f"next: mlxft train {target}")
 
 
 def row_text(row: ExplainedRow, *, in_colour: bool) -> RichText:

@@ -1,6 +1,6 @@
 """Conversations in the shapes that templates want: instructions as turns, tool calls with ids, tools wrapped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from mlx_finetune.dataset.formats import Instruction
@@ -29,6 +29,7 @@ def single_exchange(messages: Sequence[Message]) -> tuple[str, str, str]:
 def complete(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Turns with what some templates insist on.
 
+    Content is a text: none becomes the empty one, and text parts are joined (``DataError`` for parts of other kinds).
     Tool calls and tool turns without an id get one of nine characters; reasoning stands under both of the names that
     templates read, ``reasoning_content`` and ``thinking``.
     """
@@ -36,6 +37,8 @@ def complete(messages: Sequence[Message]) -> tuple[Message, ...]:
     pending: list[str] = []
     number = 0
     for message in messages:
+        if not isinstance(message.get("content"), str):
+            message = {**message, "content": _flattened(message.get("content"))}
         calls = message.get("tool_calls")
         if isinstance(calls, list | tuple):
             named: list[Message] = []
@@ -50,6 +53,20 @@ def complete(messages: Sequence[Message]) -> tuple[Message, ...]:
             message = {"thinking": message["reasoning_content"], **message}
         done.append(message)
     return tuple(done)
+
+
+def _flattened(content: object) -> str:
+    parts = (
+        cast("Sequence[object]", content) if isinstance(content, list | tuple) else [] if content is None else [content]
+    )
+    texts: list[str] = []
+    for part in parts:
+        fields = cast("Message", part) if isinstance(part, Mapping) else {}
+        text = fields.get("text")
+        if fields.get("type", "text") != "text" or not isinstance(text, str):
+            raise DataError("a turn has content that is no text", "only text can be learned and answered")
+        texts.append(text)
+    return "".join(texts)
 
 
 def wrapped_tools(tools: Sequence[Message] | None) -> Sequence[Message] | None:

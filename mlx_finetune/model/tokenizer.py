@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as FastTokenizer
 
 from mlx_finetune.dataset.control import is_marker
@@ -39,6 +39,8 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
     _add_missing_tokens(backend, config)
     names = defaults | _special_names(folder, config)
     ids = {name: backend.token_to_id(names.get(name, "")) for name in _TOKEN_NAMES}
+    if config.get("add_bos_token") is True:
+        _begin_texts(backend, names.get("bos_token", ""))
     ends = _end_ids(folder, ids["eos_token"], backend.get_vocab_size(with_added_tokens=True))
     eos = ids["eos_token"] if ids["eos_token"] is not None else next(iter(ends), None)
     if eos is None:
@@ -267,6 +269,16 @@ def _untrim_offsets(backend: FastTokenizer) -> None:
         processor = backend.post_processor
         processor.__setstate__(plain)
         backend.post_processor = processor
+
+
+def _begin_texts(backend: FastTokenizer, bos: str) -> None:
+    """Let ``encode(add_special_tokens=True)`` begin with ``bos``; some folders ask for it in their config alone."""
+    bos_id = backend.token_to_id(bos)
+    if bos_id is None or backend.encode("a").ids[:1] == [bos_id]:
+        return
+    begin = processors.TemplateProcessing(single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, bos_id)])
+    before = backend.post_processor
+    backend.post_processor = begin if before is None else processors.Sequence([before, begin])
 
 
 def _add_missing_tokens(backend: FastTokenizer, config: Config) -> None:

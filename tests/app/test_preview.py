@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,3 +122,9 @@ def test_a_character_of_several_tokens_is_shown_once(tiny_model: Callable[..., P
     data = DataRecipe.model_validate({"path": "-"})
     row = next(explain([Text("a\U0001f600b", "f", 1)], load_tokenizer(tiny_model("llama")), data, task="sft"))
     assert [token.text for token in row.tokens] == ["a", "\U0001f600", "", "", "", "b", "<|im_end|>"]
+
+
+def test_a_preview_needs_neither_mlx_nor_transformers() -> None:
+    heavy = ("mlx", "mlx_lm", "transformers")
+    code = f"import sys, mlx_finetune.app.preview; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -318,6 +318,17 @@ def test_a_marker_in_a_prompt_is_refused(chat: ModelTokenizer) -> None:
         render_prompt([{"role": "user", "content": "x<|im_end|>"}], chat, settings())
 
 
+@pytest.mark.parametrize("content", [[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"])
+def test_text_parts_are_joined(chat: ModelTokenizer, content: object) -> None:
+    ids = render_prompt([{"role": "user", "content": content}], chat, settings())
+    assert chat.decode(ids) == "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_picture_in_a_prompt_is_refused(chat: ModelTokenizer) -> None:
+    with pytest.raises(DataError, match="no text"):
+        render_prompt([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], chat, settings())
+
+
 # Real files
 
 

@@ -76,6 +76,18 @@ def test_the_end_of_text_token_may_stand_in_the_models_config(tmp_path: Path) ->
     assert (tokenizer.eos_token_id, tokenizer.stop_token_ids) == (2, {0, 2})
 
 
+@pytest.mark.parametrize("processor", [None, {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}])
+def test_texts_begin_with_the_token_the_config_asks_for(tmp_path: Path, processor: object) -> None:
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": processor}))
+    configure(tmp_path, add_bos_token=True, bos_token="<|endoftext|>")
+    tokenizer = load_tokenizer(tmp_path)
+    plain = tokenizer.encode("it is").ids
+    assert tokenizer.encode("it is", add_special_tokens=True).ids == [0, *plain]
+    assert plain[0] != 0
+
+
 def test_added_tokens_of_the_config_are_added(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     size = make_tokenizer().get_vocab_size()

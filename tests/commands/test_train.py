@@ -17,6 +17,7 @@ from mlx_finetune.events import from_json
 from mlx_finetune.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
+START_CHILD = launch.train
 FAKE = ROOT / "tests" / "fake_child.py"
 RECIPE = 'model = "tiny"\noutput_dir = "adapters/demo"\n[data]\npath = "rows.jsonl"\n'
 
@@ -29,11 +30,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, mode: str, *arguments: str) -> Result:
-    original = launch.train
-
     def start(request: launch.TrainRequest, run: RunDir, view: launch.View) -> launch.Ended:
         child = [sys.executable, str(FAKE), str(run.path), mode]
-        return original(request, run, view, command=child)
+        return START_CHILD(request, run, view, command=child)
 
     monkeypatch.setattr(launch, "train", start)
     return CliRunner().invoke(command, ["demo.toml", *arguments], standalone_mode=False)

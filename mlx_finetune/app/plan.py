@@ -91,7 +91,7 @@ class Plan:
 
 def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
     """The plan of ``recipe``; relative paths are looked up in ``base``. Raises ``MlxftError`` like a training would."""
-    splits = load_splits(recipe.data, base=base, seed=recipe.seed)
+    splits = load_splits(recipe.data, base=base)
     if not splits.train:
         raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
     local = find_local(recipe)

@@ -46,7 +46,7 @@ def show_preview(
         )
     recipe = load_recipe(Path(target), overrides).recipe
     folder = base or Path()
-    splits = load_splits(recipe.data, base=folder, seed=recipe.seed)
+    splits = load_splits(recipe.data, base=folder)
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     local = fetch_model(recipe.model, revision=recipe.revision, report=lambda phase: _note_phase(notes, phase))
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)

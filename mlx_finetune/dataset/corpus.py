@@ -68,13 +68,12 @@ class Source:
     weight: float
 
 
-def load_splits(data: DataRecipe, *, base: Path, seed: int = 0) -> Splits:
+def load_splits(data: DataRecipe, *, base: Path) -> Splits:
     """Read and split everything [data] names; paths count from ``base``. Raises ``DataError`` with all problems.
 
-    ``seed`` moves no row: sides depend on content alone (``split``), so that runs of different seeds can be compared
-    and an adapter trained further under another seed never meets its validation rows.
+    Sides depend on content alone (``split``) and on no seed, so that runs of different seeds can be compared and an
+    adapter trained further under another seed never meets its validation rows.
     """
-    del seed
     findings = Findings()
     sources = locate_sources(data, base)
     rows: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
@@ -147,7 +146,7 @@ def _split(rows: Mapping[str, list[Example]], data: DataRecipe, files: Sequence[
     warnings: list[Problem] = []
     train, valid, test = rows["train"], rows["valid"], rows["test"]
     val_split = 0.0 if valid else data.val_split
-    test_split = 0.0 if test else data.test_split
+    test_split = 0.0 if test or valid else data.test_split  # files that are given win: nothing is taken from train
     keys = [content_key(example) for example in train]
     if valid or test:
         warnings += _leaks(keys, valid, test)

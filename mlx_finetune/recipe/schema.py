@@ -116,7 +116,8 @@ class DataRecipe(Section):
         0.1, description="Share of rows for validation when no validation file is given; by content hash, so stable."
     )
     test_split: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="Share of rows set aside as a test set when no test file is given; by content hash."
+        0.1,
+        description="Share of rows set aside as a test set when neither a valid nor a test file is given; by content hash.",
     )
     max_seq_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
         2048, description="Longest sequence in tokens; longer rows are treated as truncation says."

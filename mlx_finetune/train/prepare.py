@@ -181,7 +181,9 @@ def device_name() -> str:
 def _read_rows(recipe: Recipe, objective: Objective, tokenizer: Tokenizer, base: Path, emit: Emit) -> _Rows:
     """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on."""
     emit(Phase("read", detail=recipe.data.path or recipe.data.train or "sources"))
-    splits = load_splits(recipe.data, base=base, seed=recipe.seed)
+    splits = load_splits(recipe.data, base=base)
+    for problem in splits.problems:
+        emit(Notice("warning", f"{problem.where}: {problem.message}", problem.hint))
     tokenized: list[TokenizedSplit] = []
     for name, examples in (("train", splits.train), ("valid", splits.valid)):
 
@@ -222,7 +224,7 @@ def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> 
     model = base_model.model
     spec = None
     if recipe.lora is not None:
-        spec = attach_adapter(model, recipe.lora, seed=recipe.seed)
+        spec = attach_adapter(model, recipe.lora)
         if recipe.adapter:
             spec = _start_from(model, spec, recipe, base, emit)
     else:

@@ -55,7 +55,7 @@ def test_saved_conversations_are_rows_that_the_trainer_reads(tmp_path: Path) -> 
     assert save_conversation(talk("Be brief."), path) == 1
     assert save_conversation(talk(), path) == 2
     data = DataRecipe.model_validate({"path": "new/talks.jsonl", "val_split": 0.0, "test_split": 0.0})
-    rows = load_splits(data, base=tmp_path, seed=0).train
+    rows = load_splits(data, base=tmp_path).train
     assert [[turn["role"] for turn in row.messages] for row in rows if isinstance(row, Messages)] == [
         ["system", "user", "assistant", "user", "assistant"],
         ["user", "assistant", "user", "assistant"],

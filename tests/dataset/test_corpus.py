@@ -49,7 +49,7 @@ def test_given_files_win_over_the_shares(tmp_path: Path) -> None:
 def test_files_named_one_by_one(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", *(f"a {number}" for number in range(50)))
     write(tmp_path / "b.jsonl", "b")
-    splits = load_splits(recipe(train="a.jsonl", valid="b.jsonl", test_split=0.0), base=tmp_path)
+    splits = load_splits(recipe(train="a.jsonl", valid="b.jsonl"), base=tmp_path)
     assert splits.counts == {"train": 50, "valid": 1, "test": 0}
 
 
@@ -70,7 +70,7 @@ def test_appending_and_reordering_moves_no_row(tmp_path: Path) -> None:
     before = load_splits(recipe(path="a.jsonl"), base=tmp_path)
     random.Random(0).shuffle(rows)
     write(tmp_path / "a.jsonl", *rows, *(f"new {number}" for number in range(100)))
-    after = load_splits(recipe(path="a.jsonl"), base=tmp_path, seed=99)
+    after = load_splits(recipe(path="a.jsonl"), base=tmp_path)
     assert texts(before.valid) <= texts(after.valid)
     assert texts(before.test) <= texts(after.test)
     assert texts(before.train) <= texts(after.train)

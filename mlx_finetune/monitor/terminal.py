@@ -54,8 +54,10 @@ class LiveView:
         self._above.append(Text(message, "bold"))
 
     def close(self) -> None:
-        """A last frame, and the terminal as it was."""
+        """A last frame where there was a run to show, and the terminal as it was."""
         self._draw(time.time())
+        if self._summary.started is None:
+            self._region.draw([], [])
         self._region.close()
 
     def _draw(self, now: float) -> None:
@@ -165,7 +167,7 @@ def _pace_lines(summary: Summary, width: int) -> list[Text]:
         f"{step.targets_per_second:,.0f} targets/s",
         f"padding {step.padding_share:.0%}",
         f"memory {format_bytes(step.peak_memory_bytes)}{limit}",
-        f"saved {summary.checkpoints[-1].step}" if summary.checkpoints else "not saved yet",
+        _saved(summary, started),
     ]
     lines = [""]
     for part in parts:
@@ -173,6 +175,13 @@ def _pace_lines(summary: Summary, width: int) -> list[Text]:
             lines.append("")
         lines[-1] += ("   " if lines[-1] else " ") + part
     return [Text(line, "dim") for line in lines]
+
+
+def _saved(summary: Summary, started: RunStarted) -> str:
+    """The step of the last checkpoint; a resumed run has the one it came from."""
+    if summary.checkpoints:
+        return f"saved {summary.checkpoints[-1].step}"
+    return f"saved {started.first_step}" if started.first_step else "not saved yet"
 
 
 def _curve_lines(summary: Summary, width: int) -> list[Text]:

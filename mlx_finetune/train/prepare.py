@@ -224,7 +224,7 @@ def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> 
     model = base_model.model
     spec = None
     if recipe.lora is not None:
-        spec = attach_adapter(model, recipe.lora)
+        spec = attach_adapter(model, recipe.lora, seed=recipe.seed)
         if recipe.adapter:
             spec = _start_from(model, spec, recipe, base, emit)
     else:

@@ -96,13 +96,22 @@ def _parse(path: Path, content: bytes) -> dict[str, object]:
     try:
         if not content.startswith(b"{"):
             raise ValueError("it does not begin with {")
-        header = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=refuse)
+        header = json.loads(
+            content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=refuse, parse_int=_whole_number
+        )
         json.dumps(header, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise _damaged(path, "its header is nested too deeply") from error
     except ValueError as error:
         raise _damaged(path, f"its header is not what the format asks for: {error}") from error
     return header
+
+
+def _whole_number(text: str) -> int:
+    """The reference reads ``-0`` as a float and refuses it; Python reads 0."""
+    if text == "-0":
+        raise ValueError("-0 is not a whole number")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -67,19 +67,25 @@ class StandIn(ThreadingHTTPServer):
         self.break_after: int | None = None
         self.flip_weights = False
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up is part of the tests."""
+
 
 class Answers(BaseHTTPRequestHandler):
-    server: StandIn
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the test's output clean."""
 
+    def _stand_in(self) -> StandIn:
+        assert isinstance(self.server, StandIn)
+        return self.server
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
-        server = self.server
+        server = self._stand_in()
         server.requests.append((self.command, self.path.partition("?")[0], self.headers.get("Range")))
         if "tiny" in self.path:
             server.tokens.add(self.headers.get("Authorization"))
@@ -109,8 +115,13 @@ class Answers(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def _sibling(self, name: str, content: bytes) -> dict[str, object]:
-        lfs = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-        return {"rfilename": name, "size": len(content)} | ({"lfs": lfs} if name.endswith(".safetensors") else {})
+        lfs: dict[str, object] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size": len(content),
+            "pointerSize": 130,
+        }
+        sibling: dict[str, object] = {"rfilename": name, "size": len(content)}
+        return sibling | ({"lfs": lfs} if name.endswith(".safetensors") else {})
 
     def _send(self, content: bytes, headers: dict[str, str]) -> None:
         start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
@@ -123,7 +134,7 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        limit, body = self.server.break_after, content[start:]
+        limit, body = self._stand_in().break_after, content[start:]
         if limit is not None and len(body) > limit:
             self.wfile.write(body[:limit])
             self.wfile.flush()

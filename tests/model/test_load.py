@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as upstream_load
 from safetensors.numpy import load_file, save_file
 from tiny import MODEL_TYPES, write_tiny_model
@@ -40,7 +41,7 @@ def with_config(folder: Path, **changed: object) -> Path:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_architecture_loads_frozen_with_its_facts(tiny_model: TinyModel, model_type: str) -> None:
     found = load(tiny_model(model_type))
-    assert nn.utils.tree_flatten(found.model.trainable_parameters()) == []
+    assert tree_flatten(found.model.trainable_parameters()) == []
     assert not found.model.training
     info = found.info
     assert (info.model_type, info.num_layers, info.hidden_size, info.vocab_size) == (model_type, 2, 64, 299)
@@ -89,13 +90,19 @@ def test_quantising_changes_the_numbers_by_at_most_half_a_step(tiny_model: TinyM
     original = flat_arrays(load(tiny_model("llama")).model)["lm_head.weight"].reshape(-1, 64)
     rounded = flat_arrays(load(tiny_model("llama"), quantize=8).model)["lm_head.weight"].reshape(-1, 64)
     step = (original.max(1, keepdims=True) - original.min(1, keepdims=True)) / 255
-    assert 0 < mx.max(mx.abs(rounded - original) / step).item() < 1.02  # MLX moves the grid so that zero is on it
+    assert (
+        0 < float(np.array(mx.max(mx.abs(rounded - original) / step))) < 1.02
+    )  # MLX moves the grid so that zero is on it
 
 
 def test_on_the_cpu_a_notice_says_that_the_base_was_dequantised(tiny_model: TinyModel) -> None:
     messages = [notice.message for notice in load(tiny_model("llama"), quantize=4).notices]
     assert any("quantised to 4 bits and dequantised to float32" in message for message in messages)
     assert load(tiny_model("llama"), quantize=4, gpu=True).notices == ()
+
+
+def up_projection(loaded: LoadedModel) -> object:
+    return dict(loaded.model.named_modules())["model.layers.0.mlp.up_proj"]
 
 
 def packed_folder(tiny_model: TinyModel, folder: Path, *, bits: int = 4) -> Path:
@@ -112,9 +119,9 @@ def test_a_base_that_is_stored_packed_stays_so_on_a_gpu_only(tiny_model: TinyMod
     folder = packed_folder(tiny_model, tmp_path / "m")
     kept, written = load(folder, gpu=True), load(folder)
     assert kept.info.stored_bits == written.info.stored_bits == 4
-    assert isinstance(kept.model.layers[0].mlp.up_proj, nn.QuantizedLinear)
-    assert type(written.model.layers[0].mlp.up_proj) is nn.Linear
-    assert type(load(folder, gpu=True, dequantize=True).model.layers[0].mlp.up_proj) is nn.Linear
+    assert isinstance(up_projection(kept), nn.QuantizedLinear)
+    assert type(up_projection(written)) is nn.Linear
+    assert type(up_projection(load(folder, gpu=True, dequantize=True))) is nn.Linear
     np.testing.assert_allclose(np.array(kept.model(TOKENS)), np.array(written.model(TOKENS)), atol=2e-5)
     assert [notice.level for notice in written.notices] == ["info"]
 
@@ -203,7 +210,7 @@ def test_embedding_blocks_and_head_are_found(tiny_model: TinyModel, model_type: 
         assert len(blocks(found.model)) == 2
         is_tied = model_type in ("gemma", "qwen3", "gpt2")
         assert (head(found.model) is None) == is_tied
-    assert embedding(found.model).weight.shape[0] == 299
+        assert embedding(found.model)(mx.array([298])).shape == (1, 64)
 
 
 def test_parts_of_something_else_are_refused() -> None:

@@ -56,6 +56,7 @@ REFUSED = {
     "type of another kind": (changed(dtype=3), "not supported"),
     "true as a number": (changed(shape=[True]), "impossible"),
     "float as a number": (changed(shape=[1.0]), "impossible"),
+    "minus zero": (json.dumps(GOOD).replace("[0, 24]", "[-0, 24]").encode(), "-0 is not a whole number"),
     "unknown key": (changed(more=1), "not described by"),
     "missing key": (json.dumps({"a": {"dtype": "F32", "shape": [2, 3]}}).encode(), "not described by"),
     "metadata number": (json.dumps(GOOD | {"__metadata__": {"x": 1}}).encode(), "metadata is not"),

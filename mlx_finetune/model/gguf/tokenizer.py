@@ -90,36 +90,18 @@ def write_tokenizer(gguf: Gguf, folder: Path) -> None:
             f"{gguf.path}: the tokenizer type {kind!r} is not supported; gpt2 (bytes) and llama (sentencepiece) are",
             "use the model's safetensors folder instead",
         )
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(p, special=True, normalized=False)
-            for p, k in zip(pieces, kinds, strict=True)
-            if k in (_CONTROL, _UNKNOWN)
-        ]
-    )
-    tokenizer.add_tokens(
-        [
-            AddedToken(p, special=False, normalized=False)
-            for p, k in zip(pieces, kinds, strict=True)
-            if k == _USER_DEFINED
-        ]
-    )
+    for wanted, special in (((_CONTROL, _UNKNOWN), True), ((_USER_DEFINED,), False)):
+        texts = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind in wanted]
+        tokens = [AddedToken(text, special=special, normalized=False) for text in texts]
+        tokenizer.add_special_tokens(tokens) if special else tokenizer.add_tokens(tokens)
     named = {name: _token(gguf, pieces, key) for name, key in _SPECIALS.items()}
-    adds_bos = (
-        bool(gguf.metadata.get("tokenizer.ggml.add_bos_token", style_adds_bos)) and named["bos_token"] is not None
-    )
-    bos = named["bos_token"]
-    if adds_bos and bos is not None:
-        post = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
-        tokenizer.post_processor = (
-            processors.Sequence([processors.ByteLevel(trim_offsets=False), post]) if kind == "gpt2" else post
-        )
+    bos = named["bos_token"] if gguf.metadata.get("tokenizer.ggml.add_bos_token", style_adds_bos) else None
+    if bos is not None:
+        _put_in_front(gguf, tokenizer, bos)
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": adds_bos,
+        "add_bos_token": bos is not None,
         "clean_up_tokenization_spaces": False,
         **{name: token for name, token in named.items() if token is not None},
     }
@@ -127,6 +109,18 @@ def write_tokenizer(gguf: Gguf, folder: Path) -> None:
     if isinstance(template, str):
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), "utf-8")
+
+
+def _put_in_front(gguf: Gguf, tokenizer: Tokenizer, bos: str) -> None:
+    """Make ``bos`` the first token of every text that is encoded with special tokens."""
+    if " " in bos or ":" in bos or not bos:  # the template below is split at spaces and colons
+        raise ModelError(f"{gguf.path}: the token {bos!r} cannot be put in front of a text")
+    template = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    if isinstance(tokenizer.decoder, decoders.ByteLevel):
+        template = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    tokenizer.post_processor = template
 
 
 _SPECIALS = {
@@ -186,7 +180,7 @@ def _bpe(gguf: Gguf, pieces: Sequence[str], merges: list[tuple[str, str]], **opt
 def _sentencepiece(gguf: Gguf, pieces: Sequence[str], kinds: Sequence[int]) -> Tokenizer:
     """A sentencepiece BPE vocabulary as merges: any two pieces whose joint is a piece, the joint's score as rank."""
     scores = gguf.metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(pieces):
+    if not isinstance(scores, list) or [type(score) for score in scores] != [float] * len(pieces):
         raise ModelError(f"{gguf.path} is damaged: the tokenizer has {len(pieces)} pieces without a score for each")
     usable = {piece: index for index, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)) if kind == _NORMAL}
     ranked: list[tuple[float, int, int, int, str, str]] = []
@@ -220,6 +214,6 @@ def _integers(gguf: Gguf, key: str, length: int) -> list[int]:
     value: Value | None = gguf.metadata.get(key)
     if value is None:
         return [_NORMAL] * length
-    if not isinstance(value, list) or len(value) != length:
+    if not isinstance(value, list) or len(value) != length or not all(isinstance(item, int) for item in value):
         raise ModelError(f"{gguf.path} is damaged: `{key}` does not have one number for each of {length} tokens")
     return [item for item in value if isinstance(item, int)]

@@ -86,8 +86,7 @@ def open_name(name: str, *, base: Path, report: Report) -> Opened:
     spec = None if located.adapter is None else load_adapter(loaded.model, located.adapter)
     loaded.model.freeze()
     loaded.model.eval()
-    chat_template = recipe.data.chat_template if recipe else "auto"
-    tokenizer = load_tokenizer(_tokenizer_folder(located, local), chat_template=chat_template)
+    tokenizer = load_tokenizer(_tokenizer_folder(located, local))  # a run keeps its template with its tokenizer
     return Opened(
         name=name,
         model=loaded.model,

@@ -12,12 +12,18 @@ from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import RunDir
 
-LOCK = ".lock"  # held with flock by the training process for as long as it lives
-
 _RUN_FILES = frozenset(
     {
         *(rundir.RECIPE, rundir.RESOLVED, rundir.EVENTS, rundir.SAMPLES, rundir.METRICS, rundir.LOG, rundir.RUN_INFO),
-        *(rundir.CARD, rundir.ADAPTER_CONFIG, rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS, LOCK, "model", "report.html"),
+        *(
+            rundir.CARD,
+            rundir.ADAPTER_CONFIG,
+            rundir.PEFT_WEIGHTS,
+            rundir.MLX_WEIGHTS,
+            rundir.LOCK,
+            "model",
+            "report.html",
+        ),
         *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
         *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
         *("generation_config.json", "config.json", ".DS_Store"),
@@ -29,7 +35,7 @@ _RUN_PATTERN = re.compile(r"checkpoint-\d+|\.trash-.*|\.checkpoint-.*|\..*\.part
 def is_running(run: RunDir) -> bool:
     """True where a training process holds the folder's lock."""
     try:
-        descriptor = os.open(run.file(LOCK), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        descriptor = os.open(run.file(rundir.LOCK), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return False
     try:

@@ -117,7 +117,7 @@ class DataRecipe(Section):
     )
     test_split: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of rows set aside as a test set when neither a valid nor a test file is given; by content hash.",
+        description="Share of rows set aside as a test set when no valid and no test file is given; by content hash.",
     )
     max_seq_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
         2048, description="Longest sequence in tokens; longer rows are treated as truncation says."

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune.errors import RunError
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import LOCK, RunDir
 from mlx_finetune.train.checkpoint import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.results import read_run_info
-
-LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +70,12 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
         status = f"{info.get('status')}, step {info.get('step')}"
         raise RunError(
             f"{run.path} already holds a run ({status})",
-            f"continue it with --resume, choose another output_dir, or remove it with: mlxft runs rm {run.path.name}",
+            f"continue it with --resume, choose another output_dir, or remove it with: mlxft runs rm {run.path}",
         )
     if info.get("status") == "finished" and request.extend is None and not request.fork:
         raise RunError(
             f"the run in {run.path} has finished; there is nothing to resume",
-            f"train it further with --extend 100, or talk with it: mlxft chat {run.path.name}",
+            f"train it further with --extend 100, or talk with it: mlxft chat {run.path}",
         )
     sweep(run)
     damaged: list[str] = []

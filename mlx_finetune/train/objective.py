@@ -5,6 +5,7 @@ Adding an objective is adding a value of ``Objective``; ``loop.py`` and ``step.p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
@@ -22,13 +23,14 @@ Arrays = tuple[mx.array, ...]
 
 
 class ReadRows(Protocol):
-    """Examples to rows of tokens; ``progress`` is called with (done, total)."""
+    """Examples to rows of tokens; paths count from ``base``, ``progress`` is called with (done, total)."""
 
     def __call__(
         self,
         examples: Sequence[Example],
         tokenizer: Tokenizer,
         data: DataRecipe,
+        base: Path,
         progress: Callable[[int, int], None] | None,
     ) -> TokenizedSplit: ...
 
@@ -67,9 +69,10 @@ def _read_as(task: str) -> ReadRows:
         examples: Sequence[Example],
         tokenizer: Tokenizer,
         data: DataRecipe,
+        base: Path,
         progress: Callable[[int, int], None] | None,
     ) -> TokenizedSplit:
-        return tokenize(examples, tokenizer, data, task=task, progress=progress)
+        return tokenize(examples, tokenizer, data, task=task, progress=progress, base=base)
 
     return read_rows
 

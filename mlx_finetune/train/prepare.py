@@ -3,8 +3,7 @@
 Order: model files -> tokenizer -> rows -> tokens -> automatic choices -> limits -> weights -> adapter -> optimizer.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,34 +12,29 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_finetune import rundir
-from mlx_finetune.dataset.corpus import load_splits
-from mlx_finetune.dataset.stream import ORDER_ID, Batch, Stream, epoch_lengths, ordered_batches
-from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport, Tokens
-from mlx_finetune.errors import DataError, RunError
-from mlx_finetune.events import Event, Notice, Phase
-from mlx_finetune.hardware.auto import Facts, resolve_auto
-from mlx_finetune.hardware.layout import why_unpackable
-from mlx_finetune.hardware.limits import Limits, read_machine
+from mlx_finetune.dataset.stream import ORDER_ID, Batch, Stream, ordered_batches
+from mlx_finetune.errors import RunError
+from mlx_finetune.events import Notice, Phase
+from mlx_finetune.hardware.auto import Resolved, refuse_too_large, resolve_auto
+from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.metal import apply_limits
-from mlx_finetune.hardware.shapes import read_shape
 from mlx_finetune.model.adapter_files import load_adapter
-from mlx_finetune.model.fetch import fetch_model
+from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.lora import AdapterSpec, adapter_layers, adapter_parameters, attach_adapter, full_parameters
 from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
 from mlx_finetune.model.parts import embedding
 from mlx_finetune.model.segments import check_packable
-from mlx_finetune.model.tokenizer import load_tokenizer
+from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.checkpoint import hash_file
 from mlx_finetune.train.identity import Identity, current_versions, recipe_identity
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
+from mlx_finetune.train.rows import Emit, TrainingRows, check_context, read_facts, read_rows
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.step import Trainer
-
-Emit = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +46,7 @@ class Prepared:
     identity: Identity
     model: nn.Module
     info: ModelInfo
-    tokenizer: Tokenizer
+    tokenizer: ModelTokenizer
     spec: AdapterSpec | None
     trainer: Trainer
     stream: Stream
@@ -63,13 +57,6 @@ class Prepared:
     device: str
     row_names: tuple[str, ...]
     num_valid_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    train: TokenizedSplit
-    valid: TokenizedSplit
-    content_hash: str
 
 
 def prepare(
@@ -87,88 +74,99 @@ def prepare(
     choose now. ``total_steps`` replaces the recipe's length for an extended run. Raises ``MlxftError`` for what a user
     can mend and ``Interrupted`` when a signal comes before the first step.
     """
-    objective = OBJECTIVES[loaded.recipe.task]
-    local = fetch_model(loaded.recipe.model, revision=loaded.recipe.revision, report=emit)
+    asked = loaded.recipe
+    objective = OBJECTIVES[asked.task]
+    local = fetch_model(asked.model, revision=asked.revision, report=emit)
     stop.raise_if_asked("before the first step")
-    tokenizer = load_tokenizer(local.folder, chat_template=loaded.recipe.data.chat_template)
-    rows = _read_rows(loaded.recipe, objective, tokenizer, base, emit)
+    tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
+    rows = read_rows(asked, objective, tokenizer, base, emit)
     stop.raise_if_asked("before the first step")
-    resolved = resolve_auto(
-        decided or loaded.recipe, read_facts(local.folder, rows.train.rows, seed=loaded.recipe.seed)
+    resolved = resolve_auto(decided or _with_absolute_paths(asked, base), read_facts(local.folder, rows, asked.seed))
+    refuse_too_large(resolved)
+    loaded_model = _load_model(local, resolved, rows, emit)
+    stop.raise_if_asked("before the first step")
+    spec = _attach(loaded_model, resolved.recipe, base, emit)
+    identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
+    total = total_steps or resolved.total_steps
+    return _assemble(objective, tokenizer, rows, resolved, loaded_model, spec, identity, total)
+
+
+def _assemble(
+    objective: Objective,
+    tokenizer: ModelTokenizer,
+    rows: TrainingRows,
+    resolved: Resolved,
+    loaded_model: LoadedModel,
+    spec: AdapterSpec | None,
+    identity: Identity,
+    total_steps: int,
+) -> Prepared:
+    """The parts of a run around a loaded model: stream, optimizer, schedule."""
+    recipe, training = resolved.recipe, resolved.recipe.training
+    packed_length = resolved.packed_length
+    return Prepared(
+        recipe=recipe,
+        reasons=resolved.reasons,
+        identity=identity,
+        model=loaded_model.model,
+        info=loaded_model.info,
+        tokenizer=tokenizer,
+        spec=spec,
+        trainer=_trainer(loaded_model.model, objective, recipe, is_packed=packed_length is not None),
+        stream=Stream(
+            rows.train,
+            batch_size=resolved.batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            packed_length=packed_length,
+            seed=recipe.seed,
+        ),
+        valid_batches=tuple(ordered_batches(rows.valid, resolved.batch_size)),
+        schedule=build_schedule(
+            training,
+            learning_rate=float(training.learning_rate),
+            warmup_steps=training.warmup_steps or 0,
+            total_steps=total_steps,
+        ),
+        total_steps=total_steps,
+        limits=resolved.limits,
+        device=device_name(),
+        row_names=tuple(f"{row.source}:{row.line}" for row in rows.train),
+        num_valid_rows=len(rows.valid),
     )
+
+
+def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit: Emit) -> LoadedModel:
+    """The frozen base model under the memory limits, after everything that can be refused without it."""
     recipe = resolved.recipe
     apply_limits(resolved.limits)
     emit(Phase("load", detail=local.name))
-    base_model = load_model(
+    loaded_model = load_model(
         local,
         quantize=recipe.quantize,
         compute_dtype=recipe.hardware.compute_dtype,
         on_gpu=on_gpu(),
         dequantize=recipe.lora is None,
     )
-    for notice in base_model.notices:
+    for notice in loaded_model.notices:
         emit(notice)
-    stop.raise_if_asked("before the first step")
     if resolved.packed_length is not None:
-        check_packable(base_model.model)
-    check_context(base_model.info, rows.train.rows, resolved.packed_length)
-    spec = _attach(base_model, recipe, base, emit)
-    stream = Stream(
-        rows.train.rows,
-        batch_size=int(recipe.training.batch_size),
-        accumulation=recipe.training.gradient_accumulation_steps,
-        packed_length=resolved.packed_length,
-        seed=recipe.seed,
-    )
-    total = total_steps or resolved.total_steps
-    return Prepared(
-        recipe=recipe,
-        reasons=resolved.reasons,
-        identity=_identity(loaded.recipe, base_model.info, tokenizer, rows, base),
-        model=base_model.model,
-        info=base_model.info,
-        tokenizer=tokenizer,
-        spec=spec,
-        trainer=_trainer(base_model.model, objective, recipe, is_packed=resolved.packed_length is not None),
-        stream=stream,
-        valid_batches=tuple(ordered_batches(rows.valid.rows, int(recipe.training.batch_size))),
-        schedule=build_schedule(
-            recipe.training,
-            learning_rate=float(recipe.training.learning_rate),
-            warmup_steps=recipe.training.warmup_steps or 0,
-            total_steps=total,
-        ),
-        total_steps=total,
-        limits=resolved.limits,
-        device=device_name(),
-        row_names=tuple(f"{row.source}:{row.line}" for row in rows.train.rows),
-        num_valid_rows=len(rows.valid.rows),
-    )
+        check_packable(loaded_model.model)
+    check_context(loaded_model.info, rows, resolved.packed_length)
+    return loaded_model
 
 
-def read_facts(folder: Path, rows: Sequence[Tokens], *, seed: int) -> Facts:
-    """What the rules behind "auto" look at, from the model's config, the rows and this machine."""
-    config = json.loads((folder / "config.json").read_bytes())
-    quantization = config.get("quantization") or {}
-    working_set = mx.device_info().get("max_recommended_working_set_size") if on_gpu() else None
-    return Facts(
-        lengths=epoch_lengths(rows, seed),
-        shape=read_shape(config),
-        machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
-        unpackable=why_unpackable(str(config.get("model_type"))),
-        stored_bits=quantization.get("bits"),
-    )
+def _in_folder(name: str, base: Path, words: tuple[str, ...] = ("auto",)) -> str:
+    """A template's path as an absolute one; one of the ``words`` stays as it is."""
+    return name if name in words else str((base / Path(name).expanduser()).resolve())
 
 
-def check_context(info: ModelInfo, rows: Sequence[Tokens], packed_length: int | None) -> None:
-    """Refuse sequences longer than the model's context. Raises ``DataError`` naming the longest row."""
-    longest = max(rows, key=lambda row: len(row.ids))
-    length = max(len(longest.ids) - 1, packed_length or 0)
-    if info.context_length is not None and length > info.context_length:
-        raise DataError(
-            f"{longest.source}:{longest.line} has {length} tokens, but {info.name} reads at most {info.context_length}",
-            f"set data.max_seq_length = {info.context_length} or less",
-        )
+def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with template files named so that chat finds them from any folder."""
+    templates = {
+        "chat_template": _in_folder(recipe.data.chat_template, base),
+        "prompt_template": _in_folder(recipe.data.prompt_template, base, ("auto", "alpaca", "none")),
+    }
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates)})
 
 
 def device_name() -> str:
@@ -176,47 +174,6 @@ def device_name() -> str:
     if not on_gpu():
         return "CPU"
     return f"{mx.device_info().get('device_name', 'unknown')} GPU"
-
-
-def _read_rows(recipe: Recipe, objective: Objective, tokenizer: Tokenizer, base: Path, emit: Emit) -> _Rows:
-    """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on."""
-    emit(Phase("read", detail=recipe.data.path or recipe.data.train or "sources"))
-    splits = load_splits(recipe.data, base=base)
-    for problem in splits.problems:
-        emit(Notice("warning", f"{problem.where}: {problem.message}", problem.hint))
-    tokenized: list[TokenizedSplit] = []
-    for name, examples in (("train", splits.train), ("valid", splits.valid)):
-
-        def progress(done: int, total: int, name: str = name) -> None:
-            emit(Phase("tokenise", detail=name, done=done, total=total, unit="rows"))
-
-        split = objective.read_rows(examples, tokenizer, recipe.data, progress)
-        for sentence in _what_was_lost(name, split.report):
-            emit(Notice("warning", sentence, "mlxft data check RECIPE lists every one"))
-        tokenized.append(split)
-    if not tokenized[0].rows:
-        raise DataError(
-            "no training row is left: every one was too long, had no target or could not be rendered",
-            "see which and why with: mlxft data check RECIPE",
-        )
-    return _Rows(tokenized[0], tokenized[1], splits.content_hash)
-
-
-def _what_was_lost(name: str, report: TokenizeReport) -> list[str]:
-    """One sentence for each way in which rows were dropped or changed, with the first one's place."""
-    words = {
-        "refused": "could not be rendered and were left out",
-        "too_long": "are longer than max_seq_length and were left out",
-        "cut": "were cut to max_seq_length",
-        "split": "were split at max_seq_length",
-        "no_target": "have nothing to learn and were left out",
-    }
-    found: list[str] = []
-    for outcome, entry in report.outcomes.items():
-        if outcome in words and entry.count:
-            first = f" (first: {entry.rows[0].where}: {entry.rows[0].message})" if entry.rows else ""
-            found.append(f"{name}: {entry.count} of {report.num_examples} rows {words[outcome]}{first}")
-    return found
 
 
 def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec | None:
@@ -270,7 +227,7 @@ def adapter_folder(name: str, base: Path) -> Path:
     raise RunError(f"{run.path} has no adapter yet", "wait for its first checkpoint")
 
 
-def _identity(recipe: Recipe, info: ModelInfo, tokenizer: Tokenizer, rows: _Rows, base: Path) -> Identity:
+def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: TrainingRows, base: Path) -> Identity:
     adapter = ""
     if recipe.adapter:
         folder = adapter_folder(recipe.adapter, base)

@@ -24,19 +24,6 @@ MODEL_FOLDER = "model"
 _TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.TRAINER_STATE, rundir.OPTIMIZER})
 
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-
-
 def publish(run: RunDir, recipe: Recipe, step: int) -> None:
     """Copy the weights and tokenizer files of ``checkpoint-STEP`` to where other tools look for them.
 
@@ -61,13 +48,6 @@ def copy_file(source: Path, target: Path) -> None:
     with part.open("rb") as file:
         rundir.sync_file(file.fileno())
     part.replace(target)
-
-
-def copy_tokenizer(folder: Path, target: Path) -> None:
-    """Copy the tokenizer and chat template files that chat and other tools need beside the weights."""
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            copy_file(folder / name, target / name)
 
 
 def write_metrics(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, reason: str) -> None:

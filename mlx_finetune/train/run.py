@@ -22,8 +22,9 @@ from mlx_finetune.train.admission import Admission, Request, cut_journal
 from mlx_finetune.train.checkpoint import read_trainer_state
 from mlx_finetune.train.identity import FREE_KEYS, FREE_SECTIONS, Identity, differences, version_changes
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
-from mlx_finetune.train.prepare import Emit, Prepared, prepare
+from mlx_finetune.train.prepare import Prepared, prepare
 from mlx_finetune.train.results import publish, write_card, write_metrics
+from mlx_finetune.train.rows import Emit
 from mlx_finetune.train.samples import prompt_answerer
 from mlx_finetune.train.save import checkpoint_saver, restore_trainer
 from mlx_finetune.train.signals import StopRequest

@@ -8,7 +8,8 @@ from pathlib import Path
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.events import Phase, Sampled
 from mlx_finetune.model.generate import Sampling, generate_tokens
-from mlx_finetune.train.prepare import Emit, Prepared
+from mlx_finetune.train.prepare import Prepared
+from mlx_finetune.train.rows import Emit
 from mlx_finetune.train.signals import StopRequest
 
 

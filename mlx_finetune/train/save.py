@@ -18,7 +18,6 @@ from mlx_finetune.train.checkpoint import Checkpoint, rotate, save_checkpoint
 from mlx_finetune.train.loop import Cadence
 from mlx_finetune.train.optim import FlatArrays
 from mlx_finetune.train.prepare import Prepared
-from mlx_finetune.train.results import copy_tokenizer
 from mlx_finetune.train.state import RunState
 
 MODEL_WEIGHTS = "model.safetensors"
@@ -59,7 +58,7 @@ def write_files(folder: Path, prepared: Prepared, state: RunState, timestamp: fl
     else:
         _save_model(folder, prepared, trainer.parameters)
     mx.save_safetensors(str(folder / rundir.OPTIMIZER), _sorted(trainer.state), {"format": "mlx"})
-    copy_tokenizer(prepared.info.folder, folder)
+    prepared.tokenizer.save(folder)
     fields = state.to_json() | {
         "format_version": rundir.FORMAT_VERSION,
         "timestamp": timestamp,

@@ -1,5 +1,6 @@
 """What chat and generate share: load by name with settings changed, and say meanwhile what takes time."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,6 +53,9 @@ def open_for_answers(name: str, settings: Sequence[str]) -> "Opened":
     change_settings(ChatRecipe.model_validate({}), settings)  # a slip is found before the model is loaded
     from mlx_finetune.hardware import blas
 
+    # One token is a chain of matrix-vector products, which memory limits. A second OpenBLAS thread gains little, and
+    # beside one busy process its barriers cost 18 times the speed (7 to 0.4 tokens/s, 2 cores, 2026-11-21).
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     blas.prepare()  # before mlx is imported
     from mlx_finetune.app.open import open_name
 

@@ -176,7 +176,7 @@ class Stream:
         return make_batch(
             self._rows,
             group,
-            num_sequences=self._batch_size,
+            num_sequences=self._batch_size if self._packed_length else len(group),
             length=length,
             is_packed=self._packed_length is not None,
         )
@@ -218,7 +218,7 @@ def make_batch(
 
 
 def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> Iterator[Batch]:
-    """Every row once, by length, unpacked: the fixed batches of an evaluation."""
+    """Every row once, by length, unpacked: the fixed batches of an evaluation. The last one may have fewer rows."""
     if not rows:
         return
     step = length_step(max(len(row.ids) for row in rows) - 1)
@@ -226,4 +226,4 @@ def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> Iterator[Batch]:
     for start in range(0, len(order), batch_size):
         group = [[index] for index in order[start : start + batch_size]]
         length = round_up(max(len(rows[members[0]].ids) for members in group) - 1, step)
-        yield make_batch(rows, group, num_sequences=batch_size, length=length)
+        yield make_batch(rows, group, num_sequences=len(group), length=length)

@@ -267,4 +267,5 @@ def _trainer(model: nn.Module, objective: Objective, recipe: Recipe, *, is_packe
         seed=recipe.seed,
         max_grad_norm=training.max_grad_norm,
         is_packed=is_packed,
+        is_compiled=on_gpu(),
     )

@@ -51,7 +51,9 @@ def test_rows_of_other_files_become_jsonl_even_from_one_line(tmp_path: Path) -> 
     rows = [{"text": f"caf\u00e9 {number}"} for number in range(40)]
     file = data_file(tmp_path / "a.json", json.dumps(rows).encode())
     counts = divide_file(file, tmp_path / "out", val_split=0.2, test_split=0.0)
-    written = [json.loads(line) for name in counts for line in (tmp_path / "out" / name).read_text("utf-8").splitlines()]
+    written = [
+        json.loads(line) for name in counts for line in (tmp_path / "out" / name).read_text("utf-8").splitlines()
+    ]
     assert sorted(row["text"] for row in written) == sorted(row["text"] for row in rows)
     assert sum(counts.values()) == 40
 

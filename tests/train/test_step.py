@@ -19,7 +19,17 @@ from mlx_finetune.train.step import Trainer, as_float
 
 @pytest.fixture
 def make_trainer(tiny_model):
-    def make(model_type="llama", *, dropout=0.0, seed=3, recompute=False, neftune=0.0, packed=False, max_norm=0.0):
+    def make(
+        model_type="llama",
+        *,
+        dropout=0.0,
+        seed=3,
+        recompute=False,
+        neftune=0.0,
+        packed=False,
+        max_norm=0.0,
+        compiled=False,
+    ):
         local = LocalModel("tiny", tiny_model(model_type), "folder", None, "", None)
         model = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
         lora = LoraRecipe.model_validate({"rank": 4, "alpha": 8, "dropout": dropout})
@@ -34,7 +44,14 @@ def make_trainer(tiny_model):
             checkpoint_blocks(model)
         optimizer = AdamW(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=frozenset())
         trainer = Trainer(
-            model, OBJECTIVES["sft"], optimizer, parameters, seed=seed, max_grad_norm=max_norm, is_packed=packed
+            model,
+            OBJECTIVES["sft"],
+            optimizer,
+            parameters,
+            seed=seed,
+            max_grad_norm=max_norm,
+            is_packed=packed,
+            is_compiled=compiled,
         )
         trainer.load_into_model()
         return trainer
@@ -118,14 +135,17 @@ def test_evaluation_has_no_noise(make_trainer):
     assert make_trainer(dropout=0.5, neftune=5.0).loss(batch) == make_trainer().loss(batch)
 
 
-def test_compiled_and_uncompiled_steps_agree(make_trainer):
-    compiled, _ = make_trainer(dropout=0.2).compute(separate(ROWS), 1)
-    mx.disable_compile()
-    try:
-        plain, _ = make_trainer(dropout=0.2).compute(separate(ROWS), 1)
-    finally:
-        mx.enable_compile()
-    assert largest_difference(compiled, plain) < 1e-6
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_and_uncompiled_steps_agree(make_trainer, recompute):
+    settings = {"dropout": 0.2, "neftune": 5.0, "recompute": recompute}
+    plain, compiled = make_trainer(**settings), make_trainer(**settings, compiled=True)
+    for step in range(2):
+        expected, _ = plain.compute(separate(ROWS), step)
+        gradients, _ = compiled.compute(separate(ROWS), step)
+        assert largest_difference(expected, gradients) < 1e-6
+        for trainer in (plain, compiled):
+            trainer.apply(expected, learning_rate=1e-2, step=step)
+    assert compiled.loss(separate(ROWS)[0])[0] == pytest.approx(plain.loss(separate(ROWS)[0])[0], abs=1e-5)
 
 
 def test_clipping_bounds_the_norm_and_reports_the_one_before(make_trainer):
@@ -165,7 +185,14 @@ def test_full_fine_tuning_reaches_every_weight(tiny_model):
     model = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
     optimizer = AdamW(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=frozenset())
     trainer = Trainer(
-        model, OBJECTIVES["sft"], optimizer, full_parameters(model), seed=0, max_grad_norm=1.0, is_packed=False
+        model,
+        OBJECTIVES["sft"],
+        optimizer,
+        full_parameters(model),
+        seed=0,
+        max_grad_norm=1.0,
+        is_packed=False,
+        is_compiled=False,
     )
     before = dict(trainer.parameters)
     gradients, _ = trainer.compute(separate(ROWS), 0)

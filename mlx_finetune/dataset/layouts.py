@@ -102,9 +102,20 @@ def find_layout(keys: Iterable[str], columns: Mapping[str, str] | None = None, f
     return _find_layout(frozenset(keys), tuple(sorted((columns or {}).items())), format)
 
 
+def column_named(keys: Iterable[str], written: str) -> str | None:
+    """The key that [data] columns means by ``written``: the same, else the only one that differs in case alone.
+
+    The known names in the header of a table are read in small letters, whatever their case in the file.
+    """
+    if written in keys:
+        return written
+    alike = [key for key in keys if key.casefold() == written.casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
 @functools.lru_cache(maxsize=4096)
 def _find_layout(keys: frozenset[str], columns: tuple[tuple[str, str], ...], format: str) -> Layout | None:
-    mapped = {field: name for field, name in columns if name in keys}
+    mapped = {field: name for field, written in columns if (name := column_named(keys, written)) is not None}
     free = keys - set(mapped.values())
     wanted = {field for field, _ in columns}
     for form in _FORMS:

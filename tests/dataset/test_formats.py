@@ -134,6 +134,33 @@ def test_a_mapped_column_that_is_not_there_is_named() -> None:
         example({"request": "i"}, {"instruction": "request", "output": "reply"})
 
 
+@pytest.mark.parametrize("written", ["Question", "question", "QUESTION"])
+def test_columns_may_be_written_in_another_case_than_the_row_has(written: str) -> None:
+    columns = {"prompt": written, "completion": "Antwort"}
+    assert example({"question": "p", "Antwort": "c"}, columns) == Instruction("p", "", "c", "a.jsonl", 1)
+
+
+def test_of_two_columns_that_differ_in_case_the_one_that_is_written_counts() -> None:
+    fields = {"Q": "big", "q": "small", "a": "c"}
+    assert example(fields, {"prompt": "q", "completion": "a"}) == Instruction("small", "", "c", "a.jsonl", 1)
+    with pytest.raises(RowError, match="maps prompt to"):
+        example({"Qu": "1", "qU": "2", "a": "c"}, {"prompt": "qu", "completion": "a"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"mesages": []}, 'did you mean "messages" by "mesages"?'),
+        ({"question": "q", "Antwort": "a"}, '[data.columns] prompt = "question", completion = "Antwort"'),
+        ({"data": 1}, 'rows are {"messages": [...]}'),
+    ],
+)
+def test_columns_of_no_format_get_a_way_out_that_fits_them(fields: Mapping[str, object], hint: str) -> None:
+    with pytest.raises(RowError) as caught:
+        example(fields)
+    assert hint in caught.value.problem.hint
+
+
 def test_an_unknown_field_in_columns_is_named() -> None:
     with pytest.raises(RowError, match=r"\[data\] columns has no field `outptu`"):
         example({"a": "i", "b": "o"}, {"instruction": "a", "outptu": "b"})

@@ -20,6 +20,7 @@ from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport
 from mlx_finetune.errors import DataError, UsageError
 from mlx_finetune.events import Phase
+from mlx_finetune.model.catalogue import cache_folder, cached_models, find_entry, hub_cache_folder
 from mlx_finetune.model.fetch import fetch_model
 from mlx_finetune.model.tokenizer import load_tokenizer
 from mlx_finetune.recipe.load import load_recipe
@@ -27,24 +28,29 @@ from mlx_finetune.recipe.schema import Recipe
 
 #: Training rows that the counts are made of; a preview of a large file stays a matter of seconds.
 COUNTED_ROWS = 2000
+#: Whose tokens bare data is shown in: the quickstart's model.
+DEFAULT_MODEL = "smollm2-135m"
 
 _STYLES: dict[State, str] = {"learned": "bold green", "read": "dim", "cut": "red strike"}
 _BRACKETS: dict[State, tuple[str, str]] = {"learned": ("[", "]"), "read": ("", ""), "cut": ("{", "}")}
 
 
 def show_preview(
-    target: str, *, rows: int, overrides: Sequence[str] = (), as_json: bool = False, base: Path | None = None
+    target: str,
+    *,
+    rows: int,
+    overrides: Sequence[str] = (),
+    model: str | None = None,
+    as_json: bool = False,
+    base: Path | None = None,
 ) -> None:
-    """Print the first ``rows`` training rows of a recipe to stdout. Paths in the recipe count from ``base``.
+    """Print the first ``rows`` training rows of a recipe, or of bare data, to stdout. Paths count from ``base``.
 
-    Raises ``UsageError`` for a bare data path, which names no tokenizer, and whatever the data or model raise.
+    ``model`` makes the tokens of bare data; without it the quickstart's does, where that is on this disk. Raises
+    ``UsageError`` where no model can be had or one too many is named, and whatever the data or model raise.
     """
-    if not target.endswith(".toml"):
-        raise UsageError(
-            f"{target}: a preview in tokens needs a recipe, which names the model",
-            "mlxft data preview RECIPE.toml; mlxft data stats shows a bare file",
-        )
-    recipe = load_recipe(Path(target), overrides).recipe
+    is_recipe = target.endswith(".toml")
+    recipe = _recipe_of(target, overrides, model) if is_recipe else _bare_recipe(target, overrides, model)
     folder = base or Path()
     splits = load_splits(recipe.data, base=folder)
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -60,7 +66,37 @@ def show_preview(
         console.print(row_text(row, in_colour=_has_colour(console)))
     for line in summary_lines(recipe, counted.report, len(splits.train), in_colour=_has_colour(console)):
         console.print(line)
-    notes.print(f"next: mlxft train {target}")
+    if is_recipe:
+        notes.print(f"next: mlxft train {target}")
+    else:
+        notes.print(f"tokens and template of {recipe.model}; a recipe, or --model NAME, shows those of another")
+        notes.print("next: mlxft recipe copy quickstart mine.toml")
+
+
+def _recipe_of(path: str, overrides: Sequence[str], model: str | None) -> Recipe:
+    if model is not None:
+        raise UsageError(f"{path} names its model; --model is for bare data", f"--set model={model}")
+    return load_recipe(Path(path), overrides).recipe
+
+
+def _bare_recipe(path: str, overrides: Sequence[str], model: str | None) -> Recipe:
+    """What a recipe with nothing but this data says; no rows are set aside, so that they come in the file's order."""
+    if overrides:
+        raise UsageError(f"--set changes a recipe, and {path!r} is none", "a recipe ends in .toml")
+    if model is None and not _is_here(DEFAULT_MODEL):
+        raise UsageError(
+            f"{path}: a preview in tokens needs a model's tokenizer, and {DEFAULT_MODEL} is not on this disk yet",
+            f"mlxft data preview {path} --model {DEFAULT_MODEL} fetches it; a recipe in the place of the data names "
+            "its own; mlxft data stats counts without one",
+        )
+    data = {"path": path, "val_split": 0.0, "test_split": 0.0}
+    return Recipe.model_validate({"model": model or DEFAULT_MODEL, "output_dir": "adapters/preview", "data": data})
+
+
+def _is_here(model: str) -> bool:
+    """Is this model of the catalogue in one of the caches, under its short name or its hub id?"""
+    entry = find_entry(model)
+    return any(find_entry(cached.name) is entry for cached in cached_models(cache_folder(), hub_cache_folder()))
 
 
 def row_text(row: ExplainedRow, *, in_colour: bool) -> RichText:

@@ -66,16 +66,17 @@ def stats(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     return 1 if report.num_errors else 0
 
 
-@command.command()
+@command.command(short_help="Rows as the model sees them, token by token.")
 @_TARGET
 @_OVERRIDES
 @_JSON
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="Rows that are shown.")
-def preview(target: str, overrides: tuple[str, ...], as_json: bool, rows: int) -> None:
+@click.option("--model", help="For bare data: whose tokens; default is the quickstart's model, where it was fetched.")
+def preview(target: str, overrides: tuple[str, ...], as_json: bool, rows: int, model: str | None) -> None:
     """Rows as the model sees them: each token learned, not learned or cut."""
     from mlx_finetune.app.preview import show_preview
 
-    show_preview(target, rows=rows, overrides=overrides, as_json=as_json)
+    show_preview(target, rows=rows, overrides=overrides, model=model, as_json=as_json)
 
 
 @command.command()

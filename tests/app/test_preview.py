@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import mlx_finetune.app.preview as preview
 from mlx_finetune.app.preview import harmless, row_text, show_preview
 from mlx_finetune.dataset.explain import explain
 from mlx_finetune.dataset.formats import Messages, Text
 from mlx_finetune.errors import UsageError
+from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.tokenizer import load_tokenizer
 from mlx_finetune.recipe.schema import DataRecipe
 
@@ -88,10 +90,50 @@ def test_settings_given_on_the_command_line_count(recipe: Path, capsys: pytest.C
     assert states == {"read", "learned"}
 
 
-def test_a_bare_data_file_is_told_to_bring_a_recipe(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs a recipe") as caught:
-        show_preview(str(tmp_path / "rows.jsonl"), rows=1)
-    assert "mlxft data stats" in caught.value.hint
+def test_bare_data_is_shown_in_the_files_order_with_the_tokens_of_the_model_that_is_named(
+    recipe: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny_model("llama"))
+    show_preview("rows.jsonl", rows=3, model=model, as_json=True, base=recipe.parent)
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["model"], [row["line"] for row in shown["rows"]]) == (model, [1, 2, 3])
+    assert "".join(t["text"] for t in shown["rows"][2]["tokens"] if t["state"] == "learned") == "ok<|im_end|>"
+    show_preview("rows.jsonl", rows=1, model=model, base=recipe.parent)
+    assert capsys.readouterr().err.endswith("next: mlxft recipe copy quickstart mine.toml\n")
+
+
+@pytest.mark.parametrize(
+    "folder", ["models/smollm2-135m-b179c9523d0e", "hub/models--HuggingFaceTB--SmolLM2-135M-Instruct"]
+)
+def test_bare_data_takes_the_quickstarts_model_where_it_was_fetched(
+    recipe: Path, folder: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(preview, "cache_folder", lambda: recipe.parent)
+    monkeypatch.setattr(preview, "hub_cache_folder", lambda: recipe.parent / "hub")
+    with pytest.raises(UsageError, match="smollm2-135m is not on this disk yet") as caught:
+        show_preview("rows.jsonl", rows=1, base=recipe.parent)
+    assert caught.value.hint.startswith("mlxft data preview rows.jsonl --model smollm2-135m fetches it")
+
+    def fetched(name: str, **_: object) -> LocalModel:
+        asked.append(name)
+        return LocalModel(name, tiny_model("llama"), "folder:here", None, "", None)
+
+    monkeypatch.setattr(preview, "fetch_model", fetched)
+    snapshot = recipe.parent / folder / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    for path in (snapshot / "model.safetensors", snapshot.parent.parent / "mlxft-source.json"):
+        path.write_text("{}")
+    show_preview("rows.jsonl", rows=1, base=recipe.parent)
+    assert asked == ["smollm2-135m"]
+
+
+def test_model_is_for_bare_data_and_set_for_recipes(recipe: Path) -> None:
+    with pytest.raises(UsageError, match="names its model") as caught:
+        show_preview(str(recipe), rows=1, model="m", base=recipe.parent)
+    assert caught.value.hint == "--set model=m"
+    with pytest.raises(UsageError, match="--set changes a recipe"):
+        show_preview("rows.jsonl", rows=1, model="m", overrides=("seed=1",), base=recipe.parent)
 
 
 def test_colours_mark_states_without_brackets(tiny_model: Callable[..., Path]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from mlx_finetune.errors import DataError, MlxftError, Problem, RecipeError
+from mlx_finetune.errors import DataError, MlxftError, Problem, RecipeError, UsageError
 
 #: Subcommand -> what its one line of help says. The module is ``mlx_finetune.commands.NAME`` with a ``command`` in it.
 COMMANDS: dict[str, str] = {
@@ -39,6 +39,17 @@ class LazyGroup(click.Group):
         command = module.command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, COMMANDS, 1)
+            raise UsageError(f"there is no command `{name}`", f"did you mean `{near[0]}`?" if near else "mlxft --help")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -75,6 +86,16 @@ def _print_problem(problem: Problem) -> None:
         click.echo(f"hint: {problem.hint}", err=True)
 
 
+def _print_click_error(error: click.ClickException) -> None:
+    """A slip on the command line as an ``error:`` and a ``hint:``; a group alone is answered with its help."""
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        click.echo(message, err=True)
+        return
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    _print_problem(Problem("", message, f"{context.command_path} --help" if context else ""))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``mlxft`` and leave with its exit code."""
     try:
@@ -89,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        _print_click_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)

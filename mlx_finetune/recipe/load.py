@@ -89,7 +89,10 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise refuse("there is no such file", "`mlxft recipe list` shows the recipes there are") from None
+        near = Path("recipes", path.name).with_suffix(".toml")
+        is_name = near != path and near.is_file()
+        hint = f"did you mean {near}?" if is_name else "`mlxft recipe list` shows the recipes there are"
+        raise refuse("there is no such file", hint) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the name cannot be used"
         raise refuse(f"cannot be read: {reason}", "check the name and its permissions") from None

@@ -214,6 +214,18 @@ def test_what_is_not_a_file_is_refused_without_waiting(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("name", ["mine", "mine.toml"])
+def test_a_recipe_named_without_its_folder_is_pointed_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.toml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Path(name))
+    assert caught.value.problems[0].hint == "did you mean recipes/mine.toml?"
+
+
 TOKEN = "hf_" + "aBcD" * 9
 
 

@@ -30,7 +30,7 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command(short_help="Every problem in the data at once.")
 @_TARGET
 @_OVERRIDES
 @_JSON
@@ -79,7 +79,7 @@ def preview(target: str, overrides: tuple[str, ...], as_json: bool, rows: int, m
     show_preview(target, rows=rows, overrides=overrides, model=model, as_json=as_json)
 
 
-@command.command()
+@command.command(short_help="Write train, valid and test from one file.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the files; default is PATH without its ending."

@@ -20,7 +20,7 @@ def command() -> None:
     """List, fetch or remove models."""
 
 
-@command.command("list")
+@command.command("list", short_help="Short names, and the models on this disk.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def list_models(as_json: bool) -> int:
     """Short names that a recipe may use, and every model on this disk with its size."""
@@ -84,7 +84,7 @@ def _cells(row: dict[str, object]) -> tuple[str, str, str, str, str]:
     )
 
 
-@command.command("get")
+@command.command("get", short_help="Fetch a model now.")
 @click.argument("name")
 @click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of a hub model.")
 @click.option("--json", "as_json", is_flag=True, help="Print folder, source and hash as JSON on stdout.")
@@ -108,7 +108,7 @@ def get_model(name: str, revision: str | None, as_json: bool) -> int:
     return 0
 
 
-@command.command("rm")
+@command.command("rm", short_help="Remove a model from this disk.")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove_model(name: str, yes: bool) -> int:

@@ -37,7 +37,7 @@ def list_command(as_json: bool) -> None:
     click.echo("\nnext: mlxft recipe show NAME, or mlxft recipe copy NAME mine.toml", err=True)
 
 
-@command.command()
+@command.command(short_help="Print a recipe as it is written.")
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME as it is written, comments included."""
@@ -46,7 +46,7 @@ def show(name: str) -> None:
     click.echo(find_recipe(name, Path.cwd()).path.read_text(encoding="utf-8"), nl=False)
 
 
-@command.command()
+@command.command(short_help="Copy a recipe, to change it.")
 @click.argument("name")
 @click.argument("destination", type=click.Path(path_type=Path), default=Path())
 def copy(name: str, destination: Path) -> None:
@@ -61,10 +61,11 @@ def copy(name: str, destination: Path) -> None:
     data = copy_data(recipe, Path.cwd())
     for path in [*written, *([data] if data else [])]:
         click.echo(str(path))
-    click.echo(f"\nnext: mlxft train {written[0]}", err=True)
+    click.echo(f"\nnext: put your data and another output_dir into {written[0]}, then:", err=True)
+    click.echo(f"      mlxft data check {written[0]}", err=True)
 
 
-@command.command()
+@command.command(short_help="Every problem of a recipe, with its line.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key, e.g. lora.rank=8.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array: file, ok, problems.")
@@ -97,7 +98,7 @@ def check(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> 
     return 0
 
 
-@command.command()
+@command.command(short_help="Print the JSON Schema of a recipe.")
 def schema() -> None:
     """Print the JSON Schema of a recipe: every key with its sentence, for editors and other programs."""
     from mlx_finetune.recipe.describe import schema_text

@@ -42,7 +42,7 @@ def read_facts(run: RunDir) -> "RunFacts":
     )
 
 
-@command.command("list")
+@command.command("list", short_help="Model, status, steps, losses and size of each.")
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("adapters"))
 @as_json_option
 def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None:
@@ -79,7 +79,7 @@ def show_command(run: str, as_json: bool) -> None:
     click.echo(f"\nnext: mlxft chat {run}", err=True)
 
 
-@command.command("rm")
+@command.command("rm", short_help="Remove run folders, for good.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove_command(runs: tuple[str, ...], yes: bool) -> None:

@@ -40,7 +40,9 @@ def test_schema_prints_the_schema():
 
 def test_a_copy_can_be_checked_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    assert run("copy", "quickstart", "mine.toml").stdout.splitlines() == ["mine.toml", SCHEMA_NAME]
+    copied = run("copy", "quickstart", "mine.toml")
+    assert copied.stdout.splitlines() == ["mine.toml", SCHEMA_NAME]
+    assert copied.stderr.endswith("output_dir into mine.toml, then:\n      mlxft data check mine.toml\n")
     assert run("check", "mine.toml").stdout.startswith("ok: mine.toml: sft of smollm2-135m on data/quickstart")
 
 

@@ -20,6 +20,7 @@ from mlx_finetune import rundir
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model import peft_names
 from mlx_finetune.model.adapter_layers import linear_shape
+from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.model.load import ModelInfo
 from mlx_finetune.model.lora import (
     AdapterSpec,
@@ -83,7 +84,7 @@ def adapter_config(model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> dict
     config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": info.name,
+        "base_model_name_or_path": entry.hub_id if (entry := find_entry(info.name)) else info.name,  # PEFT asks the hub
         "inference_mode": True,
         "r": spec.rank,
         "lora_alpha": int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha,

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from random_models import make_model
 from safetensors.numpy import load_file, save_file
 
 from mlx_finetune.errors import ModelError
-from mlx_finetune.model.adapter_files import load_adapter, save_adapter
+from mlx_finetune.model.adapter_files import adapter_config, load_adapter, save_adapter
 from mlx_finetune.model.adapter_layers import DoRALinear
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model
@@ -58,6 +59,15 @@ def attach_random(model: Any, fields: dict[str, Any], seed: int = 1) -> AdapterS
         if isinstance(layer, DoRALinear):
             layer.m = layer.m * 1.1
     return spec
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("./my-model", "./my-model")]
+)
+def test_a_short_name_of_ours_is_written_as_the_hub_id_that_peft_understands(name: str, written: str) -> None:
+    model = make_model("llama")
+    config = adapter_config(model, attach_random(model, {}), replace(info_of("llama"), name=name))
+    assert config["base_model_name_or_path"] == written
 
 
 def saved(folder: Path, family: str = "llama", **fields: Any) -> tuple[Any, Path]:

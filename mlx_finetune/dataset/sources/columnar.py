@@ -7,6 +7,8 @@ counted from 1. Splits of a folder or hub data set are kept; ``validation`` and 
 import functools
 import importlib
 import os
+import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -15,7 +17,8 @@ from mlx_finetune.dataset.row import DataFile, Report, Row
 from mlx_finetune.dataset.sources.opening import FileProblem, refuse_special
 from mlx_finetune.errors import DataError, Problem
 
-INSTALL_HINT = 'pip install "mlx-finetune[datasets]"'
+#: Into the environment that runs: the launcher's has no pip on PATH, and the package may not come from an index.
+INSTALL_HINT = f"{shlex.quote(sys.executable)} -m pip install 'datasets>=4' 'pyarrow>=18'"
 BATCH_ROWS = 1000
 
 SPLIT_NAMES: Mapping[str, str] = {

@@ -1,6 +1,8 @@
 """Parquet, load_from_disk folders and the hub: through the library where installed, a sentence where not."""
 
 import importlib.util
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,18 +34,19 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
         raise ImportError(name)
 
     monkeypatch.setattr(columnar.importlib, "import_module", refuse)
+    install = f"{shlex.quote(sys.executable)} -m pip install 'datasets>=4' 'pyarrow>=18'"
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     problems: list[Problem] = []
     assert list(read_rows(tmp_path / "a.parquet", report=problems.append)) == []
     assert [(problem.message, problem.hint) for problem in problems] == [
-        ("Parquet needs the library `datasets`, which is not installed", 'pip install "mlx-finetune[datasets]"')
+        ("Parquet needs the library `datasets`, which is not installed", install)
     ]
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     for path in ("saved", "nobody/nothing"):
         with pytest.raises(DataError, match="needs the library `datasets`, which is not installed") as caught:
             load_splits(recipe(path), base=tmp_path)
-        assert caught.value.hint == 'pip install "mlx-finetune[datasets]"'
+        assert caught.value.hint == install
 
 
 @needs_library

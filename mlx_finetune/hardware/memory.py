@@ -6,12 +6,12 @@ for the backward pass (all that have an adapter):
     weights      all parameters at the stored type; on a CPU everything is float32
     trainable    weight 4, gradient 4, two moments 8 bytes a parameter; 4 more while gradients are accumulated
     activations  (K + 1) blocks of B T (13 H + 3 I + heads T) b, where b is 2 or 4; one block is at work
-    recomputed   instead: one block, and 6 K B T H b for what enters each
+    recomputed   instead: two blocks while one of them goes backward, and K B T H b for what enters each
     logits       4 B T V in fp32: the head's output, its fp32 copy, the softmax, the gradient
     update       12 bytes a trainable parameter, at another moment than the activations: the larger of the two counts
 
 The factors were fitted to peaks measured with mlx 0.32.4 on a CPU (SmolLM2-135M, 4 to 30 adapted blocks, T 64 to 512:
-within 2 %, 2026-11-21; ``benchmarks/memory_terms.py`` measures them again). Metal was not measured.
+within 2 %, with recomputation 5 %, 2026-11-21; ``benchmarks/memory_terms.py`` measures them again). Metal was not measured.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from mlx_finetune.recipe.schema import LoraRecipe
 HIDDEN_COPIES = 13  # vectors of the hidden size that one block keeps for each position
 MLP_COPIES = 3  # vectors of the inner size of the MLP
 SCORE_COPIES = 1  # T x T matrices that one head keeps
-INPUT_COPIES = 6  # vectors of the hidden size that a recomputed block keeps for each position
+RECOMPUTED_BLOCKS = 2  # what is recomputed of one block, and its gradients, in blocks
 LOGIT_COPIES = 4  # copies of the logits in fp32 at the peak
 GROUP_SIZE = 64  # rows of a quantised matrix share one scale and one bias (2 bytes each) in groups of this size
 
@@ -109,7 +109,7 @@ def activation_bytes(
     block = positions * (width + scores) * value_bytes
     if not recompute:
         return (kept + 1) * block
-    return block + kept * positions * INPUT_COPIES * shape.hidden_size * value_bytes
+    return RECOMPUTED_BLOCKS * block + kept * positions * shape.hidden_size * value_bytes
 
 
 def logit_bytes(shape: ModelShape, layout: Layout) -> int:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
 
 
 @dataclass(slots=True)
@@ -124,15 +125,15 @@ def remove_neftune(embedding: nn.Module) -> None:
     _restore_call(embedding)
 
 
-def _recomputed(block: nn.Module, call: Callable[..., Any], *args: object, **kwargs: object) -> Any:
-    """``call(block, ...)`` under ``mx.checkpoint``, drawing the same subkeys in both traces.
+def _recomputed(block: nn.Module, call: Callable[..., Any], x: mx.array, *args: object, **kwargs: object) -> Any:
+    """``call(block, x, ...)`` under ``mx.checkpoint``, drawing the same subkeys in both traces.
 
     What is differentiated or depends on the step is an explicit argument: parameters, inputs, root key, lengths. The
     block gets its own parameters back after each trace, or the next user of it would find those of the trace.
     Outside training mode there is nothing to recompute.
     """
     if not block.training:
-        return call(block, *args, **kwargs)
+        return call(block, x, *args, **kwargs)
     outer = _stack[-1] if _stack else _Noise(None, None)
     start = outer.drawn
 
@@ -149,7 +150,33 @@ def _recomputed(block: nn.Module, call: Callable[..., Any], *args: object, **kwa
             block.update(kept)
             outer.drawn = noise.drawn
 
-    return mx.checkpoint(run)(block.trainable_parameters(), (outer.root, outer.lengths), *args, **kwargs)
+    x, parameters = _parameters_first(x, block.trainable_parameters())
+    return mx.checkpoint(run)(parameters, (outer.root, outer.lengths), x, *args, **kwargs)
+
+
+def _parameters_first(x: mx.array, parameters: Any) -> tuple[mx.array, Any]:
+    """The arguments unchanged; in the backward pass the gradient of ``x`` waits for those of ``parameters``.
+
+    Nothing else orders them, and MLX computes what leaves the graph last: without this, every block's recomputed
+    activations stay until the end of the backward pass, only to form the gradients of its parameters. Peak over the
+    weights, 16 blocks of width 288, 512 positions, LoRA everywhere, CPU, mlx 0.32.4: 118.8 MB, with this 48.9 MB.
+    """
+    flat = cast(list[tuple[str, mx.array]], tree_flatten(parameters))
+    if not flat:
+        return x, parameters
+    x, *values = cast(Sequence[mx.array], _in_order(x, *(value for _, value in flat)))
+    return x, tree_unflatten([(name, value) for (name, _), value in zip(flat, values, strict=True)])
+
+
+@mx.custom_function
+def _in_order(*arrays: mx.array) -> tuple[mx.array, ...]:
+    return arrays
+
+
+@_in_order.vjp  # pyright: ignore[reportUntypedFunctionDecorator]
+def _in_order_vjp(primals: object, cotangents: Sequence[mx.array], outputs: object) -> tuple[mx.array, ...]:
+    first, *rest = cotangents
+    return (mx.depends([first], rest)[0], *rest)
 
 
 def _override_call(module: nn.Module, function: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune.errors import RunError
-from mlx_finetune.rundir import LOCK, RunDir
+from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
 from mlx_finetune.train.checkpoint import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.results import read_run_info
 
@@ -61,9 +61,10 @@ def admit(run: RunDir, request: Request) -> Admission:
 
 
 def _decide(run: RunDir, lock: int, request: Request) -> Admission:
-    if not run.is_run():
+    if not run.file(RUN_INFO).is_file() and not run.checkpoints():
         if request.continues:
             raise RunError(f"{run.path} holds no run to continue", "leave out --resume, --fork and --extend")
+        cut_journal(run.file(EVENTS), 0)  # of a start that was refused before it decided anything
         return Admission(run, lock, None, None, ())
     info = dict(read_run_info(run))
     if not request.continues:

@@ -1,0 +1,39 @@
+"""Who may start in a run folder: nothing that could be continued is overwritten, nothing else stands in the way."""
+
+import pytest
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import RunError
+from mlx_finetune.rundir import RunDir
+from mlx_finetune.train.admission import Request, admit
+
+
+@pytest.fixture
+def refused_once(tmp_path):
+    """What a start leaves that ended before anything was decided: a misspelt model, a missing data file."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / rundir.EVENTS).write_text('{"kind": "run_failed", "time": 1.0}\n')
+    (folder / rundir.LOG).write_text("error: there is no such model\n")
+    return RunDir(folder)
+
+
+def test_a_start_that_failed_before_it_began_does_not_block_the_next(refused_once, tmp_path):
+    admission = admit(refused_once, Request(tmp_path / "recipe.toml"))
+    admission.release()
+    assert (admission.checkpoint, admission.run_info) == (None, None)
+    assert refused_once.file(rundir.EVENTS).read_bytes() == b"", "the journal of a new run begins with that run"
+
+
+def test_a_start_that_failed_before_it_began_cannot_be_continued(refused_once, tmp_path):
+    with pytest.raises(RunError, match="holds no run to continue"):
+        admit(refused_once, Request(tmp_path / "recipe.toml", resume=True))
+    assert refused_once.file(rundir.EVENTS).read_bytes(), "a refusal changes nothing"
+
+
+def test_checkpoints_without_their_run_are_not_overwritten(refused_once, tmp_path):
+    checkpoint = refused_once.checkpoint(3)
+    checkpoint.mkdir()
+    (checkpoint / rundir.MANIFEST).write_text("{}")
+    with pytest.raises(RunError, match=r"run\.json cannot be read"):
+        admit(refused_once, Request(tmp_path / "recipe.toml"))

@@ -89,6 +89,21 @@ def rotate(run: RunDir, *, keep_newest: int, keep_steps: Collection[int]) -> Non
             discard(path)
 
 
+def discard_after(run: RunDir, step: int) -> None:
+    """Remove the checkpoints later than ``step``: a run that goes on from there passed them over as damaged.
+
+    Left in place they would count as the newest ones when older, good ones are rotated out.
+    """
+    for path in run.checkpoints():
+        if checkpoint_step(path) > step:
+            discard(path)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(path.name.rpartition("-")[2])
+
+
 def discard(path: Path) -> None:
     """Remove a folder of a run: renamed first, so that a half-removed checkpoint is never seen as one."""
     trash = path.with_name(f".trash-{path.name}.{os.getpid()}")

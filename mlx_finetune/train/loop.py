@@ -178,7 +178,7 @@ def _evaluate(loop: Loop, state: RunState) -> bool:
         seconds = round(time.monotonic() - started, 3)
         loop.emit(Evaluated(step=state.step, loss=loss, num_targets=num_targets, is_best=is_best, seconds=seconds))
     loop.answer_prompts(state.step)
-    state.is_evaluated = True
+    state.is_evaluated, state.evaluated_step = True, state.step
     return True
 
 

@@ -19,8 +19,15 @@ from mlx_finetune.recipe.resolve import render_resolved
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.admission import Admission, Request, cut_journal
-from mlx_finetune.train.checkpoint import read_trainer_state
-from mlx_finetune.train.identity import FREE_KEYS, FREE_SECTIONS, Identity, differences, version_changes
+from mlx_finetune.train.checkpoint import discard_after, read_trainer_state
+from mlx_finetune.train.identity import (
+    FREE_KEYS,
+    FREE_SECTIONS,
+    Identity,
+    differences,
+    recipe_identity,
+    version_changes,
+)
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
 from mlx_finetune.train.prepare import Prepared, prepare
 from mlx_finetune.train.results import publish, write_card, write_metrics
@@ -42,10 +49,12 @@ def train_run(
     state = _restored_state(admission, emit)
     for sentence in loaded.notices:
         emit(Notice("info", sentence))
-    total_steps = _extended_steps(admission.run_info, request, emit)
+    total_steps = _extended_steps(admission.run_info, request, loaded.recipe, state, emit)
     decided = None if request.fork else _decided(admission.run_info, loaded.recipe)
     prepared = prepare(loaded, base=base, decided=decided, total_steps=total_steps, emit=emit, stop=stop)
     _check_identity(admission, prepared.identity, request, emit)
+    _refuse_finished(admission, request, state, prepared.total_steps)
+    discard_after(run, state.step)
     if state.step:
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
@@ -76,17 +85,49 @@ def _restored_state(admission: Admission, emit: Emit) -> RunState:
     return state
 
 
-def _extended_steps(run_info: Mapping[str, object] | None, request: Request, emit: Emit) -> int | None:
-    """The length of a run that was or is now extended, None where the recipe's own counts."""
+def _extended_steps(
+    run_info: Mapping[str, object] | None, request: Request, recipe: Recipe, state: RunState, emit: Emit
+) -> int | None:
+    """The length of a run that was or is now extended, None where the recipe's own counts.
+
+    A finished run is extended from where it ended, early or not, with new patience. Raises ``RunError`` where
+    ``max_minutes`` leaves it no time.
+    """
     if run_info is None or not (request.extend or run_info.get("is_extended")):
+        return None
+    if request.fork and not request.extend and _asks_for_another_length(run_info, recipe):
         return None
     total = run_info.get("total_steps")
     if not isinstance(total, int):
         raise RunError("run.json does not say how long the run was", "choose another output_dir")
     if request.extend:
-        total += request.extend
+        minutes = recipe.training.max_minutes
+        if minutes is not None and state.train_seconds >= 60 * minutes:
+            raise RunError(
+                f"the run has used up training.max_minutes = {minutes:g}", "allow more: --set training.max_minutes=60"
+            )
+        total = (state.step if run_info.get("status") == "finished" else total) + request.extend
+        state.evaluations_without_improvement = 0
         emit(Notice("info", f"extended by {request.extend} to {total} steps; the schedule now ends there"))
     return total
+
+
+def _asks_for_another_length(run_info: Mapping[str, object], recipe: Recipe) -> bool:
+    identity = run_info.get("identity")
+    saved = identity.get("recipe") if isinstance(identity, dict) else None
+    now = recipe_identity(recipe)
+    keys = ("training.max_steps", "training.epochs")
+    return isinstance(saved, dict) and any(saved.get(key) != now.get(key) for key in keys)
+
+
+def _refuse_finished(admission: Admission, request: Request, state: RunState, total_steps: int) -> None:
+    """Refuse to fork a finished run without a step to take."""
+    is_finished = (admission.run_info or {}).get("status") == "finished"
+    if request.fork and is_finished and state.step >= total_steps:
+        raise RunError(
+            f"the run has finished and there is nothing left to train: it is at step {state.step} of {total_steps}",
+            "add --extend 100, or raise training.max_steps",
+        )
 
 
 def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | None:
@@ -99,7 +140,7 @@ def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | N
     for key in FREE_KEYS:
         section, _, name = key.rpartition(".")
         source, target = (now[section], values[section]) if section else (now, values)
-        if source[name] is not None:
+        if source[name] is not None or key == "training.max_minutes":  # None is no limit there, elsewhere a default
             target[name] = source[name]
     for section in FREE_SECTIONS:
         values[section] = now[section]

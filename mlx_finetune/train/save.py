@@ -14,7 +14,7 @@ from mlx_finetune import rundir
 from mlx_finetune.errors import RunError, TrainingError
 from mlx_finetune.model.adapter_files import save_adapter
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.checkpoint import Checkpoint, rotate, save_checkpoint
+from mlx_finetune.train.checkpoint import Checkpoint, checkpoint_step, rotate, save_checkpoint
 from mlx_finetune.train.loop import Cadence
 from mlx_finetune.train.optim import FlatArrays
 from mlx_finetune.train.prepare import Prepared
@@ -27,7 +27,7 @@ def checkpoint_saver(
     run: RunDir, prepared: Prepared, cadence: Cadence, clock: Callable[[], float]
 ) -> Callable[[RunState], Checkpoint]:
     """A function that commits a checkpoint of the current weights and the state it is given, then rotates old ones."""
-    parents = [int(path.name.rpartition("-")[2]) for path in run.checkpoints()]
+    parents = [checkpoint_step(path) for path in run.checkpoints()]
 
     def save(state: RunState) -> Checkpoint:
         state.journal_bytes = _size(run.file(rundir.EVENTS))

@@ -20,7 +20,8 @@ class RunState:
     """Progress after ``step`` optimizer steps. Losses are nats per target of the validation set, None without one.
 
     ``is_evaluated`` is False between the update of a step that asks for an evaluation and its end, so that a run that
-    was stopped in between evaluates first when it is resumed.
+    was stopped in between evaluates first when it is resumed. ``evaluated_step`` is the last step that was evaluated,
+    with or without a validation set; -1 before the first.
     """
 
     step: int = 0
@@ -65,7 +66,6 @@ class RunState:
             self.best_loss, self.best_step = loss, self.step
         self.evaluations_without_improvement = 0 if is_best else self.evaluations_without_improvement + 1
         self.last_loss = loss if is_finite else None
-        self.evaluated_step = self.step
         self.log({"eval_loss": loss})
         return is_best
 

@@ -1,0 +1,94 @@
+"""How a whole run begins again and ends, where that is more than its loop: extensions, forks, limits."""
+
+import json
+import signal
+
+import pytest
+from small_runs import course, train, write_recipe
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import RunError
+
+
+@pytest.fixture
+def recipe(tiny_model, tmp_path):
+    return write_recipe(tmp_path, tiny_model("llama"))
+
+
+@pytest.fixture
+def alarm():
+    """A run that never ends fails after a minute instead."""
+
+    def ring(number, frame):
+        raise TimeoutError("the run did not end")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def steps_of(run):
+    return [entry[1] for entry in course(run) if entry[0] == "step"]
+
+
+def metrics_of(run):
+    return json.loads(run.file(rundir.METRICS).read_text())
+
+
+def test_a_time_limit_ends_a_run_without_a_validation_set(recipe, alarm):
+    run = train(recipe, overrides=("data.val_split=0", "training.max_minutes=1e-9", "eval.prompts=[]"))
+    assert (steps_of(run), metrics_of(run)["reason"]) == ([1], "max_minutes")
+    assert run.file(rundir.PEFT_WEIGHTS).is_file()
+
+
+#: A rate at which every evaluation is worse than the one before it.
+STOPS_EARLY = ("training.early_stopping_patience=1", "training.learning_rate=3.0", "training.eval_steps=1")
+
+
+def test_a_run_that_stopped_early_is_extended_from_where_it_stopped(recipe):
+    settings = (*STOPS_EARLY, "training.max_steps=20", "training.warmup_steps=0", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    stopped = steps_of(run)[-1]
+    assert (metrics_of(run)["reason"], stopped < 20) == ("early_stopping", True)
+    train(recipe, overrides=settings, extend=1)
+    assert steps_of(run)[-1] == stopped + 1
+    assert metrics_of(run)["reason"] == "finished"
+
+
+def test_a_run_that_used_up_its_minutes_is_extended_only_with_more(recipe):
+    settings = ("training.max_minutes=1e-9", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    with pytest.raises(RunError, match=r"training\.max_minutes"):
+        train(recipe, overrides=settings, extend=1)
+    train(recipe, overrides=(*settings, "training.max_minutes="), extend=1)
+    assert (steps_of(run), metrics_of(run)["reason"]) == ([1, 2], "finished")
+
+
+def test_a_fork_with_nothing_left_to_train_is_refused(recipe):
+    settings = ("training.max_steps=2", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    with pytest.raises(RunError, match="step 2 of 2"):
+        train(recipe, overrides=(*settings, "training.learning_rate=5e-3"), fork=True)
+    train(recipe, overrides=("training.max_steps=3", "eval.prompts=[]"), fork=True)
+    assert steps_of(run) == [1, 2, 3]
+
+
+def test_a_fork_of_an_extended_run_takes_the_length_that_is_asked_for_now(recipe):
+    settings = ("training.max_steps=2", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    train(recipe, overrides=settings, extend=1)
+    train(recipe, overrides=("training.max_steps=5", "eval.prompts=[]"), fork=True)
+    assert steps_of(run) == [1, 2, 3, 4, 5]
+
+
+def test_a_damaged_newer_checkpoint_never_costs_the_good_ones(recipe):
+    settings = ("training.keep_checkpoints=1", "training.save_steps=1", "training.keep_best=false", "eval.prompts=[]")
+    run = train(recipe, overrides=("training.keep_checkpoints=9", *settings[1:]), kill_after=5)
+    for step in (3, 4):
+        (run.checkpoint(step) / rundir.TRAINER_STATE).write_text("{}")
+    train(recipe, overrides=settings, resume=True, stop_after=3)
+    assert [path.name for path in run.checkpoints()] == ["checkpoint-3"]
+    train(recipe, overrides=settings, resume=True)
+    assert steps_of(run) == [1, 2, 3, 4, 5, 6]

@@ -11,7 +11,8 @@ for the backward pass (all that have an adapter):
     update       12 bytes a trainable parameter, at another moment than the activations: the larger of the two counts
 
 The factors were fitted to peaks measured with mlx 0.32.4 on a CPU (SmolLM2-135M, 4 to 30 adapted blocks, T 64 to 512:
-within 2 %, with recomputation 5 %, 2026-11-21; ``benchmarks/memory_terms.py`` measures them again). Metal was not measured.
+within 2 %, with recomputation 5 %, 2026-11-21; ``benchmarks/memory_terms.py`` measures them
+again). Metal was not measured.
 """
 
 from dataclasses import dataclass

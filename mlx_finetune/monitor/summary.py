@@ -101,7 +101,8 @@ class Summary:
         smooth = event.loss
         if self.losses:
             before = self.losses[-1]
-            weight = min(1.0, (event.step - before.step) / min(SMOOTH_STEPS, event.step))
+            # Over a third of a young run: its first losses fall so fast that a mean of all would stay far too high.
+            weight = min(1.0, (event.step - before.step) / min(SMOOTH_STEPS, max(2, event.step // 3)))
             smooth = before.smooth + weight * (event.loss - before.smooth)
         self.losses.append(LossPoint(event.step, event.loss, smooth, time))
 

@@ -19,10 +19,17 @@ def test_a_whole_run_keeps_its_first_best_and_last_numbers() -> None:
 
 
 def test_the_loss_is_smoothed_over_about_twenty_steps() -> None:
-    ones = [step(number, 1.0) for number in range(1, 41)]
-    summary = summarise(records(STARTED, *ones, step(41, 3.0)))
+    ones = [step(number, 1.0) for number in range(1, 61)]
+    summary = summarise(records(STARTED, *ones, step(61, 3.0)))
     assert summary.smooth_loss == 1.0 + 2.0 / 20
     assert summarise(records(STARTED, step(1, 2.0), step(2, 4.0))).smooth_loss == 3.0
+
+
+def test_a_short_run_is_smoothed_over_its_last_third_so_that_its_first_losses_are_forgotten() -> None:
+    losses = [6.0, 5.0, 4.0, 3.0, *[2.0] * 26]
+    shown = summarise(records(STARTED, *(step(n, loss) for n, loss in enumerate(losses, 1)))).smooth_loss
+    assert shown is not None
+    assert 2.0 < shown < 2.1 < sum(losses) / len(losses)
 
 
 def test_steps_after_the_checkpoint_of_a_resumed_run_are_forgotten() -> None:

@@ -230,6 +230,7 @@ def test_a_working_python_behind_a_shim_of_the_same_name_is_found(checkout: Chec
     checkout.add_python("python3.12")
     code, _, err = checkout.run(PATH=f"{tmp_path / 'shims'}:{checkout.tools}")
     assert (code, "setup: done" in err) == (0, True)
+    assert f"or once: alias mlxft='{checkout.root}/launchers/mlxft'" in err
 
 
 def test_a_chosen_python_that_does_not_work_is_named(checkout: Checkout):

@@ -114,7 +114,7 @@ def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
         tokens=tokens,
         resolved=resolved,
         trainable=trainable,
-        disk=plan_disk(resolved, trainable, base / recipe.output_dir, beside=_tokenizer_bytes(local)),
+        disk=plan_disk(resolved, trainable, base / recipe.run_folder, beside=_tokenizer_bytes(local)),
         warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
         fixes=(),
     )

@@ -49,7 +49,7 @@ def command(
 
     loaded = load_recipe(recipe, overrides)
     request = TrainRequest(recipe, overrides, resume=resume, fork=fork, extend=extend)
-    run = RunDir(Path(loaded.recipe.output_dir))
+    run = RunDir(loaded.recipe.run_folder)
     summary = Summary()
     if request.continues:
         for record in read_events(run.file(EVENTS)):

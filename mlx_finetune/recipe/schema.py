@@ -6,6 +6,7 @@ with its reason into ``resolved.toml`` before step 1. Nothing here reads a file;
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -303,6 +304,12 @@ class Recipe(Section):
     eval: EvalRecipe = Field(default_factory=lambda: EvalRecipe.model_validate({}))
     chat: ChatRecipe = Field(default_factory=lambda: ChatRecipe.model_validate({}))
     hardware: HardwareRecipe = Field(default_factory=lambda: HardwareRecipe.model_validate({}))
+
+    @property
+    def run_folder(self) -> Path:
+        """``output_dir`` as a path, a leading ``~`` replaced by the home folder."""
+        path = Path(self.output_dir)
+        return path.expanduser() if path.parts[:1] == ("~",) else path
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

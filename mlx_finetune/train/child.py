@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop.install()
     try:
         loaded = load_recipe(request.recipe, request.overrides)
-        admission = admit(RunDir(Path(loaded.recipe.output_dir)), request)
+        admission = admit(RunDir(loaded.recipe.run_folder), request)
     except MlxftError as error:
         _print_error(error)
         return error.exit_code

@@ -99,8 +99,14 @@ def check(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> 
 
 
 @command.command(short_help="Print the JSON Schema of a recipe.")
-def schema() -> None:
+@click.option("--markdown", is_flag=True, help="Print the reference for people instead (docs/recipe.md).")
+def schema(markdown: bool) -> None:
     """Print the JSON Schema of a recipe: every key with its sentence, for editors and other programs."""
+    if markdown:
+        from mlx_finetune.recipe.reference import reference_text
+
+        click.echo(reference_text(), nl=False)
+        return
     from mlx_finetune.recipe.describe import schema_text
 
     click.echo(schema_text(), nl=False)

@@ -14,7 +14,8 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,6 +72,24 @@ def num_threads() -> int | None:
     if not report.loaded or report.path is None:
         return None
     return int(ctypes.CDLL(report.path).openblas_get_num_threads())
+
+
+@contextmanager
+def single_threaded() -> Generator[None]:
+    """One BLAS thread inside, as many as before after it; nothing happens where ``prepare`` loaded no BLAS.
+
+    For decoding: its products are too small to share, and a second thread waits long beside any busy process.
+    """
+    report, threads = prepare(), num_threads()
+    if threads is None or report.path is None:
+        yield
+        return
+    library = ctypes.CDLL(report.path)
+    library.openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        library.openblas_set_num_threads(threads)
 
 
 def find_openblas(folders: Sequence[Path]) -> Path | None:

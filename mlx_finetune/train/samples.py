@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.events import Phase, Sampled
+from mlx_finetune.hardware.blas import single_threaded
 from mlx_finetune.model.generate import Sampling, generate_tokens
 from mlx_finetune.train.prepare import Prepared
 from mlx_finetune.train.rows import Emit
@@ -37,11 +38,12 @@ def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emi
     def answer(step: int) -> None:
         for number, (prompt, ids) in enumerate(prompts):
             emit(Phase("answer", detail=prompt, done=number, total=len(prompts), unit="prompts"))
-            pieces = list(
-                generate_tokens(
-                    prepared.model, prepared.tokenizer, ids, sampling, stop=lambda: bool(stop.signal_number)
+            with single_threaded():
+                pieces = list(
+                    generate_tokens(
+                        prepared.model, prepared.tokenizer, ids, sampling, stop=lambda: bool(stop.signal_number)
+                    )
                 )
-            )
             if stop.signal_number:
                 return
             text = "".join(piece.text for piece in pieces)

@@ -114,3 +114,10 @@ def test_a_damaged_library_is_reported_not_raised(tmp_path: Path):
 def test_a_machine_without_any_libgfortran_is_told_so(tmp_path: Path):
     with pytest.raises(OSError, match=r"libgfortran\.so\.5 is not installed, and mlx carries no copy"):
         blas.load_bundled_gfortran([tmp_path])
+
+
+def test_one_thread_inside_and_as_many_as_before_after_it():
+    before = blas.num_threads()
+    with blas.single_threaded():
+        assert blas.num_threads() in (1, None)
+    assert blas.num_threads() == before

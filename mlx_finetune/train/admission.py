@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune.errors import RunError
+from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
 from mlx_finetune.train.checkpoint import Checkpoint, newest_checkpoint, sweep
+from mlx_finetune.train.identity import other_run, recipe_differences, recipe_identity
 from mlx_finetune.train.results import read_run_info
 
 
@@ -82,6 +84,19 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
     damaged: list[str] = []
     checkpoint = newest_checkpoint(run, on_damage=damaged.append)
     return Admission(run, lock, checkpoint, info, tuple(damaged))
+
+
+def check_recipe(admission: Admission, recipe: Recipe, request: Request) -> None:
+    """Refuse to continue with another recipe, before the run's journal is touched. Raises ``RunError``.
+
+    Data, model and tokenizer are compared once they are loaded (``run.py``).
+    """
+    saved = (admission.run_info or {}).get("identity")
+    if request.fork or not isinstance(saved, dict):
+        return
+    changed = recipe_differences(saved, recipe_identity(recipe))
+    if changed:
+        raise other_run(changed)
 
 
 def _make_folder(path: Path) -> None:

@@ -16,7 +16,7 @@ from mlx_finetune.events import EventWriter, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
-from mlx_finetune.train.admission import Admission, Request, admit
+from mlx_finetune.train.admission import Admission, Request, admit, check_recipe
 from mlx_finetune.train.signals import StopRequest
 
 
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         loaded = load_recipe(request.recipe, request.overrides)
         admission = admit(RunDir(loaded.recipe.run_folder), request)
+        check_recipe(admission, loaded.recipe, request)
     except MlxftError as error:
         _print_error(error)
         return error.exit_code

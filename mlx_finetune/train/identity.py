@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from mlx_finetune.errors import RunError
 from mlx_finetune.hardware import blas
 from mlx_finetune.recipe.resolve import flatten_recipe
 from mlx_finetune.recipe.schema import Recipe
@@ -80,13 +81,7 @@ def current_versions() -> dict[str, str]:
 def differences(saved: Mapping[str, object], now: Identity) -> Sequence[str]:
     """One sentence for each thing that differs between a saved identity and this one; versions are left out."""
     current = now.to_json()
-    found: list[str] = []
-    old_recipe, new_recipe = saved.get("recipe"), current["recipe"]
-    assert isinstance(new_recipe, dict)
-    old = old_recipe if isinstance(old_recipe, dict) else {}
-    for key in sorted(old.keys() | new_recipe.keys()):
-        if old.get(key) != new_recipe.get(key):
-            found.append(f"{key}: was {old.get(key)!r}, is now {new_recipe.get(key)!r}")
+    found = recipe_differences(saved, now.recipe)
     names = {
         "data_sha256": "the data files have changed",
         "model_sha256": "the model's files are others",
@@ -96,6 +91,25 @@ def differences(saved: Mapping[str, object], now: Identity) -> Sequence[str]:
     }
     found += [sentence for key, sentence in names.items() if saved.get(key) != current[key]]
     return found
+
+
+def recipe_differences(saved: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """One sentence for each key whose value differs between a saved identity and the recipe of ``recipe_identity``."""
+    recipe = saved.get("recipe")
+    old = recipe if isinstance(recipe, dict) else {}
+    return [
+        f"{key}: was {old.get(key)!r}, is now {now.get(key)!r}"
+        for key in sorted(old.keys() | now.keys())
+        if old.get(key) != now.get(key)
+    ]
+
+
+def other_run(differences: Sequence[str]) -> RunError:
+    """What is raised where the run that is continued is not the one that was started."""
+    return RunError(
+        "this is not the run that was started: " + "; ".join(differences),
+        "undo the change, or go on with it from the last checkpoint with --fork",
+    )
 
 
 def version_changes(saved: Mapping[str, object], now: Identity) -> Sequence[str]:

@@ -25,6 +25,7 @@ from mlx_finetune.train.identity import (
     FREE_SECTIONS,
     Identity,
     differences,
+    other_run,
     recipe_identity,
     version_changes,
 )
@@ -180,10 +181,7 @@ def _check_identity(admission: Admission, identity: Identity, request: Request, 
         raise RunError(f"{admission.run.path}: run.json has no identity", "choose another output_dir")
     changed = differences(saved, identity)
     if changed and not request.fork:
-        raise RunError(
-            "this is not the run that was started: " + "; ".join(changed),
-            "undo the change, or go on with it from the last checkpoint with --fork",
-        )
+        raise other_run(changed)
     for sentence in changed:
         emit(Notice("warning", f"forked: {sentence}"))
     for sentence in version_changes(saved, identity):

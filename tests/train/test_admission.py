@@ -4,8 +4,10 @@ import pytest
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
+from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.admission import Request, admit
+from mlx_finetune.train.admission import Request, admit, check_recipe
+from mlx_finetune.train.identity import recipe_identity
 
 
 @pytest.fixture
@@ -37,3 +39,28 @@ def test_checkpoints_without_their_run_are_not_overwritten(refused_once, tmp_pat
     (checkpoint / rundir.MANIFEST).write_text("{}")
     with pytest.raises(RunError, match=r"run\.json cannot be read"):
         admit(refused_once, Request(tmp_path / "recipe.toml"))
+
+
+FIELDS = {"model": "m", "output_dir": "run", "data": {"path": "rows.jsonl"}}
+
+
+def test_another_recipe_is_refused_before_the_journal_of_a_run_is_touched(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    recipe = Recipe.model_validate(FIELDS)
+    info = {
+        "format_version": rundir.FORMAT_VERSION,
+        "status": "finished",
+        "identity": {"recipe": recipe_identity(recipe)},
+    }
+    rundir.write_json(run.file(rundir.RUN_INFO), info)
+    changed = Recipe.model_validate(FIELDS | {"seed": 9})
+    for request, is_refused in ((Request(tmp_path, extend=5), True), (Request(tmp_path, fork=True), False)):
+        admission = admit(run, request)
+        check_recipe(admission, recipe, request)
+        if is_refused:
+            with pytest.raises(RunError, match="seed: was 0, is now 9"):
+                check_recipe(admission, changed, request)
+        else:
+            check_recipe(admission, changed, request)
+        admission.release()

@@ -50,7 +50,7 @@ class Loop:
     stop: StopRequest
     emit: Callable[[Event], None]
     save: Callable[[RunState], Checkpoint]
-    answer_prompts: Callable[[int], None]
+    answer_prompts: Callable[[int], bool]
     locate_row: Callable[[int], str]
 
 
@@ -164,7 +164,17 @@ def _is_evaluation_due(cadence: Cadence, step: int) -> bool:
 
 
 def _evaluate(loop: Loop, state: RunState) -> bool:
-    """Evaluate the whole validation set and answer the prompts; False when a signal cut it short."""
+    """Evaluate the whole validation set and answer the prompts; False when a signal cut it short.
+
+    A set that was evaluated before the signal is not evaluated again when the run is resumed; the prompts are.
+    """
+    if state.evaluated_step != state.step and not _evaluate_set(loop, state):
+        return False
+    state.is_evaluated = loop.answer_prompts(state.step)
+    return state.is_evaluated
+
+
+def _evaluate_set(loop: Loop, state: RunState) -> bool:
     started = time.monotonic()
     total, num_targets = 0.0, 0
     for batch in loop.valid_batches:
@@ -172,13 +182,12 @@ def _evaluate(loop: Loop, state: RunState) -> bool:
             return False
         loss_sum, count = loop.trainer.loss(batch)
         total, num_targets = total + loss_sum, num_targets + count
+    state.evaluated_step = state.step
     if num_targets:
         loss = total / num_targets
         is_best = state.record_evaluation(loss)
         seconds = round(time.monotonic() - started, 3)
         loop.emit(Evaluated(step=state.step, loss=loss, num_targets=num_targets, is_best=is_best, seconds=seconds))
-    loop.answer_prompts(state.step)
-    state.is_evaluated, state.evaluated_step = True, state.step
     return True
 
 

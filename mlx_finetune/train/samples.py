@@ -14,8 +14,8 @@ from mlx_finetune.train.rows import Emit
 from mlx_finetune.train.signals import StopRequest
 
 
-def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emit) -> Callable[[int], None]:
-    """A function of the step that answers every prompt; an answer a signal cut short is not recorded.
+def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emit) -> Callable[[int], bool]:
+    """A function of the step that answers every prompt; False, with none of them recorded, when a signal cut it short.
 
     Draws use the recipe's [chat] settings and seed and nothing of the training's randomness.
     """
@@ -35,7 +35,8 @@ def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emi
         seed=recipe.seed,
     )
 
-    def answer(step: int) -> None:
+    def answer(step: int) -> bool:
+        answers: list[tuple[str, str, int]] = []
         for number, (prompt, ids) in enumerate(prompts):
             emit(Phase("answer", detail=prompt, done=number, total=len(prompts), unit="prompts"))
             with single_threaded():
@@ -45,10 +46,12 @@ def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emi
                     )
                 )
             if stop.signal_number:
-                return
-            text = "".join(piece.text for piece in pieces)
-            _append(path, {"step": step, "prompt": prompt, "answer": text, "num_tokens": len(pieces)})
+                return False
+            answers.append((prompt, "".join(piece.text for piece in pieces), len(pieces)))
+        for prompt, text, num_tokens in answers:
+            _append(path, {"step": step, "prompt": prompt, "answer": text, "num_tokens": num_tokens})
             emit(Sampled(step, prompt, text))
+        return True
 
     return answer
 

@@ -8,6 +8,8 @@ from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
+from mlx_finetune.model.generate import generate_tokens
+from mlx_finetune.train.signals import StopRequest
 
 
 @pytest.fixture
@@ -92,3 +94,30 @@ def test_a_damaged_newer_checkpoint_never_costs_the_good_ones(recipe):
     assert [path.name for path in run.checkpoints()] == ["checkpoint-3"]
     train(recipe, overrides=settings, resume=True)
     assert steps_of(run) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_while_prompts_are_answered_costs_no_answer(recipe, monkeypatch):
+    prompts = ('eval.prompts=["One.", "Two."]', "training.max_steps=2")
+    straight = train(recipe, overrides=(*prompts, f"output_dir={recipe.parent / 'straight'}"))
+    requests, answers = [], []
+
+    class Recorded(StopRequest):
+        def __init__(self):
+            super().__init__()
+            requests.append(self)
+
+    def interrupted(*arguments, **options):
+        answers.append(1)
+        if len(answers) == 4:  # the second prompt of the second evaluation
+            requests[0].request(signal.SIGINT)
+        return generate_tokens(*arguments, **options)
+
+    monkeypatch.setattr("small_runs.StopRequest", Recorded)
+    monkeypatch.setattr("mlx_finetune.train.samples.generate_tokens", interrupted)
+    run = train(recipe, overrides=prompts)
+    assert not run.file(rundir.METRICS).exists()
+    train(recipe, overrides=prompts, resume=True)
+    assert course(run) == course(straight)
+    assert run.file(rundir.SAMPLES).read_text() == straight.file(rundir.SAMPLES).read_text()
+    histories = [metrics_of(folder)["log_history"] for folder in (run, straight)]
+    assert histories[0] == histories[1]

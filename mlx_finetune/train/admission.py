@@ -9,12 +9,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_finetune.errors import RunError
+from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
 from mlx_finetune.train.checkpoint import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.identity import other_run, recipe_differences, recipe_identity
 from mlx_finetune.train.results import read_run_info
+
+
+class RefusedError(RunError):
+    """A continuation that was refused, or stopped, before it touched anything: the run is as it was."""
+
+    def __init__(self, cause: MlxftError) -> None:
+        super().__init__(cause.message, cause.hint)
+        self.exit_code = cause.exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +134,30 @@ def _lock(run: RunDir) -> int:
     return descriptor
 
 
-def cut_journal(path: Path, num_bytes: int) -> None:
-    """Shorten an append-only file to what it was at the checkpoint; a shorter or missing one is left as it is."""
-    if path.is_file() and path.stat().st_size > num_bytes:
-        with path.open("r+b") as file:
-            file.truncate(num_bytes)
+@dataclass(frozen=True, slots=True)
+class CutFile:
+    """An append-only file that was shortened to ``num_bytes``, and what was behind that."""
+
+    path: Path
+    num_bytes: int
+    rest: bytes
+
+    def restore(self) -> None:
+        """Put back what was cut off; what was appended since is dropped."""
+        if self.path.is_file():
+            with self.path.open("r+b") as file:
+                file.truncate(self.num_bytes)
+                file.seek(self.num_bytes)
+                file.write(self.rest)
+
+
+def cut_journal(path: Path, num_bytes: int) -> CutFile:
+    """Shorten an append-only file to what it was at the checkpoint; one that is shorter keeps its length."""
+    if not path.is_file():
+        return CutFile(path, 0, b"")
+    with path.open("r+b") as file:
+        file.seek(num_bytes)
+        rest = file.read()
+        size = min(num_bytes, path.stat().st_size)
+        file.truncate(size)
+    return CutFile(path, size, rest)

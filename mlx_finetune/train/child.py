@@ -16,7 +16,7 @@ from mlx_finetune.events import EventWriter, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
-from mlx_finetune.train.admission import Admission, Request, admit, check_recipe
+from mlx_finetune.train.admission import Admission, RefusedError, Request, admit, check_recipe
 from mlx_finetune.train.signals import StopRequest
 
 
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     emit = EventWriter(admission.run.file(EVENTS), clock=time.time)
     try:
         return _train(loaded, request, admission, stop, emit)
+    except RefusedError as error:
+        _print_error(error)
+        return error.exit_code
     except MlxftError as error:
         emit(RunFailed(*_describe(error), error.exit_code))
         _print_error(error)

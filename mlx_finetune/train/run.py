@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlx_finetune import rundir
-from mlx_finetune.errors import RunError
+from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.events import Event, Notice, RunFinished, RunStarted
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.resolve import render_resolved
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.admission import Admission, Request, cut_journal
+from mlx_finetune.train.admission import Admission, CutFile, RefusedError, Request, cut_journal
 from mlx_finetune.train.checkpoint import discard_after, read_trainer_state
 from mlx_finetune.train.identity import (
     FREE_KEYS,
@@ -47,19 +47,18 @@ def train_run(
     Raises ``MlxftError`` for everything a user can mend; what was saved before stays as it was.
     """
     run = admission.run
-    state = _restored_state(admission, emit)
-    for sentence in loaded.notices:
-        emit(Notice("info", sentence))
-    total_steps = _extended_steps(admission.run_info, request, loaded.recipe, state, emit)
-    decided = None if request.fork else _decided(admission.run_info, loaded.recipe)
-    prepared = prepare(loaded, base=base, decided=decided, total_steps=total_steps, emit=emit, stop=stop)
-    _check_identity(admission, prepared.identity, request, emit)
-    _refuse_finished(admission, request, state, prepared.total_steps)
+    state, cut = _restored_state(admission)
+    try:
+        prepared, is_extended = _prepare(loaded, request, admission, state, stop, emit, base)
+    except MlxftError as error:
+        for file in cut:
+            file.restore()
+        raise RefusedError(error) if cut else error from error
     discard_after(run, state.step)
     if state.step:
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
-    info = _write_decisions(run, loaded, prepared, admission, state, is_extended=total_steps is not None)
+    info = _write_decisions(run, loaded, prepared, admission, state, is_extended=is_extended)
     emit(_run_started(run, prepared, state))
     loop = _build_loop(run, prepared, stop, emit)
     reason = run_loop(loop, state)
@@ -71,19 +70,43 @@ def train_run(
     return None
 
 
-def _restored_state(admission: Admission, emit: Emit) -> RunState:
+def _prepare(
+    loaded: LoadedRecipe,
+    request: Request,
+    admission: Admission,
+    state: RunState,
+    stop: StopRequest,
+    emit: Emit,
+    base: Path,
+) -> tuple[Prepared, bool]:
+    """Everything up to the point of no return, and whether the run is an extended one."""
+    if admission.run_info is not None:
+        for sentence in admission.damaged:
+            emit(Notice("warning", sentence))
+        where = f"continuing after step {state.step}" if state.step else "no checkpoint yet: from the start"
+        emit(Notice("info", where))
+    for sentence in loaded.notices:
+        emit(Notice("info", sentence))
+    total_steps = _extended_steps(admission.run_info, request, loaded.recipe, state, emit)
+    decided = None if request.fork else _decided(admission.run_info, loaded.recipe)
+    prepared = prepare(loaded, base=base, decided=decided, total_steps=total_steps, emit=emit, stop=stop)
+    _check_identity(admission, prepared.identity, request, emit)
+    _refuse_finished(admission, request, state, prepared.total_steps)
+    return prepared, total_steps is not None
+
+
+def _restored_state(admission: Admission) -> tuple[RunState, list[CutFile]]:
     """The state of the checkpoint to continue from, with journal and samples cut back to it; else that of step 0."""
-    if admission.run_info is None:
-        return RunState()
     state = RunState()
+    if admission.run_info is None:
+        return state, []
     if admission.checkpoint is not None:
         state = RunState.from_json(read_trainer_state(admission.checkpoint.path))
-    cut_journal(admission.run.file(rundir.EVENTS), state.journal_bytes)
-    cut_journal(admission.run.file(rundir.SAMPLES), state.samples_bytes)
-    for sentence in admission.damaged:
-        emit(Notice("warning", sentence))
-    emit(Notice("info", f"continuing after step {state.step}" if state.step else "no checkpoint yet: from the start"))
-    return state
+    run = admission.run
+    return state, [
+        cut_journal(run.file(rundir.EVENTS), state.journal_bytes),
+        cut_journal(run.file(rundir.SAMPLES), state.samples_bytes),
+    ]
 
 
 def _extended_steps(

@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from small_runs import course, train, write_recipe
+from small_runs import course, train, write_recipe, write_rows
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
@@ -121,3 +121,14 @@ def test_a_signal_while_prompts_are_answered_costs_no_answer(recipe, monkeypatch
     assert run.file(rundir.SAMPLES).read_text() == straight.file(rundir.SAMPLES).read_text()
     histories = [metrics_of(folder)["log_history"] for folder in (run, straight)]
     assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("asked", [{"extend": 2}, {"resume": True}])
+def test_a_continuation_refused_over_its_data_leaves_the_run_as_it_was(recipe, asked):
+    run = train(recipe, stop_after=None if "extend" in asked else 3)
+    files = (rundir.EVENTS, rundir.SAMPLES, rundir.RUN_INFO)
+    before = [run.file(name).read_bytes() for name in files]
+    write_rows(recipe.parent / "rows.jsonl", 30)
+    with pytest.raises(RunError, match="the data files have changed"):
+        train(recipe, **asked)
+    assert [run.file(name).read_bytes() for name in files] == before

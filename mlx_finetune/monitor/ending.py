@@ -27,11 +27,17 @@ def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name
         "",
         f"  {format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets, "
         f"peak memory {peak}",
-        f"  adapter in {folder}",
+        f"  {what_was_trained(summary)} in {folder}",
         "",
         f"next: mlxft chat {name}",
     ]
     return lines
+
+
+def what_was_trained(summary: Summary) -> str:
+    """``adapter``, or ``model`` where every weight was trained."""
+    started = summary.started
+    return "model" if started and started.trainable_parameters >= started.total_parameters else "adapter"
 
 
 def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:

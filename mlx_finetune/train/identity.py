@@ -28,6 +28,9 @@ FREE_KEYS = frozenset(
         "training.save_at",
         "eval.prompts",
         "eval.max_new_tokens",
+        "hardware.memory_limit",
+        "hardware.wired_limit",
+        "hardware.cache_limit",
     }
 )
 FREE_SECTIONS = ("chat",)

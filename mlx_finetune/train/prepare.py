@@ -46,6 +46,7 @@ class Prepared:
     identity: Identity
     model: nn.Module
     info: ModelInfo
+    source: str
     tokenizer: ModelTokenizer
     spec: AdapterSpec | None
     trainer: Trainer
@@ -88,7 +89,7 @@ def prepare(
     spec = _attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     total = total_steps or resolved.total_steps
-    return _assemble(objective, tokenizer, rows, resolved, loaded_model, spec, identity, total)
+    return _assemble(objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity, total)
 
 
 def _assemble(
@@ -97,6 +98,7 @@ def _assemble(
     rows: TrainingRows,
     resolved: Resolved,
     loaded_model: LoadedModel,
+    source: str,
     spec: AdapterSpec | None,
     identity: Identity,
     total_steps: int,
@@ -110,6 +112,7 @@ def _assemble(
         identity=identity,
         model=loaded_model.model,
         info=loaded_model.info,
+        source=source,
         tokenizer=tokenizer,
         spec=spec,
         trainer=_trainer(loaded_model.model, objective, recipe, is_packed=packed_length is not None),

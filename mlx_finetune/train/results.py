@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
+from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.state import RunState
@@ -76,7 +77,7 @@ def write_metrics(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunStat
     rundir.write_json(run.file(rundir.METRICS), fields)
 
 
-def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState) -> None:
+def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, *, source: str) -> None:
     """README.md of the run folder: base, data, settings, result, licence of the base."""
     kind = "LoRA adapter" if recipe.lora else "Fully fine-tuned model"
     lora = recipe.lora
@@ -92,23 +93,29 @@ def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState) 
         if state.first_loss is not None and state.best_loss is not None
         else "There was no validation set."
     )
+    base = entry.hub_id if (entry := find_entry(info.name)) else info.name
+    load = (
+        f"Load it with `mlxft chat {run.path.name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
+        if lora
+        else f"Load it with `mlxft chat {run.path.name}`, or `{MODEL_FOLDER}/` with `mlx_lm`."
+    )
     text = f"""---
-base_model: {info.name}
-library_name: peft
+base_model: {base}
+library_name: {"peft" if lora else "mlx"}
 license: {info.license or "unknown"}
 tags: [mlx, mlxft, {"lora" if lora else "full"}]
 ---
 # {run.path.name}
 
-{kind} for `{info.name}` ({format_count(info.num_parameters)} parameters), made with mlxft.
+{kind} for `{base}` ({format_count(info.num_parameters)} parameters), made with mlxft.
 
-- Base model: `{info.name}`, revision {info.revision or "not recorded"}, SHA-256 `{info.sha256}`
+- Base model: `{info.name}` from {source}, revision {info.revision or "none"}, SHA-256 `{info.sha256}`
 - Licence of the base model: {info.license or "unknown; see the base model's page"}
 - Task: {recipe.task}; data: `{data}`
 - Settings: {settings}; learning rate {recipe.training.learning_rate}, {recipe.training.lr_scheduler} schedule
 - {state.step} steps, {format_count(state.targets_trained)} targets. {losses}
 
-Load it with `mlxft chat {run.path.name}`, with `mlx_lm` (`adapter_path`) or with `peft`.
+{load}
 All settings are in `resolved.toml`, the course of the training in `events.jsonl`.
 """
     rundir.write_text(run.file(rundir.CARD), text)

@@ -232,6 +232,7 @@ def _write_decisions(
         "total_steps": prepared.total_steps,
         "is_extended": is_extended,
         "model": prepared.info.name,
+        "model_source": prepared.source,
         "model_folder": str(prepared.info.folder),
         "model_sha256": prepared.info.sha256,
         "revision": prepared.info.revision,
@@ -272,7 +273,7 @@ def _finish(run: RunDir, prepared: Prepared, state: RunState, reason: EndReason,
         emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
     publish(run, recipe, (state.best_step if recipe.training.keep_best else None) or state.step)
     write_metrics(run, recipe, prepared.info, state, reason)
-    write_card(run, recipe, prepared.info, state)
+    write_card(run, recipe, prepared.info, state, source=prepared.source)
     emit(
         RunFinished(
             step=state.step,

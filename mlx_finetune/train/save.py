@@ -21,6 +21,7 @@ from mlx_finetune.train.prepare import Prepared
 from mlx_finetune.train.state import RunState
 
 MODEL_WEIGHTS = "model.safetensors"
+_OTHER_SHAPE = "a fork keeps the shape of what is trained; for another one start a new run, with another output_dir"
 
 
 def checkpoint_saver(
@@ -87,12 +88,11 @@ def _read(path: Path, expected: FlatArrays) -> FlatArrays:
     assert isinstance(arrays, dict)
     if arrays.keys() != expected.keys():
         different = sorted(arrays.keys() ^ expected.keys())
-        raise RunError(f"{path} holds other tensors than this run trains: {', '.join(different[:4])}")
+        raise RunError(f"{path} holds other tensors than this run trains: {', '.join(different[:4])}", _OTHER_SHAPE)
     for name, value in expected.items():
         if arrays[name].shape != value.shape or arrays[name].dtype != value.dtype:
-            raise RunError(
-                f"{path}: {name} is {arrays[name].shape} {arrays[name].dtype}, not {value.shape} {value.dtype}"
-            )
+            found = f"{arrays[name].shape} {arrays[name].dtype}"
+            raise RunError(f"{path}: {name} is {found}, not {value.shape} {value.dtype}", _OTHER_SHAPE)
     return {name: arrays[name] for name in expected}
 
 

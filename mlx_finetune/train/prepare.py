@@ -77,6 +77,8 @@ def prepare(
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
+    if asked.adapter:
+        adapter_folder(asked.adapter, base)  # refused before anything is fetched or loaded
     local = fetch_model(asked.model, revision=asked.revision, report=emit)
     stop.raise_if_asked("before the first step")
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))

@@ -31,6 +31,7 @@ OPTIMIZER = "optimizer.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
+MODEL_FOLDER = "model"  # a fully trained model
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

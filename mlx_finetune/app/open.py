@@ -31,8 +31,6 @@ from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe, Recipe
 from mlx_finetune.rundir import RunDir, list_runs
 
-MODEL_FOLDER = "model"
-
 Report = Callable[[Phase | Notice], None]
 
 
@@ -160,7 +158,7 @@ def _locate_run(name: str, run: RunDir) -> Located:
         notice = "" if folder == run.path else f"{name} has not finished; this is {folder.name}"
         if (folder / rundir.ADAPTER_CONFIG).is_file():
             return Located(name, folder, None, run, facts, notice)
-        model = folder / MODEL_FOLDER if folder == run.path else folder
+        model = folder / rundir.MODEL_FOLDER if folder == run.path else folder
         if (model / "config.json").is_file():
             return Located(name, None, str(model), run, facts, notice)
     raise RunError(

@@ -45,11 +45,6 @@ def build_schedule(training: TrainingRecipe, *, learning_rate: float, warmup_ste
     return rate
 
 
-def default_warmup_steps(total_steps: int) -> int:
-    """3 % of the steps, at most 100 (ALGORITHMS.md section 4)."""
-    return min(math.ceil(0.03 * total_steps), 100)
-
-
 def decayed_names(parameters: Mapping[str, mx.array], undecayed: Sequence[str] = ()) -> frozenset[str]:
     """Names of parameters that weight decay applies to: matrices and stacks of them, not those of ``undecayed``.
 

@@ -21,7 +21,6 @@ from mlx_finetune.units import format_count
 if TYPE_CHECKING:  # the child imports this before mlx may be loaded (hardware.blas)
     from mlx_finetune.model.load import ModelInfo
 
-MODEL_FOLDER = "model"
 _TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.TRAINER_STATE, rundir.OPTIMIZER})
 
 
@@ -34,7 +33,7 @@ def publish(run: RunDir, recipe: Recipe, step: int) -> None:
     checkpoint = run.checkpoint(step)
     if not (checkpoint / rundir.MANIFEST).is_file():
         raise RunError(f"{run.path}: the checkpoint of step {step} is missing, so no result can be written")
-    target = run.path if recipe.lora else run.path / MODEL_FOLDER
+    target = run.path if recipe.lora else run.path / rundir.MODEL_FOLDER
     target.mkdir(exist_ok=True)
     for path in sorted(checkpoint.iterdir()):
         if path.is_file() and path.name not in _TRAINING_FILES:
@@ -97,7 +96,7 @@ def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, 
     load = (
         f"Load it with `mlxft chat {run.path.name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
         if lora
-        else f"Load it with `mlxft chat {run.path.name}`, or `{MODEL_FOLDER}/` with `mlx_lm`."
+        else f"Load it with `mlxft chat {run.path.name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`."
     )
     text = f"""---
 base_model: {base}

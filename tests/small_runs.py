@@ -8,9 +8,9 @@ from typing import Any
 from mlx_finetune.events import Evaluated, EventWriter, Sampled, StepDone, read_events
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import EVENTS, RunDir
-from mlx_finetune.train.admission import Request, admit
 from mlx_finetune.train.run import train_run
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.admission import Request, admit
 
 RECIPE = """
 model = "{model}"

@@ -233,7 +233,7 @@ def test_the_prompt_template_changes_what_a_base_model_sees(folder, tiny_model, 
 
 
 def test_gradient_checkpointing_recomputes_the_blocks(folder, tiny_model, monkeypatch):
-    from mlx_finetune.train import prepare
+    from mlx_finetune.train.start import prepare
 
     recomputed = []
     monkeypatch.setattr(prepare, "checkpoint_blocks", recomputed.append)

@@ -16,8 +16,8 @@ from mlx_finetune.events import EventWriter, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
-from mlx_finetune.train.admission import Admission, RefusedError, Request, admit, check_recipe
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.admission import Admission, RefusedError, Request, admit, check_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

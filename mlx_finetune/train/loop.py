@@ -17,10 +17,10 @@ from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.errors import TrainingError
 from mlx_finetune.events import CheckpointSaved, Evaluated, Event, Notice, StepDone
 from mlx_finetune.recipe.schema import TrainingRecipe
-from mlx_finetune.train.checkpoint import Checkpoint
+from mlx_finetune.train.checkpoints.commit import Checkpoint
+from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.optim import Schedule
 from mlx_finetune.train.signals import StopRequest
-from mlx_finetune.train.state import RunState
 from mlx_finetune.train.step import StepResult, Trainer
 
 EndReason = Literal["finished", "early_stopping", "max_minutes", "stopped"]

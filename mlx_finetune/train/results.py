@@ -15,7 +15,7 @@ from mlx_finetune.errors import RunError
 from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.state import RunState
+from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.units import format_count
 
 if TYPE_CHECKING:  # the child imports this before mlx may be loaded (hardware.blas)

@@ -18,9 +18,15 @@ from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.resolve import render_resolved
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.admission import Admission, CutFile, RefusedError, Request, cut_journal
-from mlx_finetune.train.checkpoint import discard_after, read_trainer_state
-from mlx_finetune.train.identity import (
+from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state
+from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_trainer
+from mlx_finetune.train.checkpoints.state import RunState
+from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
+from mlx_finetune.train.results import publish, write_card, write_metrics
+from mlx_finetune.train.samples import prompt_answerer
+from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.admission import Admission, CutFile, RefusedError, Request, cut_journal
+from mlx_finetune.train.start.identity import (
     FREE_KEYS,
     FREE_SECTIONS,
     Identity,
@@ -29,14 +35,8 @@ from mlx_finetune.train.identity import (
     recipe_identity,
     version_changes,
 )
-from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
-from mlx_finetune.train.prepare import Prepared, prepare
-from mlx_finetune.train.results import publish, write_card, write_metrics
-from mlx_finetune.train.rows import Emit
-from mlx_finetune.train.samples import prompt_answerer
-from mlx_finetune.train.save import checkpoint_saver, restore_trainer
-from mlx_finetune.train.signals import StopRequest
-from mlx_finetune.train.state import RunState
+from mlx_finetune.train.start.prepare import Prepared, prepare
+from mlx_finetune.train.start.rows import Emit
 
 
 def train_run(

@@ -9,9 +9,9 @@ from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.events import Phase, Sampled
 from mlx_finetune.hardware.blas import single_threaded
 from mlx_finetune.model.generate import Sampling, generate_tokens
-from mlx_finetune.train.prepare import Prepared
-from mlx_finetune.train.rows import Emit
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.prepare import Prepared
+from mlx_finetune.train.start.rows import Emit
 
 
 def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emit) -> Callable[[int], bool]:

@@ -119,7 +119,7 @@ def test_two_trainings_in_one_folder_are_refused(tiny_model, tmp_path):
     from pathlib import Path
 
     from mlx_finetune.rundir import RunDir
-    from mlx_finetune.train.admission import Request, admit
+    from mlx_finetune.train.start.admission import Request, admit
 
     first = admit(RunDir(tmp_path / "run"), Request(Path("recipe.toml")))
     with pytest.raises(RunError, match="is training in"):

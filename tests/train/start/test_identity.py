@@ -1,7 +1,7 @@
 import dataclasses
 
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.train.identity import Identity, current_versions, differences, recipe_identity, version_changes
+from mlx_finetune.train.start.identity import Identity, current_versions, differences, recipe_identity, version_changes
 
 FIELDS = {"model": "m", "output_dir": "runs/a", "lora": {"rank": 4}, "data": {"path": "d"}}
 

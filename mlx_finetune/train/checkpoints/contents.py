@@ -14,11 +14,11 @@ from mlx_finetune import rundir
 from mlx_finetune.errors import RunError, TrainingError
 from mlx_finetune.model.adapter_files import save_adapter
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.checkpoint import Checkpoint, checkpoint_step, rotate, save_checkpoint
+from mlx_finetune.train.checkpoints.commit import Checkpoint, checkpoint_step, rotate, save_checkpoint
+from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.loop import Cadence
 from mlx_finetune.train.optim import FlatArrays
-from mlx_finetune.train.prepare import Prepared
-from mlx_finetune.train.state import RunState
+from mlx_finetune.train.start.prepare import Prepared
 
 MODEL_WEIGHTS = "model.safetensors"
 _OTHER_SHAPE = "a fork keeps the shape of what is trained; for another one start a new run, with another output_dir"

@@ -5,7 +5,7 @@ import pytest
 
 from mlx_finetune import rundir
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.checkpoint import newest_checkpoint, read_checkpoint, rotate, save_checkpoint, sweep
+from mlx_finetune.train.checkpoints.commit import newest_checkpoint, read_checkpoint, rotate, save_checkpoint, sweep
 
 
 @pytest.fixture

@@ -28,12 +28,12 @@ from mlx_finetune.model.segments import check_packable
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.train.checkpoint import hash_file
-from mlx_finetune.train.identity import Identity, current_versions, recipe_identity
+from mlx_finetune.train.checkpoints.commit import hash_file
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
-from mlx_finetune.train.rows import Emit, TrainingRows, check_context, read_facts, read_rows
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.identity import Identity, current_versions, recipe_identity
+from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, read_facts, read_rows
 from mlx_finetune.train.step import Trainer
 
 

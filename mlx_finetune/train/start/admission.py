@@ -12,9 +12,9 @@ from pathlib import Path
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
-from mlx_finetune.train.checkpoint import Checkpoint, newest_checkpoint, sweep
-from mlx_finetune.train.identity import other_run, recipe_differences, recipe_identity
+from mlx_finetune.train.checkpoints.commit import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.results import read_run_info
+from mlx_finetune.train.start.identity import other_run, recipe_differences, recipe_identity
 
 
 class RefusedError(RunError):

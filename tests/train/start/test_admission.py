@@ -6,8 +6,8 @@ from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.admission import Request, admit, check_recipe
-from mlx_finetune.train.identity import recipe_identity
+from mlx_finetune.train.start.admission import Request, admit, check_recipe
+from mlx_finetune.train.start.identity import recipe_identity
 
 
 @pytest.fixture

@@ -109,6 +109,51 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """The training process ended without being asked to and was started again from the checkpoint of ``step``.
+
+    ``attempt`` counts restarts without a new checkpoint in between, from 1; ``message`` says in one sentence what ended
+    the process; ``change`` what is safer now, "" where nothing changed; ``is_bitwise`` whether the run still ends with
+    the bits of one that was never interrupted.
+    """
+
+    kind: ClassVar[str] = "restarted"
+    step: int
+    attempt: int
+    cause: str
+    message: str
+    change: str
+    is_bitwise: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Training waits, everything up to ``step`` is saved; ``reason`` is a sentence."""
+
+    kind: ClassVar[str] = "paused"
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """The pause is over after ``seconds``."""
+
+    kind: ClassVar[str] = "continued"
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimeJump:
+    """Time went by without us: ``seconds`` of sleep, or the clock was set (negative: back)."""
+
+    kind: ClassVar[str] = "time_jump"
+    seconds: float
+    was_asleep: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinished:
     """The run came to its end and the adapter is in place. Losses are of the validation set, None without one."""
 
@@ -151,6 +196,10 @@ Event = (
     | Sampled
     | CheckpointSaved
     | Notice
+    | Restarted
+    | Paused
+    | Continued
+    | TimeJump
     | RunFinished
     | RunStopped
     | RunFailed
@@ -166,6 +215,10 @@ _KINDS: Mapping[str, type[Event]] = {
         Sampled,
         CheckpointSaved,
         Notice,
+        Restarted,
+        Paused,
+        Continued,
+        TimeJump,
         RunFinished,
         RunStopped,
         RunFailed,

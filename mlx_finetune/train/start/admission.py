@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.errors import MlxftError, RunError
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
 from mlx_finetune.train.checkpoints.commit import Checkpoint, newest_checkpoint, sweep
@@ -31,13 +32,18 @@ class RefusedError(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for on the command line. ``extend`` adds that many steps to a run."""
+    """What was asked for on the command line. ``extend`` adds that many steps to a run.
+
+    ``restarts`` are those that the supervisor has made so far; ``safer`` stands in the place of what run.json says.
+    """
 
     recipe: Path
     overrides: tuple[str, ...] = ()
     resume: bool = False
     fork: bool = False
     extend: int | None = None
+    restarts: tuple[Mapping[str, object], ...] = ()
+    safer: Safer | None = None
 
     @property
     def continues(self) -> bool:

@@ -117,6 +117,21 @@ def _read_info(run: RunDir, damaged: list[str]) -> Mapping[str, object]:
         raise
 
 
+def check_output(recipe: Recipe, base: Path) -> None:
+    """Refuse to write where the training reads from, before the folder is made. Raises ``RunError``.
+
+    A run below a model's folder is fine: none of its files has a name of the model's.
+    """
+    run = (base / recipe.run_folder).resolve()
+    for key, name in (("model", recipe.model), ("adapter", recipe.adapter)):
+        read = (base / Path(name).expanduser()).resolve()
+        if name and read.exists() and (run == read or (key == "model" and run in read.parents)):
+            raise RunError(
+                f"output_dir = {recipe.output_dir!r} is where the {key} {name!r} is read from",
+                "choose another output_dir; what is trained from is never written over",
+            )
+
+
 def check_recipe(admission: Admission, recipe: Recipe, request: Request) -> None:
     """Refuse to continue with another recipe, before the run's journal is touched. Raises ``RunError``.
 

@@ -22,6 +22,7 @@ from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.optim import Schedule
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.step import StepResult, Trainer
+from mlx_finetune.train.watch import Watch
 
 EndReason = Literal["finished", "early_stopping", "max_minutes", "stopped"]
 
@@ -48,6 +49,7 @@ class Loop:
     cadence: Cadence
     training: TrainingRecipe
     stop: StopRequest
+    watch: Watch
     emit: Callable[[Event], None]
     save: Callable[[RunState], Checkpoint]
     answer_prompts: Callable[[int], bool]
@@ -65,10 +67,12 @@ def run_loop(loop: Loop, state: RunState) -> EndReason:
         if not state.is_evaluated and not _evaluate(loop, state):
             saver.save(state)
             return "stopped"
-        if _is_save_due(loop, state, saver.seconds_since_save):
+        if _is_save_due(loop, state, saver.seconds_at_risk(state)):
             saver.save(state)
         reason = _reason_to_end(loop, state)
-        if reason is None:
+        if reason is None and (shortage := loop.watch.reason_to_pause()):
+            _pause(loop, state, saver, shortage)
+        elif reason is None:
             _take_step(loop, state)
         elif reason == "max_minutes" and state.evaluated_step != state.step:
             state.is_evaluated = False
@@ -85,8 +89,10 @@ class _Saver:
         self._saved_step = saved_step
         self._saved_time = time.monotonic()
 
-    @property
-    def seconds_since_save(self) -> float:
+    def seconds_at_risk(self, state: RunState) -> float:
+        """Time since the last step that is saved, without pauses: nothing is at risk while no step is taken."""
+        if state.step == self._saved_step:
+            self._saved_time = time.monotonic()
         return time.monotonic() - self._saved_time
 
     def save(self, state: RunState) -> None:
@@ -97,6 +103,13 @@ class _Saver:
         self._saved_step, self._saved_time = state.step, time.monotonic()
         seconds = round(self._saved_time - started, 3)
         self._loop.emit(CheckpointSaved(state.step, checkpoint.path.name, checkpoint.num_bytes, seconds))
+
+
+def _pause(loop: Loop, state: RunState, saver: _Saver, reason: str) -> None:
+    """Commit, give back the memory that MLX keeps for reuse, and wait; neither the time nor the step counts."""
+    saver.save(state)
+    mx.clear_cache()
+    loop.watch.pause(state.step, reason)
 
 
 def _take_step(loop: Loop, state: RunState) -> None:
@@ -191,11 +204,11 @@ def _evaluate_set(loop: Loop, state: RunState) -> bool:
     return True
 
 
-def _is_save_due(loop: Loop, state: RunState, seconds_since_save: float) -> bool:
+def _is_save_due(loop: Loop, state: RunState, seconds_at_risk: float) -> bool:
     cadence, training = loop.cadence, loop.training
     is_best = training.keep_best and state.best_step == state.step
     by_step = state.step % cadence.save_steps == 0 or state.step in cadence.kept_steps
-    return is_best or by_step or seconds_since_save >= 60 * training.save_minutes
+    return is_best or by_step or seconds_at_risk >= 60 * training.save_minutes
 
 
 def _reason_to_end(loop: Loop, state: RunState) -> EndReason | None:

@@ -93,9 +93,8 @@ def _psutil_power() -> Power:
         return Power(None, None)
     if battery is None:
         return Power(on_battery=False, percent=None)
-    plugged: bool | None = battery.power_plugged  # psutil: None where it cannot be told
-    on_battery = None if plugged is None else not plugged
-    return Power(on_battery, min(100, max(0, round(battery.percent))))
+    is_known = battery.power_plugged is not None  # pyright: ignore[reportUnnecessaryComparison] psutil's stub is wrong
+    return Power(not battery.power_plugged if is_known else None, min(100, max(0, round(battery.percent))))
 
 
 def _psutil_memory() -> Memory:

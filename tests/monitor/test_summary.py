@@ -145,14 +145,22 @@ def test_a_pause_is_not_part_of_the_pace(at: int) -> None:
 
 def test_sleep_during_a_pause_is_not_taken_out_twice() -> None:
     told = [Paused(30, "the battery is at 19%"), TimeJump(4000.0, was_asleep=True), Continued(30, 5000.0)]
-    summary = summarise(steps_with_a_gap(30, 5000.0, told))
-    assert summary.remaining_seconds() == 100.0
+    journal = steps_with_a_gap(30, 5000.0, told)
+    assert remaining_after_each_step(journal) == [200.0 - number for number in range(1, 101)]
+    summary = summarise(journal)
     assert (summary.pause_seconds, summary.sleep_seconds) == (5000.0, 4000.0)
 
 
 def test_a_clock_set_during_a_pause_is_taken_out_as_well() -> None:
     told = [Paused(30, "the battery is at 19%"), TimeJump(-3600.0, was_asleep=False), Continued(30, 5000.0)]
-    assert summarise(steps_with_a_gap(30, 5000.0 - 3600.0, told)).remaining_seconds() == 100.0
+    left = remaining_after_each_step(steps_with_a_gap(30, 5000.0 - 3600.0, told))
+    assert left == [200.0 - number for number in range(1, 101)]
+
+
+def test_the_night_between_a_stop_and_a_resumption_is_not_part_of_the_pace() -> None:
+    evening = records(LONG, *(step(number) for number in range(1, 21)))
+    morning = records(replace(LONG, first_step=20), *(step(number) for number in range(21, 24)), start=1_030_000.0)
+    assert summarise([*evening, *morning]).remaining_seconds() == 177.0
 
 
 @pytest.mark.parametrize("jump", [TimeJump(3600.0, True), TimeJump(3600.0, False), TimeJump(-3600.0, False)])

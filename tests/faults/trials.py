@@ -1,0 +1,136 @@
+"""Saves and trainings whose file operations are recorded and disturbed: the shim, its log, and the server that forks.
+
+What may happen to an operation is in ``shim.c``.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ACTIONS = ("kill", "torn", "short", "eintr", "eio", "enospc")
+WRITING = {"write", "pwrite", "sendfile", "copy_file_range"}
+#: Actions that only some operations know; the others are for all of them (shim.c: WAITS, SPACE, DATA).
+ONLY = {
+    "torn": WRITING,
+    "short": WRITING,
+    "eintr": {"write", "pwrite", "writev", "open", "creat", "fsync", "fdatasync", "ftruncate"},
+    "enospc": WRITING | {"writev", "open", "creat", "fsync", "fdatasync", "ftruncate", "mkdir", "rename", "link"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One line of the shim's log. ``action`` is what was done to it, "-" for nothing; paths are relative to the root."""
+
+    name: str
+    result: int
+    action: str
+    path: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a trial ended: by a signal, with a code, or with an exception (the names of its type and bases)."""
+
+    operations: Sequence[Operation]
+    output: str
+    killed_by: int = 0
+    code: int | None = None
+    error: Sequence[str] = ()
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Server:
+    """A preloaded process that forks a trial for each call of ``run``; ``kind`` is save or train."""
+
+    kind: str
+    shim: Path
+    folder: Path
+    prefix: Sequence[str] = ()
+    count: int = 0
+    process: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])
+        environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        start = [*self.prefix, "env", f"LD_PRELOAD={self.shim}", sys.executable, str(HERE / "server.py"), self.kind]
+        self.process = subprocess.Popen(
+            start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=self.folder
+        )
+
+    def run(self, root: Path, *, index: int = 0, action: str = "", arguments: Sequence[str] = ()) -> Ended:
+        """One trial on ``root`` with ``action`` at its operation number ``index`` (from 1; 0 for none)."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.count += 1
+        log, output = self.folder / f"{self.count}.log", self.folder / f"{self.count}.out"
+        trial = {"root": str(root), "log": str(log), "output": str(output), "index": index, "action": action}
+        self.process.stdin.write(json.dumps(trial | {"arguments": list(arguments)}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the server has ended"
+        return Ended(read_log(log), output.read_text(errors="replace"), **json.loads(line))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it: a server whose input ends leaves."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(timeout=20)
+
+
+def build_shim(folder: Path) -> Path:
+    """The compiled shim; the test is skipped, visibly, where it cannot be built or preloaded."""
+    if sys.platform != "linux" or shutil.which("cc") is None:
+        pytest.skip("needs Linux and a C compiler (cc) for the shim")
+    shim = folder / "shim.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(shim), str(HERE / "shim.c"), "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    return shim
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A temporary folder, in memory where the system has such a place: flushing to a disk costs 20 ms each time."""
+    memory = Path("/dev/shm")
+    place = str(memory) if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="mlxft-", dir=place) as folder:
+        yield Path(folder).resolve()
+
+
+def base_name(call: str) -> str:
+    """The name of a call without the variants of glibc and the kernel: openat64 is open, renameat2 is rename."""
+    return re.sub(r"(at2?|64)+$", "", call)
+
+
+def read_log(path: Path) -> list[Operation]:
+    """The operations of a trial in order."""
+    found: list[Operation] = []
+    for line in path.read_text().splitlines():
+        name, result, action, path_name, second = line.split("\t")
+        found.append(Operation(base_name(name), int(result), action, path_name, second))
+    return found
+
+
+def applicable(operation: Operation) -> list[str]:
+    """The actions that can happen to an operation."""
+    actions = [action for action in ACTIONS if operation.name in ONLY.get(action, {operation.name})]
+    return [action for action in actions if not (action in ("torn", "short") and operation.result < 2)]

@@ -7,6 +7,8 @@
     +-- ModelError          1   a model, tokenizer or adapter that cannot be used
     +-- RunError            1   a run folder or checkpoint that cannot be used
     +-- TrainingError       1   training had to stop (non-finite loss, no target left)
+    +-- StorageError        1   the disk refused to take what was to be written
+    |   +-- NoSpaceError    1   it is full
     +-- DoesNotFitError     3   the plan says no: memory or disk
     +-- Interrupted       130   stopped by a signal, after everything was saved (143 TERM, 129 HUP)
 
@@ -16,6 +18,9 @@ is a bug of ours and keeps its traceback.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+#: Exit code of a training process whose disk was too full, or too broken, for a last word; never mlxft's own.
+EXIT_NO_SPACE = 74
 
 
 class MlxftError(Exception):
@@ -74,6 +79,14 @@ class RunError(MlxftError):
 
 class TrainingError(MlxftError):
     """Training had to stop while the weights were still good."""
+
+
+class StorageError(MlxftError):
+    """The disk refused a write; what was saved before is as it was."""
+
+
+class NoSpaceError(StorageError):
+    """There is no room on the disk for what was to be written."""
 
 
 class DoesNotFitError(MlxftError):

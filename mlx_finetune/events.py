@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from mlx_finetune import durable
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:
@@ -263,23 +265,36 @@ def from_json(line: str | bytes, index: int = 0) -> Record | None:
 
 
 class EventWriter:
-    """Appends events to one file; every event is one unbuffered write."""
+    """Appends events to one file; every event is one unbuffered write.
+
+    A line that was torn, by a full disk or a process that died, is ended before the next one begins.
+    """
 
     def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = path
+        self._descriptor = durable.open_append(path)
+        self._is_torn = not _ends_a_line(path)
 
     def __call__(self, event: Event) -> None:
         """Report ``event`` now."""
         line = to_json(event, self._clock()).encode("utf-8") + b"\n"
-        written = os.write(self._descriptor, line)
-        while written < len(line):
-            written += os.write(self._descriptor, line[written:])
+        line, self._is_torn = b"\n" * self._is_torn + line, True
+        durable.append(self._path, self._descriptor, line)
+        self._is_torn = False
 
     def close(self) -> None:
         """Flush to the disk and close."""
         os.fsync(self._descriptor)
         os.close(self._descriptor)
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def read_events(path: Path) -> Iterator[Record]:

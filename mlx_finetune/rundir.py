@@ -1,14 +1,11 @@
-"""Names of the files in a run folder, and writes that are either whole or absent.
+"""Names of the files in a run folder, and finding runs and checkpoints.
 
 Nothing is found by modification time: checkpoints sort by the step in their name, and one without a manifest does
-not count. Every write goes to a temporary name, is flushed to the disk, renamed, and the folder is flushed.
+not count. How files are written is in ``durable``.
 """
 
-import json
-import os
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,48 +78,3 @@ def list_runs(folder: Path) -> Sequence[RunDir]:
     if not folder.is_dir():
         return []
     return [RunDir(entry) for entry in sorted(folder.iterdir()) if RunDir(entry).is_run()]
-
-
-def sync_file(descriptor: int) -> None:
-    """Flush one open file to the disk itself; on macOS that takes F_FULLFSYNC (MACOS.md, fsync(2))."""
-    if sys.platform == "darwin":
-        import fcntl
-
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in ``folder``, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``, whole or not at all; a link at ``path`` is replaced, not followed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            sync_file(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """``write_bytes`` for UTF-8 text."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """``write_bytes`` for one JSON object: sorted keys, two spaces, a last newline, no NaN."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
+from saved_adapters import save_adapter
 
 from mlx_finetune import rundir
-from mlx_finetune.model.adapter_files import save_adapter
 from mlx_finetune.model.fetch import fetch_model, hash_model
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.lora import adapter_layers, attach_adapter

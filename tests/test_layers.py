@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mlx_finetune"
 
-FOUNDATION = {"errors", "events", "units", "rundir"}
+FOUNDATION = {"errors", "durable", "events", "units", "rundir"}
 RECIPE = FOUNDATION | {"recipe"}
 DATA = RECIPE | {"dataset"}
 MODELS = DATA | {"model", "hardware"}
@@ -18,6 +18,7 @@ MODELS = DATA | {"model", "hardware"}
 #: Part of the package -> the other parts it may import, at module level or inside a function.
 ALLOWED = {
     "errors": FOUNDATION,
+    "durable": FOUNDATION,
     "events": FOUNDATION,
     "units": FOUNDATION,
     "rundir": FOUNDATION,

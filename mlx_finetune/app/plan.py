@@ -5,7 +5,6 @@ token is taken to be four characters and the sizes come from the catalogue's par
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +21,16 @@ from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.disk import DiskPlan, plan_disk
 from mlx_finetune.hardware.layout import why_unpackable
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.memory import adapter_file_bytes, checkpoint_bytes, trainable_parameters
+from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.recipe.schema import Recipe
 
 CHARACTERS_PER_TOKEN = 4
-EVENT_BYTES = 420  # one line of the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +43,6 @@ class TokenCount:
     target_share: float | None
     method: str
     lost: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DiskPlan:
-    """Bytes on the volume of the run folder."""
-
-    adapter: int
-    checkpoint: int
-    needed: int
-    free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +103,13 @@ def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
         tokens=tokens,
         resolved=resolved,
         trainable=trainable,
-        disk=plan_disk(resolved, trainable, base / recipe.run_folder, beside=_tokenizer_bytes(local)),
+        disk=plan_disk(
+            resolved.recipe,
+            trainable,
+            resolved.total_steps,
+            base / recipe.run_folder,
+            beside=_tokenizer_bytes(local),
+        ),
         warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
         fixes=(),
     )
@@ -209,21 +204,6 @@ def _tokenizer_bytes(local: LocalModel | None) -> int:
         return 0
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
     return sum((local.folder / name).stat().st_size for name in names if (local.folder / name).is_file())
-
-
-def plan_disk(resolved: Resolved, trainable: int, folder: Path, *, beside: int) -> DiskPlan:
-    """Room for ``keep_checkpoints + 2`` checkpoints, the adapter and the journal, on the volume of ``folder``.
-
-    ``beside`` are the bytes of the tokenizer in each.
-    """
-    recipe = resolved.recipe
-    is_adapter = recipe.lora is not None
-    adapter = adapter_file_bytes(trainable) * (2 if is_adapter else 1) + beside
-    checkpoint = checkpoint_bytes(trainable, is_adapter=is_adapter) + beside
-    kept = recipe.training.keep_checkpoints + len(recipe.training.save_at) + 2
-    journal = EVENT_BYTES * resolved.total_steps // recipe.training.logging_steps
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return DiskPlan(adapter, checkpoint, kept * checkpoint + adapter + journal, shutil.disk_usage(existing).free)
 
 
 def _warnings(

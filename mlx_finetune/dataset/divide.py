@@ -17,8 +17,8 @@ from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.row import DataFile, file_kind
 from mlx_finetune.dataset.sources.opening import open_bytes, read_lines
 from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key
+from mlx_finetune.durable import sync_folder
 from mlx_finetune.errors import DataError, Problem
-from mlx_finetune.rundir import sync_folder
 
 SIDES: Mapping[int, str] = {TRAIN: "train.jsonl", VALID: "valid.jsonl", TEST: "test.jsonl"}
 

@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from safetensors.numpy import save
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model import peft_names
 from mlx_finetune.model.adapter_layers import linear_shape
@@ -52,10 +52,10 @@ class _Stored:
     weights: Mapping[str, Mapping[str, mx.array]]
 
 
-def save_adapter(folder: Path, model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> None:
-    """Write the attached adapter into ``folder``, which must exist: weights in both layouts, then the configuration.
+def adapter_files(model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> dict[str, bytes]:
+    """File name -> content of the attached adapter: weights in both layouts and the configuration.
 
-    Raises ``ModelError`` where a number is not finite: nothing is written then.
+    Raises ``ModelError`` where a number is not finite.
     """
     ours = {name: np.array(value.astype(mx.float32)) for name, value in adapter_parameters(model).items()}
     broken = [name for name, value in ours.items() if not np.isfinite(value).all()]
@@ -66,9 +66,11 @@ def save_adapter(folder: Path, model: nn.Module, spec: AdapterSpec, info: ModelI
         path, _, part = name.rpartition(".")
         key = f"{peft_names.PREFIX}{peft_names.to_theirs(path, info.model_type)}.{_PEFT_PARTS[part]}"
         theirs[key] = value if part == "m" else np.ascontiguousarray(value.T)
-    rundir.write_bytes(folder / rundir.PEFT_WEIGHTS, save(dict(sorted(theirs.items())), {"format": "pt"}))
-    rundir.write_bytes(folder / rundir.MLX_WEIGHTS, save(dict(sorted(ours.items())), {"format": "mlx"}))
-    rundir.write_json(folder / rundir.ADAPTER_CONFIG, adapter_config(model, spec, info))
+    return {
+        rundir.PEFT_WEIGHTS: save(dict(sorted(theirs.items())), {"format": "pt"}),
+        rundir.MLX_WEIGHTS: save(dict(sorted(ours.items())), {"format": "mlx"}),
+        rundir.ADAPTER_CONFIG: durable.encode_json(adapter_config(model, spec, info)),
+    }
 
 
 def adapter_config(model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> dict[str, object]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from mlx_finetune.errors import ModelError
+from mlx_finetune.errors import MlxftError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.model.catalogue import folder_bytes
 from mlx_finetune.model.safetensors_check import check_weight_files
@@ -168,7 +168,7 @@ def download(model: HubModel, *, cache: Path, report: Report) -> Path:
         raise _needs_approval(model.hub_id) from error
     except errors.HfHubHTTPError as error:
         raise HubUnreachableError(f"the hub refused a file of {model.hub_id}", "try again in a while") from error
-    except (ModelError, KeyboardInterrupt):
+    except (MlxftError, KeyboardInterrupt):  # ours, and a signal that came meanwhile
         raise
     except Exception as error:  # whatever the HTTP library raises
         raise HubUnreachableError(

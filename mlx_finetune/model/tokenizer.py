@@ -138,8 +138,8 @@ class ModelTokenizer:
         """The text of ``ids``, control tokens included unless they are skipped."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja for other tools (see DESIGN.md 4)."""
+    def files(self) -> dict[str, str]:
+        """File name -> text of what other tools need beside the weights (see DESIGN.md 4)."""
         config: dict[str, object] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
@@ -148,11 +148,11 @@ class ModelTokenizer:
             if token_id is not None:
                 config[name] = self._backend.id_to_token(token_id)
         config["pad_token"] = self._backend.id_to_token(self.pad_token_id)
-        (folder / "tokenizer.json").write_text(self._backend.to_str(), encoding="utf-8")
+        files = {"tokenizer.json": self._backend.to_str()}
         if self.template_source:
             config["chat_template"] = self.template_source
-            (folder / "chat_template.jinja").write_text(self.template_source, encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+            files["chat_template.jinja"] = self.template_source
+        return files | {"tokenizer_config.json": json.dumps(config, indent=1)}
 
     def _need_template(self) -> ChatTemplate:
         if self._template is None:

@@ -78,6 +78,8 @@ class Summary:
                 self.notices.append(event)
             case RunFinished() | RunStopped() | RunFailed():
                 self.outcome, self.phase = event, None
+            case _:
+                pass
 
     def _begin(self, event: Phase, time: float) -> None:
         before = self.phase

@@ -1,7 +1,8 @@
 """The training process: ``python -m mlx_finetune.train.child --recipe PATH``. It shows nothing; it writes events.
 
 Refusals before the run folder is accepted go to stderr as ``error:`` and ``hint:`` lines; after that every end is an
-event. Exit codes: 0 finished, 1 failure, 2 recipe, 3 does not fit, 128 + n stopped by signal n after saving.
+event. Exit codes: 0 finished, 1 failure, 2 recipe, 3 does not fit, 74 the disk was too full for a last word, 128 + n
+stopped by signal n after saving.
 """
 
 import argparse
@@ -11,11 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_finetune.errors import DataError, MlxftError, RecipeError
-from mlx_finetune.events import EventWriter, RunFailed, RunStopped
+from mlx_finetune import durable
+from mlx_finetune.errors import EXIT_NO_SPACE, DataError, Interrupted, MlxftError, RecipeError
+from mlx_finetune.events import Event, EventWriter, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
+from mlx_finetune.train.checkpoints.room import refused_writes
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.admission import Admission, RefusedError, Request, admit, check_recipe
 
@@ -27,29 +30,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop.install()
     try:
         loaded = load_recipe(request.recipe, request.overrides)
-        admission = admit(RunDir(loaded.recipe.run_folder), request)
-        check_recipe(admission, loaded.recipe, request)
+        run = RunDir(loaded.recipe.run_folder)
+        with refused_writes(run):
+            admission = admit(run, request)
+            check_recipe(admission, loaded.recipe, request)
+            _log_to(run.file(LOG))
+            emit = EventWriter(run.file(EVENTS), clock=time.time)
     except MlxftError as error:
         _print_error(error)
         return error.exit_code
-    _log_to(admission.run.file(LOG))
-    emit = EventWriter(admission.run.file(EVENTS), clock=time.time)
     try:
-        return _train(loaded, request, admission, stop, emit)
+        return _report_end(loaded, request, admission, stop, emit)
+    finally:
+        admission.release()
+
+
+def _report_end(
+    loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: EventWriter
+) -> int:
+    """Train; every end is an event, as far as the disk still takes one."""
+    run = admission.run
+    try:
+        with refused_writes(run):
+            code = _train(loaded, request, admission, stop, emit)
+            emit.close()
+            return code
     except RefusedError as error:
         _print_error(error)
         return error.exit_code
+    except Interrupted as error:
+        return _last_word(emit, RunStopped(0, stop.signal_number), error.exit_code)
     except MlxftError as error:
-        emit(RunFailed(*_describe(error), error.exit_code))
         _print_error(error)
-        return error.exit_code
+        return _last_word(emit, RunFailed(*_describe(error), error.exit_code), error.exit_code)
     except Exception as error:
-        hint = f"this is a bug in mlxft; the traceback is in {admission.run.file(LOG)}"
-        emit(RunFailed(f"{type(error).__name__}: {error}", hint, 1))
+        hint = f"this is a bug in mlxft; the traceback is in {run.file(LOG)}"
+        _last_word(emit, RunFailed(f"{type(error).__name__}: {error}", hint, 1), 1)
         raise
-    finally:
+
+
+def _last_word(emit: EventWriter, event: Event, exit_code: int) -> int:
+    """Report the end; where the disk does not even take that, the exit code has to say it."""
+    try:
+        emit(event)
         emit.close()
-        admission.release()
+    except OSError:
+        return EXIT_NO_SPACE
+    return exit_code
 
 
 def _train(loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: EventWriter) -> int:
@@ -78,7 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Request, int | None]:
 
 def _log_to(path: Path) -> None:
     """Send this process's stdout and stderr, those of libraries included, to the end of the run's log."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    descriptor = durable.open_append(path)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(descriptor, 1)

@@ -62,10 +62,10 @@ def run_loop(loop: Loop, state: RunState) -> EndReason:
     """
     saver = _Saver(loop, saved_step=state.step)
     while True:
-        if not state.is_evaluated and not _evaluate(loop, state):
+        if not state.is_evaluated and not _evaluate_safely(loop, state, saver):
             saver.save(state)
             return "stopped"
-        if _is_save_due(loop, state, saver.seconds_since_save):
+        if _is_save_due(loop, state, saver):
             saver.save(state)
         reason = _reason_to_end(loop, state)
         if reason is None:
@@ -84,10 +84,11 @@ class _Saver:
         self._loop = loop
         self._saved_step = saved_step
         self._saved_time = time.monotonic()
+        self.evaluation_seconds = 0.0  # of the last evaluation, with its answers
 
-    @property
-    def seconds_since_save(self) -> float:
-        return time.monotonic() - self._saved_time
+    def is_overdue(self, seconds: float) -> bool:
+        """True where ``seconds`` more of work would put more at risk than ``save_minutes`` allow."""
+        return time.monotonic() - self._saved_time + seconds > 60 * self._loop.training.save_minutes
 
     def save(self, state: RunState) -> None:
         if state.step == self._saved_step:
@@ -97,6 +98,16 @@ class _Saver:
         self._saved_step, self._saved_time = state.step, time.monotonic()
         seconds = round(self._saved_time - started, 3)
         self._loop.emit(CheckpointSaved(state.step, checkpoint.path.name, checkpoint.num_bytes, seconds))
+
+
+def _evaluate_safely(loop: Loop, state: RunState, saver: _Saver) -> bool:
+    """``_evaluate``; the steps before a long one are committed first."""
+    if saver.is_overdue(saver.evaluation_seconds):
+        saver.save(state)
+    started = time.monotonic()
+    is_done = _evaluate(loop, state)
+    saver.evaluation_seconds = time.monotonic() - started
+    return is_done
 
 
 def _take_step(loop: Loop, state: RunState) -> None:
@@ -118,6 +129,7 @@ def _take_step(loop: Loop, state: RunState) -> None:
     state.loss = result.loss if math.isfinite(result.loss) else state.loss
     state.learning_rate = learning_rate
     state.train_seconds += seconds
+    state.step_seconds = seconds
     state.peak_memory_bytes = max(state.peak_memory_bytes, mx.get_peak_memory())
     state.is_evaluated = not _is_evaluation_due(loop.cadence, state.step)
     _log_step(loop, state, result, seconds)
@@ -191,11 +203,11 @@ def _evaluate_set(loop: Loop, state: RunState) -> bool:
     return True
 
 
-def _is_save_due(loop: Loop, state: RunState, seconds_since_save: float) -> bool:
+def _is_save_due(loop: Loop, state: RunState, saver: _Saver) -> bool:
     cadence, training = loop.cadence, loop.training
     is_best = training.keep_best and state.best_step == state.step
     by_step = state.step % cadence.save_steps == 0 or state.step in cadence.kept_steps
-    return is_best or by_step or seconds_since_save >= 60 * training.save_minutes
+    return is_best or by_step or saver.is_overdue(state.step_seconds)
 
 
 def _reason_to_end(loop: Loop, state: RunState) -> EndReason | None:

@@ -5,12 +5,10 @@ file with the same bytes. Every file is replaced whole.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.recipe.schema import Recipe
@@ -21,7 +19,7 @@ from mlx_finetune.units import format_count
 if TYPE_CHECKING:  # the child imports this before mlx may be loaded (hardware.blas)
     from mlx_finetune.model.load import ModelInfo
 
-_TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.TRAINER_STATE, rundir.OPTIMIZER})
+_TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.RUN_INFO, rundir.TRAINER_STATE, rundir.OPTIMIZER})
 
 
 def publish(run: RunDir, recipe: Recipe, step: int) -> None:
@@ -34,20 +32,12 @@ def publish(run: RunDir, recipe: Recipe, step: int) -> None:
     if not (checkpoint / rundir.MANIFEST).is_file():
         raise RunError(f"{run.path}: the checkpoint of step {step} is missing, so no result can be written")
     target = run.path if recipe.lora else run.path / rundir.MODEL_FOLDER
+    if target.is_symlink() and target != run.path:
+        raise RunError(f"{target} is a link; a run writes only to folders of its own", f"remove {target}")
     target.mkdir(exist_ok=True)
     for path in sorted(checkpoint.iterdir()):
         if path.is_file() and path.name not in _TRAINING_FILES:
-            copy_file(path, target / path.name)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Replace ``target`` by a copy of ``source``, whole or not at all, without reading it into memory."""
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
-    shutil.copyfile(source, part)
-    with part.open("rb") as file:
-        rundir.sync_file(file.fileno())
-    part.replace(target)
+            durable.copy_file(path, target / path.name)
 
 
 def write_metrics(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, reason: str) -> None:
@@ -71,9 +61,10 @@ def write_metrics(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunStat
         "targets_per_second": round(state.targets_trained / max(state.train_seconds, 1e-9), 2),
         "peak_memory_bytes": state.peak_memory_bytes,
         "skipped_steps": state.skipped_steps,
+        "restarts": state.restarts,
         "log_history": state.log_history,
     }
-    rundir.write_json(run.file(rundir.METRICS), fields)
+    durable.write_json(run.file(rundir.METRICS), fields)
 
 
 def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, *, source: str) -> None:
@@ -117,7 +108,7 @@ tags: [mlx, mlxft, {"lora" if lora else "full"}]
 {load}
 All settings are in `resolved.toml`, the course of the training in `events.jsonl`.
 """
-    rundir.write_text(run.file(rundir.CARD), text)
+    durable.write_text(run.file(rundir.CARD), text)
 
 
 def read_run_info(run: RunDir) -> Mapping[str, object]:

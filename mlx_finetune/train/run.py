@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.events import Event, Notice, RunFinished, RunStarted
 from mlx_finetune.recipe.load import LoadedRecipe
@@ -48,6 +48,8 @@ def train_run(
     """
     run = admission.run
     state, cut = _restored_state(admission)
+    if state.journal_sha256 and cut[0].sha256 != state.journal_sha256:
+        emit(Notice("warning", f"{rundir.EVENTS} is not what it was at step {state.step}: its history has gaps"))
     try:
         prepared, is_extended = _prepare(loaded, request, admission, state, stop, emit, base)
     except MlxftError as error:
@@ -63,10 +65,10 @@ def train_run(
     loop = _build_loop(run, prepared, stop, emit)
     reason = run_loop(loop, state)
     if reason == "stopped":
-        rundir.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
+        durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
         return state.step
     _finish(run, prepared, state, reason, emit)
-    rundir.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
+    durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
     return None
 
 
@@ -221,8 +223,8 @@ def _write_decisions(
     is_extended: bool,
 ) -> dict[str, object]:
     """Write recipe.toml, resolved.toml and run.json; returns the fields of run.json."""
-    rundir.write_text(run.file(rundir.RECIPE), loaded.text)
-    rundir.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, prepared.reasons))
+    durable.write_text(run.file(rundir.RECIPE), loaded.text)
+    durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, prepared.reasons))
     created = (admission.run_info or {}).get("created") or datetime.now(UTC).isoformat(timespec="seconds")
     info: dict[str, object] = {
         "format_version": rundir.FORMAT_VERSION,
@@ -244,7 +246,7 @@ def _write_decisions(
         "resolved": prepared.recipe.model_dump(mode="json"),
         "identity": prepared.identity.to_json(),
     }
-    rundir.write_json(run.file(rundir.RUN_INFO), info)
+    durable.write_json(run.file(rundir.RUN_INFO), info)
     return info
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mlx_finetune import durable
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.events import Phase, Sampled
 from mlx_finetune.hardware.blas import single_threaded
@@ -57,8 +58,8 @@ def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emi
 
 
 def _append(path: Path, fields: dict[str, object]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    descriptor = durable.open_append(path)
     try:
-        os.write(descriptor, json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+        durable.append(path, descriptor, json.dumps(fields, ensure_ascii=False).encode() + b"\n")
     finally:
         os.close(descriptor)

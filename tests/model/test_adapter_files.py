@@ -15,9 +15,10 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
 from random_models import make_model
 from safetensors.numpy import load_file, save_file
+from saved_adapters import save_adapter
 
 from mlx_finetune.errors import ModelError
-from mlx_finetune.model.adapter_files import adapter_config, load_adapter, save_adapter
+from mlx_finetune.model.adapter_files import adapter_config, load_adapter
 from mlx_finetune.model.adapter_layers import DoRALinear
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model

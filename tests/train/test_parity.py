@@ -18,11 +18,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model as upstream_load
 from safetensors.numpy import load_file, save_file
+from saved_adapters import save_adapter
 from tiny import write_tiny_model
 
 from mlx_finetune.dataset.stream import Batch, make_batch
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.model.adapter_files import save_adapter
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.load import LoadedModel, load_model
 from mlx_finetune.model.lora import AdapterSpec, adapter_parameters, attach_adapter, full_parameters

@@ -1,23 +1,26 @@
 """Save, verify and find checkpoints: folders that are committed by one rename, so each is whole or not there.
 
-Order of a commit: temporary folder -> files written and flushed -> read back and hashed -> manifest -> folder flushed
--> renamed -> parent flushed; older ones are removed only after that, by rename and then deletion. The newest folder
-whose manifest fits its files wins; modification times are never looked at.
+Order of a commit: temporary folder -> each file written, flushed, read back -> manifest with sizes and hashes -> folder
+flushed -> renamed -> parent flushed; older ones are removed only after that, by rename and then deletion. The newest
+folder whose files fit its manifest wins; modification times are never looked at.
 """
 
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
+from mlx_finetune.durable import Chunk
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import RunDir
 
-_CHUNK_BYTES = 1 << 20
+_LEFTOVER = re.compile(r"\.(trash-)?checkpoint-\d+\..*|\..+\.\d+\.part")
+
+#: The files of a checkpoint: plain names, and each file's bytes in pieces.
+Contents = Iterable[tuple[str, Iterable[Chunk]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,41 +32,50 @@ class Checkpoint:
     num_bytes: int
 
 
-def save_checkpoint(
-    run: RunDir, step: int, write_files: Callable[[Path], None], *, parent_step: int | None
-) -> Checkpoint:
-    """Commit ``checkpoint-STEP``; ``write_files`` fills the folder it is given. One of that step is left as it is."""
+def save_checkpoint(run: RunDir, step: int, contents: Contents, *, parent_step: int | None) -> Checkpoint:
+    """Commit ``checkpoint-STEP``. A whole one of that step is left as it is, a damaged one replaced.
+
+    Raises ``OSError`` where the disk refuses something: then nothing is left of it, and no other one was touched.
+    """
     target = run.checkpoint(step)
-    if (target / rundir.MANIFEST).is_file():
+    if os.path.lexists(target):
         existing = read_checkpoint(target)
         if existing is not None:
             return existing
         discard(target)
     part = run.path / f".checkpoint-{step}.{os.getpid()}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    durable.remove_tree(part)
     part.mkdir()
     try:
-        write_files(part)
-        files = {name: _sync_and_hash(part / name) for name in _file_names(part)}
-        manifest = {"format_version": rundir.FORMAT_VERSION, "step": step, "parent_step": parent_step, "files": files}
-        rundir.write_json(part / rundir.MANIFEST, manifest)
-        for folder in sorted({(part / name).parent for name in files}):
-            rundir.sync_folder(folder)
+        files = {name: durable.write_new(part / name, chunks) for name, chunks in contents}
+        manifest = {
+            "format_version": rundir.FORMAT_VERSION,
+            "step": step,
+            "parent_step": parent_step,
+            "files": {name: {"bytes": file.num_bytes, "sha256": file.sha256} for name, file in files.items()},
+        }
+        durable.write_new(part / rundir.MANIFEST, [durable.encode_json(manifest)])
+        durable.sync_folder(part)
         os.rename(part, target)
-        rundir.sync_folder(run.path)
+        durable.sync_folder(run.path)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        durable.remove_tree(part)
         raise
-    return Checkpoint(target, step, sum(int(entry["bytes"]) for entry in files.values()))
+    return Checkpoint(target, step, sum(file.num_bytes for file in files.values()))
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint at ``path`` if every file has the size and SHA-256 of the manifest, else None."""
+    """The checkpoint at ``path`` if its manifest is of that step and every file has its size and SHA-256, else None."""
     try:
         manifest = json.loads((path / rundir.MANIFEST).read_bytes())
-        files, step = manifest["files"], int(manifest["step"])
+        files, step = manifest["files"], manifest["step"]
+        if step != checkpoint_step(path) or not files:
+            return None
         for name, entry in files.items():
-            if (path / name).stat().st_size != entry["bytes"] or hash_file(path / name) != entry["sha256"]:
+            file = path / name
+            if Path(name).name != name or file.stat().st_size != entry["bytes"]:
+                return None
+            if durable.hash_file(file) != entry["sha256"]:
                 return None
         return Checkpoint(path, step, sum(int(entry["bytes"]) for entry in files.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -82,11 +94,15 @@ def newest_checkpoint(run: RunDir, *, on_damage: Callable[[str], None]) -> Check
 
 def rotate(run: RunDir, *, keep_newest: int, keep_steps: Collection[int]) -> None:
     """Remove all but the ``keep_newest`` newest checkpoints and those of ``keep_steps``."""
+    for path in removable(run, keep_newest=keep_newest, keep_steps=keep_steps):
+        discard(path)
+
+
+def removable(run: RunDir, *, keep_newest: int, keep_steps: Collection[int]) -> list[Path]:
+    """The checkpoints that ``rotate`` removes, oldest first."""
     paths = run.checkpoints()
     kept = {run.checkpoint(step) for step in keep_steps} | set(paths[max(len(paths) - keep_newest, 0) :])
-    for path in paths:
-        if path not in kept:
-            discard(path)
+    return [path for path in paths if path not in kept]
 
 
 def discard_after(run: RunDir, step: int) -> None:
@@ -107,18 +123,20 @@ def checkpoint_step(path: Path) -> int:
 def discard(path: Path) -> None:
     """Remove a folder of a run: renamed first, so that a half-removed checkpoint is never seen as one."""
     trash = path.with_name(f".trash-{path.name}.{os.getpid()}")
-    shutil.rmtree(trash, ignore_errors=True)
+    durable.remove_tree(trash)
     os.rename(path, trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    durable.remove_tree(trash)
 
 
 def sweep(run: RunDir) -> None:
     """Remove what a killed process left behind: temporary and trash folders. Called with the run's lock held."""
-    for entry in run.path.iterdir():
-        if entry.name.startswith((".trash-", ".checkpoint-")):
-            shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name.startswith(".") and entry.name.endswith(".part"):
-            entry.unlink(missing_ok=True)
+    if not run.is_run() and not run.checkpoints():
+        return  # somebody's folder that is about to hold a run for the first time
+    for folder in (run.path, run.file(rundir.MODEL_FOLDER)):
+        if folder.is_dir() and not folder.is_symlink():
+            for entry in folder.iterdir():
+                if _LEFTOVER.fullmatch(entry.name):
+                    durable.remove_tree(entry)
 
 
 def read_trainer_state(checkpoint: Path) -> dict[str, object]:
@@ -130,22 +148,3 @@ def read_trainer_state(checkpoint: Path) -> dict[str, object]:
     if not isinstance(value, dict):
         raise RunError(f"{checkpoint.name}: trainer_state.json is not an object")
     return value
-
-
-def _file_names(folder: Path) -> Sequence[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _sync_and_hash(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        rundir.sync_file(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file in hex, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError, TrainingError
-from mlx_finetune.model.adapter_files import save_adapter
+from mlx_finetune.model.adapter_files import adapter_files
+from mlx_finetune.model.safetensors_write import safetensors_chunks
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.checkpoints.commit import Checkpoint, checkpoint_step, rotate, save_checkpoint
+from mlx_finetune.train.checkpoints.commit import Checkpoint, Contents, checkpoint_step, rotate, save_checkpoint
+from mlx_finetune.train.checkpoints.room import make_room
 from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.loop import Cadence
 from mlx_finetune.train.optim import FlatArrays
@@ -27,39 +29,47 @@ _OTHER_SHAPE = "a fork keeps the shape of what is trained; for another one start
 def checkpoint_saver(
     run: RunDir, prepared: Prepared, cadence: Cadence, clock: Callable[[], float]
 ) -> Callable[[RunState], Checkpoint]:
-    """A function that commits a checkpoint of the current weights and the state it is given, then rotates old ones."""
+    """A function that commits a checkpoint of the current weights and the state it is given, then rotates old ones.
+
+    It raises ``NoSpaceError`` where there is no room for another one, ``TrainingError`` where a number is not finite.
+    """
     parents = [checkpoint_step(path) for path in run.checkpoints()]
+    keep_newest = prepared.recipe.training.keep_checkpoints
 
     def save(state: RunState) -> Checkpoint:
-        state.journal_bytes = _size(run.file(rundir.EVENTS))
-        state.samples_bytes = _size(run.file(rundir.SAMPLES))
+        _check_finite(prepared, state.step)
+        if state.step in cadence.kept_steps and state.step not in state.kept_steps:
+            state.kept_steps.append(state.step)
+        state.journal_bytes, state.journal_sha256 = _sync_and_hash(run.file(rundir.EVENTS))
+        state.samples_bytes, _ = _sync_and_hash(run.file(rundir.SAMPLES))
+        keep_steps = {*state.kept_steps, *([state.best_step] if state.best_step else [])}
+        make_room(run, prepared.disk.checkpoint, keep_newest=keep_newest, keep_steps=keep_steps)
         checkpoint = save_checkpoint(
             run,
             state.step,
-            lambda folder: write_files(folder, prepared, state, clock()),
+            checkpoint_contents(run, prepared, state, clock()),
             parent_step=parents[-1] if parents else None,
         )
         parents.append(state.step)
-        best = {state.best_step} if state.best_step and prepared.recipe.training.keep_best else set[int]()
-        rotate(run, keep_newest=prepared.recipe.training.keep_checkpoints, keep_steps=cadence.kept_steps | best)
+        rotate(run, keep_newest=keep_newest, keep_steps=keep_steps)
         return checkpoint
 
     return save
 
 
-def write_files(folder: Path, prepared: Prepared, state: RunState, timestamp: float) -> None:
-    """Everything a checkpoint holds but its manifest. Raises ``TrainingError`` rather than save a non-finite weight."""
+def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timestamp: float) -> Contents:
+    """Everything a checkpoint holds but its manifest, file by file; arrays are read as they are written."""
     trainer, recipe = prepared.trainer, prepared.recipe
-    if not _is_finite(trainer.parameters):
-        raise TrainingError(
-            f"step {state.step}: a weight is not finite, so no checkpoint was written", "lower training.learning_rate"
-        )
     if prepared.spec is not None:
-        save_adapter(folder, prepared.model, prepared.spec, prepared.info)
+        for name, content in adapter_files(prepared.model, prepared.spec, prepared.info).items():
+            yield name, [content]
     else:
-        _save_model(folder, prepared, trainer.parameters)
-    mx.save_safetensors(str(folder / rundir.OPTIMIZER), _sorted(trainer.state), {"format": "mlx"})
-    prepared.tokenizer.save(folder)
+        yield MODEL_WEIGHTS, safetensors_chunks(trainer.parameters, {"format": "mlx"})
+        yield "config.json", [_model_config(prepared)]
+    yield rundir.OPTIMIZER, safetensors_chunks(trainer.state, {"format": "mlx"})
+    for name, text in prepared.tokenizer.files().items():
+        yield name, [text.encode("utf-8")]
+    yield rundir.RUN_INFO, [run.file(rundir.RUN_INFO).read_bytes()]  # should the one in the run folder be damaged
     fields = state.to_json() | {
         "format_version": rundir.FORMAT_VERSION,
         "timestamp": timestamp,
@@ -71,7 +81,7 @@ def write_files(folder: Path, prepared: Prepared, state: RunState, timestamp: fl
         "model_folder": str(prepared.info.folder),
         "identity": prepared.identity.to_json(),
     }
-    rundir.write_json(folder / rundir.TRAINER_STATE, fields)
+    yield rundir.TRAINER_STATE, [durable.encode_json(fields)]
 
 
 def restore_trainer(prepared: Prepared, checkpoint: Path) -> None:
@@ -96,22 +106,27 @@ def _read(path: Path, expected: FlatArrays) -> FlatArrays:
     return {name: arrays[name] for name in expected}
 
 
-def _save_model(folder: Path, prepared: Prepared, parameters: FlatArrays) -> None:
-    """A model folder that loads by itself: weights under MLX's names, config without quantisation."""
-    mx.save_safetensors(str(folder / MODEL_WEIGHTS), _sorted(parameters), {"format": "mlx"})
+def _model_config(prepared: Prepared) -> bytes:
+    """config.json of a fully trained model, which loads by itself: without quantisation, in fp32."""
     config = json.loads((prepared.info.folder / "config.json").read_bytes())
     for key in ("quantization", "quantization_config"):
         config.pop(key, None)
-    rundir.write_json(folder / "config.json", config | {"torch_dtype": "float32"})
+    return durable.encode_json(config | {"torch_dtype": "float32"})
 
 
-def _sorted(arrays: FlatArrays) -> FlatArrays:
-    return {name: arrays[name] for name in sorted(arrays)}
+def _check_finite(prepared: Prepared, step: int) -> None:
+    """Nothing that is not finite is ever committed, neither weights nor moments. Raises ``TrainingError``."""
+    arrays = [*prepared.trainer.parameters.values(), *prepared.trainer.state.values()]
+    if not mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in arrays])).item():
+        raise TrainingError(
+            f"step {step}: a weight or a moment of the optimizer is not finite, so no checkpoint was written",
+            "lower training.learning_rate",
+        )
 
 
-def _is_finite(arrays: FlatArrays) -> bool:
-    return bool(mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in arrays.values()])).item())
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+def _sync_and_hash(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of an append-only file, after it was flushed to the disk: the checkpoint refers to them."""
+    if not path.is_file():
+        return 0, ""
+    durable.sync_path(path)
+    return path.stat().st_size, durable.hash_file(path)

@@ -21,7 +21,8 @@ class RunState:
 
     ``is_evaluated`` is False between the update of a step that asks for an evaluation and its end, so that a run that
     was stopped in between evaluates first when it is resumed. ``evaluated_step`` is the last step that was evaluated,
-    with or without a validation set; -1 before the first.
+    with or without a validation set; -1 before the first. ``kept_steps`` are those of save_at that were passed, which
+    stay when the run is extended; ``restarts`` are the supervisor's, oldest first.
     """
 
     step: int = 0
@@ -39,9 +40,13 @@ class RunState:
     targets_trained: int = 0
     tokens_trained: int = 0
     train_seconds: float = 0.0
+    step_seconds: float = 0.0
     peak_memory_bytes: int = 0
     journal_bytes: int = 0
+    journal_sha256: str = ""
     samples_bytes: int = 0
+    kept_steps: list[int] = field(default_factory=list[int])
+    restarts: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
     log_history: list[LogEntry] = field(default_factory=list[LogEntry])
 
     def to_json(self) -> dict[str, object]:

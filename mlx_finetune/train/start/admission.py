@@ -5,10 +5,14 @@ holds a run is only touched by ``--resume``, ``--fork`` or ``--extend``.
 """
 
 import fcntl
+import hashlib
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_finetune import durable
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
@@ -71,12 +75,14 @@ def admit(run: RunDir, request: Request) -> Admission:
 
 
 def _decide(run: RunDir, lock: int, request: Request) -> Admission:
+    sweep(run)
     if not run.file(RUN_INFO).is_file() and not run.checkpoints():
         if request.continues:
             raise RunError(f"{run.path} holds no run to continue", "leave out --resume, --fork and --extend")
         cut_journal(run.file(EVENTS), 0)  # of a start that was refused before it decided anything
         return Admission(run, lock, None, None, ())
-    info = dict(read_run_info(run))
+    damaged: list[str] = []
+    info = dict(_read_info(run, damaged))
     if not request.continues:
         status = f"{info.get('status')}, step {info.get('step')}"
         raise RunError(
@@ -88,10 +94,21 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
             f"the run in {run.path} has finished; there is nothing to resume",
             f"train it further with --extend 100, or talk with it: mlxft chat {run.path}",
         )
-    sweep(run)
-    damaged: list[str] = []
     checkpoint = newest_checkpoint(run, on_damage=damaged.append)
     return Admission(run, lock, checkpoint, info, tuple(damaged))
+
+
+def _read_info(run: RunDir, damaged: list[str]) -> Mapping[str, object]:
+    """run.json, or the copy in the newest checkpoint that has one where it was damaged, which is noted in words."""
+    try:
+        return read_run_info(run)
+    except RunError as error:
+        for path in reversed(run.checkpoints()):
+            with suppress(RunError):
+                info = read_run_info(RunDir(path))
+                damaged.append(f"{error.message}; taken from {path.name}")
+                return info
+        raise
 
 
 def check_recipe(admission: Admission, recipe: Recipe, request: Request) -> None:
@@ -122,7 +139,7 @@ def _make_folder(path: Path) -> None:
 
 def _lock(run: RunDir) -> int:
     """Take the exclusive lock; the descriptor that holds it. Raises ``RunError`` naming the process that has it."""
-    descriptor = os.open(run.file(LOCK), os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    descriptor = durable.open_lock(run.file(LOCK))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -136,28 +153,34 @@ def _lock(run: RunDir) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CutFile:
-    """An append-only file that was shortened to ``num_bytes``, and what was behind that."""
+    """An append-only file that was shortened to ``num_bytes``, and what was behind that.
+
+    ``sha256`` is of what is left, "" where there is no such file.
+    """
 
     path: Path
     num_bytes: int
     rest: bytes
+    sha256: str
 
     def restore(self) -> None:
         """Put back what was cut off; what was appended since is dropped."""
         if self.path.is_file():
-            with self.path.open("r+b") as file:
+            with os.fdopen(durable.open_update(self.path), "r+b") as file:
                 file.truncate(self.num_bytes)
                 file.seek(self.num_bytes)
                 file.write(self.rest)
 
 
 def cut_journal(path: Path, num_bytes: int) -> CutFile:
-    """Shorten an append-only file to what it was at the checkpoint; one that is shorter keeps its length."""
-    if not path.is_file():
-        return CutFile(path, 0, b"")
-    with path.open("r+b") as file:
-        file.seek(num_bytes)
+    """Shorten an append-only file to what it was at the checkpoint; one that is shorter keeps its length.
+
+    Raises ``RunError`` where it is a link.
+    """
+    if not os.path.lexists(path):
+        return CutFile(path, 0, b"", "")
+    with os.fdopen(durable.open_update(path), "r+b") as file:
+        kept = file.read(num_bytes)
         rest = file.read()
-        size = min(num_bytes, path.stat().st_size)
-        file.truncate(size)
-    return CutFile(path, size, rest)
+        file.truncate(len(kept))
+    return CutFile(path, len(kept), rest, hashlib.sha256(kept).hexdigest())

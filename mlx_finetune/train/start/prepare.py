@@ -11,13 +11,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.stream import ORDER_ID, Batch, Stream, ordered_batches
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Notice, Phase
+from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.auto import Resolved, refuse_too_large, resolve_auto
+from mlx_finetune.hardware.disk import DiskPlan, check_room, plan_disk
 from mlx_finetune.hardware.limits import Limits
+from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.metal import apply_limits
+from mlx_finetune.hardware.shapes import ModelShape
 from mlx_finetune.model.adapter_files import load_adapter
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
@@ -28,7 +31,6 @@ from mlx_finetune.model.segments import check_packable
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.train.checkpoints.commit import hash_file
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
 from mlx_finetune.train.signals import StopRequest
@@ -55,6 +57,7 @@ class Prepared:
     schedule: Schedule
     total_steps: int
     limits: Limits
+    disk: DiskPlan
     device: str
     row_names: tuple[str, ...]
     num_valid_rows: int
@@ -79,19 +82,35 @@ def prepare(
     objective = OBJECTIVES[asked.task]
     if asked.adapter:
         adapter_folder(asked.adapter, base)  # refused before anything is fetched or loaded
-    local = fetch_model(asked.model, revision=asked.revision, report=emit)
+
+    def report(event: Event) -> None:
+        """Report, and leave in the middle of a long download or a long file where that was asked for."""
+        emit(event)
+        stop.raise_if_asked("before the first step")
+
+    local = fetch_model(asked.model, revision=asked.revision, report=report)
     stop.raise_if_asked("before the first step")
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
-    rows = read_rows(asked, objective, tokenizer, base, emit)
-    stop.raise_if_asked("before the first step")
-    resolved = resolve_auto(decided or _with_absolute_paths(asked, base), read_facts(local.folder, rows, asked.seed))
+    rows = read_rows(asked, objective, tokenizer, base, report)
+    facts = read_facts(local.folder, rows, asked.seed)
+    resolved = resolve_auto(decided or _with_absolute_paths(asked, base), facts)
+    total = total_steps or resolved.total_steps
     refuse_too_large(resolved)
-    loaded_model = _load_model(local, resolved, rows, emit)
+    disk = _plan_disk(resolved.recipe, facts.shape, tokenizer, total)
+    loaded_model = _load_model(local, resolved, rows, report)
     stop.raise_if_asked("before the first step")
     spec = _attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
-    total = total_steps or resolved.total_steps
-    return _assemble(objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity, total)
+    return _assemble(objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity, total, disk)
+
+
+def _plan_disk(recipe: Recipe, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int) -> DiskPlan:
+    """What the run needs on the disk, refused before anything large is loaded where that is not there."""
+    beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
+    trainable = trainable_parameters(shape, recipe.lora)
+    disk = plan_disk(recipe, trainable, total_steps, recipe.run_folder, beside=beside)
+    check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
+    return disk
 
 
 def _assemble(
@@ -104,6 +123,7 @@ def _assemble(
     spec: AdapterSpec | None,
     identity: Identity,
     total_steps: int,
+    disk: DiskPlan,
 ) -> Prepared:
     """The parts of a run around a loaded model: stream, optimizer, schedule."""
     recipe, training = resolved.recipe, resolved.recipe.training
@@ -134,6 +154,7 @@ def _assemble(
         ),
         total_steps=total_steps,
         limits=resolved.limits,
+        disk=disk,
         device=device_name(),
         row_names=tuple(f"{row.source}:{row.line}" for row in rows.train),
         num_valid_rows=len(rows.valid),
@@ -237,7 +258,7 @@ def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: 
     if recipe.adapter:
         folder = adapter_folder(recipe.adapter, base)
         names = (rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS)
-        adapter = " ".join(hash_file(folder / name) for name in names if (folder / name).is_file())
+        adapter = " ".join(durable.hash_file(folder / name) for name in names if (folder / name).is_file())
     return Identity(
         recipe=recipe_identity(recipe),
         data_sha256=rows.content_hash,

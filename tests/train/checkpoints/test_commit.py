@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.commit import newest_checkpoint, read_checkpoint, rotate, save_checkpoint, sweep
 
@@ -13,15 +13,8 @@ def run(tmp_path):
     return RunDir(tmp_path)
 
 
-def write(content):
-    def write_files(folder):
-        (folder / "weights").write_bytes(content)
-
-    return write_files
-
-
 def save(run, step, content=b"weights"):
-    return save_checkpoint(run, step, write(content), parent_step=None)
+    return save_checkpoint(run, step, [("weights", [content])], parent_step=None)
 
 
 def test_a_checkpoint_has_a_manifest_with_size_and_hash_of_every_file(run):
@@ -66,12 +59,13 @@ def test_damage_is_seen_and_the_one_before_is_taken(run, damage):
 def test_a_failure_while_writing_leaves_nothing_and_touches_no_other(run):
     save(run, 1)
 
-    def fail(folder):
-        (folder / "weights").write_bytes(b"half")
+    def fail():
+        yield b"half"
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint(run, 2, fail, parent_step=1)
+    with pytest.raises(OSError, match="No space") as error:
+        save_checkpoint(run, 2, [("weights", fail())], parent_step=1)
+    assert error.value.filename.endswith("/weights")
     assert sorted(entry.name for entry in run.path.iterdir()) == ["checkpoint-1"]
     assert read_checkpoint(run.checkpoint(1)) is not None
 
@@ -115,6 +109,6 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(run):
     outside = run.path / "outside"
     outside.write_text("mine")
     (run.path / rundir.RUN_INFO).symlink_to(outside)
-    rundir.write_json(run.path / rundir.RUN_INFO, {"a": 1})
+    durable.write_json(run.path / rundir.RUN_INFO, {"a": 1})
     assert outside.read_text() == "mine"
     assert not (run.path / rundir.RUN_INFO).is_symlink()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
@@ -53,7 +53,7 @@ def test_another_recipe_is_refused_before_the_journal_of_a_run_is_touched(tmp_pa
         "status": "finished",
         "identity": {"recipe": recipe_identity(recipe)},
     }
-    rundir.write_json(run.file(rundir.RUN_INFO), info)
+    durable.write_json(run.file(rundir.RUN_INFO), info)
     changed = Recipe.model_validate(FIELDS | {"seed": 9})
     for request, is_refused in ((Request(tmp_path, extend=5), True), (Request(tmp_path, fork=True), False)):
         admission = admit(run, request)

@@ -3,27 +3,15 @@
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from faults.trials import Ended, Operation, Server, applicable
+from faults.trials import Ended, Operation, Server, Verdict, applicable, done_to
 
 from mlx_finetune import rundir
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.commit import newest_checkpoint, read_checkpoint, rotate, save_checkpoint, sweep
 
 Tree = Mapping[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One trial. ``problems`` is empty where everything held; the two flags are columns of the table."""
-
-    name: str
-    action: str
-    is_intact: bool
-    goes_on: bool
-    problems: Sequence[str]
 
 
 def contents(step: int) -> Iterator[tuple[str, list[bytes]]]:
@@ -78,7 +66,7 @@ class SaveTrials:
         """Disturb one operation and look at what is left; then save again as the next process does."""
         root = self.new_root()
         ended = self.server.run(root, index=index, action=action)
-        problems = [] if _hit(ended) == [action] else [f"the shim did {_hit(ended)}"]
+        problems = [] if done_to(ended) == [action] else [f"the shim did {done_to(ended)}"]
         problems += _check_end(ended, action, in_rotation=index >= self.rotation)
         may_rotate = ended.code == 0 or index >= self.rotation
         is_intact = not (damage := self._check_checkpoints(root, may_rotate=may_rotate))
@@ -108,7 +96,7 @@ class SaveTrials:
 
     def _check_leftovers(self, root: Path, ended: Ended, index: int) -> list[str]:
         """A save that came back left nothing behind; a rotation at most its trash, which the next start sweeps."""
-        if ended.killed_by:
+        if ended.code < 0:
             return []
         allowed = (".trash-",) if index >= self.rotation else ()
         left = [entry.name for entry in root.iterdir() if entry.name.startswith(".")]
@@ -119,15 +107,10 @@ def _of(tree: Tree, step: int) -> dict[str, bytes]:
     return {name: content for name, content in tree.items() if name.startswith(f"checkpoint-{step}/")}
 
 
-def _hit(ended: Ended) -> list[str]:
-    """What the shim did, each action once: a full disk stays full."""
-    return sorted({operation.action for operation in ended.operations} - {"-"})
-
-
 def _check_end(ended: Ended, action: str, *, in_rotation: bool) -> list[str]:
     """Killed where it was; whole where the system only asked to go on; else one of the errors that are explained."""
     if action in ("kill", "torn"):
-        return [] if ended.killed_by == signal.SIGKILL else ["it was not killed"]
+        return [] if ended.code == -signal.SIGKILL else ["it was not killed"]
     if ended.code == 0 and (in_rotation or action in ("short", "eintr")):
         return []
     if action in ("eio", "enospc") and {"OSError", "MlxftError"} & set(ended.error):

@@ -1,4 +1,4 @@
-"""Runs trials, each in a fork of this preloaded process, so that the imports are paid once. Started by ``faults.trials``.
+"""Runs trials, each in a fork of this preloaded process, so that imports are paid once. Started by ``faults.trials``.
 
     LD_PRELOAD=shim.so python server.py save|train
 
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def prepare_training() -> Callable[[Trial], int]:
     return lambda trial: child.main(trial["arguments"])
 
 
-def run_trial(trial: Trial, function: Callable[[Trial], int], shim: ctypes.CDLL, answer: int) -> None:
-    """In the fork: arm the shim, do it, say how it ended. An exception is named with its bases."""
+def run_trial(trial: Trial, function: Callable[[Trial], int], shim: ctypes.CDLL, answer: int) -> int:
+    """In the fork: arm the shim, do it; the exit code. An exception is told with its bases and traceback."""
     signal.alarm(TRIAL_SECONDS)
     output = os.open(trial["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -50,13 +51,25 @@ def run_trial(trial: Trial, function: Callable[[Trial], int], shim: ctypes.CDLL,
     log = os.open(trial["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     shim.shim_arm(trial["root"].encode(), log, trial["index"], trial["action"].encode())
     try:
-        ended: dict[str, object] = {"code": function(trial)}
+        return function(trial)
     except BaseException as error:
-        ended = {"error": [kind.__name__ for kind in type(error).__mro__], "message": str(error)}
-    os.write(answer, json.dumps(ended).encode())
+        bases = [kind.__name__ for kind in type(error).__mro__]
+        os.write(answer, json.dumps({"error": bases, "message": traceback.format_exc()}).encode())
+        return 1
+
+
+def flush(code: int) -> int:
+    """The exit code after Python's last flushes, which fail where the log cannot be written."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return 120
+    return code
 
 
 def main() -> None:
+    """Fork for every line and tell how the fork ended."""
     function = {"save": prepare_saves, "train": prepare_training}[sys.argv[1]]()
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
     shim.shim_arm.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_char_p)
@@ -64,15 +77,12 @@ def main() -> None:
         reader, writer = os.pipe()
         process = os.fork()
         if process == 0:
-            try:
-                run_trial(json.loads(line), function, shim, writer)
-            finally:
-                os._exit(0)
+            os._exit(flush(run_trial(json.loads(line), function, shim, writer)))
         os.close(writer)
         with os.fdopen(reader, "rb") as file:
-            ended = json.loads(file.read() or b"{}")
+            error = json.loads(file.read() or b"{}")
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        print(json.dumps({"killed_by": -status if status < 0 else 0} | ended), flush=True)
+        print(json.dumps({"code": status} | error), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every operation of a save and its rotation fails once, in every way it can; and the list of operations is complete."""
+"""Every operation of a save and its rotation fails once, in every way it can; the list of operations is complete."""
 
 import re
 import shutil

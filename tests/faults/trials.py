@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ ONLY = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One line of the shim's log. ``action`` is what was done to it, "-" for nothing; paths are relative to the root."""
+    """A line of the shim's log. ``action`` is what was done to it, "-" for nothing; paths are relative to the root."""
 
     name: str
     result: int
@@ -43,14 +43,24 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a trial ended: by a signal, with a code, or with an exception (the names of its type and bases)."""
+    """How a trial ended: its exit code (a signal's is negative); an exception by the names of its type and bases."""
 
     operations: Sequence[Operation]
     output: str
-    killed_by: int = 0
-    code: int | None = None
+    code: int
     error: Sequence[str] = ()
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One trial. ``problems`` is empty where everything held; the two flags are columns of the table."""
+
+    name: str
+    action: str
+    is_intact: bool
+    goes_on: bool
+    problems: Sequence[str]
 
 
 @dataclass(slots=True)
@@ -134,3 +144,21 @@ def applicable(operation: Operation) -> list[str]:
     """The actions that can happen to an operation."""
     actions = [action for action in ACTIONS if operation.name in ONLY.get(action, {operation.name})]
     return [action for action in actions if not (action in ("torn", "short") and operation.result < 2)]
+
+
+def done_to(ended: Ended) -> list[str]:
+    """What the shim did in a trial, each action once: a full disk stays full."""
+    return sorted({operation.action for operation in ended.operations} - {"-"})
+
+
+def render_table(verdicts: Iterable[Verdict]) -> str:
+    """Trials by operation: how many there were, after how many every checkpoint was intact and the end was the same."""
+    rows: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        rows.setdefault(verdict.name, []).append(verdict)
+    rows = dict(sorted(rows.items())) | {"all": [verdict for row in rows.values() for verdict in row]}
+    lines = [f"{'operation':<12}{'actions':>8}{'trials':>8}{'intact':>8}{'resumed':>9}{'problems':>10}"]
+    for name, row in rows.items():
+        counts = (len({v.action for v in row}), len(row), sum(v.is_intact for v in row), sum(v.goes_on for v in row))
+        lines.append("{:<12}{:>8}{:>8}{:>8}{:>9}{:>10}".format(name, *counts, sum(bool(v.problems) for v in row)))
+    return "\n".join(lines)

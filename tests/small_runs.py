@@ -2,10 +2,12 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlx_finetune.events import Evaluated, EventWriter, Sampled, StepDone, read_events
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import EVENTS, RunDir
 from mlx_finetune.train.run import train_run
@@ -82,9 +84,11 @@ def train(
     extend: int | None = None,
     stop_after: int | None = None,
     kill_after: int | None = None,
+    restarts: tuple[Mapping[str, object], ...] = (),
+    safer: Safer | None = None,
 ) -> RunDir:
     """Run to the end, or until a signal (``stop_after``) or a kill (``kill_after``) right after that step's event."""
-    request = Request(recipe, overrides, resume=resume, fork=fork, extend=extend)
+    request = Request(recipe, overrides, resume, fork, extend, restarts, safer)
     loaded = load_recipe(recipe, overrides)
     admission = admit(RunDir(Path(loaded.recipe.output_dir)), request)
     stop = StopRequest()

@@ -93,9 +93,19 @@ class Stream:
     """The training rows in the order of the steps. Holds one epoch's grouping at a time."""
 
     def __init__(
-        self, rows: Sequence[Tokens], *, batch_size: int, accumulation: int, packed_length: int | None, seed: int
+        self,
+        rows: Sequence[Tokens],
+        *,
+        batch_size: int,
+        accumulation: int,
+        packed_length: int | None,
+        seed: int,
+        pieces: int = 1,
     ) -> None:
-        """``packed_length`` is T of a pack, None for one row a sequence. Raises ``ValueError`` without rows."""
+        """``packed_length`` is T of a pack, None for one row a sequence. Raises ``ValueError`` without rows.
+
+        Each group of ``batch_size`` sequences comes in up to ``pieces`` microbatches: the same rows in the same steps.
+        """
         if not rows:
             raise ValueError("a stream needs at least one row")
         self._rows = rows
@@ -104,6 +114,7 @@ class Stream:
         self._accumulation = accumulation
         self._packed_length = packed_length
         self._seed = seed
+        self._piece_size = -(-batch_size // pieces)
         self._shape_step = length_step(max(self._lengths) - 1)
         self._epoch = -1
         self._groups: list[list[list[int]]] = []
@@ -141,7 +152,8 @@ class Stream:
         """The microbatches of the 0-based optimizer step, in order."""
         epoch, within = self.locate(step)
         groups = self._grouping(epoch)[within * self._accumulation : (within + 1) * self._accumulation]
-        return [self._batch(group) for group in groups]
+        size = self._piece_size
+        return [self._batch(group[at : at + size]) for group in groups for at in range(0, len(group), size)]
 
     def _grouping(self, epoch: int) -> list[list[list[int]]]:
         """For every microbatch of the epoch the sequences in it, each a list of row numbers."""
@@ -176,7 +188,7 @@ class Stream:
         return make_batch(
             self._rows,
             group,
-            num_sequences=self._batch_size if self._packed_length else len(group),
+            num_sequences=self._piece_size if self._packed_length else len(group),
             length=length,
             is_packed=self._packed_length is not None,
         )

@@ -53,6 +53,19 @@ class Safer:
             wired=fields.get("wired") is not False,
         )
 
+    def reasons(self) -> dict[str, str]:
+        """Key of the recipe -> how it is carried out since the abort, for resolved.toml."""
+        found: dict[str, str] = {}
+        if self.pieces > 1:
+            found["training.batch_size"] = f"since an abort in up to {self.pieces} pieces"
+        if self.recomputation:
+            found["training.gradient_checkpointing"] = "true since an abort, whatever it says here"
+        if self.cache_share < 1:
+            found["hardware.cache_limit"] = f"since an abort {_share(round(1 / self.cache_share))} of this"
+        if not self.wired:
+            found["hardware.wired_limit"] = "since an abort nothing is wired"
+        return found
+
     def limits(self, limits: Limits) -> Limits:
         """``limits`` with the smaller cache, and nothing wired where that is asked for."""
         cache = round(limits.cache_bytes * self.cache_share)

@@ -21,7 +21,7 @@ from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 from mlx_finetune.train.checkpoints.room import refused_writes
 from mlx_finetune.train.signals import StopRequest
-from mlx_finetune.train.start.admission import Admission, RefusedError, Request, admit, check_recipe
+from mlx_finetune.train.start.admission import Admission, RefusedError, Request, admit, check_output, check_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop.install()
     try:
         loaded = load_recipe(request.recipe, request.overrides)
+        check_output(loaded.recipe, Path.cwd())
         run = RunDir(loaded.recipe.run_folder)
         with refused_writes(run):
             admission = admit(run, request)

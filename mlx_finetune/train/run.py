@@ -14,13 +14,14 @@ from pathlib import Path
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.events import Event, Notice, RunFinished, RunStarted
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.resolve import render_resolved
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state
 from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_trainer
-from mlx_finetune.train.checkpoints.state import RunState
+from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
 from mlx_finetune.train.results import publish, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
@@ -57,6 +58,7 @@ def train_run(
             file.restore()
         raise RefusedError(error) if cut else error from error
     discard_after(run, state.step)
+    record_restarts(request.restarts, state, emit)
     if state.step:
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
@@ -91,7 +93,9 @@ def _prepare(
         emit(Notice("info", sentence))
     total_steps = _extended_steps(admission.run_info, request, loaded.recipe, state, emit)
     decided = None if request.fork else _decided(admission.run_info, loaded.recipe)
-    prepared = prepare(loaded, base=base, decided=decided, total_steps=total_steps, emit=emit, stop=stop)
+    saved = None if request.fork else (admission.run_info or {}).get("safer")
+    safer = request.safer or Safer.from_json(saved)
+    prepared = prepare(loaded, base=base, decided=decided, total_steps=total_steps, safer=safer, emit=emit, stop=stop)
     _check_identity(admission, prepared.identity, request, emit)
     _refuse_finished(admission, request, state, prepared.total_steps)
     return prepared, total_steps is not None
@@ -233,6 +237,7 @@ def _write_decisions(
         "step": state.step,
         "total_steps": prepared.total_steps,
         "is_extended": is_extended,
+        "safer": prepared.safer.to_json(),
         "model": prepared.info.name,
         "model_source": prepared.source,
         "model_folder": str(prepared.info.folder),

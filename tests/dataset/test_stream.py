@@ -144,3 +144,17 @@ def test_the_first_token_of_a_document_is_never_a_target():
 def test_a_stream_without_rows_is_refused():
     with pytest.raises(ValueError, match="at least one row"):
         make_stream([])
+
+
+@pytest.mark.parametrize("packed_length", [None, 80])
+@pytest.mark.parametrize("pieces", [2, 3, 4])
+def test_a_microbatch_in_pieces_has_the_same_rows_in_the_same_steps(packed_length, pieces):
+    rows = make_rows(50)
+    whole = Stream(rows, batch_size=4, accumulation=2, packed_length=packed_length, seed=5)
+    cut = Stream(rows, batch_size=4, accumulation=2, packed_length=packed_length, seed=5, pieces=pieces)
+    assert cut.steps_in_epoch(0) == whole.steps_in_epoch(0)
+    for step in range(whole.steps_in_epoch(0) + 2):
+        big, small = whole.microbatches(step), cut.microbatches(step)
+        assert [row for batch in small for row in batch.rows] == [row for batch in big for row in batch.rows]
+        assert max(batch.tokens.shape[0] for batch in small) <= -(-4 // pieces)
+        assert sum(batch.num_targets for batch in small) == sum(batch.num_targets for batch in big)

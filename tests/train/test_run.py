@@ -8,7 +8,10 @@ from small_runs import course, train, write_recipe, write_rows
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
+from mlx_finetune.events import EventWriter, Notice, read_events
 from mlx_finetune.model.generate import generate_tokens
+from mlx_finetune.rundir import RunDir
+from mlx_finetune.train import loop
 from mlx_finetune.train.signals import StopRequest
 
 
@@ -132,3 +135,65 @@ def test_a_continuation_refused_over_its_data_leaves_the_run_as_it_was(recipe, a
     with pytest.raises(RunError, match="the data files have changed"):
         train(recipe, **asked)
     assert [run.file(name).read_bytes() for name in files] == before
+
+
+def test_a_damaged_run_json_is_taken_from_the_newest_checkpoint(recipe, tmp_path):
+    straight = train(recipe, overrides=(f"output_dir={tmp_path / 'straight'}",))
+    run = train(recipe, kill_after=5)
+    run.file(rundir.RUN_INFO).write_text('{"format_version"')
+    train(recipe, resume=True)
+    assert "taken from checkpoint-4" in run.file(rundir.EVENTS).read_text()
+    assert run.file(rundir.MLX_WEIGHTS).read_bytes() == straight.file(rundir.MLX_WEIGHTS).read_bytes()
+
+
+def test_checkpoints_of_save_at_stay_when_the_run_is_extended(recipe):
+    settings = ("training.save_at=[0.5]", "training.save_steps=1", "training.keep_checkpoints=1", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    train(recipe, overrides=settings, extend=6)
+    assert {"checkpoint-3", "checkpoint-6", "checkpoint-12"} <= {path.name for path in run.checkpoints()}
+
+
+def test_a_journal_that_was_changed_is_said(recipe):
+    run = train(recipe, kill_after=3)
+    lines = run.file(rundir.EVENTS).read_text().splitlines(keepends=True)
+    run.file(rundir.EVENTS).write_text("".join(lines[1:]))
+    train(recipe, resume=True)
+    assert "is not what it was at step 2: its history has gaps" in run.file(rundir.EVENTS).read_text()
+
+
+def test_a_torn_last_line_of_the_journal_spoils_no_other_line(recipe):
+    run = train(recipe, stop_after=3)
+    whole = len(list(read_events(run.file(rundir.EVENTS))))
+    writer = EventWriter(run.file(rundir.EVENTS), clock=lambda: 1.0)
+    writer(Notice("info", "one"))
+    writer.close()
+    with run.file(rundir.EVENTS).open("ab") as file:
+        file.write(b'{"kind": "notice", "ti')
+    writer = EventWriter(run.file(rundir.EVENTS), clock=lambda: 1.0)
+    writer(Notice("info", "two"))
+    writer.close()
+    added = [record.event for record in read_events(run.file(rundir.EVENTS))][whole:]
+    assert added == [Notice("info", "one"), Notice("info", "two")]
+
+
+def test_the_steps_before_a_long_evaluation_are_saved_first(recipe, tmp_path, monkeypatch):
+    """With almost no work allowed at risk, each step is saved, also the one that is about to be evaluated."""
+    saved_before = []
+    real = loop._evaluate
+
+    def evaluate(given, state):
+        saved_before.append((state.step, [path.name for path in run.checkpoints()][-1:]))
+        return real(given, state)
+
+    monkeypatch.setattr(loop, "_evaluate", evaluate)
+    straight = tmp_path / "straight"
+    run = RunDir(straight)
+    train(recipe, overrides=(f"output_dir={straight}",))
+    assert saved_before[1] == (2, []), "by default nothing is that urgent"
+    saved_before.clear()
+    run = RunDir(recipe.with_suffix(""))
+    hurried = ("training.save_minutes=0.00001", "training.save_steps=99", "training.keep_checkpoints=9")
+    train(recipe, overrides=hurried, kill_after=5)
+    assert saved_before[1:] == [(2, ["checkpoint-2"]), (4, ["checkpoint-4"])]
+    train(recipe, overrides=hurried, resume=True)
+    assert run.file(rundir.MLX_WEIGHTS).read_bytes() == RunDir(straight).file(rundir.MLX_WEIGHTS).read_bytes()

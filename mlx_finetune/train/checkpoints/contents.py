@@ -42,7 +42,7 @@ def checkpoint_saver(
             state.kept_steps.append(state.step)
         state.journal_bytes, state.journal_sha256 = _sync_and_hash(run.file(rundir.EVENTS))
         state.samples_bytes, _ = _sync_and_hash(run.file(rundir.SAMPLES))
-        keep_steps = {*state.kept_steps, *([state.best_step] if state.best_step else [])}
+        keep_steps = {*cadence.kept_steps, *state.kept_steps, *([state.best_step] if state.best_step else [])}
         make_room(run, prepared.disk.checkpoint, keep_newest=keep_newest, keep_steps=keep_steps)
         checkpoint = save_checkpoint(
             run,

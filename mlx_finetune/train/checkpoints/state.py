@@ -6,11 +6,12 @@ people and never read back into the training.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from mlx_finetune.errors import RunError
+from mlx_finetune.events import Event, Restarted
 
 LogEntry = dict[str, float | int]
 
@@ -77,3 +78,26 @@ class RunState:
     def log(self, values: Mapping[str, float]) -> None:
         """Add an entry for this step to the history; numbers that are not finite are left out of it."""
         self.log_history.append({"step": self.step} | {k: v for k, v in values.items() if math.isfinite(v)})
+
+
+def record_restarts(restarts: Sequence[Mapping[str, object]], state: RunState, emit: Callable[[Event], None]) -> None:
+    """Report the supervisor's restarts that are not in the journal yet, and keep them in the state.
+
+    Those before the checkpoint are in the state that was restored; the journal was cut back to the same point. An entry
+    that is not what the supervisor writes is left out.
+    """
+    known = {entry.get("id") for entry in state.restarts}
+    for entry in restarts:
+        match entry:
+            case {
+                "id": float(number),
+                "attempt": int(attempt),
+                "cause": str(cause),
+                "message": str(message),
+                "change": str(change),
+                "is_bitwise": bool(is_bitwise),
+            } if number not in known:
+                emit(Restarted(state.step, attempt, cause, message, change, is_bitwise))
+                state.restarts.append({**entry, "step": state.step})
+            case _:
+                pass

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.errors import MlxftError, RunError
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
 from mlx_finetune.train.checkpoints.commit import Checkpoint, newest_checkpoint, sweep
@@ -31,13 +32,18 @@ class RefusedError(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for on the command line. ``extend`` adds that many steps to a run."""
+    """What was asked for on the command line. ``extend`` adds that many steps to a run.
+
+    ``restarts`` are those that the supervisor has made so far; ``safer`` stands in the place of what run.json says.
+    """
 
     recipe: Path
     overrides: tuple[str, ...] = ()
     resume: bool = False
     fork: bool = False
     extend: int | None = None
+    restarts: tuple[Mapping[str, object], ...] = ()
+    safer: Safer | None = None
 
     @property
     def continues(self) -> bool:
@@ -109,6 +115,21 @@ def _read_info(run: RunDir, damaged: list[str]) -> Mapping[str, object]:
                 damaged.append(f"{error.message}; taken from {path.name}")
                 return info
         raise
+
+
+def check_output(recipe: Recipe, base: Path) -> None:
+    """Refuse to write where the training reads from, before the folder is made. Raises ``RunError``.
+
+    A run below a model's folder is fine: none of its files has a name of the model's.
+    """
+    run = (base / recipe.run_folder).resolve()
+    for key, name in (("model", recipe.model), ("adapter", recipe.adapter)):
+        read = (base / Path(name).expanduser()).resolve()
+        if name and read.exists() and (run == read or (key == "model" and run in read.parents)):
+            raise RunError(
+                f"output_dir = {recipe.output_dir!r} is where the {key} {name!r} is read from",
+                "choose another output_dir; what is trained from is never written over",
+            )
 
 
 def check_recipe(admission: Admission, recipe: Recipe, request: Request) -> None:

@@ -4,7 +4,7 @@ Order: model files -> tokenizer -> rows -> tokens -> automatic choices -> limits
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ from mlx_finetune.hardware.disk import DiskPlan, check_room, plan_disk
 from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.metal import apply_limits
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.shapes import ModelShape
 from mlx_finetune.model.adapter_files import load_adapter
 from mlx_finetune.model.fetch import LocalModel, fetch_model
@@ -58,6 +59,7 @@ class Prepared:
     total_steps: int
     limits: Limits
     disk: DiskPlan
+    safer: Safer
     device: str
     row_names: tuple[str, ...]
     num_valid_rows: int
@@ -69,13 +71,15 @@ def prepare(
     base: Path,
     decided: Recipe | None,
     total_steps: int | None,
+    safer: Safer,
     emit: Emit,
     stop: StopRequest,
 ) -> Prepared:
     """Load and decide everything. Relative paths are looked up in ``base``.
 
     ``decided`` is the resolved recipe of the run that is resumed: its choices count again, whatever this machine would
-    choose now. ``total_steps`` replaces the recipe's length for an extended run. Raises ``MlxftError`` for what a user
+    choose now. ``total_steps`` replaces the recipe's length for an extended run. ``safer`` says how much more carefully
+    than the recipe it is carried out after an abort. Raises ``MlxftError`` for what a user
     can mend and ``Interrupted`` when a signal comes before the first step.
     """
     asked = loaded.recipe
@@ -94,14 +98,16 @@ def prepare(
     rows = read_rows(asked, objective, tokenizer, base, report)
     facts = read_facts(local.folder, rows, asked.seed)
     resolved = resolve_auto(decided or _with_absolute_paths(asked, base), facts)
+    resolved = replace(resolved, limits=safer.limits(resolved.limits))
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved)
     disk = _plan_disk(resolved.recipe, facts.shape, tokenizer, total)
     loaded_model = _load_model(local, resolved, rows, report)
     stop.raise_if_asked("before the first step")
-    spec = _attach(loaded_model, resolved.recipe, base, emit)
+    spec = _attach(loaded_model, resolved.recipe, base, emit, recomputes=safer.recomputation)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
-    return _assemble(objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity, total, disk)
+    parts = (objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity)
+    return _assemble(*parts, total_steps=total, disk=disk, safer=safer)
 
 
 def _plan_disk(recipe: Recipe, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int) -> DiskPlan:
@@ -122,15 +128,17 @@ def _assemble(
     source: str,
     spec: AdapterSpec | None,
     identity: Identity,
+    *,
     total_steps: int,
     disk: DiskPlan,
+    safer: Safer,
 ) -> Prepared:
     """The parts of a run around a loaded model: stream, optimizer, schedule."""
     recipe, training = resolved.recipe, resolved.recipe.training
     packed_length = resolved.packed_length
     return Prepared(
         recipe=recipe,
-        reasons=resolved.reasons,
+        reasons={**resolved.reasons, **safer.reasons()},
         identity=identity,
         model=loaded_model.model,
         info=loaded_model.info,
@@ -144,8 +152,9 @@ def _assemble(
             accumulation=training.gradient_accumulation_steps,
             packed_length=packed_length,
             seed=recipe.seed,
+            pieces=safer.pieces,
         ),
-        valid_batches=tuple(ordered_batches(rows.valid, resolved.batch_size)),
+        valid_batches=tuple(ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces))),
         schedule=build_schedule(
             training,
             learning_rate=float(training.learning_rate),
@@ -155,6 +164,7 @@ def _assemble(
         total_steps=total_steps,
         limits=resolved.limits,
         disk=disk,
+        safer=safer,
         device=device_name(),
         row_names=tuple(f"{row.source}:{row.line}" for row in rows.train),
         num_valid_rows=len(rows.valid),
@@ -202,7 +212,7 @@ def device_name() -> str:
     return f"{mx.device_info().get('device_name', 'unknown')} GPU"
 
 
-def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec | None:
+def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit, *, recomputes: bool) -> AdapterSpec | None:
     """Make the right weights trainable, start from another run's adapter if asked, add noise and recomputation."""
     model = base_model.model
     spec = None
@@ -214,7 +224,7 @@ def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> 
         full_parameters(model)
     if recipe.training.neftune_alpha:
         add_neftune(embedding(model), recipe.training.neftune_alpha)
-    if recipe.training.gradient_checkpointing:
+    if recipe.training.gradient_checkpointing or recomputes:
         checkpoint_blocks(model)
     return spec
 

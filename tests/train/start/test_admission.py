@@ -6,7 +6,7 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.start.admission import Request, admit, check_recipe
+from mlx_finetune.train.start.admission import Request, admit, check_output, check_recipe
 from mlx_finetune.train.start.identity import recipe_identity
 
 
@@ -64,3 +64,49 @@ def test_another_recipe_is_refused_before_the_journal_of_a_run_is_touched(tmp_pa
         else:
             check_recipe(admission, changed, request)
         admission.release()
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_refused"),
+    [
+        ({"model": "base", "output_dir": "base"}, True),
+        ({"model": "run/model", "output_dir": "run"}, True),
+        ({"model": "base", "output_dir": "link"}, True),
+        ({"adapter": "tuned", "output_dir": "./tuned", "lora": {}}, True),
+        ({"model": "base", "output_dir": "base/adapters/mine"}, False),
+        ({"model": "base", "output_dir": "run"}, False),
+        ({"model": "org/base", "output_dir": "run"}, False),
+    ],
+)
+def test_nothing_is_written_where_the_training_reads_from(tmp_path, fields, is_refused):
+    for name in ("base", "run/model", "tuned"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    recipe = Recipe.model_validate(FIELDS | fields)
+    if is_refused:
+        with pytest.raises(RunError, match="is read from"):
+            check_output(recipe, tmp_path)
+    else:
+        check_output(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("name", [rundir.LOCK, rundir.EVENTS])
+def test_a_link_in_the_place_of_a_runs_file_is_refused_and_what_it_names_is_untouched(refused_once, tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_text("mine\n")
+    refused_once.file(name).unlink(missing_ok=True)
+    refused_once.file(name).symlink_to(outside)
+    with pytest.raises(RunError, match="a link or no regular file"):
+        admit(refused_once, Request(tmp_path / "recipe.toml"))
+    assert outside.read_text() == "mine\n"
+
+
+def test_leftovers_of_a_dead_process_are_swept_and_other_peoples_files_stay(refused_once, tmp_path):
+    ours = (".run.json.77.part", ".checkpoint-4.77.part", ".trash-checkpoint-2.77")
+    theirs = (".video.part", ".trash-of-mine", "notes.7.part")
+    for name in (*ours, *theirs):
+        (refused_once.path / name).write_text("")
+    admit(refused_once, Request(tmp_path / "recipe.toml")).release()
+    names = {path.name for path in refused_once.path.iterdir()}
+    assert names.isdisjoint(ours)
+    assert names.issuperset(theirs)

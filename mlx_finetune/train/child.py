@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with refused_writes(run):
             admission = admit(run, request)
             check_recipe(admission, loaded.recipe, request)
-            _log_to(run.file(LOG))
             emit = EventWriter(run.file(EVENTS), clock=time.time)
+            _log_to(run.file(LOG))  # last: what is refused before it is said to whoever started this process
     except MlxftError as error:
         _print_error(error)
         return error.exit_code

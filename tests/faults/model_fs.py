@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest import MonkeyPatch
+import pytest
 
 ROOT = 0
 SECTOR_BYTES = 512
@@ -349,14 +349,16 @@ class _Recorder:
         return remove
 
 
-_REAL: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in ("open", "write", "close", "ftruncate", "mkdir")}
+_REAL: dict[str, Callable[..., Any]] = {
+    name: getattr(os, name) for name in ("open", "write", "close", "ftruncate", "mkdir")
+}
 
 
 @contextmanager
 def record(root: Path) -> Generator[Recording]:
     """Record what the block does under ``root``; afterwards nothing may have gone unnoticed."""
     recorder = _Recorder(root)
-    with MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name, function in recorder.functions().items():
             patch.setattr(os, name, function)
         yield recorder.recording

@@ -1,6 +1,5 @@
 """Every operation of a save and its rotation fails once, in every way it can; the list of operations is complete."""
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -8,16 +7,9 @@ from pathlib import Path
 
 import pytest
 from faults.saving import SaveTrials, changed_names
-from faults.trials import ACTIONS, Operation, Server, base_name
+from faults.trials import ACTIONS, STRACE, Operation, Server, read_strace
 
 from mlx_finetune import rundir
-
-#: Calls that change nothing; whatever else strace sees under the root must be in the shim's log.
-READING = {
-    *("read", "pread64", "lseek", "close", "stat", "fstat", "newfstatat", "lstat", "statx", "access", "faccessat2"),
-    *("getdents64", "readlink", "readlinkat", "fcntl", "ioctl", "dup2", "statfs", "fstatfs", "getcwd", "chdir"),
-}
-STRACE = ("strace", "-f", "-y", "-s", "300", "-e", "trace=%file,%desc", "-e", "signal=none", "-o")
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +71,9 @@ def test_strace_sees_the_same_operations_in_the_same_order_as_the_shim(
     with Server("save", shim, tmp_path, prefix=(*STRACE, str(trace))) as server:
         ended = server.run(root)
     assert ended.code == 0, ended
-    seen = [found for line in trace.read_text().splitlines() if (found := _operation(line, str(root)))]
+    seen = read_strace(trace, root)
     assert seen == [operation.name for operation in ended.operations]
     assert len(seen) == len(trials.operations)
-
-
-def _operation(line: str, root: str) -> str:
-    """The call on a line of strace's where it changes something under ``root``, else an empty string."""
-    match = re.match(r"\d+ +(\w+)\((.*)", line)
-    if not match or not re.search(rf'["<]{re.escape(root)}[/">]', match[2]):
-        return ""
-    call, rest = base_name(match[1]), match[2]
-    if match[1] in READING or (call == "open" and not re.search(r"O_(WRONLY|RDWR|CREAT|TRUNC)", rest)):
-        return ""
-    return "" if call == "mmap" and "MAP_SHARED" not in rest else call
 
 
 def _where(operations: list[Operation], name: str, **fields: str) -> int:

@@ -23,17 +23,43 @@ RECIPE = "save_steps = 2\nkeep_checkpoints = 1"
 
 
 class TrainTrials:
-    """The undisturbed training (6 steps, a checkpoint every 2, one kept) and disturbed ones to compare with it."""
+    """The undisturbed training (6 steps, a checkpoint every 2, one kept) and disturbed ones to compare with it.
 
-    def __init__(self, server: Server, model: Path, folder: Path) -> None:
-        self._server, self._folder = server, folder
+    With ``resumes`` it is the process that goes on from checkpoint 2 that is disturbed, else the first one.
+    """
+
+    def __init__(self, server: Server, model: Path, folder: Path, *, resumes: bool = False) -> None:
+        self._server, self._folder, self.resumes = server, folder, resumes
         self._recipe = write_recipe(folder, model, extra=RECIPE)
-        self._run = RunDir(folder / "straight")
+        self._run = RunDir(folder / f"straight-{server.count}")
         self._arguments = ("--recipe", str(self._recipe))
         ended = self._train(self._run)
-        assert ended.code == 0, (ended.code, ended.error, ended.message, _words(self._run, ended))
+        assert ended.code == 0, (ended, _words(self._run, ended))
         self.operations = ended.operations
         self._course = course(self._run)
+        self._begun: RunDir | None = None
+        if resumes:
+            index = next(i for i, op in enumerate(self.operations, 1) if op.second == "checkpoint-4")
+            self._begun = RunDir(folder / f"begun-{server.count}")
+            self._train(self._begun, index=index, action="kill")
+            run = self._new_run()
+            self.operations = self._train(run, *self._options).operations
+
+    @property
+    def root(self) -> Path:
+        """The folder of the undisturbed run."""
+        return self._run.path
+
+    @property
+    def _options(self) -> tuple[str, ...]:
+        return ("--resume",) if self._begun else ()
+
+    def _new_run(self) -> RunDir:
+        """A run folder that is not there yet, or that of a process that was killed as it committed checkpoint 4."""
+        run = RunDir(self._folder / f"run-{self._server.count}")
+        if self._begun:
+            shutil.copytree(self._begun.path, run.path)
+        return run
 
     def pairs(self) -> Iterator[tuple[int, str]]:
         """Every operation, by its number from 1, with every action that can happen to it."""
@@ -43,8 +69,8 @@ class TrainTrials:
 
     def run(self, index: int, action: str) -> Verdict:
         """Disturb one operation, look at what is left, go on to the end."""
-        run = RunDir(self._folder / f"run-{self._server.count}")
-        ended = self._train(run, index=index, action=action)
+        run = self._new_run()
+        ended = self._train(run, *self._options, index=index, action=action)
         problems = _check_end(run, ended, action)
         is_intact = not (damage := _check_checkpoints(run))
         problems += damage

@@ -30,6 +30,14 @@ ONLY = {
 }
 
 
+#: Calls that change nothing; whatever else strace sees under the root must be in the shim's log.
+READING = {
+    *("read", "pread64", "lseek", "close", "stat", "fstat", "newfstatat", "lstat", "statx", "access", "faccessat2"),
+    *("getdents64", "readlink", "readlinkat", "fcntl", "ioctl", "dup2", "statfs", "fstatfs", "getcwd", "chdir"),
+}
+STRACE = ("strace", "-f", "-y", "-s", "300", "-e", "trace=%file,%desc", "-e", "signal=none", "-o")
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """A line of the shim's log. ``action`` is what was done to it, "-" for nothing; paths are relative to the root."""
@@ -162,3 +170,19 @@ def render_table(verdicts: Iterable[Verdict]) -> str:
         counts = (len({v.action for v in row}), len(row), sum(v.is_intact for v in row), sum(v.goes_on for v in row))
         lines.append("{:<12}{:>8}{:>8}{:>8}{:>9}{:>10}".format(name, *counts, sum(bool(v.problems) for v in row)))
     return "\n".join(lines)
+
+
+def read_strace(trace: Path, root: Path) -> list[str]:
+    """The calls in a file of strace's that change something under ``root``, in order, named as the shim names them."""
+    return [found for line in trace.read_text().splitlines() if (found := _traced(line, str(root)))]
+
+
+def _traced(line: str, root: str) -> str:
+    """The call on a line of strace's where it changes something under ``root``, else an empty string."""
+    match = re.match(r"\d+ +(\w+)\((.*)", line)
+    if not match or not re.search(rf'["<]{re.escape(root)}[/">]', match[2]):
+        return ""
+    call, rest = base_name(match[1]), match[2]
+    if match[1] in READING or (call == "open" and not re.search(r"O_(WRONLY|RDWR|CREAT|TRUNC)", rest)):
+        return ""
+    return "" if call == "mmap" and "MAP_SHARED" not in rest else call

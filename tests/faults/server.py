@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def prepare_training() -> Callable[[Trial], int]:
     from mlx_finetune.hardware import blas
 
     blas.prepare()
-    import mlx_finetune.train.run  # noqa: F401
+    import_module("mlx_finetune.train.run")
     from mlx_finetune.train import child
 
     return lambda trial: child.main(trial["arguments"])

@@ -57,6 +57,13 @@ def _prepare(*steps: int, damaged: int | None = None) -> Callable[[RunDir], None
     return prepare
 
 
+def _prepare_leftovers(run: RunDir) -> None:
+    """Those of a dead process that had the number which this one has now."""
+    _prepare(2, 4)(run)
+    for name in (f".checkpoint-6.{os.getpid()}.part", f".trash-checkpoint-2.{os.getpid()}"):
+        shutil.copytree(run.checkpoint(2), run.file(name))
+
+
 def _save_and_rotate(keep: int) -> Callable[[RunDir, Recording], None]:
     def act(run: RunDir, recording: Recording) -> None:
         save(run, 6)
@@ -92,6 +99,7 @@ def _begin(run: RunDir, recording: Recording) -> None:
 PHASES = {
     "save, two kept": Phase(_prepare(2, 4), _save_and_rotate(2), 4, 6),
     "save, one kept": Phase(_prepare(2, 4), _save_and_rotate(1), 4, 6),
+    "save over leftovers": Phase(_prepare_leftovers, _save_and_rotate(2), 4, 6),
     "one for another": Phase(_prepare(4), _save_and_rotate(1), 4, 6),
     "save, three rotated out": Phase(_prepare(1, 2, 4), _save_and_rotate(1), 4, 6),
     "first save": Phase(_prepare(), _save_and_rotate(2), None, 6),

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,19 @@ ONLY = {
 #: Calls that change nothing; whatever else strace sees under the root must be in the shim's log.
 READING = {
     *("read", "pread64", "lseek", "close", "stat", "fstat", "newfstatat", "lstat", "statx", "access", "faccessat2"),
-    *("getdents64", "readlink", "readlinkat", "fcntl", "ioctl", "dup2", "statfs", "fstatfs", "getcwd", "chdir"),
+    *(
+        "getdents64",
+        "readlink",
+        "readlinkat",
+        "fcntl",
+        "ioctl",
+        "flock",
+        "dup2",
+        "statfs",
+        "fstatfs",
+        "getcwd",
+        "chdir",
+    ),
 }
 STRACE = ("strace", "-f", "-y", "-s", "300", "-e", "trace=%file,%desc", "-e", "signal=none", "-o")
 
@@ -126,7 +138,7 @@ def build_shim(folder: Path) -> Path:
 
 
 @contextmanager
-def memory_folder() -> Iterator[Path]:
+def memory_folder() -> Generator[Path]:
     """A temporary folder, in memory where the system has such a place: flushing to a disk costs 20 ms each time."""
     memory = Path("/dev/shm")
     place = str(memory) if os.access(memory, os.W_OK) else None

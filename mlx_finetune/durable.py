@@ -110,6 +110,20 @@ def append(path: Path, descriptor: int, content: bytes) -> None:
         write_all(descriptor, content)
 
 
+def cut(path: Path, descriptor: int, num_bytes: int) -> None:
+    """Leave the first ``num_bytes`` of the file that is open at ``path``. Raises ``OSError`` that names ``path``."""
+    with _naming(path):
+        os.ftruncate(descriptor, num_bytes)
+
+
+def make_folder(path: Path) -> None:
+    """Make ``path`` and the folders above it where they are missing, so that their names survive a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
 def open_append(path: Path) -> int:
     """A descriptor that appends to ``path``, which is made where it is missing.
 

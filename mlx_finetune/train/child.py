@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mlx_finetune import durable
@@ -35,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with refused_writes(run):
             admission = admit(run, request)
             check_recipe(admission, loaded.recipe, request)
-            _log_to(run.file(LOG))
             emit = EventWriter(run.file(EVENTS), clock=time.time)
+            _log_to(run.file(LOG))  # last: what is refused before it is said to whoever started this process
     except MlxftError as error:
         _print_error(error)
         return error.exit_code
@@ -124,9 +125,10 @@ def _describe(error: MlxftError) -> tuple[str, str]:
 
 
 def _print_error(error: MlxftError) -> None:
+    """Say it on stderr, which is the log in the run folder by now: a full disk may refuse that too."""
     message, hint = _describe(error)
-    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-    sys.stderr.flush()
+    with suppress(OSError):  # not through sys.stderr, which would try again at exit and change the exit code
+        durable.write_all(2, (f"error: {message}\n" + (f"hint: {hint}\n" if hint else "")).encode())
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def publish(run: RunDir, recipe: Recipe, step: int) -> None:
     target = run.path if recipe.lora else run.path / rundir.MODEL_FOLDER
     if target.is_symlink() and target != run.path:
         raise RunError(f"{target} is a link; a run writes only to folders of its own", f"remove {target}")
-    target.mkdir(exist_ok=True)
+    durable.make_folder(target)
     for path in sorted(checkpoint.iterdir()):
         if path.is_file() and path.name not in _TRAINING_FILES:
             durable.copy_file(path, target / path.name)

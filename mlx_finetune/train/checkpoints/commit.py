@@ -41,6 +41,7 @@ def save_checkpoint(run: RunDir, step: int, contents: Contents, *, parent_step: 
     if os.path.lexists(target):
         existing = read_checkpoint(target)
         if existing is not None:
+            durable.sync_folder(run.path)  # its process may have been killed between the rename and the flush
             return existing
         discard(target)
     part = run.path / f".checkpoint-{step}.{os.getpid()}.part"
@@ -121,10 +122,14 @@ def checkpoint_step(path: Path) -> int:
 
 
 def discard(path: Path) -> None:
-    """Remove a folder of a run: renamed first, so that a half-removed checkpoint is never seen as one."""
+    """Remove a folder of a run: renamed first, so that a half-removed checkpoint is never seen as one.
+
+    The new name is flushed before anything goes, or a power cut could bring back the old one with half of its files.
+    """
     trash = path.with_name(f".trash-{path.name}.{os.getpid()}")
     durable.remove_tree(trash)
     os.rename(path, trash)
+    durable.sync_folder(path.parent)
     durable.remove_tree(trash)
 
 

@@ -149,7 +149,7 @@ def _make_folder(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise RunError(f"{path} is a link to a folder that is not there")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(path)
     except FileExistsError as error:
         raise RunError(f"{path} is a file; output_dir must name a folder") from error
     except OSError as error:
@@ -167,8 +167,8 @@ def _lock(run: RunDir) -> int:
         owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
         os.close(descriptor)
         raise RunError(f"another process ({owner or 'unknown'}) is training in {run.path}") from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    durable.cut(run.file(LOCK), descriptor, 0)
+    durable.append(run.file(LOCK), descriptor, f"{os.getpid()}\n".encode())
     return descriptor
 
 
@@ -187,10 +187,12 @@ class CutFile:
     def restore(self) -> None:
         """Put back what was cut off; what was appended since is dropped."""
         if self.path.is_file():
-            with os.fdopen(durable.open_update(self.path), "r+b") as file:
-                file.truncate(self.num_bytes)
-                file.seek(self.num_bytes)
-                file.write(self.rest)
+            descriptor = durable.open_append(self.path)
+            try:
+                durable.cut(self.path, descriptor, self.num_bytes)
+                durable.append(self.path, descriptor, self.rest)
+            finally:
+                os.close(descriptor)
 
 
 def cut_journal(path: Path, num_bytes: int) -> CutFile:
@@ -203,5 +205,5 @@ def cut_journal(path: Path, num_bytes: int) -> CutFile:
     with os.fdopen(durable.open_update(path), "r+b") as file:
         kept = file.read(num_bytes)
         rest = file.read()
-        file.truncate(len(kept))
+        durable.cut(path, file.fileno(), len(kept))
     return CutFile(path, len(kept), rest, hashlib.sha256(kept).hexdigest())

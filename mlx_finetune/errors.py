@@ -17,6 +17,9 @@ is a bug of ours and keeps its traceback.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: The training process leaves with it where the disk was too full for even a word in the journal; users see 1.
+EXIT_NO_SPACE = 74
+
 
 class MlxftError(Exception):
     """Base of every error a user can cause. ``message`` says what is wrong, ``hint`` what to do."""

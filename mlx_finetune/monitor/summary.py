@@ -13,6 +13,7 @@ from mlx_finetune.events import (
     Notice,
     Phase,
     Record,
+    Restarted,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -52,6 +53,7 @@ class Summary:
         self.samples: list[Sampled] = []
         self.checkpoints: list[CheckpointSaved] = []
         self.notices: list[Notice] = []
+        self.restarts: list[Restarted] = []
         self.outcome: Outcome | None = None
         self.first_time: float | None = None
         self.last_time: float = 0.0
@@ -76,8 +78,12 @@ class Summary:
                 self.checkpoints.append(event)
             case Notice():
                 self.notices.append(event)
+            case Restarted():
+                self._restart(event)
             case RunFinished() | RunStopped() | RunFailed():
                 self.outcome, self.phase = event, None
+            case _:
+                pass
 
     def _begin(self, event: Phase, time: float) -> None:
         before = self.phase
@@ -93,6 +99,12 @@ class Summary:
         self.evaluations = [one for one in self.evaluations if one.step <= kept] if kept else _before_start(self)
         self.samples = [one for one in self.samples if one.step <= kept]
         self.checkpoints = [one for one in self.checkpoints if one.step <= kept]
+
+    def _restart(self, event: Restarted) -> None:
+        """A process that was started again repeats the restarts since its checkpoint, whose lines it has cut off."""
+        known = self.restarts.index(event) if event in self.restarts else len(self.restarts)
+        self.restarts[known:] = [event]
+        self.outcome = None
 
     def _add_step(self, event: StepDone, time: float) -> None:
         self.step, self.phase = event, None

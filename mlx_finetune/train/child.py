@@ -5,6 +5,7 @@ event. Exit codes: 0 finished, 1 failure, 2 recipe, 3 does not fit, 128 + n stop
 """
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from mlx_finetune.errors import DataError, MlxftError, RecipeError
 from mlx_finetune.events import EventWriter, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 from mlx_finetune.train.signals import StopRequest
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlxftError as error:
         _print_error(error)
         return error.exit_code
-    _log_to(admission.run.file(LOG))
+    log_to(admission.run.file(LOG))
     emit = EventWriter(admission.run.file(EVENTS), clock=time.time)
     try:
         return _train(loaded, request, admission, stop, emit)
@@ -71,12 +73,22 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Request, int | None]:
     parser.add_argument("--fork", action="store_true")
     parser.add_argument("--extend", type=int)
     parser.add_argument("--parent-pid", type=int)
+    parser.add_argument("--restarts", type=json.loads, default=[])
+    parser.add_argument("--safer", type=lambda text: Safer.from_json(json.loads(text)))
     given = parser.parse_args(arguments)
-    request = Request(given.recipe, tuple(given.overrides), given.resume, given.fork, given.extend)
+    request = Request(
+        given.recipe,
+        tuple(given.overrides),
+        given.resume,
+        given.fork,
+        given.extend,
+        tuple(given.restarts),
+        given.safer,
+    )
     return request, given.parent_pid
 
 
-def _log_to(path: Path) -> None:
+def log_to(path: Path) -> None:
     """Send this process's stdout and stderr, those of libraries included, to the end of the run's log."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
     sys.stdout.flush()

@@ -4,14 +4,15 @@ The folder's lock is held by the training process until it ends (the kernel free
 holds a run is only touched by ``--resume``, ``--fork`` or ``--extend``.
 """
 
-import fcntl
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune.errors import MlxftError, RunError
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
+from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, SUPERVISOR, RunDir, busy, lock_holder, take_lock
 from mlx_finetune.train.checkpoints.commit import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.results import read_run_info
 from mlx_finetune.train.start.identity import other_run, recipe_differences, recipe_identity
@@ -27,13 +28,18 @@ class RefusedError(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for on the command line. ``extend`` adds that many steps to a run."""
+    """What was asked for on the command line. ``extend`` adds that many steps to a run.
+
+    ``restarts`` are those that the supervisor has made so far; ``safer`` stands in the place of what run.json says.
+    """
 
     recipe: Path
     overrides: tuple[str, ...] = ()
     resume: bool = False
     fork: bool = False
     extend: int | None = None
+    restarts: tuple[Mapping[str, object], ...] = ()
+    safer: Safer | None = None
 
     @property
     def continues(self) -> bool:
@@ -121,16 +127,17 @@ def _make_folder(path: Path) -> None:
 
 
 def _lock(run: RunDir) -> int:
-    """Take the exclusive lock; the descriptor that holds it. Raises ``RunError`` naming the process that has it."""
-    descriptor = os.open(run.file(LOCK), os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+    """Take the exclusive lock; the descriptor that holds it. Raises ``RunError`` naming the process that is at work.
+
+    A supervisor between two training processes has the folder too, unless it is the one that started us.
+    """
+    descriptor = take_lock(run.file(LOCK))
+    if descriptor is None:
+        raise busy(run)
+    if lock_holder(run.file(SUPERVISOR)) not in (None, os.getppid()):
+        refusal = busy(run)
         os.close(descriptor)
-        raise RunError(f"another process ({owner or 'unknown'}) is training in {run.path}") from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+        raise refusal
     return descriptor
 
 

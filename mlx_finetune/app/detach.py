@@ -56,7 +56,13 @@ def train_detached(request: TrainRequest, run: RunDir, view: View) -> tuple[Sequ
     follower = EventFollower(run.file(EVENTS), from_end=True)
     arguments = [sys.executable, "-m", "mlx_finetune", "train", str(request.recipe), *request.options()]
     with tempfile.NamedTemporaryFile(prefix="mlxft-", suffix=".log") as talk:
-        with forwarding(view.say, (signal.SIGINT, signal.SIGTERM)) as signals:
+        told: list[str] = []  # the supervisor says the same about the signals that it gets from here
+
+        def say(message: str) -> None:
+            told.append(message)
+            view.say(message)
+
+        with forwarding(say, (signal.SIGINT, signal.SIGTERM)) as signals:
             try:
                 supervisor = subprocess.Popen(
                     [*arguments, "--in-background"],
@@ -70,7 +76,8 @@ def train_detached(request: TrainRequest, run: RunDir, view: View) -> tuple[Sequ
             signals.attach(supervisor)
             code = _follow_start(supervisor, follower, view, signals)
         if code is not None:
-            return Path(talk.name).read_text("utf-8", "replace").splitlines(), code if code >= 0 else 128 - code
+            said = Path(talk.name).read_text("utf-8", "replace").splitlines()
+            return [line for line in said if line not in told], code if code >= 0 else 128 - code
     supervisor.returncode = 0  # nobody here waits for it any more
     return [
         f"the training goes on in the background (process {supervisor.pid}); what it says goes to {run.file(LOG)}",

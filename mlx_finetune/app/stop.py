@@ -16,41 +16,31 @@ AGAIN_SECONDS = 0.5  # between two signals of one kind, which would else count a
 def stop(run: RunDir, *, now: bool, waiting: Callable[[int, float], None]) -> None:
     """Send SIGTERM and wait until the folder is free; ``waiting`` is told the process and the seconds meanwhile.
 
-    ``now`` sends a second one, after which nothing is saved any more. The supervisor is asked where there is one: it
-    passes the signal on and does not start the training again. Raises ``RunError`` where nothing is at work, and where
-    the process belongs to another user.
+    ``now`` goes on sending it, so that nothing is saved any more. The supervisor is asked where there is one: it passes
+    the signal on and does not start the training again. A training process that was asked before its supervisor was
+    there may crash and be started again; then the new one is asked. Raises ``RunError`` where nothing is at work, and
+    where the process belongs to another user.
     """
-    pid = running_process(run)
-    if pid is None:
+    if running_process(run) is None:
         raise RunError(f"no training is at work in {run.path}", f"see how it ended with: mlxft runs show {run.name}")
-    begin = time.monotonic()
-    has_asked = has_insisted = False
-    while pid is not None:
+    begin, num_asked, asked_alone = time.monotonic(), 0, 0
+    while (pid := running_process(run)) is not None:
         seconds = time.monotonic() - begin
-        if pid and not has_asked:
+        supervisor, training = lock_holder(run.file(SUPERVISOR)), lock_holder(run.file(LOCK))
+        is_another = bool(asked_alone and training and training != asked_alone)
+        if pid and (not num_asked or is_another or (now and seconds >= num_asked * AGAIN_SECONDS)):
             _ask(pid)
-            has_asked, begin = True, time.monotonic()
-        elif pid and now and not has_insisted and seconds >= AGAIN_SECONDS:
-            _ask(pid)
-            has_insisted = True
-        elif has_insisted and seconds >= AGAIN_SECONDS + GRACE_SECONDS:
-            _kill_alone(run)
+            num_asked, asked_alone = num_asked + 1, 0 if supervisor else pid
+        if now and training and supervisor is None and seconds >= AGAIN_SECONDS + GRACE_SECONDS:
+            _send(training, signal.SIGKILL)  # hears nothing, and nobody else does it; a checkpoint is whole or absent
         waiting(pid, seconds)
         time.sleep(POLL_SECONDS)
-        pid = running_process(run)
 
 
 def _ask(pid: int) -> None:
     """SIGTERM; a supervisor that Ctrl-Z has stopped is woken so that it hears it."""
     _send(pid, signal.SIGTERM)
     _send(pid, signal.SIGCONT)
-
-
-def _kill_alone(run: RunDir) -> None:
-    """Kill a training process that hears nothing and has no supervisor that would do it. A checkpoint is whole."""
-    pid = lock_holder(run.file(LOCK))
-    if pid and lock_holder(run.file(SUPERVISOR)) is None:
-        _send(pid, signal.SIGKILL)
 
 
 def _send(pid: int, number: signal.Signals) -> None:

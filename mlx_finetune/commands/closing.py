@@ -53,6 +53,8 @@ def outcome_lines(
         case RunFinished() as finished:
             width = shutil.get_terminal_size((100, 24)).columns
             return finished_lines(summary, finished, folder=str(run.path), name=run.name, width=width)
+        case RunFailed(exit_code=code, message=message) if code > 128:  # asked to stop before step 1
+            return ["", message]
         case RunFailed() as failed:
             return [f"error: {failed.message}", *([f"hint: {failed.hint}"] if failed.hint else [])]
         case RunStopped() as stopped:

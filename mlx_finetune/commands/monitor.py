@@ -29,7 +29,7 @@ def command(run: str | None, as_json: bool) -> int:
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.rundir import EVENTS, find_run, running_process
 
-    folder = find_run(run, base=Path.cwd()) if run else latest_run(Path("adapters"))
+    folder = find_run(run, base=Path()) if run else latest_run(Path("adapters"))
     pid = running_process(folder)
     follower, summary = EventFollower(folder.file(EVENTS)), Summary()
     for record in follower.poll():

@@ -24,7 +24,7 @@ def command(run: str | None, now: bool) -> int:
     from mlx_finetune.events import EventFollower, RunFailed, RunFinished, RunStopped
     from mlx_finetune.rundir import EVENTS, find_run
 
-    folder = find_run(run, base=Path.cwd()) if run else only_running(Path("adapters"))
+    folder = find_run(run, base=Path()) if run else only_running(Path("adapters"))
     follower = EventFollower(folder.file(EVENTS), from_end=True)
     try:
         stop(folder, now=now, waiting=_Waiting(folder, now=now))

@@ -57,7 +57,7 @@ def train(run: RunDir, plan: dict, asked: argparse.Namespace, crash: dict | None
         os.truncate(run.file(rundir.EVENTS), sizes.get(str(done), 0))
     emit = EventWriter(run.file(rundir.EVENTS), clock=time.time)
     for restart in asked.restarts:
-        emit(Restarted(done, **{key: value for key, value in restart.items() if key != "id"}))
+        emit(Restarted(step=done, **{key: value for key, value in restart.items() if key != "id"}))
     info = {"status": "running", "step": done, "resolved": plan["resolved"], "safer": asked.safer}
     rundir.write_json(run.file(rundir.RUN_INFO), info)
     rundir.write_text(run.file(rundir.RECIPE), Path(asked.recipe).read_text() if Path(asked.recipe).is_file() else "")

@@ -1,6 +1,8 @@
 """What a journal adds up to: the same numbers for every view, also after a kill and a resume."""
 
-from journal import FINISHED, STARTED, records, step, whole_run
+import dataclasses
+
+from journal import FINISHED, HALVED, KILLED, STARTED, records, step, whole_run
 
 from mlx_finetune.events import CheckpointSaved, Evaluated, Phase, RunStarted, RunStopped, Sampled, from_json, to_json
 from mlx_finetune.monitor.summary import summarise
@@ -94,3 +96,12 @@ def test_a_stopped_run_says_so_until_it_goes_on() -> None:
 def test_answers_of_one_step_are_by_prompt() -> None:
     summary = summarise(records(Sampled(0, "a", "1"), Sampled(0, "b", "2"), Sampled(5, "a", "3")))
     assert summary.answers(0) == {"a": "1", "b": "2"}
+
+
+def test_a_restart_is_counted_once_although_the_next_process_reports_it_again() -> None:
+    """The second process cut the first one's lines off, with the first restart among them, and reports both."""
+    resumed = dataclasses.replace(STARTED, first_step=2)
+    seen_live = records(STARTED, step(1), step(2), step(3), KILLED, resumed, step(3), KILLED, HALVED, resumed, step(3))
+    assert summarise(seen_live).restarts == [KILLED, HALVED]
+    later = dataclasses.replace(KILLED, step=20)
+    assert summarise([*seen_live, *records(later, resumed)]).restarts == [KILLED, HALVED, later]

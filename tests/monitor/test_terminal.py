@@ -9,7 +9,7 @@ import termios
 from collections.abc import Iterator
 
 import pytest
-from journal import STARTED, records, step, whole_run
+from journal import HALVED, KILLED, STARTED, records, step, whole_run
 
 from mlx_finetune.events import Evaluated, Event, Notice, Phase
 from mlx_finetune.monitor.region import Region, can_draw
@@ -96,7 +96,8 @@ def test_warnings_scroll_above_the_frame_and_the_cursor_comes_back(terminal: tup
     master, stream = terminal
     view = LiveView(stream, Summary())
     events: list[Event] = [Phase("load", "tiny"), Notice("warning", "rows left out", "look"), STARTED, step(1)]
-    for record in records(*events):
+    view.say(KILLED.sentence)
+    for record in records(*events, KILLED, HALVED):
         view.show(record)
         view.tick(record.time)
     view.say("finishing the step")
@@ -105,6 +106,7 @@ def test_warnings_scroll_above_the_frame_and_the_cursor_comes_back(terminal: tup
     assert text.index("\x1b[?25l") < text.index("warning: rows left out") < text.index("step 1/40")
     assert text.count("warning: rows left out") == 1
     assert text.count("load tiny in 2.0 s") == 1
+    assert text.count(KILLED.message) == text.count(HALVED.message) == 1
     assert "finishing the step" in text
     assert text.rstrip().endswith("\x1b[?25h")
 

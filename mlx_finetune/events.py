@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from mlx_finetune import durable
 
@@ -126,6 +126,14 @@ class Restarted:
     message: str
     change: str
     is_bitwise: bool
+
+    @property
+    def sentence(self) -> str:
+        """What happened and how it goes on; the supervisor says the same before the event is written."""
+        where = f"it goes on from step {self.step}" if self.step else "it starts again"
+        change = f", now more carefully: {self.change}" if self.change else ""
+        rounding = "" if self.is_bitwise else " (equal up to rounding, no longer bit for bit)"
+        return f"{self.message}; {where}{change}{rounding}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,25 +317,55 @@ def read_events(path: Path) -> Iterator[Record]:
 
 
 class EventFollower:
-    """Reads a growing journal: each call of ``poll`` yields the whole lines that were added since the last."""
+    """Reads a journal that grows: each call of ``poll`` yields the whole lines that were added since the last.
+
+    A resumed run first cuts the journal back to its checkpoint and goes on from there; then the lines from the first
+    that differs are new. Costs a hash for each line.
+    """
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        """``from_end`` leaves out what is there now."""
         self._path = path
-        self._index = 0
-        self._rest = b""
-        self._offset = path.stat().st_size if from_end and path.is_file() else 0
+        self._lines: list[int] = []  # hashes of the lines up to _offset
+        self._offset = 0
+        self._last = b""  # the line that ends at _offset
+        self._stamp: tuple[int, int] | None = None
+        if from_end:
+            for _ in self.poll():
+                pass
 
     def poll(self) -> Iterator[Record]:
-        """New events, in order; nothing where the file does not exist yet."""
-        if not self._path.is_file():
+        """New events, in order; nothing where the file does not exist yet or did not change."""
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return
+        stamp = (status.st_size, status.st_mtime_ns)
+        if stamp == self._stamp:
             return
         with self._path.open("rb") as file:
-            file.seek(self._offset)
-            content = self._rest + file.read()
-            self._offset = file.tell()
-        *lines, self._rest = content.split(b"\n")
+            self._go_back(file)
+            *lines, _ = file.read().split(b"\n")  # a torn last line is read again once it is whole
         for line in lines:
-            record = from_json(line, self._index)
-            self._index += 1
+            self._last = line + b"\n"
+            self._offset += len(self._last)
+            self._lines.append(hash(self._last))
+            record = from_json(line, len(self._lines) - 1)
             if record is not None:
                 yield record
+        self._stamp = stamp
+
+    def _go_back(self, file: BinaryIO) -> None:
+        """Stand at the end of what was read before, or after the last line of it that is still in the file."""
+        file.seek(self._offset - len(self._last))
+        if file.read(len(self._last)) == self._last:
+            return
+        file.seek(0)
+        self._offset, self._last = 0, b""
+        for count, known in enumerate(self._lines):
+            line = file.readline()
+            if hash(line) != known:
+                del self._lines[count:]
+                break
+            self._offset, self._last = self._offset + len(line), line
+        file.seek(self._offset)

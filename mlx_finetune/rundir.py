@@ -4,11 +4,15 @@ Nothing is found by modification time: checkpoints sort by the step in their nam
 not count. How files are written is in ``durable``.
 """
 
+import fcntl
+import os
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_finetune import durable
 from mlx_finetune.errors import RunError
 
 FORMAT_VERSION = 1
@@ -19,7 +23,8 @@ EVENTS = "events.jsonl"
 SAMPLES = "samples.jsonl"
 METRICS = "training_metrics.json"
 LOG = "log.txt"
-LOCK = ".lock"
+LOCK = ".lock"  # held by the training process, with its process id
+SUPERVISOR = ".supervisor"  # held by the process that starts it again after a crash
 RUN_INFO = "run.json"
 CARD = "README.md"
 MANIFEST = "manifest.json"
@@ -57,6 +62,11 @@ class RunDir:
                     found.append((int(match.group(1)), entry))
         return [path for _, path in sorted(found)]
 
+    @property
+    def name(self) -> str:
+        """What a user types for this run: its name where it lies under adapters/, else its path."""
+        return self.path.name if self.path.parent == Path("adapters") else str(self.path)
+
     def is_run(self) -> bool:
         """True where a training has been started in this folder."""
         return self.file(RUN_INFO).is_file() or self.file(EVENTS).is_file()
@@ -78,3 +88,60 @@ def list_runs(folder: Path) -> Sequence[RunDir]:
     if not folder.is_dir():
         return []
     return [RunDir(entry) for entry in sorted(folder.iterdir()) if RunDir(entry).is_run()]
+
+
+def take_lock(path: Path) -> int | None:
+    """The open descriptor that holds the lock ``path``, with our process id in it; None where another process has it.
+
+    Whoever asks ``lock_holder`` has the lock for an instant, hence a few tries. Raises ``RunError`` where the file
+    system knows no locks.
+    """
+    descriptor = durable.open_lock(path)
+    for tries_left in reversed(range(10)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not tries_left:
+                os.close(descriptor)
+                return None
+            time.sleep(0.02)
+        except OSError as error:
+            os.close(descriptor)
+            raise RunError(
+                f"{path} cannot be locked: {error.strerror}", "choose an output_dir on a local disk"
+            ) from error
+    durable.cut(path, descriptor, 0)
+    durable.append(path, descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def lock_holder(path: Path) -> int | None:
+    """Id of the process that holds the lock ``path`` (0: it has not written it yet), None where nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        written = os.read(descriptor, 32).strip()
+        return int(written) if written.isdigit() else 0
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def running_process(run: RunDir) -> int | None:
+    """Id of the process to ask for a stop: the supervisor, else the training process; None where neither is there."""
+    supervisor = lock_holder(run.file(SUPERVISOR))
+    return lock_holder(run.file(LOCK)) if supervisor is None else supervisor
+
+
+def busy(run: RunDir) -> RunError:
+    """The refusal of a second process in a run folder."""
+    pid = running_process(run)
+    return RunError(
+        f"another process ({pid or 'unknown'}) is training in {run.path}",
+        f"watch it with: mlxft monitor {run.name}, stop it with: mlxft stop {run.name}",
+    )

@@ -7,6 +7,7 @@ from mlx_finetune.events import (
     Notice,
     Phase,
     Record,
+    Restarted,
     RunFinished,
     RunStarted,
     Sampled,
@@ -15,6 +16,9 @@ from mlx_finetune.events import (
 
 STARTED = RunStarted("demo", "tiny-llama", "sft", 0, 40, 20, 80, 8, 1_000, 50_000, "CPU", "float32", 8 * 10**9)
 FINISHED = RunFinished(40, "finished", 2.5, 1.25, 30, 1.5, 65.0, 12_345, 2 * 10**9)
+
+KILLED = Restarted(2, 1, "SIGKILL", "the training process was killed (SIGKILL)", "", is_bitwise=True)
+HALVED = Restarted(2, 2, "gpu_memory", "the GPU ran out of memory", "half of a microbatch at a time", is_bitwise=False)
 
 
 def step(number: int, loss: float = 1.0) -> StepDone:

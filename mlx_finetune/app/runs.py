@@ -1,7 +1,6 @@
 """The runs in a folder: which are there, whether one is at work, how large they are, and removing one for good."""
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ _RUN_FILES = frozenset(
             rundir.PEFT_WEIGHTS,
             rundir.MLX_WEIGHTS,
             rundir.LOCK,
+            rundir.SUPERVISOR,
             "model",
             "report.html",
         ),
@@ -33,18 +33,8 @@ _RUN_PATTERN = re.compile(r"checkpoint-\d+|\.trash-.*|\.checkpoint-.*|\..*\.part
 
 
 def is_running(run: RunDir) -> bool:
-    """True where a training process holds the folder's lock."""
-    try:
-        descriptor = os.open(run.file(rundir.LOCK), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    """True where a training process is at work in the folder, or its supervisor is about to start it again."""
+    return rundir.running_process(run) is not None
 
 
 def run_bytes(run: RunDir) -> int:
@@ -68,7 +58,7 @@ def check_removable(run: RunDir) -> None:
     if run.path.is_symlink():
         raise RunError(f"{run.path} is a link to {run.path.resolve()}", f"remove the link itself: rm {run.path}")
     if is_running(run):
-        raise RunError(f"a training is at work in {run.path}", "stop it first with Ctrl-C where it was started")
+        raise RunError(f"a training is at work in {run.path}", f"stop it first: mlxft stop {run.name}")
     foreign = foreign_entries(run)
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")

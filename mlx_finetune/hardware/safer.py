@@ -73,12 +73,12 @@ class Safer:
 
 
 def next_safer(recipe: Recipe, safer: Safer, need: Need) -> tuple[Safer, Sequence[str]] | None:
-    """One step more careful than ``safer`` for a run with the resolved ``recipe``, and what changes, in words.
+    """One step more careful than ``safer`` for a run with ``recipe``, and what changes, in words.
 
-    None where nothing that helps is left.
+    None where nothing that helps is left. A batch_size that is not decided yet (the run never came to step 1) cannot
+    be divided.
     """
-    batch = recipe.training.batch_size
-    assert isinstance(batch, int), "the recipe of a run that has started is resolved"
+    batch = recipe.training.batch_size if isinstance(recipe.training.batch_size, int) else 1
     is_recomputing = recipe.training.gradient_checkpointing is True or safer.recomputation
     match need:
         case "no_wiring":

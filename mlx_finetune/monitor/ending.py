@@ -1,6 +1,7 @@
 """The last words of a run: what was learned, what it cost, where it is, and the next command to type."""
 
 import textwrap
+from collections import Counter
 
 from mlx_finetune.events import RunFinished, Sampled
 from mlx_finetune.monitor.plain import number, one_line
@@ -28,10 +29,24 @@ def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name
         f"  {format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets, "
         f"peak memory {peak}",
         f"  {what_was_trained(summary)} in {folder}",
+        *(f"  {line}" for line in restarted_lines(summary)),
         "",
         f"next: mlxft chat {name}",
     ]
     return lines
+
+
+def restarted_lines(summary: Summary) -> list[str]:
+    """How often the training process was started again and why, one line a cause; none for a quiet run."""
+    times = Counter(one.message for one in summary.restarts)
+    lines = [f"restarted {_times(count)}: {message}" for message, count in times.items()]
+    if not all(one.is_bitwise for one in summary.restarts):
+        lines.append("equal to a run without a restart up to rounding, not bit for bit")
+    return lines
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def what_was_trained(summary: Summary) -> str:

@@ -8,24 +8,27 @@ from mlx_finetune.monitor.summary import Summary
 
 
 class JsonView:
-    """Copies every event to ``stream``; sentences for people go to ``talk``. A closed stream does not end a run."""
+    """Copies every event to ``stream``; sentences for people go to ``talk``. A closed stream does not end a run.
+
+    ``is_broken`` tells that nobody reads the stream any more.
+    """
 
     def __init__(self, stream: TextIO, summary: Summary, *, talk: Callable[[str], None]) -> None:
         self._stream = stream
         self._summary = summary
         self._talk = talk
-        self._broken = False
+        self.is_broken = False
 
     def show(self, record: Record) -> None:
         """One line, at once."""
         self._summary.add(record)
-        if self._broken:
+        if self.is_broken:
             return
         try:
             self._stream.write(to_json(record.event, record.time) + "\n")
             self._stream.flush()
         except OSError:
-            self._broken = True
+            self.is_broken = True
             self._talk("warning: nobody reads the events any more; training goes on, Ctrl-C saves and ends it")
 
     def tick(self, now: float) -> None:

@@ -14,6 +14,7 @@ from mlx_finetune.events import (
     Paused,
     Phase,
     Record,
+    Restarted,
     RunStarted,
     Sampled,
     StepDone,
@@ -35,6 +36,7 @@ class PlainView:
         self._summary = summary
         self._next_step = 0
         self._phase_line_time = 0.0
+        self._said: set[str] = set()
         self._broken = False
 
     def show(self, record: Record) -> None:
@@ -47,6 +49,9 @@ class PlainView:
                 self._write([step_line(self._summary)])
                 total = self._summary.total_steps or event.step
                 self._next_step = min(event.step + max(1, total // STEP_LINES), max(total, event.step + 1))
+        elif isinstance(event, Restarted):
+            if event.sentence not in self._said:
+                self.say(event.sentence)
         elif not isinstance(event, Phase) or self._is_worth_a_line(event, previous, record.time):
             self._write(lines_for(record, self._summary))
 
@@ -65,7 +70,8 @@ class PlainView:
         del now
 
     def say(self, message: str) -> None:
-        """Print one line."""
+        """Print one line; a restart is told by the supervisor first and by the journal later."""
+        self._said.add(message)
         self._write([message])
 
     def close(self) -> None:
@@ -106,8 +112,19 @@ def lines_for(record: Record, summary: Summary) -> list[str]:
             return [f"{_position(one.step, summary)}  training again after a pause of {format_seconds(one.seconds)}"]
         case TimeJump() as jump:
             return [jump_line(jump)]
+        case Restarted() as one:
+            return [one.sentence]
         case _:
             return []
+
+
+def state_lines(summary: Summary) -> list[str]:
+    """Where a run is, for somebody who begins to look on."""
+    if summary.started is None:
+        return [phase_line(summary.phase)] if summary.phase else []
+    evaluated = [evaluation_line(summary.evaluations[-1], summary)] if summary.evaluations else []
+    stepped = [step_line(summary)] if summary.step else []
+    return [*started_lines(summary.started), *(one.sentence for one in summary.restarts), *evaluated, *stepped]
 
 
 def phase_line(phase: Phase) -> str:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from mlx_finetune.events import RunFailed, RunFinished, RunStopped
 from mlx_finetune.monitor.braille import draw_curve, thin
+from mlx_finetune.monitor.ending import restarted_lines
 from mlx_finetune.monitor.plain import notice_lines, number, one_line
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.units import format_bytes, format_count, format_seconds
@@ -101,6 +102,7 @@ def report_json(run: RunFacts, settings: Mapping[str, object]) -> dict[str, obje
         "notices": [asdict(one) for one in summary.notices],
         "pause_seconds": summary.pause_seconds,
         "sleep_seconds": summary.sleep_seconds,
+        "restarts": [asdict(one) for one in summary.restarts],
         "outcome": asdict(summary.outcome) if summary.outcome else None,
     }
 
@@ -134,6 +136,7 @@ def _outcome_lines(run: RunFacts) -> Iterator[str]:
             f"step {run.summary.steps_done} of {started.total_steps}"
         )
     yield from _lost_time_lines(run)
+    yield from restarted_lines(run.summary)
     match run.summary.outcome:
         case RunFinished() as end:
             peak = format_bytes(end.peak_memory_bytes)

@@ -16,6 +16,7 @@ from mlx_finetune.events import (
     Paused,
     Phase,
     Record,
+    Restarted,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -56,6 +57,7 @@ class Summary:
         self.samples: list[Sampled] = []
         self.checkpoints: list[CheckpointSaved] = []
         self.notices: list[Notice] = []
+        self.restarts: list[Restarted] = []
         self.outcome: Outcome | None = None
         self.paused: Paused | None = None
         self.pause_seconds = 0.0
@@ -84,24 +86,26 @@ class Summary:
                 self.checkpoints.append(event)
             case Notice():
                 self.notices.append(event)
-            case Paused():
-                self.paused = event
-            case Continued():
-                self.paused = None
-                self.pause_seconds += event.seconds
-                self._lost_seconds += event.seconds
+            case Paused() | Continued():
+                self._pause(event)
             case TimeJump():
                 self._jump(event)
+            case Restarted():
+                self._restart(event)
             case RunFinished() | RunStopped() | RunFailed():
                 self.outcome, self.phase, self.paused = event, None, None
-            case _:
-                pass
 
     def _begin(self, event: Phase, time: float) -> None:
         before = self.phase
         if before is None or (before.name, before.detail) != (event.name, event.detail):
             self.phase_time = time
         self.phase, self.outcome = event, None
+
+    def _pause(self, event: Paused | Continued) -> None:
+        self.paused = event if isinstance(event, Paused) else None
+        seconds = event.seconds if isinstance(event, Continued) else 0.0
+        self.pause_seconds += seconds
+        self._lost_seconds += seconds
 
     def _jump(self, event: TimeJump) -> None:
         """Sleep within a pause is part of the pause. A jump is told after the step in which it happened.
@@ -129,6 +133,12 @@ class Summary:
         self.evaluations = [one for one in self.evaluations if one.step <= kept] if kept else _before_start(self)
         self.samples = [one for one in self.samples if one.step <= kept]
         self.checkpoints = [one for one in self.checkpoints if one.step <= kept]
+
+    def _restart(self, event: Restarted) -> None:
+        """A process that was started again repeats the restarts since its checkpoint, whose lines it has cut off."""
+        known = self.restarts.index(event) if event in self.restarts else len(self.restarts)
+        self.restarts[known:] = [event]
+        self.outcome = None
 
     def _add_step(self, event: StepDone, time: float) -> None:
         self.step, self.phase = event, None

@@ -6,7 +6,18 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
-from mlx_finetune.events import Continued, Evaluated, Notice, Paused, Phase, Record, RunStarted, Sampled, TimeJump
+from mlx_finetune.events import (
+    Continued,
+    Evaluated,
+    Notice,
+    Paused,
+    Phase,
+    Record,
+    Restarted,
+    RunStarted,
+    Sampled,
+    TimeJump,
+)
 from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.plain import amount_done, eta_text, lines_for, number
 from mlx_finetune.monitor.region import Region
@@ -30,6 +41,7 @@ class LiveView:
         self._region = Region(stream)
         self._console = Console(file=stream, force_terminal=True, highlight=False, markup=False, emoji=False)
         self._above: list[Text] = []
+        self._said: set[str] = set()
         self._drawn = 0.0
 
     def show(self, record: Record) -> None:
@@ -43,6 +55,8 @@ class LiveView:
             self._above.append(_phase_done(before, record.time - began))
         if isinstance(event, RunStarted | Evaluated | Sampled | Notice | Paused | Continued | TimeJump):
             self._above += [_coloured(line) for line in lines_for(record, self._summary)]
+        if isinstance(event, Restarted) and event.sentence not in self._said:
+            self.say(event.sentence)
 
     def tick(self, now: float) -> None:
         """Draw a frame where the last one is old enough."""
@@ -50,7 +64,8 @@ class LiveView:
             self._draw(now)
 
     def say(self, message: str) -> None:
-        """A sentence that stays above."""
+        """A sentence that stays above; a restart is told by the supervisor first and by the journal later."""
+        self._said.add(message)
         self._above.append(Text(message, "bold"))
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ stopped by signal n after saving.
 """
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from mlx_finetune import durable
 from mlx_finetune.errors import EXIT_NO_SPACE, DataError, Interrupted, MlxftError, RecipeError
 from mlx_finetune.events import Event, EventWriter, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 from mlx_finetune.train.checkpoints.room import refused_writes
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             admission = admit(run, request)
             check_recipe(admission, loaded.recipe, request)
             emit = EventWriter(run.file(EVENTS), clock=time.time)
-            _log_to(run.file(LOG))  # last: what is refused before it is said to whoever started this process
+            log_to(run.file(LOG))  # last: what is refused before it is said to whoever started this process
     except MlxftError as error:
         _print_error(error)
         return error.exit_code
@@ -100,12 +102,22 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Request, int | None]:
     parser.add_argument("--fork", action="store_true")
     parser.add_argument("--extend", type=int)
     parser.add_argument("--parent-pid", type=int)
+    parser.add_argument("--restarts", type=json.loads, default=[])
+    parser.add_argument("--safer", type=lambda text: Safer.from_json(json.loads(text)))
     given = parser.parse_args(arguments)
-    request = Request(given.recipe, tuple(given.overrides), given.resume, given.fork, given.extend)
+    request = Request(
+        given.recipe,
+        tuple(given.overrides),
+        given.resume,
+        given.fork,
+        given.extend,
+        tuple(given.restarts),
+        given.safer,
+    )
     return request, given.parent_pid
 
 
-def _log_to(path: Path) -> None:
+def log_to(path: Path) -> None:
     """Send this process's stdout and stderr, those of libraries included, to the end of the run's log."""
     descriptor = durable.open_append(path)
     sys.stdout.flush()

@@ -25,6 +25,7 @@ READING_SECONDS = 0.1
 BATTERY_MARGIN_PERCENT = 5
 SWAP_GROWTH_BYTES = 2**30
 SAMPLES_IN_A_ROW = 3
+BEARABLE_SAMPLES = 60  # five minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +149,15 @@ class _Battery:
 class _MemoryShortage:
     """A pause after ``SAMPLES_IN_A_ROW`` samples of short memory, to as many without pressure (MACOS.md section 4).
 
-    Swap counts from the first sample, after a pause from the last one: what was swapped out stays there for long.
+    A process that waits keeps its weights, so pressure may never be normal again: ``BEARABLE_SAMPLES`` without a
+    critical one end a pause as well. Swap counts from the first sample, after a pause from the last one: what was
+    swapped out stays there for long.
     """
 
     def __init__(self) -> None:
         self._swap_before: int | None = None
         self._in_a_row = 0
+        self._bearable_in_a_row = 0
         self.reason: str | None = None
 
     def add(self, memory: Memory) -> None:
@@ -163,9 +167,11 @@ class _MemoryShortage:
         is_over = memory.level in ("normal", None)
         turns = shortage is not None if self.reason is None else is_over
         self._in_a_row = self._in_a_row + 1 if turns else 0
-        if self._in_a_row < SAMPLES_IN_A_ROW:
+        is_bearable = self.reason is not None and memory.level != "critical"
+        self._bearable_in_a_row = self._bearable_in_a_row + 1 if is_bearable else 0
+        if self._in_a_row < SAMPLES_IN_A_ROW and self._bearable_in_a_row < BEARABLE_SAMPLES:
             return
-        self._in_a_row = 0
+        self._in_a_row = self._bearable_in_a_row = 0
         if self.reason is None:
             self.reason = shortage
         else:

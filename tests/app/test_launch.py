@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.app.launch import Ended, TrainRequest, common_lines, train
+from mlx_finetune.app.endings import Ended, read_ending
+from mlx_finetune.app.launch import TrainRequest, child_environment, forwarding, train
+from mlx_finetune.errors import RunError
 from mlx_finetune.events import Phase, Record, RunFailed, RunFinished, RunStopped, StepDone
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.rundir import RunDir
 
 FAKE = Path(__file__).parent.with_name("fake_child.py")
@@ -37,12 +40,14 @@ class Recorder:
 
 
 def run_fake(folder: Path, mode: str, view: Recorder, request: TrainRequest | None = None) -> Ended:
-    return train(
-        request or TrainRequest(Path("demo.toml")),
-        RunDir(folder),
-        view,
-        command=[sys.executable, str(FAKE), str(folder), mode],
-    )
+    with forwarding(view.say) as signals:
+        return train(
+            request or TrainRequest(Path("demo.toml")),
+            RunDir(folder),
+            view,
+            signals,
+            command=[sys.executable, str(FAKE), str(folder), mode],
+        )
 
 
 def send_when_ready(folder: Path, *numbers: int) -> threading.Thread:
@@ -90,21 +95,6 @@ def test_a_resumed_child_that_cuts_the_journal_back_is_followed_from_the_cut(tmp
     assert isinstance(view.records[0].event, Phase)
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "start"),
-    [
-        (b"", b"", 0),
-        (b"", b"a\n", 0),
-        (b"a\nb\n", b"a\nb\nc\n", 4),
-        (b"a\nb\n", b"a\n", 2),
-        (b"ax\nbx\n", b"ax\nby\n", 3),
-        (b"ax\nbx\n", b"", 0),
-    ],
-)
-def test_new_lines_begin_where_the_journal_first_differs(before: bytes, after: bytes, start: int) -> None:
-    assert common_lines(before, after) == start
-
-
 def test_a_refusal_is_told_in_the_childs_words_and_leaves_the_old_journal_alone(tmp_path: Path) -> None:
     run_fake(tmp_path / "run", "finish", Recorder())
     before = (tmp_path / "run" / "events.jsonl").read_bytes()
@@ -147,9 +137,7 @@ def test_a_killed_child_is_named_with_its_last_words(tmp_path: Path) -> None:
     ended = run_fake(tmp_path / "run", "kill", Recorder())
     assert ended.exit_code == 1
     assert ended.killed_by == signal.SIGKILL
-    assert ended.crash() == (
-        "the training process was killed from outside, most often because memory ran out (SIGKILL)"
-    )
+    assert read_ending(ended).cause == "SIGKILL"
     assert ended.log_tail[-1] == "the last thing it said"
 
 
@@ -164,9 +152,43 @@ def test_a_view_that_fails_stops_the_child_cleanly_and_the_error_comes_out(tmp_p
     assert '"run_stopped"' in (tmp_path / "run" / "events.jsonl").read_text("utf-8")
 
 
+def test_a_signal_between_two_children_reaches_the_next(tmp_path: Path) -> None:
+    """It waits while there is no child, also where the last one is gone."""
+    view = Recorder()
+    command = [sys.executable, str(FAKE), str(tmp_path / "run"), "wait"]
+    with forwarding(view.say) as signals:
+        train(TrainRequest(Path("demo.toml")), RunDir(tmp_path / "run"), view, signals, command=[sys.executable, "-V"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended = train(TrainRequest(Path("demo.toml")), RunDir(tmp_path / "run"), view, signals, command=command)
+    assert ended.exit_code == 143
+    assert view.said == ["SIGTERM: finishing the step and saving"]
+
+
 def test_the_childs_arguments_carry_everything_that_was_asked() -> None:
-    request = TrainRequest(Path("a.toml"), ("seed=1", "training.max_steps=2"), resume=True, fork=True, extend=5)
+    request = TrainRequest(
+        Path("a.toml"),
+        ("seed=1", "training.max_steps=2"),
+        resume=True,
+        fork=True,
+        extend=5,
+        restarts=({"attempt": 1},),
+        safer=Safer(pieces=2),
+    )
     assert request.child_arguments() == [
         *("--recipe", "a.toml", "--set", "seed=1", "--set", "training.max_steps=2"),
         *("--resume", "--fork", "--extend", "5", "--parent-pid", str(os.getpid())),
+        *("--restarts", '[{"attempt": 1}]'),
+        *("--safer", '{"pieces": 2, "recomputation": false, "cache_share": 1.0, "wired": true}'),
     ]
+
+
+def test_on_a_mac_the_watchdog_is_asked_for_patience_unless_the_user_decided_otherwise() -> None:
+    name = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
+    assert child_environment({"A": "b"}, "darwin") == {"A": "b", name: "1"}
+    assert child_environment({name: "0"}, "darwin") == {name: "0"}
+    assert child_environment({"A": "b"}, "linux") == {"A": "b"}
+
+
+def test_a_python_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no-python cannot be started"), forwarding(print) as signals:
+        train(TrainRequest(Path("a")), RunDir(tmp_path), Recorder(), signals, command=[str(tmp_path / "no-python")])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from journal import records, step, whole_run
+from journal import HALVED, records, step, whole_run
 
 from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import RunError
@@ -91,6 +91,13 @@ def test_show_as_json_has_the_whole_curve() -> None:
     assert report["losses"][0] == [1, 2.475]
     assert report["settings"]["training"] == {"learning_rate": 0.0002}
     assert report["outcome"]["best_step"] == 30
+
+
+def test_show_tells_the_restarts() -> None:
+    write_run("restarted", records(HALVED))
+    assert "restarted once: the GPU ran out of memory" in call("show", "restarted").stdout.splitlines()
+    (restart,) = json.loads(call("show", "restarted", "--json").stdout)["restarts"]
+    assert (restart["cause"], restart["is_bitwise"]) == ("gpu_memory", False)
 
 
 def test_an_unknown_run_is_answered_with_the_known_ones() -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlx_finetune.app import launch
+from mlx_finetune.app import launch, supervise
 from mlx_finetune.commands.train import command
 from mlx_finetune.errors import RecipeError
 from mlx_finetune.events import from_json
+from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
-START_CHILD = launch.train
+SUPERVISE = supervise.supervise
 FAKE = ROOT / "tests" / "fake_child.py"
 RECIPE = 'model = "tiny"\noutput_dir = "adapters/demo"\n[data]\npath = "rows.jsonl"\n'
 
@@ -30,11 +31,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, mode: str, *arguments: str) -> Result:
-    def start(request: launch.TrainRequest, run: RunDir, view: launch.View) -> launch.Ended:
-        child = [sys.executable, str(FAKE), str(run.path), mode]
-        return START_CHILD(request, run, view, command=child)
+    def start(request: launch.TrainRequest, run: RunDir, recipe: Recipe, view: launch.View) -> supervise.Supervised:
+        return SUPERVISE(request, run, recipe, view, command=[sys.executable, str(FAKE), str(run.path), mode])
 
-    monkeypatch.setattr(launch, "train", start)
+    monkeypatch.setattr(supervise, "supervise", start)
     return CliRunner().invoke(command, ["demo.toml", *arguments], standalone_mode=False)
 
 
@@ -76,8 +76,11 @@ def test_a_killed_child_is_explained_with_its_last_words(monkeypatch: pytest.Mon
     assert result.return_value == 1
     lines = result.stderr.splitlines()
     assert "  the last thing it said" in lines
-    assert lines[-1].startswith("error: the training process was killed from outside")
-    assert lines[-1].endswith("no checkpoint was saved")
+    assert lines[-2] == (
+        "error: the training process was killed, most often because the memory of this machine ran out (SIGKILL), "
+        "for the fourth time without a new checkpoint; no checkpoint was saved"
+    )
+    assert lines[-1].startswith("hint: close other programs")
 
 
 def test_a_crash_after_a_checkpoint_names_it_and_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +88,7 @@ def test_a_crash_after_a_checkpoint_names_it_and_how_to_go_on(monkeypatch: pytes
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").write_text("{}")
     lines = call(monkeypatch, "kill", "--set", "seed=3").stderr.splitlines()
-    assert lines[-2].endswith("the last checkpoint is adapters/demo/checkpoint-2")
+    assert lines[-3].endswith("the last checkpoint is adapters/demo/checkpoint-2")
     assert lines[-1] == "to go on: mlxft train demo.toml --set seed=3 --resume"
 
 
@@ -110,7 +113,7 @@ def test_a_terminal_gets_the_live_view_and_a_dumb_one_plain_lines(
 ) -> None:
     code = (
         "import sys; from mlx_finetune.commands import train; from mlx_finetune.monitor.summary import Summary\n"
-        "view = train._view(Summary(), as_json=False); print(type(view).__name__); view.close()"
+        "view = train.choose_view(Summary(), as_json=False); print(type(view).__name__); view.close()"
     )
     master, slave = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **setting}

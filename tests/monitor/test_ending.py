@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from journal import FINISHED, STARTED, records, step, whole_run
+from journal import FINISHED, HALVED, KILLED, STARTED, records, step, whole_run
 
 from mlx_finetune.events import Sampled
-from mlx_finetune.monitor.ending import compared_lines, finished_lines, learned_lines
+from mlx_finetune.monitor.ending import compared_lines, finished_lines, learned_lines, restarted_lines
 from mlx_finetune.monitor.summary import summarise
 
 
@@ -62,3 +62,16 @@ def test_long_answers_are_cut_and_an_empty_one_is_named() -> None:
     assert len(lines) == 4 + 8
     assert lines[4].endswith("(nothing)")
     assert lines[-1] == "  ..."
+
+
+def test_restarts_are_told_at_the_end_with_their_causes_and_what_they_cost() -> None:
+    summary = summarise(records(KILLED, dataclasses.replace(KILLED, step=9), HALVED))
+    lines = [
+        "restarted twice: the training process was killed (SIGKILL)",
+        "restarted once: the GPU ran out of memory",
+        "equal to a run without a restart up to rounding, not bit for bit",
+    ]
+    assert restarted_lines(summary) == lines
+    report = finished_lines(summary, FINISHED, folder="adapters/demo", name="demo", width=100)
+    assert report[-5:-2] == [f"  {line}" for line in lines]
+    assert restarted_lines(summarise(records(KILLED))) == [f"restarted once: {KILLED.message}"]

@@ -3,11 +3,11 @@
 import io
 
 import pytest
-from journal import STARTED, records, step, whole_run
+from journal import HALVED, KILLED, STARTED, records, step, whole_run
 
 from mlx_finetune.events import Continued, Event, Notice, Paused, Phase, Sampled, TimeJump
-from mlx_finetune.monitor.plain import PlainView, amount_done, number, one_line
-from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.monitor.plain import PlainView, amount_done, number, one_line, state_lines
+from mlx_finetune.monitor.summary import Summary, summarise
 
 
 def shown(*events: Event, seconds: float = 1.0) -> list[str]:
@@ -120,3 +120,26 @@ def test_pauses_and_jumps_of_time_are_a_sentence_each() -> None:
         "note: the clock was set forward by 1h 00m; training takes no notice",
         "note: the clock was set back by 1m 05s; training takes no notice",
     ]
+
+
+def test_a_restart_is_told_once_also_where_the_supervisor_has_said_it_before() -> None:
+    assert shown(HALVED) == [
+        "the GPU ran out of memory; it goes on from step 2, now more carefully: half of a microbatch at a time "
+        "(equal up to rounding, no longer bit for bit)"
+    ]
+    stream = io.StringIO()
+    view = PlainView(stream, Summary())
+    view.say(KILLED.sentence)
+    for record in records(KILLED, HALVED, KILLED, HALVED):
+        view.show(record)
+    assert stream.getvalue().splitlines() == [KILLED.sentence, HALVED.sentence]
+
+
+def test_who_begins_to_look_on_is_told_where_the_run_is() -> None:
+    begin = state_lines(summarise([*records(STARTED, KILLED), *whole_run()[4:-1]]))
+    assert begin[:2] == shown(STARTED)
+    assert begin[2] == KILLED.sentence
+    assert begin[3].startswith("step 40/40  validation loss 1.5")
+    assert begin[4].startswith("step 40/40  loss ")
+    assert state_lines(summarise(records(Phase("load", "x", 1, 9)))) == ["load: x (1 of 9)"]
+    assert state_lines(Summary()) == []

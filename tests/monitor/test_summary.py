@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from journal import FINISHED, STARTED, records, step, whole_run
+from journal import FINISHED, HALVED, KILLED, STARTED, records, step, whole_run
 
 from mlx_finetune.events import (
     CheckpointSaved,
@@ -194,3 +194,12 @@ def test_a_run_is_paused_until_it_continues_ends_or_begins_anew() -> None:
     assert summarise(journal).paused == paused
     for event in (Continued(1, 5.0), RunStopped(1, 15), STARTED):
         assert summarise([*journal, *records(event)]).paused is None
+
+
+def test_a_restart_is_counted_once_although_the_next_process_reports_it_again() -> None:
+    """The second process cut the first one's lines off, with the first restart among them, and reports both."""
+    resumed = replace(STARTED, first_step=2)
+    seen_live = records(STARTED, step(1), step(2), step(3), KILLED, resumed, step(3), KILLED, HALVED, resumed, step(3))
+    assert summarise(seen_live).restarts == [KILLED, HALVED]
+    later = replace(KILLED, step=20)
+    assert summarise([*seen_live, *records(later, resumed)]).restarts == [KILLED, HALVED, later]

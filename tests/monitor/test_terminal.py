@@ -9,7 +9,7 @@ import termios
 from collections.abc import Iterator
 
 import pytest
-from journal import STARTED, records, step, whole_run
+from journal import HALVED, KILLED, STARTED, records, step, whole_run
 
 from mlx_finetune.events import Continued, Evaluated, Event, Notice, Paused, Phase, TimeJump
 from mlx_finetune.monitor.region import Region, can_draw
@@ -107,7 +107,8 @@ def test_warnings_scroll_above_the_frame_and_the_cursor_comes_back(terminal: tup
     view = LiveView(stream, Summary())
     events: list[Event] = [Phase("load", "tiny"), Notice("warning", "rows left out", "look"), STARTED, step(1)]
     events += [Paused(1, "no power"), TimeJump(90.0, was_asleep=True), Continued(1, 100.0)]
-    for record in records(*events):
+    view.say(KILLED.sentence)
+    for record in records(*events, KILLED, HALVED):
         view.show(record)
         view.tick(record.time)
     view.say("finishing the step")
@@ -118,6 +119,7 @@ def test_warnings_scroll_above_the_frame_and_the_cursor_comes_back(terminal: tup
     assert text.count("load tiny in 2.0 s") == 1
     for sentence in ("paused, no power", "asleep for 1m 30s", "again after a pause of 1m 40s"):
         assert text.count(sentence) == 1
+    assert text.count(KILLED.message) == text.count(HALVED.message) == 1
     assert "finishing the step" in text
     assert text.rstrip().endswith("\x1b[?25h")
 

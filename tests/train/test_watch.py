@@ -229,6 +229,17 @@ def test_a_memory_pause_ends_at_the_third_sample_without_pressure(level) -> None
     assert [machine.step() is None for _ in range(3)] == [True, True, False]
 
 
+def test_a_memory_pause_ends_after_five_minutes_that_were_tight_but_never_critical() -> None:
+    machine = Watched(memory=Memory("critical", 0)).start()
+    assert [machine.step() is None for _ in range(3)] == [True, True, False]
+    machine.memory = Memory("warning", 0)
+    assert [machine.step() is None for _ in range(59)] == [False] * 59
+    machine.memory = Memory("critical", 0)
+    assert machine.step() is not None
+    machine.memory = Memory("warning", 0)
+    assert [machine.step() is None for _ in range(60)] == [False] * 59 + [True]
+
+
 # Pauses
 
 

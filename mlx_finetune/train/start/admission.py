@@ -4,7 +4,6 @@ The folder's lock is held by the training process until it ends (the kernel free
 holds a run is only touched by ``--resume``, ``--fork`` or ``--extend``.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from mlx_finetune import durable
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, RunDir
+from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, SUPERVISOR, RunDir, busy, lock_holder, take_lock
 from mlx_finetune.train.checkpoints.commit import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.results import read_run_info
 from mlx_finetune.train.start.identity import other_run, recipe_differences, recipe_identity
@@ -159,16 +158,17 @@ def _make_folder(path: Path) -> None:
 
 
 def _lock(run: RunDir) -> int:
-    """Take the exclusive lock; the descriptor that holds it. Raises ``RunError`` naming the process that has it."""
-    descriptor = durable.open_lock(run.file(LOCK))
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+    """Take the exclusive lock; the descriptor that holds it. Raises ``RunError`` naming the process that is at work.
+
+    A supervisor between two training processes has the folder too, unless it is the one that started us.
+    """
+    descriptor = take_lock(run.file(LOCK))
+    if descriptor is None:
+        raise busy(run)
+    if lock_holder(run.file(SUPERVISOR)) not in (None, os.getppid()):
+        refusal = busy(run)
         os.close(descriptor)
-        raise RunError(f"another process ({owner or 'unknown'}) is training in {run.path}") from error
-    durable.cut(run.file(LOCK), descriptor, 0)
-    durable.append(run.file(LOCK), descriptor, f"{os.getpid()}\n".encode())
+        raise refusal
     return descriptor
 
 

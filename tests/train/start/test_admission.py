@@ -1,5 +1,7 @@
 """Who may start in a run folder: nothing that could be continued is overwritten, nothing else stands in the way."""
 
+import os
+
 import pytest
 
 from mlx_finetune import durable, rundir
@@ -39,6 +41,29 @@ def test_checkpoints_without_their_run_are_not_overwritten(refused_once, tmp_pat
     (checkpoint / rundir.MANIFEST).write_text("{}")
     with pytest.raises(RunError, match=r"run\.json cannot be read"):
         admit(refused_once, Request(tmp_path / "recipe.toml"))
+
+
+def test_a_folder_where_another_process_trains_is_refused_with_the_commands_for_it(refused_once, tmp_path):
+    first = admit(refused_once, Request(tmp_path / "recipe.toml"))
+    with pytest.raises(RunError, match=rf"another process \({os.getpid()}\) is training in") as refused:
+        admit(refused_once, Request(tmp_path / "recipe.toml"))
+    path = refused_once.path
+    assert refused.value.hint == f"watch it with: mlxft monitor {path}, stop it with: mlxft stop {path}"
+    first.release()
+
+
+@pytest.mark.parametrize(("supervisor", "is_refused"), [(1, True), (os.getppid(), False)])
+def test_between_two_processes_the_folder_belongs_to_the_supervisor(refused_once, tmp_path, supervisor, is_refused):
+    held = rundir.take_lock(refused_once.file(rundir.SUPERVISOR))
+    assert held is not None
+    refused_once.file(rundir.SUPERVISOR).write_text(f"{supervisor}\n")
+    if is_refused:
+        with pytest.raises(RunError, match=r"another process \(1\) is training in"):
+            admit(refused_once, Request(tmp_path / "recipe.toml"))
+    else:
+        admit(refused_once, Request(tmp_path / "recipe.toml")).release()
+    os.close(held)
+    assert rundir.running_process(refused_once) is None, "a refusal leaves no lock behind"
 
 
 FIELDS = {"model": "m", "output_dir": "run", "data": {"path": "rows.jsonl"}}

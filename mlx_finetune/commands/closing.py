@@ -1,0 +1,82 @@
+"""What is said when a training has ended or was left: by ``train``, ``monitor`` and ``stop`` alike."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_finetune.rundir import LOG, RUN_INFO, RunDir
+
+if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
+    from mlx_finetune.app.supervise import Supervised
+    from mlx_finetune.events import RunFailed, RunFinished, RunStopped
+    from mlx_finetune.monitor.summary import Summary
+
+LOG_LINES = 12
+
+
+def ended_lines(supervised: "Supervised", summary: "Summary", run: RunDir, go_on: Sequence[str]) -> Sequence[str]:
+    """The last words of ``mlxft train``. ``go_on`` is the command that resumes the run, with its first words."""
+    from mlx_finetune.units import format_bytes
+
+    ended, ending = supervised.ended, supervised.ending
+    checkpoints = run.checkpoints()
+    saved = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved"
+    again = go_on if checkpoints else []
+    if ended.outcome is not None and ending.kind not in ("crashed", "no_space"):
+        return outcome_lines(ended.outcome, summary, run, go_on)
+    match ending.kind:
+        case "refused":
+            return ended.log_tail[next(i for i, line in enumerate(ended.log_tail) if line.startswith("error: ")) :]
+        case "stopped" | "finished":
+            return ["", saved, *again]
+        case "no_space":
+            free = format_bytes(shutil.disk_usage(_existing(run.path)).free)
+            return ["", f"error: {ending.message} ({free} free)", f"hint: {ending.hint}", *again]
+        case "failed" | "crashed":
+            log = [f"  {line}" for line in ended.log_tail[-LOG_LINES:]]
+            shown = ["", f"its last lines (see {run.file(LOG)}):", *log] if log else []
+            hint = [f"hint: {ending.hint}"] if ending.hint else []
+            return [*shown, "", f"error: {ending.message}; {saved}", *hint, *again]
+
+
+def outcome_lines(
+    outcome: "RunFinished | RunStopped | RunFailed", summary: "Summary", run: RunDir, go_on: Sequence[str]
+) -> Sequence[str]:
+    """What a run's own last word tells: what was learned, where it stopped, or what went wrong."""
+    from mlx_finetune.events import RunFailed, RunFinished, RunStopped
+    from mlx_finetune.monitor.ending import finished_lines, restarted_lines
+
+    match outcome:
+        case RunFinished() as finished:
+            width = shutil.get_terminal_size((100, 24)).columns
+            return finished_lines(summary, finished, folder=str(run.path), name=run.name, width=width)
+        case RunFailed(exit_code=code, message=message) if code > 128:  # asked to stop before step 1
+            return ["", message]
+        case RunFailed() as failed:
+            return [f"error: {failed.message}", *([f"hint: {failed.hint}"] if failed.hint else [])]
+        case RunStopped() as stopped:
+            done = f"after step {stopped.step}; everything up to there is saved" if stopped.step else "before step 1"
+            return ["", f"stopped {done}", *restarted_lines(summary), *go_on]
+
+
+def go_on_lines(recipe: str, options: Sequence[str]) -> Sequence[str]:
+    """``to go on: mlxft train RECIPE ... --resume``."""
+    return [f"to go on: {shlex.join(['mlxft', 'train', recipe, *options, '--resume'])}"]
+
+
+def recorded_go_on_lines(run: RunDir) -> Sequence[str]:
+    """The same for a run that somebody else started, from its run.json; empty where that does not tell."""
+    try:
+        info = json.loads(run.file(RUN_INFO).read_bytes())
+        recipe, overrides = info["recipe_path"], info["overrides"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return go_on_lines(str(recipe), [part for override in overrides for part in ("--set", str(override))])
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that is there."""
+    return next((folder for folder in (path, *path.absolute().parents) if folder.exists()), Path())

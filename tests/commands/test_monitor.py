@@ -1,0 +1,145 @@
+"""``mlxft monitor``: comes and goes while a run is at work, and never touches it."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from journal import STARTED, records, step, whole_run
+from processes import Machine, steps, wait_until
+
+from mlx_finetune.app.watch import latest_run
+from mlx_finetune.commands.monitor import command
+from mlx_finetune.events import Record, RunStopped, to_json
+from mlx_finetune.rundir import LOCK, RunDir, lock_holder, running_process, take_lock
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_run(name: str, journal: list[Record]) -> RunDir:
+    run = RunDir(Path("adapters") / name)
+    run.path.mkdir(parents=True)
+    lines = [to_json(record.event, record.time) for record in journal]
+    run.file("events.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    return run
+
+
+def train(machine: Machine, mode: str) -> RunDir:
+    run = machine.recipe(mode)
+    machine.start("train", "demo.toml")
+    wait_until(lambda: steps(run) > 3)
+    return run
+
+
+def test_ctrl_c_leaves_and_the_training_goes_on(machine: Machine) -> None:
+    run = train(machine, "wait")
+    watching = machine.start("monitor")
+    assert watching.stderr is not None
+    head = [watching.stderr.readline() for _ in range(4)]
+    assert head[0] == f"watching demo (process {running_process(run)}); Ctrl-C leaves, and the training goes on\n"
+    assert head[1].startswith("demo: sft of tiny on cpu")
+    assert "  loss " in head[3]
+    watching.send_signal(signal.SIGINT)
+    _, rest = watching.communicate()
+    assert watching.returncode == 0
+    assert rest.splitlines()[-1] == "left; the training goes on, mlxft stop demo ends it"
+    before = steps(run)
+    wait_until(lambda: steps(run) > before + 2)
+
+
+def test_the_end_of_the_run_is_told_as_where_it_was_started(machine: Machine) -> None:
+    run = machine.recipe("finish")
+    training = machine.start("train", "demo.toml")
+    wait_until(lambda: steps(run) > 3)
+    watching = machine.start("monitor", "demo")
+    assert watching.stderr is not None
+    watching.stderr.readline()
+    run.file("finish").touch()
+    _, told = watching.communicate()
+    _, there = training.communicate()
+    assert (watching.returncode, training.returncode) == (0, 0)
+    end = there[there.index("\nfinished at step") :]
+    assert end.rstrip().endswith("next: mlxft chat demo")
+    assert told.endswith(end)
+
+
+@pytest.mark.slow
+def test_a_restart_is_seen_from_outside(machine: Machine) -> None:
+    """The monitor is there before step 3, where the training crashes; the journal is followed through it."""
+    run = machine.recipe("late crash")
+    machine.start("train", "demo.toml")
+    wait_until(lambda: lock_holder(run.file(LOCK)))
+    watching = machine.start("monitor", "demo", "--json")
+    assert watching.stdout is not None
+    assert watching.stderr is not None
+    watching.stderr.readline()
+    run.file("go").touch()
+    kinds: list[str] = []
+    while "restarted" not in kinds:
+        kinds.append(json.loads(watching.stdout.readline())["kind"])
+    assert [json.loads(watching.stdout.readline())["kind"] for _ in range(2)] == ["run_started", "step"]
+    assert running_process(run)
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_ends_the_monitor_and_not_the_run(machine: Machine) -> None:
+    run = train(machine, "wait")
+    watching = machine.start("monitor", "--json")
+    assert watching.stdout is not None
+    watching.stdout.readline()
+    watching.stdout.close()
+    watching.wait(30)
+    before = steps(run)
+    wait_until(lambda: steps(run) > before + 2)
+
+
+@pytest.mark.parametrize(
+    ("journal", "said"),
+    [
+        (whole_run(), ["demo is not at work; it finished at step 40", "next: mlxft chat demo"]),
+        (records(STARTED, step(1), RunStopped(1, 15)), ["demo is not at work; it stopped after step 1 of 40"]),
+        (records(STARTED, step(1)), ["demo is not at work; it went away after step 1 of 40"]),
+    ],
+)
+def test_a_run_that_is_not_at_work_is_told_in_a_sentence(here: Path, journal: list[Record], said: list[str]) -> None:
+    write_run("demo", journal)
+    result = CliRunner().invoke(command, [], standalone_mode=False)
+    assert (result.return_value, result.stderr.splitlines()) == (0, said)
+
+
+def test_without_a_name_the_run_with_the_latest_event_is_meant_whatever_the_files_times(here: Path) -> None:
+    write_run("late", records(STARTED, step(1), step(2), start=2_000_000.0))
+    early = write_run("early", records(STARTED, step(1), start=1_000_000.0))
+    os.utime(early.file("events.jsonl"), (4_000_000_000, 4_000_000_000))
+    assert latest_run(Path("adapters")).name == "late"
+    lock = take_lock(early.file(LOCK))
+    assert lock is not None
+    assert latest_run(Path("adapters")).name == "early"
+    os.close(lock)
+
+
+def test_a_run_that_goes_away_without_a_word_is_a_failure(here: Path) -> None:
+    run = write_run("demo", records(STARTED, step(1)))
+    lock = take_lock(run.file(LOCK))
+    assert lock is not None
+    threading.Timer(0.3, os.close, (lock,)).start()
+    result = CliRunner().invoke(command, ["demo"], standalone_mode=False)
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"watching demo (process {os.getpid()})")
+    assert lines[-1].startswith("error: the training is gone without a word (see adapters/demo/log.txt)")
+    assert result.return_value == 1

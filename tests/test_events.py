@@ -1,0 +1,76 @@
+"""The journal's follower: every whole line once, in order, also where a restart has cut the file back."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlx_finetune.events import EventFollower, Notice, Phase, to_json
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "events.jsonl"
+
+
+def line(text: str) -> bytes:
+    return to_json(Phase(text), 1.0).encode() + b"\n"
+
+
+def write(path: Path, *texts: str, keep: int | None = None, torn: bytes = b"") -> None:
+    """Append lines, after cutting the file back to its first ``keep`` lines."""
+    if keep is not None:
+        os.truncate(path, sum(map(len, path.read_bytes().splitlines(keepends=True)[:keep])))
+    with path.open("ab") as file:
+        file.write(b"".join(map(line, texts)) + torn)
+
+
+def poller(path: Path, *, from_end: bool = False) -> Callable[[], list[tuple[int, str]]]:
+    """A function that gives number and name of the phases that are new."""
+    follower = EventFollower(path, from_end=from_end)
+    return lambda: [(one.index, one.event.name) for one in follower.poll() if isinstance(one.event, Phase)]
+
+
+def test_a_line_is_given_once_and_only_when_it_is_whole(journal: Path) -> None:
+    new = poller(journal)
+    assert new() == []
+    write(journal, "a", torn=line("b")[:9])
+    assert new() == [(0, "a")]
+    assert new() == []
+    with journal.open("ab") as file:
+        file.write(line("b")[9:])
+    assert new() == [(1, "b")]
+
+
+def test_what_was_there_before_can_be_left_out(journal: Path) -> None:
+    write(journal, "a", "b", torn=b'{"kind": "pha')
+    new = poller(journal, from_end=True)
+    assert new() == []
+    write(journal, "c", keep=2)
+    assert new() == [(2, "c")]
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["cut seen", "cut and rewritten between two looks"])
+@pytest.mark.parametrize("more", [("x",), ("x", "y"), ("x", "y", "a line that is longer than all that was cut off")])
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_after_a_cut_the_new_lines_are_given_however_many(
+    journal: Path, keep: int, more: tuple[str, ...], is_seen: bool
+) -> None:
+    write(journal, "a", "b", "c")
+    follow, skip = poller(journal), poller(journal, from_end=True)
+    assert len(follow()) == 3
+    if is_seen:
+        write(journal, keep=keep)
+        assert follow() == skip() == []
+    write(journal, *more, keep=keep)
+    expected = list(enumerate(more, start=keep))
+    assert follow() == skip() == expected
+    write(journal, "z", keep=keep)
+    assert follow() == skip() == [(keep, "z")]
+
+
+def test_lines_of_another_version_count_but_are_left_out(journal: Path) -> None:
+    write(journal, "a", torn=b'{"kind": "unknown", "time": 1.0}\nnonsense\n')
+    write(journal, torn=to_json(Notice("info", "n"), 1.0).encode() + b"\n")
+    assert [(one.index, one.event.kind) for one in EventFollower(journal).poll()] == [(0, "phase"), (3, "notice")]

@@ -2,17 +2,19 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_finetune.events import Evaluated, EventWriter, Sampled, StepDone, read_events
+from mlx_finetune.events import Evaluated, Event, EventWriter, Sampled, StepDone, read_events
 from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.hardware.sensors import Memory, Power, Sensors
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import EVENTS, RunDir
 from mlx_finetune.train.run import train_run
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.admission import Request, admit
+from mlx_finetune.train.watch import Surroundings, system_clocks
 
 RECIPE = """
 model = "{model}"
@@ -40,6 +42,10 @@ neftune_alpha = 5.0
 prompts = ["Say something."]
 max_new_tokens = 4
 """
+
+
+#: A machine on mains with all its memory, whatever the one is like that runs the tests.
+CALM = Surroundings(Sensors(lambda: Power(False, None), lambda: Memory("normal", 0)), system_clocks(), time.sleep)
 
 
 class Killed(BaseException):
@@ -86,8 +92,13 @@ def train(
     kill_after: int | None = None,
     restarts: tuple[Mapping[str, object], ...] = (),
     safer: Safer | None = None,
+    around: Surroundings = CALM,
+    on_event: Callable[[Event, StopRequest], None] | None = None,
 ) -> RunDir:
-    """Run to the end, or until a signal (``stop_after``) or a kill (``kill_after``) right after that step's event."""
+    """Run to the end, or until a signal (``stop_after``) or a kill (``kill_after``) right after that step's event.
+
+    ``on_event`` is called after every event was written.
+    """
     request = Request(recipe, overrides, resume, fork, extend, restarts, safer)
     loaded = load_recipe(recipe, overrides)
     admission = admit(RunDir(Path(loaded.recipe.output_dir)), request)
@@ -96,13 +107,15 @@ def train(
 
     def emit(event):
         writer(event)
+        if on_event is not None:
+            on_event(event, stop)
         if isinstance(event, StepDone) and event.step == stop_after:
             stop.request(2)
         if isinstance(event, StepDone) and event.step == kill_after:
             raise Killed
 
     try:
-        train_run(loaded, request, admission, stop, emit, base=recipe.parent)
+        train_run(loaded, request, admission, stop, emit, base=recipe.parent, around=around)
     except Killed:
         pass
     finally:

@@ -114,6 +114,7 @@ ELSEWHERE = {
     "hardware.memory_limit": "test_limits_are_handed_to_mlx",
     "hardware.wired_limit": "test_limits_are_handed_to_mlx",
     "hardware.cache_limit": "test_limits_are_handed_to_mlx",
+    "hardware.min_battery_percent": "tests/train/test_pause.py: the charge from which a run waits",
 }
 
 

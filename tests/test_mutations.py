@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from mutations import MUTATIONS, Mutation  # noqa: E402
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

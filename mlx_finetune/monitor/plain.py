@@ -6,7 +6,19 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from mlx_finetune.events import CheckpointSaved, Evaluated, Notice, Phase, Record, RunStarted, Sampled, StepDone
+from mlx_finetune.events import (
+    CheckpointSaved,
+    Continued,
+    Evaluated,
+    Notice,
+    Paused,
+    Phase,
+    Record,
+    RunStarted,
+    Sampled,
+    StepDone,
+    TimeJump,
+)
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.units import format_bytes, format_count, format_seconds
 
@@ -86,6 +98,14 @@ def lines_for(record: Record, summary: Summary) -> list[str]:
             return sample_lines(one, summary)
         case Notice() as notice:
             return notice_lines(notice)
+        case Paused() as one:
+            return [
+                f"{_position(one.step, summary)}  paused, {one.reason}; what is done is saved, it goes on by itself"
+            ]
+        case Continued() as one:
+            return [f"{_position(one.step, summary)}  training again after a pause of {format_seconds(one.seconds)}"]
+        case TimeJump() as jump:
+            return [jump_line(jump)]
         case _:
             return []
 
@@ -173,6 +193,14 @@ def notice_lines(notice: Notice) -> list[str]:
     """A warning or a note, with its way out on a second line."""
     first = f"{'warning' if notice.level == 'warning' else 'note'}: {notice.message}"
     return [first, f"hint: {notice.hint}"] if notice.hint else [first]
+
+
+def jump_line(jump: TimeJump) -> str:
+    """Where the time went that nobody trained in."""
+    length = format_seconds(abs(jump.seconds))
+    if jump.was_asleep:
+        return f"note: the machine was asleep for {length}; training goes on where it was"
+    return f"note: the clock was set {'forward' if jump.seconds > 0 else 'back'} by {length}; training takes no notice"
 
 
 def one_line(text: str, width: int) -> str:

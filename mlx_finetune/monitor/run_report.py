@@ -99,6 +99,8 @@ def report_json(run: RunFacts, settings: Mapping[str, object]) -> dict[str, obje
         "samples": [asdict(one) for one in summary.samples],
         "checkpoints": [{"name": name, "num_bytes": size} for name, size in run.checkpoints],
         "notices": [asdict(one) for one in summary.notices],
+        "pause_seconds": summary.pause_seconds,
+        "sleep_seconds": summary.sleep_seconds,
         "outcome": asdict(summary.outcome) if summary.outcome else None,
     }
 
@@ -131,6 +133,7 @@ def _outcome_lines(run: RunFacts) -> Iterator[str]:
             f"{format_count(started.trainable_parameters)} parameters trained ({share:.1%}); "
             f"step {run.summary.steps_done} of {started.total_steps}"
         )
+    yield from _lost_time_lines(run)
     match run.summary.outcome:
         case RunFinished() as end:
             peak = format_bytes(end.peak_memory_bytes)
@@ -139,6 +142,17 @@ def _outcome_lines(run: RunFacts) -> Iterator[str]:
             yield f"failed: {end.message}"
         case _:
             pass
+
+
+def _lost_time_lines(run: RunFacts) -> Iterator[str]:
+    """What it waits for, and how long it was paused and asleep so far; nothing where it never was."""
+    summary = run.summary
+    if summary.paused is not None and run.is_running:
+        yield f"paused: {summary.paused.reason}"
+    parts = [f"paused for {format_seconds(summary.pause_seconds)} in all"] * (summary.pause_seconds > 0)
+    parts += [f"the machine was asleep for {format_seconds(summary.sleep_seconds)}"] * (summary.sleep_seconds > 0)
+    if parts:
+        yield ", ".join(parts)
 
 
 def _settings_lines(settings: Mapping[str, object]) -> Iterator[str]:

@@ -1,16 +1,19 @@
 """What a run's events add up to: the state that the live view, the plain lines, ``runs show`` and the end draw from.
 
 Folds one record at a time. A run that was killed and resumed from an earlier step says so with a second
-``RunStarted``: everything after its ``first_step`` is forgotten, because those steps are done again.
+``RunStarted``: everything after its ``first_step`` is forgotten, because those steps are done again. Time that went by
+without training (pauses, sleep, a clock that was set) is taken out of the pace.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_finetune.events import (
     CheckpointSaved,
+    Continued,
     Evaluated,
     Notice,
+    Paused,
     Phase,
     Record,
     RunFailed,
@@ -19,6 +22,7 @@ from mlx_finetune.events import (
     RunStopped,
     Sampled,
     StepDone,
+    TimeJump,
 )
 
 Outcome = RunFinished | RunStopped | RunFailed
@@ -30,7 +34,7 @@ TREND_STEPS = 40
 
 @dataclass(frozen=True, slots=True)
 class LossPoint:
-    """One logged step: its loss, the smoothed loss there, and when it was reported."""
+    """One logged step: its loss, the smoothed loss there, and when it was reported, less the time lost before."""
 
     step: int
     loss: float
@@ -53,6 +57,10 @@ class Summary:
         self.checkpoints: list[CheckpointSaved] = []
         self.notices: list[Notice] = []
         self.outcome: Outcome | None = None
+        self.paused: Paused | None = None
+        self.pause_seconds = 0.0
+        self.sleep_seconds = 0.0
+        self._lost_seconds = 0.0  # since the run has started
         self.first_time: float | None = None
         self.last_time: float = 0.0
 
@@ -76,8 +84,16 @@ class Summary:
                 self.checkpoints.append(event)
             case Notice():
                 self.notices.append(event)
+            case Paused():
+                self.paused = event
+            case Continued():
+                self.paused = None
+                self.pause_seconds += event.seconds
+                self._lost_seconds += event.seconds
+            case TimeJump():
+                self._jump(event)
             case RunFinished() | RunStopped() | RunFailed():
-                self.outcome, self.phase = event, None
+                self.outcome, self.phase, self.paused = event, None, None
             case _:
                 pass
 
@@ -87,9 +103,27 @@ class Summary:
             self.phase_time = time
         self.phase, self.outcome = event, None
 
+    def _jump(self, event: TimeJump) -> None:
+        """Sleep within a pause is part of the pause. A jump is told after the step in which it happened.
+
+        That step's time is mended where the jump can lie before it: it is then the only one that makes sense.
+        """
+        if event.was_asleep:
+            self.sleep_seconds += event.seconds
+            if self.paused is not None:
+                return
+        self._lost_seconds += event.seconds
+        if self.losses and self.paused is None:
+            last = self.losses[-1]
+            before = max(self.losses[-2].time if len(self.losses) > 1 else 0.0, self.started_time)
+            mended = last.time - event.seconds
+            if mended >= before and (event.seconds > 0 or last.time < before):
+                self.losses[-1] = replace(last, time=mended)
+
     def _start(self, event: RunStarted, time: float) -> None:
         kept = event.first_step
         self.started, self.started_time, self.phase, self.outcome = event, time, None, None
+        self.paused, self._lost_seconds = None, 0.0
         self.step = self.step if self.step is not None and self.step.step <= kept else None
         self.losses = [point for point in self.losses if point.step <= kept]
         self.evaluations = [one for one in self.evaluations if one.step <= kept] if kept else _before_start(self)
@@ -106,7 +140,7 @@ class Summary:
             # Over a third of a young run: its first losses fall so fast that a mean of all would stay far too high.
             weight = min(1.0, (event.step - before.step) / min(SMOOTH_STEPS, max(2, event.step // 3)))
             smooth = before.smooth + weight * (event.loss - before.smooth)
-        self.losses.append(LossPoint(event.step, event.loss, smooth, time))
+        self.losses.append(LossPoint(event.step, event.loss, smooth, time - self._lost_seconds))
 
     @property
     def total_steps(self) -> int | None:
@@ -154,7 +188,7 @@ class Summary:
         """Seconds to the last step at the pace of the last ``TREND_STEPS`` logged steps, evaluations included."""
         if self.started is None or self.step is None:
             return None
-        recent = [point for point in self.losses[-TREND_STEPS:] if point.time > self.started_time]
+        recent = [point for point in self.losses[-TREND_STEPS:] if point.step > self.started.first_step]
         start_step, start_time = self.started.first_step, self.started_time
         if len(recent) >= 5:
             start_step, start_time = recent[0].step, recent[0].time

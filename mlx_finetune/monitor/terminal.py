@@ -6,7 +6,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
-from mlx_finetune.events import Evaluated, Notice, Phase, Record, RunStarted, Sampled
+from mlx_finetune.events import Continued, Evaluated, Notice, Paused, Phase, Record, RunStarted, Sampled, TimeJump
 from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.plain import amount_done, eta_text, lines_for, number
 from mlx_finetune.monitor.region import Region
@@ -41,7 +41,7 @@ class LiveView:
         ended = before is not None and (now is None or _title(now) != _title(before))
         if before is not None and ended and (self._summary.started is None or isinstance(event, RunStarted)):
             self._above.append(_phase_done(before, record.time - began))
-        if isinstance(event, RunStarted | Evaluated | Sampled | Notice):
+        if isinstance(event, RunStarted | Evaluated | Sampled | Notice | Paused | Continued | TimeJump):
             self._above += [_coloured(line) for line in lines_for(record, self._summary)]
 
     def tick(self, now: float) -> None:
@@ -80,6 +80,8 @@ class LiveView:
 
 def frame(summary: Summary, now: float, *, width: int, height: int) -> list[Text]:
     """The lines at the bottom: the phase before step 1, then the numbers and the loss curve; at most ``height``."""
+    if summary.step is None and summary.paused is not None:
+        return [Text(f" paused: {summary.paused.reason}", "yellow")][:height]
     if summary.started is None or (summary.step is None and summary.phase is not None):
         return [_phase_line(summary, now, width)][:height]
     if summary.step is None:
@@ -133,6 +135,8 @@ def _progress_line(summary: Summary, now: float, width: int) -> Text:
     line = Text.assemble(" step ", (f"{step.step}", "bold"), f"/{total} ")
     line.append_text(_bar(step.step / max(1, total), min(BAR_WIDTH, max(4, width - 62))))
     line.append(f" {step.step / max(1, total):.0%}  epoch {step.epoch:.2f}")
+    if summary.paused is not None:
+        return line.append(f"  paused: {summary.paused.reason}", "yellow")
     if summary.phase is not None:
         return line.append(f"  {_title(summary.phase)} {amount_done(summary.phase)}".rstrip())
     if summary.outcome is None:

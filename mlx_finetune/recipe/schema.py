@@ -280,6 +280,11 @@ class HardwareRecipe(Section):
         "auto", description="Memory that macOS keeps wired for the GPU (macOS 15 and later)."
     )
     cache_limit: SizeLimit = Field("auto", description="Freed memory that MLX keeps for reuse.")
+    min_battery_percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        20,
+        description="Charge at which a run on battery saves and waits for mains power, or for 5 percent more; 0 never "
+        "waits.",
+    )
 
 
 class Recipe(Section):

@@ -22,6 +22,7 @@ from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.optim import Schedule
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.step import StepResult, Trainer
+from mlx_finetune.train.watch import Watch
 
 EndReason = Literal["finished", "early_stopping", "max_minutes", "stopped"]
 
@@ -48,6 +49,7 @@ class Loop:
     cadence: Cadence
     training: TrainingRecipe
     stop: StopRequest
+    watch: Watch
     emit: Callable[[Event], None]
     save: Callable[[RunState], Checkpoint]
     answer_prompts: Callable[[int], bool]
@@ -68,7 +70,9 @@ def run_loop(loop: Loop, state: RunState) -> EndReason:
         if _is_save_due(loop, state, saver):
             saver.save(state)
         reason = _reason_to_end(loop, state)
-        if reason is None:
+        if reason is None and (shortage := loop.watch.reason_to_pause()):
+            _pause(loop, state, saver, shortage)
+        elif reason is None:
             _take_step(loop, state)
         elif reason == "max_minutes" and state.evaluated_step != state.step:
             state.is_evaluated = False
@@ -86,8 +90,14 @@ class _Saver:
         self._saved_time = time.monotonic()
         self.evaluation_seconds = 0.0  # of the last evaluation, with its answers
 
-    def is_overdue(self, seconds: float) -> bool:
-        """True where ``seconds`` more of work would put more at risk than ``save_minutes`` allow."""
+    def is_overdue(self, state: RunState, seconds: float) -> bool:
+        """True where ``seconds`` more of work would put more at risk than ``save_minutes`` allow.
+
+        Pauses do not count: nothing is at risk while no step is taken.
+        """
+        if state.step == self._saved_step:
+            self._saved_time = time.monotonic()
+            return False
         return time.monotonic() - self._saved_time + seconds > 60 * self._loop.training.save_minutes
 
     def save(self, state: RunState) -> None:
@@ -102,12 +112,19 @@ class _Saver:
 
 def _evaluate_safely(loop: Loop, state: RunState, saver: _Saver) -> bool:
     """``_evaluate``; the steps before a long one are committed first."""
-    if saver.is_overdue(saver.evaluation_seconds):
+    if saver.is_overdue(state, saver.evaluation_seconds):
         saver.save(state)
     started = time.monotonic()
     is_done = _evaluate(loop, state)
     saver.evaluation_seconds = time.monotonic() - started
     return is_done
+
+
+def _pause(loop: Loop, state: RunState, saver: _Saver, reason: str) -> None:
+    """Commit, give back the memory that MLX keeps for reuse, and wait; neither the time nor the step counts."""
+    saver.save(state)
+    mx.clear_cache()
+    loop.watch.pause(state.step, reason)
 
 
 def _take_step(loop: Loop, state: RunState) -> None:
@@ -207,7 +224,7 @@ def _is_save_due(loop: Loop, state: RunState, saver: _Saver) -> bool:
     cadence, training = loop.cadence, loop.training
     is_best = training.keep_best and state.best_step == state.step
     by_step = state.step % cadence.save_steps == 0 or state.step in cadence.kept_steps
-    return is_best or by_step or saver.is_overdue(state.step_seconds)
+    return is_best or by_step or saver.is_overdue(state, state.step_seconds)
 
 
 def _reason_to_end(loop: Loop, state: RunState) -> EndReason | None:

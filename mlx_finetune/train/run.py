@@ -38,14 +38,23 @@ from mlx_finetune.train.start.identity import (
 )
 from mlx_finetune.train.start.prepare import Prepared, prepare
 from mlx_finetune.train.start.rows import Emit
+from mlx_finetune.train.watch import Surroundings, Watch, system_surroundings
 
 
 def train_run(
-    loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: Emit, *, base: Path
+    loaded: LoadedRecipe,
+    request: Request,
+    admission: Admission,
+    stop: StopRequest,
+    emit: Emit,
+    *,
+    base: Path,
+    around: Surroundings | None = None,
 ) -> int | None:
     """Train to the end and publish the result; the step where a signal stopped it, or None when it has finished.
 
-    Raises ``MlxftError`` for everything a user can mend; what was saved before stays as it was.
+    ``around`` is this machine where it is not given. Raises ``MlxftError`` for everything a user can mend; what was
+    saved before stays as it was.
     """
     run = admission.run
     state, cut = _restored_state(admission)
@@ -64,7 +73,7 @@ def train_run(
         restore_trainer(prepared, admission.checkpoint.path)
     info = _write_decisions(run, loaded, prepared, admission, state, is_extended=is_extended)
     emit(_run_started(run, prepared, state))
-    loop = _build_loop(run, prepared, stop, emit)
+    loop = _build_loop(run, prepared, stop, emit, around or system_surroundings())
     reason = run_loop(loop, state)
     if reason == "stopped":
         durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
@@ -177,7 +186,7 @@ def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | N
     return Recipe.model_validate(values)
 
 
-def _build_loop(run: RunDir, prepared: Prepared, stop: StopRequest, emit: Emit) -> Loop:
+def _build_loop(run: RunDir, prepared: Prepared, stop: StopRequest, emit: Emit, around: Surroundings) -> Loop:
     training = prepared.recipe.training
     kept = frozenset(math.ceil(share * prepared.total_steps - 1e-9) for share in training.save_at)
     cadence = Cadence(
@@ -194,6 +203,7 @@ def _build_loop(run: RunDir, prepared: Prepared, stop: StopRequest, emit: Emit) 
         cadence=cadence,
         training=training,
         stop=stop,
+        watch=Watch(around, min_battery_percent=prepared.recipe.hardware.min_battery_percent, emit=emit, stop=stop),
         emit=emit,
         save=checkpoint_saver(run, prepared, cadence, time.time),
         answer_prompts=prompt_answerer(run.file(rundir.SAMPLES), prepared, stop, emit),

@@ -9,7 +9,7 @@ from journal import records, step, whole_run
 
 from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Record, RunStarted, RunStopped, to_json
+from mlx_finetune.events import Continued, Paused, Record, RunStarted, RunStopped, TimeJump, to_json
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,16 @@ def test_show_prints_settings_losses_and_answers() -> None:
         "warning: train: 3 of 83 rows are too long",
     ):
         assert line in text.splitlines(), line
+
+
+def test_show_adds_up_pauses_and_sleep_where_there_were_any() -> None:
+    low, sleep = Paused(1, "the battery is at 19%"), TimeJump(30.0, was_asleep=True)
+    started = RunStarted("waited", "gpt2", "sft", 0, 100, 50, 8, 0, 10, 100, "CPU", "float32")
+    write_run("waited", records(started, step(1), low, Continued(1, 40.0), low, Continued(1, 25.0), sleep, sleep))
+    assert "paused for 1m 05s in all, the machine was asleep for 1m 00s" in call("show", "waited").stdout.splitlines()
+    report = json.loads(call("show", "waited", "--json").stdout)
+    assert (report["pause_seconds"], report["sleep_seconds"]) == (65.0, 60.0)
+    assert "paused" not in call("show", "finished").stdout
 
 
 def test_show_as_json_has_the_whole_curve() -> None:

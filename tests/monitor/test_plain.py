@@ -5,7 +5,7 @@ import io
 import pytest
 from journal import STARTED, records, step, whole_run
 
-from mlx_finetune.events import Event, Notice, Phase, Sampled
+from mlx_finetune.events import Continued, Event, Notice, Paused, Phase, Sampled, TimeJump
 from mlx_finetune.monitor.plain import PlainView, amount_done, number, one_line
 from mlx_finetune.monitor.summary import Summary
 
@@ -102,3 +102,21 @@ def test_a_number_that_is_null_is_called_not_finite() -> None:
 
 def test_long_text_is_cut_with_dots() -> None:
     assert one_line("a " * 50, 11) == "a a a a..."
+
+
+def test_pauses_and_jumps_of_time_are_a_sentence_each() -> None:
+    lines = shown(
+        STARTED,
+        Paused(3, "the battery is at 19%"),
+        TimeJump(29_000.0, was_asleep=True),
+        Continued(3, 3725.0),
+        TimeJump(3600.0, was_asleep=False),
+        TimeJump(-65.0, was_asleep=False),
+    )
+    assert lines[2:] == [
+        "step 3/40  paused, the battery is at 19%; what is done is saved, it goes on by itself",
+        "note: the machine was asleep for 8h 03m; training goes on where it was",
+        "step 3/40  training again after a pause of 1h 02m",
+        "note: the clock was set forward by 1h 00m; training takes no notice",
+        "note: the clock was set back by 1m 05s; training takes no notice",
+    ]

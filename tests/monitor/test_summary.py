@@ -1,9 +1,27 @@
 """What a journal adds up to: the same numbers for every view, also after a kill and a resume."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
 from journal import FINISHED, STARTED, records, step, whole_run
 
-from mlx_finetune.events import CheckpointSaved, Evaluated, Phase, RunStarted, RunStopped, Sampled, from_json, to_json
-from mlx_finetune.monitor.summary import summarise
+from mlx_finetune.events import (
+    CheckpointSaved,
+    Continued,
+    Evaluated,
+    Event,
+    Paused,
+    Phase,
+    Record,
+    RunStarted,
+    RunStopped,
+    Sampled,
+    TimeJump,
+    from_json,
+    to_json,
+)
+from mlx_finetune.monitor.summary import Summary, summarise
 
 
 def test_a_whole_run_keeps_its_first_best_and_last_numbers() -> None:
@@ -94,3 +112,85 @@ def test_a_stopped_run_says_so_until_it_goes_on() -> None:
 def test_answers_of_one_step_are_by_prompt() -> None:
     summary = summarise(records(Sampled(0, "a", "1"), Sampled(0, "b", "2"), Sampled(5, "a", "3")))
     assert summary.answers(0) == {"a": "1", "b": "2"}
+
+
+LONG = replace(STARTED, total_steps=200)
+
+
+def steps_with_a_gap(at: int, gap: float, told: Sequence[Event]) -> list[Record]:
+    """A step a second; after step ``at`` the clock moves by ``gap``, and ``told`` is reported before the next step."""
+    found = records(LONG, *(step(number) for number in range(1, at + 1)))
+    told_at = found[-1].time + (gap if isinstance(told[0], Paused) else 0)
+    found += [Record(told_at, 0, event) for event in told]
+    rest = records(*(step(number) for number in range(at + 1, 101)), start=found[at].time + gap + 1)
+    return [*found, *rest]
+
+
+def remaining_after_each_step(journal: list[Record]) -> list[float]:
+    summary, found = Summary(), []
+    for record in journal:
+        summary.add(record)
+        left = summary.remaining_seconds()
+        if left is not None and record.event == step(summary.steps_done):
+            found.append(left)
+    return found
+
+
+@pytest.mark.parametrize("at", [1, 3, 30])
+def test_a_pause_is_not_part_of_the_pace(at: int) -> None:
+    pause = [Paused(at, "the battery is at 19%"), Continued(at, 5000.0)]
+    left = remaining_after_each_step(steps_with_a_gap(at, 5000.0, pause))
+    assert left == [200.0 - number for number in range(1, 101)]
+
+
+def test_sleep_during_a_pause_is_not_taken_out_twice() -> None:
+    told = [Paused(30, "the battery is at 19%"), TimeJump(4000.0, was_asleep=True), Continued(30, 5000.0)]
+    journal = steps_with_a_gap(30, 5000.0, told)
+    assert remaining_after_each_step(journal) == [200.0 - number for number in range(1, 101)]
+    summary = summarise(journal)
+    assert (summary.pause_seconds, summary.sleep_seconds) == (5000.0, 4000.0)
+
+
+def test_a_clock_set_during_a_pause_is_taken_out_as_well() -> None:
+    told = [Paused(30, "the battery is at 19%"), TimeJump(-3600.0, was_asleep=False), Continued(30, 5000.0)]
+    left = remaining_after_each_step(steps_with_a_gap(30, 5000.0 - 3600.0, told))
+    assert left == [200.0 - number for number in range(1, 101)]
+
+
+def test_the_night_between_a_stop_and_a_resumption_is_not_part_of_the_pace() -> None:
+    evening = records(LONG, *(step(number) for number in range(1, 21)))
+    morning = records(replace(LONG, first_step=20), *(step(number) for number in range(21, 24)), start=1_030_000.0)
+    assert summarise([*evening, *morning]).remaining_seconds() == 177.0
+
+
+@pytest.mark.parametrize("jump", [TimeJump(3600.0, True), TimeJump(3600.0, False), TimeJump(-3600.0, False)])
+@pytest.mark.parametrize("at", [1, 3, 30])
+def test_a_jump_of_time_within_a_step_is_not_part_of_the_pace(at: int, jump: TimeJump) -> None:
+    """The step reports itself before the jump is told: only that one line may be wrong."""
+    journal = records(LONG, *(step(number) for number in range(1, 101)))
+    late = [
+        Record(record.time + jump.seconds if record.index >= at else record.time, 0, record.event) for record in journal
+    ]
+    late.insert(at + 1, Record(late[at].time, 0, jump))
+    left = remaining_after_each_step(late)
+    expected = [200.0 - number for number in range(1, 101)]
+    assert left[: at - 1] + left[at:] == pytest.approx(expected[: at - 1] + expected[at:])
+
+
+@pytest.mark.parametrize("jump", [TimeJump(3600.0, True), TimeJump(3600.0, False), TimeJump(-3600.0, False)])
+@pytest.mark.parametrize("at", [1, 3, 30])
+def test_a_jump_of_time_after_a_step_is_not_part_of_the_pace(at: int, jump: TimeJump) -> None:
+    journal = records(LONG, *(step(number) for number in range(1, 101)))
+    late = [
+        Record(record.time + jump.seconds if record.index > at else record.time, 0, record.event) for record in journal
+    ]
+    late.insert(at + 1, Record(late[at].time + jump.seconds, 0, jump))
+    assert remaining_after_each_step(late) == pytest.approx([200.0 - number for number in range(1, 101)])
+
+
+def test_a_run_is_paused_until_it_continues_ends_or_begins_anew() -> None:
+    paused = Paused(1, "the battery is at 19%")
+    journal = records(STARTED, step(1), paused)
+    assert summarise(journal).paused == paused
+    for event in (Continued(1, 5.0), RunStopped(1, 15), STARTED):
+        assert summarise([*journal, *records(event)]).paused is None

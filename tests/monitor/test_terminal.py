@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from journal import STARTED, records, step, whole_run
 
-from mlx_finetune.events import Evaluated, Event, Notice, Phase
+from mlx_finetune.events import Continued, Evaluated, Event, Notice, Paused, Phase, TimeJump
 from mlx_finetune.monitor.region import Region, can_draw
 from mlx_finetune.monitor.summary import Summary, summarise
 from mlx_finetune.monitor.terminal import LiveView, frame
@@ -67,6 +67,16 @@ def test_the_end_is_told_as_a_clock_time_and_as_what_is_left() -> None:
     assert re.search(r"done \d\d:\d\d \(30\.0 s left\)", text)
 
 
+def test_a_paused_run_shows_why_and_no_end() -> None:
+    paused = Paused(10, "the battery is at 19%")
+    steps = [step(number) for number in range(1, 11)]
+    text = "\n".join(lines(summarise(records(STARTED, *steps, paused))))
+    assert "epoch 0.50  paused: the battery is at 19%\n" in text
+    assert "left)" not in text
+    assert "left)" in "\n".join(lines(summarise(records(STARTED, *steps, paused, Continued(10, 1.0)))))
+    assert lines(summarise(records(STARTED, Paused(0, "one")))) == [" paused: one"]
+
+
 @pytest.mark.parametrize("width", [30, 60, 100])
 @pytest.mark.parametrize("height", [1, 3, 30])
 def test_a_frame_never_exceeds_the_terminals_height(width: int, height: int) -> None:
@@ -96,6 +106,7 @@ def test_warnings_scroll_above_the_frame_and_the_cursor_comes_back(terminal: tup
     master, stream = terminal
     view = LiveView(stream, Summary())
     events: list[Event] = [Phase("load", "tiny"), Notice("warning", "rows left out", "look"), STARTED, step(1)]
+    events += [Paused(1, "no power"), TimeJump(90.0, was_asleep=True), Continued(1, 100.0)]
     for record in records(*events):
         view.show(record)
         view.tick(record.time)
@@ -105,6 +116,8 @@ def test_warnings_scroll_above_the_frame_and_the_cursor_comes_back(terminal: tup
     assert text.index("\x1b[?25l") < text.index("warning: rows left out") < text.index("step 1/40")
     assert text.count("warning: rows left out") == 1
     assert text.count("load tiny in 2.0 s") == 1
+    for sentence in ("paused, no power", "asleep for 1m 30s", "again after a pause of 1m 40s"):
+        assert text.count(sentence) == 1
     assert "finishing the step" in text
     assert text.rstrip().endswith("\x1b[?25h")
 

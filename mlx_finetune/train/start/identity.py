@@ -31,6 +31,7 @@ FREE_KEYS = frozenset(
         "hardware.memory_limit",
         "hardware.wired_limit",
         "hardware.cache_limit",
+        "hardware.min_battery_percent",
     }
 )
 FREE_SECTIONS = ("chat",)

@@ -146,27 +146,26 @@ static long finished(const struct operation *op, long result) {
 /* Only an open that may write or create is an operation. */
 #define MODE va_list rest; va_start(rest, flags); mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; va_end(rest)
 #define WRITES (flags & (O_CREAT | O_WRONLY | O_RDWR | O_TRUNC))
-#define OPEN_TRAITS WAITS | (flags & O_CREAT ? SPACE : 0)
 
 int open(const char *path, int flags, ...) {
     MODE;
     if (!WRITES) { REAL(open); return real(path, flags, mode); }
-    RUN(open, OPEN_TRAITS, AT_FDCWD, path, NULL, real(path, flags, mode));
+    RUN(open, WAITS | SPACE, AT_FDCWD, path, NULL, real(path, flags, mode));
 }
 int open64(const char *path, int flags, ...) {
     MODE;
     if (!WRITES) { REAL(open64); return real(path, flags, mode); }
-    RUN(open64, OPEN_TRAITS, AT_FDCWD, path, NULL, real(path, flags, mode));
+    RUN(open64, WAITS | SPACE, AT_FDCWD, path, NULL, real(path, flags, mode));
 }
 int openat(int folder, const char *path, int flags, ...) {
     MODE;
     if (!WRITES) { REAL(openat); return real(folder, path, flags, mode); }
-    RUN(openat, OPEN_TRAITS, folder, path, NULL, real(folder, path, flags, mode));
+    RUN(openat, WAITS | SPACE, folder, path, NULL, real(folder, path, flags, mode));
 }
 int openat64(int folder, const char *path, int flags, ...) {
     MODE;
     if (!WRITES) { REAL(openat64); return real(folder, path, flags, mode); }
-    RUN(openat64, OPEN_TRAITS, folder, path, NULL, real(folder, path, flags, mode));
+    RUN(openat64, WAITS | SPACE, folder, path, NULL, real(folder, path, flags, mode));
 }
 int creat(const char *path, mode_t mode) { RUN(creat, WAITS | SPACE, AT_FDCWD, path, NULL, real(path, mode)); }
 

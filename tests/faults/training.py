@@ -98,9 +98,15 @@ class TrainTrials:
         for name in SAME:
             if run.file(name).read_bytes() != self._run.file(name).read_bytes():
                 problems.append(f"{name} has other bytes")
-        left = {path.name for path in run.path.iterdir()} ^ {path.name for path in self._run.path.iterdir()}
-        # Trash that could not be removed goes at the next start, which a finished run has no need of.
-        return problems + [f"{name} is there or missing" for name in sorted(left) if not name.startswith(".trash-")]
+        names, expected = ({path.name for path in one.path.iterdir()} for one in (run, self._run))
+        problems += [f"{name} is missing" for name in expected - names]
+        # What a process leaves that dies in its last rotation, or cannot sweep, goes at the next start or save.
+        more = names - expected
+        return problems + ([f"{sorted(more)} were left"] if len(more) > 1 or not _are_old(more) else [])
+
+
+def _are_old(names: set[str]) -> bool:
+    return all(name.startswith((".trash-checkpoint-", ".checkpoint-", "checkpoint-")) for name in names)
 
 
 def _check_end(run: RunDir, ended: Ended, action: str) -> list[str]:

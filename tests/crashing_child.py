@@ -56,8 +56,8 @@ def train(run: RunDir, plan: dict, asked: argparse.Namespace, crash: dict | None
     if run.file(rundir.EVENTS).is_file():
         os.truncate(run.file(rundir.EVENTS), sizes.get(str(done), 0))
     emit = EventWriter(run.file(rundir.EVENTS), clock=time.time)
-    for restart in asked.restarts:
-        emit(Restarted(step=done, **{key: value for key, value in restart.items() if key != "id"}))
+    for one in asked.restarts:
+        emit(Restarted(done, one["attempt"], one["cause"], one["message"], one["change"], one["is_bitwise"]))
     info = {"status": "running", "step": done, "resolved": plan["resolved"], "safer": asked.safer}
     rundir.write_json(run.file(rundir.RUN_INFO), info)
     rundir.write_text(run.file(rundir.RECIPE), Path(asked.recipe).read_text() if Path(asked.recipe).is_file() else "")
@@ -72,7 +72,8 @@ def train(run: RunDir, plan: dict, asked: argparse.Namespace, crash: dict | None
             (run.checkpoint(number) / rundir.MANIFEST).write_text("{}")
         if crash and crash["step"] == number:
             if "failed" in crash:
-                emit(RunFailed(*crash["failed"], 1))
+                message, hint = crash["failed"]
+                emit(RunFailed(message, hint, 1))
             return end(crash)
     emit(RunFinished(6, "finished", 2.5, 1.5, 6, 1.5, 12.0, 240, 2 * 10**8))
     return 0

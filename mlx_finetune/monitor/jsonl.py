@@ -29,7 +29,7 @@ class JsonView:
             self._stream.flush()
         except OSError:
             self.is_broken = True
-            self._talk("warning: nobody reads the events any more; training goes on, Ctrl-C saves and ends it")
+            self._talk("warning: nobody reads the events any more; the training goes on")
 
     def tick(self, now: float) -> None:
         """Nothing moves here."""

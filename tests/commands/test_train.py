@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,16 @@ def test_a_failed_run_ends_with_its_sentence_and_its_code(monkeypatch: pytest.Mo
     result = call(monkeypatch, "fail")
     assert result.return_value == 1
     assert result.stderr.splitlines()[-2:] == ["error: the loss is not finite", "hint: lower the learning rate"]
+
+
+def test_a_full_disk_is_one_sentence_with_the_space_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = call(monkeypatch, "full")
+    assert result.return_value == 1
+    error, hint = result.stderr.splitlines()[-2:]
+    assert re.fullmatch(
+        r"error: the disk is full; everything up to the last checkpoint is safe \([\d.]+ \w?B free\)", error
+    )
+    assert hint == "hint: make room, then go on with --resume"
 
 
 def test_a_refusal_is_shown_as_the_child_said_it(monkeypatch: pytest.MonkeyPatch) -> None:

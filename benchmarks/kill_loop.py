@@ -1,6 +1,6 @@
 """Small real runs, killed with SIGKILL at random instants and resumed, must end with the bits of runs never killed.
 
-    python benchmarks/kill_loop.py [--kills 1000] [--seed 7] [--kinds NAME,...] [--jobs 2] [--folder F] [--model PATH]
+    python benchmarks/kill_loop.py [--kills 1000] [--seed 7] [--kinds NAME,...] [--jobs 2] [--folder F] [--model M]
 
 After each kill: every checkpoint is whole, every line of the journal but a torn last one can be read, and no step is
 lost that was ever announced as saved. At the end of each run: the published weights, samples.jsonl, the last
@@ -286,7 +286,7 @@ def report(outcomes: Sequence[Outcome], options: argparse.Namespace, seconds: fl
         ("versions", versions),
         ("date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
         ("model, kinds", f"{options.model or 'random llama, 2 layers, width 64'}; {', '.join(options.kinds)}"),
-        ("seed, jobs", f"{options.seed}, {options.jobs}"),
+        ("seed, jobs, steps", f"{options.seed}, {options.jobs}, {options.steps} in each run"),
         ("kills", f"{total} in {len(outcomes)} runs, at most {most} in one"),
         *((f"  inside {phase}", f"{kills[phase]}") for phase in INSIDE),
         ("  elsewhere", ", ".join(f"{phase} {kills[phase]}" for phase in PHASES if phase not in INSIDE)),
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     sys.path.append(str(ROOT / "tests"))
     load_everything(folder / "cache")
-    write_inputs(folder, options.model)
+    write_inputs(folder, options.model, options.steps)
     began = time.monotonic()
     harness = Harness(folder, options.seed, options.kills, options.fresh)
     outcomes = kill_and_resume(harness, options.kinds, options.jobs)
@@ -369,6 +369,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1, help="fixes the plan: which runs, how many kills, their aims")
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=", ".join(KINDS))
+    parser.add_argument("--steps", type=int, default=30, help="length of each run; it saves every third step")
     parser.add_argument("--jobs", type=int, default=2, help="trials at the same time")
     parser.add_argument(
         "--folder", type=Path, help="where the runs go; kept. Default: a temporary one, kept on failure"

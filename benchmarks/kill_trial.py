@@ -29,12 +29,12 @@ output_dir = "run"
 seed = 11
 [data]
 path = "{folder}/rows.jsonl"
-chat_template = "{folder}/chatml.jinja"
+chat_template = "{folder}/template.jinja"
 max_seq_length = 64
 val_split = 0.2
 test_split = 0.0
 [training]
-max_steps = 30
+max_steps = {steps}
 batch_size = 2
 learning_rate = 1e-2
 eval_steps = 5
@@ -44,6 +44,10 @@ keep_checkpoints = 2
 prompts = ["Say something."]
 max_new_tokens = 4
 """
+TEMPLATE = (  # goes with every tokenizer that has an end-of-sequence token
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 LORA = ("lora.rank=4", "lora.alpha=8", "lora.dropout=0.2")
 PACKED = ("data.packing=true", "training.gradient_accumulation_steps=2", "training.neftune_alpha=5.0")
 #: Name of a kind of run -> what it sets in RECIPE. A later objective joins by one line.
@@ -161,17 +165,17 @@ def load_everything(cache: Path) -> None:
     gc.freeze()
 
 
-def write_inputs(folder: Path, model: Path | None) -> None:
+def write_inputs(folder: Path, model: Path | None, steps: int) -> None:
     """The recipe, its rows and texts, the chat template, and a random model where none is given."""
     from small_runs import write_rows
-    from tiny import CHATML, write_tiny_model
+    from tiny import write_tiny_model
 
     model = model or write_tiny_model(folder / "model", "llama")
     write_rows(folder / "rows.jsonl")
     texts = ({"text": f"{number} times seven is {7 * number}, " * (1 + number % 4)} for number in range(24))
     (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-    (folder / "chatml.jinja").write_text(CHATML)
-    (folder / "recipe.toml").write_text(RECIPE.format(model=model.resolve(), folder=folder))
+    (folder / "template.jinja").write_text(TEMPLATE)
+    (folder / "recipe.toml").write_text(RECIPE.format(model=model.resolve(), folder=folder, steps=steps))
 
 
 def settings(kind: str, folder: Path) -> list[str]:

@@ -8,10 +8,10 @@ checkpoint's optimizer and the whole course (losses, rates, norms, evaluations, 
 run of that kind, and no temporary file is left. Exit code 1 if anything is wrong; the folder of such a run is kept.
 
 Half of the kills come at a uniformly random instant of what is left of the run; the other half wait until the process
-is inside a save, a rotation, a resume or the publishing of the result, and come up to 20 ms later. Where a process
-died is known, not guessed: it keeps the name of its phase in one byte of shared memory, which outlives it. On Linux
-one process imports everything and forks each trial before mlx has computed anything (its threads do not survive a
-fork), which makes a start cost 0.1 instead of 3 seconds; elsewhere, and with --fresh, each trial is a new process.
+is inside a start, a resume, a save, a rotation or the publishing of the result, and come up to 20 ms later. Where a
+process died is known, not guessed: it keeps the number of its phase in one byte of shared memory, which outlives it.
+On Linux one process imports everything and forks each trial before mlx has computed anything (its threads do not
+survive a fork), which makes a start cost 0.1 instead of 3 seconds; elsewhere, and with --fresh, each is a new process.
 """
 
 import argparse
@@ -48,7 +48,13 @@ INSIDE = ("save", "rotate", "resume")
 MIN_SHARE, MIN_KILLS = 0.2, 100  # kills inside save, rotate and resume; not asked of fewer kills than MIN_KILLS
 
 #: What a kill may wait for: how often it is chosen, which entry into the phase at most, the longest delay in seconds.
-TARGETS = {"save": (3, 4, 0.02), "rotate": (3, 4, 0.002), "resume": (3, 5, 0.004), "publish": (1, 1, 0.008)}
+TARGETS = {
+    "start": (2, 4, 0.004),
+    "resume": (3, 5, 0.004),
+    "save": (3, 4, 0.02),
+    "rotate": (3, 4, 0.002),
+    "publish": (1, 1, 0.008),
+}
 
 T = TypeVar("T")
 Task = Generator[None, None, T]
@@ -147,7 +153,8 @@ class Aim:
         """Half of the aims are instants of the next ``seconds``, the others wait for a phase."""
         if rng.random() < 0.5:
             return cls(rng.uniform(0.0, seconds))
-        targets = {name: target for name, target in TARGETS.items() if name != "resume" or resuming}
+        never = "start" if resuming else "resume"
+        targets = {name: target for name, target in TARGETS.items() if name != never}
         phase = rng.choices(list(targets), [weight for weight, _, _ in targets.values()])[0]
         return cls(rng.uniform(0.0, TARGETS[phase][2]), phase, rng.randint(1, TARGETS[phase][1]))
 

@@ -60,8 +60,9 @@ KINDS = {
     "qlora": (*LORA, *PACKED, "quantize=4", "training.keep_best=false"),
 }
 
-PHASES = ("loading", "resume", "training", "save", "rotate", "publish")
-#: Module, function and the phase a trial is in while that function runs. A name that is gone is an error at once.
+PHASES = ("loading", "start", "resume", "training", "save", "rotate", "publish")
+#: Module, function and the phase a trial is in while that function runs; resume is called start in a run's first one.
+#: A name that is gone is an error at once.
 WRAPPED = (
     ("mlx_finetune.train.child", "admit", "resume"),
     ("mlx_finetune.train.run", "_restored_state", "resume"),
@@ -81,8 +82,8 @@ def wrap_phases(memory: mmap.mmap, *, resuming: bool) -> None:
     for module_name, name, phase in WRAPPED:
         module = importlib.import_module(module_name)
         function = getattr(module, name)  # an AttributeError here: it was renamed, so mend WRAPPED
-        if phase != "resume" or resuming:
-            setattr(module, name, _in_phase(function, memory, PHASES.index(phase)))
+        phase = "start" if phase == "resume" and not resuming else phase
+        setattr(module, name, _in_phase(function, memory, PHASES.index(phase)))
 
 
 def _in_phase(function: Callable[..., T], memory: mmap.mmap, number: int) -> Callable[..., T]:

@@ -74,7 +74,9 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
     if not run.file(RUN_INFO).is_file() and not run.checkpoints():
         if request.continues:
             raise RunError(f"{run.path} holds no run to continue", "leave out --resume, --fork and --extend")
-        cut_journal(run.file(EVENTS), 0)  # of a start that was refused before it decided anything
+        if run.file(EVENTS).is_file():  # of a start that was refused or killed before it decided anything
+            cut_journal(run.file(EVENTS), 0)
+            sweep(run)
         return Admission(run, lock, None, None, ())
     info = dict(read_run_info(run))
     if not request.continues:

@@ -5,7 +5,6 @@ so the default suite starts four of them; the rest is marked slow.
 """
 
 import os
-import random
 import shlex
 import signal
 import subprocess
@@ -150,33 +149,3 @@ def test_a_process_whose_parent_is_gone_saves_and_leaves(recipe: Path) -> None:
     assert stopped.signal_number == signal.SIGHUP
     assert 1 <= stopped.step < 2000
     assert run.checkpoint(stopped.step).is_dir()
-
-
-@pytest.mark.slow
-def test_ten_kills_at_random_moments_change_no_bit(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """Each within a quarter of a second of training, so that some hit a step and some the middle of a save."""
-    longer = "max_steps = 100"
-    reference = train(write_recipe(tmp_path / "straight", tiny_model("llama"), extra=longer))
-    recipe = write_recipe(tmp_path, tiny_model("llama"), extra=longer)
-    run, moments, hits = run_of(recipe), random.Random(5), 0
-    for _ in range(10):
-        options = ("--resume",) if run.is_run() else ()
-        begun = time.time()
-        child = subprocess.Popen(command(recipe, *options), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
-        while child.poll() is None and not has_started(run, begun):
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0.0, 0.25))
-        child.kill()
-        child.communicate()
-        hits += child.returncode == -signal.SIGKILL
-    print(f"{hits} kills hit a living process")
-    assert hits >= 3, "most kills came after the end"
-    if not run.file(rundir.METRICS).exists():
-        assert start(command(recipe, "--resume"), tmp_path).returncode == 0
-    assert_same(run, reference)
-
-
-def has_started(run: RunDir, since: float) -> bool:
-    """True once a run has been announced after the clock time ``since``."""
-    records = read_events(run.file(rundir.EVENTS))
-    return any(isinstance(record.event, RunStarted) and record.time >= since for record in records)

@@ -44,12 +44,6 @@ def test_many_interruptions_change_nothing(straight, tiny_model, tmp_path):
     assert weights_hash(run) == weights_hash(straight)
 
 
-def test_saving_logging_and_samples_change_no_weight(straight, tiny_model, tmp_path):
-    recipe = write_recipe(tmp_path, tiny_model("llama"))
-    settings = ("training.save_steps=1", "training.logging_steps=3", "eval.prompts=[]", "training.save_at=[0.5]")
-    assert weights_hash(train(recipe, overrides=settings)) == weights_hash(straight)
-
-
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(straight, tiny_model, tmp_path):
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     run = train(recipe, kill_after=5)

@@ -84,7 +84,7 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
     if not run.file(RUN_INFO).is_file() and not run.checkpoints():
         if request.continues:
             raise RunError(f"{run.path} holds no run to continue", "leave out --resume, --fork and --extend")
-        cut_journal(run.file(EVENTS), 0)  # of a start that was refused before it decided anything
+        cut_journal(run.file(EVENTS), 0)  # of a start that was refused or killed before it decided anything
         return Admission(run, lock, None, None, ())
     damaged: list[str] = []
     info = dict(_read_info(run, damaged))

@@ -35,6 +35,20 @@ def test_a_start_that_failed_before_it_began_cannot_be_continued(refused_once, t
     assert refused_once.file(rundir.EVENTS).read_bytes(), "a refusal changes nothing"
 
 
+def test_what_a_killed_first_start_left_behind_is_swept_and_nothing_of_a_folder_that_holds_no_run(
+    refused_once, tmp_path
+):
+    part = refused_once.path / ".recipe.toml.123.part"
+    part.touch()
+    admit(refused_once, Request(tmp_path / "r.toml")).release()
+    assert not part.exists()
+    theirs = tmp_path / "theirs" / ".film.part"
+    theirs.parent.mkdir()
+    theirs.touch()
+    admit(RunDir(theirs.parent), Request(tmp_path / "r.toml")).release()
+    assert theirs.exists()
+
+
 def test_checkpoints_without_their_run_are_not_overwritten(refused_once, tmp_path):
     checkpoint = refused_once.checkpoint(3)
     checkpoint.mkdir()

@@ -21,6 +21,12 @@ from mlx_finetune.events import (
 
 STARTED = RunStarted("demo", "tiny", "sft", 0, 6, 3, 24, 4, 1000, 50_000, "cpu", "float32", 8 * 10**9)
 
+#: What is said on stderr, and the exit code, of a child that ends before it has begun.
+AT_ONCE = {
+    "refuse": ("error: the folder holds a finished run\nhint: mlxft train RECIPE --resume\n", 1),
+    "full": ("", 74),
+}
+
 
 def step(number: int) -> StepDone:
     """Step ``number``, with a loss of 2.0 that falls by a tenth each step."""
@@ -40,9 +46,10 @@ def wait_for_ever() -> None:
 
 def main(folder: Path, mode: str) -> int:
     """Do what ``mode`` says and return the exit code."""
-    if mode == "refuse":
-        sys.stderr.write("error: the folder holds a finished run\nhint: mlxft train RECIPE --resume\n")
-        return 1
+    if mode in AT_ONCE:
+        words, code = AT_ONCE[mode]
+        sys.stderr.write(words)
+        return code
     arrived: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: arrived.append(number) or (len(arrived) > 1 and os._exit(128 + number)))
@@ -72,8 +79,6 @@ def main(folder: Path, mode: str) -> int:
             sys.stderr.write("the last thing it said\n")
             sys.stderr.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        if mode == "full" and number == 2:
-            return 74
         if mode == "fail" and number == 2:
             emit(RunFailed("the loss is not finite", "lower the learning rate", 1))
             return 1

@@ -124,8 +124,22 @@ MUTATIONS = (
     Mutation(
         "old checkpoints are removed without being renamed first",
         "mlx_finetune/train/checkpoints/commit.py",
-        "    os.rename(path, trash)\n    durable.remove_tree(trash)\n",
+        "    os.rename(path, trash)\n    durable.sync_folder(path.parent)\n    durable.remove_tree(trash)\n",
         "    durable.remove_tree(path)\n",
+        COMMIT,
+    ),
+    Mutation(
+        "a removed checkpoint's new name is not flushed before its files go",
+        "mlx_finetune/train/checkpoints/commit.py",
+        "    os.rename(path, trash)\n    durable.sync_folder(path.parent)\n",
+        "    os.rename(path, trash)\n",
+        COMMIT,
+    ),
+    Mutation(
+        "a checkpoint found again is not flushed",
+        "mlx_finetune/train/checkpoints/commit.py",
+        "            durable.sync_folder(run.path)  # its process may",
+        "            pass  # its process may",
         COMMIT,
     ),
     Mutation(
@@ -180,7 +194,7 @@ MUTATIONS = (
     Mutation(
         "the journal is not cut back to the checkpoint",
         "mlx_finetune/train/start/admission.py",
-        "        file.truncate(len(kept))\n",
+        "        durable.cut(path, file.fileno(), len(kept))\n",
         "",
         RUNS,
     ),

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EIO, ELOOP, EMLINK, ENOTSUP, ENXIO
@@ -38,7 +38,7 @@ def write_new(path: Path, chunks: Iterable[Chunk]) -> Written:
     digest, num_bytes = hashlib.sha256(), 0
     with _naming(path):
         try:
-            for chunk in chunks:
+            for chunk in _joined(chunks):
                 num_bytes += write_all(descriptor, chunk)
                 digest.update(chunk)
             sync_file(descriptor)
@@ -48,6 +48,24 @@ def write_new(path: Path, chunks: Iterable[Chunk]) -> Written:
     if hash_file(path) != written.sha256:
         raise OSError(EIO, "what was written reads back differently", str(path))
     return written
+
+
+def _joined(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The same bytes in fewer pieces: small ones together, large ones as they are."""
+    small = bytearray()
+    for chunk in chunks:
+        if len(chunk) < _CHUNK_BYTES:
+            small += chunk
+            if len(small) < _CHUNK_BYTES:
+                continue
+            chunk = b""
+        if small:
+            yield bytes(small)
+            small.clear()
+        if chunk:
+            yield chunk
+    if small:
+        yield bytes(small)
 
 
 @contextmanager

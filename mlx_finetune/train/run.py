@@ -19,8 +19,8 @@ from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.resolve import render_resolved
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state
-from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_trainer
+from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state, rotate
+from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_trainer, steps_to_keep
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
 from mlx_finetune.train.results import publish, write_card, write_metrics
@@ -78,7 +78,7 @@ def train_run(
     if reason == "stopped":
         durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
         return state.step
-    _finish(run, prepared, state, reason, emit)
+    _finish(run, prepared, loop.cadence, state, reason, emit)
     durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
     return None
 
@@ -283,9 +283,11 @@ def _run_started(run: RunDir, prepared: Prepared, state: RunState) -> Event:
     )
 
 
-def _finish(run: RunDir, prepared: Prepared, state: RunState, reason: EndReason, emit: Emit) -> None:
+def _finish(run: RunDir, prepared: Prepared, cadence: Cadence, state: RunState, reason: EndReason, emit: Emit) -> None:
     """Put the best weights, their card and the summary into the run folder."""
     recipe = prepared.recipe
+    # The process that committed the last step may have died before it removed what is too old
+    rotate(run, keep_newest=recipe.training.keep_checkpoints, keep_steps=steps_to_keep(cadence, state))
     if recipe.training.keep_best and state.best_step == 0:
         emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
     publish(run, recipe, (state.best_step if recipe.training.keep_best else None) or state.step)

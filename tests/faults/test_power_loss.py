@@ -111,9 +111,11 @@ PHASES = {
 
 
 def record_phase(phase: Phase, folder: Path) -> Recording:
+    """The files are small; each of their pieces is a write of its own, as the pieces of a large file are."""
     run = RunDir(folder / "run")
     phase.prepare(run)
-    with record(folder) as recording:
+    with pytest.MonkeyPatch.context() as patch, record(folder) as recording:
+        patch.setattr(durable, "_CHUNK_BYTES", 1)
         phase.act(run, recording)
     return recording
 

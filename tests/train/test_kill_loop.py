@@ -13,13 +13,14 @@ TIMEOUT = 600  # seconds; fifteen kills take 10 on a machine that is free
 
 #: A save that fills its folder in place: a kill in the middle leaves half a checkpoint under its final name.
 SAVE_IN_PLACE = """
-def save_in_place(run, step, write_files, *, parent_step):
+def save_in_place(run, step, parts, *, parent_step):
     target = run.checkpoint(step)
     target.mkdir(exist_ok=True)
-    write_files(target)
+    for name, chunks in parts:
+        (target / name).write_bytes(b"".join(bytes(chunk) for chunk in chunks))
     time.sleep(0.1)
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": commit.hash_file(p)} for p in target.iterdir()}
-    rundir.write_json(target / rundir.MANIFEST, {"step": step, "files": files})
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": durable.hash_file(p)} for p in target.iterdir()}
+    durable.write_json(target / rundir.MANIFEST, {"step": step, "files": files})
     return commit.Checkpoint(target, step, 0)
 
 contents.save_checkpoint = save_in_place
@@ -29,11 +30,11 @@ kill_loop.TARGETS = {"save": (1, 1, 0.02)}  # so that few kills are enough
 SAVE_NOTHING = """
 save = contents.save_checkpoint
 
-def save_sometimes(run, step, write_files, *, parent_step):
+def save_sometimes(run, step, parts, *, parent_step):
     if step % 6 == 3:
         return commit.Checkpoint(run.checkpoint(step), step, 0)
     time.sleep(0.2)
-    return save(run, step, write_files, parent_step=parent_step)
+    return save(run, step, parts, parent_step=parent_step)
 
 contents.save_checkpoint = save_sometimes
 """
@@ -66,7 +67,7 @@ import sys, time
 from mlx_finetune.hardware import blas
 blas.prepare()
 import kill_loop
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.train import run
 from mlx_finetune.train.checkpoints import commit, contents
 from mlx_finetune.train.start import admission

@@ -42,7 +42,7 @@ def checkpoint_saver(
             state.kept_steps.append(state.step)
         state.journal_bytes, state.journal_sha256 = _sync_and_hash(run.file(rundir.EVENTS))
         state.samples_bytes, _ = _sync_and_hash(run.file(rundir.SAMPLES))
-        keep_steps = {*cadence.kept_steps, *state.kept_steps, *([state.best_step] if state.best_step else [])}
+        keep_steps = steps_to_keep(cadence, state)
         make_room(run, prepared.disk.checkpoint, keep_newest=keep_newest, keep_steps=keep_steps)
         checkpoint = save_checkpoint(
             run,
@@ -55,6 +55,11 @@ def checkpoint_saver(
         return checkpoint
 
     return save
+
+
+def steps_to_keep(cadence: Cadence, state: RunState) -> set[int]:
+    """Checkpoints that are never rotated out: the best one and those of save_at, also of a shorter run before."""
+    return {*cadence.kept_steps, *state.kept_steps, *([state.best_step] if state.best_step else [])}
 
 
 def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timestamp: float) -> Contents:

@@ -1,11 +1,15 @@
 """Small real runs, killed with SIGKILL at random instants and resumed, must end with the bits of runs never killed.
 
     python benchmarks/kill_loop.py [--kills 1000] [--seed 7] [--kinds NAME,...] [--jobs 2] [--folder F] [--model M]
+    python benchmarks/kill_loop.py --by SIGINT,SIGTERM,SIGHUP     # asked to stop instead
 
 After each kill: every checkpoint is whole, every line of the journal but a torn last one can be read, and no step is
 lost that was ever announced as saved. At the end of each run: the published weights, samples.jsonl, the last
 checkpoint's optimizer and the whole course (losses, rates, norms, evaluations, answers) are those of the reference
 run of that kind, and no temporary file is left. Exit code 1 if anything is wrong; the folder of such a run is kept.
+
+A process that is asked to stop must leave with 130, 143 or 129, and have committed the step after which it says it was
+stopped; one that does not listen yet dies of the signal.
 
 Half of the kills come at a uniformly random instant of what is left of the run; the other half wait until the process
 is inside a start, a resume, a save, a rotation or the publishing of the result, and come up to 20 ms later. Where a
@@ -16,12 +20,9 @@ survive a fork), which makes a start cost 0.1 instead of 3 seconds; elsewhere, a
 
 import argparse
 import datetime
-import hashlib
-import json
 import os
 import platform
 import random
-import re
 import shutil
 import signal
 import sys
@@ -34,12 +35,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
+from kill_state import fingerprint, read_state, read_status
 from kill_trial import KINDS, PHASES, ROOT, Trial, load_everything, settings, start_trial, write_inputs
 
 from mlx_finetune import rundir
-from mlx_finetune.events import CheckpointSaved, RunStarted, StepDone, from_json, read_events
+from mlx_finetune.events import RunStarted, StepDone, read_events
 from mlx_finetune.rundir import RunDir
-from mlx_finetune.train.checkpoints.commit import newest_checkpoint, read_checkpoint
 
 POLL_SECONDS = 1e-4
 HUNG_SECONDS = 300.0
@@ -58,58 +59,6 @@ TARGETS = {
 
 T = TypeVar("T")
 Task = Generator[None, None, T]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a run folder holds: the newest valid checkpoint's step, the last one announced, what cannot be read."""
-
-    step: int
-    announced: int
-    unreadable: tuple[str, ...]
-
-
-def read_state(run: RunDir, announced: int) -> State:
-    """Read everything a resume would need. ``announced``: the latest step ever announced as saved."""
-    problems: list[str] = []
-    for folder in sorted(run.path.glob("checkpoint-*")):
-        if re.fullmatch(r"checkpoint-\d+", folder.name) and read_checkpoint(folder) is None:
-            problems.append(f"{folder.name} is not whole")
-    lines = run.file(rundir.EVENTS).read_bytes().split(b"\n") if run.file(rundir.EVENTS).is_file() else []
-    for number, line in enumerate(lines[:-1], 1):
-        record = from_json(line)
-        if record is None:
-            problems.append(f"line {number} of the journal cannot be read")
-        elif isinstance(record.event, CheckpointSaved):
-            announced = max(announced, record.event.step)
-    newest = newest_checkpoint(run, on_damage=problems.append)
-    if newest is None and announced:
-        problems.append(f"step {announced} was announced as saved, and there is no valid checkpoint")
-    try:
-        _status(run)
-    except ValueError as error:
-        problems.append(f"run.json cannot be read ({error})")
-    return State(newest.step if newest else 0, announced, tuple(problems))
-
-
-def _status(run: RunDir) -> str:
-    """The status in run.json, "" before there is one. Raises ``ValueError`` where the file is damaged."""
-    path = run.file(rundir.RUN_INFO)
-    return json.loads(path.read_bytes())["status"] if path.is_file() else ""
-
-
-def fingerprint(run: RunDir) -> dict[str, object]:
-    """What a finished run must share with its reference: hashes of the results by name, and its course."""
-    from small_runs import course
-
-    folders = (run.path, run.file(rundir.MODEL_FOLDER), *run.checkpoints()[-1:])
-    files = [path for folder in folders for path in folder.glob("*.safetensors")]
-    samples = run.file(rundir.SAMPLES)
-    hashes = {
-        str(path.relative_to(run.path)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in [*files, *([samples] if samples.exists() else [])]
-    }
-    return {**hashes, "course": course(run)}
 
 
 @dataclass(slots=True)
@@ -142,21 +91,23 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """When to kill: ``delay`` seconds after the start, or after the ``entry``-th entry into ``phase``."""
+    """When to send which signal: ``delay`` seconds after the start, or after the ``entry``-th entry into ``phase``."""
 
+    number: signal.Signals
     delay: float
     phase: str | None = None
     entry: int = 0
 
     @classmethod
-    def draw(cls, rng: random.Random, seconds: float, *, resuming: bool) -> "Aim":
+    def draw(cls, rng: random.Random, numbers: Sequence[signal.Signals], seconds: float, *, resuming: bool) -> "Aim":
         """Half of the aims are instants of the next ``seconds``, the others wait for a phase."""
+        number = numbers[0] if len(numbers) == 1 else rng.choice(numbers)
         if rng.random() < 0.5:
-            return cls(rng.uniform(0.0, seconds))
+            return cls(number, rng.uniform(0.0, seconds))
         never = "start" if resuming else "resume"
         targets = {name: target for name, target in TARGETS.items() if name != never}
         phase = rng.choices(list(targets), [weight for weight, _, _ in targets.values()])[0]
-        return cls(rng.uniform(0.0, TARGETS[phase][2]), phase, rng.randint(1, TARGETS[phase][1]))
+        return cls(number, rng.uniform(0.0, TARGETS[phase][2]), phase, rng.randint(1, TARGETS[phase][1]))
 
 
 @dataclass(slots=True)
@@ -167,6 +118,7 @@ class Harness:
     seed: int
     left: int
     fresh: bool
+    numbers: Sequence[signal.Signals]
     references: dict[str, Outcome] = field(default_factory=dict[str, Outcome])
 
     def start(self, case: Path, kind: str, *, resume: bool) -> Trial:
@@ -177,19 +129,21 @@ class Harness:
         return start_trial(case / "phase", case / "trial.log", arguments, fresh=self.fresh)
 
     def wait(self, trial: Trial, aim: Aim | None) -> Task[bool]:
-        """Wait for the moment or the end; True where the kill found a living process."""
+        """Wait for the moment or the end; True where the signal found a living process and ended it."""
+        is_sent = False
         moment = trial.started + aim.delay if aim and aim.phase is None else None
         while trial.is_running():
             now = time.monotonic()
             if aim and aim.phase and moment is None and trial.entries(aim.phase) >= aim.entry:
                 moment = now + aim.delay
-            if moment is not None and now >= moment:
-                return trial.kill()
+            if aim and moment is not None and now >= moment and not is_sent:
+                is_sent = True
+                trial.send(aim.number)
             if now > trial.started + HUNG_SECONDS:
                 trial.kill()
                 return False
             yield
-        return False
+        return aim is not None and is_sent and trial.exit_code() in (-aim.number, 128 + aim.number)
 
     def run(self, name: str, kind: str, num_kills: int) -> Task[Outcome]:
         """One run, killed up to ``num_kills`` times, then left to finish."""
@@ -203,14 +157,14 @@ class Harness:
             aim = None
             if aims < num_kills and self.left > 0:
                 aims, self.left = aims + 1, self.left - 1
-                aim = Aim.draw(rng, self._seconds_left(kind, step), resuming=resume)
+                aim = Aim.draw(rng, self.numbers, self._seconds_left(kind, step), resuming=resume)
             trial = self.start(outcome.folder, kind, resume=resume)
             try:
                 is_killed = yield from self.wait(trial, aim)
             finally:
                 trial.kill()
             if is_killed:
-                outcome.kills[PHASES[trial.memory[0]]] += 1
+                outcome.kills[PHASES[trial.phase_at_signal]] += 1
             else:
                 self.left += aim is not None
                 outcome.already_ended += aim is not None
@@ -219,6 +173,8 @@ class Harness:
             step, outcome.announced = state.step, state.announced
             outcome.steps_lost = max(outcome.steps_lost, state.announced - state.step)
             outcome.unreadable += ["; ".join(state.unreadable)] if state.unreadable else []
+            if is_killed and state.stopped and state.stopped != state.step:
+                outcome.unreadable.append(f"stopped after step {state.stopped}, saved was {state.step}")
         outcome.seconds = time.monotonic() - began
         if not outcome.failed:
             self._compare(outcome, run, kind)
@@ -226,13 +182,12 @@ class Harness:
 
     def _is_finished(self, run: RunDir) -> bool:
         try:
-            return _status(run) == "finished"
+            return read_status(run) == "finished"
         except ValueError:
             return False  # counted as unreadable already; a resume will say what it makes of it
 
     def _failure(self, trial: Trial, run: RunDir) -> str:
-        assert trial.status is not None
-        code = os.waitstatus_to_exitcode(trial.status)
+        code = trial.exit_code()
         if code == -signal.SIGKILL:
             return f"a trial took longer than {HUNG_SECONDS:.0f} seconds, or someone else killed it"
         if code == 0:
@@ -294,6 +249,7 @@ def report(outcomes: Sequence[Outcome], options: argparse.Namespace, seconds: fl
         ("date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
         ("model, kinds", f"{options.model or 'random llama, 2 layers, width 64'}; {', '.join(options.kinds)}"),
         ("seed, jobs, steps", f"{options.seed}, {options.jobs}, {options.steps} in each run"),
+        ("signals", ", ".join(number.name for number in options.by)),
         ("kills", f"{total} in {len(outcomes)} runs, at most {most} in one"),
         *((f"  inside {phase}", f"{kills[phase]}") for phase in INSIDE),
         ("  elsewhere", ", ".join(f"{phase} {kills[phase]}" for phase in PHASES if phase not in INSIDE)),
@@ -353,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load_everything(folder / "cache")
     write_inputs(folder, options.model, options.steps)
     began = time.monotonic()
-    harness = Harness(folder, options.seed, options.kills, options.fresh)
+    harness = Harness(folder, options.seed, options.kills, options.fresh, options.by)
     outcomes = kill_and_resume(harness, options.kinds, options.jobs)
     for line in report(outcomes, options, time.monotonic() - began):
         print(line)
@@ -375,6 +331,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1, help="fixes the plan: which runs, how many kills, their aims")
+    parser.add_argument(
+        "--by",
+        type=lambda text: [signal.Signals[name] for name in text.split(",")],
+        default=[signal.SIGKILL],
+        help="signals to draw from; SIGKILL",
+    )
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=", ".join(KINDS))
     parser.add_argument("--steps", type=int, default=30, help="length of each run; it saves every third step")
     parser.add_argument("--jobs", type=int, default=2, help="trials at the same time")

@@ -105,6 +105,7 @@ def be_trial(memory: mmap.mmap, arguments: Sequence[str], log: Path) -> int:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         wrap_phases(memory, resuming="--resume" in arguments)
         from mlx_finetune.train import child
@@ -129,6 +130,7 @@ class Trial:
     memory: mmap.mmap
     started: float
     status: int | None = None
+    phase_at_signal: int = 0
 
     def is_running(self) -> bool:
         """True until the process has ended."""
@@ -137,12 +139,25 @@ class Trial:
             self.status = status if pid else None
         return self.status is None
 
-    def kill(self) -> bool:
-        """Kill and wait for it; True where the process died of that and had not ended by itself."""
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; where SIGKILL struck is read after the death, what else was sent may be heard later."""
+        self.phase_at_signal = self.memory[0]
+        if number == signal.SIGKILL:
+            self.kill()
+            self.phase_at_signal = self.memory[0]
+        else:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill and wait for it, where it has not ended yet."""
         if self.status is None:
             os.kill(self.pid, signal.SIGKILL)
             self.status = os.waitpid(self.pid, 0)[1]
-        return os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) == signal.SIGKILL
+
+    def exit_code(self) -> int:
+        """Of a process that has ended: its code, or minus the signal it died of."""
+        assert self.status is not None, "it is still running"
+        return os.waitstatus_to_exitcode(self.status)
 
     def entries(self, phase: str) -> int:
         """How often the process has entered ``phase``."""

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from mlx_finetune.hardware import blas
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: our children would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread: the matrices are tiny, and two threads on a busy machine wait for each other (0.2 instead of 60 GFLOP/s).
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -111,6 +111,12 @@ def test_a_hundred_kills_of_every_kind_lose_nothing_and_change_no_bit(tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_hundred_signals_are_answered_with_their_code_and_a_saved_step(tmp_path: Path) -> None:
+    code, output, table = kill(tmp_path, "--kills", "100", "--by", "SIGINT,SIGTERM,SIGHUP")
+    assert_nothing_lost(code, output, table, kills=100)
+
+
+@pytest.mark.slow
 def test_trials_that_are_new_processes_are_killed_and_resumed_alike(tmp_path: Path) -> None:
     assert_nothing_lost(*kill(tmp_path, "--kills", "4", "--steps", "9", "--kinds", "full", "--fresh"), kills=4)
 

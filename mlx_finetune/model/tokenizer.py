@@ -48,8 +48,8 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
             f"{folder}: the tokenizer names no end-of-text token", "add eos_token to tokenizer_config.json"
         )
     names["eos_token"] = names.get("eos_token") or backend.id_to_token(eos) or ""
-    source, origin = _template_source(folder, config, chat_template)
-    template = ChatTemplate(source, variables=names) if source else None
+    source, origin, where = _template_source(folder, config, chat_template)
+    template = ChatTemplate(source, variables=names, path=where) if source else None
     pad = ids["pad_token"] if ids["pad_token"] is not None else eos
     path = folder / "tokenizer.json"
     digest = hashlib.sha256(path.read_bytes() if path.is_file() else backend.to_str().encode())
@@ -318,23 +318,22 @@ def _end_ids(folder: Path, eos: int | None, vocab_size: int) -> list[int]:
     return found
 
 
-def _template_source(folder: Path, config: Config, chat_template: str) -> tuple[str, str]:
-    """The template's text and where it comes from; both empty for a base model."""
+def _template_source(folder: Path, config: Config, chat_template: str) -> tuple[str, str, Path]:
+    """The template's text, where it comes from in words, and its file; the text is empty for a base model."""
     if chat_template != "auto":
         path = Path(chat_template).expanduser()
         if not path.is_file():
             raise ModelError(
                 f"chat_template = {chat_template!r}: there is no such file", 'write "auto" or a Jinja file'
             )
-        return _read_template(path), chat_template
+        return _read_template(path), chat_template, path
     for name in ("chat_template.jinja", "chat_template.json"):
         path = folder / name
         if path.is_file():
-            text = _read_template(path)
-            return (
-                text if name.endswith(".jinja") else _default_template(json.loads(text))
-            ), f"the model's own ({name})"
-    return _default_template(config), "the model's own (tokenizer_config.json)"
+            text = _read_template(path) if name.endswith(".jinja") else _default_template(_read_json(path))
+            return text, f"the model's own ({name})", path
+    name = "tokenizer_config.json"
+    return _default_template(config), f"the model's own ({name})", folder / name
 
 
 def _default_template(config: Config) -> str:

@@ -79,6 +79,24 @@ def check_safetensors(path: Path) -> dict[str, TensorInfo]:
     return _check_header(path, header, size - 8 - header_bytes)
 
 
+def file_stamps(paths: Sequence[Path]) -> dict[Path, tuple[int, ...]]:
+    """Device, inode, size and times of each file, for ``check_stamps`` after it has been read."""
+    found: dict[Path, tuple[int, ...]] = {}
+    for path in paths:
+        stat = path.stat()
+        found[path] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return found
+
+
+def check_stamps(stamps: Mapping[Path, tuple[int, ...]]) -> None:
+    """Raise ``ModelError`` for a file that is another now: what was checked is not what was loaded."""
+    for path, stamp in stamps.items():
+        if not path.is_file() or file_stamps([path])[path] != stamp:
+            raise ModelError(
+                f"{path} was changed while it was being loaded", "let the other program finish, then retry"
+            )
+
+
 _AGAIN = "fetch or copy the model again"
 _SAFE = "use the model's safetensors files, or convert them with a tool you trust"
 

@@ -107,7 +107,7 @@ def load_model(
         elif quantize is not None:
             widths = packed.choose_widths(model, quantize)
             notices += _about_quantize(local.name, model, widths, quantize, keep_packed, compute_dtype)
-            weights = packed.pack(weights, widths)
+            weights = packed.pack(weights, widths, source=local.folder)
         if widths:
             weights = packed.cast_or_unpack(weights, widths, dtype, keep_packed=keep_packed)
             if keep_packed:

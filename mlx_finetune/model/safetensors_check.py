@@ -142,7 +142,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _check_header(path: Path, header: dict[str, object], data_bytes: int) -> dict[str, TensorInfo]:
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    if metadata is None:  # mlx writes null where there is none
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "its metadata is not a table of texts")
     if len(header) > _MAX_TENSORS:

@@ -158,6 +158,10 @@ class ModelTokenizer:
             (folder / "chat_template.jinja").write_text(self.template_source, encoding="utf-8")
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
+    def largest_id(self) -> int:
+        """The largest id of the vocabulary proper; tokens added to it are not counted."""
+        return max(self._backend.get_vocab(with_added_tokens=False).values(), default=0)
+
     def _need_template(self) -> ChatTemplate:
         if self._template is None:
             raise DataError("this tokenizer has no chat template", "set data.chat_template to a Jinja file")

@@ -23,6 +23,7 @@ MAX_TOKENIZER_BYTES = 64_000_000
 _MAX_PART_CHARACTERS = 100_000  # of the parts around the vocabulary; SentencePiece's table of characters not counted
 _MAX_TEXT_CHARACTERS = 100
 _MAX_GROWTH = 1_000
+_MAX_ID = 10_000_000
 _IDS_PER_CHARACTER, _MORE_IDS = 4, 64
 _AGAIN = "fetch the model again, or use another copy of it"
 
@@ -48,12 +49,16 @@ def check_tokenizer(backend: FastTokenizer, path: Path) -> None:
         part = getattr(backend, name)
         if part is not None:
             _check_part(path, name, json.loads(part.__getstate__()))
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
     with _library_errors(f"{path}: not a tokenizer that can be used", ModelError), _quiet():
         for text in _probes():
             ids = backend.encode(text, add_special_tokens=True).ids
             if len(ids) > _IDS_PER_CHARACTER * len(text) + _MORE_IDS:
                 raise ModelError(f"{path}: the tokenizer makes {len(ids)} tokens of {len(text)} characters", _AGAIN)
+            largest = max(largest, *ids, 0)
             backend.decode(ids)
+    if largest > _MAX_ID:
+        raise ModelError(f"{path}: the tokenizer has the token id {largest}, more than any model has", _AGAIN)
 
 
 @contextmanager

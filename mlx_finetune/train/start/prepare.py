@@ -18,6 +18,7 @@ from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.auto import Resolved, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.metal import apply_limits
+from mlx_finetune.model.adapter_base import check_base
 from mlx_finetune.model.adapter_files import load_adapter
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
@@ -33,7 +34,7 @@ from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.identity import Identity, current_versions, recipe_identity
-from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, read_facts, read_rows
+from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
 from mlx_finetune.train.step import Trainer
 
 
@@ -77,9 +78,11 @@ def prepare(
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
-    if asked.adapter:
-        adapter_folder(asked.adapter, base)  # refused before anything is fetched or loaded
+    adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
     local = fetch_model(asked.model, revision=asked.revision, report=emit)
+    notice = check_base(adapter, local) if adapter is not None else None
+    if notice is not None:
+        emit(notice)
     stop.raise_if_asked("before the first step")
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, emit)
@@ -87,6 +90,7 @@ def prepare(
     resolved = resolve_auto(decided or _with_absolute_paths(asked, base), read_facts(local.folder, rows, asked.seed))
     refuse_too_large(resolved)
     loaded_model = _load_model(local, resolved, rows, emit)
+    check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = _attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)

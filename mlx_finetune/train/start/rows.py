@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.stream import epoch_lengths
@@ -17,6 +18,8 @@ from mlx_finetune.hardware.limits import read_machine
 from mlx_finetune.hardware.shapes import read_shape
 from mlx_finetune.model.config import read_config
 from mlx_finetune.model.load import ModelInfo, on_gpu
+from mlx_finetune.model.parts import check_ids
+from mlx_finetune.model.tokenizer import ModelTokenizer
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective
 
@@ -110,3 +113,10 @@ def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None
             f"{longest.source}:{longest.line} has {length} tokens, but {info.name} reads at most {info.context_length}",
             f"set data.max_seq_length = {info.context_length} or less",
         )
+
+
+def check_vocabulary(model: nn.Module, tokenizer: ModelTokenizer, rows: TrainingRows) -> None:
+    """Refuse a tokenizer or a row with token ids that the model has no embedding for. Raises ``ModelError``."""
+    check_ids(model, [tokenizer.largest_id()], "the tokenizer")
+    row = max((*rows.train, *rows.valid), key=lambda row: int(row.ids.max()))
+    check_ids(model, [int(row.ids.max())], f"{row.source}:{row.line}")

@@ -25,7 +25,7 @@ from mlx_finetune.model import hub
 from mlx_finetune.model.adapter_base import recorded_sha256
 from mlx_finetune.model.adapter_files import load_adapter
 from mlx_finetune.model.catalogue import find_entry, nearest_names
-from mlx_finetune.model.fetch import LocalModel, fetch_model
+from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.lora import AdapterSpec, adapter_layers, detach_adapter
 from mlx_finetune.model.parts import check_ids
@@ -122,7 +122,7 @@ def base_model(opened: Opened) -> Generator[nn.Module]:
 
 def locate(name: str, *, base: Path) -> Located:
     """What ``name`` stands for, without loading anything. A folder comes first, then a run's name, then a model's."""
-    for candidate in (base / Path(name).expanduser(), base / "adapters" / name):
+    for candidate in (base / path_of(name), base / "adapters" / name):
         if candidate.is_dir():
             return _locate_folder(name, candidate.resolve())
     is_path = name.endswith(".gguf") or name.startswith((".", "/", "~"))

@@ -20,7 +20,7 @@ from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.metal import apply_limits
 from mlx_finetune.model.adapter_base import check_base
 from mlx_finetune.model.adapter_files import load_adapter
-from mlx_finetune.model.fetch import LocalModel, fetch_model
+from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.lora import AdapterSpec, adapter_layers, adapter_parameters, attach_adapter, full_parameters
 from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
@@ -226,7 +226,7 @@ def _start_from(model: nn.Module, spec: AdapterSpec, recipe: Recipe, base: Path,
 
 def adapter_folder(name: str, base: Path) -> Path:
     """Where the adapter of a run, a checkpoint, or any adapter folder lies. Raises ``RunError`` where there is none."""
-    for folder in (base / name, Path(name).expanduser()):
+    for folder in (base / path_of(name), path_of(name)):
         if (folder / rundir.ADAPTER_CONFIG).is_file():
             return folder
     run = rundir.find_run(name, base=base)

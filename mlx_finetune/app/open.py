@@ -176,7 +176,7 @@ def _facts(path: Path) -> Mapping[str, object]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 

@@ -326,9 +326,9 @@ def _check_shapes(model: nn.Module, stored: _Stored, folder: Path) -> None:
             raise ModelError(f"{folder}: the weights of {path} do not go with the configuration ({names})")
         module = module_at(model, path)
         out_dims, in_dims = linear_shape(getattr(module, "linear", module))
-        rank = _rank(parts)
+        rank = _rank(parts) or stored.rank
         shapes = {"lora_a": (in_dims, rank), "lora_b": (rank, out_dims), "m": (out_dims,)}
-        for part, value in parts.items():
+        for part, value in sorted(parts.items()):
             if tuple(value.shape) != shapes[part]:
                 raise ModelError(
                     f"{folder}: {part} of {path} has shape {tuple(value.shape)}, the model needs {shapes[part]}",

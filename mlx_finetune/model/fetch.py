@@ -84,7 +84,10 @@ def path_of(name: str) -> Path:
     except (RuntimeError, UnicodeEncodeError):  # ~nobody; half a surrogate pair
         pass
     shown = ascii(name[:60]) + ("..." if len(name) > 60 else "")
-    raise ModelError(f"{shown} cannot be the name of a file or folder", "see: mlxft models list, mlxft runs list")
+    raise ModelError(
+        f"there is no model, file or folder {shown}: nothing can be called that",
+        "see: mlxft models list, mlxft runs list",
+    )
 
 
 def _fetch(

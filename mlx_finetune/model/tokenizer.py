@@ -19,7 +19,7 @@ from mlx_finetune.dataset.control import is_marker
 from mlx_finetune.dataset.tokens import Encoding, Message, Span
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.chat_template import ChatTemplate, take_marks
-from mlx_finetune.model.tokenizer_check import check_tokenizer, read_tokenizer, reading_text
+from mlx_finetune.model.tokenizer_check import check_size, check_tokenizer, read_tokenizer, reading_text
 
 MAX_TEMPLATE_BYTES = 1_000_000
 _MAX_CONFIG_BYTES = 50_000_000
@@ -233,15 +233,19 @@ def _convert(folder: Path) -> tuple[FastTokenizer, dict[str, str]]:
     has_class = (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file()
     is_sentencepiece = (folder / "tokenizer.model").is_file()
     cls = AutoTokenizer if has_class else LlamaTokenizer if is_sentencepiece else GPT2Tokenizer
+    for name in ("tokenizer.model", "vocab.json", "merges.txt"):
+        check_size(folder / name)
     options: dict[str, Any] = {} if has_class else {"add_bos_token": is_sentencepiece}
     try:
         made = cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
         names = {name: made.special_tokens_map.get(name) for name in _TOKEN_NAMES}
         backend = cast("FastTokenizer", made.backend_tokenizer)
     except Exception as error:  # whatever a damaged file makes of the converters
+        said = " ".join(str(error).split())[:300]
+        is_code = "trust_remote_code" in said
+        why = "it is code in this folder, which is never run" if is_code else f"{type(error).__name__}: {said}"
         raise ModelError(
-            f"{folder}: the tokenizer cannot be converted: {type(error).__name__}: {error}",
-            "use a copy of the model that has a tokenizer.json",
+            f"{folder}: the tokenizer cannot be converted: {why}", "use a copy of the model that has a tokenizer.json"
         ) from error
     check_tokenizer(backend, folder)
     if is_sentencepiece:

@@ -30,13 +30,18 @@ _AGAIN = "fetch the model again, or use another copy of it"
 
 def read_tokenizer(path: Path) -> FastTokenizer:
     """The tokenizer in one file, checked. Raises ``ModelError`` naming the file."""
-    size = path.stat().st_size
-    if size > MAX_TOKENIZER_BYTES:
-        raise ModelError(f"{path} has {size:,} bytes, more than any real tokenizer", _AGAIN)
+    check_size(path)
     with _library_errors(f"{path}: not a tokenizer that can be read", ModelError), _quiet():
         backend = FastTokenizer.from_file(str(path))
     check_tokenizer(backend, path)
     return backend
+
+
+def check_size(path: Path) -> None:
+    """Raise ``ModelError`` for a tokenizer file that is larger than any real one."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size > MAX_TOKENIZER_BYTES:
+        raise ModelError(f"{path} has {size:,} bytes, more than any real tokenizer", _AGAIN)
 
 
 def check_tokenizer(backend: FastTokenizer, path: Path) -> None:

@@ -145,7 +145,7 @@ ADAPTERS: Mapping[str, Bad] = {
         lambda found: found.update({PEFT_A.replace("layers.0", "layers.7"): found[PEFT_A]}), "layers.7"
     ),
     "peft: nothing": peft(lambda found: found.clear(), "holds no adapter weights"),
-    "peft: a number without shape": peft(lambda found: found.update({PEFT_A: np.float32(1)}), "lora_a"),
+    "peft: a number without shape": peft(lambda found: found.update({PEFT_A: np.array(1, np.float32)}), "lora_a"),
     "peft: F64": peft(lambda found: found.update({PEFT_A: found[PEFT_A].astype(np.float64)}), "F64"),
     "peft: other shapes": Bad(other_shapes, "the model needs"),
     "peft: a gigabyte of other weights": Bad(large_and_wrong, "other"),
@@ -173,7 +173,7 @@ ADAPTERS: Mapping[str, Bad] = {
     "mlx: extra layer": mlx(
         lambda found: found.update({MLX_A.replace("layers.0", "layers.7"): found[MLX_A]}), "layers.7"
     ),
-    "mlx: a number without shape": mlx(lambda found: found.update({MLX_A: np.float32(1)}), "lora_a"),
+    "mlx: a number without shape": mlx(lambda found: found.update({MLX_A: np.array(1, np.float32)}), "lora_a"),
     "mlx: scale NaN": mlx_config("scale is nan", scale=float("nan")),
     "mlx: scale 1e30": mlx_config("scale is 1e+30", scale=1e30),
     "mlx: scale infinite": mlx_config("scale is inf", scale=float("inf")),

@@ -253,6 +253,14 @@ MODELS: Mapping[str, Bad] = {
         lambda _: "{" + ",".join(f'"{n}":{{"dtype":"U8"}}' for n in range(10**6 // 2)) + "}"
     ),
     "header: a million lists": header(lambda _: '{"a":[' + "[]," * 2_000_000 + "[]]}"),
+    "header: 15 MB of metadata": Bad(
+        lambda folder, _: edit_header(
+            folder / WEIGHTS,
+            lambda _: '{"__metadata__":{' + ",".join(f'"{n}":""' for n in range(1_250_000)) + ',"x":1}}',
+        ),
+        WEIGHTS,
+        ("train",),  # takes 2 s
+    ),
     "header: negative offset": moved(-(10**6)),
     "header: offset past the end": moved(10**9),
     "header: overlap": moved(-4),
@@ -323,6 +331,9 @@ MODELS: Mapping[str, Bad] = {
     "template: endless loop": template(LOOPS),
     "template: gigabyte string": template(GIGABYTE),
     "template: gigabyte by replace": template("{{ ('a' * 100000)|replace('a', 'b' * 100000) }}"),
+    "template: lists of wide letters": template(
+        "{% set t = '\U0001f600\U0001f601' * 2400000 %}{% set a = t|list %}{% set b = t|list %}{{ (a + b + a)|length }}"
+    ),
     "template: raise_exception": template("{{ raise_exception('no\nway \x1b[2J') }}"),
     "template: no Jinja": template("{% for %}"),
     "template: a megabyte": template("x" * 1_000_001),

@@ -242,7 +242,7 @@ def _convert(folder: Path) -> tuple[FastTokenizer, dict[str, str]]:
         backend = cast("FastTokenizer", made.backend_tokenizer)
     except Exception as error:  # whatever a damaged file makes of the converters
         said = " ".join(str(error).split())[:300]
-        is_code = "trust_remote_code" in said
+        is_code = "trust_remote_code" in str(error)
         why = "it is code in this folder, which is never run" if is_code else f"{type(error).__name__}: {said}"
         raise ModelError(
             f"{folder}: the tokenizer cannot be converted: {why}", "use a copy of the model that has a tokenizer.json"

@@ -182,7 +182,7 @@ MUTATIONS = (
         "mlx_finetune/train/checkpoints/contents.py",
         "        _check_finite(prepared, state.step)\n",
         "",
-        RUNS,
+        ("tests/train/checkpoints",),
     ),
     Mutation(
         "a loss that is not finite is applied",

@@ -22,11 +22,13 @@ from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.limits import compute_dtype, read_machine
 from mlx_finetune.model import hub
+from mlx_finetune.model.adapter_base import recorded_sha256
 from mlx_finetune.model.adapter_files import load_adapter
 from mlx_finetune.model.catalogue import find_entry, nearest_names
-from mlx_finetune.model.fetch import LocalModel, fetch_model
+from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.lora import AdapterSpec, adapter_layers, detach_adapter
+from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe, Recipe
 from mlx_finetune.rundir import RunDir, list_runs
@@ -85,6 +87,7 @@ def open_name(name: str, *, base: Path, report: Report) -> Opened:
     loaded.model.freeze()
     loaded.model.eval()
     tokenizer = load_tokenizer(_tokenizer_folder(located, local))  # a run keeps its template with its tokenizer
+    check_ids(loaded.model, [tokenizer.largest_id()], f"the tokenizer of {name}")
     return Opened(
         name=name,
         model=loaded.model,
@@ -119,7 +122,7 @@ def base_model(opened: Opened) -> Generator[nn.Module]:
 
 def locate(name: str, *, base: Path) -> Located:
     """What ``name`` stands for, without loading anything. A folder comes first, then a run's name, then a model's."""
-    for candidate in (base / Path(name).expanduser(), base / "adapters" / name):
+    for candidate in (base / path_of(name), base / "adapters" / name):
         if candidate.is_dir():
             return _locate_folder(name, candidate.resolve())
     is_path = name.endswith(".gguf") or name.startswith((".", "/", "~"))
@@ -173,7 +176,7 @@ def _facts(path: Path) -> Mapping[str, object]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
@@ -218,8 +221,8 @@ def _fetch_base(located: Located, report: Report) -> LocalModel:
             local = fetch_model(name, revision=revision if isinstance(revision, str) else None, report=report)
     except ModelError as error:
         raise ModelError(f"the base model of {located.name} is not at hand: {error.message}", error.hint) from None
-    expected = facts.get("model_sha256")
-    if isinstance(expected, str) and expected != local.sha256:
+    expected = recorded_sha256(facts)
+    if expected is not None and expected != local.sha256:
         message = f"{local.name} is not the file this was trained on (sha256 {local.sha256[:12]}, then {expected[:12]})"
         report(Notice("warning", message, "answers may differ from those during training"))
     return local

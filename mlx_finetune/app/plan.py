@@ -4,7 +4,6 @@ Where the model is on this machine its own tokenizer counts the tokens. Where it
 token is taken to be four characters and the sizes come from the catalogue's parameter count, and the plan says so.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.model.catalogue import find_entry
+from mlx_finetune.model.config import read_config
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.recipe.schema import Recipe
 
@@ -136,10 +136,11 @@ def find_local(recipe: Recipe) -> LocalModel | None:
 
 
 def _read_config(local: LocalModel) -> tuple[ModelShape, int | None]:
-    config = json.loads((local.folder / "config.json").read_bytes())
-    quantization = config.get("quantization") or {}
+    config = read_config(local.folder)
+    quantization = config.get("quantization")
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
     try:
-        return read_shape(config), quantization.get("bits")
+        return read_shape(config), bits if isinstance(bits, int) else None
     except ValueError as error:
         raise ModelError(f"{local.name}: {error}", "the plan cannot tell this model's size") from error
 

@@ -32,7 +32,7 @@ from mlx_finetune.model.lora import (
     detach_adapter,
     module_at,
 )
-from mlx_finetune.model.safetensors_check import check_safetensors
+from mlx_finetune.model.safetensors_check import check_safetensors, check_stamps, file_stamps
 
 _MAX_CONFIG_BYTES = 10**6
 _DTYPES = frozenset({"F32", "F16", "BF16"})
@@ -118,6 +118,8 @@ def load_adapter(model: nn.Module, folder: Path) -> AdapterSpec:
     with zeros to the largest rank and the scale goes into B, so that one rank and one scale describe it. Raises
     ``ModelError`` for what is missing, damaged, unsupported or made for another base; the model is untouched then.
     """
+    names = (rundir.ADAPTER_CONFIG, rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS)
+    stamps = file_stamps([folder / name for name in names if (folder / name).is_file()])
     fields = _read_config(folder)
     order = tuple(block_linears(model))
     model_type = str(getattr(model, "model_type", ""))
@@ -126,6 +128,8 @@ def load_adapter(model: nn.Module, folder: Path) -> AdapterSpec:
     else:
         stored = _read_mlx(folder, fields, model)
     _check_shapes(model, stored, folder)
+    _check_finite(stored, folder)
+    check_stamps(stamps)
     detach_adapter(model)
     rank = max(parts["lora_a"].shape[1] for parts in stored.weights.values())
     scales = set(stored.scales.values())
@@ -194,11 +198,10 @@ def _read_tensors(folder: Path, name: str) -> dict[str, mx.array]:
     others = {info.dtype for info in check_safetensors(path).values()} - _DTYPES
     if others:
         raise ModelError(f"{path} has numbers of type {min(others)}; an adapter has {', '.join(sorted(_DTYPES))}")
-    tensors = cast(dict[str, mx.array], mx.load(str(path)))
-    broken = sorted(key for key, value in tensors.items() if not mx.all(mx.isfinite(value)).item())
-    if broken:
-        raise ModelError(f"{path}: {broken[0]} and {len(broken) - 1} more tensors have numbers that are not finite")
-    return tensors
+    try:
+        return cast(dict[str, mx.array], mx.load(str(path)))  # nothing is read before the names and shapes are right
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
 def _read_peft(folder: Path, fields: Mapping[str, object], model: nn.Module, model_type: str) -> _Stored:
@@ -224,9 +227,9 @@ def _read_peft(folder: Path, fields: Mapping[str, object], model: nn.Module, mod
         _check_set(weights, [path for path, name in spelled.items() if config.adapts(name)], folder)
     for path, parts in weights.items():
         rank = config.rank_of(theirs[path])
-        if "lora_a" in parts and parts["lora_a"].ndim == 2 and parts["lora_a"].shape[1] != rank:
+        if _rank(parts) not in (None, rank):
             raise ModelError(
-                f"{folder}: the configuration says rank {rank} for {path}, its weights have {parts['lora_a'].shape[1]}"
+                f"{folder}: the configuration says rank {rank} for {path}, its weights have {_rank(parts)}"
             )
     scales = {path: config.scale_of(theirs[path]) for path in weights}
     return _Stored(config.rank, config.alpha, config.dropout, config.use_dora, config.use_rslora, scales, weights)
@@ -251,11 +254,15 @@ def _read_mlx(folder: Path, fields: Mapping[str, object], model: nn.Module) -> _
     _check_known(model, weights, folder)
     _check_set(weights, _mlx_paths(model, fields.get("num_layers"), parameters.get("keys"), weights), folder)
     for path, parts in weights.items():
-        if "lora_a" in parts and parts["lora_a"].shape[-1] != rank:
-            raise ModelError(
-                f"{folder}: the configuration says rank {rank}, the weights of {path} have {parts['lora_a'].shape[-1]}"
-            )
+        if _rank(parts) not in (None, rank):
+            raise ModelError(f"{folder}: the configuration says rank {rank}, the weights of {path} have {_rank(parts)}")
     return _Stored(rank, scale * rank, dropout, kind == "dora", False, dict.fromkeys(weights, scale), weights)
+
+
+def _rank(parts: Mapping[str, mx.array]) -> int | None:
+    """Columns of A; None where there is no A or it is no matrix."""
+    a = parts.get("lora_a")
+    return a.shape[1] if a is not None and a.ndim == 2 else None
 
 
 def _mlx_paths(model: nn.Module, num_layers: object, keys: object, weights: Mapping[str, object]) -> list[str]:
@@ -265,7 +272,8 @@ def _mlx_paths(model: nn.Module, num_layers: object, keys: object, weights: Mapp
     if not isinstance(num_layers, int) or num_layers <= 0 or num_layers > len(prefixes):
         num_layers = len(prefixes)  # mlx-lm writes -1 for all of them
     last = prefixes[len(prefixes) - num_layers :]
-    wanted = set(cast(list[str], keys)) if isinstance(keys, list) else {linears[path] for path in weights}
+    listed = cast(list[object], keys) if isinstance(keys, list) else [linears[path] for path in weights]
+    wanted = {name for name in listed if isinstance(name, str)}
     return [
         path
         for path, inside in linears.items()
@@ -299,6 +307,19 @@ def _check_set(weights: Mapping[str, object], expected: Sequence[str], folder: P
         raise ModelError(f"{folder} has weights for {extra[0]}, which its configuration does not adapt")
 
 
+def _check_finite(stored: _Stored, folder: Path) -> None:
+    """Read every tensor and refuse NaN and infinity, by name."""
+    parts = {f"{path}.{part}": value for path, parts in stored.weights.items() for part, value in parts.items()}
+    try:
+        finite = cast(list[bool], mx.stack([mx.all(mx.isfinite(value)) for value in parts.values()]).tolist())
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: the weights cannot be read: {' '.join(str(error).split())[:300]}") from error
+    broken = [name for name, is_finite in zip(parts, finite, strict=True) if not is_finite]
+    if broken:
+        more = f" and {len(broken) - 1} more tensors have" if len(broken) > 1 else " has"
+        raise ModelError(f"{folder}: {broken[0]}{more} numbers that are not finite", "make or fetch the adapter again")
+
+
 def _check_shapes(model: nn.Module, stored: _Stored, folder: Path) -> None:
     for path, parts in stored.weights.items():
         expected = {"lora_a", "lora_b", "m"} if stored.use_dora else {"lora_a", "lora_b"}
@@ -307,9 +328,9 @@ def _check_shapes(model: nn.Module, stored: _Stored, folder: Path) -> None:
             raise ModelError(f"{folder}: the weights of {path} do not go with the configuration ({names})")
         module = module_at(model, path)
         out_dims, in_dims = linear_shape(getattr(module, "linear", module))
-        rank = parts["lora_a"].shape[-1]
+        rank = _rank(parts) or stored.rank
         shapes = {"lora_a": (in_dims, rank), "lora_b": (rank, out_dims), "m": (out_dims,)}
-        for part, value in parts.items():
+        for part, value in sorted(parts.items()):
             if tuple(value.shape) != shapes[part]:
                 raise ModelError(
                     f"{folder}: {part} of {path} has shape {tuple(value.shape)}, the model needs {shapes[part]}",

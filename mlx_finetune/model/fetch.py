@@ -62,7 +62,7 @@ def fetch_model(
 
     Raises ``ModelError`` with every source that was tried and why it failed, ``DoesNotFitError`` without room for it.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     entry = find_entry(name)
     if entry is None and (path.exists() or name.endswith(".gguf") or name.startswith((".", "/", "~"))):
         return _local(path, revision, report)
@@ -73,6 +73,21 @@ def fetch_model(
             f"did you mean {' or '.join(near)}?" if near else "see: mlxft models list",
         )
     return _fetch(entry, name if entry is None else entry.hub_id, revision, report, hub_timeout)
+
+
+def path_of(name: str) -> Path:
+    """What a user wrote as a path, with ``~`` replaced. Raises ``ModelError`` for a text that no file can be called."""
+    try:
+        path = Path(name).expanduser()
+        if "\0" not in name and all(len(os.fsencode(part)) <= 255 for part in path.parts) and len(name) < 1_000:
+            return path
+    except (RuntimeError, UnicodeEncodeError):  # ~nobody; half a surrogate pair
+        pass
+    shown = ascii(name[:60]) + ("..." if len(name) > 60 else "")
+    raise ModelError(
+        f"there is no model, file or folder {shown}: nothing can be called that",
+        "see: mlxft models list, mlxft runs list",
+    )
 
 
 def _fetch(

@@ -14,6 +14,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_p
 
 from mlx_finetune.dataset.template import Tokenizer
 from mlx_finetune.errors import ModelError
+from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.sampling import Sampling, sample_token
 from mlx_finetune.model.segments import learned_positions
 
@@ -167,6 +168,7 @@ def _room(model: nn.Module, prompt_ids: Sequence[int]) -> int | None:
     """How many tokens can follow the prompt; None without a limit. The last one needs no position of its own."""
     if not prompt_ids:
         raise ModelError("there is nothing to answer: the prompt has no tokens")
+    check_ids(model, prompt_ids, "the prompt")
     learned = learned_positions(model)
     if learned is None:
         return None

@@ -65,7 +65,7 @@ class HubUnreachableError(ModelError):
 
 def is_hub_id(name: str) -> bool:
     """True for ``owner/name`` as the hub writes it."""
-    return _HUB_ID.fullmatch(name) is not None and "--" not in name and ".." not in name
+    return len(name) <= 96 and _HUB_ID.fullmatch(name) is not None and "--" not in name and ".." not in name
 
 
 def find_cached(hub_id: str, revision: str | None) -> tuple[Path, str] | None:

@@ -12,6 +12,8 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_finetune.errors import ModelError
+
 GROUP_SIZE = 64
 
 
@@ -52,13 +54,22 @@ def commonest_bits(model: nn.Module, widths: Widths) -> int | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
-def pack(weights: Mapping[str, mx.array], widths: Widths) -> dict[str, mx.array]:
-    """Weights with ``scales`` and ``biases`` for each module in ``widths``, computed in their stored type."""
+def pack(weights: Mapping[str, mx.array], widths: Widths, *, source: object) -> dict[str, mx.array]:
+    """Weights with ``scales`` and ``biases`` for each module in ``widths``, computed in their stored type.
+
+    One module at a time, so that the plain weights of the others need not be in memory. Raises ``ModelError`` for a
+    weight that is not finite, naming ``source``: packed, a NaN would look like a number (mlx 0.32.4).
+    """
     result = dict(weights)
     for path, width in widths.items():
-        if f"{path}.weight" not in result:
+        weight = result.get(f"{path}.weight")
+        if weight is None:
             continue
-        parts = mx.quantize(result[f"{path}.weight"], width.group_size, width.bits, mode=width.mode)
+        parts = mx.quantize(weight, width.group_size, width.bits, mode=width.mode)
+        is_finite = mx.all(mx.isfinite(weight))
+        mx.eval(*parts, is_finite)
+        if not is_finite.item():
+            raise ModelError(f"{source}: {path}.weight holds NaN or infinity", "fetch or copy the model again")
         result |= {f"{path}.{name}": array for name, array in zip(("weight", "scales", "biases"), parts, strict=False)}
     return result
 

@@ -1,5 +1,6 @@
 """Where the parts of a model are, whatever its architecture calls them: embedding, blocks, head."""
 
+from collections.abc import Iterable
 from typing import cast
 
 import mlx.core as mx
@@ -14,10 +15,33 @@ _HEADS = ("lm_head", "embed_out", "output")
 
 def embedding(model: nn.Module) -> nn.Module:
     """The module that turns token ids into vectors. Raises ``ModelError`` where none has a known name."""
+    found = _find_embedding(model)
+    if found is None:
+        raise ModelError(f"no token embedding was found in a {type(model).__module__.rpartition('.')[2]} model")
+    return found
+
+
+def _find_embedding(model: nn.Module) -> nn.Module | None:
     for path, module in model.named_modules():
         if path.rpartition(".")[2] in _EMBEDDINGS and isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
             return module
-    raise ModelError(f"no token embedding was found in a {type(model).__module__.rpartition('.')[2]} model")
+    return None
+
+
+def check_ids(model: nn.Module, ids: Iterable[int], what: str) -> None:
+    """Raise ``ModelError`` where ``what`` has a token id without a row in the embedding: MLX would read past its end.
+
+    Tokenizers may have fewer tokens than the embedding has rows; some have more, for pictures that nobody shows them.
+    """
+    table = _find_embedding(model)
+    if table is None:
+        return  # an architecture that calls it by another name
+    largest, rows = max(ids, default=0), cast("mx.array", table["weight"]).shape[0]
+    if largest >= rows:
+        raise ModelError(
+            f"{what} has the token id {largest}, but the model has embeddings for {rows} tokens only",
+            "the tokenizer files are those of another model, or have tokens added to them: fetch the model again",
+        )
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -5,11 +5,13 @@ and models inside a multimodal wrapper differ in a prefix. Patterns follow PEFT 
 keys in ``rank_pattern`` or ``alpha_pattern`` the longest wins, not the first.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from re import Pattern
 
 from mlx_finetune.errors import ModelError
+from mlx_finetune.model.patterns import MAX_BITS, compile_pattern
 
 PREFIX = "base_model.model."
 _PREFIXES: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -36,6 +38,7 @@ _REFUSED_FIELDS: Mapping[str, str] = {
 _CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 MAX_SCALE = 65_536.0
 MAX_RANK = 4_096
+_MAX_PATTERNS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,12 @@ class PeftConfig:
     dropout: float
     use_dora: bool
     use_rslora: bool
-    target_modules: str | tuple[str, ...] | None
-    exclude_modules: str | tuple[str, ...]
-    layers_to_transform: tuple[int, ...]
-    layers_pattern: tuple[str, ...]
-    rank_pattern: Mapping[str, object]
-    alpha_pattern: Mapping[str, object]
+    target_modules: Pattern[str] | frozenset[str] | None
+    exclude_modules: Pattern[str] | frozenset[str]
+    layers_to_transform: frozenset[int]
+    layers_pattern: tuple[Pattern[str], ...]
+    rank_pattern: Mapping[Pattern[str], object]
+    alpha_pattern: Mapping[Pattern[str], object]
 
     def rank_of(self, path: str) -> int:
         """Rank of the module at their ``path``."""
@@ -73,8 +76,8 @@ class PeftConfig:
         """True where the module at their ``path`` belongs to this adapter, if it is a linear layer."""
         if self.target_modules is None or _is_named(path, self.exclude_modules):
             return False
-        if isinstance(self.target_modules, str):
-            return self.target_modules == "all-linear" or _is_named(path, self.target_modules)
+        if isinstance(self.target_modules, Pattern):
+            return self.target_modules.pattern == "all-linear" or _is_named(path, self.target_modules)
         if path in self.target_modules:
             return True
         return _is_named(path, self.target_modules) and self._has_layer(path)
@@ -82,8 +85,7 @@ class PeftConfig:
     def _has_layer(self, path: str) -> bool:
         if not self.layers_to_transform:
             return True
-        patterns = self.layers_pattern or (r"[^.]*",)
-        found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path) for pattern in patterns)
+        found = (pattern.match(path) for pattern in self.layers_pattern)
         match = next((match for match in found if match), None)
         return match is not None and int(match.group(1)) in self.layers_to_transform
 
@@ -134,11 +136,11 @@ def parse_peft_config(fields: Mapping[str, object]) -> PeftConfig:
         use_dora=fields.get("use_dora") is True,
         use_rslora=fields.get("use_rslora") is True,
         target_modules=_names(fields.get("target_modules"), "target_modules"),
-        exclude_modules=_names(fields.get("exclude_modules"), "exclude_modules") or (),
+        exclude_modules=_names(fields.get("exclude_modules"), "exclude_modules") or frozenset(),
         layers_to_transform=_numbers(fields.get("layers_to_transform")),
-        layers_pattern=_as_names(_names(fields.get("layers_pattern"), "layers_pattern")),
-        rank_pattern=_pattern(fields.get("rank_pattern"), "rank_pattern"),
-        alpha_pattern=_pattern(fields.get("alpha_pattern"), "alpha_pattern"),
+        layers_pattern=_layer_patterns(fields.get("layers_pattern")),
+        rank_pattern=_patterns(fields.get("rank_pattern"), "rank_pattern"),
+        alpha_pattern=_patterns(fields.get("alpha_pattern"), "alpha_pattern"),
     )
 
 
@@ -164,49 +166,54 @@ def check_scale(value: object) -> float:
     return scale
 
 
-def _pattern_value(patterns: Mapping[str, object], path: str, default: object) -> object:
-    matching = [key for key in patterns if _matches(rf"(.*\.)?({key})$", path)]
-    return patterns[max(matching, key=len)] if matching else default
+def _pattern_value(patterns: Mapping[Pattern[str], object], path: str, default: object) -> object:
+    matching = [pattern for pattern in patterns if pattern.fullmatch(path)]
+    return patterns[max(matching, key=lambda pattern: len(pattern.pattern))] if matching else default
 
 
-def _is_named(path: str, names: str | Sequence[str]) -> bool:
-    if isinstance(names, str):
-        return _matches(names, path)
-    return any(path == name or path.endswith(f".{name}") for name in names)
+def _is_named(path: str, names: Pattern[str] | frozenset[str]) -> bool:
+    """True where a pattern matches the whole path, or one of the names is an end of it."""
+    if isinstance(names, Pattern):
+        return names.fullmatch(path) is not None
+    parts = path.split(".")
+    return any(".".join(parts[start:]) in names for start in range(len(parts)))
 
 
-def _matches(pattern: str, path: str) -> bool:
-    try:
-        return re.fullmatch(pattern, path) is not None
-    except re.error as error:
-        raise ModelError(f"the adapter's configuration has a pattern that is no regular expression: {pattern!r}") from (
-            error
-        )
-
-
-def _names(value: object, field: str) -> str | tuple[str, ...] | None:
-    if value is None or (isinstance(value, str) and len(value) <= 2_000):
-        return value
+def _names(value: object, field: str) -> Pattern[str] | frozenset[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return compile_pattern(value)
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        return tuple(value)
+        return frozenset(value)
     raise ModelError(f"the adapter's {field} is neither a pattern nor a list of names")
 
 
-def _as_names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value or ()
+def _layer_patterns(value: object) -> tuple[Pattern[str], ...]:
+    """Patterns whose first group is the number of a block; by default the number after any name."""
+    values: list[object] = value if isinstance(value, list) else [] if value is None else [value]
+    names = [name for name in values if isinstance(name, str)] or [r"[^.]*"]
+    if values and len(names) != len(values):
+        raise ModelError("the adapter's layers_pattern is neither a pattern nor a list of names")
+    bits = MAX_BITS - 12 - math.log2(len(names))  # all of them together, each between two repeats of ours
+    return tuple(compile_pattern(name, r"(?:^|.*?\.)", r"\.(\d+)\.", max_bits=bits) for name in names)
 
 
-def _numbers(value: object) -> tuple[int, ...]:
+def _numbers(value: object) -> frozenset[int]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    numbers = tuple(number for number in values if isinstance(number, int))
-    if len(numbers) < len(values):
+    numbers = frozenset(number for number in values if isinstance(number, int))
+    if not all(isinstance(number, int) for number in values):
         raise ModelError("the adapter's layers_to_transform is not a list of numbers")
     return numbers
 
 
-def _pattern(value: object, field: str) -> Mapping[str, object]:
+def _patterns(value: object, field: str) -> Mapping[Pattern[str], object]:
+    """Every key as the pattern of a path or of its end."""
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) and len(key) <= 2_000 for key in value):
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ModelError(f"the adapter's {field} is not an object of patterns")
-    return value
+    if len(value) > _MAX_PATTERNS:
+        raise ModelError(f"the adapter's {field} has {len(value)} patterns; at most {_MAX_PATTERNS} are read")
+    bits = MAX_BITS - 6 - math.log2(max(1, len(value)))  # all of them together, each behind a repeat of ours
+    return {compile_pattern(key, r"(.*\.)?(", ")$", max_bits=bits): item for key, item in value.items()}

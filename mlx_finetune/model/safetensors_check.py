@@ -3,21 +3,22 @@
 MLX accepts negative offsets, overlaps, holes, duplicate names and trailing bytes (RELIABILITY.md row 78); the reference
 refuses all five, and so does this, from the header alone: 0.01 s for a model of any size. Nothing that the reference
 refuses is accepted (``tests/model/test_safetensors_check.py`` compares both on mutated headers); a few things it allows
-are refused here too, such as types of less than a byte and unknown keys.
+are refused here too, such as types of less than a byte, unknown keys, and headers that would take 1 GB to read.
 """
 
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune.errors import ModelError
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 16_000_000  # the reference allows 100 MB; 20,000 tensors, more than any model has, need 3 MB
 _MAX_TENSORS = 100_000
-_MAX_JSON_BYTES = 100_000_000
+_MAX_INDEX_BYTES = 32_000_000
 _INDEX = "model.safetensors.index.json"
 _SHARD_NUMBER = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -72,11 +73,29 @@ def check_safetensors(path: Path) -> dict[str, TensorInfo]:
             raise _damaged(path, "it has no header")
         header_bytes = int.from_bytes(start, "little")
         if header_bytes > MAX_HEADER_BYTES:
-            raise _damaged(path, f"its header claims {header_bytes} bytes; at most {MAX_HEADER_BYTES} are allowed")
+            raise _damaged(path, f"its header claims {header_bytes:,} bytes; at most {MAX_HEADER_BYTES:,} are read")
         if header_bytes > size - 8:
             raise _damaged(path, f"its header claims {header_bytes} bytes; the file has {size}")
         header = _parse(path, file.read(header_bytes))
     return _check_header(path, header, size - 8 - header_bytes)
+
+
+def file_stamps(paths: Sequence[Path]) -> dict[Path, tuple[int, ...]]:
+    """Device, inode, size and times of each file, for ``check_stamps`` after it has been read."""
+    found: dict[Path, tuple[int, ...]] = {}
+    for path in paths:
+        stat = path.stat()
+        found[path] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return found
+
+
+def check_stamps(stamps: Mapping[Path, tuple[int, ...]]) -> None:
+    """Raise ``ModelError`` for a file that is another now: what was checked is not what was loaded."""
+    for path, stamp in stamps.items():
+        if not path.is_file() or file_stamps([path])[path] != stamp:
+            raise ModelError(
+                f"{path} was changed while it was being loaded", "let the other program finish, then retry"
+            )
 
 
 _AGAIN = "fetch or copy the model again"
@@ -93,6 +112,8 @@ def _parse(path: Path, content: bytes) -> dict[str, object]:
     def refuse(what: str) -> object:
         raise ValueError(f"{what} is not JSON")
 
+    if content.count(b"[") + content.count(b"{") > 3 * _MAX_TENSORS + 2:
+        raise _damaged(path, f"it lists more than {_MAX_TENSORS:,} tensors")
     try:
         if not content.startswith(b"{"):
             raise ValueError("it does not begin with {")
@@ -118,13 +139,15 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise ValueError(f"{twice!r} occurs twice")
     return unique
 
 
 def _check_header(path: Path, header: dict[str, object], data_bytes: int) -> dict[str, TensorInfo]:
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    if metadata is None:  # mlx writes null where there is none
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "its metadata is not a table of texts")
     if len(header) > _MAX_TENSORS:
@@ -193,8 +216,8 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    if index.stat().st_size > _MAX_JSON_BYTES:
-        raise _damaged(index, "it is larger than 100 MB")
+    if index.stat().st_size > _MAX_INDEX_BYTES:
+        raise _damaged(index, f"it is larger than {_MAX_INDEX_BYTES // 10**6} MB")
     weight_map = _parse(index, index.read_bytes().lstrip()).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _damaged(index, "it has no weight_map")

@@ -7,6 +7,7 @@ hold only ``vocab.json`` and ``merges.txt`` or a sentencepiece ``tokenizer.model
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from mlx_finetune.dataset.control import is_marker
 from mlx_finetune.dataset.tokens import Encoding, Message, Span
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.chat_template import ChatTemplate, take_marks
+from mlx_finetune.model.tokenizer_check import check_size, check_tokenizer, read_tokenizer, reading_text
 
 MAX_TEMPLATE_BYTES = 1_000_000
 _MAX_CONFIG_BYTES = 50_000_000
@@ -48,8 +50,8 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
             f"{folder}: the tokenizer names no end-of-text token", "add eos_token to tokenizer_config.json"
         )
     names["eos_token"] = names.get("eos_token") or backend.id_to_token(eos) or ""
-    source, origin = _template_source(folder, config, chat_template)
-    template = ChatTemplate(source, variables=names) if source else None
+    source, origin, where = _template_source(folder, config, chat_template)
+    template = ChatTemplate(source, variables=names, path=where) if source else None
     pad = ids["pad_token"] if ids["pad_token"] is not None else eos
     path = folder / "tokenizer.json"
     digest = hashlib.sha256(path.read_bytes() if path.is_file() else backend.to_str().encode())
@@ -126,12 +128,14 @@ class ModelTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
         """Ids and offsets of ``text``."""
-        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        with reading_text():
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
         return Encoding(encoding.ids, encoding.offsets)
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Encoding]:
         """``encode`` of each text, on all cores where TOKENIZERS_PARALLELISM allows it."""
-        batch = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        with reading_text():
+            batch = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         return [Encoding(encoding.ids, encoding.offsets) for encoding in batch]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -153,6 +157,10 @@ class ModelTokenizer:
             config["chat_template"] = self.template_source
             files["chat_template.jinja"] = self.template_source
         return files | {"tokenizer_config.json": json.dumps(config, indent=1)}
+
+    def largest_id(self) -> int:
+        """The largest id of the vocabulary proper; tokens added to it are not counted."""
+        return max(self._backend.get_vocab(with_added_tokens=False).values(), default=0)
 
     def _need_template(self) -> ChatTemplate:
         if self._template is None:
@@ -205,10 +213,7 @@ def _load_backend(folder: Path) -> tuple[FastTokenizer, dict[str, str]]:
     """The tokenizer, and the names of bos, eos, pad and unk that a converted one brings along."""
     path = folder / "tokenizer.json"
     if path.is_file():
-        try:
-            return FastTokenizer.from_file(str(path)), {}
-        except Exception as error:  # the Rust library raises plain Exception
-            raise ModelError(f"{path}: not a tokenizer that can be read: {error}", "fetch the model again") from error
+        return read_tokenizer(path), {}
     if (folder / "tokenizer.model").is_file() or (
         (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     ):
@@ -228,16 +233,21 @@ def _convert(folder: Path) -> tuple[FastTokenizer, dict[str, str]]:
     has_class = (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file()
     is_sentencepiece = (folder / "tokenizer.model").is_file()
     cls = AutoTokenizer if has_class else LlamaTokenizer if is_sentencepiece else GPT2Tokenizer
+    for name in ("tokenizer.model", "vocab.json", "merges.txt"):
+        check_size(folder / name)
     options: dict[str, Any] = {} if has_class else {"add_bos_token": is_sentencepiece}
     try:
         made = cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
         names = {name: made.special_tokens_map.get(name) for name in _TOKEN_NAMES}
         backend = cast("FastTokenizer", made.backend_tokenizer)
     except Exception as error:  # whatever a damaged file makes of the converters
+        said = " ".join(str(error).split())[:300]
+        is_code = "trust_remote_code" in str(error)
+        why = "it is code in this folder, which is never run" if is_code else f"{type(error).__name__}: {said}"
         raise ModelError(
-            f"{folder}: the tokenizer cannot be converted: {type(error).__name__}: {error}",
-            "use a copy of the model that has a tokenizer.json",
+            f"{folder}: the tokenizer cannot be converted: {why}", "use a copy of the model that has a tokenizer.json"
         ) from error
+    check_tokenizer(backend, folder)
     if is_sentencepiece:
         _check_converted(backend, folder / "tokenizer.model")
     return backend, {name: str(token) for name, token in names.items() if token}
@@ -286,13 +296,16 @@ def _add_missing_tokens(backend: FastTokenizer, config: Config) -> None:
     if not isinstance(listed, dict):
         return
     known = backend.get_added_tokens_decoder()
-    for key, value in sorted(listed.items(), key=lambda item: int(item[0]) if str(item[0]).isdigit() else -1):
-        if isinstance(value, dict) and isinstance(value.get("content"), str) and str(key).isdigit():
+    numbered = ((int(key), value) for key, value in listed.items() if re.fullmatch(r"[0-9]{1,9}", str(key)))
+    missing: list[AddedToken] = []
+    for key, value in sorted(numbered, key=lambda item: item[0]):
+        if isinstance(value, dict) and isinstance(value.get("content"), str):
             content = value["content"]
-            if int(key) not in known and backend.token_to_id(content) in (int(key), None):
+            if key not in known and backend.token_to_id(content) in (key, None):
                 is_special = bool(value.get("special"))
-                add = backend.add_special_tokens if is_special else backend.add_tokens
-                add([AddedToken(content, special=is_special, normalized=bool(value.get("normalized", not is_special)))])
+                is_normalized = bool(value.get("normalized", not is_special))
+                missing.append(AddedToken(content, special=is_special, normalized=is_normalized))
+    backend.add_tokens(missing)  # all at once: one by one, the time grows with the square of their number
 
 
 def _special_names(folder: Path, config: Config) -> dict[str, str]:
@@ -310,38 +323,37 @@ def _special_names(folder: Path, config: Config) -> dict[str, str]:
 
 def _end_ids(folder: Path, eos: int | None, vocab_size: int) -> list[int]:
     """Ids named as end of text: by the tokenizer first, then by generation_config.json and config.json."""
-    found = [] if eos is None else [eos]
+    found = dict.fromkeys([] if eos is None else [eos])
     for name in ("generation_config.json", "config.json"):
         value = _read_json(folder / name).get("eos_token_id")
         values = cast("list[object]", value) if isinstance(value, list) else [value]
-        found += [id_ for id_ in values if isinstance(id_, int) and 0 <= id_ < vocab_size and id_ not in found]
-    return found
+        found |= dict.fromkeys(id_ for id_ in values if type(id_) is int and 0 <= id_ < vocab_size)
+    return list(found)
 
 
-def _template_source(folder: Path, config: Config, chat_template: str) -> tuple[str, str]:
-    """The template's text and where it comes from; both empty for a base model."""
+def _template_source(folder: Path, config: Config, chat_template: str) -> tuple[str, str, Path]:
+    """The template's text, where it comes from in words, and its file; the text is empty for a base model."""
     if chat_template != "auto":
         path = Path(chat_template).expanduser()
         if not path.is_file():
             raise ModelError(
                 f"chat_template = {chat_template!r}: there is no such file", 'write "auto" or a Jinja file'
             )
-        return _read_template(path), chat_template
+        return _read_template(path), chat_template, path
     for name in ("chat_template.jinja", "chat_template.json"):
         path = folder / name
         if path.is_file():
-            text = _read_template(path)
-            return (
-                text if name.endswith(".jinja") else _default_template(json.loads(text))
-            ), f"the model's own ({name})"
-    return _default_template(config), "the model's own (tokenizer_config.json)"
+            text = _read_template(path) if name.endswith(".jinja") else _default_template(_read_json(path))
+            return text, f"the model's own ({name})", path
+    name = "tokenizer_config.json"
+    return _default_template(config), f"the model's own ({name})", folder / name
 
 
 def _default_template(config: Config) -> str:
     value = config.get("chat_template")
     if isinstance(value, list):  # several named templates: [{"name": "default", "template": ...}, ...]
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
+        named = [item.get("template") for item in value if isinstance(item, dict) and item.get("name") == "default"]
+        value = named[-1] if named else None
     return value if isinstance(value, str) else ""
 
 
@@ -364,6 +376,7 @@ def _read_json(path: Path) -> dict[str, object]:
         raise ModelError(f"{path}: {path.stat().st_size} bytes are too many for this file", "fetch the model again")
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair would fail later, anywhere
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON: {error}", "fetch the model again") from error
     if not isinstance(value, dict):

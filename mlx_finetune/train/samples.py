@@ -10,6 +10,7 @@ from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.events import Phase, Sampled
 from mlx_finetune.hardware.blas import single_threaded
 from mlx_finetune.model.generate import Sampling, generate_tokens
+from mlx_finetune.model.parts import check_ids
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.prepare import Prepared
 from mlx_finetune.train.start.rows import Emit
@@ -26,6 +27,8 @@ def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emi
         (prompt, render_prompt([*system, {"role": "user", "content": prompt}], prepared.tokenizer, recipe.data))
         for prompt in recipe.eval.prompts
     ]
+    for prompt, ids in prompts:
+        check_ids(prepared.model, ids, f"the prompt {prompt[:60]!r}")  # now, not at the first evaluation
     sampling = Sampling(
         temperature=recipe.chat.temperature,
         top_p=recipe.chat.top_p,

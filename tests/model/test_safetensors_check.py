@@ -61,6 +61,7 @@ REFUSED = {
     "missing key": (json.dumps({"a": {"dtype": "F32", "shape": [2, 3]}}).encode(), "not described by"),
     "metadata number": (json.dumps(GOOD | {"__metadata__": {"x": 1}}).encode(), "metadata is not"),
     "metadata list": (json.dumps(GOOD | {"__metadata__": ["x"]}).encode(), "metadata is not"),
+    "metadata empty list": (json.dumps(GOOD | {"__metadata__": []}).encode(), "metadata is not"),
     "deep nesting": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "damaged"),
     "no object": (b"[]", "begin with"),
     "leading space": (b" " + json.dumps(GOOD).encode(), "begin with"),
@@ -85,8 +86,8 @@ def test_headers_that_break_a_rule_are_refused(case: str, tmp_path: Path) -> Non
     [
         (b"", "no header"),
         (b"1234567", "no header"),
-        (struct.pack("<Q", 2**62) + b"{}", "header claims 4611686018427387904"),
-        (struct.pack("<Q", 100_000_001) + b"{}", "at most 100000000"),
+        (struct.pack("<Q", 2**62) + b"{}", "header claims 4,611,686,018,427,387,904"),
+        (struct.pack("<Q", 100_000_001) + b"{}", "at most 16,000,000"),
         (struct.pack("<Q", 3) + b"{}", "header claims 3 bytes"),
         (b"PK\x03\x04" + b"\0" * 40, "pickle or zip"),
         (b"\x80\x04\x95" + b"\0" * 40, "pickle or zip"),
@@ -113,6 +114,21 @@ def test_holes_and_bytes_after_the_last_tensor_are_refused(tmp_path: Path) -> No
 def test_a_header_of_a_million_tensors_is_refused(tmp_path: Path) -> None:
     header = "{" + ",".join(f'"{n}":0' for n in range(100_001)) + "}"
     with pytest.raises(ModelError, match="lists 100001 tensors"):
+        check_safetensors(with_header(tmp_path / "m.safetensors", header.encode()))
+    header = "{" + ",".join(f'"{n}":[[]]' for n in range(160_000)) + "}"
+    with pytest.raises(ModelError, match="lists more than 100,000 tensors"):
+        check_safetensors(with_header(tmp_path / "m.safetensors", header.encode()))
+
+
+def test_metadata_that_mlx_writes_as_null_is_none(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "m.safetensors", json.dumps(GOOD | {"__metadata__": None}).encode())
+    assert reference_accepts(path)
+    assert set(check_safetensors(path)) == {"a", "b"}
+
+
+def test_a_name_that_occurs_twice_among_many_is_found_at_once(tmp_path: Path) -> None:
+    header = "{" + ",".join(f'"{n}":0' for n in range(99_999)) + ',"99998":0}'
+    with pytest.raises(ModelError, match="'99998' occurs twice"):
         check_safetensors(with_header(tmp_path / "m.safetensors", header.encode()))
 
 

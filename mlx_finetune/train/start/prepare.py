@@ -22,8 +22,9 @@ from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.metal import apply_limits
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.shapes import ModelShape
+from mlx_finetune.model.adapter_base import check_base
 from mlx_finetune.model.adapter_files import load_adapter
-from mlx_finetune.model.fetch import LocalModel, fetch_model
+from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.lora import AdapterSpec, adapter_layers, adapter_parameters, attach_adapter, full_parameters
 from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
@@ -36,7 +37,7 @@ from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.identity import Identity, current_versions, recipe_identity
-from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, read_facts, read_rows
+from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
 from mlx_finetune.train.step import Trainer
 
 
@@ -84,8 +85,7 @@ def prepare(
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
-    if asked.adapter:
-        adapter_folder(asked.adapter, base)  # refused before anything is fetched or loaded
+    adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
 
     def report(event: Event) -> None:
         """Report, and leave in the middle of a long download or a long file where that was asked for."""
@@ -94,6 +94,9 @@ def prepare(
 
     local = fetch_model(asked.model, revision=asked.revision, report=report)
     stop.raise_if_asked("before the first step")
+    notice = check_base(adapter, local) if adapter is not None else None
+    if notice is not None:
+        emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report)
     facts = read_facts(local.folder, rows, asked.seed)
@@ -103,6 +106,7 @@ def prepare(
     refuse_too_large(resolved)
     disk = _plan_disk(resolved.recipe, facts.shape, tokenizer, total)
     loaded_model = _load_model(local, resolved, rows, report)
+    check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = _attach(loaded_model, resolved.recipe, base, emit, recomputes=safer.recomputation)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
@@ -253,7 +257,7 @@ def _start_from(model: nn.Module, spec: AdapterSpec, recipe: Recipe, base: Path,
 
 def adapter_folder(name: str, base: Path) -> Path:
     """Where the adapter of a run, a checkpoint, or any adapter folder lies. Raises ``RunError`` where there is none."""
-    for folder in (base / name, Path(name).expanduser()):
+    for folder in (base / path_of(name), path_of(name)):
         if (folder / rundir.ADAPTER_CONFIG).is_file():
             return folder
     run = rundir.find_run(name, base=base)

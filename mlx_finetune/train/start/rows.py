@@ -1,22 +1,25 @@
 """The rows of a run as tokens, what was lost on the way, and the facts that automatic choices are made from."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport, Tokens
-from mlx_finetune.errors import DataError
+from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.auto import Facts
 from mlx_finetune.hardware.layout import why_unpackable
 from mlx_finetune.hardware.limits import read_machine
 from mlx_finetune.hardware.shapes import read_shape
+from mlx_finetune.model.config import read_config
 from mlx_finetune.model.load import ModelInfo, on_gpu
+from mlx_finetune.model.parts import check_ids
+from mlx_finetune.model.tokenizer import ModelTokenizer
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective
 
@@ -80,16 +83,24 @@ def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
 
 
 def read_facts(folder: Path, rows: TrainingRows, seed: int) -> Facts:
-    """What the rules behind "auto" look at, from the model's config, the rows and this machine."""
-    config = json.loads((folder / "config.json").read_bytes())
-    quantization = config.get("quantization") or {}
+    """What the rules behind "auto" look at, from the model's config, the rows and this machine.
+
+    Raises ``ModelError`` where the config does not say how large the model is.
+    """
+    config = read_config(folder)
+    quantization = config.get("quantization")
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    try:
+        shape = read_shape(config)
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}", "fetch or copy the model again") from error
     working_set = mx.device_info().get("max_recommended_working_set_size") if on_gpu() else None
     return Facts(
         lengths=epoch_lengths(rows.train, seed),
-        shape=read_shape(config),
+        shape=shape,
         machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
         unpackable=why_unpackable(str(config.get("model_type"))),
-        stored_bits=quantization.get("bits"),
+        stored_bits=bits if isinstance(bits, int) else None,
     )
 
 
@@ -102,3 +113,10 @@ def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None
             f"{longest.source}:{longest.line} has {length} tokens, but {info.name} reads at most {info.context_length}",
             f"set data.max_seq_length = {info.context_length} or less",
         )
+
+
+def check_vocabulary(model: nn.Module, tokenizer: ModelTokenizer, rows: TrainingRows) -> None:
+    """Refuse a tokenizer or a row with token ids that the model has no embedding for. Raises ``ModelError``."""
+    check_ids(model, [tokenizer.largest_id()], "the tokenizer")
+    row = max((*rows.train, *rows.valid), key=lambda row: int(row.ids.max()))
+    check_ids(model, [int(row.ids.max())], f"{row.source}:{row.line}")

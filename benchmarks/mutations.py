@@ -13,8 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("mlx_finetune", "tests", "benchmarks", "recipes", "data", "docs", "launchers", "pyproject.toml", "README.md")
@@ -231,9 +234,18 @@ def run_tests(root: Path, tests: tuple[str, ...]) -> tuple[bool, str, float]:
     environment = os.environ | {"PYTHONPATH": str(root), "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    _end_what_is_left(root)
     failed = [line.split(" ")[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     first = failed[0].rpartition("::")[2] if failed else ("" if done.returncode == 0 else f"pytest: {done.returncode}")
     return done.returncode == 0, first, time.monotonic() - started
+
+
+def _end_what_is_left(root: Path) -> None:
+    """Kill the processes of a test that failed before it could end them: they have our folder in their environment."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("PYTHONPATH") == str(root):
+                process.kill()
 
 
 def main() -> int:

@@ -52,7 +52,7 @@ def main() -> int:
         return 1
     while mode.startswith("late") and not run.file("go").exists():
         if arrived:
-            emit(RunFailed("stopped before the first step; nothing was lost", "", 128 + arrived[0]))
+            emit(RunStopped(0, arrived[0]))
             return 128 + arrived[0]
         time.sleep(0.01)
     info = {"status": "running", "recipe_path": str(asked.recipe), "overrides": asked.set}

@@ -68,9 +68,7 @@ def read_ending(ended: Ended) -> Ending:
 
 
 def _failed(failed: RunFailed) -> Ending:
-    """The process explained itself: a stop before step 1, a refusal, a number that is not finite, or a bug of ours."""
-    if _signal_of(failed.exit_code) in STOP_SIGNALS:
-        return Ending("stopped", "stopped", failed.message, failed.hint)
+    """The process explained itself: a refusal, a number that is not finite, or a bug of ours."""
     if failed.exit_code == EXIT_NO_SPACE:
         return _NO_SPACE
     if not failed.hint.startswith(BUG):

@@ -53,13 +53,12 @@ def outcome_lines(
         case RunFinished() as finished:
             width = shutil.get_terminal_size((100, 24)).columns
             return finished_lines(summary, finished, folder=str(run.path), name=run.name, width=width)
-        case RunFailed(exit_code=code, message=message) if code > 128:  # asked to stop before step 1
-            return ["", message]
         case RunFailed() as failed:
             return [f"error: {failed.message}", *([f"hint: {failed.hint}"] if failed.hint else [])]
         case RunStopped() as stopped:
             done = f"after step {stopped.step}; everything up to there is saved" if stopped.step else "before step 1"
-            return ["", f"stopped {done}", *restarted_lines(summary), *go_on]
+            has_begun = run.file(RUN_INFO).is_file()  # else there is nothing to go on from, and nothing in the way
+            return ["", f"stopped {done}", *restarted_lines(summary), *(go_on if has_begun else [])]
 
 
 def go_on_lines(recipe: str, options: Sequence[str]) -> Sequence[str]:

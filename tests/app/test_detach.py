@@ -81,7 +81,7 @@ def test_ctrl_c_before_the_start_stops_the_run_and_gives_its_code(machine: Machi
         "load: tiny",
         "finishing the step and saving; press Ctrl-C again to leave at once",
         "",
-        "stopped before the first step; nothing was lost",
+        "stopped before step 1",
     ]
     assert running_process(run) is None
 

@@ -115,7 +115,7 @@ def test_a_kill_is_tried_again_as_it_was_and_then_with_less_memory() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_stop_is_never_a_reason_to_start_again(number: signal.Signals) -> None:
-    interrupted = RunFailed("stopped before the first step; nothing was lost", "", 128 + number)
+    interrupted = RunStopped(0, number)
     for ended in (
         Ended(128 + number, RunStopped(3, number)),
         Ended(128 + number),

@@ -20,8 +20,8 @@ def command(run: str | None, as_json: bool) -> int:
 
     RUN is a run folder, or a name under adapters/; without it the run that is at work, else the latest.
     """
+    from mlx_finetune.app.follow import follow, latest_run
     from mlx_finetune.app.launch import forwarding
-    from mlx_finetune.app.watch import latest_run, watch
     from mlx_finetune.commands.train import choose_view
     from mlx_finetune.events import EventFollower
     from mlx_finetune.monitor.jsonl import JsonView
@@ -42,7 +42,7 @@ def command(run: str | None, as_json: bool) -> int:
         view.say(f"watching {folder.name} (process {pid}); Ctrl-C leaves, and the training goes on")
         for line in state_lines(summary):
             view.say(line)
-        watch(folder, follower, view, lambda: bool(signals.received) or is_alone())
+        follow(folder, follower, view, lambda: bool(signals.received) or is_alone())
     if signals.received:
         click.echo(f"left; the training goes on, mlxft stop {folder.name} ends it", err=True)
         return 0 if signals.received[0] == signal.SIGINT else 128 + signals.received[0]

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from journal import STARTED, records, step, whole_run
 from processes import Machine, steps, wait_until
 
-from mlx_finetune.app.watch import latest_run
+from mlx_finetune.app.follow import latest_run
 from mlx_finetune.commands.monitor import command
 from mlx_finetune.events import Record, RunStopped, to_json
 from mlx_finetune.rundir import LOCK, RunDir, lock_holder, running_process, take_lock

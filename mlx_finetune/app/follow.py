@@ -14,7 +14,7 @@ LOOK_SECONDS = 0.5  # between two looks at the lock of the run
 _MAX_LINE_BYTES = 1 << 20
 
 
-def watch(run: RunDir, follower: EventFollower, view: View, has_left: Callable[[], bool]) -> None:
+def follow(run: RunDir, follower: EventFollower, view: View, has_left: Callable[[], bool]) -> None:
     """Show what ``follower`` brings until the run is at work no more and all was read, or until ``has_left``."""
     next_look = 0.0
     is_at_work = True

@@ -4,7 +4,7 @@ Jinja's own sandbox keeps a template from running code; nothing in it keeps one 
 counted in characters: what is copied, compared or written costs its length, a turn of a loop what its body costs. Lists
 know their weight (all that is in them, repeated parts as often as they are named), so that printing or comparing one
 costs no surprise. What could make much from little (``replace``, ``join``, ``format``, ...) is reckoned before it is
-done. The price is about a third of the rendering time (``tests/model/test_chat_template.py`` has the attacks).
+done. A rendering takes half as long again (median of 34 real templates). The attacks: ``test_chat_template.py``.
 """
 
 import functools

@@ -23,6 +23,7 @@ from mlx_finetune import rundir
 from mlx_finetune.app.open import open_name
 from mlx_finetune.errors import MlxftError, ModelError
 from mlx_finetune.events import Notice
+from mlx_finetune.model import adapter_files
 from mlx_finetune.model import load as loading
 
 #: Number of the attack -> cases of ``MODELS`` or ``ADAPTERS`` and tests of this module; else why it is not tested here.
@@ -51,7 +52,10 @@ ATTACKS: dict[int, tuple[str, ...] | str] = {
     85: ("index: elsewhere", "index: absolute"),
     86: ("index: missing shard", "index: extra shard"),
     87: ("link: to a device", "link: to itself", "link: to a text", "test_weights_may_be_links_as_in_the_hubs_cache"),
-    88: ("test_a_file_that_is_replaced_while_it_is_loaded_is_refused",),
+    88: (
+        "test_a_file_that_is_replaced_while_it_is_loaded_is_refused",
+        "test_an_adapter_that_is_replaced_while_it_is_loaded_is_refused",
+    ),
     89: (
         "peft: other shapes",
         "test_an_adapter_of_ours_for_another_base_of_the_same_shapes_is_refused_with_both_names",
@@ -170,6 +174,23 @@ def test_a_file_that_is_replaced_while_it_is_loaded_is_refused(
     monkeypatch.setattr(loading, "read_config", read_and_replace)  # between the check of the file and the loading
     with pytest.raises(ModelError, match=r"model\.safetensors was changed while it was being loaded"):
         answer(folder, tmp_path)
+
+
+def test_an_adapter_that_is_replaced_while_it_is_loaded_is_refused(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (adapter / rundir.PEFT_WEIGHTS).read_bytes()
+    original = adapter_files.check_safetensors
+
+    def check_and_replace(path: Path) -> object:
+        found = original(path)
+        (tmp_path / "other").write_bytes(content)
+        (tmp_path / "other").replace(path)
+        return found
+
+    monkeypatch.setattr(adapter_files, "check_safetensors", check_and_replace)
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors was changed while it was being loaded"):
+        answer(adapter, tmp_path)
 
 
 def test_an_adapter_of_ours_for_another_base_of_the_same_shapes_is_refused_with_both_names(

@@ -36,7 +36,7 @@ def write_new(path: Path, chunks: Iterable[Chunk]) -> Written:
     """Make ``path`` of ``chunks``, flush it to the disk and read it back. Raises ``OSError``, also where it exists."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS, 0o644)
     digest, num_bytes = hashlib.sha256(), 0
-    with _naming(path):
+    with naming(path):
         try:
             for chunk in _joined(chunks):
                 num_bytes += write_all(descriptor, chunk)
@@ -69,7 +69,7 @@ def _joined(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 
 @contextmanager
-def _naming(path: Path) -> Generator[None]:
+def naming(path: Path) -> Generator[None]:
     """Inside, an ``OSError`` of a call that knows no path says ``path``, so that a full disk can be named."""
     try:
         yield
@@ -124,13 +124,13 @@ def copy_file(source: Path, target: Path) -> None:
 
 def append(path: Path, descriptor: int, content: bytes) -> None:
     """Add ``content`` to the end of the file that ``open_append`` opened. Raises ``OSError`` that names ``path``."""
-    with _naming(path):
+    with naming(path):
         write_all(descriptor, content)
 
 
 def cut(path: Path, descriptor: int, num_bytes: int) -> None:
     """Leave the first ``num_bytes`` of the file that is open at ``path``. Raises ``OSError`` that names ``path``."""
-    with _naming(path):
+    with naming(path):
         os.ftruncate(descriptor, num_bytes)
 
 
@@ -204,7 +204,7 @@ def sync_folder(folder: Path) -> None:
 
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, os.O_RDONLY | flags)
-    with _naming(path):
+    with naming(path):
         try:
             sync_file(descriptor)
         finally:

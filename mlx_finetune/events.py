@@ -291,9 +291,13 @@ class EventWriter:
         durable.append(self._path, self._descriptor, line)
         self._is_torn = False
 
+    def sync(self) -> None:
+        """Flush to the disk what was reported. Raises ``OSError`` that names the file."""
+        with durable.naming(self._path):
+            durable.sync_file(self._descriptor)
+
     def close(self) -> None:
-        """Flush to the disk and close."""
-        os.fsync(self._descriptor)
+        """No more events follow."""
         os.close(self._descriptor)
 
 

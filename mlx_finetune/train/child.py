@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _report_end(loaded, request, admission, stop, emit)
     finally:
+        emit.close()
         admission.release()
 
 
@@ -57,7 +58,7 @@ def _report_end(
     try:
         with refused_writes(run):
             code = _train(loaded, request, admission, stop, emit)
-            emit.close()
+            emit.sync()
             return code
     except RefusedError as error:
         _print_error(error)
@@ -77,7 +78,7 @@ def _last_word(emit: EventWriter, event: Event, exit_code: int) -> int:
     """Report the end; where the disk does not even take that, the exit code has to say it."""
     try:
         emit(event)
-        emit.close()
+        emit.sync()
     except OSError:
         return EXIT_NO_SPACE
     return exit_code

@@ -342,7 +342,7 @@ class EventFollower:
         """New events, in order; nothing where the file does not exist yet or did not change."""
         try:
             status = self._path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         stamp = (status.st_size, status.st_mtime_ns)
         if stamp == self._stamp:

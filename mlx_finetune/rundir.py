@@ -7,6 +7,7 @@ not count. How files are written is in ``durable``.
 import fcntl
 import os
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,29 @@ MLX_WEIGHTS = "adapters.safetensors"
 MODEL_FOLDER = "model"  # a fully trained model
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+#: Everything that a run writes into its folder, by name; what is only there for a moment by pattern.
+_RUN_FILES = frozenset(
+    {
+        *(
+            RECIPE,
+            RESOLVED,
+            EVENTS,
+            SAMPLES,
+            METRICS,
+            LOG,
+            LOCK,
+            SUPERVISOR,
+            RUN_INFO,
+            CARD,
+            MODEL_FOLDER,
+            "report.html",
+        ),
+        *(ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+        *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
+        *("chat_template.json", "generation_config.json", "config.json"),
+    }
+)
+_MOMENTARY = re.compile(r"\.trash-.*|\.checkpoint-.*|\..*\.part|\.DS_Store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +78,27 @@ class RunDir:
 
     def checkpoints(self) -> Sequence[Path]:
         """Committed checkpoints (those with a manifest), by rising step. Their contents are not verified here."""
-        found: list[tuple[int, Path]] = []
-        if self.path.is_dir():
-            for entry in self.path.iterdir():
-                match = _CHECKPOINT.fullmatch(entry.name)
-                if match and (entry / MANIFEST).is_file():
-                    found.append((int(match.group(1)), entry))
+        return [path for path in self.checkpoint_folders() if (path / MANIFEST).is_file()]
+
+    def checkpoint_folders(self) -> Sequence[Path]:
+        """Everything that has a checkpoint's name, by rising step, with a manifest or without."""
+        entries = self.path.iterdir() if self.path.is_dir() else ()
+        found = [(int(match.group(1)), entry) for entry in entries if (match := _CHECKPOINT.fullmatch(entry.name))]
         return [path for _, path in sorted(found)]
 
     @property
     def name(self) -> str:
-        """What a user types for this run: its name where it lies under adapters/, else its path."""
-        return self.path.name if self.path.parent == Path("adapters") else str(self.path)
+        """What a user types for this run: its name where it lies under adapters/, else its path; quoted for a shell."""
+        return shlex.quote(self.path.name if self.path.parent == Path("adapters") else str(self.path))
 
     def is_run(self) -> bool:
         """True where a training has been started in this folder."""
         return self.file(RUN_INFO).is_file() or self.file(EVENTS).is_file()
+
+
+def is_run_file(name: str) -> bool:
+    """True for a name that a run gives to a file or folder directly inside its own."""
+    return name in _RUN_FILES or bool(_CHECKPOINT.fullmatch(name) or _MOMENTARY.fullmatch(name))
 
 
 def find_run(name: str, *, base: Path) -> RunDir:
@@ -79,7 +108,8 @@ def find_run(name: str, *, base: Path) -> RunDir:
         if run.is_run():
             return run
     known = [run.path.name for run in list_runs(base / "adapters")]
-    hint = f"runs here: {', '.join(known)}" if known else "no run has been started here; mlxft train RECIPE starts one"
+    none = "there is no run under adapters/ here; mlxft train RECIPE starts one"
+    hint = f"runs here: {', '.join(known)}" if known else none
     raise RunError(f"{name!r} is not a run folder and no run under adapters/ has that name", hint)
 
 

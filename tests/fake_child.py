@@ -39,6 +39,13 @@ def cut_back(journal: Path) -> None:
     journal.write_bytes(b"".join(lines[:4]))
 
 
+def hear(number: int, arrived: list[int]) -> None:
+    """As the real one does: only a second SIGINT leaves at once."""
+    arrived.append(number)
+    if arrived.count(signal.SIGINT) > 1:
+        os._exit(128 + number)
+
+
 def wait_for_ever() -> None:
     while True:
         time.sleep(0.01)
@@ -52,7 +59,7 @@ def main(folder: Path, mode: str) -> int:
         return code
     arrived: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: arrived.append(number) or (len(arrived) > 1 and os._exit(128 + number)))
+        signal.signal(number, lambda number, _: hear(number, arrived))
     folder.mkdir(parents=True, exist_ok=True)
     if mode == "cut":
         cut_back(folder / "events.jsonl")

@@ -23,6 +23,13 @@ from mlx_finetune.events import CheckpointSaved, EventWriter, Phase, Restarted, 
 from mlx_finetune.rundir import RunDir
 
 
+def hear(number: int, arrived: list[int]) -> None:
+    """As the real one does: only a second SIGINT leaves at once."""
+    arrived.append(number)
+    if arrived.count(signal.SIGINT) > 1:
+        os._exit(128 + number)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", type=Path)
@@ -35,7 +42,7 @@ def main() -> int:
     run, mode = RunDir(Path(recipe["output_dir"])), recipe["model"]
     arrived: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: arrived.append(number) or (len(arrived) > 1 and os._exit(128 + number)))
+        signal.signal(number, lambda number, _: hear(number, arrived))
     if mode == "refuse":
         sys.stderr.write("error: no such model\nhint: mlxft models list\n")
         return 1

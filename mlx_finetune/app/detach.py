@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mlx_finetune.app.launch import POLL_SECONDS, Signals, TrainRequest, View, forwarding
 from mlx_finetune.errors import RunError
@@ -55,7 +54,7 @@ def train_detached(request: TrainRequest, run: RunDir, view: View) -> tuple[Sequ
     """
     follower = EventFollower(run.file(EVENTS), from_end=True)
     arguments = [sys.executable, "-m", "mlx_finetune", "train", str(request.recipe), *request.options()]
-    with tempfile.NamedTemporaryFile(prefix="mlxft-", suffix=".log") as talk:
+    with tempfile.TemporaryFile() as talk:
         told: list[str] = []  # the supervisor says the same about the signals that it gets from here
 
         def say(message: str) -> None:
@@ -76,7 +75,8 @@ def train_detached(request: TrainRequest, run: RunDir, view: View) -> tuple[Sequ
             signals.attach(supervisor)
             code = _follow_start(supervisor, follower, view, signals)
         if code is not None:
-            said = Path(talk.name).read_text("utf-8", "replace").splitlines()
+            talk.seek(0)
+            said = talk.read().decode("utf-8", "replace").splitlines()
             return [line for line in said if line not in told], code if code >= 0 else 128 - code
     supervisor.returncode = 0  # nobody here waits for it any more
     return [

@@ -98,7 +98,7 @@ class Signals:
         del frame
         self.received.append(signal.Signals(number))
         self.pending.append(signal.Signals(number))
-        if len(self.received) > 1 and self.kill_time is None:
+        if self.received.count(signal.SIGINT) > 1 and self.kill_time is None:
             self.kill_time = time.monotonic() + GRACE_SECONDS
         self._pass_on()
 
@@ -114,7 +114,7 @@ class Signals:
                 self.child.send_signal(self.pending.popleft())
 
     def insist(self) -> None:
-        """Kill a child that is still there some time after a second signal. Safe: a checkpoint is whole or absent."""
+        """Kill a child that is still there some time after a second Ctrl-C. Safe: a checkpoint is whole or absent."""
         if self.kill_time is not None and time.monotonic() >= self.kill_time and self.child is not None:
             self.child.kill()
 
@@ -123,12 +123,12 @@ class Signals:
         while self.announced < len(self.received):
             number = self.received[self.announced]
             self.announced += 1
-            if self.announced > 1:
+            if number == signal.SIGINT and self.received[: self.announced].count(number) > 1:
                 self.say("leaving at once; everything up to the last checkpoint is safe")
             elif number == signal.SIGINT:
-                self.say("finishing the step and saving; press Ctrl-C again to leave at once")
-            else:
-                self.say(f"{number.name}: finishing the step and saving")
+                self.say("stopping once the work at hand is saved; press Ctrl-C again to leave at once")
+            elif self.announced == 1:  # a terminal that closes may send more than one
+                self.say(f"{number.name}: stopping once the work at hand is saved")
 
 
 @contextmanager
@@ -170,13 +170,13 @@ def train(
     follower = EventFollower(run.file(EVENTS), from_end=True)
     start = list(command) if command is not None else [sys.executable, "-m", CHILD_MODULE]
     run_log_size = _size(run.file(LOG))
-    with tempfile.NamedTemporaryFile(prefix="mlxft-", suffix=".log") as output:
+    with tempfile.TemporaryFile() as output:  # without a name, so that nothing is left of it should we be killed
         child = _spawn([*start, *request.child_arguments()], output)
         signals.attach(child)
         outcome = _follow(child, follower, view, signals, begun)
         code = child.wait()
         signals.child = None
-        tail = (*_tail(Path(output.name), 0), *_tail(run.file(LOG), run_log_size))
+        tail = (*_tail(output, 0), *_log_tail(run.file(LOG), run_log_size))
     killed_by = signal.Signals(-code) if code < 0 else None
     if code and signals.received and (killed_by in signals.received or signals.kill_time is not None):
         code, killed_by = 128 + signals.received[0], None
@@ -240,10 +240,15 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _tail(path: Path, start: int, *, max_bytes: int = 40_000, max_lines: int = 100) -> list[str]:
-    """The last lines of ``path`` that were written after byte ``start``."""
+def _log_tail(path: Path, start: int) -> list[str]:
     if _size(path) <= start:
         return []
     with path.open("rb") as file:
-        file.seek(max(start, _size(path) - max_bytes))
-        return file.read().decode("utf-8", "replace").splitlines()[-max_lines:]
+        return _tail(file, start)
+
+
+def _tail(file: "IO[bytes]", start: int, *, max_bytes: int = 40_000, max_lines: int = 100) -> list[str]:
+    """The last lines of ``file`` that were written after byte ``start``."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(start, end - max_bytes))
+    return file.read().decode("utf-8", "replace").splitlines()[-max_lines:]

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,26 +9,6 @@ from pathlib import Path
 from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import RunDir
-
-_RUN_FILES = frozenset(
-    {
-        *(rundir.RECIPE, rundir.RESOLVED, rundir.EVENTS, rundir.SAMPLES, rundir.METRICS, rundir.LOG, rundir.RUN_INFO),
-        *(
-            rundir.CARD,
-            rundir.ADAPTER_CONFIG,
-            rundir.PEFT_WEIGHTS,
-            rundir.MLX_WEIGHTS,
-            rundir.LOCK,
-            rundir.SUPERVISOR,
-            "model",
-            "report.html",
-        ),
-        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
-        *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
-        *("generation_config.json", "config.json", ".DS_Store"),
-    }
-)
-_RUN_PATTERN = re.compile(r"checkpoint-\d+|\.trash-.*|\.checkpoint-.*|\..*\.part")
 
 
 def is_running(run: RunDir) -> bool:
@@ -50,7 +29,7 @@ def run_bytes(run: RunDir) -> int:
 def foreign_entries(run: RunDir) -> Sequence[str]:
     """Names in the folder that no run writes, sorted."""
     names = [entry.name for entry in run.path.iterdir()]
-    return sorted(name for name in names if name not in _RUN_FILES and not _RUN_PATTERN.fullmatch(name))
+    return sorted(name for name in names if not rundir.is_run_file(name))
 
 
 def check_removable(run: RunDir) -> None:

@@ -16,10 +16,10 @@ AGAIN_SECONDS = 0.5  # between two signals of one kind, which would else count a
 def stop(run: RunDir, *, now: bool, waiting: Callable[[int, float], None]) -> None:
     """Send SIGTERM and wait until the folder is free; ``waiting`` is told the process and the seconds meanwhile.
 
-    ``now`` goes on sending it, so that nothing is saved any more. The supervisor is asked where there is one: it passes
-    the signal on and does not start the training again. A training process that was asked before its supervisor was
-    there may crash and be started again; then the new one is asked. Raises ``RunError`` where nothing is at work, and
-    where the process belongs to another user.
+    ``now`` sends SIGINT again and again instead, as an impatient Ctrl-C: nothing is saved any more. The supervisor is
+    asked where there is one: it passes the signal on and does not start the training again. A training process that was
+    asked before its supervisor was there may crash and be started again; then the new one is asked. Raises ``RunError``
+    where nothing is at work, and where the process belongs to another user.
     """
     if running_process(run) is None:
         raise RunError(f"no training is at work in {run.path}", f"see how it ended with: mlxft runs show {run.name}")
@@ -29,7 +29,7 @@ def stop(run: RunDir, *, now: bool, waiting: Callable[[int, float], None]) -> No
         supervisor, training = lock_holder(run.file(SUPERVISOR)), lock_holder(run.file(LOCK))
         is_another = bool(asked_alone and training and training != asked_alone)
         if pid and (not num_asked or is_another or (now and seconds >= num_asked * AGAIN_SECONDS)):
-            _ask(pid)
+            _ask(pid, signal.SIGINT if now else signal.SIGTERM)
             num_asked, asked_alone = num_asked + 1, 0 if supervisor else pid
         if now and training and supervisor is None and seconds >= AGAIN_SECONDS + GRACE_SECONDS:
             _send(training, signal.SIGKILL)  # hears nothing, and nobody else does it; a checkpoint is whole or absent
@@ -37,9 +37,9 @@ def stop(run: RunDir, *, now: bool, waiting: Callable[[int, float], None]) -> No
         time.sleep(POLL_SECONDS)
 
 
-def _ask(pid: int) -> None:
-    """SIGTERM; a supervisor that Ctrl-Z has stopped is woken so that it hears it."""
-    _send(pid, signal.SIGTERM)
+def _ask(pid: int, number: signal.Signals) -> None:
+    """Send the signal; a supervisor that Ctrl-Z has stopped is woken so that it hears it."""
+    _send(pid, number)
     _send(pid, signal.SIGCONT)
 
 

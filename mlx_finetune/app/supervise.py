@@ -18,10 +18,10 @@ from typing import cast
 from mlx_finetune.app.endings import SMALLER, Ended, Ending, read_ending
 from mlx_finetune.app.launch import TrainRequest, View, forwarding, train
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Restarted, RunStopped
+from mlx_finetune.events import EventWriter, Restarted, RunFailed, RunStopped
 from mlx_finetune.hardware.safer import Safer, next_safer
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import RECIPE, RUN_INFO, SUPERVISOR, RunDir, busy, running_process, take_lock
+from mlx_finetune.rundir import EVENTS, RECIPE, RUN_INFO, SUPERVISOR, RunDir, busy, running_process, take_lock
 
 MAX_RESTARTS = 3
 
@@ -60,7 +60,21 @@ def supervise(
             if signals.received:
                 stopped = Ending("stopped", "stopped", "it was stopped before it was started again")
                 return Supervised(128 + signals.received[0], ended, stopped)
+        if ending.kind == "crashed" and ended.outcome is None and not signals.received:
+            _record_end(run, ending)
     return Supervised(_exit_code(ended, ending), ended, ending)
+
+
+def _record_end(run: RunDir, ending: Ending) -> None:
+    """The last word of a run whose process could not say it, for whoever looks on or comes later."""
+    if not run.file(RUN_INFO).is_file():
+        return
+    with contextlib.suppress(OSError, RunError):
+        writer = EventWriter(run.file(EVENTS), clock=time.time)
+        try:
+            writer(RunFailed(ending.message, ending.hint, 1))
+        finally:
+            writer.close()
 
 
 def _exit_code(ended: Ended, ending: Ending) -> int:

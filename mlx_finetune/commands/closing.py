@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_finetune.rundir import LOG, RUN_INFO, RunDir
+from mlx_finetune.rundir import LOG, RECIPE, RUN_INFO, RunDir
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     from mlx_finetune.app.supervise import Supervised
@@ -67,13 +67,26 @@ def go_on_lines(recipe: str, options: Sequence[str]) -> Sequence[str]:
 
 
 def recorded_go_on_lines(run: RunDir) -> Sequence[str]:
-    """The same for a run that somebody else started, from its run.json; empty where that does not tell."""
+    """The same for a run that somebody else started, from its run.json; empty where that does not tell.
+
+    Relative paths count from the folder where it was started; a run that lies elsewhere now is named where it lies.
+    """
     try:
         info = json.loads(run.file(RUN_INFO).read_bytes())
-        recipe, overrides = info["recipe_path"], info["overrides"]
-    except (OSError, ValueError, KeyError, TypeError):
+        recipe, folder = Path(info["recipe_path"]), Path(info.get("started_in", "."))
+        overrides = [str(override) for override in info["overrides"]]
+        output_dir = info.get("resolved", {}).get("output_dir")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return go_on_lines(str(recipe), [part for override in overrides for part in ("--set", str(override))])
+    here = run.path.resolve()
+    if output_dir and (folder / Path(output_dir).expanduser()).resolve() != here:
+        overrides = [one for one in overrides if not one.startswith("output_dir=")] + [f"output_dir={here}"]
+    if not (folder / recipe).is_file() and (here / RECIPE).is_file():
+        recipe = here / RECIPE
+    lines = go_on_lines(str(recipe), [part for override in overrides for part in ("--set", override)])
+    if folder.resolve() == Path.cwd():
+        return lines
+    return [line.replace("to go on: ", f"to go on: cd {shlex.quote(str(folder))} && ", 1) for line in lines]
 
 
 def _existing(path: Path) -> Path:

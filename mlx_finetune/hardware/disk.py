@@ -50,9 +50,9 @@ def check_room(plan: DiskPlan, folder: Path, *, num_existing: int) -> None:
     ``DoesNotFitError``.
     """
     needed = max(plan.needed - num_existing * plan.checkpoint, 2 * plan.checkpoint)
-    if plan.free < needed:
+    if plan.free < needed + SPARE_BYTES:
         raise DoesNotFitError(
-            f"the run needs {format_bytes(needed)} of disk for its checkpoints, and {format_bytes(plan.free)} are free "
-            f"where {folder} lies",
+            f"the run needs {format_bytes(needed)} of disk for its checkpoints and {format_bytes(SPARE_BYTES)} to "
+            f"spare, and {format_bytes(plan.free)} are free where {folder} lies",
             "make room, lower training.keep_checkpoints, or choose an output_dir on another volume",
         )

@@ -103,7 +103,7 @@ tags: [mlx, mlxft, {"lora" if lora else "full"}]
 - Licence of the base model: {info.license or "unknown; see the base model's page"}
 - Task: {recipe.task}; data: `{data}`
 - Settings: {settings}; learning rate {recipe.training.learning_rate}, {recipe.training.lr_scheduler} schedule
-- {state.step} steps, {format_count(state.targets_trained)} targets. {losses}
+- {state.step} steps, {format_count(state.targets_trained)} targets. {losses}{_restarts(state)}
 
 {load}
 All settings are in `resolved.toml`, the course of the training in `events.jsonl`.
@@ -111,13 +111,25 @@ All settings are in `resolved.toml`, the course of the training in `events.jsonl
     durable.write_text(run.file(rundir.CARD), text)
 
 
+def _restarts(state: RunState) -> str:
+    """What a reader of the card should know about aborts on the way; "" where there were none."""
+    if not state.restarts:
+        return ""
+    is_bitwise = all(entry.get("is_bitwise") for entry in state.restarts)
+    equal = "with the same bits as without" if is_bitwise else "equal to a run without one up to rounding"
+    return f"\n- Restarted {len(state.restarts)} times after an abort; {equal}."
+
+
 def read_run_info(run: RunDir) -> Mapping[str, object]:
     """run.json of a run folder. Raises ``RunError`` where it is missing, damaged or of a newer version."""
     path = run.file(rundir.RUN_INFO)
     try:
         value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it is not an object")
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error})", "start again with another output_dir") from error
-    if not isinstance(value, dict) or value.get("format_version") != rundir.FORMAT_VERSION:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path} cannot be read ({what})", "start again with another output_dir") from error
+    if value.get("format_version") != rundir.FORMAT_VERSION:
         raise RunError(f"{path} was written by another version of mlxft", "update mlxft, or use another output_dir")
     return value

@@ -71,7 +71,7 @@ def train_run(
     if state.step:
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
-    info = _write_decisions(run, loaded, prepared, admission, state, is_extended=is_extended)
+    info = _write_decisions(run, loaded, prepared, admission, state, base, is_extended=is_extended)
     emit(_run_started(run, prepared, state))
     loop = _build_loop(run, prepared, stop, emit, around or system_surroundings())
     reason = run_loop(loop, state)
@@ -233,6 +233,7 @@ def _write_decisions(
     prepared: Prepared,
     admission: Admission,
     state: RunState,
+    base: Path,
     *,
     is_extended: bool,
 ) -> dict[str, object]:
@@ -257,6 +258,7 @@ def _write_decisions(
         "task": prepared.recipe.task,
         "full": prepared.recipe.lora is None,
         "recipe_path": str(loaded.path),
+        "started_in": str(base.resolve()),
         "overrides": list(loaded.overrides),
         "resolved": prepared.recipe.model_dump(mode="json"),
         "identity": prepared.identity.to_json(),

@@ -1,6 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP as a request to stop after the step at hand; a second one leaves at once.
+"""SIGINT, SIGTERM and SIGHUP as a request to stop after the step at hand; only a second SIGINT leaves at once.
 
-Leaving at once is safe at any instant: checkpoints and every other file are committed by rename.
+A terminal that closes may send SIGHUP twice, a logout SIGHUP and SIGTERM: that is one request. Leaving at once is safe
+at any instant: checkpoints and every other file are committed by rename.
 """
 
 import os
@@ -19,6 +20,7 @@ class StopRequest:
     def __init__(self, *, is_orphaned: Callable[[], bool] = lambda: False) -> None:
         """``is_orphaned`` tells that the process that watches this one is gone, which counts as SIGHUP."""
         self._number = 0
+        self._is_interrupted = False
         self._is_orphaned = is_orphaned
 
     def install(self) -> None:
@@ -43,6 +45,8 @@ class StopRequest:
             raise Interrupted(f"stopped {what}; nothing was lost", signal_number=self.signal_number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._number:
-            os._exit(128 + number)
-        self._number = number
+        if number == signal.SIGINT:
+            if self._is_interrupted:
+                os._exit(128 + number)
+            self._is_interrupted = True
+        self._number = self._number or number

@@ -35,7 +35,7 @@ def test_the_run_goes_on_in_a_session_of_its_own_after_the_command_has_left(mach
     wait_until(lambda: steps(run) > before + 2)
     os.kill(supervisor, signal.SIGTERM)
     wait_until(lambda: "to go on: mlxft train demo.toml --resume" in run.file(LOG).read_text())
-    assert "SIGTERM: finishing the step and saving" in run.file(LOG).read_text()
+    assert "SIGTERM: stopping once the work at hand is saved" in run.file(LOG).read_text()
     assert running_process(run) is None
 
 
@@ -79,7 +79,7 @@ def test_ctrl_c_before_the_start_stops_the_run_and_gives_its_code(machine: Machi
     assert command.returncode == 130
     assert said.splitlines() == [
         "load: tiny",
-        "finishing the step and saving; press Ctrl-C again to leave at once",
+        "stopping once the work at hand is saved; press Ctrl-C again to leave at once",
         "",
         "stopped before step 1",
     ]

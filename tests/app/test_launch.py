@@ -115,7 +115,7 @@ def test_a_signal_reaches_the_child_and_its_exit_code_comes_back(tmp_path: Path,
     assert ended.exit_code == code
     assert ended.outcome == RunStopped(1, number)
     assert len(view.said) == 1
-    assert "finishing the step and saving" in view.said[0]
+    assert "stopping once the work at hand is saved" in view.said[0]
     assert signal.getsignal(number) is before
 
 
@@ -130,7 +130,7 @@ def test_a_second_ctrl_c_leaves_at_once_even_where_the_child_hears_nothing(
     thread.join()
     assert (ended.exit_code, ended.killed_by) == (130, None)
     assert ended.outcome is None
-    assert [line.split(";")[0] for line in view.said] == ["finishing the step and saving", "leaving at once"]
+    assert [line.split(";")[0] for line in view.said] == ["stopping once the work at hand is saved", "leaving at once"]
 
 
 def test_a_killed_child_is_named_with_its_last_words(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_signal_between_two_children_reaches_the_next(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         ended = train(TrainRequest(Path("demo.toml")), RunDir(tmp_path / "run"), view, signals, command=command)
     assert ended.exit_code == 143
-    assert view.said == ["SIGTERM: finishing the step and saving"]
+    assert view.said == ["SIGTERM: stopping once the work at hand is saved"]
 
 
 def test_the_childs_arguments_carry_everything_that_was_asked() -> None:

@@ -197,3 +197,26 @@ def test_the_steps_before_a_long_evaluation_are_saved_first(recipe, tmp_path, mo
     assert saved_before[1:] == [(2, ["checkpoint-2"]), (4, ["checkpoint-4"])]
     train(recipe, overrides=hurried, resume=True)
     assert run.file(rundir.MLX_WEIGHTS).read_bytes() == RunDir(straight).file(rundir.MLX_WEIGHTS).read_bytes()
+
+
+def test_a_checkpoint_without_a_manifest_is_named_and_the_one_before_is_taken(recipe, tmp_path):
+    straight = train(recipe, overrides=(f"output_dir={tmp_path / 'straight'}",))
+    run = train(recipe, kill_after=5)
+    (run.checkpoint(4) / rundir.MANIFEST).unlink()
+    train(recipe, resume=True)
+    assert "checkpoint-4 is damaged (it has no manifest)" in run.file(rundir.EVENTS).read_text()
+    assert run.file(rundir.MLX_WEIGHTS).read_bytes() == straight.file(rundir.MLX_WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("damaged", [rundir.MANIFEST, rundir.OPTIMIZER])
+def test_a_run_without_a_whole_checkpoint_is_refused_and_nothing_of_it_is_removed(recipe, damaged):
+    run = train(recipe, kill_after=5)
+    for folder in run.checkpoints():
+        (folder / damaged).write_text("")
+        if damaged == rundir.MANIFEST:
+            (folder / damaged).unlink()
+    before = sorted(path for path in run.path.rglob("*") if path.name != rundir.LOCK)
+    for resume in (True, False):
+        with pytest.raises(RunError, match="none of the 2 checkpoints"):
+            train(recipe, resume=resume, fork=not resume)
+    assert sorted(path for path in run.path.rglob("*") if path.name != rundir.LOCK) == before

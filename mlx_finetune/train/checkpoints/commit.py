@@ -85,11 +85,12 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
 def newest_checkpoint(run: RunDir, *, on_damage: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that verifies; each damaged one on the way is named to ``on_damage``."""
-    for path in reversed(run.checkpoints()):
+    for path in reversed(run.checkpoint_folders()):
         checkpoint = read_checkpoint(path)
         if checkpoint is not None:
             return checkpoint
-        on_damage(f"{path.name} is damaged (its files do not match its manifest); trying the one before it")
+        what = "its files do not match its manifest" if (path / rundir.MANIFEST).is_file() else "it has no manifest"
+        on_damage(f"{path.name} is damaged ({what}); trying the one before it")
     return None
 
 
@@ -111,7 +112,7 @@ def discard_after(run: RunDir, step: int) -> None:
 
     Left in place they would count as the newest ones when older, good ones are rotated out.
     """
-    for path in run.checkpoints():
+    for path in run.checkpoint_folders():
         if checkpoint_step(path) > step:
             discard(path)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlx_finetune.errors import NoSpaceError, StorageError
 from mlx_finetune.hardware.disk import SPARE_BYTES, free_bytes
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import RUN_INFO, RunDir
 from mlx_finetune.train.checkpoints.commit import discard, removable, sweep
 from mlx_finetune.units import format_bytes
 
@@ -52,14 +52,15 @@ def make_room(run: RunDir, num_bytes: int, *, keep_newest: int, keep_steps: Coll
         discard(path)
     free = free_bytes(run.path)
     if free < needed:
-        raise no_space(run, f"a checkpoint needs {format_bytes(needed)} and {format_bytes(free)} are free")
+        what = f"a checkpoint needs {format_bytes(num_bytes)} and {format_bytes(SPARE_BYTES)} to spare"
+        raise no_space(run, f"{what}, {format_bytes(free)} are free")
 
 
 def no_space(run: RunDir, what: str) -> NoSpaceError:
     """The one sentence for a full disk: where it is, what is safe, what to do."""
-    return NoSpaceError(
-        f"the disk that holds {run.path} is full ({what}); {_what_is_safe(run)}", "make room, then go on with --resume"
-    )
+    has_begun = run.file(RUN_INFO).is_file() or run.checkpoints()
+    hint = "make room, then go on with --resume" if has_begun else "make room, then start it again"
+    return NoSpaceError(f"the disk that holds {run.path} is full ({what}); {_what_is_safe(run)}", hint)
 
 
 def _what_is_safe(run: RunDir) -> str:

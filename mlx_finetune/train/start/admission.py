@@ -15,7 +15,7 @@ from mlx_finetune import durable
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, SUPERVISOR, RunDir, busy, lock_holder, take_lock
+from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, SUPERVISOR, RunDir, busy, is_run_file, lock_holder, take_lock
 from mlx_finetune.train.checkpoints.commit import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.results import read_run_info
 from mlx_finetune.train.start.identity import other_run, recipe_differences, recipe_identity
@@ -71,6 +71,7 @@ class Admission:
 def admit(run: RunDir, request: Request) -> Admission:
     """Make and lock the folder and decide where to start. Raises ``RunError`` with the way out."""
     _make_folder(run.path)
+    _refuse_foreign(run)
     lock = _lock(run)
     try:
         return _decide(run, lock, request)
@@ -81,9 +82,12 @@ def admit(run: RunDir, request: Request) -> Admission:
 
 def _decide(run: RunDir, lock: int, request: Request) -> Admission:
     sweep(run)
-    if not run.file(RUN_INFO).is_file() and not run.checkpoints():
+    if not run.file(RUN_INFO).is_file() and not run.checkpoint_folders():
         if request.continues:
-            raise RunError(f"{run.path} holds no run to continue", "leave out --resume, --fork and --extend")
+            raise RunError(
+                f"{run.path} holds no run to continue",
+                "start it: the same command without --resume, --fork or --extend",
+            )
         cut_journal(run.file(EVENTS), 0)  # of a start that was refused or killed before it decided anything
         return Admission(run, lock, None, None, ())
     damaged: list[str] = []
@@ -92,14 +96,20 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
         status = f"{info.get('status')}, step {info.get('step')}"
         raise RunError(
             f"{run.path} already holds a run ({status})",
-            f"continue it with --resume, choose another output_dir, or remove it with: mlxft runs rm {run.path}",
+            f"continue it with --resume, choose another output_dir, or remove it with: mlxft runs rm {run.name}",
         )
     if info.get("status") == "finished" and request.extend is None and not request.fork:
         raise RunError(
             f"the run in {run.path} has finished; there is nothing to resume",
-            f"train it further with --extend 100, or talk with it: mlxft chat {run.path}",
+            f"train it further with --extend 100, or talk with it: mlxft chat {run.name}",
         )
     checkpoint = newest_checkpoint(run, on_damage=damaged.append)
+    folders = run.checkpoint_folders()
+    if checkpoint is None and folders:
+        raise RunError(
+            f"none of the {len(folders)} checkpoints in {run.path} is whole, {folders[0].name} to {folders[-1].name}",
+            "start again with another output_dir; nothing was removed here",
+        )
     return Admission(run, lock, checkpoint, info, tuple(damaged))
 
 
@@ -155,6 +165,27 @@ def _make_folder(path: Path) -> None:
         raise RunError(f"{path} cannot be made: {error.strerror}", "choose another output_dir") from error
     if not os.access(path, os.W_OK):
         raise RunError(f"{path} cannot be written to", "choose another output_dir")
+
+
+def _refuse_foreign(run: RunDir) -> None:
+    """Refuse a folder that holds no run, but files that one would write over. Raises ``RunError``."""
+    if run.file(RUN_INFO).is_file() or run.checkpoints() or _is_journal(run.file(EVENTS)):
+        return
+    names = sorted(entry.name for entry in run.path.iterdir() if is_run_file(entry.name) and entry.name[0] != ".")
+    if names:
+        raise RunError(
+            f"{run.path} holds no run, but {', '.join(names[:5])}, which a run would write over",
+            "choose another output_dir: a folder that is not there yet, or an empty one",
+        )
+
+
+def _is_journal(path: Path) -> bool:
+    """True for a journal of ours, also an empty one; and for a link, which is refused where it is opened."""
+    if path.is_symlink() or not path.is_file():
+        return path.is_symlink()
+    with path.open("rb") as file:
+        lines = file.read(1 << 16).splitlines()
+    return not lines or any(line.startswith(b'{"kind": ') for line in lines)
 
 
 def _lock(run: RunDir) -> int:

@@ -57,10 +57,13 @@ def test_the_newest_the_best_and_those_of_save_at_stay_and_the_sentence_says_so(
         make_room(run, 4 * SIZE, keep_newest=1, keep_steps={2, 4})
     assert names(run) == ["checkpoint-2", "checkpoint-4", "checkpoint-8"]
     assert error.value.message == (
-        f"the disk that holds {run.path} is full (a checkpoint needs 10.0 MB and 10.0 MB are free); "
+        f"the disk that holds {run.path} is full (a checkpoint needs 4.0 kB and 10.0 MB to spare, 10.0 MB are free); "
         "everything up to checkpoint-8 is safe"
     )
     assert error.value.hint == "make room, then go on with --resume"
+    with pytest.raises(NoSpaceError) as first:
+        make_room(RunDir(run.path / "another"), 4 * SIZE + SPARE_BYTES + 1, keep_newest=1, keep_steps=())
+    assert first.value.hint == "make room, then start it again"
 
 
 def test_enough_room_removes_nothing(run, monkeypatch):
@@ -97,10 +100,10 @@ def test_errors_elsewhere_are_not_blamed_on_the_run_folder(run):
 
 
 def test_a_run_that_cannot_be_kept_is_refused_with_what_it_needs(tmp_path):
-    plan = DiskPlan(adapter=10, checkpoint=100, needed=600, free=599)
-    with pytest.raises(DoesNotFitError, match="needs 600 B of disk for its checkpoints, and 599 B are free"):
+    plan = DiskPlan(adapter=10, checkpoint=100, needed=600, free=SPARE_BYTES + 599)
+    with pytest.raises(DoesNotFitError, match=r"needs 600 B of disk for its checkpoints and 10\.0 MB to spare"):
         check_room(plan, tmp_path, num_existing=0)
     check_room(plan, tmp_path, num_existing=1)
-    tight = DiskPlan(adapter=10, checkpoint=100, needed=600, free=199)
+    tight = DiskPlan(adapter=10, checkpoint=100, needed=600, free=SPARE_BYTES + 199)
     with pytest.raises(DoesNotFitError, match="200 B"):
         check_room(tight, tmp_path, num_existing=6)

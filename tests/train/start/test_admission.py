@@ -149,3 +149,27 @@ def test_leftovers_of_a_dead_process_are_swept_and_other_peoples_files_stay(refu
     names = {path.name for path in refused_once.path.iterdir()}
     assert names.isdisjoint(ours)
     assert names.issuperset(theirs)
+
+
+@pytest.mark.parametrize("name", ["README.md", "recipe.toml", "samples.jsonl", "tokenizer.json", "checkpoint-3/old"])
+def test_a_folder_with_files_that_a_run_would_write_over_is_refused_and_left_as_it_is(tmp_path, name):
+    folder = tmp_path / "mine"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    (folder / "rows.jsonl").write_text("also mine")
+    with pytest.raises(RunError, match=f"holds no run, but {name.split('/')[0]}, which a run would write over"):
+        admit(RunDir(folder), Request(tmp_path / "recipe.toml"))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["rows.jsonl", name.split("/")[0]])
+    assert (folder / name).read_text() == "mine"
+
+
+def test_somebody_elses_events_are_no_journal(tmp_path):
+    (tmp_path / rundir.EVENTS).write_text('{"event": "click"}\n')
+    with pytest.raises(RunError, match=r"holds no run, but events\.jsonl"):
+        admit(RunDir(tmp_path), Request(tmp_path / "recipe.toml"))
+
+
+def test_other_peoples_files_that_no_run_writes_are_no_obstacle(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("mine")
+    (tmp_path / ".DS_Store").write_text("")
+    admit(RunDir(tmp_path), Request(tmp_path / "recipe.toml")).release()

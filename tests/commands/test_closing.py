@@ -1,0 +1,58 @@
+"""The command that goes on with a run is right where it is pasted, wherever the run lies now."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mlx_finetune import durable, rundir
+from mlx_finetune.commands.closing import recorded_go_on_lines
+from mlx_finetune.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """Started in ``project`` with a relative recipe and a relative output_dir."""
+    project = tmp_path / "my project"
+    (project / "adapters" / "mine").mkdir(parents=True)
+    (project / "mine.toml").touch()
+    info = {"recipe_path": "mine.toml", "started_in": str(project), "overrides": ["seed=5"]}
+    run = RunDir(project / "adapters" / "mine")
+    durable.write_json(run.file(rundir.RUN_INFO), info | {"resolved": {"output_dir": "adapters/mine"}})
+    run.file(rundir.RECIPE).touch()
+    monkeypatch.chdir(project)
+    return run
+
+
+def test_where_it_was_started_the_line_is_the_command_itself(run: RunDir) -> None:
+    assert recorded_go_on_lines(run) == ["to go on: mlxft train mine.toml --set seed=5 --resume"]
+
+
+def test_from_elsewhere_it_begins_with_the_way_there(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Path.cwd()
+    monkeypatch.chdir(project.parent)
+    (line,) = recorded_go_on_lines(run)
+    assert line == f"to go on: cd {shlex.quote(str(project))} && mlxft train mine.toml --set seed=5 --resume"
+
+
+def test_a_copy_or_a_moved_run_names_itself_and_never_the_other_one(run: RunDir) -> None:
+    moved = RunDir(run.path.rename(run.path.with_name("elsewhere")))
+    (line,) = recorded_go_on_lines(moved)
+    assert (
+        line == f"to go on: mlxft train mine.toml --set seed=5 --set {shlex.quote(f'output_dir={moved.path}')} --resume"
+    )
+
+
+def test_where_the_recipe_is_gone_the_runs_own_copy_is_named(run: RunDir) -> None:
+    Path("mine.toml").unlink()
+    (line,) = recorded_go_on_lines(run)
+    assert shlex.quote(str(run.file(rundir.RECIPE))) in line
+
+
+def test_a_run_without_decisions_has_no_such_line(tmp_path: Path) -> None:
+    assert recorded_go_on_lines(RunDir(tmp_path)) == []
+
+
+def test_names_that_a_shell_would_split_are_quoted() -> None:
+    assert RunDir(Path("adapters/erster Lauf")).name == "'erster Lauf'"
+    assert RunDir(Path("adapters/mine")).name == "mine"

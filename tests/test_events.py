@@ -74,3 +74,8 @@ def test_lines_of_another_version_count_but_are_left_out(journal: Path) -> None:
     write(journal, "a", torn=b'{"kind": "unknown", "time": 1.0}\nnonsense\n')
     write(journal, torn=to_json(Notice("info", "n"), 1.0).encode() + b"\n")
     assert [(one.index, one.event.kind) for one in EventFollower(journal).poll()] == [(0, "phase"), (3, "notice")]
+
+
+def test_a_file_in_the_place_of_the_run_folder_has_no_events(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert list(EventFollower(tmp_path / "file" / "events.jsonl").poll()) == []

@@ -16,7 +16,7 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.app.launch import TrainRequest
 from mlx_finetune.app.supervise import Supervised, newest_step, supervise
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Record, StepDone, read_events
+from mlx_finetune.events import Record, RunFailed, StepDone, read_events
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.monitor.summary import Summary, summarise
 from mlx_finetune.recipe.schema import Recipe
@@ -110,6 +110,9 @@ def test_three_restarts_without_a_new_checkpoint_and_no_more(run: RunDir) -> Non
     supervised = train(run, view, abort(1), abort(1), abort(3), abort(3), abort(3), abort(3), abort(3))
     assert supervised.exit_code == 1
     assert [one["attempt"] for one in starts(run)[-1]["restarts"]] == [1, 2, 1, 2, 3]
+    *_, last = read_events(run.file(rundir.EVENTS))
+    assert isinstance(last.event, RunFailed), "whoever looks on is told as well"
+    assert last.event.message == supervised.ending.message
     assert supervised.ending.message == (
         "a library aborted the training process (SIGABRT), for the fourth time without a new checkpoint"
     )

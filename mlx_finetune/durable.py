@@ -7,7 +7,6 @@ Everything a run keeps goes through here, so that there is one place that retrie
 import hashlib
 import json
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -213,6 +212,8 @@ def _sync(path: Path, flags: int) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a file, a link (not what it names) or a folder with everything in it, as far as that goes."""
+    import shutil  # the imports of this module are paid by every help page (benchmarks/help_cost.py)
+
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_finetune.errors import RunError
-from mlx_finetune.rundir import RunDir, find_run, list_runs
 
 if TYPE_CHECKING:
     from mlx_finetune.monitor.run_report import RunFacts
+    from mlx_finetune.rundir import RunDir
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -24,13 +24,13 @@ def command(ctx: click.Context) -> None:
         ctx.invoke(list_command)
 
 
-def read_facts(run: RunDir) -> "RunFacts":
+def read_facts(run: "RunDir") -> "RunFacts":
     """Everything the listing and the report of a run need."""
     from mlx_finetune.app.runs import is_running, run_bytes
     from mlx_finetune.events import read_events
     from mlx_finetune.monitor.run_report import RunFacts
     from mlx_finetune.monitor.summary import summarise
-    from mlx_finetune.rundir import EVENTS
+    from mlx_finetune.rundir import EVENTS, RunDir
 
     return RunFacts(
         name=run.path.name,
@@ -48,6 +48,7 @@ def read_facts(run: RunDir) -> "RunFacts":
 def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None:
     """The runs in FOLDER (adapters/ unless named): model, status, steps, loss before and after, size."""
     from mlx_finetune.monitor.run_report import facts_json, table_lines
+    from mlx_finetune.rundir import list_runs
 
     found = [read_facts(run) for run in list_runs(folder)]
     if as_json:
@@ -68,6 +69,7 @@ def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None
 def show_command(run: str, as_json: bool) -> None:
     """Settings, losses, answers and checkpoints of RUN."""
     from mlx_finetune.monitor.run_report import report_json, report_lines
+    from mlx_finetune.rundir import find_run
 
     folder = find_run(run, base=Path.cwd())
     facts, settings = read_facts(folder), read_settings(folder)
@@ -85,6 +87,7 @@ def show_command(run: str, as_json: bool) -> None:
 def remove_command(runs: tuple[str, ...], yes: bool) -> None:
     """Remove run folders with their adapters and checkpoints, for good."""
     from mlx_finetune.app.runs import check_removable, remove_run, run_bytes
+    from mlx_finetune.rundir import find_run
     from mlx_finetune.units import format_bytes
 
     folders = [find_run(name, base=Path.cwd()) for name in runs]
@@ -101,7 +104,7 @@ def remove_command(runs: tuple[str, ...], yes: bool) -> None:
         click.echo(f"removed {folder.path}, {size}", err=True)
 
 
-def read_settings(run: RunDir) -> dict[str, object]:
+def read_settings(run: "RunDir") -> dict[str, object]:
     """The resolved recipe of a run as plain tables; the recipe as written where it never came to step 1."""
     import tomllib
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -62,7 +63,7 @@ def copy(name: str, destination: Path) -> None:
     for path in [*written, *([data] if data else [])]:
         click.echo(str(path))
     click.echo(f"\nnext: put your data and another output_dir into {written[0]}, then:", err=True)
-    click.echo(f"      mlxft data check {written[0]}", err=True)
+    click.echo(f"      mlxft data check {shlex.quote(str(written[0]))}", err=True)
 
 
 @command.command(short_help="Every problem of a recipe, with its line.")

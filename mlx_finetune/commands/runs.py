@@ -1,6 +1,7 @@
 """``mlxft runs``: list, show and remove runs. Reads journals and small files; never imports mlx."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None
     for line in table_lines(found):
         click.echo(line)
     last = found[-1].name if folder == Path("adapters") else found[-1].path
-    click.echo(f"\nnext: mlxft runs show {last}", err=True)
+    click.echo(f"\nnext: mlxft runs show {shlex.quote(last)}", err=True)
 
 
 @command.command("show")
@@ -78,7 +79,7 @@ def show_command(run: str, as_json: bool) -> None:
         return
     for line in report_lines(facts, settings):
         click.echo(line)
-    click.echo(f"\nnext: mlxft chat {run}", err=True)
+    click.echo(f"\nnext: mlxft chat {shlex.quote(run)}", err=True)
 
 
 @command.command("rm", short_help="Remove run folders, for good.")

@@ -244,7 +244,7 @@ def _end_what_is_left(root: Path) -> None:
     """Kill the processes of a test that failed before it could end them: they have our folder in their environment."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get("PYTHONPATH") == str(root):
+            if str(root) in process.environ().get("PYTHONPATH", ""):
                 process.kill()
 
 

@@ -96,6 +96,11 @@ class RunDir:
         return self.file(RUN_INFO).is_file() or self.file(EVENTS).is_file()
 
 
+def checkpoint_step(path: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(path.name.rpartition("-")[2])
+
+
 def is_run_file(name: str) -> bool:
     """True for a name that a run gives to a file or folder directly inside its own."""
     return name in _RUN_FILES or bool(_CHECKPOINT.fullmatch(name) or _MOMENTARY.fullmatch(name))

@@ -21,7 +21,17 @@ from mlx_finetune.errors import RunError
 from mlx_finetune.events import EventWriter, Restarted, RunFailed, RunStopped
 from mlx_finetune.hardware.safer import Safer, next_safer
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import EVENTS, RECIPE, RUN_INFO, SUPERVISOR, RunDir, busy, running_process, take_lock
+from mlx_finetune.rundir import (
+    EVENTS,
+    RECIPE,
+    RUN_INFO,
+    SUPERVISOR,
+    RunDir,
+    busy,
+    checkpoint_step,
+    running_process,
+    take_lock,
+)
 
 MAX_RESTARTS = 3
 
@@ -145,7 +155,7 @@ class _Restarts:
 def newest_step(run: RunDir) -> int:
     """The step of the newest checkpoint, 0 without one."""
     checkpoints = run.checkpoints()
-    return int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
+    return checkpoint_step(checkpoints[-1]) if checkpoints else 0
 
 
 @contextmanager

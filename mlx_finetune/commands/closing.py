@@ -19,6 +19,7 @@ LOG_LINES = 12
 
 def ended_lines(supervised: "Supervised", summary: "Summary", run: RunDir, go_on: Sequence[str]) -> Sequence[str]:
     """The last words of ``mlxft train``. ``go_on`` is the command that resumes the run, with its first words."""
+    from mlx_finetune.hardware.disk import free_bytes
     from mlx_finetune.units import format_bytes
 
     ended, ending = supervised.ended, supervised.ending
@@ -33,7 +34,7 @@ def ended_lines(supervised: "Supervised", summary: "Summary", run: RunDir, go_on
         case "stopped" | "finished":
             return ["", saved, *again]
         case "no_space":
-            free = format_bytes(shutil.disk_usage(_existing(run.path)).free)
+            free = format_bytes(free_bytes(run.path))
             return ["", f"error: {ending.message} ({free} free)", f"hint: {ending.hint}", *again]
         case "failed" | "crashed":
             log = [f"  {line}" for line in ended.log_tail[-LOG_LINES:]]
@@ -87,8 +88,3 @@ def recorded_go_on_lines(run: RunDir) -> Sequence[str]:
     if folder.resolve() == Path.cwd():
         return lines
     return [line.replace("to go on: ", f"to go on: cd {shlex.quote(str(folder))} && ", 1) for line in lines]
-
-
-def _existing(path: Path) -> Path:
-    """``path``, or the nearest folder above it that is there."""
-    return next((folder for folder in (path, *path.absolute().parents) if folder.exists()), Path())

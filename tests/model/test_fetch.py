@@ -10,9 +10,10 @@ import platformdirs
 import pytest
 from tiny import write_tiny_model
 
+from mlx_finetune.durable import hash_file
 from mlx_finetune.errors import DoesNotFitError, ModelError
 from mlx_finetune.events import Phase
-from mlx_finetune.model import fetch, hub, wheel
+from mlx_finetune.model import fetch, hub
 from mlx_finetune.model.catalogue import CATALOGUE, MODELS, WheelSource, cache_folder, find_entry
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.model.load import load_model
@@ -64,7 +65,7 @@ def test_the_hash_is_that_of_config_and_weights_and_nothing_else(tmp_path: Path)
 def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_tiny_model(tmp_path / "m", "llama")
     first = fetched(folder).sha256
-    monkeypatch.setattr(fetch, "sha256_of", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(fetch, "hash_file", lambda path: pytest.fail(f"{path} was read again"))
     assert fetched(folder).sha256 == first
 
 
@@ -137,7 +138,7 @@ def local_index(tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.Monke
     gguf = tiny_gguf(tiny_model, tmp_path / "wheel" / "SmolLM2.gguf")
     entry = CATALOGUE[0]
     assert entry.wheel is not None
-    small = replace(entry.wheel, member_sha256=wheel.sha256_of(gguf), member_bytes=gguf.stat().st_size)
+    small = replace(entry.wheel, member_sha256=hash_file(gguf), member_bytes=gguf.stat().st_size)
 
     def fetch_member(source: WheelSource, folder: Path, *, report: Callable[[Phase], None]) -> Path:
         if not gguf.exists():

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlx_finetune import durable, rundir
 from mlx_finetune.durable import Chunk
 from mlx_finetune.errors import RunError
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import RunDir, checkpoint_step
 
 _LEFTOVER = re.compile(r"\.(trash-)?checkpoint-\d+\..*|\..+\.\d+\.part")
 
@@ -115,11 +115,6 @@ def discard_after(run: RunDir, step: int) -> None:
     for path in run.checkpoint_folders():
         if checkpoint_step(path) > step:
             discard(path)
-
-
-def checkpoint_step(path: Path) -> int:
-    """The step in the name of a checkpoint folder."""
-    return int(path.name.rpartition("-")[2])
 
 
 def discard(path: Path) -> None:

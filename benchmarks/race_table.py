@@ -9,6 +9,7 @@ the fastest and the median repeat.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import cast
 
 from race_cells import OURS, RECOMPUTE, STOCK, Cell, base_arm, partner
 from race_run import Run
@@ -109,8 +110,8 @@ def speed_table(runs: Sequence[Run], cells: Sequence[Cell]) -> list[str]:
     """Seconds an example, targets a second, padding; a line for each cell and rival."""
     lines = [
         "| cell | against | rows | s/row, theirs: min, median | s/row, ours: min, median | targets/s: theirs, ours "
-        "| ratio: median (lowest to highest) | padding: theirs, ours |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| ratio: median (lowest to highest) | padding: theirs, ours | steps: theirs, ours |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for cell in cells:
         here = of_cell(runs, cell)
@@ -124,7 +125,8 @@ def speed_table(runs: Sequence[Run], cells: Sequence[Cell]) -> list[str]:
             padding = f"{_middle(theirs, padding_share):.0%}, {_middle(mine, padding_share):.0%}"
             lines.append(
                 f"| {cell.number} {cell.name} | {other} | {theirs[0].examples} | {_seconds(theirs)} | {_seconds(mine)} "
-                f"| {rate} | {ratio.middle:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) | {padding} |"
+                f"| {rate} | {ratio.middle:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) | {padding} "
+                f"| {len(theirs[0].seconds)}, {len(mine[0].seconds)} |"
             )
     return lines
 
@@ -202,6 +204,18 @@ def summary(runs: Sequence[Run], cells: Sequence[Cell]) -> str:
             f"process memory {median(values[process_bytes]):.2f}x"
         )
     return " | ".join(parts) or "nothing to compare yet"
+
+
+def conditions(runs: Sequence[Run]) -> str:
+    """Dates, machines and versions, those of peers among them, in one sentence."""
+    dates = sorted({run.date[:10] for run in runs}) or ["nothing measured"]
+    machines = sorted({str(run.details["machine"]) for run in runs if "machine" in run.details})
+    peers: dict[str, str] = {}
+    for run in runs:
+        if base_arm(run.arm) not in (OURS, STOCK):
+            peers |= cast("dict[str, str]", run.details.get("versions", {}))
+    listed = [f"{name} {version}" for name, version in sorted(peers.items()) if name not in ("mlx", "mlx-lm")]
+    return "; ".join([" to ".join(dict.fromkeys((dates[0], dates[-1]))), *machines, *listed])
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:

@@ -75,6 +75,7 @@ class Race:
             if run.details.get("kernels_built"):
                 say(f"{cell.name}, {arm}: kernels were compiled, which happens once on a machine; measured again")
                 run = measure(cell, arm, repeat, self.work, peers=self.peers, source=self.source)
+            run.details["machine"] = machine()
             self.runs.append(run)
             self._append(run.to_json())
             rate, pace = race_table.targets_per_second(run), race_table.seconds_per_example(run)
@@ -140,7 +141,7 @@ class Race:
         known = [cell for cell in self.cells if race_table.of_cell(self.runs, cell)]
         shown = [run for run in self.runs if any(run.cell == cell.key for cell in known)]
         repeats = len({run.repeat for run in shown})
-        lines = [f"{conditions(shown)}; {len(known)} cells, up to {repeats} repeats.", ""]
+        lines = [f"{race_table.conditions(shown)}; {len(known)} cells, up to {repeats} repeats.", ""]
         lines += [*race_table.speed_table(shown, known), "", *race_table.memory_table(shown, known), ""]
         lines += [*race_table.loss_table(self.losses, known), ""] if self.losses else []
         lines += [f"Warning: {sentence}." for sentence in race_table.warnings(shown)]
@@ -152,15 +153,13 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
-def conditions(runs: Sequence[Run]) -> str:
-    """Dates, machine and versions in one sentence."""
-    dates = sorted({run.date[:10] for run in runs}) or ["nothing measured"]
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+def machine() -> str:
+    """Processor and versions in one phrase."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm", "mlx-finetune") if has(name))
     threads = os.environ.get("OPENBLAS_NUM_THREADS", "all")
     return (
-        f"{when}; {platform.system()} {platform.machine()}, {processor()}, {os.cpu_count()} cores, BLAS threads "
-        f"{threads}; Python {platform.python_version()}, {versions}"
+        f"{platform.system()} {platform.machine()}, {processor()}, {os.cpu_count()} cores, BLAS threads: {threads}, "
+        f"Python {platform.python_version()}, {versions}"
     )
 
 

@@ -18,6 +18,7 @@ import race_stock
 import race_table
 import versus_mlx_lm
 from mlx_lm.tuner import trainer
+from mlx_lm.tuner.datasets import CacheDataset
 from race_cells import CELLS, OURS, QUICK_CELLS, RECOMPUTE, STOCK, Cell, arms_of_repeat, our_recipe, stock_config
 from race_run import Row, Run
 from race_table import Loss, Spread
@@ -210,6 +211,10 @@ def test_tables_and_last_line() -> None:
         race_table.memory_table(runs, cells)
     )
     assert race_table.summary([], cells) == "nothing to compare yet"
+    runs[0].details["machine"] = runs[1].details["machine"] = "a machine"
+    runs.append(a_run("mlx-tune"))
+    runs[-1].date, runs[-1].details["versions"] = "2026-11-27 08:00", {"mlx": "1", "mlx-tune": "0.6.0"}
+    assert race_table.conditions(runs) == "2026-11-26 to 2026-11-27; a machine; mlx-tune 0.6.0"
     assert race_table.warnings(runs) == []
     runs[1].source, runs[0].has_openblas = "another", False
     assert len(race_table.warnings(runs)) == 2
@@ -245,7 +250,7 @@ class Counted(nn.Module):
 def test_the_watcher_sees_what_mlx_lm_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "compile", lambda function, **options: function)  # building kernels takes a minute
     data = [([1, 2, 3, 4, 5], 2), ([6, 7, 8], 1), ([9] * 40, 3), ([2, 3], 0)]
-    module = SimpleNamespace(CacheDataset=trainer.CacheDataset, train=trainer.train)
+    module = SimpleNamespace(CacheDataset=CacheDataset, train=trainer.train)
     watcher = race_stock.Watcher()
     race_stock.watch(module, "train", watcher)
     dataset = module.CacheDataset(Processed(data))

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -130,8 +131,9 @@ class Race:
             file.write(json.dumps(row) + "\n")
 
     def _start(self, script: str, *arguments: object) -> None:
+        """Run one of our scripts, with one BLAS thread: its sums, and so a loss, depend on their number."""
         command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
         done = subprocess.run(command, check=False, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise SystemExit(f"{script} ended with {done.returncode}")
@@ -243,6 +245,7 @@ def main() -> None:
         source=source_hash(),
     )
     race.load()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends what was started, too
     if not given.table:
         race.run()
     table = race.table()

@@ -326,6 +326,80 @@ def tiny_race(tmp_path: Path, tiny_model: Callable[..., Path]) -> versus_mlx_lm.
     )
 
 
+class Stage:
+    """Stands in for every process of a race; ``interrupt_at`` is the call of ``measure`` that is cut short."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, interrupt_at: int = 0) -> None:
+        self.measured: list[tuple[str, int]] = []
+        self.scripts: list[str] = []
+        self.kernels = {(STOCK, 0): 3}
+        self.interrupt_at = interrupt_at
+        monkeypatch.setattr(versus_mlx_lm, "measure", self.measure)
+        monkeypatch.setattr(versus_mlx_lm.Race, "_start", lambda race, *arguments: self.start(race, *arguments))
+        files = (Path("adapter_config.json"), Path("adapters.safetensors"))
+        monkeypatch.setattr(versus_mlx_lm, "saved_adapters", lambda arm, folder, steps: dict.fromkeys((1, 2, 3), files))
+
+    def measure(self, cell: Cell, arm: str, repeat: int, work: Path, **options: object) -> Run:
+        self.measured.append((arm, repeat))
+        if len(self.measured) == self.interrupt_at:
+            raise KeyboardInterrupt
+        race_run.run_folder(work, cell, arm, repeat).mkdir(parents=True, exist_ok=True)
+        run = a_run(arm, repeat, seconds=1 if arm == OURS else 2)
+        run.details["kernels_built"] = self.kernels.pop((arm, repeat), 0)
+        return run
+
+    def start(self, race: versus_mlx_lm.Race, script: str, *arguments: object) -> None:
+        self.scripts.append(script)
+        if script == "race_loss.py":
+            count = arguments.count("--adapter") + arguments.count("--base")
+            (race.work / "losses.json").write_text(json.dumps([2.0 - 0.25 * n for n in range(count)]))
+
+
+def test_an_interrupted_race_goes_on_where_it_was(
+    tiny_race: versus_mlx_lm.Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(monkeypatch, interrupt_at=5)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_race.run()
+    assert stage.measured == [(STOCK, 0), (STOCK, 0), (OURS, 0), (OURS, 1), (STOCK, 1)]  # kernels: measured again
+    tiny_race.runs, tiny_race.losses = [], []
+    tiny_race.load()
+    stage = Stage(monkeypatch)
+    tiny_race.run()
+    assert stage.measured == [(STOCK, 1)]
+    assert [(run.arm, run.repeat) for run in tiny_race.runs] == [(STOCK, 0), (OURS, 0), (OURS, 1), (STOCK, 1)]
+    assert [(e.arm, e.at, e.step, e.loss) for e in tiny_race.losses if e.repeat == 0] == [
+        ("", "base", 0, 2.0),
+        (STOCK, "examples", 3, 1.75),
+        (OURS, "examples", 3, 1.5),
+        (STOCK, "time", 2, 1.25),  # two of its steps take as long as all of ours, the first left out
+        (OURS, "time", 3, 1.5),
+    ]
+    assert [(e.arm, e.at) for e in tiny_race.losses if e.repeat == 1] == [
+        (STOCK, "examples"),
+        (OURS, "examples"),
+        (STOCK, "time"),
+        (OURS, "time"),
+    ]
+    assert list((tiny_race.work / "runs").iterdir()) == []
+
+
+def test_losses_that_were_cut_short_are_measured_without_training_again(
+    tiny_race: versus_mlx_lm.Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_race.repeats = 1
+    stage = Stage(monkeypatch)
+    monkeypatch.setattr(versus_mlx_lm.Race, "_measure_losses", lambda race, cell, repeat: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny_race.run()
+    monkeypatch.undo()
+    stage = Stage(monkeypatch)
+    tiny_race.run()
+    assert stage.measured == []
+    assert stage.scripts == ["race_rows.py", "race_loss.py"]
+    assert len(tiny_race.losses) == 5
+
+
 @pytest.mark.slow
 def test_a_whole_race_of_a_tiny_model(tiny_race: versus_mlx_lm.Race, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")

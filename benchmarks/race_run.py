@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -125,9 +124,9 @@ def has_openblas(pid: int) -> bool:
     return sys.platform == "linux" and "ngsolve_openblas" in Path(f"/proc/{pid}/maps").read_text()
 
 
-def built_kernels() -> int:
-    """Kernels that mlx's CPU backend has compiled and kept, for every process of this machine."""
-    return sum(1 for _ in Path(tempfile.gettempdir()).glob("mlx/*/cpu/*.so"))
+def built_kernels(temporary: Path) -> int:
+    """Kernels that mlx's CPU backend has compiled and kept there."""
+    return sum(1 for _ in temporary.glob("mlx/*/cpu/*.so"))
 
 
 def parse_peak(status: str) -> int:
@@ -136,10 +135,14 @@ def parse_peak(status: str) -> int:
     return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
-def run_watched(command: Sequence[str], log: Path) -> tuple[float, Processes]:
-    """Run to the end with output to ``log``; wall seconds and memory. Raises ``SystemExit`` where it fails."""
+def run_watched(command: Sequence[str], log: Path, temporary: Path) -> tuple[float, Processes]:
+    """Run to the end with output to ``log``; wall seconds and memory. Raises ``SystemExit`` where it fails.
+
+    ``temporary`` is the command's folder for temporary files, in which mlx keeps the kernels that it compiles.
+    """
     seen = Processes()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    temporary.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     started = time.monotonic()
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
@@ -192,8 +195,9 @@ def measure(cell: Cell, arm: str, repeat: int, work: Path, *, peers: Mapping[str
     shutil.rmtree(folder, ignore_errors=True)  # of a measurement that was cut short
     folder.mkdir(parents=True)
     command = _command(cell, arm, repeat, work, folder, peers)
-    kernels = built_kernels()
-    seconds, seen = run_watched(command, folder / "log.txt")
+    temporary = work / "tmp"
+    kernels = built_kernels(temporary)
+    seconds, seen = run_watched(command, folder / "log.txt", temporary)
     read = read_ours if base_arm(arm) == OURS else read_stock
     run = read(folder, rows)
     run.cell, run.arm, run.repeat, run.source = cell.key, arm, repeat, source
@@ -203,7 +207,7 @@ def measure(cell: Cell, arm: str, repeat: int, work: Path, *, peers: Mapping[str
     run.has_openblas = sys.platform != "linux" or seen.largest in seen.openblas
     run.details["processes"] = sorted(seen.peaks.values(), reverse=True)
     run.details["cpu_seconds"] = [sum(seen.user_seconds.values()), sum(seen.system_seconds.values())]
-    run.details["kernels_built"] = built_kernels() - kernels
+    run.details["kernels_built"] = built_kernels(temporary) - kernels
     return run
 
 

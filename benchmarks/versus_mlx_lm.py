@@ -74,7 +74,7 @@ class Race:
         for arm in missing:
             run = measure(cell, arm, repeat, self.work, peers=self.peers, source=self.source)
             if run.details.get("kernels_built"):
-                say(f"{cell.name}, {arm}: kernels were compiled, which happens once on a machine; measured again")
+                say(f"{cell.name}, {arm}: kernels were compiled, which happens once; measured again")
                 run = measure(cell, arm, repeat, self.work, peers=self.peers, source=self.source)
             run.details["machine"] = machine()
             self.runs.append(run)

@@ -156,11 +156,12 @@ def test_every_python_process_of_a_command_is_counted(tmp_path: Path) -> None:
         "other = subprocess.Popen(['sleep', '2'])  # a compiler, say: not counted\n"
         "sys.exit(subprocess.call([sys.executable, '-c', 'import time; time.sleep(2)']) + other.wait())\n"
     )
-    _, seen = race_run.run_watched([race_run.sys.executable, str(script)], tmp_path / "log")
+    _, seen = race_run.run_watched([race_run.sys.executable, str(script)], tmp_path / "log", tmp_path / "tmp")
     assert len(seen.peaks) == 2
     assert seen.total_bytes == sum(seen.peaks.values()) > 10**6
+    code = "raise SystemExit('no such thing')"
     with pytest.raises(SystemExit, match=r"ended with 1:\n.*no such thing"):
-        race_run.run_watched([race_run.sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "log")
+        race_run.run_watched([race_run.sys.executable, "-c", code], tmp_path / "log", tmp_path / "tmp")
 
 
 def test_equal_time_never_gives_the_slower_side_less() -> None:

@@ -115,16 +115,17 @@ def speed_table(runs: Sequence[Run], cells: Sequence[Cell]) -> list[str]:
     ]
     for cell in cells:
         here = of_cell(runs, cell)
-        for other in others(here):
-            mine = [run for run in here if run.arm == partner(other)]
+        for ours, other in pairings(here):
+            mine = [run for run in here if run.arm == ours]
             theirs = [run for run in here if run.arm == other]
-            ratio = Spread.of(ratios(here, partner(other), other, targets_per_second))
+            ratio = Spread.of(ratios(here, ours, other, targets_per_second))
             if ratio is None:
                 continue
             rate = f"{_middle(theirs, targets_per_second):.0f}, {_middle(mine, targets_per_second):.0f}"
             padding = f"{_middle(theirs, padding_share):.0%}, {_middle(mine, padding_share):.0%}"
             lines.append(
-                f"| {cell.number} {cell.name} | {other} | {theirs[0].examples} | {_seconds(theirs)} | {_seconds(mine)} "
+                f"| {cell.number} {cell.name} | {_against(ours, other)} | {theirs[0].examples} "
+                f"| {_seconds(theirs)} | {_seconds(mine)} "
                 f"| {rate} | {ratio.middle:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) | {padding} "
                 f"| {len(theirs[0].seconds)}, {len(mine[0].seconds)} |"
             )
@@ -150,8 +151,7 @@ def memory_table(runs: Sequence[Run], cells: Sequence[Cell]) -> list[str]:
                 f"{_giga(other, value)}, {_giga(mine, value)}, {median(ratios(here, ours, theirs, value)):.2f}"
                 for value in (beyond_weights, process_bytes)
             ]
-            name = theirs if ours == partner(theirs) else f"{theirs} (ours recomputes)"
-            lines.append(f"| {cell.number} {cell.name} | {name} | {peaks} | {' | '.join(columns)} |")
+            lines.append(f"| {cell.number} {cell.name} | {_against(ours, theirs)} | {peaks} | {' | '.join(columns)} |")
     return lines
 
 
@@ -228,6 +228,10 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     if slow:
         found.append(f"without OpenBLAS: {', '.join(slow)}")
     return found
+
+
+def _against(ours: str, theirs: str) -> str:
+    return theirs if ours == partner(theirs) else f"{theirs} (ours recomputes)"
 
 
 def _middle(runs: Sequence[Run], value: Callable[[Run], float]) -> float:

@@ -91,6 +91,11 @@ def rows():
     return hidden, weight, targets.astype(np.int32)
 
 
+def set_chunk(monkeypatch, rows, vocab_size=VOCAB):
+    monkeypatch.setattr(losses, "CHUNK_BYTES", rows * 4 * vocab_size)
+    monkeypatch.setattr(losses, "GPU_CHUNKS", 1)
+
+
 def in_fp64(hidden, weight, targets):
     """Loss and both gradients of ``softmax(capped(h W^T))`` by hand, in fp64."""
     raw = hidden.astype(np.float64) @ weight.T.astype(np.float64)
@@ -108,7 +113,7 @@ def in_fp64(hidden, weight, targets):
 
 @pytest.mark.parametrize("chunk", [16, 20, 64])
 def test_chunks_give_loss_and_gradients_of_the_whole_in_fp64(rows, uses_numpy, chunk, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_BYTES", chunk * 4 * VOCAB)
+    set_chunk(monkeypatch, chunk)
     hidden, weight, targets = rows
 
     def logits(outer, part):
@@ -125,7 +130,7 @@ def test_chunks_give_loss_and_gradients_of_the_whole_in_fp64(rows, uses_numpy, c
 
 
 def test_the_sum_without_a_gradient_is_the_same(rows, uses_numpy, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_BYTES", 16 * 4 * VOCAB)
+    set_chunk(monkeypatch, 16)
     hidden, weight, targets = (mx.array(one) for one in rows)
     linear = nn.Linear(WIDTH, VOCAB, bias=False)
     linear.weight = weight
@@ -140,24 +145,19 @@ def test_the_sum_without_a_gradient_is_the_same(rows, uses_numpy, monkeypatch):
     assert both[0].item() == pytest.approx(both[1].item(), rel=1e-6)
 
 
-def test_no_logits_of_all_targets_exist_at_once():
+def test_no_logits_of_all_targets_exist_at_once(monkeypatch):
     rows, vocab = 2048, 4096
+    set_chunk(monkeypatch, 64, vocab)
     hidden = mx.random.normal((rows, 8), key=mx.random.key(0))
     weight = mx.random.normal((vocab, 8), key=mx.random.key(1))
     targets = mx.zeros((rows,), mx.int32)
     mx.eval(hidden, weight, targets)
-    original, losses.CHUNK_BYTES = losses.CHUNK_BYTES, 64 * 4 * vocab
-    try:
-        mx.clear_cache()
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        mx.eval(
-            mx.value_and_grad(
-                lambda part: cross_entropy(
-                    lambda _, h: h @ weight.T, {}, part, targets, vocab_size=vocab, uses_numpy=False
-                )
-            )(hidden)
-        )
-        assert mx.get_peak_memory() - before < rows * vocab * 4 / 4
-    finally:
-        losses.CHUNK_BYTES = original
+
+    def loss(part):
+        return cross_entropy(lambda _, h: h @ weight.T, {}, part, targets, vocab_size=vocab, uses_numpy=False)
+
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.value_and_grad(loss)(hidden))
+    assert mx.get_peak_memory() - before < rows * vocab * 4 / 4

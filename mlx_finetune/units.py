@@ -41,3 +41,9 @@ def format_count(count: float) -> str:
         if abs(count) >= size:
             return f"{count / size:.1f}{name}"
     return f"{count:.0f}"
+
+
+def format_energy(joules: float) -> str:
+    """``7_200_000`` -> ``"2.00 kWh"``, ``1800`` -> ``"0.50 Wh"``."""
+    hours = joules / 3600
+    return f"{hours / 1000:.2f} kWh" if hours >= 1000 else f"{hours:.2f} Wh"

@@ -1,6 +1,7 @@
-"""What a recipe will cost, before a weight is loaded: rows and tokens for real, the rest by arithmetic. No mlx.
+"""What a recipe will cost: rows and tokens for real, the rest by arithmetic or by measuring. No mlx.
 
-Where the model is on this machine its own tokenizer counts the tokens. Where it is not, nothing is downloaded: a
+``make_plan`` takes under a second and loads no weight; ``with_measured`` puts what the measuring process found
+(``app.measuring``) in the place of the arithmetic. Where the model is on this machine its own tokenizer counts the tokens. Where it is not, nothing is downloaded: a
 token is taken to be four characters and the sizes come from the catalogue's parameter count, and the plan says so.
 """
 
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.app.fitting import find_fixes
+from mlx_finetune import rundir
+from mlx_finetune.app.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
@@ -20,10 +22,14 @@ from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.chips import Mac
 from mlx_finetune.hardware.disk import DiskPlan, plan_disk
-from mlx_finetune.hardware.layout import why_unpackable
+from mlx_finetune.hardware.forecast import Forecast, forecast_arithmetic, forecast_mac, forecast_measured, plan_beside
+from mlx_finetune.hardware.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.measured import Measured
 from mlx_finetune.hardware.memory import trainable_parameters
+from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.model.config import read_config
@@ -47,12 +53,20 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything ``mlxft plan`` prints. ``source`` says where the model is, "" where it is not here yet."""
+    """Everything ``mlxft plan`` prints. ``source`` says where the model is, "" where it is not here yet.
+
+    ``corrections`` are what earlier runs on this machine taught; ``mac`` is the other Mac it is planned for, None where
+    it is this machine.
+    """
 
     recipe: Recipe
     source: str
     shape: ModelShape
-    machine: Machine
+    facts: Facts
+    corrections: Corrections
+    mac: Mac | None
+    measured: Measured | None
+    forecast: Forecast
     rows: Mapping[str, int]
     data_format: str
     tokens: TokenCount
@@ -60,12 +74,17 @@ class Plan:
     trainable: int
     disk: DiskPlan
     warnings: tuple[str, ...]
-    fixes: tuple[str, ...]
+    fixes: tuple[Fix, ...]
+
+    @property
+    def machine(self) -> Machine:
+        """What it is planned for."""
+        return self.facts.machine
 
     @property
     def fits_memory(self) -> bool:
-        """True where the predicted peak is within the limit."""
-        return self.resolved.memory.total <= self.resolved.limits.memory_bytes
+        """True where the expected peak is within the limit."""
+        return round(self.forecast.peak_bytes.expected) <= self.resolved.limits.memory_bytes
 
     @property
     def fits_disk(self) -> bool:
@@ -78,8 +97,19 @@ class Plan:
         return self.fits_memory and self.fits_disk
 
 
-def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
-    """The plan of ``recipe``; relative paths are looked up in ``base``. Raises ``MlxftError`` like a training would."""
+def make_plan(
+    recipe: Recipe,
+    *,
+    base: Path,
+    machine: Machine,
+    corrections: Corrections | None = None,
+    mac: Mac | None = None,
+) -> Plan:
+    """The plan of ``recipe`` by arithmetic; relative paths are looked up in ``base``.
+
+    ``mac`` is another machine than this one, which ``machine`` describes then. Raises ``MlxftError`` like a training.
+    """
+    rundir.check_folder(recipe.run_folder)
     splits = load_splits(recipe.data, base=base)
     if not splits.train:
         raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
@@ -90,32 +120,54 @@ def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
     else:
         shape, bits = _read_config(local)
         lengths, tokens = _count_tokens(splits, recipe, local, base)
-    facts = Facts(lengths, shape, machine, unpackable=why_unpackable(shape.model_type), stored_bits=bits)
+    known = corrections or Corrections()
+    facts = Facts(
+        lengths, shape, machine, why_unpackable(shape.model_type), stored_bits=bits, memory_factor=known.memory_factor
+    )
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
+    beside = _tokenizer_bytes(local)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
         shape=shape,
-        machine=machine,
+        facts=facts,
+        corrections=known,
+        mac=mac,
+        measured=None,
+        forecast=_forecast(resolved, facts, known, mac),
         rows={"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)},
         data_format=splits.format,
         tokens=tokens,
         resolved=resolved,
         trainable=trainable,
-        disk=plan_disk(
-            resolved.recipe,
-            trainable,
-            resolved.total_steps,
-            base / recipe.run_folder,
-            beside=_tokenizer_bytes(local),
-        ),
+        disk=plan_disk(resolved.recipe, trainable, resolved.total_steps, base / recipe.run_folder, beside=beside),
         warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
         fixes=(),
     )
-    if plan.fits_memory:
-        return plan
-    return replace(plan, fixes=find_fixes(recipe, facts))
+    return _with_fixes(plan)
+
+
+def with_measured(plan: Plan, measured: Measured) -> Plan:
+    """The plan with the forecast that follows from what was measured on this machine."""
+    beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
+    forecast = forecast_measured(measured, beside, plan.corrections, on_gpu=plan.machine.on_gpu)
+    factor = forecast.peak_bytes.expected / plan.resolved.memory.total
+    facts = replace(plan.facts, memory_factor=factor)
+    return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
+
+
+def _with_fixes(plan: Plan) -> Plan:
+    return plan if plan.fits_memory else replace(plan, fixes=find_fixes(plan.recipe, plan.facts))
+
+
+def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: Mac | None) -> Forecast:
+    """Without measuring: from earlier runs on this machine, or from the chip table for another one."""
+    epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
+    positions = epochs * epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
+    if mac is not None:
+        return forecast_mac(resolved, facts.shape, positions, mac)
+    return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=facts.machine.on_gpu)
 
 
 class _WouldDownloadError(Exception):

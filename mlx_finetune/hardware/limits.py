@@ -1,9 +1,11 @@
 """The machine as far as the plan cares, and the memory limits that follow from it (MACOS.md section 1.3). No mlx."""
 
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mlx_finetune.recipe.schema import HardwareRecipe
@@ -39,7 +41,7 @@ def read_machine(*, on_gpu: bool | None = None, working_set_bytes: int | None = 
 
     memory = psutil.virtual_memory().total
     is_mac = sys.platform == "darwin" and platform.machine() == "arm64"
-    chip = _mac_chip() if is_mac else platform.processor() or platform.machine()
+    chip = _mac_chip() if is_mac else _processor()
     return Machine(
         on_gpu=is_mac if on_gpu is None else on_gpu,
         memory_bytes=memory,
@@ -50,7 +52,7 @@ def read_machine(*, on_gpu: bool | None = None, working_set_bytes: int | None = 
 
 def working_set_share(memory_bytes: int) -> float:
     """W as a share of the memory, from published values (MACOS.md section 1.2); 0.66 below 32 GB."""
-    for least, share in ((100 * 10**9, 0.84), (60 * 10**9, 0.81), (31 * 10**9, 0.78)):
+    for least, share in ((200 * 10**9, 0.8125), (100 * 10**9, 0.84), (60 * 10**9, 0.81), (31 * 10**9, 0.78)):
         if memory_bytes >= least:
             return share
     return 0.66
@@ -112,6 +114,16 @@ def compute_dtype(machine: Machine, *, is_full: bool) -> tuple[str, str]:
     if not is_full and machine.chip.startswith(("Apple M1", "Apple M2")):
         return "float16", f"{machine.chip} only emulates bfloat16"
     return "bfloat16", "half the memory of float32, and its range"
+
+
+def _processor() -> str:
+    """The name of the processor and the cores we may use, as two machines of one name differ in those."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        lines = (line.partition(":") for line in file)
+        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return f"{name}, {cores} cores"
 
 
 def _mac_chip() -> str:

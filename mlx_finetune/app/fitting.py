@@ -220,7 +220,11 @@ def _apply(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
         if not section:
             recipe = recipe.model_copy(update=changed)
             continue
-        table = {"training": recipe.training, "data": recipe.data, "lora": recipe.lora or LoraRecipe()}[section]
+        table = {
+            "training": recipe.training,
+            "data": recipe.data,
+            "lora": recipe.lora or LoraRecipe.model_validate({}),
+        }[section]
         recipe = recipe.model_copy(update={section: table.model_copy(update=changed)})
     return recipe
 

@@ -1,7 +1,9 @@
 """What a recipe will cost: rows and tokens for real, the rest by arithmetic or by measuring. No mlx.
 
 ``make_plan`` takes under a second and loads no weight; ``with_measured`` puts what the measuring process found
-(``app.measuring``) in the place of the arithmetic. Where the model is on this machine its own tokenizer counts the tokens. Where it is not, nothing is downloaded: a
+(``app.measuring``) in the place of the arithmetic.
+
+Where the model is on this machine its own tokenizer counts the tokens. Where it is not, nothing is downloaded: a
 token is taken to be four characters and the sizes come from the catalogue's parameter count, and the plan says so.
 """
 

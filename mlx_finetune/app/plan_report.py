@@ -150,7 +150,8 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
             yield f"{f'corrected by {runs} runs on this machine':<40}{f'x {factor:.2f}':>10}"
     verdict = "fits" if plan.fits_memory else "does not fit"
     source = "measured on the longest rows" if plan.measured else "by arithmetic"
-    yield f"peak {plan.forecast.peak_bytes.text(format_bytes)} of {format_bytes(limits.memory_bytes)}: {verdict}; {source}"
+    limit = format_bytes(limits.memory_bytes)
+    yield f"peak {plan.forecast.peak_bytes.text(format_bytes)} of {limit}: {verdict}; {source}"
     if plan.measured is not None:
         yield f"the whole process took {format_bytes(plan.measured.process_bytes)} while it was measured"
     yield f"{'kept for reuse, given back when needed':<40}{format_bytes(limits.cache_bytes):>10}  at most"

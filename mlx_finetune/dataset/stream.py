@@ -158,9 +158,7 @@ class Stream:
     def shapes(self, epoch: int) -> list[list[tuple[int, int]]]:
         """``(B, T)`` of every microbatch of each step of an epoch, without building one."""
         groups, size = self._grouping(epoch), self._piece_size
-        shapes = [
-            [self._shape(group[at : at + size]) for at in range(0, len(group), size)] for group in groups
-        ]
+        shapes = [[self._shape(group[at : at + size]) for at in range(0, len(group), size)] for group in groups]
         count = self._accumulation
         return [[one for group in shapes[at : at + count] for one in group] for at in range(0, len(shapes), count)]
 

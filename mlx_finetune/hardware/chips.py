@@ -2,7 +2,7 @@
 
 The table is that of MACOS.md section 2: FP32 TFLOPS and memory bandwidth of the full-size GPU of each name; a GPU with
 fewer cores has its share of them. A training reaches 25 to 55 % of the peak (section 2.1), so a time from here is a
-range of a factor of two. Where no trustworthy figure of a chip is known the range is the same and called not calibrated.
+range of a factor of two. Where no trustworthy figure of a chip is known it is called not calibrated.
 """
 
 import re
@@ -80,9 +80,7 @@ def find_chip(name: str) -> Chip | None:
     return next((chip for chip in CHIPS if chip.name.casefold() == plain), None)
 
 
-_MAC = re.compile(
-    r"(?:apple\s+)?(?P<family>m\d+)\s*(?P<kind>pro|max|ultra)?\b(?P<rest>.*)", re.IGNORECASE | re.DOTALL
-)
+_MAC = re.compile(r"(?:apple\s+)?(?P<family>m\d+)\s*(?P<kind>pro|max|ultra)?\b(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _CORES = re.compile(r"(\d+)[\s-]*(?:gpu[\s-]*)?cores?(?:\s*gpu)?", re.IGNORECASE)
 _MEMORY = re.compile(r"(\d+)\s*(?:GB|GiB|G)\b", re.IGNORECASE)
 

@@ -140,7 +140,7 @@ def _best(
 def _solve(
     terms: NDArray[np.float64], seconds: NDArray[np.float64], weights: NDArray[np.float64], chosen: tuple[int, ...]
 ) -> NDArray[np.float64] | None:
-    """Weighted least squares of the relative misses over the ``chosen`` terms; None where one of them comes out negative."""
+    """Weighted least squares of the relative misses over the ``chosen`` terms; None where one of them is negative."""
     scaled = weights[:, None] * terms[:, chosen] / seconds[:, None]
     sizes = np.linalg.norm(scaled, axis=0)
     found = np.linalg.lstsq(scaled / sizes, weights, rcond=None)[0] / sizes

@@ -47,7 +47,8 @@ class Range:
         if not isinstance(value, dict):
             return None
         numbers = [value.get(key) for key in ("low", "expected", "high")]
-        if not all(isinstance(one, int | float) for one in numbers):
+        known = [float(one) for one in numbers if isinstance(one, int | float)]
+        if len(known) != len(numbers):
             return None
-        low, expected, high = (float(one) for one in numbers)
+        low, expected, high = known
         return cls(low, expected, high) if low <= expected <= high else None

@@ -34,7 +34,18 @@ if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
 
 BUDGET_SECONDS = 25.0  # since the start of the process; nothing is begun that would end later
 NUM_FIRST = 4  # shapes timed before the validation set and an answer are
-QUANTILES = (0.5, 0.5, 0.9, 1.0, 0.2, 0.5, 0.75, 0.35, 0.6, 0.95)  # of the positions of the run's microbatches, in this order
+QUANTILES = (
+    0.5,
+    0.5,
+    0.9,
+    1.0,
+    0.2,
+    0.5,
+    0.75,
+    0.35,
+    0.6,
+    0.95,
+)  # of the positions of the run's microbatches, in this order
 ANSWER_TOKENS = 6
 VALID_SHARE = 0.15  # of the budget at most for the validation set
 
@@ -299,9 +310,7 @@ def _measure(path: Path, overrides: Sequence[str], clock: Clock) -> Measured:
     from mlx_finetune.train.start.prepare import prepare
 
     stop = StopRequest(is_orphaned=lambda: False)
-    prepared = prepare(
-        loaded, base=Path.cwd(), decided=None, total_steps=None, safer=Safer(), emit=_tell, stop=stop
-    )
+    prepared = prepare(loaded, base=Path.cwd(), decided=None, total_steps=None, safer=Safer(), emit=_tell, stop=stop)
     return measure_run(prepared, clock)
 
 

@@ -6,11 +6,11 @@ _SIZES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 _SIZE_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(TB|GB|MB|kB|B)?\s*", re.IGNORECASE)
 
 
-def format_bytes(num_bytes: float) -> str:
+def format_bytes(num_bytes: float, decimals: int = 1) -> str:
     """``1_234_567`` -> ``"1.2 MB"``; powers of ten, one decimal, never negative zero."""
     for name, size in _SIZES:
         if abs(num_bytes) >= size:
-            return f"{num_bytes / size:.1f} {name}"
+            return f"{num_bytes / size:.{decimals}f} {name}"
     return f"{num_bytes:.0f} B"
 
 
@@ -33,6 +33,13 @@ def format_seconds(seconds: float) -> str:
         return f"{minutes}m {rest:02d}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m"
+
+
+def format_step(seconds: float) -> str:
+    """The time of one step: ``0.0234`` -> ``"23 ms"``, ``1.234`` -> ``"1.23 s"``, from ten seconds on as above."""
+    if seconds >= 10:
+        return format_seconds(seconds)
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def format_count(count: float) -> str:

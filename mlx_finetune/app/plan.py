@@ -26,7 +26,14 @@ from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.chips import Mac
 from mlx_finetune.hardware.disk import DiskPlan, plan_disk
-from mlx_finetune.hardware.forecast import Forecast, forecast_arithmetic, forecast_mac, forecast_measured, plan_beside
+from mlx_finetune.hardware.forecast import (
+    Forecast,
+    disk_at_end,
+    forecast_arithmetic,
+    forecast_mac,
+    forecast_measured,
+    plan_beside,
+)
 from mlx_finetune.hardware.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.measured import Measured
@@ -128,7 +135,8 @@ def make_plan(
     )
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    beside = _tokenizer_bytes(local)
+    tokenizer_bytes, folder = _tokenizer_bytes(local), base / recipe.run_folder
+    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, folder, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
@@ -137,13 +145,13 @@ def make_plan(
         corrections=known,
         mac=mac,
         measured=None,
-        forecast=_forecast(resolved, facts, known, mac),
+        forecast=_forecast(resolved, facts, known, mac, disk),
         rows={"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)},
         data_format=splits.format,
         tokens=tokens,
         resolved=resolved,
         trainable=trainable,
-        disk=plan_disk(resolved.recipe, trainable, resolved.total_steps, base / recipe.run_folder, beside=beside),
+        disk=disk,
         warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
         fixes=(),
     )
@@ -153,7 +161,8 @@ def make_plan(
 def with_measured(plan: Plan, measured: Measured) -> Plan:
     """The plan with the forecast that follows from what was measured on this machine."""
     beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
-    forecast = forecast_measured(measured, beside, plan.corrections, on_gpu=plan.machine.on_gpu)
+    disk_bytes, on_gpu = plan.forecast.disk_bytes, plan.machine.on_gpu
+    forecast = forecast_measured(measured, beside, plan.corrections, on_gpu=on_gpu, disk_bytes=disk_bytes)
     factor = forecast.peak_bytes.expected / plan.resolved.memory.total
     facts = replace(plan.facts, memory_factor=factor)
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
@@ -163,13 +172,15 @@ def _with_fixes(plan: Plan) -> Plan:
     return plan if plan.fits_memory else replace(plan, fixes=find_fixes(plan.recipe, plan.facts))
 
 
-def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: Mac | None) -> Forecast:
+def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: Mac | None, disk: DiskPlan) -> Forecast:
     """Without measuring: from earlier runs on this machine, or from the chip table for another one."""
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     positions = epochs * epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
+    at_end = disk_at_end(resolved, disk, plan_beside(resolved, resolved.recipe.eval, disk.checkpoint))
     if mac is not None:
-        return forecast_mac(resolved, facts.shape, positions, mac)
-    return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=facts.machine.on_gpu)
+        return forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
+    on_gpu = facts.machine.on_gpu
+    return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
 
 
 class _WouldDownloadError(Exception):

@@ -9,7 +9,7 @@ from mlx_finetune.app.fitting import Fix
 from mlx_finetune.app.plan import Plan
 from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.hardware.shapes import adapted_layers, target_linears
-from mlx_finetune.units import format_bytes, format_count, format_energy, format_seconds
+from mlx_finetune.units import format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
 LABEL_WIDTH = 9
@@ -20,6 +20,11 @@ _SOURCES = {
     "chip table": "from the chip table, a range of two",
     "arithmetic": "by arithmetic",
 }
+
+
+def exact_bytes(num_bytes: float) -> str:
+    """Two decimals, so that an error bar of a few percent can be seen."""
+    return format_bytes(num_bytes, 2)
 
 
 def plan_lines(plan: Plan, *, name: str) -> Iterator[str]:
@@ -151,7 +156,7 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     verdict = "fits" if plan.fits_memory else "does not fit"
     source = "measured on the longest rows" if plan.measured else "by arithmetic"
     limit = format_bytes(limits.memory_bytes)
-    yield f"peak {plan.forecast.peak_bytes.text(format_bytes)} of {limit}: {verdict}; {source}"
+    yield f"peak {plan.forecast.peak_bytes.text(exact_bytes)} of {limit}: {verdict}; {source}"
     if plan.measured is not None:
         yield f"the whole process took {format_bytes(plan.measured.process_bytes)} while it was measured"
     yield f"{'kept for reuse, given back when needed':<40}{format_bytes(limits.cache_bytes):>10}  at most"
@@ -164,7 +169,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
         yield f"{where}, and no run on this machine has told yet"
         return
     calibrated = "" if forecast.is_calibrated else "; not calibrated: no trustworthy figure of this chip is known"
-    yield f"{forecast.step_seconds.text(format_seconds)} a step, {_SOURCES[forecast.source]}{calibrated}"
+    yield f"{forecast.step_seconds.text(format_step)} a step, {_SOURCES[forecast.source]}{calibrated}"
     runs = len(plan.corrections.time_ratios)
     if plan.measured and runs:
         yield f"corrected by {runs} planned runs on this machine: x {plan.corrections.time_factor:.2f}"
@@ -195,8 +200,9 @@ def _disk_lines(plan: Plan) -> Iterator[str]:
     what = "adapter" if plan.recipe.lora is not None else "model"
     yield (
         f"{what} {format_bytes(disk.adapter)}, a checkpoint {format_bytes(disk.checkpoint)}; "
-        f"{format_bytes(disk.needed)} in all of {format_bytes(disk.free)} free"
+        f"{format_bytes(disk.needed)} at most of {format_bytes(disk.free)} free"
     )
+    yield f"{plan.forecast.disk_bytes.text(exact_bytes)} when it has finished"
 
 
 def _decision_lines(plan: Plan) -> Iterator[str]:
@@ -243,6 +249,7 @@ def plan_json(plan: Plan, *, path: Path | None = None, overrides: Sequence[str] 
             "peak_bytes": forecast.peak_bytes.to_json(),
             "step_seconds": _range(forecast.step_seconds),
             "finish_seconds": _range(forecast.finish_seconds),
+            "disk_bytes": forecast.disk_bytes.to_json(),
             "joules": _range(forecast.joules),
         },
         "corrections": asdict(plan.corrections)

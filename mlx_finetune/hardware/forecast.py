@@ -14,6 +14,7 @@ from typing import Literal
 
 from mlx_finetune.hardware.auto import Resolved
 from mlx_finetune.hardware.chips import Mac, flops_per_token, tokens_per_second
+from mlx_finetune.hardware.disk import EVENT_BYTES, DiskPlan
 from mlx_finetune.hardware.measured import Measured, fit_times
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.ranges import Range
@@ -28,6 +29,8 @@ PRIOR_RUNS = 4  # so many runs weigh as much as the figures above
 MEASURED_PEAK = (0.98, 1.03)
 PLANNED_PEAK = (0.95, 1.05)  # on a CPU; see hardware.memory
 PREDICTED_PEAK = (0.85, 1.20)  # on a GPU nobody has measured: E in MACOS.md section 2.1
+DISK_SHARE = (0.98, 1.02)
+SMALL_FILES = 200_000  # recipes, run.json, the log, manifests and headers
 SAVE_SECONDS = 0.15
 SAVE_BYTES_PER_SECOND = 150e6  # written, flushed, read back
 END_SECONDS = 1.0  # publishing, and the parent process
@@ -36,11 +39,12 @@ ANSWER_SHARE = (0.1, 0.7, 1.0)  # of max_new_tokens before an answer ends by its
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run will take. ``step_seconds`` is the mean over the run; None where nothing tells. ``joules`` is None
-    where no sensor does."""
+    """What a run will take. ``disk_bytes`` is its folder at the end, ``step_seconds`` the mean over the run; None where
+    nothing tells. ``joules`` is None where no sensor does."""
 
     source: Source
     peak_bytes: Range
+    disk_bytes: Range
     step_seconds: Range | None
     finish_seconds: Range | None
     joules: Range | None
@@ -73,7 +77,24 @@ def plan_beside(resolved: Resolved, evaluation: EvalRecipe, checkpoint_bytes: in
     )
 
 
-def forecast_measured(measured: Measured, beside: Beside, corrections: Corrections, *, on_gpu: bool) -> Forecast:
+def disk_at_end(resolved: Resolved, disk: DiskPlan, beside: Beside) -> Range:
+    """The run folder at its end: the result, the newest checkpoints, the best one if that is older, the journal."""
+    training = resolved.recipe.training
+    newest = min(training.keep_checkpoints, beside.num_saves)
+    oldest = beside.num_saves - newest  # checkpoints that are rotated out, of which one may be the best
+    low = newest * disk.checkpoint + disk.adapter
+    usual = low + len(training.save_at) * disk.checkpoint * (oldest > 0)
+    high = usual + disk.checkpoint * (oldest > 0)
+    if beside.num_saves < training.keep_checkpoints:  # save_minutes may add some to a slow run
+        high += disk.checkpoint * (training.keep_checkpoints - beside.num_saves)
+    journal = EVENT_BYTES * resolved.total_steps / training.logging_steps
+    least, most = DISK_SHARE
+    return Range(least * low, usual + journal + SMALL_FILES / 2, most * high + 3 * journal + SMALL_FILES)
+
+
+def forecast_measured(
+    measured: Measured, beside: Beside, corrections: Corrections, *, on_gpu: bool, disk_bytes: Range
+) -> Forecast:
     """The forecast of a plan that was measured on this machine."""
     fit = fit_times(measured.microbatches)
     num_timed = len(measured.microbatches)
@@ -94,6 +115,7 @@ def forecast_measured(measured: Measured, beside: Beside, corrections: Correctio
     return Forecast(
         source="measured",
         peak_bytes=Range(low, 1.0, high) * peak,
+        disk_bytes=disk_bytes,
         step_seconds=training * (1 / measured.total_steps),
         finish_seconds=finish,
         joules=None if measured.watts is None else finish * measured.watts,
@@ -126,7 +148,13 @@ def _answer_seconds(measured: Measured, beside: Beside) -> Range:
 
 
 def forecast_arithmetic(
-    resolved: Resolved, shape: ModelShape, positions: float, corrections: Corrections, *, on_gpu: bool
+    resolved: Resolved,
+    shape: ModelShape,
+    positions: float,
+    corrections: Corrections,
+    *,
+    on_gpu: bool,
+    disk_bytes: Range,
 ) -> Forecast:
     """The forecast without a look at the machine: memory by arithmetic, time from the speed of earlier runs here.
 
@@ -135,16 +163,16 @@ def forecast_arithmetic(
     low, high = PREDICTED_PEAK if on_gpu else PLANNED_PEAK
     peak = Range(low, 1.0, high) * resolved.peak_bytes
     if not corrections.flops_per_second:
-        return Forecast("arithmetic", peak, None, None, None)
+        return Forecast("arithmetic", peak, disk_bytes, None, None, None)
     work = positions * flops_per_token(shape, resolved.recipe.lora, recompute=_recomputes(resolved))
     rates = corrections.flops_per_second
     typical = math.exp(sum(math.log(one) for one in rates) / len(rates))
     sigma = 1.5 * time_sigma([one / typical for one in rates], on_gpu=on_gpu)  # other lengths, another model
     training = Range.around(work / typical, sigma)
-    return Forecast("earlier runs", peak, training * (1 / resolved.total_steps), training, None)
+    return Forecast("earlier runs", peak, disk_bytes, training * (1 / resolved.total_steps), training, None)
 
 
-def forecast_mac(resolved: Resolved, shape: ModelShape, positions: float, mac: Mac) -> Forecast:
+def forecast_mac(resolved: Resolved, shape: ModelShape, positions: float, mac: Mac, *, disk_bytes: Range) -> Forecast:
     """The forecast for a Mac of the chip table; evaluations and answers are not in it, only the steps."""
     flops = flops_per_token(shape, resolved.recipe.lora, recompute=_recomputes(resolved))
     speed = tokens_per_second(mac, flops)
@@ -153,6 +181,7 @@ def forecast_mac(resolved: Resolved, shape: ModelShape, positions: float, mac: M
     return Forecast(
         source="chip table",
         peak_bytes=Range(low, 1.0, high) * resolved.peak_bytes,
+        disk_bytes=disk_bytes,
         step_seconds=training * (1 / resolved.total_steps),
         finish_seconds=training,
         joules=None,

@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 KEPT_RUNS = 20
 KEPT_PLANS = 32
 PRIOR_RUNS = 4
+SMALLEST_BYTES = 10**8  # runs of toy models teach nothing about others
 _FURTHEST = 8.0  # a run that missed by more than this factor was not the one that was planned
 
 
@@ -136,15 +137,14 @@ def record_run(path: Path, machine: str, key: str, planned: Planned | None, happ
     """Correct the profile by one run, whose plan is forgotten. Raises as ``remember_plan`` does."""
     profile = read_profile(path)
     known = profile.of(machine)
-    memory = known.memory_ratios
-    if happened.arithmetic_peak_bytes:
-        memory = _append(memory, happened.peak_bytes / happened.arithmetic_peak_bytes)
-    times = known.time_ratios
-    if planned is not None and planned.is_measured and planned.step_seconds:
-        times = _append(times, happened.step_seconds / planned.step_seconds * planned.time_factor)
-    rates = (*known.flops_per_second, happened.flops_per_second)[-KEPT_RUNS:]
-    corrections = Corrections(memory, times, rates)
-    machines = dict(profile.machines) | {machine: corrections}
+    if happened.arithmetic_peak_bytes >= SMALLEST_BYTES:
+        memory = _append(known.memory_ratios, happened.peak_bytes / happened.arithmetic_peak_bytes)
+        times = known.time_ratios
+        if planned is not None and planned.is_measured and planned.step_seconds:
+            times = _append(times, happened.step_seconds / planned.step_seconds * planned.time_factor)
+        rates = (*known.flops_per_second, happened.flops_per_second)[-KEPT_RUNS:]
+        known = Corrections(memory, times, rates)
+    machines = dict(profile.machines) | {machine: known}
     plans = {name: one for name, one in profile.plans.items() if name != key}
     _write(path, Profile(machines, plans))
 

@@ -23,11 +23,12 @@ from mlx_finetune.hardware.profile import (
     read_profile,
     record_run,
 )
+from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.model.catalogue import cache_folder
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.start.rows import Emit
-from mlx_finetune.units import format_bytes, format_seconds
+from mlx_finetune.units import format_bytes, format_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,12 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """One line for a person."""
-        peak = f"peak memory {format_bytes(self.happened.peak_bytes)} of {format_bytes(self.planned.peak_bytes)}"
+        peak = f"peak memory {format_bytes(self.happened.peak_bytes, 2)} of {format_bytes(self.planned.peak_bytes, 2)}"
         words = f"{peak} planned ({_miss(self.happened.peak_bytes, self.planned.peak_bytes)})"
         seconds = self.happened.step_seconds
         if self.planned.step_seconds:
             planned = self.planned.step_seconds
-            words += f", {format_seconds(seconds)} a step of {format_seconds(planned)} ({_miss(seconds, planned)})"
+            words += f", {format_step(seconds)} a step of {format_step(planned)} ({_miss(seconds, planned)})"
         return words
 
     def to_json(self) -> dict[str, object]:
@@ -109,6 +110,7 @@ def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> E
             per_step * resolved.total_steps,
             profile.of(machine),
             on_gpu=facts.machine.on_gpu,
+            disk_bytes=Range(0.0, 0.0, 0.0),
         )
         seconds = forecast.step_seconds.expected if forecast.step_seconds else None
         planned = Planned(forecast.peak_bytes.expected, seconds, is_measured=False)

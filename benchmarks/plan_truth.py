@@ -1,10 +1,10 @@
 """Is the truth inside the error bars of ``mlxft plan``? N short trainings, each planned first, then run.
 
-    python benchmarks/plan_truth.py [--trials 20] [--first 0] [--results plan_truth.json] [--work FOLDER] [--tiny]
+    python benchmarks/plan_truth.py [--trials 20] [--first 0] [--results plan_truth.json] [--work FOLDER] [--small]
 
 Trial K is made of the number K alone: data set, batch, accumulation, length, packing, adapted blocks, rank, what is
-recomputed, evaluations; every fourth trains a tiny random model, the others SmolLM2-135M. ``mlxft plan`` and ``mlxft
-train`` run as a person starts them. Results are appended to a JSON file after each trial, and trials that are in it are
+recomputed, evaluations. Of four trials two train SmolLM2-135M, one a random Llama of 8 blocks and width 256, one a tiny
+model of another family; ``--small`` leaves SmolLM2 out. ``mlxft plan`` and ``mlxft train`` run as a person starts them. Results are appended to a JSON file after each trial, and trials that are in it are
 not run again, so it can be stopped and continued. All trials share one profile of the machine, which the runs correct,
 as a user's do; it lies in the work folder. The last lines are the coverage: how often the truth lay inside.
 """
@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
 from tiny import write_tiny_model
 
 from mlx_finetune.model.catalogue import cache_folder
@@ -37,7 +39,8 @@ DATA = {
     "gsm8k": (SHARED / "data/gsm8k/train.jsonl", ("question", "answer")),
     "dialogsum": (SHARED / "data/dialogsum/train.jsonl", ("dialogue", "summary")),
 }
-NUM_ROWS = 150
+NUM_ROWS = 120
+FAMILIES = ("gemma", "gpt2", "qwen3", "gpt_neox", "llama")
 
 RECIPE = """
 model = "{model}"
@@ -51,7 +54,7 @@ dropout = {dropout}
 path = "{folder}/rows.jsonl"
 max_seq_length = {length}
 packing = {packing}
-val_split = 0.08
+val_split = 0.06
 test_split = 0.0
 [training]
 max_steps = {steps}
@@ -64,20 +67,58 @@ keep_checkpoints = {keep}
 """
 
 
-def make_trial(number: int, folder: Path, tiny: Path | None) -> dict[str, object]:
+def choose_model(number: int, work: Path, *, is_small: bool) -> str:
+    """A catalogue name, or a folder with a random model, which is made where it is missing."""
+    if number % 2 == 0 and not is_small:
+        return "smollm2-135m"
+    name = "middle" if number % 4 < 2 else FAMILIES[number // 4 % len(FAMILIES)]
+    folder = work / name
+    if not folder.is_dir():
+        write_tiny_model(folder, "llama" if name == "middle" else name)
+        if name == "middle":
+            enlarge(folder)
+    return str(folder)
+
+
+def enlarge(folder: Path, *, layers: int = 8, hidden: int = 256, inner: int = 704) -> None:
+    """Put a larger Llama with the same vocabulary into the place of the tiny one in ``folder``."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": inner, "head_dim": hidden // 8}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    rng = np.random.default_rng(0)
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return (rng.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
+
+    weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden)}
+    weights["model.norm.weight"] = np.ones(hidden, np.float32)
+    shapes = {"q": (hidden, hidden), "k": (hidden // 2, hidden), "v": (hidden // 2, hidden), "o": (hidden, hidden)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{prefix}{name}.weight"] = np.ones(hidden, np.float32)
+        weights |= {f"{prefix}self_attn.{name}_proj.weight": matrix(*shape) for name, shape in shapes.items()}
+        for name, shape in {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}.items():
+            weights[f"{prefix}mlp.{name}_proj.weight"] = matrix(*shape)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def make_trial(number: int, folder: Path, model: str) -> dict[str, object]:
     """Write recipe and rows of a trial; the values it was made of."""
     rng = random.Random(number)
     names = [name for name, (path, _) in DATA.items() if path.is_file()]
-    steps = rng.randint(4, 9) if tiny is None else rng.randint(10, 60)
+    is_real = model == "smollm2-135m"
+    steps = rng.randint(4, 8) if is_real else rng.randint(20, 60)
     values: dict[str, object] = {
         "data": rng.choice(names),
-        "model": "smollm2-135m" if tiny is None else str(tiny),
+        "model": model,
         "seed": number,
         "rank": rng.choice([4, 8, 16, 32]),
-        "layers": rng.choice(['"all"', "16", "8"]) if tiny is None else '"all"',
+        "layers": rng.choice(['"all"', "16", "8"]) if is_real else '"all"',
         "dropout": rng.choice([0.0, 0.0, 0.1]),
-        "length": rng.choice([128, 256, 384]),
-        "packing": rng.choice(['"auto"', "true", "false"]),
+        "length": rng.choice([128, 192, 256]),
+        "packing": rng.choice(['"auto"', "true", "false"]) if "gpt2" not in model else '"auto"',
         "steps": steps,
         "batch": rng.choice([1, 2, 4]),
         "accumulation": rng.choice([1, 1, 2]),
@@ -104,9 +145,9 @@ def _rows(path: Path, fields: tuple[str, str], count: int, rng: random.Random) -
         yield json.dumps({"prompt": text, "completion": row[answer]}) + "\n"
 
 
-def run_trial(number: int, folder: Path, environment: Mapping[str, str], tiny: Path | None) -> dict[str, object]:
+def run_trial(number: int, folder: Path, environment: Mapping[str, str], model: str) -> dict[str, object]:
     """Plan, train, compare; what came of it. Raises ``RuntimeError`` with the last words of a command that failed."""
-    values = make_trial(number, folder, tiny)
+    values = make_trial(number, folder, model)
     recipe = str(folder / "recipe.toml")
     began = time.monotonic()
     plan = json.loads(_mlxft(["plan", recipe, "--json"], environment))
@@ -203,22 +244,19 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("plan_truth.json"))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mlxft-plan-truth")
-    parser.add_argument("--tiny", action="store_true", help="tiny models only")
+    parser.add_argument("--small", action="store_true", help="without SmolLM2-135M")
     given = parser.parse_args()
     results = json.loads(given.results.read_text()) if given.results.is_file() else []
     done = {one["trial"] for one in results}
     environment = make_environment(given.work)
-    tiny = given.work / "tiny"
-    if not tiny.is_dir():
-        write_tiny_model(tiny, "llama")
     for number in range(given.first, given.first + given.trials):
         if number in done:
             continue
         folder = given.work / f"trial-{number}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        is_tiny = given.tiny or number % 4 == 3
-        results.append(run_trial(number, folder, environment, tiny if is_tiny else None))
+        model = choose_model(number, given.work, is_small=given.small)
+        results.append(run_trial(number, folder, environment, model))
         given.results.write_text(json.dumps(results, indent=1))
         show(results[-1])
         shutil.rmtree(folder, ignore_errors=True)

@@ -126,16 +126,17 @@ def make_plan(
     if local is None:
         shape, bits = _guess(recipe), None
         lengths, tokens = _estimate_tokens(splits, recipe)
+        tokenizer_bytes = 0
     else:
         shape, bits = _read_config(local)
-        lengths, tokens = _count_tokens(splits, recipe, local, base)
+        lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
     facts = Facts(
         lengths, shape, machine, why_unpackable(shape.model_type), stored_bits=bits, memory_factor=known.memory_factor
     )
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    tokenizer_bytes, folder = _tokenizer_bytes(local), base / recipe.run_folder
+    folder = base / recipe.run_folder
     disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, folder, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
@@ -222,7 +223,8 @@ def _guess(recipe: Recipe) -> ModelShape:
 
 def _count_tokens(
     splits: Splits, recipe: Recipe, local: LocalModel, base: Path
-) -> tuple[NDArray[np.integer], TokenCount]:
+) -> tuple[NDArray[np.integer], TokenCount, int]:
+    """The rows in tokens, and the bytes of the tokenizer beside the weights in every checkpoint."""
     from mlx_finetune.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
@@ -236,7 +238,8 @@ def _count_tokens(
         if report.count(outcome)
     )
     summary = summarize_lengths([len(row.ids) for row in split.rows], "tokens")
-    return lengths, TokenCount(summary, cut, report.target_share, report.method, lost)
+    beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
+    return lengths, TokenCount(summary, cut, report.target_share, report.method, lost), beside
 
 
 def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer], TokenCount]:
@@ -262,14 +265,6 @@ def num_characters(example: Example) -> int:
             return sum(len(str(value)) for turn in example.messages for value in turn.values())
         case _:
             return 0
-
-
-def _tokenizer_bytes(local: LocalModel | None) -> int:
-    """What lies beside the weights in every checkpoint, so that it loads by itself."""
-    if local is None:
-        return 0
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
-    return sum((local.folder / name).stat().st_size for name in names if (local.folder / name).is_file())
 
 
 def _warnings(

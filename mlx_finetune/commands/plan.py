@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,7 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
     from mlx_finetune.app.measuring import measure
     from mlx_finetune.app.plan import with_measured
     from mlx_finetune.commands.opening import LoadingTalk
+    from mlx_finetune.hardware.sensors import system_sensors
 
     talk = LoadingTalk()
     if sys.stderr.isatty():
@@ -117,6 +119,9 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
     finally:
         talk.clear()
     _remember(measured)
+    if system_sensors().read_power().on_battery:
+        warning = "measured on battery, where a laptop may be slower than on mains power"
+        return replace(measured, warnings=(*measured.warnings, warning))
     return measured
 
 

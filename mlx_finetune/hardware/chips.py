@@ -107,7 +107,8 @@ def parse_mac(text: str) -> Mac:
     if not 8 <= gigabytes <= 1024:
         raise UsageError(f"no Mac with Apple silicon has {gigabytes} GB of memory", f'for example "{EXAMPLE}"')
     num_bytes = gigabytes * GIB
-    machine = Machine(True, num_bytes, round(working_set_share(num_bytes) * num_bytes), f"Apple {chip.name}")
+    working_set = round(working_set_share(num_bytes) * num_bytes)
+    machine = Machine(True, num_bytes, working_set, f"Apple {chip.name}", gpu_cores)
     return Mac(chip, gpu_cores, machine)
 
 

@@ -29,6 +29,7 @@ PRIOR_RUNS = 4  # so many runs weigh as much as the figures above
 MEASURED_PEAK = (0.98, 1.03)
 PLANNED_PEAK = (0.95, 1.05)  # on a CPU; see hardware.memory
 PREDICTED_PEAK = (0.85, 1.20)  # on a GPU nobody has measured: E in MACOS.md section 2.1
+OTHERS_WEIGHT = 0.5  # they may stop, or take as much again
 DISK_SHARE = (0.98, 1.02)
 SMALL_FILES = 200_000  # recipes, run.json, the log, manifests and headers
 SAVE_SECONDS = 0.15
@@ -97,9 +98,11 @@ def forecast_measured(
 ) -> Forecast:
     """The forecast of a plan that was measured on this machine."""
     fit = fit_times(measured.microbatches)
-    num_timed = len(measured.microbatches)
+    num_timed, num_steps = len(measured.microbatches), sum(one.count for one in measured.shapes)
     sigma = math.hypot(
-        time_sigma(corrections.time_ratios, on_gpu=on_gpu), fit.spread / num_timed**0.5, 0.5 * measured.others_share
+        time_sigma(corrections.time_ratios, on_gpu=on_gpu),
+        fit.spread * (1 / num_timed + 1 / num_steps) ** 0.5,
+        OTHERS_WEIGHT * measured.others_share,
     )
     steps = fit.total(measured.shapes) + measured.update_seconds * measured.total_steps
     training = Range.around(steps * corrections.time_factor, sigma)

@@ -106,8 +106,10 @@ def fit_times(timed: Sequence[Timed]) -> Fit:
     timings least for its number of terms, none of them negative. The very first is only warming up, if it is not alone.
     """
     assert timed, "nothing was timed"
-    cold, warm = timed[0], timed[1:] or timed
-    extra = _first_extra(warm)
+    cold, rest = timed[0], timed[1:] or timed
+    extra = _first_extra(rest)
+    again = {(one.rows, one.length) for one in rest if not one.is_first}
+    warm = [one for one in rest if not (one.is_first and (one.rows, one.length) in again)]
     seconds = np.array([max(one.seconds - extra * one.is_first, 0.2 * one.seconds) for one in warm])
     positions = np.array([float(one.rows * one.length) for one in warm])
     lengths = np.array([float(one.length) for one in warm])

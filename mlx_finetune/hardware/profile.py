@@ -95,13 +95,14 @@ class Profile:
 
 
 def machine_key(machine: Machine) -> str:
-    """``Apple M4 Max, 64.0 GiB, GPU, mlx 0.32.4``: what one set of corrections holds for."""
+    """``Apple M4 Max, 40 GPU cores, 64.0 GiB, GPU, mlx 0.32.4``: what one set of corrections holds for."""
     try:
         mlx = version("mlx")
     except PackageNotFoundError:
         mlx = "none"
     backend = "GPU" if machine.on_gpu else "CPU"
-    return f"{machine.chip}, {machine.memory_bytes / 2**30:.1f} GiB, {backend}, mlx {mlx}"
+    cores = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
+    return f"{machine.chip}{cores}, {machine.memory_bytes / 2**30:.1f} GiB, {backend}, mlx {mlx}"
 
 
 def plan_key(recipe: Recipe, machine: str) -> str:

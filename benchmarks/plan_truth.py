@@ -4,9 +4,10 @@
 
 Trial K is made of the number K alone: data set, batch, accumulation, length, packing, adapted blocks, rank, what is
 recomputed, evaluations. Of four trials two train SmolLM2-135M, one a random Llama of 8 blocks and width 256, one a tiny
-model of another family; ``--small`` leaves SmolLM2 out. ``mlxft plan`` and ``mlxft train`` run as a person starts them. Results are appended to a JSON file after each trial, and trials that are in it are
-not run again, so it can be stopped and continued. All trials share one profile of the machine, which the runs correct,
-as a user's do; it lies in the work folder. The last lines are the coverage: how often the truth lay inside.
+model of another family; ``--small`` leaves SmolLM2 out. ``mlxft plan`` and ``mlxft train`` run as a person starts them.
+Results are appended to a JSON file after each trial, and trials that are in it are not run again, so it can be stopped
+and continued. All trials share one profile of the machine, which the runs correct, as a user's do; it lies in the work
+folder. The last lines are the coverage: how often the truth lay inside.
 """
 
 import argparse
@@ -54,6 +55,7 @@ dropout = {dropout}
 path = "{folder}/rows.jsonl"
 max_seq_length = {length}
 packing = {packing}
+truncation = "keep-end"
 val_split = 0.06
 test_split = 0.0
 [training]

@@ -16,14 +16,14 @@ from pathlib import Path
 from mlx_finetune.app.endings import Ended, read_ending
 from mlx_finetune.app.launch import child_environment
 from mlx_finetune.errors import DoesNotFitError, MlxftError, RunError
-from mlx_finetune.events import Notice, Phase, from_json
+from mlx_finetune.events import Phase, from_json
 from mlx_finetune.hardware.measured import Measured
 
 MODULE = "mlx_finetune.train.measure"
 LIMIT_SECONDS = 300.0  # a microbatch that takes minutes cannot be cut short; the budget of the process is far less
 LOG_LINES = 40
 
-Report = Callable[[Phase | Notice], None]
+Report = Callable[[Phase], None]
 
 
 def measure(
@@ -67,13 +67,16 @@ def measure(
 
 
 def _read(child: "subprocess.Popen[bytes]", report: Report) -> Measured | None:
-    """Report the events on the child's stdout until it ends; what its last line says, None where it says nothing."""
+    """Report what takes time until the child ends; what its last line says, None where it says nothing.
+
+    Its notices are left out: the plan itself says what becomes of the rows.
+    """
     assert child.stdout is not None, "the child was started with a pipe"
     measured: Measured | None = None
     for line in child.stdout:
         if line.startswith(b'{"measured"'):
             measured = Measured.from_json(json.loads(line)["measured"])
-        elif (record := from_json(line)) is not None and isinstance(record.event, Phase | Notice):
+        elif (record := from_json(line)) is not None and isinstance(record.event, Phase):
             report(record.event)
     return measured
 

@@ -47,16 +47,17 @@ def measure(
         except OSError as error:
             raise RunError(f"{arguments[0]} cannot be started: {error.strerror}", "mlxft doctor") from error
         timer = threading.Timer(LIMIT_SECONDS, child.kill)
-        timer.start()
-        try:
-            measured = _read(child, report)
-            code = child.wait()
-        finally:
-            timed_out = not timer.is_alive()
-            timer.cancel()
-            if child.poll() is None:
+        with child:
+            timer.start()
+            try:
+                measured = _read(child, report)
+                code = child.wait()
+            except BaseException:
                 child.kill()
-                child.wait()
+                raise
+            finally:
+                timed_out = timer.finished.is_set()
+                timer.cancel()
         errors.seek(0)
         said = errors.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
     if measured is not None and code == 0:

@@ -1,8 +1,8 @@
 """Peak memory, time of a step, end of the run and energy, each with its error bar: from measuring, from earlier runs
 on this machine, or from the chip table. Pure arithmetic.
 
-An error bar is two standard deviations of a logarithm. For times that is the spread of the timings around the fit, the
-share of the processors that other programs had meanwhile, and how far earlier plans on this machine missed; before
+An error bar is two standard deviations of a logarithm. For times that is the spread of the timings around the fit, what
+other programs took and how much that held us up meanwhile, and how far earlier plans on this machine missed; before
 there are such, ``UNKNOWN_CPU`` or ``UNKNOWN_GPU`` counts as four plans that missed by that much. For memory a plan that
 was measured is right up to what an allocator does differently from run to run.
 """
@@ -29,7 +29,7 @@ PRIOR_RUNS = 4  # so many runs weigh as much as the figures above
 MEASURED_PEAK = (0.98, 1.03)
 PLANNED_PEAK = (0.95, 1.05)  # on a CPU; see hardware.memory
 PREDICTED_PEAK = (0.85, 1.20)  # on a GPU nobody has measured: E in MACOS.md section 2.1
-OTHERS_WEIGHT = 0.5  # they may stop, or take as much again
+OTHERS_WEIGHT = 0.5  # standard deviation that programs add which use all the processors
 DISK_SHARE = (0.98, 1.02)
 SMALL_FILES = 200_000  # recipes, run.json, the log, manifests and headers
 SAVE_SECONDS = 0.15
@@ -102,7 +102,7 @@ def forecast_measured(
     sigma = math.hypot(
         time_sigma(corrections.time_ratios, on_gpu=on_gpu),
         fit.spread * (1 / num_timed + 1 / num_steps) ** 0.5,
-        OTHERS_WEIGHT * measured.others_share,
+        load_sigma(measured, on_gpu=on_gpu),
     )
     steps = fit.total(measured.shapes) + measured.update_seconds * measured.total_steps
     training = Range.around(steps * corrections.time_factor, sigma)
@@ -123,6 +123,15 @@ def forecast_measured(
         finish_seconds=finish,
         joules=None if measured.watts is None else finish * measured.watts,
     )
+
+
+def load_sigma(measured: Measured, *, on_gpu: bool) -> float:
+    """What other programs may change: they may stop, or hold us up as much again.
+
+    On a CPU a process that got the share ``own_share`` of a core may take that share of the time, or its inverse.
+    """
+    held_up = 0.0 if on_gpu else -math.log(min(1.0, max(0.05, measured.own_share)))
+    return max(OTHERS_WEIGHT * measured.others_share, held_up / 2)
 
 
 def time_sigma(ratios: Sequence[float], *, on_gpu: bool) -> float:

@@ -42,7 +42,8 @@ class Measured:
 
     ``startup_seconds`` from the start of the process to the first step; ``load_peak_bytes`` until there; ``peak_bytes``
     after the longest step; ``process_bytes`` the largest resident size of the process. ``answer_seconds`` for one token
-    of an answer, None where the recipe has no prompts. ``others_share`` of the processors was used by other programs.
+    of an answer, None where the recipe has no prompts. ``others_share`` of the processors was used by other programs;
+    ``own_share`` is the processor time of this process over the time that went by, 1 and more where it was not held up.
     ``is_cut_short``: the time allowed for measuring ended it before all was timed that was meant to be.
     """
 
@@ -58,6 +59,7 @@ class Measured:
     valid_shapes: tuple[ShapeCount, ...]
     total_steps: int
     others_share: float
+    own_share: float
     watts: float | None
     seconds: float
     is_cut_short: bool

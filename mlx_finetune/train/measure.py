@@ -100,6 +100,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
         valid_shapes=_counted(Counter(batch_shape(batch) for batch in prepared.valid_batches)),
         total_steps=prepared.total_steps,
         others_share=busy.share(),
+        own_share=busy.own_share(),
         watts=power.watts(),
         seconds=clock.elapsed,
         is_cut_short=not is_complete,
@@ -243,6 +244,7 @@ class _Others:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
+        self._began = time.monotonic()
         self._before = self._look()
 
     def _look(self) -> tuple[float, float, float]:
@@ -255,6 +257,10 @@ class _Others:
         """0 to 1; counted in hundredths of a second by the system, so not below that."""
         total, busy, own = (now - before for now, before in zip(self._look(), self._before, strict=True))
         return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else 0.0
+
+    def own_share(self) -> float:
+        """Processor time of this process over the time that went by."""
+        return (self._look()[2] - self._before[2]) / max(1e-3, time.monotonic() - self._began)
 
 
 class _Power:

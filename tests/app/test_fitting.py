@@ -75,7 +75,7 @@ def test_they_stand_in_the_order_of_their_cost_in_time(name: str) -> None:
 
 
 def test_what_keeps_the_result_is_preferred_and_said() -> None:
-    given = values(training={"batch_size": 4, "gradient_checkpointing": False}, hardware={"memory_limit": 14 * GB})
+    given = values(training={"batch_size": 4, "gradient_checkpointing": False}, hardware={"memory_limit": 15 * GB})
     fixes = find_fixes(Recipe.model_validate(given), facts())
     same = [fix for fix in fixes if fix.keeps_result]
     assert len(same) == 2

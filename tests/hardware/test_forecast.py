@@ -103,6 +103,7 @@ def measured(**more: object) -> Measured:
         valid_shapes=(ShapeCount(4, 100, 5),),
         total_steps=20,
         others_share=0.0,
+        own_share=1.0,
         watts=None,
         seconds=20.0,
         is_cut_short=False,
@@ -158,6 +159,8 @@ def width(value: Range | None) -> float:
 def test_other_programs_and_scattered_timings_widen_the_bar() -> None:
     calm = width(forecast().step_seconds)
     assert width(forecast(measured(others_share=0.5)).step_seconds) > 1.5 * calm
+    starved = forecast(measured(own_share=0.4)).step_seconds
+    assert width(starved) > 0.95 / 0.4**2
     noisy = measured(microbatches=tuple(timings(*SHAPES, noise=0.5)))
     assert width(forecast(noisy).step_seconds) > 1.02 * calm
 

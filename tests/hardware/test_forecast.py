@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes_of_models import TINYLLAMA
 
@@ -62,6 +62,7 @@ def test_one_shape_is_taken_in_proportion_to_its_positions() -> None:
     assert fit.cold_extra == pytest.approx(1.0)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([32, 64, 128, 256]), st.floats(0.01, 50.0)),

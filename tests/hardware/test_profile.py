@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_finetune.errors import RunError
@@ -123,6 +123,7 @@ def test_a_file_that_cannot_be_used_is_left_out_with_one_warning_and_written_ane
     assert again.of("mac").num_runs == 1
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_whatever_is_in_the_file_reading_gives_a_profile(
     tmp_path_factory: pytest.TempPathFactory, content: bytes

@@ -250,6 +250,14 @@ def show(result: Mapping[str, object]) -> None:
         print(f"  {figure:<15} planned {planned['expected']:.4g} ({bar}), was {truth:.4g} ({miss})  {inside}")
 
 
+def at_equal_share(result: Mapping[str, object]) -> float:
+    """Actual over planned time of a step, had training got the same share of a core as measuring did."""
+    own = result["own_share"]
+    assert isinstance(own, dict), "a result of run_trial"
+    expected = _planned(result, "step_seconds")["expected"]
+    return _truth(result, "step_seconds") / expected * min(1, own["train"]) / max(0.01, min(1, own["plan"]))
+
+
 def coverage(results: list[dict[str, object]]) -> Iterator[str]:
     """How often the truth lay inside, how far plans missed, how wide the bars were."""
     yield f"{len(results)} trials"
@@ -262,6 +270,11 @@ def coverage(results: list[dict[str, object]]) -> Iterator[str]:
             f"{figure:<15} inside {inside}/{len(results)} {verdict}; median miss {statistics.median(misses):.1%}, "
             f"median bar high/low {statistics.median(widths):.2f}"
         )
+    equal = sorted(at_equal_share(one) for one in results)
+    yield (
+        f"a step at the same share of a core: actual over planned {statistics.median(equal):.2f} in the median, "
+        f"{equal[0]:.2f} to {equal[-1]:.2f}"
+    )
 
 
 def main() -> int:

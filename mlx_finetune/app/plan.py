@@ -131,13 +131,11 @@ def make_plan(
         shape, bits = _read_config(local)
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
-    facts = Facts(
-        lengths, shape, machine, why_unpackable(shape.model_type), stored_bits=bits, memory_factor=known.memory_factor
-    )
+    facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    folder = base / recipe.run_folder
-    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, folder, beside=tokenizer_bytes)
+    run = base / recipe.run_folder
+    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",

@@ -262,7 +262,14 @@ def plan_json(plan: Plan, *, path: Path | None = None, overrides: Sequence[str] 
         "reasons": dict(resolved.reasons),
         "warnings": list(plan.warnings),
         "fixes": [_fix(fix, path, overrides) for fix in plan.fixes],
+        "command": train_command(path, overrides),
     }
+
+
+def train_command(path: Path | None, overrides: Sequence[str]) -> str:
+    """What trains the recipe that was planned, quoted for a shell."""
+    options = [part for one in overrides for part in ("--set", one)]
+    return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
 
 
 def _range(value: Range | None) -> dict[str, float] | None:
@@ -270,7 +277,6 @@ def _range(value: Range | None) -> dict[str, float] | None:
 
 
 def _fix(fix: Fix, path: Path | None, overrides: Sequence[str]) -> dict[str, object]:
-    options = [part for one in fix.merged(overrides) for part in ("--set", one)]
     return {
         "settings": dict(fix.settings),
         "options": fix.options,
@@ -278,5 +284,5 @@ def _fix(fix: Fix, path: Path | None, overrides: Sequence[str]) -> dict[str, obj
         "relative_time": fix.relative_time,
         "peak_bytes": fix.peak_bytes,
         "keeps_result": fix.keeps_result,
-        "command": shlex.join(["mlxft", "train", str(path or "RECIPE"), *options]),
+        "command": train_command(path, fix.merged(overrides)),
     }

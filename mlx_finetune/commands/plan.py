@@ -47,11 +47,10 @@ def print_plan(
     fix: int | None = None,
 ) -> int:
     """Plan, print, and return the exit code; ``train --dry-run`` prints the same without measuring."""
-    from mlx_finetune.app.plan_report import plan_json, plan_lines, warning_lines
+    from mlx_finetune.app.plan_report import plan_json, plan_lines, train_command, warning_lines
 
     plan, overrides, profile_warning = _plan(path, overrides, measures=measures, predict=predict, fix=fix)
     options = [part for one in overrides for part in ("--set", one)]
-    train = shlex.join(["mlxft", "train", str(path), *options])
     if as_json:
         click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides), ensure_ascii=False))
     else:
@@ -64,7 +63,7 @@ def print_plan(
     if not plan.fits:
         return DOES_NOT_FIT
     if not as_json:
-        click.echo(f"\n{'there: ' if predict else 'next: '}{train}", err=True)
+        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides)}", err=True)
     return 0
 
 

@@ -132,7 +132,7 @@ def compute_dtype(machine: Machine, *, is_full: bool) -> tuple[str, str]:
 
 def _processor() -> str:
     """The name of the processor and the cores we may use, as two machines of one name differ in those."""
-    name = platform.processor() or platform.machine()
+    name = platform.machine()  # not processor(), which starts a program
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         lines = (line.partition(":") for line in file)
         name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)

@@ -205,6 +205,8 @@ def test_fixes_are_numbered_ready_to_type_and_applied_with_their_number(written:
         assert fixed.return_value == 0, fixed.stderr
         assert f"next: {fix['command']}" in fixed.stderr
         assert fix["command"].startswith("mlxft train demo.toml --set ")
+        as_json = call("plan", written, *TIGHT, "--no-measure", "--json", "--fix", str(number))
+        assert json.loads(as_json.stdout)["command"] == fix["command"]
     assert f"mlxft plan demo.toml {' '.join(TIGHT)} --fix 1" in result.stderr
 
 

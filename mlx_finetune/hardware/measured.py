@@ -118,6 +118,7 @@ def fit_times(timed: Sequence[Timed]) -> Fit:
     terms = np.stack([np.ones_like(positions), positions, positions * lengths], axis=1)
     weights = np.array([FIRST_WEIGHT if one.is_first else 1.0 for one in warm])
     found = _best(terms, seconds, weights, num_shapes=len({(one.rows, one.length) for one in warm}))
+    found *= float(np.sum(weights * seconds) / np.sum(weights * (terms @ found)))  # relative misses favour fast ones
     constant, per_position, per_score = found.tolist()
     misses = weights * (terms @ found / seconds - 1)
     degrees = max(1, len(warm) - int(np.count_nonzero(found)))

@@ -55,6 +55,12 @@ def test_a_fit_finds_the_law_behind_exact_timings() -> None:
     assert fit.spread <= 0.011
 
 
+def test_scattered_timings_are_taken_at_their_mean_not_at_their_fastest() -> None:
+    times = (9.0, 0.3, 0.3, 0.9, 0.9)
+    fit = fit_times([Timed(4, 100, seconds) for seconds in times])
+    assert fit.seconds(4, 100) == pytest.approx(0.6)
+
+
 def test_one_shape_is_taken_in_proportion_to_its_positions() -> None:
     fit = fit_times([Timed(4, 100, 2.0), Timed(4, 100, 1.0), Timed(4, 100, 1.0)])
     assert fit.seconds(4, 100) == pytest.approx(1.0)

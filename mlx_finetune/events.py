@@ -165,7 +165,10 @@ class TimeJump:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """The run came to its end and the adapter is in place. Losses are of the validation set, None without one."""
+    """The run came to its end and the adapter is in place. Losses are of the validation set, None without one.
+
+    ``planned`` says in one line how far the plan was from what happened, "" where there was none.
+    """
 
     kind: ClassVar[str] = "run_finished"
     step: int
@@ -177,6 +180,7 @@ class RunFinished:
     train_seconds: float
     targets_trained: int
     peak_memory_bytes: int
+    planned: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,18 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def check_folder(path: Path) -> None:
+    """Refuse an output_dir that cannot become a run folder, before anything is made. Raises ``RunError``."""
+    if path.is_symlink() and not path.exists():
+        raise RunError(f"{path} is a link to a folder that is not there")
+    nearest = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+    if not nearest.is_dir():
+        where = f"{path} is a file" if nearest == path else f"{path} cannot be made: {nearest} is a file"
+        raise RunError(f"{where}; output_dir must name a folder", "choose another output_dir")
+    if not os.access(nearest, os.W_OK):
+        raise RunError(f"{nearest} cannot be written to", "choose another output_dir")
+
+
 def is_run_file(name: str) -> bool:
     """True for a name that a run gives to a file or folder directly inside its own."""
     return name in _RUN_FILES or bool(_CHECKPOINT.fullmatch(name) or _MOMENTARY.fullmatch(name))

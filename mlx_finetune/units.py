@@ -6,11 +6,11 @@ _SIZES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 _SIZE_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(TB|GB|MB|kB|B)?\s*", re.IGNORECASE)
 
 
-def format_bytes(num_bytes: float) -> str:
+def format_bytes(num_bytes: float, decimals: int = 1) -> str:
     """``1_234_567`` -> ``"1.2 MB"``; powers of ten, one decimal, never negative zero."""
     for name, size in _SIZES:
         if abs(num_bytes) >= size:
-            return f"{num_bytes / size:.1f} {name}"
+            return f"{num_bytes / size:.{decimals}f} {name}"
     return f"{num_bytes:.0f} B"
 
 
@@ -35,9 +35,22 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}h {minutes:02d}m"
 
 
+def format_step(seconds: float) -> str:
+    """The time of one step: ``0.0234`` -> ``"23 ms"``, ``1.234`` -> ``"1.23 s"``, from ten seconds on as above."""
+    if seconds >= 10:
+        return format_seconds(seconds)
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
 def format_count(count: float) -> str:
     """``135_000_000`` -> ``"135.0M"``; below a thousand the plain number."""
     for name, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if abs(count) >= size:
             return f"{count / size:.1f}{name}"
     return f"{count:.0f}"
+
+
+def format_energy(joules: float) -> str:
+    """``7_200_000`` -> ``"2.00 kWh"``, ``1800`` -> ``"0.50 Wh"``."""
+    hours = joules / 3600
+    return f"{hours / 1000:.2f} kWh" if hours >= 1000 else f"{hours:.2f} Wh"

@@ -27,6 +27,7 @@ CLOCK_FIELDS = {
     "seconds",
     "step_seconds",
     "train_seconds",
+    "planned",
     "targets_per_second",
     "active_memory_bytes",
     "peak_memory_bytes",

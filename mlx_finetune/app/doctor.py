@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlx_finetune.hardware import blas
-from mlx_finetune.hardware.device import Device, read_device, read_metal
+from mlx_finetune.hardware.device import Device, read_device, read_metal, read_wheel_tag
 from mlx_finetune.model.catalogue import cache_folder, folder_bytes, hub_cache_folder
 from mlx_finetune.units import format_bytes
 
@@ -118,16 +118,6 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def read_wheel_tag(package: str) -> str | None:
-    """The platform an installed wheel was built for, such as ``macosx_15_0_arm64``; None where it is not installed."""
-    try:
-        wheel = importlib.metadata.distribution(package).read_text("WHEEL") or ""
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    tags = [line.split(":", 1)[1].strip() for line in wheel.splitlines() if line.startswith("Tag:")]
-    return tags[0].rsplit("-", 1)[-1] if tags else None
 
 
 def look_at(name: str, path: Path) -> Folder:

@@ -1,4 +1,7 @@
-"""What a recipe will cost, before a weight is loaded: rows and tokens for real, the rest by arithmetic. No mlx.
+"""What a recipe will cost: rows and tokens for real, the rest by arithmetic or by measuring. No mlx.
+
+``make_plan`` takes under a second and loads no weight; ``with_measured`` puts what the measuring process found
+(``app.measuring``) in the place of the arithmetic.
 
 Where the model is on this machine its own tokenizer counts the tokens. Where it is not, nothing is downloaded: a
 token is taken to be four characters and the sizes come from the catalogue's parameter count, and the plan says so.
@@ -11,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.app.fitting import find_fixes
+from mlx_finetune import rundir
+from mlx_finetune.app.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
@@ -20,10 +24,21 @@ from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.chips import Mac
 from mlx_finetune.hardware.disk import DiskPlan, plan_disk
-from mlx_finetune.hardware.layout import why_unpackable
+from mlx_finetune.hardware.forecast import (
+    Forecast,
+    disk_at_end,
+    forecast_arithmetic,
+    forecast_mac,
+    forecast_measured,
+    plan_beside,
+)
+from mlx_finetune.hardware.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.measured import Measured
 from mlx_finetune.hardware.memory import trainable_parameters
+from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.model.config import read_config
@@ -47,12 +62,20 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything ``mlxft plan`` prints. ``source`` says where the model is, "" where it is not here yet."""
+    """Everything ``mlxft plan`` prints. ``source`` says where the model is, "" where it is not here yet.
+
+    ``corrections`` are what earlier runs on this machine taught; ``mac`` is the other Mac it is planned for, None where
+    it is this machine.
+    """
 
     recipe: Recipe
     source: str
     shape: ModelShape
-    machine: Machine
+    facts: Facts
+    corrections: Corrections
+    mac: Mac | None
+    measured: Measured | None
+    forecast: Forecast
     rows: Mapping[str, int]
     data_format: str
     tokens: TokenCount
@@ -60,12 +83,17 @@ class Plan:
     trainable: int
     disk: DiskPlan
     warnings: tuple[str, ...]
-    fixes: tuple[str, ...]
+    fixes: tuple[Fix, ...]
+
+    @property
+    def machine(self) -> Machine:
+        """What it is planned for."""
+        return self.facts.machine
 
     @property
     def fits_memory(self) -> bool:
-        """True where the predicted peak is within the limit."""
-        return self.resolved.memory.total <= self.resolved.limits.memory_bytes
+        """True where the expected peak is within the limit."""
+        return round(self.forecast.peak_bytes.expected) <= self.resolved.limits.memory_bytes
 
     @property
     def fits_disk(self) -> bool:
@@ -78,8 +106,19 @@ class Plan:
         return self.fits_memory and self.fits_disk
 
 
-def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
-    """The plan of ``recipe``; relative paths are looked up in ``base``. Raises ``MlxftError`` like a training would."""
+def make_plan(
+    recipe: Recipe,
+    *,
+    base: Path,
+    machine: Machine,
+    corrections: Corrections | None = None,
+    mac: Mac | None = None,
+) -> Plan:
+    """The plan of ``recipe`` by arithmetic; relative paths are looked up in ``base``.
+
+    ``mac`` is another machine than this one, which ``machine`` describes then. Raises ``MlxftError`` like a training.
+    """
+    rundir.check_folder(recipe.run_folder)
     splits = load_splits(recipe.data, base=base)
     if not splits.train:
         raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
@@ -87,35 +126,60 @@ def make_plan(recipe: Recipe, *, base: Path, machine: Machine) -> Plan:
     if local is None:
         shape, bits = _guess(recipe), None
         lengths, tokens = _estimate_tokens(splits, recipe)
+        tokenizer_bytes = 0
     else:
         shape, bits = _read_config(local)
-        lengths, tokens = _count_tokens(splits, recipe, local, base)
-    facts = Facts(lengths, shape, machine, unpackable=why_unpackable(shape.model_type), stored_bits=bits)
+        lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
+    known = corrections or Corrections()
+    facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
+    run = base / recipe.run_folder
+    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
         shape=shape,
-        machine=machine,
+        facts=facts,
+        corrections=known,
+        mac=mac,
+        measured=None,
+        forecast=_forecast(resolved, facts, known, mac, disk),
         rows={"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)},
         data_format=splits.format,
         tokens=tokens,
         resolved=resolved,
         trainable=trainable,
-        disk=plan_disk(
-            resolved.recipe,
-            trainable,
-            resolved.total_steps,
-            base / recipe.run_folder,
-            beside=_tokenizer_bytes(local),
-        ),
+        disk=disk,
         warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
         fixes=(),
     )
-    if plan.fits_memory:
-        return plan
-    return replace(plan, fixes=find_fixes(recipe, facts))
+    return _with_fixes(plan)
+
+
+def with_measured(plan: Plan, measured: Measured) -> Plan:
+    """The plan with the forecast that follows from what was measured on this machine."""
+    beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
+    disk_bytes, on_gpu = plan.forecast.disk_bytes, plan.machine.on_gpu
+    forecast = forecast_measured(measured, beside, plan.corrections, on_gpu=on_gpu, disk_bytes=disk_bytes)
+    factor = forecast.peak_bytes.expected / plan.resolved.memory.total
+    facts = replace(plan.facts, memory_factor=factor)
+    return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
+
+
+def _with_fixes(plan: Plan) -> Plan:
+    return plan if plan.fits_memory else replace(plan, fixes=find_fixes(plan.recipe, plan.facts))
+
+
+def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: Mac | None, disk: DiskPlan) -> Forecast:
+    """Without measuring: from earlier runs on this machine, or from the chip table for another one."""
+    epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
+    positions = epochs * epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
+    at_end = disk_at_end(resolved, disk, plan_beside(resolved, resolved.recipe.eval, disk.checkpoint))
+    if mac is not None:
+        return forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
+    on_gpu = facts.machine.on_gpu
+    return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
 
 
 class _WouldDownloadError(Exception):
@@ -157,7 +221,8 @@ def _guess(recipe: Recipe) -> ModelShape:
 
 def _count_tokens(
     splits: Splits, recipe: Recipe, local: LocalModel, base: Path
-) -> tuple[NDArray[np.integer], TokenCount]:
+) -> tuple[NDArray[np.integer], TokenCount, int]:
+    """The rows in tokens, and the bytes of the tokenizer beside the weights in every checkpoint."""
     from mlx_finetune.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
@@ -171,7 +236,8 @@ def _count_tokens(
         if report.count(outcome)
     )
     summary = summarize_lengths([len(row.ids) for row in split.rows], "tokens")
-    return lengths, TokenCount(summary, cut, report.target_share, report.method, lost)
+    beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
+    return lengths, TokenCount(summary, cut, report.target_share, report.method, lost), beside
 
 
 def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer], TokenCount]:
@@ -197,14 +263,6 @@ def num_characters(example: Example) -> int:
             return sum(len(str(value)) for turn in example.messages for value in turn.values())
         case _:
             return 0
-
-
-def _tokenizer_bytes(local: LocalModel | None) -> int:
-    """What lies beside the weights in every checkpoint, so that it loads by itself."""
-    if local is None:
-        return 0
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt")
-    return sum((local.folder / name).stat().st_size for name in names if (local.folder / name).is_file())
 
 
 def _warnings(

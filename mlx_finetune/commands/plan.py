@@ -1,10 +1,20 @@
-"""``mlxft plan``: what a recipe will cost, before anything is loaded."""
+"""``mlxft plan``: what a recipe will cost, measured on this machine, or predicted for another Mac."""
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
+    from mlx_finetune.app.plan import Plan
+    from mlx_finetune.hardware.limits import Machine
+    from mlx_finetune.hardware.profile import Profile
+    from mlx_finetune.recipe.load import LoadedRecipe
 
 DOES_NOT_FIT = 3
 
@@ -12,33 +22,147 @@ DOES_NOT_FIT = 3
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key, e.g. lora.rank=8.")
+@click.option("--no-measure", is_flag=True, help="Arithmetic only: under a second, no time where no run was here yet.")
+@click.option("--predict", metavar="MAC", help='Plan for another Mac, e.g. "M4 Max 64GB" or "M4 Max 32-core 36GB".')
+@click.option("--fix", type=click.IntRange(min=1), metavar="N", help="Plan with the N-th way to make it fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Rows, tokens, steps, memory and disk of RECIPE, and the reason for every automatic choice.
+def command(
+    recipe: Path, overrides: tuple[str, ...], no_measure: bool, predict: str | None, fix: int | None, as_json: bool
+) -> int:
+    """Rows, tokens, steps, memory, time and disk of RECIPE, and the reason for every automatic choice.
 
-    Exits with 3 where it does not fit.
+    Takes a few real steps on the longest and on typical rows (under half a minute) and changes nothing. Exits with 3
+    where it does not fit, with ways to make it fit; --fix N plans with one of them and prints the command.
     """
-    return print_plan(recipe, overrides, as_json=as_json)
+    return print_plan(recipe, overrides, as_json=as_json, measures=not no_measure, predict=predict, fix=fix)
 
 
-def print_plan(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
-    """Plan, print, and return the exit code; ``train --dry-run`` prints the same."""
-    from mlx_finetune.app.plan import make_plan
-    from mlx_finetune.app.plan_report import plan_json, plan_lines, warning_lines
-    from mlx_finetune.hardware.limits import read_machine
-    from mlx_finetune.recipe.load import load_recipe
+def print_plan(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    as_json: bool,
+    measures: bool = False,
+    predict: str | None = None,
+    fix: int | None = None,
+) -> int:
+    """Plan, print, and return the exit code; ``train --dry-run`` prints the same without measuring."""
+    from mlx_finetune.app.plan_report import plan_json, plan_lines, train_command, warning_lines
 
-    plan = make_plan(load_recipe(path, overrides).recipe, base=Path.cwd(), machine=read_machine())
+    plan, overrides, profile_warning = _plan(path, overrides, measures=measures, predict=predict, fix=fix)
+    options = [part for one in overrides for part in ("--set", one)]
     if as_json:
-        click.echo(json.dumps(plan_json(plan), ensure_ascii=False))
+        click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides), ensure_ascii=False))
     else:
         for line in plan_lines(plan, name=str(path)):
             click.echo(line)
-    for line in warning_lines(plan):
+    if profile_warning:
+        click.echo(f"warning: {profile_warning}", err=True)
+    for line in warning_lines(plan, command=shlex.join(["mlxft", "plan", str(path), *options])):
         click.echo(line, err=True)
     if not plan.fits:
         return DOES_NOT_FIT
     if not as_json:
-        options = "".join(f" --set {override}" for override in overrides)
-        click.echo(f"\nnext: mlxft train {path}{options}", err=True)
+        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides)}", err=True)
     return 0
+
+
+def _plan(
+    path: Path, overrides: Sequence[str], *, measures: bool, predict: str | None, fix: int | None
+) -> "tuple[Plan, Sequence[str], str]":
+    """The plan, the overrides that are in it, and a warning about the profile of this machine."""
+    from mlx_finetune.app.plan import make_plan
+    from mlx_finetune.errors import UsageError
+    from mlx_finetune.hardware.chips import parse_mac
+    from mlx_finetune.hardware.profile import Corrections, Profile, machine_key
+    from mlx_finetune.recipe.load import load_recipe
+    from mlx_finetune.recipe.paths import check_paths
+
+    mac = parse_mac(predict) if predict is not None else None
+    loaded = load_recipe(path, overrides)
+    check_paths(loaded, Path.cwd())
+    machine = mac.machine if mac is not None else _this_machine()
+    profile = Profile() if mac is not None else _profile()
+    known = profile.of(machine_key(machine)) if mac is None else Corrections()
+
+    def plan_of(loaded: "LoadedRecipe") -> "Plan":
+        plan = make_plan(loaded.recipe, base=Path.cwd(), machine=machine, corrections=known, mac=mac)
+        return _measured(plan, loaded) if measures and mac is None and plan.fits and plan.source else plan
+
+    plan = plan_of(loaded)
+    if fix is None:
+        return plan, overrides, profile.warning
+    if plan.fixes:
+        if fix > len(plan.fixes):
+            ways = "is only one way" if len(plan.fixes) == 1 else f"are {len(plan.fixes)} ways"
+            raise UsageError(f"there {ways} to make it fit, so there is no --fix {fix}", "see them: leave out --fix")
+        overrides = plan.fixes[fix - 1].merged(overrides)
+        plan = plan_of(load_recipe(path, overrides))
+    elif plan.fits:
+        click.echo("it fits as it is: nothing was changed", err=True)
+    return plan, overrides, profile.warning
+
+
+def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
+    """The plan with measured figures, which are kept for the comparison after the run."""
+    from mlx_finetune.app.measuring import measure
+    from mlx_finetune.app.plan import with_measured
+    from mlx_finetune.commands.opening import LoadingTalk
+    from mlx_finetune.hardware.sensors import system_sensors
+
+    talk = LoadingTalk()
+    if sys.stderr.isatty():
+        click.echo("measuring real steps on the longest and on typical rows, under half a minute ...", err=True)
+    try:
+        measured = with_measured(plan, measure(loaded.path, loaded.overrides, talk))
+    finally:
+        talk.clear()
+    _remember(measured)
+    if system_sensors().read_power().on_battery:
+        warning = "measured on battery, where a laptop may be slower than on mains power"
+        return replace(measured, warnings=(*measured.warnings, warning))
+    return measured
+
+
+def _remember(plan: "Plan") -> None:
+    """Keep the figures until the run is over; a folder that cannot be written to costs only the comparison."""
+    import contextlib
+    import time
+
+    from mlx_finetune.errors import RunError
+    from mlx_finetune.hardware.profile import Planned, machine_key, plan_key, remember_plan
+
+    forecast = plan.forecast
+    seconds = forecast.step_seconds.expected if forecast.step_seconds else None
+    planned = Planned(
+        forecast.peak_bytes.expected, seconds, True, time_factor=plan.corrections.time_factor, made=time.time()
+    )
+    with contextlib.suppress(OSError, RunError):
+        remember_plan(_profile_path(), plan_key(plan.recipe, machine_key(plan.machine)), planned)
+
+
+def _this_machine() -> "Machine":
+    """This machine, with what only MLX knows of a Mac: its recommended working set."""
+    from mlx_finetune.hardware.device import read_metal
+    from mlx_finetune.hardware.limits import read_machine
+
+    if sys.platform != "darwin":
+        return read_machine()
+    try:
+        metal = read_metal()
+    except (ImportError, OSError, RuntimeError):
+        return read_machine()
+    return read_machine(on_gpu=metal.is_available, working_set_bytes=metal.working_set_bytes)
+
+
+def _profile() -> "Profile":
+    from mlx_finetune.hardware.profile import read_profile
+
+    return read_profile(_profile_path())
+
+
+def _profile_path() -> Path:
+    from mlx_finetune.hardware.profile import FILE_NAME
+    from mlx_finetune.model.catalogue import cache_folder
+
+    return cache_folder() / FILE_NAME

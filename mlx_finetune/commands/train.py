@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
 @click.option("--resume", is_flag=True, help="Continue the run in output_dir from its last checkpoint.")
 @click.option("--fork", is_flag=True, help="Continue although the recipe, the data or the model has changed.")
 @click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Train a finished run for N more steps.")
-@click.option("--dry-run", is_flag=True, help="Print the plan, load no weights, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what plan --no-measure does, load no weights, change nothing.")
 @click.option("--detach", is_flag=True, help="Leave the training to the background once it has started.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events as JSON Lines on stdout (or the plan as JSON).")
 @click.option("--in-background", is_flag=True, hidden=True)  # what --detach starts
@@ -52,9 +52,12 @@ def command(
     from mlx_finetune.events import read_events
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe
+    from mlx_finetune.recipe.paths import check_paths
     from mlx_finetune.rundir import EVENTS, RunDir
 
-    asked = load_recipe(recipe, overrides).recipe
+    loaded = load_recipe(recipe, overrides)
+    check_paths(loaded, Path.cwd())
+    asked = loaded.recipe
     request = TrainRequest(recipe, overrides, resume=resume, fork=fork, extend=extend)
     run = RunDir(asked.run_folder)
     summary = Summary()

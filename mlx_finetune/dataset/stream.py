@@ -169,6 +169,13 @@ class Stream:
         size = self._piece_size
         return [self._batch(group[at : at + size]) for group in groups for at in range(0, len(group), size)]
 
+    def shapes(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """``(B, T)`` of every microbatch of each step of an epoch, without building one."""
+        groups, size = self._grouping(epoch), self._piece_size
+        shapes = [[self._shape(group[at : at + size]) for at in range(0, len(group), size)] for group in groups]
+        count = self._accumulation
+        return [[one for group in shapes[at : at + count] for one in group] for at in range(0, len(shapes), count)]
+
     def _grouping(self, epoch: int) -> list[list[list[int]]]:
         """For every microbatch of the epoch the sequences in it, each a list of row numbers."""
         if epoch != self._epoch:
@@ -196,16 +203,16 @@ class Stream:
             batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
         return [batches[index] for index in shuffled(len(batches), self._seed, 4, epoch)]
 
-    def _batch(self, group: Sequence[Sequence[int]]) -> Batch:
+    def _shape(self, group: Sequence[Sequence[int]]) -> tuple[int, int]:
+        if self._packed_length:
+            return self._piece_size, self._packed_length
         longest = max(sum(self._lengths[row] for row in rows) for rows in group) - 1
-        length = self._packed_length or round_up(longest, self._shape_step)
-        return make_batch(
-            self._rows,
-            group,
-            num_sequences=self._piece_size if self._packed_length else len(group),
-            length=length,
-            is_packed=self._packed_length is not None,
-        )
+        return len(group), round_up(longest, self._shape_step)
+
+    def _batch(self, group: Sequence[Sequence[int]]) -> Batch:
+        num_sequences, length = self._shape(group)
+        is_packed = self._packed_length is not None
+        return make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=is_packed)
 
 
 def length_step(longest: int) -> int:

@@ -29,7 +29,8 @@ class Facts:
     """What the rules look at. ``lengths`` are the tokens of each training row of one epoch, int array.
 
     ``unpackable`` says why rows of this model cannot share a sequence, "" where they can. ``stored_bits`` are those of
-    a base that is quantised on disk.
+    a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted
+    (``hardware.profile``).
     """
 
     lengths: NDArray[np.integer]
@@ -37,13 +38,15 @@ class Facts:
     machine: Machine
     unpackable: str = ""
     stored_bits: int | None = None
+    memory_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """The recipe with every decision in it, and why (``training.batch_size`` -> sentence).
 
-    ``packed_length`` is T of a pack, None where rows are not packed; ``memory`` is the predicted peak by term.
+    ``packed_length`` is T of a pack, None where rows are not packed; ``memory`` is the predicted peak by term,
+    ``memory_factor`` what it is corrected by.
     """
 
     recipe: Recipe
@@ -54,6 +57,12 @@ class Resolved:
     steps_per_epoch: int
     memory: MemoryPlan
     limits: Limits
+    memory_factor: float = 1.0
+
+    @property
+    def peak_bytes(self) -> int:
+        """The predicted peak, corrected by earlier runs on this machine."""
+        return round(self.memory.total * self.memory_factor)
 
 
 def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
@@ -116,7 +125,7 @@ class _Decisions:
             self._batch_size, self._reasons["training.batch_size"] = self._start_batch(num_sequences)
         else:
             self._batch_size = training.batch_size
-        plain = self._memory(recompute=False).total
+        plain = self._needed(recompute=False)
         self._recompute = training.gradient_checkpointing is True
         if training.gradient_checkpointing == "auto":
             self._recompute = plain > limit
@@ -124,11 +133,11 @@ class _Decisions:
             self._reasons["training.gradient_checkpointing"] = (
                 f"{format_bytes(plain)} without it, {word} the limit of {format_bytes(limit)}"
             )
-        needed = self._memory(recompute=self._recompute).total
+        needed = self._needed(recompute=self._recompute)
         while training.batch_size == "auto" and self._batch_size > 1 and needed > limit:
             tried, self._batch_size = self._batch_size, self._batch_size // 2
             self._reasons["training.batch_size"] = f"{tried} needs {format_bytes(needed)}, limit {format_bytes(limit)}"
-            needed = self._memory(recompute=self._recompute).total
+            needed = self._needed(recompute=self._recompute)
 
     def _start_batch(self, num_sequences: int) -> tuple[int, str]:
         """4 rows; of packs as many as hold about 16 rows, at most 4; never more than there are."""
@@ -139,6 +148,9 @@ class _Decisions:
         rows_a_pack = len(self._facts.lengths) / num_sequences
         packs = max(1, min(DEFAULT_BATCH_SIZE, round(PACKED_ROWS / rows_a_pack)))
         return packs, f"about {packs * rows_a_pack:.0f} rows a microbatch, {rows_a_pack:.1f} in a pack"
+
+    def _needed(self, *, recompute: bool) -> int:
+        return round(self._memory(recompute=recompute).total * self._facts.memory_factor)
 
     def _memory(self, *, recompute: bool) -> MemoryPlan:
         facts, recipe = self._facts, self._recipe
@@ -176,7 +188,8 @@ class _Decisions:
         """Everything together."""
         recipe = self._recipe
         memory = self._memory(recompute=self._recompute)
-        limits = plan_limits(recipe.hardware, self._facts.machine, memory.total, self._reasons)
+        needed = round(memory.total * self._facts.memory_factor)
+        limits = plan_limits(recipe.hardware, self._facts.machine, needed, self._reasons)
         training = self._training | {"batch_size": self._batch_size, "gradient_checkpointing": self._recompute}
         hardware = self._hardware | {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
         if limits.wired_bytes:
@@ -197,12 +210,13 @@ class _Decisions:
             steps_per_epoch=self._steps_per_epoch,
             memory=memory,
             limits=limits,
+            memory_factor=self._facts.memory_factor,
         )
 
 
 def refuse_too_large(resolved: Resolved) -> None:
     """Raise ``DoesNotFitError`` where the predicted peak exceeds the memory limit."""
-    needed, limit = resolved.memory.total, resolved.limits.memory_bytes
+    needed, limit = resolved.peak_bytes, resolved.limits.memory_bytes
     if needed > limit:
         raise DoesNotFitError(
             f"the training needs about {format_bytes(needed)}, and the memory limit is {format_bytes(limit)}",

@@ -4,6 +4,7 @@
 mlx is imported only inside ``read_metal``. Nothing here decides anything: limits follow in ``hardware.limits``.
 """
 
+import importlib.metadata
 import os
 import platform
 import re
@@ -31,7 +32,10 @@ class Metal:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """This machine. ``system`` is "darwin" or "linux"; ``is_translated``: Python runs under Rosetta."""
+    """This machine. ``system`` is "darwin" or "linux"; ``is_translated``: Python runs under Rosetta.
+
+    ``gpu_cores`` is None where nobody tells, ``wheel_tag`` the platform that MLX's Metal wheel was built for.
+    """
 
     system: str
     os_name: str
@@ -42,6 +46,8 @@ class Device:
     available_bytes: int
     is_translated: bool
     metal: Metal | None
+    gpu_cores: int | None = None
+    wheel_tag: str | None = None
 
     @property
     def backend(self) -> str:
@@ -74,7 +80,47 @@ def read_device(
         available_bytes=memory.available,
         is_translated=system == "darwin" and _sysctl("sysctl.proc_translated", run) == "1",
         metal=metal,
+        gpu_cores=read_gpu_cores(run) if system == "darwin" else None,
+        wheel_tag=read_wheel_tag("mlx-metal"),
     )
+
+
+def read_chip(system: str = sys.platform, run: "Runner | None" = None) -> str | None:
+    """The processor's name as the system tells it; None where it does not."""
+    return _chip(system, run or run_program)
+
+
+def read_gpu_cores(run: Runner) -> int | None:
+    """GPU cores of a Mac: the register of devices answers in milliseconds, the system profiler in a second."""
+    listing = run(["/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator"])
+    found = parse_gpu_cores(listing or "")
+    if found is None:
+        found = parse_gpu_cores(run(["/usr/sbin/system_profiler", "-json", "SPDisplaysDataType"]) or "")
+    return found
+
+
+def parse_gpu_cores(text: str) -> int | None:
+    """The count in a listing of ``ioreg`` (plain or as a property list) or of ``system_profiler -json``."""
+    for pattern in (
+        r'"gpu-core-count"\s*=\s*(\d+)',
+        r"<key>gpu-core-count</key>\s*<integer>(\d+)</integer>",
+        r'"GPUConfigurationVariable"\s*=\s*\{[^}]*"num_cores"\s*=\s*(\d+)',
+        r'"sppci_cores"\s*:\s*"(\d+)"',
+    ):
+        match = re.search(pattern, text)
+        if match is not None:
+            return int(match[1]) or None
+    return None
+
+
+def read_wheel_tag(package: str) -> str | None:
+    """The platform an installed wheel was built for, such as ``macosx_15_0_arm64``; None where it is not installed."""
+    try:
+        wheel = importlib.metadata.distribution(package).read_text("WHEEL") or ""
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    tags = [line.split(":", 1)[1].strip() for line in wheel.splitlines() if line.startswith("Tag:")]
+    return tags[0].rsplit("-", 1)[-1] if tags else None
 
 
 def read_metal() -> Metal:

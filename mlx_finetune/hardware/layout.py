@@ -109,3 +109,13 @@ def longest_padded(lengths: NDArray[np.integer]) -> int:
     """T of the longest batch without packing."""
     longest = int(lengths.max()) - 1
     return round_up(longest, length_step(longest))
+
+
+def epoch_positions(lengths: NDArray[np.integer], packed_length: int | None, batch_size: int) -> int:
+    """Positions that go through the model in an epoch, padding included; rows are taken to be sorted by length."""
+    if packed_length is not None:
+        return packed_positions(lengths, packed_length)
+    step = length_step(int(lengths.max()) - 1)
+    ordered = np.sort(lengths)
+    firsts = range(0, len(ordered), batch_size)
+    return sum(len(part := ordered[at : at + batch_size]) * round_up(int(part[-1]) - 1, step) for at in firsts)

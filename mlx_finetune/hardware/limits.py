@@ -1,11 +1,15 @@
 """The machine as far as the plan cares, and the memory limits that follow from it (MACOS.md section 1.3). No mlx."""
 
+import os
 import platform
-import subprocess
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 
+import psutil
+
+from mlx_finetune.hardware.device import Runner, read_chip, read_gpu_cores, run_program
 from mlx_finetune.recipe.schema import HardwareRecipe
 from mlx_finetune.units import format_bytes
 
@@ -25,32 +29,44 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``working_set_bytes`` is Metal's recommended limit W: asked for on a Mac, else from the table below."""
+    """``working_set_bytes`` is Metal's recommended limit W: asked for on a Mac, else from the table below.
+
+    ``gpu_cores`` is None where it does not compute on a GPU or nobody tells.
+    """
 
     on_gpu: bool
     memory_bytes: int
     working_set_bytes: int
     chip: str
+    gpu_cores: int | None = None
 
 
-def read_machine(*, on_gpu: bool | None = None, working_set_bytes: int | None = None) -> Machine:
-    """This machine. What only MLX knows (its device, W) is passed in by whoever has it loaded, else predicted."""
-    import psutil
+def read_machine(
+    *,
+    on_gpu: bool | None = None,
+    working_set_bytes: int | None = None,
+    system: str = sys.platform,
+    run: Runner = run_program,
+) -> Machine:
+    """This machine. What only MLX knows (its device, W) is passed in by whoever has it loaded, else predicted.
 
+    ``system`` and ``run`` are this machine's in all but tests.
+    """
     memory = psutil.virtual_memory().total
-    is_mac = sys.platform == "darwin" and platform.machine() == "arm64"
-    chip = _mac_chip() if is_mac else platform.processor() or platform.machine()
+    is_mac = system == "darwin" and (platform.machine() == "arm64" or system != sys.platform)
+    computes_on_gpu = is_mac if on_gpu is None else on_gpu
     return Machine(
-        on_gpu=is_mac if on_gpu is None else on_gpu,
+        on_gpu=computes_on_gpu,
         memory_bytes=memory,
         working_set_bytes=working_set_bytes or round(working_set_share(memory) * memory),
-        chip=chip,
+        chip=(read_chip(system, run) or "Apple") if is_mac else _processor(),
+        gpu_cores=read_gpu_cores(run) if is_mac and computes_on_gpu else None,
     )
 
 
 def working_set_share(memory_bytes: int) -> float:
     """W as a share of the memory, from published values (MACOS.md section 1.2); 0.66 below 32 GB."""
-    for least, share in ((100 * 10**9, 0.84), (60 * 10**9, 0.81), (31 * 10**9, 0.78)):
+    for least, share in ((200 * 10**9, 0.8125), (100 * 10**9, 0.84), (60 * 10**9, 0.81), (31 * 10**9, 0.78)):
         if memory_bytes >= least:
             return share
     return 0.66
@@ -114,15 +130,11 @@ def compute_dtype(machine: Machine, *, is_full: bool) -> tuple[str, str]:
     return "bfloat16", "half the memory of float32, and its range"
 
 
-def _mac_chip() -> str:
-    try:
-        done = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "Apple"
-    return done.stdout.strip() or "Apple"
+def _processor() -> str:
+    """The name of the processor and the cores we may use, as two machines of one name differ in those."""
+    name = platform.machine()  # not processor(), which starts a program
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        lines = (line.partition(":") for line in file)
+        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return f"{name}, {cores} cores"

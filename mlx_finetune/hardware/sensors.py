@@ -4,6 +4,7 @@ On a Mac four figures cost three small programs (MACOS.md section 4); elsewhere 
 source does not say, or says in a way we do not know, is None and never 0; one that fails does not blank the others.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -102,3 +103,20 @@ def _psutil_memory() -> Memory:
         return Memory(level=None, swap_bytes=psutil.swap_memory().used)
     except (OSError, ValueError):
         return Memory(level=None, swap_bytes=None)
+
+
+def parse_watts(text: str) -> float | None:
+    """Watts of the whole machine, else of the chip, in a line of ``macmon pipe``; None where neither stands there."""
+    try:
+        fields = json.loads(text.strip().splitlines()[-1])
+        found = next((fields[key] for key in ("sys_power", "all_power") if fields.get(key)), None)
+    except (ValueError, IndexError, AttributeError, KeyError, TypeError):
+        return None
+    return float(found) if isinstance(found, int | float) and 0 < found < 1000 else None
+
+
+def read_watts(*, system: str = sys.platform, run: Runner = run_program) -> float | None:
+    """Watts over the next two seconds, from ``macmon`` where that is installed on a Mac; None everywhere else."""
+    if system != "darwin":
+        return None
+    return parse_watts(run(["macmon", "pipe", "-s", "1", "-i", "2000"]) or "")

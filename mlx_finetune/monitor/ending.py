@@ -28,6 +28,7 @@ def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name
         "",
         f"  {format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets, "
         f"peak memory {peak}",
+        *([f"  {finished.planned}"] if finished.planned else []),
         f"  {what_was_trained(summary)} in {folder}",
         *(f"  {line}" for line in restarted_lines(summary)),
         "",

@@ -67,7 +67,7 @@ def _report_end(
         return _last_word(emit, RunStopped(0, stop.signal_number), error.exit_code)
     except MlxftError as error:
         _print_error(error)
-        return _last_word(emit, RunFailed(*_describe(error), error.exit_code), error.exit_code)
+        return _last_word(emit, RunFailed(*describe_error(error), error.exit_code), error.exit_code)
     except Exception as error:
         hint = f"this is a bug in mlxft; the traceback is in {run.file(LOG)}"
         _last_word(emit, RunFailed(f"{type(error).__name__}: {error}", hint, 1), 1)
@@ -128,7 +128,7 @@ def log_to(path: Path) -> None:
     os.close(descriptor)
 
 
-def _describe(error: MlxftError) -> tuple[str, str]:
+def describe_error(error: MlxftError) -> tuple[str, str]:
     """Message and hint of an error; further problems of it are appended to the message, one a line."""
     problems = error.problems if isinstance(error, RecipeError | DataError) else ()
     lines = [f"{problem.where}: {problem.message}" if problem.where else problem.message for problem in problems]
@@ -139,7 +139,7 @@ def _describe(error: MlxftError) -> tuple[str, str]:
 
 def _print_error(error: MlxftError) -> None:
     """Say it on stderr, which is the log in the run folder by now: a full disk may refuse that too."""
-    message, hint = _describe(error)
+    message, hint = describe_error(error)
     with suppress(OSError):  # not through sys.stderr, which would try again at exit and change the exit code
         durable.write_all(2, (f"error: {message}\n" + (f"hint: {hint}\n" if hint else "")).encode())
 

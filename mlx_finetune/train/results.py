@@ -40,8 +40,15 @@ def publish(run: RunDir, recipe: Recipe, step: int) -> None:
             durable.copy_file(path, target / path.name)
 
 
-def write_metrics(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, reason: str) -> None:
-    """training_metrics.json: the summary of a run, for people and scripts."""
+def write_metrics(
+    run: RunDir,
+    recipe: Recipe,
+    info: "ModelInfo",
+    state: RunState,
+    reason: str,
+    plan: Mapping[str, object] | None = None,
+) -> None:
+    """training_metrics.json: the summary of a run, for people and scripts; ``plan`` compares it with its plan."""
     fields: dict[str, object] = {
         "format_version": rundir.FORMAT_VERSION,
         "model": info.name,
@@ -60,6 +67,7 @@ def write_metrics(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunStat
         "tokens_trained": state.tokens_trained,
         "targets_per_second": round(state.targets_trained / max(state.train_seconds, 1e-9), 2),
         "peak_memory_bytes": state.peak_memory_bytes,
+        "plan": plan,
         "skipped_steps": state.skipped_steps,
         "restarts": state.restarts,
         "log_history": state.log_history,

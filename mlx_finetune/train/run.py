@@ -22,6 +22,7 @@ from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state, rotate
 from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_trainer, steps_to_keep
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
+from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
 from mlx_finetune.train.results import publish, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
@@ -293,7 +294,8 @@ def _finish(run: RunDir, prepared: Prepared, cadence: Cadence, state: RunState, 
     if recipe.training.keep_best and state.best_step == 0:
         emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
     publish(run, recipe, (state.best_step if recipe.training.keep_best else None) or state.step)
-    write_metrics(run, recipe, prepared.info, state, reason)
+    compared = compare_run(prepared.expected, state, emit)
+    write_metrics(run, recipe, prepared.info, state, reason, compared.to_json() if compared else None)
     write_card(run, recipe, prepared.info, state, source=prepared.source)
     emit(
         RunFinished(
@@ -306,5 +308,6 @@ def _finish(run: RunDir, prepared: Prepared, cadence: Cadence, state: RunState, 
             train_seconds=round(state.train_seconds, 3),
             targets_trained=state.targets_trained,
             peak_memory_bytes=state.peak_memory_bytes,
+            planned=compared.sentence if compared else "",
         )
     )

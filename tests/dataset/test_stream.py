@@ -158,3 +158,15 @@ def test_a_microbatch_in_pieces_has_the_same_rows_in_the_same_steps(packed_lengt
         assert [row for batch in small for row in batch.rows] == [row for batch in big for row in batch.rows]
         assert max(batch.tokens.shape[0] for batch in small) <= -(-4 // pieces)
         assert sum(batch.num_targets for batch in small) == sum(batch.num_targets for batch in big)
+
+
+@pytest.mark.parametrize(("packed_length", "pieces"), [(None, 1), (80, 1), (None, 2), (80, 2)])
+def test_shapes_are_those_of_the_microbatches_without_building_them(packed_length, pieces):
+    stream = Stream(make_rows(37), batch_size=3, accumulation=2, packed_length=packed_length, seed=5, pieces=pieces)
+    steps = stream.steps_in_epoch(0)
+    for epoch in range(2):
+        expected = [
+            [(one.tokens.shape[0], one.tokens.shape[1] - 1) for one in stream.microbatches(epoch * steps + step)]
+            for step in range(stream.steps_in_epoch(epoch))
+        ]
+        assert stream.shapes(epoch) == expected

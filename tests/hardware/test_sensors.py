@@ -9,7 +9,16 @@ import pytest
 
 from mlx_finetune.hardware import sensors
 from mlx_finetune.hardware.device import Runner, run_program
-from mlx_finetune.hardware.sensors import Memory, Power, parse_level, parse_power, parse_swap, system_sensors
+from mlx_finetune.hardware.sensors import (
+    Memory,
+    Power,
+    parse_level,
+    parse_power,
+    parse_swap,
+    parse_watts,
+    read_watts,
+    system_sensors,
+)
 
 MIB = 2**20
 BATTERY = "Now drawing from 'Battery Power'\n -InternalBattery-0 (id=1)\t78%; discharging; 5:05 remaining present: true"
@@ -151,3 +160,28 @@ def test_this_machine_has_a_swap_and_no_level() -> None:
     here = sensors.system_sensors().read_memory()
     assert here.level is None
     assert here.swap_bytes is not None
+
+
+@pytest.mark.parametrize("name", ["pipe_v0_7.json", "pipe_v0_8.json"])
+def test_watts_are_those_of_the_whole_machine(shared: Callable[..., Path], name: str) -> None:
+    text = shared("macos-fixtures", "macmon", name).read_text()
+    assert parse_watts(text) == 5.876533
+    assert parse_watts(text.replace('"sys_power"', '"other"')) == 0.22231553
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"sys_power": "x"}', '{"sys_power": 0}', '{"all_power": -3}'])
+def test_what_is_no_power_is_none_and_never_zero(text: str) -> None:
+    assert parse_watts(text) is None
+
+
+def test_power_is_asked_for_on_a_mac_only() -> None:
+    asked: list[Sequence[str]] = []
+
+    def run(command: Sequence[str]) -> str | None:
+        asked.append(command)
+        return '{"sys_power": 12.5}'
+
+    assert read_watts(system="linux", run=run) is None
+    assert asked == []
+    assert read_watts(system="darwin", run=run) == 12.5
+    assert asked == [["macmon", "pipe", "-s", "1", "-i", "2000"]]

@@ -34,7 +34,8 @@ from mlx_finetune.model.segments import check_packable
 from mlx_finetune.model.split import SplitModel
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
-from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.recipe.schema import Recipe, TrainingRecipe
+from mlx_finetune.train.compare import Expected, expect_run, with_corrections
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
 from mlx_finetune.train.signals import StopRequest
@@ -61,6 +62,7 @@ class Prepared:
     schedule: Schedule
     total_steps: int
     limits: Limits
+    expected: Expected
     disk: DiskPlan
     safer: Safer
     device: str
@@ -101,8 +103,9 @@ def prepare(
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report)
-    facts = read_facts(local.folder, rows, asked.seed)
+    facts = with_corrections(read_facts(local.folder, rows, asked.seed))
     resolved = resolve_auto(decided or _with_absolute_paths(asked, base), facts)
+    expected = expect_run(asked, facts, resolved, emit)
     resolved = replace(resolved, limits=safer.limits(resolved.limits))
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved)
@@ -113,7 +116,7 @@ def prepare(
     spec = _attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     parts = (objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity)
-    return _assemble(*parts, total_steps=total, disk=disk, safer=safer)
+    return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer)
 
 
 def _plan_disk(recipe: Recipe, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int) -> DiskPlan:
@@ -136,6 +139,7 @@ def _assemble(
     identity: Identity,
     *,
     total_steps: int,
+    expected: Expected,
     disk: DiskPlan,
     safer: Safer,
 ) -> Prepared:
@@ -161,20 +165,21 @@ def _assemble(
             pieces=safer.pieces,
         ),
         valid_batches=tuple(ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces))),
-        schedule=build_schedule(
-            training,
-            learning_rate=float(training.learning_rate),
-            warmup_steps=training.warmup_steps or 0,
-            total_steps=total_steps,
-        ),
+        schedule=_schedule(training, total_steps),
         total_steps=total_steps,
         limits=resolved.limits,
+        expected=expected,
         disk=disk,
         safer=safer,
         device=device_name(),
         row_names=tuple(f"{row.source}:{row.line}" for row in rows.train),
         num_valid_rows=len(rows.valid),
     )
+
+
+def _schedule(training: TrainingRecipe, total_steps: int) -> Schedule:
+    rate, warmup = float(training.learning_rate), training.warmup_steps or 0
+    return build_schedule(training, learning_rate=rate, warmup_steps=warmup, total_steps=total_steps)
 
 
 def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit: Emit) -> LoadedModel:

@@ -1,0 +1,196 @@
+"""What earlier runs taught about this machine: one JSON file beside the other per-user files.
+
+For each machine (chip, memory, backend, version of mlx) it keeps how far plans missed, newest last, and the plans that
+were made and not yet run. The next plan is corrected by the geometric mean of the misses, shrunk towards 1 as if
+``PRIOR_RUNS`` runs had been planned exactly, so that one odd run moves little. A file that is damaged or of another
+version is left out with one warning and replaced by the next run. Two processes that write at once lose one run's line.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from mlx_finetune import durable
+from mlx_finetune.errors import RunError
+from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.recipe.resolve import canonical_json
+from mlx_finetune.recipe.schema import Recipe
+
+FILE_NAME = "profile.json"
+FORMAT_VERSION = 1
+KEPT_RUNS = 20
+KEPT_PLANS = 32
+PRIOR_RUNS = 4
+SMALLEST_BYTES = 10**8  # runs of toy models teach nothing about others
+_FURTHEST = 8.0  # a run that missed by more than this factor was not the one that was planned
+
+
+@dataclass(frozen=True, slots=True)
+class Corrections:
+    """Of the newest runs on one machine: actual over planned, and the speed that was reached.
+
+    ``memory_ratios`` compare with the arithmetic, ``time_ratios`` with plans that were measured.
+    """
+
+    memory_ratios: tuple[float, ...] = ()
+    time_ratios: tuple[float, ...] = ()
+    flops_per_second: tuple[float, ...] = ()
+
+    @property
+    def num_runs(self) -> int:
+        """Runs that the memory of a plan is corrected by."""
+        return len(self.memory_ratios)
+
+    @property
+    def memory_factor(self) -> float:
+        """What the arithmetic is multiplied by."""
+        return _factor(self.memory_ratios)
+
+    @property
+    def time_factor(self) -> float:
+        """What a measured time is multiplied by."""
+        return _factor(self.time_ratios)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The figures of a plan that was made before a run; ``step_seconds`` is None where nothing told.
+
+    ``time_factor`` is the correction that is in it already, ``made`` the time of the plan (seconds since 1970).
+    """
+
+    peak_bytes: float
+    step_seconds: float | None
+    is_measured: bool
+    time_factor: float = 1.0
+    made: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """What a run took: mean seconds of a step, and the rate of the arithmetic that ``hardware.chips`` counts."""
+
+    peak_bytes: int
+    step_seconds: float
+    flops_per_second: float
+    arithmetic_peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The whole file. ``warning`` says why it was not used, "" where it was or where there is none yet."""
+
+    machines: Mapping[str, Corrections] = field(default_factory=dict[str, Corrections])
+    plans: Mapping[str, Planned] = field(default_factory=dict[str, Planned])
+    warning: str = ""
+
+    def of(self, key: str) -> Corrections:
+        """What is known of one machine."""
+        return self.machines.get(key, Corrections())
+
+
+def machine_key(machine: Machine) -> str:
+    """``Apple M4 Max, 40 GPU cores, 64.0 GiB, GPU, mlx 0.32.4``: what one set of corrections holds for."""
+    try:
+        mlx = version("mlx")
+    except PackageNotFoundError:
+        mlx = "none"
+    backend = "GPU" if machine.on_gpu else "CPU"
+    cores = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
+    return f"{machine.chip}{cores}, {machine.memory_bytes / 2**30:.1f} GiB, {backend}, mlx {mlx}"
+
+
+def plan_key(recipe: Recipe, machine: str) -> str:
+    """The same for a plan and for the run after it, wherever that writes to."""
+    anywhere = recipe.model_copy(update={"output_dir": "anywhere"})
+    return sha256(f"{machine}\n{canonical_json(anywhere)}".encode()).hexdigest()[:32]
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in ``path``; an empty one where there is none, and with a warning where it cannot be used."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Profile()
+    except OSError as error:
+        return Profile(warning=f"{path} cannot be read ({error.strerror}); planned without it")
+    try:
+        return _parse(json.loads(content))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        what = "is damaged or was written by another version of mlxft"
+        return Profile(warning=f"{path} {what}; planned without it, and the next run writes it anew")
+
+
+def remember_plan(path: Path, key: str, planned: Planned) -> None:
+    """Keep a plan until its run is over. Raises ``OSError`` or ``RunError`` where the file cannot be written."""
+    profile = read_profile(path)
+    plans = {name: one for name, one in profile.plans.items() if name != key} | {key: planned}
+    newest = sorted(plans.items(), key=lambda item: item[1].made)[-KEPT_PLANS:]
+    _write(path, replace(profile, plans=dict(newest)))
+
+
+def record_run(path: Path, machine: str, key: str, planned: Planned | None, happened: Happened) -> None:
+    """Correct the profile by one run, whose plan is forgotten. Raises as ``remember_plan`` does."""
+    profile = read_profile(path)
+    known = profile.of(machine)
+    if happened.arithmetic_peak_bytes >= SMALLEST_BYTES:
+        memory = _append(known.memory_ratios, happened.peak_bytes / happened.arithmetic_peak_bytes)
+        times = known.time_ratios
+        if planned is not None and planned.is_measured and planned.step_seconds:
+            times = _append(times, happened.step_seconds / planned.step_seconds * planned.time_factor)
+        rates = (*known.flops_per_second, happened.flops_per_second)[-KEPT_RUNS:]
+        known = Corrections(memory, times, rates)
+    machines = dict(profile.machines) | {machine: known}
+    plans = {name: one for name, one in profile.plans.items() if name != key}
+    _write(path, Profile(machines, plans))
+
+
+def _append(ratios: tuple[float, ...], ratio: float) -> tuple[float, ...]:
+    return (*ratios, ratio)[-KEPT_RUNS:] if 1 / _FURTHEST < ratio < _FURTHEST else ratios
+
+
+def _factor(ratios: Sequence[float]) -> float:
+    return math.exp(sum(math.log(one) for one in ratios) / (PRIOR_RUNS + len(ratios)))
+
+
+def _parse(value: object) -> Profile:
+    """Raises ``ValueError`` or what comes of a wrong type for anything that ``_write`` did not write."""
+    if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION:
+        raise ValueError("another version")
+    machines = {
+        str(name): Corrections(**{key: _positive(numbers) for key, numbers in fields.items()})
+        for name, fields in value["machines"].items()
+    }
+    plans = {str(name): _planned(fields) for name, fields in value["plans"].items()}
+    return Profile(machines, plans)
+
+
+def _planned(fields: Mapping[str, object]) -> Planned:
+    planned = Planned(**fields)  # pyright: ignore[reportArgumentType]
+    _positive([planned.peak_bytes, planned.time_factor, planned.step_seconds or 1])
+    return replace(planned, is_measured=planned.is_measured is True, made=float(planned.made))
+
+
+def _positive(numbers: Sequence[object]) -> tuple[float, ...]:
+    found = [float(one) for one in numbers if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(found) != len(numbers) or not all(math.isfinite(one) and one > 0 for one in found):
+        raise ValueError("not a positive number")
+    return tuple(found)
+
+
+def _write(path: Path, profile: Profile) -> None:
+    value: dict[str, object] = {
+        "format_version": FORMAT_VERSION,
+        "written": round(time.time()),
+        "machines": {name: asdict(one) for name, one in profile.machines.items()},
+        "plans": {name: asdict(one) for name, one in profile.plans.items()},
+    }
+    if path.is_dir():
+        raise RunError(f"{path} is a folder", "remove it")
+    durable.make_folder(path.parent)
+    durable.write_json(path, value)

@@ -1,0 +1,41 @@
+"""Relative paths of a recipe count from the folder where mlxft is started; one started elsewhere is told so."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlx_finetune.errors import Problem, RecipeError
+from mlx_finetune.recipe.load import LoadedRecipe
+from mlx_finetune.recipe.schema import DataRecipe
+
+
+def check_paths(loaded: LoadedRecipe, base: Path) -> None:
+    """Refuse data that is not below ``base`` but below a folder above the recipe, as a hub id would be asked for then.
+
+    Raises ``RecipeError`` naming that folder.
+    """
+    above = loaded.path.absolute().parents
+    for key, text in _paths(loaded.recipe.data):
+        path = Path(text).expanduser()
+        if path.is_absolute() or _exists(base / path):
+            continue
+        home = next((folder for folder in above if _exists(folder / path)), None)
+        if home is not None:
+            message = f"{key} = {text!r} is not in {base}; relative paths count from where mlxft is started"
+            raise RecipeError([Problem(str(loaded.path), message, f"cd {shlex.quote(str(home))}")])
+
+
+def _paths(data: DataRecipe) -> Iterator[tuple[str, str]]:
+    for key in ("path", "train", "valid", "test"):
+        text = getattr(data, key)
+        if text:
+            yield f"data.{key}", text
+    for source in data.sources:
+        yield "data.sources.path", source.path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

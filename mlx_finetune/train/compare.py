@@ -1,0 +1,137 @@
+"""After a run: what was planned beside what happened, and the profile of this machine corrected by it.
+
+The plan is the one that ``mlxft plan`` made of the same recipe, where there was one, else the arithmetic that the run
+itself was started with. Nothing here can fail a run: a profile that cannot be written is a notice.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune.errors import RunError
+from mlx_finetune.events import Notice
+from mlx_finetune.hardware.auto import Facts, Resolved
+from mlx_finetune.hardware.chips import flops_per_token
+from mlx_finetune.hardware.forecast import forecast_arithmetic
+from mlx_finetune.hardware.layout import epoch_positions
+from mlx_finetune.hardware.profile import (
+    FILE_NAME,
+    Happened,
+    Planned,
+    machine_key,
+    plan_key,
+    read_profile,
+    record_run,
+)
+from mlx_finetune.hardware.ranges import Range
+from mlx_finetune.model.catalogue import cache_folder
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.train.checkpoints.state import RunState
+from mlx_finetune.train.start.rows import Emit
+from mlx_finetune.units import format_bytes, format_step
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a run will be compared with. ``step_flops`` are the operations of a step, padding included."""
+
+    machine: str
+    key: str
+    planned: Planned
+    arithmetic_peak_bytes: int
+    step_flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Planned and actual peak memory and seconds of a step; no seconds where none were planned."""
+
+    planned: Planned
+    happened: Happened
+
+    @property
+    def sentence(self) -> str:
+        """One line for a person."""
+        peak = f"peak memory {format_bytes(self.happened.peak_bytes, 2)} of {format_bytes(self.planned.peak_bytes, 2)}"
+        words = f"{peak} planned ({_miss(self.happened.peak_bytes, self.planned.peak_bytes)})"
+        seconds = self.happened.step_seconds
+        if self.planned.step_seconds:
+            planned = self.planned.step_seconds
+            words += f", {format_step(seconds)} a step of {format_step(planned)} ({_miss(seconds, planned)})"
+        return words
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for training_metrics.json."""
+        return {
+            "is_measured": self.planned.is_measured,
+            "planned_peak_bytes": round(self.planned.peak_bytes),
+            "peak_bytes": self.happened.peak_bytes,
+            "planned_step_seconds": self.planned.step_seconds,
+            "step_seconds": round(self.happened.step_seconds, 6),
+        }
+
+
+def _miss(actual: float, planned: float) -> str:
+    return f"{actual / planned - 1:+.0%}"
+
+
+def profile_path() -> Path:
+    """The profile of this user's machines."""
+    return cache_folder() / FILE_NAME
+
+
+def with_corrections(facts: Facts) -> Facts:
+    """``facts`` with what earlier runs on this machine taught about its memory."""
+    known = read_profile(profile_path()).of(machine_key(facts.machine))
+    return Facts(
+        facts.lengths,
+        facts.shape,
+        facts.machine,
+        facts.unpackable,
+        facts.stored_bits,
+        memory_factor=known.memory_factor,
+    )
+
+
+def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> Expected:
+    """What ``mlxft plan`` said of this recipe on this machine, or says now by arithmetic."""
+    machine = machine_key(facts.machine)
+    profile = read_profile(profile_path())
+    if profile.warning:
+        emit(Notice("warning", profile.warning))
+    key = plan_key(asked, machine)
+    per_step = epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size) / resolved.steps_per_epoch
+    recompute = resolved.recipe.training.gradient_checkpointing is True
+    planned = profile.plans.get(key)
+    if planned is None:
+        forecast = forecast_arithmetic(
+            resolved,
+            facts.shape,
+            per_step * resolved.total_steps,
+            profile.of(machine),
+            on_gpu=facts.machine.on_gpu,
+            disk_bytes=Range(0.0, 0.0, 0.0),
+        )
+        seconds = forecast.step_seconds.expected if forecast.step_seconds else None
+        planned = Planned(forecast.peak_bytes.expected, seconds, is_measured=False)
+    flops = per_step * flops_per_token(facts.shape, resolved.recipe.lora, recompute=recompute)
+    return Expected(machine, key, planned, resolved.memory.total, flops)
+
+
+def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison | None:
+    """The comparison of a run that has finished, which also corrects the profile; None for a run without a step."""
+    if not state.step or state.train_seconds <= 0 or not state.peak_memory_bytes:
+        return None
+    seconds = state.train_seconds / state.step
+    happened = Happened(
+        peak_bytes=state.peak_memory_bytes,
+        step_seconds=seconds,
+        flops_per_second=expected.step_flops / seconds,
+        arithmetic_peak_bytes=expected.arithmetic_peak_bytes,
+    )
+    assert math.isfinite(happened.flops_per_second), "a step took some time"
+    try:
+        record_run(profile_path(), expected.machine, expected.key, expected.planned, happened)
+    except (OSError, RunError) as error:
+        emit(Notice("info", f"the profile of this machine was not corrected: {error}"))
+    return Comparison(expected.planned, happened)

@@ -1,0 +1,343 @@
+"""The measuring process of a plan: ``python -m mlx_finetune.train.measure --recipe PATH``. It leaves nothing behind.
+
+It prepares the run as training does and takes real steps on its real batches: the longest first, because that is the
+peak memory, then typical ones, until the time allowed is used up. What it found is the last line of its stdout, after
+the events of loading, one JSON object each; errors go to stderr as ``error:`` and ``hint:`` lines.
+"""
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from mlx_finetune.errors import MlxftError
+from mlx_finetune.events import Event, to_json
+from mlx_finetune.hardware import blas
+from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
+from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.hardware.sensors import read_watts
+from mlx_finetune.recipe.load import load_recipe
+from mlx_finetune.train.child import describe_error
+from mlx_finetune.train.signals import StopRequest
+
+if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
+    from mlx_finetune.dataset.stream import Batch
+    from mlx_finetune.train.start.prepare import Prepared
+
+BUDGET_SECONDS = 25.0  # since the start of the process; nothing is begun that would end later
+LEAST_SECONDS = 4.0  # of timed steps, so that a machine with other programs shows how it is in the mean
+MAX_TIMED = 400
+NUM_FIRST = 4  # shapes timed before the validation set and an answer are
+QUANTILES = (
+    0.5,
+    0.5,
+    0.9,
+    1.0,
+    0.2,
+    0.5,
+    0.75,
+    0.35,
+    0.6,
+    0.95,
+)  # of the positions of the run's microbatches, in this order
+ANSWER_TOKENS = 6
+VALID_SHARE = 0.15  # of the budget at most for the validation set
+
+Shape = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Clock:
+    """Times from the start of this process; ``time`` and ``began`` are arguments for the tests."""
+
+    began: float
+    budget: float = BUDGET_SECONDS
+    time: Callable[[], float] = time.time
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the process was started, imports included."""
+        return self.time() - self.began
+
+    def allows(self, seconds: float) -> bool:
+        """True where ``seconds`` more of work are done within the budget."""
+        return self.elapsed + seconds <= self.budget
+
+
+def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
+    """Take real steps with ``prepared`` until what the forecast needs is known or the time is used up.
+
+    The weights are changed by it. ``clock`` runs since the process was started.
+    """
+    import mlx.core as mx
+
+    startup, load_peak = clock.elapsed, mx.get_peak_memory()
+    busy = _Others()
+    power = _Power()
+    shapes = count_run(prepared)
+    order = choose_shapes(shapes)
+    steps = _Steps(prepared, clock)
+    is_complete = steps.time(order[:NUM_FIRST])
+    validation = _time_validation(prepared, clock)
+    answer_seconds = _time_answer(prepared)
+    is_complete = is_complete and steps.time(order[NUM_FIRST:])
+    while is_complete and len(steps.timed) < MAX_TIMED and steps.seconds < LEAST_SECONDS:
+        is_complete = steps.time(order[NUM_FIRST:])
+    return Measured(
+        startup_seconds=startup,
+        load_peak_bytes=load_peak,
+        peak_bytes=mx.get_peak_memory(),
+        process_bytes=_process_bytes(),
+        microbatches=tuple(steps.timed),
+        update_seconds=min(steps.updates),
+        validation=tuple(validation),
+        answer_seconds=answer_seconds,
+        shapes=shapes,
+        valid_shapes=_counted(Counter(batch_shape(batch) for batch in prepared.valid_batches)),
+        total_steps=prepared.total_steps,
+        others_share=busy.share(),
+        own_share=busy.own_share(),
+        watts=power.watts(),
+        seconds=clock.elapsed,
+        is_cut_short=not is_complete,
+    )
+
+
+def batch_shape(batch: "Batch") -> Shape:
+    """``(B, T)``."""
+    return batch.tokens.shape[0], batch.tokens.shape[1] - 1
+
+
+def locate_shapes(prepared: "Prepared") -> Mapping[Shape, tuple[int, int]]:
+    """Every shape of the first epoch of the run -> a step, and a microbatch in it, that has this shape."""
+    steps = prepared.stream.shapes(0)[: prepared.total_steps]
+    found: dict[Shape, tuple[int, int]] = {}
+    for step, shapes in enumerate(steps):
+        for part, shape in enumerate(shapes):
+            found.setdefault(shape, (step, part))
+    return found
+
+
+def count_run(prepared: "Prepared") -> tuple[ShapeCount, ...]:
+    """How often each shape comes in the whole run; epochs after the second count as the second does."""
+    stream, left = prepared.stream, prepared.total_steps
+    counts: Counter[Shape] = Counter()
+    epoch = 0
+    while left > 0:
+        steps = stream.shapes(min(epoch, 1))
+        of_epoch = Counter(shape for shapes in steps[:left] for shape in shapes)
+        times = max(1, left // len(steps)) if epoch == 1 else 1
+        counts.update({shape: count * times for shape, count in of_epoch.items()})
+        left -= len(steps[:left]) * times
+        epoch = 1 if epoch == 0 else 2
+    return _counted(counts)
+
+
+def _counted(counts: Counter[Shape]) -> tuple[ShapeCount, ...]:
+    return tuple(ShapeCount(rows, length, count) for (rows, length), count in sorted(counts.items()))
+
+
+def choose_shapes(shapes: Sequence[ShapeCount]) -> Sequence[Shape]:
+    """The shapes to time, in order: the shortest to warm up, the longest, then ``QUANTILES`` of the microbatches."""
+    ordered = sorted(shapes, key=lambda one: (one.rows * one.length, one.length))
+    total = sum(one.count for one in shapes)
+
+    def at(share: float) -> ShapeCount:
+        passed = 0
+        for one in ordered:
+            passed += one.count
+            if passed >= share * total:
+                return one
+        return ordered[-1]
+
+    chosen = [ordered[0], ordered[-1], *(at(share) for share in QUANTILES)]
+    return [(one.rows, one.length) for one in chosen]
+
+
+class _Steps:
+    """Microbatches and updates with their times."""
+
+    def __init__(self, prepared: "Prepared", clock: Clock) -> None:
+        self.timed: list[Timed] = []
+        self.updates: list[float] = []
+        self._prepared = prepared
+        self._clock = clock
+        self._located = locate_shapes(prepared)
+        self._seen: set[Shape] = set()
+
+    @property
+    def seconds(self) -> float:
+        """What the timed steps took."""
+        return sum(one.seconds for one in self.timed) + sum(self.updates)
+
+    def time(self, shapes: Sequence[Shape]) -> bool:
+        """Time a microbatch of each shape; False where the time was up before that. Two are timed in any case."""
+        for shape in shapes:
+            if shape not in self._located:  # a shape that only later epochs have
+                continue
+            if len(self.timed) > 1 and not self._clock.allows(self._expected(shape)):
+                return False
+            self._take(shape)
+        return True
+
+    def _expected(self, shape: Shape) -> float:
+        positions = shape[0] * shape[1]
+        return max(one.seconds * positions / (one.rows * one.length) for one in self.timed[-3:])
+
+    def _take(self, shape: Shape) -> None:
+        """One real microbatch forward and backward, and an update; the peak of a whole step with accumulation too."""
+        prepared = self._prepared
+        step, part = self._located[shape]
+        batches = prepared.stream.microbatches(step)
+        batch = batches[part]
+        if len(self.timed) == 1 and len(batches) > 1:  # the longest: beside the gradient of another microbatch
+            prepared.trainer.compute([min(batches, key=lambda one: one.num_positions), batch], step)
+            self._seen |= {shape}
+        began = time.perf_counter()
+        gradients, _ = prepared.trainer.compute([batch], step)
+        between = time.perf_counter()
+        prepared.trainer.apply(gradients, learning_rate=prepared.schedule(step), step=step)
+        self.updates.append(time.perf_counter() - between)
+        self.timed.append(Timed(*shape, seconds=between - began, is_first=shape not in self._seen))
+        self._seen.add(shape)
+
+
+def _time_validation(prepared: "Prepared", clock: Clock) -> list[Timed]:
+    """The longest batch of the validation set, for the memory, and typical ones as long as little time has gone."""
+    batches = sorted(prepared.valid_batches, key=lambda one: one.num_positions)
+    chosen = [batches[-1], batches[len(batches) // 2], batches[0]] if batches else []
+    timed: list[Timed] = []
+    for batch in chosen:
+        spent = sum(one.seconds for one in timed)
+        if timed and (spent > VALID_SHARE * clock.budget or not clock.allows(spent)):
+            break
+        began = time.perf_counter()
+        prepared.trainer.loss(batch)
+        timed.append(Timed(*batch_shape(batch), seconds=time.perf_counter() - began, is_first=not timed))
+    return timed
+
+
+def _time_answer(prepared: "Prepared") -> float | None:
+    """Seconds for one token of an answer, reading the prompt spread over ``max_new_tokens``; None without prompts."""
+    recipe = prepared.recipe
+    if not recipe.eval.prompts:
+        return None
+    from mlx_finetune.dataset.template import render_prompt
+    from mlx_finetune.hardware.blas import single_threaded
+    from mlx_finetune.model.generate import Sampling, generate_tokens
+
+    longest = max(recipe.eval.prompts, key=len)
+    ids = render_prompt([{"role": "user", "content": longest}], prepared.tokenizer, recipe.data)
+    sampling = Sampling(max_tokens=min(ANSWER_TOKENS, recipe.eval.max_new_tokens), seed=recipe.seed)
+    began = time.perf_counter()
+    first = 0.0
+    count = 0
+    with single_threaded():
+        for _ in generate_tokens(prepared.model, prepared.tokenizer, ids, sampling):
+            first = first or time.perf_counter() - began
+            count += 1
+    each = (time.perf_counter() - began - first) / (count - 1) if count > 1 else first
+    return each + first / recipe.eval.max_new_tokens
+
+
+class _Others:
+    """The share of the processors that other programs use while this object is there."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._began = time.monotonic()
+        self._before = self._look()
+
+    def _look(self) -> tuple[float, float, float]:
+        machine = psutil.cpu_times()
+        own = self._process.cpu_times()
+        total = sum(machine[: min(8, len(machine))])
+        return total, total - machine.idle - getattr(machine, "iowait", 0.0), own.user + own.system
+
+    def share(self) -> float:
+        """0 to 1; counted in hundredths of a second by the system, so not below that."""
+        total, busy, own = (now - before for now, before in zip(self._look(), self._before, strict=True))
+        return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else 0.0
+
+    def own_share(self) -> float:
+        """Processor time of this process over the time that went by."""
+        return (self._look()[2] - self._before[2]) / max(1e-3, time.monotonic() - self._began)
+
+
+class _Power:
+    """Watts of the machine while this object is there, from a sensor where there is one."""
+
+    def __init__(self) -> None:
+        self._found: list[float] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        watts = read_watts()
+        if watts is not None:
+            self._found.append(watts)
+
+    def watts(self) -> float | None:
+        """None where no sensor has answered."""
+        self._thread.join(timeout=1.0)
+        return self._found[0] if self._found else None
+
+
+def _process_bytes() -> int:
+    """The largest resident size so far."""
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mlx_finetune.train.measure", allow_abbrev=False)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--budget", type=float, default=BUDGET_SECONDS)
+    given = parser.parse_args(arguments)
+    clock = Clock(psutil.Process().create_time(), given.budget)
+    try:
+        measured = _measure(given.recipe, given.overrides, clock)
+    except MlxftError as error:
+        message, hint = describe_error(error)
+        sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    _say({"measured": measured.to_json()})
+    return 0
+
+
+def _measure(path: Path, overrides: Sequence[str], clock: Clock) -> Measured:
+    loaded = load_recipe(path, overrides)
+    blas.prepare()
+    from mlx_finetune.train.start.prepare import prepare
+
+    stop = StopRequest(is_orphaned=lambda: False)
+    prepared = prepare(loaded, base=Path.cwd(), decided=None, total_steps=None, safer=Safer(), emit=_tell, stop=stop)
+    return measure_run(prepared, clock)
+
+
+def _tell(event: Event) -> None:
+    sys.stdout.write(to_json(event, time.time()) + "\n")
+    sys.stdout.flush()
+
+
+def _say(value: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

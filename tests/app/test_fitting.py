@@ -1,0 +1,145 @@
+"""Ways to make a training fit: computed, in the order of their cost, ready to type, and true."""
+
+import shlex
+
+import numpy as np
+import pytest
+from shapes_of_models import LLAMA_3_8B, TINYLLAMA
+
+from mlx_finetune.app.fitting import NUM_FIXES, Fix, find_fixes
+from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.shapes import read_shape
+from mlx_finetune.recipe.overrides import apply_overrides, parse_overrides
+from mlx_finetune.recipe.schema import Recipe
+
+GB = 10**9
+M4 = Machine(on_gpu=True, memory_bytes=24 * GB, working_set_bytes=16 * GB, chip="Apple M4")
+CPU = Machine(on_gpu=False, memory_bytes=16 * GB, working_set_bytes=0, chip="x86_64")
+LENGTHS = np.array([300] * 80 + [900] * 15 + [2000] * 5)
+
+
+def values(**more: object) -> dict[str, object]:
+    data = {"path": "d", "packing": False}
+    return {"model": "m", "output_dir": "o", "lora": {"rank": 64}, "data": data} | more
+
+
+def facts(config: dict[str, object] = TINYLLAMA, machine: Machine = M4, **more: object) -> Facts:
+    return Facts(LENGTHS, read_shape(config), machine, **more)  # pyright: ignore[reportArgumentType]
+
+
+def with_fix(fix: Fix, given: dict[str, object]) -> Recipe:
+    """The recipe that a user gets who types the options: through the real parser of overrides."""
+    words = shlex.split(fix.options)
+    overrides, problems = parse_overrides([word for word in words if word != "--set"])
+    changed = {key: dict(value) if isinstance(value, dict) else value for key, value in given.items()}
+    _, more = apply_overrides(changed, overrides)
+    assert not problems
+    assert not more
+    return Recipe.model_validate(changed)
+
+
+def planned(recipe: Recipe, known: Facts) -> Resolved:
+    kept = known.lengths[known.lengths <= recipe.data.max_seq_length]
+    return resolve_auto(recipe, Facts(kept, known.shape, known.machine, memory_factor=known.memory_factor))
+
+
+TIGHT: dict[str, dict[str, object]] = {
+    "batch": values(training={"batch_size": 8, "gradient_checkpointing": False}),
+    "recomputing": values(training={"batch_size": 8, "gradient_checkpointing": True}),
+    "auto": values(hardware={"memory_limit": 5 * GB}),
+    "full": {"model": "m", "output_dir": "o", "data": {"path": "d", "packing": False}},
+    "packed": values(data={"path": "d", "packing": True}, training={"batch_size": 8, "gradient_checkpointing": False}),
+}
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_every_way_that_is_named_makes_it_fit_when_it_is_typed(name: str) -> None:
+    known = facts()
+    recipe = Recipe.model_validate(TIGHT[name])
+    before = resolve_auto(recipe, known)
+    assert before.peak_bytes > before.limits.memory_bytes, "the recipe of this test fits"
+    fixes = find_fixes(recipe, known)
+    assert 1 <= len(fixes) <= NUM_FIXES
+    for fix in fixes:
+        after = planned(with_fix(fix, TIGHT[name]), known)
+        assert after.peak_bytes <= after.limits.memory_bytes, fix.options
+        assert after.peak_bytes == fix.peak_bytes, fix.options
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_they_stand_in_the_order_of_their_cost_in_time(name: str) -> None:
+    fixes = find_fixes(Recipe.model_validate(TIGHT[name]), facts())
+    assert [fix.relative_time for fix in fixes] == sorted(fix.relative_time for fix in fixes)
+    assert len({fix.settings for fix in fixes}) == len(fixes)
+
+
+def test_what_keeps_the_result_is_preferred_and_said() -> None:
+    given = values(training={"batch_size": 4, "gradient_checkpointing": False}, hardware={"memory_limit": 15 * GB})
+    fixes = find_fixes(Recipe.model_validate(given), facts())
+    same = [fix for fix in fixes if fix.keeps_result]
+    assert len(same) == 2
+    assert {name for fix in same for name, _ in fix.settings} == {
+        "training.batch_size",
+        "training.gradient_accumulation_steps",
+        "training.gradient_checkpointing",
+    }
+    assert all("the same result" in fix.sentence() for fix in same)
+    recomputed = next(fix for fix in same if fix.settings[0][0] == "training.gradient_checkpointing")
+    assert recomputed.relative_time == pytest.approx(1.5)  # 2 N (1 + f + f) against 2 N (1 + f), f = 1
+
+
+def test_a_microbatch_is_halved_only_as_often_as_needed_and_the_step_keeps_its_rows() -> None:
+    fixes = find_fixes(Recipe.model_validate(TIGHT["recomputing"]), facts())
+    halved = next(dict(fix.settings) for fix in fixes if "training.batch_size" in dict(fix.settings))
+    size, steps = int(halved["training.batch_size"]), int(halved["training.gradient_accumulation_steps"])
+    assert size * steps == 8
+    larger = values(training={"batch_size": 2 * size, "gradient_checkpointing": True})
+    before = resolve_auto(Recipe.model_validate(larger), facts())
+    assert before.peak_bytes > before.limits.memory_bytes
+
+
+def test_pairs_are_found_where_nothing_is_enough_alone() -> None:
+    given = values(training={"batch_size": 2, "gradient_checkpointing": False})
+    known = facts(LLAMA_3_8B)
+    recipe = Recipe.model_validate(given)
+    fixes = find_fixes(recipe, known)
+    assert fixes
+    assert any(len({name.partition(".")[0] for name, _ in fix.settings}) > 1 for fix in fixes)
+    for fix in fixes:
+        after = planned(with_fix(fix, given), known)
+        assert after.peak_bytes <= after.limits.memory_bytes
+
+
+def test_where_nothing_helps_nothing_is_named() -> None:
+    recipe = Recipe.model_validate(values(hardware={"memory_limit": 10**8}))
+    assert find_fixes(recipe, facts(LLAMA_3_8B, CPU)) == ()
+
+
+def test_what_earlier_runs_took_counts_for_the_fixes_too() -> None:
+    recipe = Recipe.model_validate(TIGHT["batch"])
+    plain = {fix.settings: fix.peak_bytes for fix in find_fixes(recipe, facts())}
+    corrected = find_fixes(recipe, facts(memory_factor=1.1))
+    for fix in corrected:
+        if fix.settings in plain:
+            assert fix.peak_bytes == pytest.approx(1.1 * plain[fix.settings], rel=1e-6)
+
+
+def test_a_fix_takes_the_place_of_what_it_changes() -> None:
+    fix = Fix((("training.batch_size", "2"), ("quantize", "4")), "x", 1.0, 1, keeps_result=True)
+    merged = fix.merged(["training.batch_size=8", "seed=3"])
+    assert merged == ("seed=3", "training.batch_size=2", "quantize=4")
+    assert fix.options == "--set training.batch_size=2 --set quantize=4"
+
+
+def test_a_recipe_that_cuts_long_rows_is_planned_with_cut_rows() -> None:
+    given = values(
+        data={"path": "d", "packing": False, "truncation": "keep-end"},
+        training={"batch_size": 1, "gradient_checkpointing": True},
+        hardware={"memory_limit": 7 * GB},
+        quantize=4,
+    )
+    fixes = find_fixes(Recipe.model_validate(given), facts(LLAMA_3_8B))
+    cut = [fix for fix in fixes if "data.max_seq_length" in dict(fix.settings)]
+    assert cut
+    assert all("are longer and cut" in fix.price for fix in cut)

@@ -1,0 +1,364 @@
+"""``mlxft plan`` with its measuring process: real steps of a tiny model, the same in text and JSON, every end of it."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlx_finetune.app.measuring import measure
+from mlx_finetune.app.plan import Plan, make_plan, with_measured
+from mlx_finetune.app.plan_report import exact_bytes, plan_json, plan_lines, warning_lines
+from mlx_finetune.cli import root
+from mlx_finetune.errors import DoesNotFitError, MlxftError, RunError
+from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
+from mlx_finetune.hardware.profile import Corrections
+from mlx_finetune.hardware.ranges import Range
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.units import format_bytes, format_energy, format_seconds, format_step
+
+CPU = Machine(on_gpu=False, memory_bytes=16 * 10**9, working_set_bytes=0, chip="x86_64")
+FOUND = Measured(
+    startup_seconds=2.0,
+    load_peak_bytes=10**8,
+    peak_bytes=3 * 10**8,
+    process_bytes=5 * 10**8,
+    microbatches=(Timed(2, 32, 0.3, is_first=True), Timed(2, 32, 0.2), Timed(2, 64, 0.4)),
+    update_seconds=0.01,
+    validation=(Timed(2, 32, 0.1),),
+    answer_seconds=None,
+    shapes=(ShapeCount(2, 32, 5), ShapeCount(2, 64, 5)),
+    valid_shapes=(ShapeCount(2, 32, 2),),
+    total_steps=10,
+    others_share=0.25,
+    own_share=1.0,
+    watts=20.0,
+    seconds=5.0,
+    is_cut_short=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": "It is " + "very " * (n % 7) + f"{n}."},
+            ]
+        }
+        for n in range(100, 140)
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+RECIPE = """model = "{model}"
+output_dir = "adapters/x"
+[lora]
+rank = 4
+[data]
+path = "rows.jsonl"
+test_split = 0.0
+packing = false
+[training]
+max_steps = 10
+batch_size = 2
+gradient_accumulation_steps = 2
+[eval]
+prompts = ["Say something."]
+max_new_tokens = 4
+"""
+
+
+@pytest.fixture
+def written(tiny_model: Callable[..., Path]) -> str:
+    Path("demo.toml").write_text(RECIPE.format(model=tiny_model("llama")))
+    return "demo.toml"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(root, list(arguments), standalone_mode=False)
+
+
+def arithmetic(tiny_model: Callable[..., Path], **more: object) -> Plan:
+    recipe = Recipe.model_validate(
+        {
+            "model": str(tiny_model("llama")),
+            "output_dir": "adapters/x",
+            "lora": {"rank": 4},
+            "data": {"path": "rows.jsonl", "test_split": 0.0, "packing": False},
+            "training": {"max_steps": 10, "batch_size": 2},
+        }
+        | more
+    )
+    return make_plan(recipe, base=Path.cwd(), machine=CPU)
+
+
+# --- the whole command ---
+
+
+def test_a_plan_measures_real_steps_and_leaves_nothing_in_the_folder(written: str, here: Path) -> None:
+    before = sorted(path.name for path in here.iterdir())
+    result = call("plan", written, "--json")
+    assert result.return_value == 0, result.stderr
+    values = json.loads(result.stdout)
+    forecast, found = values["forecast"], values["measured"]
+    assert forecast["source"] == "measured"
+    assert found["total_steps"] == values["steps"]["total"] == 10
+    assert sum(one["count"] for one in found["shapes"]) == 19  # 10 steps of two microbatches, one left in the last
+    longest = max(found["shapes"], key=lambda one: one["length"])["length"]
+    assert longest in [one["length"] for one in found["microbatches"]]
+    assert forecast["peak_bytes"]["expected"] == max(found["peak_bytes"], found["load_peak_bytes"])
+    for name in ("peak_bytes", "step_seconds", "finish_seconds", "disk_bytes"):
+        assert 0 < forecast[name]["low"] <= forecast[name]["expected"] <= forecast[name]["high"]
+    assert found["answer_seconds"] > 0
+    assert sorted(path.name for path in here.iterdir()) == sorted({*before, "cache"})
+
+
+def test_the_run_is_compared_with_its_plan_and_the_profile_learns(written: str) -> None:
+    planned = json.loads(call("plan", written, "--json").stdout)["forecast"]
+    trained = call("train", written, "--json")
+    assert trained.return_value == 0, trained.stderr
+    metrics = json.loads(Path("adapters/x/training_metrics.json").read_text())
+    assert metrics["plan"]["is_measured"] is True
+    assert metrics["plan"]["planned_peak_bytes"] == planned["peak_bytes"]["expected"]
+    assert metrics["plan"]["planned_step_seconds"] == planned["step_seconds"]["expected"]
+    assert metrics["plan"]["peak_bytes"] == metrics["peak_memory_bytes"]
+    assert metrics["peak_memory_bytes"] == pytest.approx(planned["peak_bytes"]["expected"], rel=0.1)  # of 2 MB
+    events = [json.loads(line) for line in Path("adapters/x/events.jsonl").read_text().splitlines()]
+    assert re.fullmatch(
+        r"peak memory [\d.]+ MB of [\d.]+ MB planned \([+-]\d+%\), \S+ m?s a step of \S+ m?s \([+-]\d+%\)",
+        events[-1]["planned"],
+    )
+    assert json.loads(Path("cache/profile.json").read_text())["plans"] == {}
+
+
+def test_a_plan_without_measuring_starts_no_process(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    result = call("plan", written, "--no-measure", "--json")
+    assert json.loads(result.stdout)["forecast"]["source"] == "arithmetic"
+    assert json.loads(result.stdout)["forecast"]["step_seconds"] is None
+    assert "not measured, and no run on this machine has told yet" in call("plan", written, "--no-measure").stdout
+
+
+def test_a_damaged_profile_is_one_warning(written: str, here: Path) -> None:
+    (here / "cache").mkdir()
+    (here / "cache" / "profile.json").write_text("{")
+    result = call("plan", written, "--no-measure")
+    assert result.return_value == 0
+    assert result.stderr.count("profile.json") == 1
+
+
+# --- another Mac ---
+
+
+def test_another_mac_is_planned_from_the_table(written: str) -> None:
+    result = call("plan", written, "--predict", "M4 Max 32-core 36GB")
+    assert result.return_value == 0
+    assert result.stdout.startswith("plan of demo.toml for a Mac with M4 Max, 32 GPU cores, 36 GB")
+    assert "from the chip table, a range of two" in result.stdout
+    assert "there: mlxft train demo.toml" in result.stderr
+    values = json.loads(call("plan", written, "--predict", "M4 Max 32-core 36GB", "--json").stdout)
+    assert values["is_this_machine"] is False
+    assert values["recipe"]["hardware"]["compute_dtype"] == "bfloat16"
+    assert values["forecast"]["step_seconds"]["low"] < values["forecast"]["step_seconds"]["high"]
+    assert "not calibrated" in call("plan", written, "--predict", "M5 Pro 48GB").stdout
+    assert "not calibrated" not in call("plan", written, "--predict", "M5 48GB").stdout
+
+
+def test_an_unknown_mac_lists_what_is_known(written: str) -> None:
+    result = call("plan", written, "--predict", "M9 64GB")
+    assert isinstance(result.exception, MlxftError)
+    assert result.exception.exit_code == 2
+    assert "M1, M1 Pro" in result.exception.hint
+
+
+# --- what does not fit ---
+
+TIGHT = (
+    *("--set", "training.batch_size=8", "--set", "training.gradient_checkpointing=false"),
+    *("--set", "hardware.memory_limit=4000000"),
+)
+
+
+def test_fixes_are_numbered_ready_to_type_and_applied_with_their_number(written: str) -> None:
+    result = call("plan", written, *TIGHT)
+    assert result.return_value == 3
+    fixes = json.loads(call("plan", written, *TIGHT, "--json").stdout)["fixes"]
+    assert fixes
+    for number, fix in enumerate(fixes, start=1):
+        assert f"hint: {number}. {fix['options']}  (" in result.stderr
+        fixed = call("plan", written, *TIGHT, "--no-measure", "--fix", str(number))
+        assert fixed.return_value == 0, fixed.stderr
+        assert f"next: {fix['command']}" in fixed.stderr
+        assert fix["command"].startswith("mlxft train demo.toml --set ")
+        as_json = call("plan", written, *TIGHT, "--no-measure", "--json", "--fix", str(number))
+        assert json.loads(as_json.stdout)["command"] == fix["command"]
+    assert f"mlxft plan demo.toml {' '.join(TIGHT)} --fix 1" in result.stderr
+
+
+def test_a_number_that_is_no_fix_is_a_usage_error(written: str) -> None:
+    result = call("plan", written, *TIGHT, "--fix", "9")
+    assert isinstance(result.exception, MlxftError)
+    assert result.exception.exit_code == 2
+
+
+def test_a_fix_for_what_fits_changes_nothing(written: str) -> None:
+    result = call("plan", written, "--no-measure", "--fix", "1")
+    assert result.return_value == 0
+    assert "it fits as it is" in result.stderr
+
+
+def test_a_measured_peak_over_the_limit_does_not_fit_although_the_arithmetic_did(
+    tiny_model: Callable[..., Path],
+) -> None:
+    plan = arithmetic(tiny_model, hardware={"memory_limit": 2 * 10**8})
+    assert plan.fits
+    measured = with_measured(plan, FOUND)
+    assert not measured.fits
+    assert measured.forecast.peak_bytes.expected == 3 * 10**8
+    for fix in measured.fixes:
+        assert fix.peak_bytes <= 2 * 10**8
+
+
+# --- text and JSON ---
+
+
+def shown(value: dict[str, float], show: Callable[[float], str]) -> str:
+    found = Range.from_json(value)
+    assert found is not None
+    return found.text(show)
+
+
+def test_text_and_json_agree(tiny_model: Callable[..., Path]) -> None:
+    known = Corrections(memory_ratios=(1.1,) * 3, time_ratios=(1.2,) * 2)
+    plan = with_measured(replace(arithmetic(tiny_model), corrections=known), FOUND)
+    text = "\n".join(plan_lines(plan, name="x.toml"))
+    values = json.loads(json.dumps(plan_json(plan)))
+    forecast = values["forecast"]
+    for part in (
+        f"peak {shown(forecast['peak_bytes'], exact_bytes)} of {format_bytes(values['limits']['memory_bytes'])}: fits",
+        f"{shown(forecast['step_seconds'], format_step)} a step, measured on this machine",
+        f"{shown(forecast['finish_seconds'], format_seconds)} from start to end",
+        f"{shown(forecast['joules'], format_energy)} at {values['measured']['watts']:.1f} W",
+        f"{shown(forecast['disk_bytes'], exact_bytes)} when it has finished",
+        f"the whole process took {format_bytes(values['measured']['process_bytes'])}",
+        f"{len(values['measured']['microbatches'])} microbatches were timed in 5.0 s; other programs used 25% of",
+        f"corrected by 2 planned runs on this machine: x {values['corrections']['time_factor']:.2f}",
+        f"{values['steps']['total']} steps, {values['steps']['per_epoch']} in an epoch",
+        f"{values['rows']['train']} rows to train on",
+        f"half at most {values['tokens']['lengths']['median']}",
+    ):
+        assert part in text, part
+    for bucket in values["tokens"]["lengths"]["histogram"]:
+        if bucket["count"]:
+            assert re.search(rf"{bucket['low']} - {bucket['high'] - 1} +{bucket['count']}  #", text)
+
+
+def test_energy_is_never_invented(tiny_model: Callable[..., Path]) -> None:
+    plan = with_measured(arithmetic(tiny_model), replace(FOUND, watts=None))
+    assert "energy   not available: no power sensor here" in "\n".join(plan_lines(plan, name="x"))
+    assert plan_json(plan)["forecast"]["joules"] is None  # pyright: ignore[reportIndexIssue]
+
+
+def test_earlier_runs_correct_the_arithmetic_and_the_plan_says_so(tiny_model: Callable[..., Path]) -> None:
+    recipe = arithmetic(tiny_model).recipe
+    known = Corrections(memory_ratios=(1.5,) * 16, flops_per_second=(1e9,))
+    plan = make_plan(recipe, base=Path.cwd(), machine=CPU, corrections=known)
+    text = "\n".join(plan_lines(plan, name="x"))
+    assert "corrected by 16 runs on this machine" in text
+    assert "x 1.38" in text
+    assert plan.forecast.peak_bytes.expected == round(plan.resolved.memory.total * known.memory_factor)
+    assert "a step, from the speed of earlier runs on this machine" in text
+
+
+def test_a_peak_near_the_limit_is_warned_about(tiny_model: Callable[..., Path]) -> None:
+    plan = with_measured(arithmetic(tiny_model, hardware={"memory_limit": 301 * 10**6}), FOUND)
+    assert plan.fits
+    assert any("upper end of the error bar" in line for line in warning_lines(plan, command="mlxft plan x"))
+
+
+# --- every end of the measuring process ---
+
+
+def ended(script: str) -> Measured:
+    return measure(Path("demo.toml"), ["seed=3"], lambda _: None, command=[sys.executable, "-c", script])
+
+
+def test_what_the_process_prints_last_is_the_result() -> None:
+    line = json.dumps({"measured": FOUND.to_json()})
+    script = f"import sys; assert sys.argv[1:] == ['--recipe', 'demo.toml', '--set', 'seed=3']; print({line!r})"
+    assert ended(script) == FOUND
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "message"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", DoesNotFitError, "ran out of memory"),
+        ("raise MemoryError", DoesNotFitError, "ran out of memory"),
+        ("import sys; sys.stderr.write('error: no\\nhint: yes\\n'); sys.exit(2)", RunError, "no"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", RunError, "crashed inside a library"),
+        ("raise ValueError(7)", RunError, "ValueError: 7"),
+        ("pass", RunError, "measuring the plan failed"),
+    ],
+)
+def test_every_other_end_is_one_error_with_a_way_out(script: str, error: type[MlxftError], message: str) -> None:
+    with pytest.raises(error) as caught:
+        ended(script)
+    assert message in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_refusal_keeps_its_exit_code() -> None:
+    with pytest.raises(RunError) as caught:
+        ended("import sys; sys.stderr.write('error: no\\nhint: yes\\n'); sys.exit(2)")
+    assert (caught.value.exit_code, caught.value.hint) == (2, "yes")
+
+
+def test_a_program_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(RunError, match="cannot be started"):
+        measure(Path("x.toml"), [], lambda _: None, command=["/nowhere/python"])
+
+
+# --- what a plan refuses ---
+
+
+def test_an_output_dir_that_is_a_file_is_refused_by_the_plan_too(written: str, here: Path) -> None:
+    (here / "adapters").mkdir()
+    (here / "adapters" / "x").write_text("a file")
+    for arguments in (("plan", written), ("train", written, "--dry-run")):
+        result = call(*arguments)
+        assert isinstance(result.exception, RunError)
+        assert "adapters/x is a file; output_dir must name a folder" in result.exception.message
+
+
+def test_an_output_dir_below_a_file_is_refused(written: str, here: Path) -> None:
+    (here / "adapters").write_text("a file")
+    result = call("plan", written, "--no-measure")
+    assert isinstance(result.exception, RunError)
+    assert "adapters is a file" in result.exception.message
+
+
+def test_data_beside_the_recipe_is_not_asked_for_on_the_hub(
+    written: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    for arguments in (("plan", f"../{written}"), ("train", f"../{written}", "--dry-run"), ("train", f"../{written}")):
+        result = call(*arguments)
+        assert isinstance(result.exception, MlxftError)
+        assert "relative paths count from where mlxft is started" in result.exception.message
+        assert str(here) in result.exception.hint

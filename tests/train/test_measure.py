@@ -1,0 +1,118 @@
+"""The measuring process: which steps it takes, what it counts, and that it stops in time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from small_runs import write_recipe
+
+from mlx_finetune.hardware.measured import Measured, ShapeCount
+from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.recipe.load import load_recipe
+from mlx_finetune.train import measure
+from mlx_finetune.train.measure import Clock, batch_shape, choose_shapes, count_run, locate_shapes, measure_run
+from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.prepare import Prepared, prepare
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    return make(tmp_path, tiny_model, packing="false")
+
+
+def make(folder: Path, tiny_model: Callable[..., Path], *, packing: str, extra: str = "") -> Prepared:
+    loaded = load_recipe(write_recipe(folder, tiny_model("llama"), packing=packing, extra=extra))
+    stop = StopRequest()
+    return prepare(loaded, base=folder, decided=None, total_steps=None, safer=Safer(), emit=lambda _: None, stop=stop)
+
+
+def clock(*times: float, budget: float = 1000.0) -> Clock:
+    """A clock that shows each of ``times`` once, then the last of them."""
+    left = list(times)
+    return Clock(0.0, budget, lambda: left.pop(0) if len(left) > 1 else left[0])
+
+
+def test_the_microbatches_of_the_run_are_counted_epoch_by_epoch(prepared: Prepared) -> None:
+    counted = {(one.rows, one.length): one.count for one in count_run(prepared)}
+    walked: dict[tuple[int, int], int] = {}
+    for step in range(prepared.total_steps):
+        for batch in prepared.stream.microbatches(step):
+            walked[batch_shape(batch)] = walked.get(batch_shape(batch), 0) + 1
+    assert counted == walked
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_many_epochs_are_counted_as_the_second(tmp_path: Path, tiny_model: Callable[..., Path], packing: str) -> None:
+    prepared = make(tmp_path, tiny_model, packing=packing, extra="max_steps = 60")
+    total = sum(len(prepared.stream.microbatches(step)) for step in range(60))
+    assert abs(sum(one.count for one in count_run(prepared)) - total) <= 0.05 * total
+
+
+def test_every_located_shape_is_that_of_its_microbatch(prepared: Prepared) -> None:
+    located = locate_shapes(prepared)
+    assert located
+    for shape, (step, part) in located.items():
+        assert step < prepared.total_steps
+        assert batch_shape(prepared.stream.microbatches(step)[part]) == shape
+
+
+def test_the_shortest_warms_up_and_the_longest_comes_next() -> None:
+    shapes = [ShapeCount(4, 64, 10), ShapeCount(4, 128, 88), ShapeCount(4, 512, 2)]
+    order = choose_shapes(shapes)
+    assert order[:3] == [(4, 64), (4, 512), (4, 128)]
+    assert order.count((4, 128)) > order.count((4, 64))
+
+
+def test_real_steps_are_timed_and_the_peak_is_that_of_the_longest(prepared: Prepared) -> None:
+    before = {name: mx.array(value) for name, value in prepared.trainer.parameters.items()}
+    found = measure_run(prepared, clock(2.0))
+    longest = max(found.shapes, key=lambda one: one.rows * one.length)
+    timed = [(one.rows, one.length) for one in found.microbatches]
+    assert (longest.rows, longest.length) in timed
+    assert found.peak_bytes >= found.load_peak_bytes
+    assert found.total_steps == prepared.total_steps
+    assert found.startup_seconds == 2.0
+    assert found.answer_seconds is not None
+    assert not found.is_cut_short
+    assert all(one.seconds > 0 for one in (*found.microbatches, *found.validation))
+    moved = [name for name, value in prepared.trainer.parameters.items() if not mx.array_equal(value, before[name])]
+    assert moved, "the update is part of the peak and of the time"
+    assert Measured.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_the_measured_peak_is_that_of_the_run(prepared: Prepared) -> None:
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    found = measure_run(prepared, clock(2.0))
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    for step in range(prepared.total_steps):
+        gradients, _ = prepared.trainer.compute(prepared.stream.microbatches(step), step)
+        prepared.trainer.apply(gradients, learning_rate=1e-3, step=step)
+        del gradients
+    assert mx.get_peak_memory() == pytest.approx(found.peak_bytes, rel=0.03)
+
+
+def test_when_the_time_is_up_two_microbatches_are_enough(prepared: Prepared) -> None:
+    found = measure_run(prepared, clock(2.0, 2000.0))
+    assert len(found.microbatches) == 2
+    assert found.is_cut_short
+
+
+def test_nothing_is_begun_that_would_end_too_late() -> None:
+    assert clock(20.0, budget=25.0).allows(5.0)
+    assert not clock(20.0, budget=25.0).allows(5.1)
+
+
+def test_what_cannot_be_prepared_is_told_on_stderr_with_its_code(
+    tmp_path: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path, tiny_model("llama"), packing="false")
+    code = measure.main(["--recipe", str(path), "--set", f"data.path={tmp_path / 'none.jsonl'}"])
+    said = capsys.readouterr()
+    assert code == 1
+    assert said.err.startswith("error: ")
+    assert '"measured"' not in said.out

@@ -6,14 +6,16 @@ once an epoch (``weight`` times, where a source has one). Rows of similar length
 come from a set of at most 16, because every new shape costs MLX a trace that it keeps for ever.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.pack import pack_lengths
-from mlx_finetune.dataset.template import Tokens
+from mlx_finetune.dataset.token_rows import TokenRows, rows_of
+from mlx_finetune.dataset.tokens import Tokens
 
 MAX_SHAPES = 16
 _WINDOW_BATCHES = 64  # rows are sorted by length inside windows of this many batches
@@ -67,12 +69,12 @@ def shuffled(num_rows: int, *key: int) -> NDArray[np.int64]:
     return np.argsort(bits, kind="stable")
 
 
-def epoch_rows(rows: Sequence[Tokens], seed: int, epoch: int) -> list[int]:
+def epoch_rows(rows: Sequence[Tokens], seed: int, epoch: int) -> NDArray[np.int64]:
     """Row numbers of one epoch in random order: ``floor(weight)`` times each, plus the fraction's turn.
 
     Of rows with weight 0.5 every epoch shows another half, until all were seen and it starts again.
     """
-    weights = np.array([row.weight for row in rows])
+    weights = rows_of(rows).weights
     chosen: list[NDArray[np.int64]] = [np.repeat(np.arange(len(weights)), np.floor(weights).astype(np.int64))]
     fractions = np.round(weights - np.floor(weights), 9)
     for number, fraction in enumerate(sorted(set(fractions[fractions > 0].tolist()))):
@@ -81,12 +83,13 @@ def epoch_rows(rows: Sequence[Tokens], seed: int, epoch: int) -> list[int]:
         take = max(1, round(fraction * len(members)))
         chosen.append(members[np.arange(epoch * take, (epoch + 1) * take) % len(members)])
     together = np.concatenate(chosen)
-    return together[shuffled(len(together), seed, 2, epoch)].tolist()
+    return together[shuffled(len(together), seed, 2, epoch)]
 
 
 def epoch_lengths(rows: Sequence[Tokens], seed: int) -> NDArray[np.int64]:
     """Tokens of every row of the first epoch, in its order."""
-    return np.array([len(rows[row].ids) for row in epoch_rows(rows, seed, 0)], np.int64)
+    rows = rows_of(rows)
+    return rows.lengths[epoch_rows(rows, seed, 0)]
 
 
 class Stream:
@@ -108,16 +111,16 @@ class Stream:
         """
         if not rows:
             raise ValueError("a stream needs at least one row")
-        self._rows = rows
-        self._lengths = [len(row.ids) for row in rows]
+        self._rows: TokenRows = rows_of(rows)
+        self._lengths = self._rows.lengths
         self._batch_size = batch_size
         self._accumulation = accumulation
         self._packed_length = packed_length
         self._seed = seed
         self._piece_size = -(-batch_size // pieces)
-        self._shape_step = length_step(max(self._lengths) - 1)
+        self._shape_step = length_step(int(self._lengths.max()) - 1)
         self._epoch = -1
-        self._groups: list[list[list[int]]] = []
+        self._groups = _Groups([], batch_size, np.empty(0, np.int64))
         self._steps: list[int] = []  # steps in epoch 0, 1, ...
 
     def steps_in_epoch(self, epoch: int) -> int:
@@ -151,39 +154,34 @@ class Stream:
     def microbatches(self, step: int) -> list[Batch]:
         """The microbatches of the 0-based optimizer step, in order."""
         epoch, within = self.locate(step)
-        groups = self._grouping(epoch)[within * self._accumulation : (within + 1) * self._accumulation]
+        grouping = self._grouping(epoch)
+        last = min((within + 1) * self._accumulation, len(grouping))
+        groups = [grouping.sequences(number) for number in range(within * self._accumulation, last)]
         size = self._piece_size
         return [self._batch(group[at : at + size]) for group in groups for at in range(0, len(group), size)]
 
-    def _grouping(self, epoch: int) -> list[list[list[int]]]:
-        """For every microbatch of the epoch the sequences in it, each a list of row numbers."""
+    def _grouping(self, epoch: int) -> "_Groups":
+        """The sequences of every microbatch of the epoch: those of similar length side by side, in random order."""
         if epoch != self._epoch:
             order = epoch_rows(self._rows, self._seed, epoch)
-            sequences = self._packs(order) if self._packed_length else [[int(row)] for row in order]
-            self._groups = self._batches(sequences, epoch)
+            sequences = self._packs(order, epoch) if self._packed_length else self._by_length(order)
+            num_batches = -(-len(sequences) // self._batch_size)
+            self._groups = _Groups(sequences, self._batch_size, shuffled(num_batches, self._seed, 4, epoch))
             self._epoch = epoch
         return self._groups
 
-    def _packs(self, order: Sequence[int]) -> list[list[int]]:
+    def _packs(self, order: NDArray[np.int64], epoch: int) -> list[list[int]]:
         assert self._packed_length is not None
-        return pack_lengths(self._lengths, self._packed_length + 1, order)
+        packs = pack_lengths(self._lengths, self._packed_length + 1, order)
+        return [packs[index] for index in shuffled(len(packs), self._seed, 3, epoch)]
 
-    def _batches(self, sequences: list[list[int]], epoch: int) -> list[list[list[int]]]:
-        """Sequences of similar length side by side, batches in random order."""
-        batches: list[list[list[int]]] = []
-        window = self._batch_size * _WINDOW_BATCHES
-        if self._packed_length:
-            sequences = [sequences[index] for index in shuffled(len(sequences), self._seed, 3, epoch)]
-            window = len(sequences)
-        for start in range(0, len(sequences), window):
-            part = sequences[start : start + window]
-            if not self._packed_length:
-                part = sorted(part, key=lambda rows: self._lengths[rows[0]])
-            batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
-        return [batches[index] for index in shuffled(len(batches), self._seed, 4, epoch)]
+    def _by_length(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``order`` sorted by length inside windows of some batches, rows of equal length as they came."""
+        window = np.arange(len(order)) // (self._batch_size * _WINDOW_BATCHES)
+        return order[np.lexsort((self._lengths[order], window))]
 
     def _batch(self, group: Sequence[Sequence[int]]) -> Batch:
-        longest = max(sum(self._lengths[row] for row in rows) for rows in group) - 1
+        longest = max(sum(int(self._lengths[row]) for row in rows) for rows in group) - 1
         length = self._packed_length or round_up(longest, self._shape_step)
         return make_batch(
             self._rows,
@@ -192,6 +190,24 @@ class Stream:
             length=length,
             is_packed=self._packed_length is not None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """The microbatches of one epoch: ``batch_size`` sequences of ``sequences`` each, taken in ``order``."""
+
+    sequences_in_line: list[list[int]] | NDArray[np.int64]  # packs, or rows that are a sequence each
+    batch_size: int
+    order: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def sequences(self, number: int) -> list[list[int]]:
+        """The sequences of one microbatch, each a list of row numbers."""
+        start = int(self.order[number]) * self.batch_size
+        part = self.sequences_in_line[start : start + self.batch_size]
+        return part if isinstance(part, list) else [[row] for row in part.tolist()]
 
 
 def length_step(longest: int) -> int:
@@ -220,22 +236,44 @@ def make_batch(
     for sequence, members in enumerate(group):
         start = 0
         for segment, row in enumerate(members, start=1):
-            stop = start + len(rows[row].ids)
-            tokens[sequence, start:stop] = rows[row].ids
-            loss_mask[sequence, start:stop] = rows[row].loss_mask
+            taken = rows[row]
+            stop = start + len(taken.ids)
+            tokens[sequence, start:stop] = taken.ids
+            loss_mask[sequence, start:stop] = taken.loss_mask
             segment_ids[sequence, start:stop] = segment
             start = stop
     numbers = tuple(row for members in group for row in members)
     return Batch(tokens, loss_mask, segment_ids, numbers, is_packed)
 
 
-def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> Iterator[Batch]:
+class OrderedBatches(Sequence[Batch]):
+    """Every row once, by length, unpacked: the fixed batches of an evaluation, made as they are asked for."""
+
+    def __init__(self, rows: Sequence[Tokens], batch_size: int) -> None:
+        """The last batch may have fewer rows than ``batch_size``."""
+        self._rows = rows_of(rows)
+        self._batch_size = batch_size
+        self._order = np.argsort(self._rows.lengths, kind="stable")
+        self._step = length_step(int(self._rows.lengths.max()) - 1) if len(self._rows) else 0
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
+        """One batch, or a list of batches for a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        start = range(len(self))[index] * self._batch_size
+        chosen = self._order[start : start + self._batch_size]
+        length = round_up(int(self._rows.lengths[chosen].max()) - 1, self._step)
+        group = [[row] for row in chosen.tolist()]
+        return make_batch(self._rows, group, num_sequences=len(group), length=length)
+
+
+def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> OrderedBatches:
     """Every row once, by length, unpacked: the fixed batches of an evaluation. The last one may have fewer rows."""
-    if not rows:
-        return
-    step = length_step(max(len(row.ids) for row in rows) - 1)
-    order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), index))
-    for start in range(0, len(order), batch_size):
-        group = [[index] for index in order[start : start + batch_size]]
-        length = round_up(max(len(rows[members[0]].ids) for members in group) - 1, step)
-        yield make_batch(rows, group, num_sequences=len(group), length=length)
+    return OrderedBatches(rows, batch_size)

@@ -12,7 +12,6 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
-
 Numbers = Sequence[int] | NDArray[np.integer]
 
 

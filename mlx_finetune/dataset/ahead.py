@@ -7,12 +7,24 @@ stream would have made when asked; an error of the thread is raised where the ba
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from mlx_finetune.dataset.stream import Batch, Stream
+from mlx_finetune.dataset.stream import Batch
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+
+class Steps(Protocol):
+    """What is asked of a ``Stream`` here."""
+
+    def microbatches(self, step: int) -> list[Batch]:
+        """Those of the 0-based optimizer step."""
+        ...
+
+    def progress(self, step: int) -> float:
+        """Epochs done after ``step`` optimizer steps."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +38,7 @@ class StepBatches:
 class Ahead:
     """A stream whose next step is always on its way. Use it in ``with``; its thread ends there."""
 
-    def __init__(self, stream: Stream, *, first_step: int, total_steps: int) -> None:
+    def __init__(self, stream: Steps, *, first_step: int, total_steps: int) -> None:
         """Begins with ``first_step`` at once. Nobody else may use ``stream`` until this is closed."""
         from concurrent.futures import ThreadPoolExecutor  # 5 ms that a help page must not pay
 

@@ -26,7 +26,7 @@ from mlx_finetune.errors import Problem
 
 MAX_CACHE_BYTES = 20_000_000_000
 _MAGIC = b"mlxft tokens 1\n"
-_TAIL = struct.Struct("<Q32s16s")  # bytes of the description, SHA-256 of all before this, magic
+_TAIL = struct.Struct("<Q32s16s")  # bytes of the description, SHA-256 of all before this and of that number, magic
 _ENDING = ".tokens"
 _PART_HOURS = 24
 
@@ -127,6 +127,7 @@ def _chunks(made: CachedSplits) -> Generator[bytes]:
     for chunk in _contents(list(rows.values()), encoded):
         digest.update(chunk)
         yield chunk
+    digest.update(_number(len(encoded)))
     yield _TAIL.pack(len(encoded), digest.digest(), _MAGIC)
 
 
@@ -146,7 +147,7 @@ def _read(file: IO[bytes]) -> CachedSplits | None:
         return None
     file.seek(size - _TAIL.size)
     num_bytes, expected, magic = _TAIL.unpack(file.read(_TAIL.size))
-    if magic.rstrip(b"\0") != _MAGIC or num_bytes > size - _TAIL.size or _hash(file, size - _TAIL.size) != expected:
+    if magic.rstrip(b"\0") != _MAGIC or _hash(file, size - _TAIL.size, _number(num_bytes)) != expected:
         return None
     file.seek(size - _TAIL.size - num_bytes)
     description = json.loads(file.read(num_bytes))
@@ -165,13 +166,19 @@ def _read(file: IO[bytes]) -> CachedSplits | None:
     return CachedSplits(splits, problems, description["content_hash"])
 
 
-def _hash(file: IO[bytes], num_bytes: int) -> bytes:
+def _number(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
+def _hash(file: IO[bytes], num_bytes: int, end: bytes) -> bytes:
+    """SHA-256 over the first ``num_bytes`` of a file and ``end``."""
     file.seek(0)
     digest = hashlib.sha256()
     left = num_bytes
     while left and (chunk := file.read(min(left, 1 << 20))):
         digest.update(chunk)
         left -= len(chunk)
+    digest.update(end)
     return digest.digest()
 
 

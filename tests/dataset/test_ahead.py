@@ -84,8 +84,12 @@ def test_an_error_comes_out_where_the_step_is_asked_for_and_the_thread_ends():
 
 
 def test_the_thread_ends_with_the_loop_also_when_that_fails():
+    def fail():
+        with Ahead(Slow(), first_step=0, total_steps=5) as ahead:
+            ahead.take(0)
+            raise KeyError
+
     before = threading.active_count()
-    with pytest.raises(KeyError), Ahead(Slow(), first_step=0, total_steps=5) as ahead:
-        ahead.take(0)
-        raise KeyError
+    with pytest.raises(KeyError):
+        fail()
     assert threading.active_count() == before

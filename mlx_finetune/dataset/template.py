@@ -2,7 +2,8 @@
 
 What happens to one row is in ``walk``. Here the rows of a batch go through the tokenizer together, in a thread of its
 own: while it reads one batch, the next is rendered and the one before it gets its masks. Every row that is refused,
-cut, split or dropped is counted and located in the report. 70 to 77 % of the speed of the tokenizer alone (`benchmarks/data_path.py`).
+cut, split or dropped is counted and located in the report. 75 % of the speed of the tokenizer alone on two cores
+(``benchmarks/data_path.py``).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

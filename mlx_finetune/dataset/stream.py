@@ -154,9 +154,7 @@ class Stream:
     def microbatches(self, step: int) -> list[Batch]:
         """The microbatches of the 0-based optimizer step, in order."""
         epoch, within = self.locate(step)
-        grouping = self._grouping(epoch)
-        last = min((within + 1) * self._accumulation, len(grouping))
-        groups = [grouping.sequences(number) for number in range(within * self._accumulation, last)]
+        groups = self._grouping(epoch)[within * self._accumulation : (within + 1) * self._accumulation]
         size = self._piece_size
         return [self._batch(group[at : at + size]) for group in groups for at in range(0, len(group), size)]
 
@@ -181,7 +179,7 @@ class Stream:
         return order[np.lexsort((self._lengths[order], window))]
 
     def _batch(self, group: Sequence[Sequence[int]]) -> Batch:
-        longest = max(sum(int(self._lengths[row]) for row in rows) for rows in group) - 1
+        longest = max(sum(self._lengths[row] for row in rows) for rows in group) - 1
         length = self._packed_length or round_up(longest, self._shape_step)
         return make_batch(
             self._rows,
@@ -192,21 +190,33 @@ class Stream:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Groups:
-    """The microbatches of one epoch: ``batch_size`` sequences of ``sequences`` each, taken in ``order``."""
+class _Groups(Sequence[list[list[int]]]):
+    """For every microbatch of an epoch the sequences in it, each a list of row numbers; made when they are asked for.
 
-    sequences_in_line: list[list[int]] | NDArray[np.int64]  # packs, or rows that are a sequence each
-    batch_size: int
-    order: NDArray[np.int64]
+    A million rows as lists of their own are 100 MB.
+    """
+
+    def __init__(
+        self, sequences: list[list[int]] | NDArray[np.int64], batch_size: int, order: NDArray[np.int64]
+    ) -> None:
+        """``sequences`` are packs, or rows that are a sequence each; ``batch_size`` make a microbatch."""
+        self._sequences = sequences
+        self._batch_size = batch_size
+        self._order = order
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self._order)
 
-    def sequences(self, number: int) -> list[list[int]]:
-        """The sequences of one microbatch, each a list of row numbers."""
-        start = int(self.order[number]) * self.batch_size
-        part = self.sequences_in_line[start : start + self.batch_size]
+    @overload
+    def __getitem__(self, index: int) -> list[list[int]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[list[int]]]: ...
+    def __getitem__(self, index: int | slice) -> list[list[int]] | list[list[list[int]]]:
+        """The sequences of one microbatch, or of several."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        start = int(self._order[index]) * self._batch_size
+        part = self._sequences[start : start + self._batch_size]
         return part if isinstance(part, list) else [[row] for row in part.tolist()]
 
 

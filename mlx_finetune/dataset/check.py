@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_finetune.dataset.corpus import read_file, refused_format
+from mlx_finetune.dataset.corpus import refused_format
+from mlx_finetune.dataset.examples import read_file
 from mlx_finetune.dataset.formats import (
     Example,
     FormatCounter,

@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
-from mlx_finetune.dataset.tokens import Encoding, Tokenizer
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.dataset.tokens import Encoded, Tokenizer
 
 _MARKER = re.compile(r"(?:<.*>|\[.*\])", re.DOTALL)
 _HTML_ELEMENT = re.compile(
@@ -29,7 +32,8 @@ class ControlMarkers:
         self.control_ids = frozenset(
             token_id for token, token_id in tokenizer.control_tokens.items() if token in special or is_marker(token)
         )
-        self._texts = {token_id: token for token, token_id in tokenizer.control_tokens.items()}
+        self._texts = {id_: token for token, id_ in tokenizer.control_tokens.items() if id_ in self.control_ids}
+        self._range = min(self.control_ids, default=0), max(self.control_ids, default=-1)
         self._special = _Search(special)
         self._any_role = _Search(special | plain)
         self._assistant = _Search(special | {token for token in plain if token not in template})
@@ -51,6 +55,10 @@ class ControlMarkers:
                 return found
         return ""
 
+    def may_hold(self, value: object) -> bool:
+        """False where ``neutral`` changes nothing: no text in ``value`` has a character that begins a special token."""
+        return any(self._special.may_hold(text) for text in _texts(value))
+
     def count(self, text: str) -> int:
         """Number of special tokens that ``text`` spells."""
         return self._special.count(text)
@@ -66,13 +74,17 @@ class ControlMarkers:
             return [self.neutral(inner) for inner in cast("list[object]", value)]
         return value
 
-    def disguised(self, text: str, encoding: Encoding) -> str:
-        """A control token that ``text`` does not spell: made by normalisation of other characters. Empty if none."""
-        ids, offsets = encoding
-        for index in [index for index, token_id in enumerate(ids) if token_id in self.control_ids]:
-            start, end = offsets[index]
-            if text[start:end].strip() != self._texts[ids[index]].strip():
-                return self._texts[ids[index]]
+    def disguised(self, text: str, encoding: Encoded, ids: NDArray[np.int32]) -> str:
+        """A control token that ``text`` does not spell: made by normalisation of other characters. Empty if none.
+
+        ``ids`` are those of ``encoding``.
+        """
+        low, high = self._range
+        for index in np.flatnonzero((ids >= low) & (ids <= high)).tolist():
+            marker = self._texts.get(int(ids[index]))
+            start, end = encoding.span(index)
+            if marker is not None and text[start:end].strip() != marker.strip():
+                return marker
         return ""
 
 
@@ -87,20 +99,24 @@ class _Search:
     def __init__(self, markers: Iterable[str]) -> None:
         ordered = sorted((marker for marker in markers if marker.strip()), key=len, reverse=True)
         self._firsts = tuple(sorted({marker[0] for marker in ordered}))
-        self._replaced = str.maketrans(dict.fromkeys(self._firsts, "_"))
         self._pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
+    def may_hold(self, text: str) -> bool:
+        return any(map(text.__contains__, self._firsts))
+
     def first(self, text: str) -> str:
-        if not any(first in text for first in self._firsts):
+        if not self.may_hold(text):
             return ""
         found = self._pattern.search(text)
         return found.group() if found else ""
 
     def count(self, text: str) -> int:
-        return sum(1 for _ in self._pattern.finditer(text))
+        return len(self._pattern.findall(text))
 
     def neutral(self, text: str) -> str:
-        return text.translate(self._replaced)
+        for first in self._firsts:
+            text = text.replace(first, "_")
+        return text
 
 
 def _texts(value: object) -> Iterator[str]:

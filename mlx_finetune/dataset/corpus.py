@@ -1,19 +1,21 @@
 """All rows of a recipe: read, checked, turned into examples and split; or every problem at once.
 
 Nothing is left out silently: one malformed row stops a training before its first step. Memory is that of the
-examples, about 1.5 kB and the text for each row.
+examples, about 1.5 kB and the text for each row, up to ``KEPT_ROWS``; more are read again whenever they are needed,
+and 9 bytes a row are kept.
 """
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlx_finetune.dataset.examples import FileExamples, SplitFile, read_file, stamps_of
 from mlx_finetune.dataset.formats import DetectedFormat, Example, FormatCounter, example_of
 from mlx_finetune.dataset.problems import Findings, RowError
-from mlx_finetune.dataset.read import read_rows
-from mlx_finetune.dataset.row import DataFile, Report, Row
-from mlx_finetune.dataset.sources.columnar import read_table, table_files
+from mlx_finetune.dataset.row import DataFile
+from mlx_finetune.dataset.sources.columnar import table_files
 from mlx_finetune.dataset.sources.locate import Located, locate
 from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key
 from mlx_finetune.errors import DataError, Problem
@@ -21,6 +23,11 @@ from mlx_finetune.recipe.schema import DataRecipe
 
 #: What the tasks of this version learn from.
 TRAINABLE = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")
+
+#: Up to so many rows are kept as objects after they were read.
+KEPT_ROWS = 50_000
+
+_SPLITS = ("train", "valid", "test")
 
 #: Format -> what its rows are, what they are for, and how sft can use them all the same.
 _REFUSED = {
@@ -68,29 +75,31 @@ class Source:
     weight: float
 
 
-def load_splits(data: DataRecipe, *, base: Path) -> Splits:
+def load_splits(data: DataRecipe, *, base: Path, kept_rows: int = KEPT_ROWS) -> Splits:
     """Read and split everything [data] names; paths count from ``base``. Raises ``DataError`` with all problems.
 
     Sides depend on content alone (``split``) and on no seed, so that runs of different seeds can be compared and an
     adapter trained further under another seed never meets its validation rows.
     """
-    findings = Findings()
+    reading = _Reading(kept_rows)
     sources = locate_sources(data, base)
-    rows: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
-    formats: list[str] = []
-    for source in sources:
-        for split, files in source.located.items():
-            for file in files:
-                detected = _load_file(file, source.weight if split == "train" else 1.0, data, rows[split], findings)
-                formats += [detected] if detected else []
-    files = [file for source in sources for files in source.located.values() for file in files]
+    split_files = [
+        SplitFile(file, split, source.weight if split == "train" else 1.0, stamps_of(file))
+        for source in sources
+        for split, files in source.located.items()
+        for file in files
+    ]
+    formats = [detected for one in split_files if (detected := reading.read(one, data))]
+    files = [one.file for one in split_files]
+    findings = reading.findings
     if findings.count:
         names = ", ".join(file.source for file in files[:3]) + (", ..." if len(files) > 3 else "")
         few = "one problem" if findings.count == 1 else f"{findings.count} problems"
         is_plain = not data.columns and data.format == "auto"
         hint = f"mlxft data check {files[0].source if is_plain else 'RECIPE'}"
         raise DataError(f"{names}: {few} in the data", hint, findings.problems())
-    return _split(rows, data, files, formats[0])
+
+    return _split(reading, data, split_files, formats[0])
 
 
 def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
@@ -107,32 +116,42 @@ def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
     return sources
 
 
-def read_file(file: DataFile, report: Report) -> Iterator[Row]:
-    """Rows of one located file, wherever it comes from."""
-    if file.table:
-        return read_table(file, report)
-    return read_rows(file.path, source=file.source, report=report)
+class _Reading:
+    """What one pass over the files found: a content key for each row, and the examples while they are few."""
 
+    def __init__(self, kept_rows: int) -> None:
+        self.findings = Findings()
+        self.keys = {name: array("Q") for name in _SPLITS}
+        self.examples: dict[str, list[Example]] | None = {name: [] for name in _SPLITS}
+        self._spare_rows = kept_rows
 
-def _load_file(file: DataFile, weight: float, data: DataRecipe, into: list[Example], findings: Findings) -> str:
-    """Add the file's examples to ``into``; the name of its format, empty where there is none."""
-    counter = FormatCounter(data.columns, data.format)
-    for row in read_file(file, findings):
-        layout = counter.add(row)
-        if layout is None or layout.format not in TRAINABLE:
-            continue
-        try:
-            example = example_of(row, layout)
-        except RowError as error:
-            findings(error.problem)
-            continue
-        into.append(replace(example, weight=weight) if weight != 1.0 else example)
-    detected = counter.result()
-    for problem in detected.problems:
-        findings(problem)
-    if detected.name in _REFUSED:
-        findings(refused_format(detected, file))
-    return detected.name
+    def add(self, split: str, example: Example) -> None:
+        self.keys[split].append(content_key(example))
+        if self.examples is not None:
+            self.examples[split].append(example)
+            self._spare_rows -= 1
+            if self._spare_rows < 0:
+                self.examples = None
+
+    def read(self, one: SplitFile, data: DataRecipe) -> str:
+        """Add the examples of one file; returns the name of its format, empty where there is none."""
+        counter = FormatCounter(data.columns, data.format)
+        for row in read_file(one.file, self.findings):
+            layout = counter.add(row)
+            if layout is None or layout.format not in TRAINABLE:
+                continue
+            try:
+                example = example_of(row, layout)
+            except RowError as error:
+                self.findings(error.problem)
+                continue
+            self.add(one.split, replace(example, weight=one.weight) if one.weight != 1.0 else example)
+        detected = counter.result()
+        for problem in detected.problems:
+            self.findings(problem)
+        if detected.name in _REFUSED:
+            self.findings(refused_format(detected, one.file))
+        return detected.name
 
 
 def refused_format(detected: DetectedFormat, file: DataFile) -> Problem:
@@ -142,43 +161,52 @@ def refused_format(detected: DetectedFormat, file: DataFile) -> Problem:
     return Problem(file.source, message, hint)
 
 
-def _split(rows: Mapping[str, list[Example]], data: DataRecipe, files: Sequence[DataFile], format: str) -> Splits:
-    warnings: list[Problem] = []
-    train, valid, test = rows["train"], rows["valid"], rows["test"]
-    val_split = 0.0 if valid else data.val_split
-    test_split = 0.0 if test or valid else data.test_split  # files that are given win: nothing is taken from train
-    keys = [content_key(example) for example in train]
-    if valid or test:
-        warnings += _leaks(keys, valid, test)
-    sides = choose_sides(keys, val_split, test_split)
-    chosen = {
-        side: [row for row, its in zip(train, sides, strict=True) if its == side] for side in (TRAIN, VALID, TEST)
-    }
-    valid, test = valid or chosen[VALID], test or chosen[TEST]
+def _split(
+    reading: _Reading,
+    data: DataRecipe,
+    split_files: Sequence[SplitFile],
+    format: str,
+) -> Splits:
+    keys = reading.keys
+    has_valid, has_test = bool(keys["valid"]), bool(keys["test"])
+    val_split = 0.0 if has_valid else data.val_split
+    test_split = 0.0 if has_test or has_valid else data.test_split  # files that are given win over shares of train
+    sides = bytes(choose_sides(keys["train"], val_split, test_split))
+
+    def examples(split: str, sides: bytes, side: int) -> Sequence[Example]:
+        if reading.examples is None:
+            return FileExamples([one for one in split_files if one.split == split], data, sides, side)
+        return tuple(row for row, its in zip(reading.examples[split], sides, strict=True) if its == side)
+
+    train = examples("train", sides, TRAIN)
+    given = {name: examples(name, bytes(len(keys[name])), 0) for name in ("valid", "test")}
+    valid = given["valid"] or examples("train", sides, VALID)
+    test = given["test"] or examples("train", sides, TEST)
+    warnings = [*_leaks(keys, given)] if has_valid or has_test else []
+    files = [one.file for one in split_files]
     if val_split > 0 and not valid:
         warnings.append(Problem(files[0].source, "too few different rows for a validation set; all are trained on"))
-    counts = {"train": len(chosen[TRAIN]), "valid": len(valid), "test": len(test)}
     return Splits(
-        tuple(chosen[TRAIN]),
-        tuple(valid),
-        tuple(test),
+        train,
+        valid,
+        test,
         format,
         tuple(file.path for file in files),
         hash_files(files),
         tuple(warnings),
-        counts,
+        {"train": len(train), "valid": len(valid), "test": len(test)},
     )
 
 
-def _leaks(train_keys: Sequence[int], valid: Sequence[Example], test: Sequence[Example]) -> Iterator[Problem]:
-    known = set(train_keys)
-    for name, examples in (("validation", valid), ("test", test)):
-        again = [example for example in examples if content_key(example) in known]
+def _leaks(keys: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[Example]]) -> Iterator[Problem]:
+    known = set(keys["train"])
+    for split, name in (("valid", "validation"), ("test", "test")):
+        again = [place for place, key in enumerate(keys[split]) if key in known]
         if again:
-            first = again[0]
+            first = given[split][again[0]]
             yield Problem(
                 f"{first.source}:{first.line}",
-                f"{len(again)} of {len(examples)} {name} rows are training rows too: their loss says little",
+                f"{len(again)} of {len(keys[split])} {name} rows are training rows too: their loss says little",
                 "remove them from one of the files",
             )
 

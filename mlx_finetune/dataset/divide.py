@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from mlx_finetune.dataset.corpus import read_file
+from mlx_finetune.dataset.examples import read_file
 from mlx_finetune.dataset.formats import FormatCounter, example_of
 from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.row import DataFile, file_kind

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Example
-from mlx_finetune.dataset.template import Draft, Walk
-from mlx_finetune.dataset.tokens import Encoding, Tokenizer
+from mlx_finetune.dataset.tokens import Encoded, Tokenizer
+from mlx_finetune.dataset.walk import Draft, Walk
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.schema import DataRecipe
 
@@ -74,7 +74,7 @@ def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -
     return tuple(ExplainedToken(*token) for token in zip(ids.tolist(), texts, states, strict=True))
 
 
-def _texts(text: str, encoding: Encoding) -> list[str]:
+def _texts(text: str, encoding: Encoded) -> list[str]:
     """The characters of each token; those of a shared span stand with its first token alone."""
     texts: list[str] = []
     done = 0

@@ -12,7 +12,6 @@ The whole text is tokenised once; a token is a target if it starts inside a span
 subtracted, because tokens merge across borders.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -20,7 +19,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.tokens import Encoding, Message, Span, Tokenizer
+from mlx_finetune.dataset.tokens import Encoded, Message, Span, Tokenizer
 from mlx_finetune.errors import DataError
 
 GENERATION_TAGS = "generation tags"
@@ -125,35 +124,34 @@ def _check_written(message: Message, text: str, turn: int) -> None:
 
 
 def target_mask(
-    text: str, encoding: Encoding, spans: Sequence[Span], end_ids: frozenset[int] = frozenset()
+    text: str, encoding: Encoded, spans: Sequence[Span], end_ids: frozenset[int] = frozenset()
 ) -> NDArray[np.bool_]:
     """Mask ``(n,)`` of the tokens that start inside a span, up to and with the end-of-turn token of each.
 
     Without ``end_ids`` a span is taken whole. Raises ``DataError`` where a span has no end token.
     """
-    offsets = encoding.offsets
-    mask = np.zeros(len(offsets), dtype=np.bool_)
+    mask = np.zeros(len(encoding.ids), dtype=np.bool_)
     for start, end in spans:
-        first, stop = bisect_left(offsets, (start, 0)), bisect_left(offsets, (end, 0))
+        first, stop = encoding.first_from(start), encoding.first_from(end)
         if end_ids:
             stop = _after_end_token(text, encoding, first, stop, end_ids)
         mask[first:stop] = True
     return mask
 
 
-def _after_end_token(text: str, encoding: Encoding, first: int, stop: int, end_ids: frozenset[int]) -> int:
+def _after_end_token(text: str, encoding: Encoded, first: int, stop: int, end_ids: frozenset[int]) -> int:
     """Index after the end token of the turn in ``first:stop``; blanks and further end tokens behind it are left out."""
-    ids, offsets = encoding
+    ids = encoding.ids
     if stop < len(ids) and ids[stop] in end_ids and (stop == first or ids[stop - 1] not in end_ids):
         return stop + 1  # generation tags that close just before the end token
     found = 0
     for index in range(stop - 1, first - 1, -1):
         if ids[index] in end_ids:
             found = index + 1
-        elif text[slice(*offsets[index])].strip():
+        elif text[slice(*encoding.span(index))].strip():
             break
     if not found:
-        shown = text[offsets[max(first, stop - 4)][0] : offsets[stop - 1][1]] if stop > first else ""
+        shown = text[encoding.span(max(first, stop - 4))[0] : encoding.span(stop - 1)[1]] if stop > first else ""
         raise DataError(
             f"the chat template ends an assistant turn without an end-of-turn token (it ends in {shown!r})",
             f"generation would never stop; {_ANOTHER}",

@@ -6,14 +6,16 @@ once an epoch (``weight`` times, where a source has one). Rows of similar length
 come from a set of at most 16, because every new shape costs MLX a trace that it keeps for ever.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.pack import pack_lengths
-from mlx_finetune.dataset.template import Tokens
+from mlx_finetune.dataset.token_rows import TokenRows, rows_of
+from mlx_finetune.dataset.tokens import Tokens
 
 MAX_SHAPES = 16
 _WINDOW_BATCHES = 64  # rows are sorted by length inside windows of this many batches
@@ -81,12 +83,12 @@ def shuffled(num_rows: int, *key: int) -> NDArray[np.int64]:
     return np.argsort(bits, kind="stable")
 
 
-def epoch_rows(rows: Sequence[Tokens], seed: int, epoch: int) -> list[int]:
+def epoch_rows(rows: Sequence[Tokens], seed: int, epoch: int) -> NDArray[np.int64]:
     """Row numbers of one epoch in random order: ``floor(weight)`` times each, plus the fraction's turn.
 
     Of rows with weight 0.5 every epoch shows another half, until all were seen and it starts again.
     """
-    weights = np.array([row.weight for row in rows])
+    weights = rows_of(rows).weights
     chosen: list[NDArray[np.int64]] = [np.repeat(np.arange(len(weights)), np.floor(weights).astype(np.int64))]
     fractions = np.round(weights - np.floor(weights), 9)
     for number, fraction in enumerate(sorted(set(fractions[fractions > 0].tolist()))):
@@ -95,12 +97,13 @@ def epoch_rows(rows: Sequence[Tokens], seed: int, epoch: int) -> list[int]:
         take = max(1, round(fraction * len(members)))
         chosen.append(members[np.arange(epoch * take, (epoch + 1) * take) % len(members)])
     together = np.concatenate(chosen)
-    return together[shuffled(len(together), seed, 2, epoch)].tolist()
+    return together[shuffled(len(together), seed, 2, epoch)]
 
 
 def epoch_lengths(rows: Sequence[Tokens], seed: int) -> NDArray[np.int64]:
     """Tokens of every row of the first epoch, in its order."""
-    return np.array([len(rows[row].ids) for row in epoch_rows(rows, seed, 0)], np.int64)
+    rows = rows_of(rows)
+    return rows.lengths[epoch_rows(rows, seed, 0)]
 
 
 class Stream:
@@ -122,16 +125,16 @@ class Stream:
         """
         if not rows:
             raise ValueError("a stream needs at least one row")
-        self._rows = rows
-        self._lengths = [len(row.ids) for row in rows]
+        self._rows: TokenRows = rows_of(rows)
+        self._lengths = self._rows.lengths
         self._batch_size = batch_size
         self._accumulation = accumulation
         self._packed_length = packed_length
         self._seed = seed
         self._piece_size = -(-batch_size // pieces)
-        self._shape_step = length_step(max(self._lengths) - 1)
+        self._shape_step = length_step(int(self._lengths.max()) - 1)
         self._epoch = -1
-        self._groups: list[list[list[int]]] = []
+        self._groups = _Groups([], batch_size, np.empty(0, np.int64))
         self._steps: list[int] = []  # steps in epoch 0, 1, ...
 
     def steps_in_epoch(self, epoch: int) -> int:
@@ -176,43 +179,66 @@ class Stream:
         count = self._accumulation
         return [[one for group in shapes[at : at + count] for one in group] for at in range(0, len(shapes), count)]
 
-    def _grouping(self, epoch: int) -> list[list[list[int]]]:
-        """For every microbatch of the epoch the sequences in it, each a list of row numbers."""
+    def _grouping(self, epoch: int) -> "_Groups":
+        """The sequences of every microbatch of the epoch: those of similar length side by side, in random order."""
         if epoch != self._epoch:
             order = epoch_rows(self._rows, self._seed, epoch)
-            sequences = self._packs(order) if self._packed_length else [[int(row)] for row in order]
-            self._groups = self._batches(sequences, epoch)
+            sequences = self._packs(order, epoch) if self._packed_length else self._by_length(order)
+            num_batches = -(-len(sequences) // self._batch_size)
+            self._groups = _Groups(sequences, self._batch_size, shuffled(num_batches, self._seed, 4, epoch))
             self._epoch = epoch
         return self._groups
 
-    def _packs(self, order: Sequence[int]) -> list[list[int]]:
+    def _packs(self, order: NDArray[np.int64], epoch: int) -> list[list[int]]:
         assert self._packed_length is not None
-        return pack_lengths(self._lengths, self._packed_length + 1, order)
+        packs = pack_lengths(self._lengths, self._packed_length + 1, order)
+        return [packs[index] for index in shuffled(len(packs), self._seed, 3, epoch)]
 
-    def _batches(self, sequences: list[list[int]], epoch: int) -> list[list[list[int]]]:
-        """Sequences of similar length side by side, batches in random order."""
-        batches: list[list[list[int]]] = []
-        window = self._batch_size * _WINDOW_BATCHES
-        if self._packed_length:
-            sequences = [sequences[index] for index in shuffled(len(sequences), self._seed, 3, epoch)]
-            window = len(sequences)
-        for start in range(0, len(sequences), window):
-            part = sequences[start : start + window]
-            if not self._packed_length:
-                part = sorted(part, key=lambda rows: self._lengths[rows[0]])
-            batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
-        return [batches[index] for index in shuffled(len(batches), self._seed, 4, epoch)]
+    def _by_length(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``order`` sorted by length inside windows of some batches, rows of equal length as they came."""
+        window = np.arange(len(order)) // (self._batch_size * _WINDOW_BATCHES)
+        return order[np.lexsort((self._lengths[order], window))]
 
     def _shape(self, group: Sequence[Sequence[int]]) -> tuple[int, int]:
         if self._packed_length:
             return self._piece_size, self._packed_length
-        longest = max(sum(self._lengths[row] for row in rows) for rows in group) - 1
+        longest = int(max(sum(self._lengths[row] for row in rows) for rows in group)) - 1
         return len(group), round_up(longest, self._shape_step)
 
     def _batch(self, group: Sequence[Sequence[int]]) -> Batch:
         num_sequences, length = self._shape(group)
         is_packed = self._packed_length is not None
         return make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=is_packed)
+
+
+class _Groups(Sequence[list[list[int]]]):
+    """For every microbatch of an epoch the sequences in it, each a list of row numbers; made when they are asked for.
+
+    A million rows as lists of their own are 100 MB.
+    """
+
+    def __init__(
+        self, sequences: list[list[int]] | NDArray[np.int64], batch_size: int, order: NDArray[np.int64]
+    ) -> None:
+        """``sequences`` are packs, or rows that are a sequence each; ``batch_size`` make a microbatch."""
+        self._sequences = sequences
+        self._batch_size = batch_size
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> list[list[int]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[list[int]]]: ...
+    def __getitem__(self, index: int | slice) -> list[list[int]] | list[list[list[int]]]:
+        """The sequences of one microbatch, or of several."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        start = int(self._order[index]) * self._batch_size
+        part = self._sequences[start : start + self._batch_size]
+        return part if isinstance(part, list) else [[row] for row in part.tolist()]
 
 
 def length_step(longest: int) -> int:
@@ -241,22 +267,44 @@ def make_batch(
     for sequence, members in enumerate(group):
         start = 0
         for segment, row in enumerate(members, start=1):
-            stop = start + len(rows[row].ids)
-            tokens[sequence, start:stop] = rows[row].ids
-            loss_mask[sequence, start:stop] = rows[row].loss_mask
+            taken = rows[row]
+            stop = start + len(taken.ids)
+            tokens[sequence, start:stop] = taken.ids
+            loss_mask[sequence, start:stop] = taken.loss_mask
             segment_ids[sequence, start:stop] = segment
             start = stop
     numbers = tuple(row for members in group for row in members)
     return Batch(tokens, loss_mask, segment_ids, numbers, is_packed)
 
 
-def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> Iterator[Batch]:
+class OrderedBatches(Sequence[Batch]):
+    """Every row once, by length, unpacked: the fixed batches of an evaluation, made as they are asked for."""
+
+    def __init__(self, rows: Sequence[Tokens], batch_size: int) -> None:
+        """The last batch may have fewer rows than ``batch_size``."""
+        self._rows = rows_of(rows)
+        self._batch_size = batch_size
+        self._order = np.argsort(self._rows.lengths, kind="stable")
+        self._step = length_step(int(self._rows.lengths.max()) - 1) if len(self._rows) else 0
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
+        """One batch, or a list of batches for a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        start = range(len(self))[index] * self._batch_size
+        chosen = self._order[start : start + self._batch_size]
+        length = round_up(int(self._rows.lengths[chosen].max()) - 1, self._step)
+        group = [[row] for row in chosen.tolist()]
+        return make_batch(self._rows, group, num_sequences=len(group), length=length)
+
+
+def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> OrderedBatches:
     """Every row once, by length, unpacked: the fixed batches of an evaluation. The last one may have fewer rows."""
-    if not rows:
-        return
-    step = length_step(max(len(row.ids) for row in rows) - 1)
-    order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids), index))
-    for start in range(0, len(order), batch_size):
-        group = [[index] for index in order[start : start + batch_size]]
-        length = round_up(max(len(rows[members[0]].ids) for members in group) - 1, step)
-        yield make_batch(rows, group, num_sequences=len(group), length=length)
+    return OrderedBatches(rows, batch_size)

@@ -1,5 +1,6 @@
 """What template and mask code needs from a tokenizer, and what rows become: ids, mask, and a report on every row."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -16,11 +17,45 @@ Span = tuple[int, int]
 Message = Mapping[str, object]
 
 
+class Encoded(Protocol):
+    """Token ids and, for each, the character span ``[start, end)`` of the text it came from.
+
+    A mask asks for a few spans of a text. A list of all of them costs more than the mask, so ``offsets`` is only for
+    who needs every one.
+    """
+
+    @property
+    def ids(self) -> list[int]:
+        """One id for each token."""
+        ...
+
+    @property
+    def offsets(self) -> list[Span]:
+        """The span of each token."""
+        ...
+
+    def span(self, index: int) -> Span:
+        """``offsets[index]``."""
+        ...
+
+    def first_from(self, position: int) -> int:
+        """The first token that starts at ``position`` or after it; the number of tokens where none does."""
+        ...
+
+
 class Encoding(NamedTuple):
-    """Token ids and, for each, the character span ``[start, end)`` of the text it came from."""
+    """``Encoded`` with everything in two lists."""
 
     ids: list[int]
     offsets: list[Span]
+
+    def span(self, index: int) -> Span:
+        """``offsets[index]``."""
+        return self.offsets[index]
+
+    def first_from(self, position: int) -> int:
+        """The first token that starts at ``position`` or after it; the number of tokens where none does."""
+        return bisect_left(self.offsets, (position, 0))
 
 
 class Tokenizer(Protocol):
@@ -102,11 +137,11 @@ class Tokenizer(Protocol):
         """The text and the spans inside ``{% generation %}``; None where the template has no such tag."""
         ...
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoded:
         """Ids and offsets of ``text``; markers of added tokens inside it become their ids."""
         ...
 
-    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Encoding]:
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Encoded]:
         """``encode`` of each text."""
         ...
 
@@ -179,8 +214,26 @@ class TokenizeReport:
 class TokenizedSplit:
     """Rows ready for packing, and what became of the others."""
 
-    rows: tuple[Tokens, ...]
+    rows: Sequence[Tokens]
     report: TokenizeReport
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts over rows as they are made."""
+
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+    longest: int = 0
+
+    def add(self, rows: Sequence[Tokens]) -> None:
+        """Count ``rows``."""
+        for row in rows:
+            self.num_rows += 1
+            self.num_tokens += len(row.ids)
+            self.num_targets += int(np.count_nonzero(row.loss_mask))
+            self.longest = max(self.longest, len(row.ids))
 
 
 class Tally:
@@ -196,6 +249,13 @@ class Tally:
         kept = self._rows.setdefault(outcome, [])
         if len(kept) < SHOWN_PER_OUTCOME:
             kept.append(problem)
+
+    def add_all(self, other: "Tally") -> None:
+        """Count the rows of another tally behind those counted so far."""
+        for outcome, count in other._counts.items():
+            self._counts[outcome] = self._counts.get(outcome, 0) + count
+            kept = self._rows.setdefault(outcome, [])
+            kept += other._rows[outcome][: SHOWN_PER_OUTCOME - len(kept)]
 
     def outcomes(self) -> dict[str, Outcome]:
         """Everything counted so far."""

@@ -8,7 +8,6 @@ path, and 8 on a CPU, where the exponential has no fast path (PERF.md section 2:
 So long packs of short rows do not pay on a CPU, and short ones do.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,8 +100,7 @@ def count_sequences(lengths: NDArray[np.integer], packed_length: int | None) -> 
     """Rows, or packs of ``packed_length`` positions (one token more is read), in an epoch."""
     if packed_length is None:
         return len(lengths)
-    listed: Sequence[int] = lengths.tolist()
-    return len(pack_lengths(listed, packed_length + 1, range(len(listed))))
+    return len(pack_lengths(lengths, packed_length + 1, range(len(lengths))))
 
 
 def longest_padded(lengths: NDArray[np.integer]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import platformdirs
 
 MODELS = "models"
+TOKENS = "tokens"
 #: Left in each folder that was made here: where it came from. Only folders with this file are ever removed.
 SOURCE_FILE = "mlxft-source.json"
 

@@ -10,13 +10,13 @@ from typing import Any, Literal, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
 from mlx_finetune.dataset.template import Tokenizer
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.sampling import Sampling, sample_token
 from mlx_finetune.model.segments import learned_positions
+from mlx_finetune.model.upstream import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
 PREFILL_TOKENS = 512
 # A character has at most four bytes, so at most three tokens wait for the next; more are not UTF-8 at all.

@@ -92,10 +92,12 @@ def ask_hub(hub_id: str, revision: str | None, *, timeout: float) -> HubModel:
     """
     from huggingface_hub import HfApi, errors
     from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.utils import get_session
 
     if HF_HUB_OFFLINE:
         raise HubUnreachableError("the hub is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     api = HfApi()
+    get_session()  # imports the client now: on a busy machine that takes seconds, which are not the hub's
     question = _in_thread(lambda: api.model_info(hub_id, revision=revision, timeout=timeout, files_metadata=True))
     try:
         info = question.result(timeout)

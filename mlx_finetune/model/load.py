@@ -5,8 +5,6 @@ not looked at. On the CPU a quantised base is dequantised, because MLX has no fa
 SmolLM2-135M (4-bit, 98 MB) to fp32 on 2 CPU cores: 1.5 s after imports; importing mlx-lm costs as much again.
 """
 
-import importlib
-import importlib.util
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +14,6 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.utils import MODEL_REMAPPING, infer_quant_config
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.events import Notice
@@ -25,6 +22,7 @@ from mlx_finetune.model.config import read_config
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.parts import flat_arrays
 from mlx_finetune.model.safetensors_check import check_stamps, check_weight_files, file_stamps
+from mlx_finetune.model.upstream import find_architecture, packing_of
 
 _AGAIN = "fetch or copy the model again"
 #: What mlx-lm's architectures and mlx raise about a config.json or weights that are not what they expect.
@@ -142,16 +140,13 @@ def _architecture(folder: Path, config: Mapping[str, object]) -> Any:
     kind = config.get("model_type")
     if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", kind):
         raise ModelError(f"{folder / 'config.json'}: `model_type` = {kind!r} is not the name of an architecture")
-    name = f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}"
     refusal = ModelError(
         f"{folder}: the architecture {kind!r} is not supported",
         "supported are the decoder-only models of mlx-lm: llama, mistral, gemma, qwen2, qwen3, gpt2, gpt_neox, phi3, …"
         + ("; the code in this folder is never run" if "auto_map" in config else ""),
     )
-    if "." in kind or importlib.util.find_spec(name) is None:
-        raise refusal
-    module = importlib.import_module(name)
-    if not isinstance(getattr(module, "Model", None), type) or not hasattr(module, "ModelArgs"):
+    module = None if "." in kind else find_architecture(kind)
+    if module is None or not isinstance(getattr(module, "Model", None), type) or not hasattr(module, "ModelArgs"):
         raise refusal
     return module
 
@@ -198,10 +193,9 @@ def _stored_widths(folder: Path, model: nn.Module, weights: Mapping[str, mx.arra
     for path, module in model.named_modules():
         if f"{path}.scales" in weights and "weight" in module:
             try:
-                found = infer_quant_config(path, module, dict(weights))
+                widths[path] = packed.Width(*packing_of(path, module, weights))
             except _UNFITTING as error:
                 raise ModelError(f"{folder}: the packed weights of {path} do not fit ({_reason(error)})") from error
-            widths[path] = packed.Width(found["bits"], found["group_size"], found["mode"])
     return widths
 
 

@@ -13,11 +13,11 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model.adapter_layers import AdapterLayer, DoRALinear, LoRALinear, is_linear, linear_shape
 from mlx_finetune.model.noise import derive_key
+from mlx_finetune.model.upstream import QuantizedSwitchLinear, SwitchLinear
 from mlx_finetune.recipe.schema import LoraRecipe
 
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
@@ -49,7 +49,8 @@ def attach_adapter(model: nn.Module, lora: LoraRecipe, *, seed: int) -> AdapterS
     """
     paths = find_target_modules(model, lora)
     attach_layers(model, paths, lora.rank, lora.scale, dropout=lora.dropout, use_dora=lora.use_dora, seed=seed)
-    first = min(_block_number(model, path) for path in paths)
+    blocks = blocks_of(model)
+    first = min(_block_number(blocks, path) for path in paths)
     return AdapterSpec(
         rank=lora.rank,
         alpha=lora.alpha,
@@ -58,7 +59,7 @@ def attach_adapter(model: nn.Module, lora: LoraRecipe, *, seed: int) -> AdapterS
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         module_paths=paths,
-        num_layers=len(blocks_of(model)) - first,
+        num_layers=len(blocks) - first,
         target_modules=tuple(sorted({path.rpartition(".")[2] for path in paths})),
     )
 
@@ -140,7 +141,7 @@ def find_target_modules(model: nn.Module, lora: LoraRecipe) -> tuple[str, ...]:
     linears = block_linears(model)
     chosen = [path for path, inside in linears.items() if _is_target(inside, lora.target_modules)]
     _check_names(model, linears, lora.target_modules, chosen)
-    chosen = [path for path in chosen if _block_number(model, path) >= len(blocks) - count]
+    chosen = [path for path in chosen if _block_number(blocks, path) >= len(blocks) - count]
     if not chosen:
         raise ModelError(
             f"the last {count} of {len(blocks)} blocks have none of the layers [lora] target_modules names",
@@ -241,5 +242,5 @@ def _check_names(
             )
 
 
-def _block_number(model: nn.Module, path: str) -> int:
-    return next(n for n, prefix in enumerate(blocks_of(model)) if path.startswith(f"{prefix}."))
+def _block_number(blocks: Mapping[str, nn.Module], path: str) -> int:
+    return next(n for n, prefix in enumerate(blocks) if path.startswith(f"{prefix}."))

@@ -18,9 +18,9 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models import gemma, gpt2, gpt_neox
 
 from mlx_finetune.errors import ModelError
+from mlx_finetune.model.upstream import gemma, gpt2, gpt_neox
 
 _TANH_GELU = frozenset({"gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_pytorch", "gelu_accurate"})
 _BUFFERS = (".attn.bias", ".attn.masked_bias")

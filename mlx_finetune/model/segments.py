@@ -11,10 +11,10 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model.lora import blocks_of
+from mlx_finetune.model.upstream import KVCache, RotatingKVCache, make_prompt_cache
 
 _HINT = "write packing = false under [data]"
 _POSITION_EMBEDDINGS = frozenset({"wpe", "embed_positions", "position_embeddings", "pos_emb"})

@@ -8,6 +8,7 @@ done. A rendering takes half as long again (median of 34 real templates). The at
 """
 
 import functools
+import itertools
 import json
 import re
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import jinja2
 import jinja2.utils
 from jinja2 import nodes
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mlx_finetune.model.template_weaver import TURN_WORK, Weaver
@@ -29,6 +31,7 @@ _CALL_WORK = 3 * TURN_WORK
 _SHORT = 50  # reading or writing so many characters is paid for with the turn
 _WIDEST_FIELD = 9_999
 _MAX_INDENT = 64
+_TEXT_ALONE = {str}
 _CONTAINERS = (list, tuple, dict, range, KeysView, ValuesView, ItemsView)
 
 #: Filters a template may use: those of Jinja without layouts, web pages and chance.
@@ -42,6 +45,7 @@ _FREE = frozenset({"count", "d", "default", "first", "last", "length", "safe", "
 _DEEP = frozenset({"sort", "unique", "min", "max", "groupby", "dictsort", "index", "count"})  # compare what is inside
 _CALLING = frozenset({"map", "select", "selectattr", "reject", "rejectattr"})  # a filter or a test of each item
 _COMPARING_TESTS = "eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >= in lower upper"
+_LOOP_NUMBERS = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length"})
 _REFUSED_METHODS = frozenset({"encode", "expandtabs", "format_map", "maketrans", "translate"})
 
 
@@ -67,7 +71,7 @@ class _Budget(threading.local):
 class BoundedSandbox(ImmutableSandboxedEnvironment):
     """Jinja's immutable sandbox with the bounds above. ``start`` and ``stop`` frame a rendering."""
 
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    intercepted_binops = frozenset(("*", "**", "%"))  # the weaver sees to "+"
 
     def __init__(self, extensions: Sequence[Any] = ()) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
@@ -76,7 +80,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         self.filters = {name: self._bounded(name, self.filters[name]) for name in _FILTERS.split()}
         self.filters["tojson"] = self._bounded("tojson", _to_json)
         self.filters |= {"_tick": self._tick, "_weighed": self.weighed, "_compared": self._compared}
-        self.filters["_joined"] = self._joined
+        self.filters |= {"_joined": self._joined, "_added": self._added}
         self.tests = dict(self.tests)
         for name in _COMPARING_TESTS.split():
             self.tests[name] = self._comparing(self.tests[name])
@@ -160,6 +164,15 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         _refuse_size(sum(map(len, texts)))
         return "".join(texts)
 
+    def _added(self, *values: Any) -> Any:
+        """The values added from left to right, each sum paid for: ``a + b + c``."""
+        if {*map(type, values)} == _TEXT_ALONE:  # not their subclasses: Jinja's Markup adds in its own way
+            sizes = [*itertools.accumulate(map(len, values))]
+            _refuse_size(sizes[-1])
+            self.spend(sum(sizes) - sizes[0])
+            return "".join(values)
+        return functools.reduce(lambda left, right: self.weighed(left + right), values)
+
     def _comparing(self, test: Callable[..., bool]) -> Callable[..., bool]:
         @functools.wraps(test)
         def comparing(*values: object) -> bool:
@@ -216,6 +229,12 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         """Also refuses methods of texts that can make much from little, and bytes altogether."""
         is_refused = isinstance(obj, bytes) or (isinstance(obj, str) and attr in _REFUSED_METHODS)
         return not is_refused and super().is_safe_attribute(obj, attr, value)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """``obj.attribute`` where that is safe; the numbers of a loop are, and are asked for in every turn."""
+        if type(obj) is LoopContext and attribute in _LOOP_NUMBERS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """The safe form of ``text.format``, within bounds."""

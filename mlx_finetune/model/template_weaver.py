@@ -1,7 +1,8 @@
 """The bounds of ``template_bounds`` woven into a parsed template, as filters around its nodes.
 
 Filters are looked up by the compiler, so a template cannot shadow one: ``_tick`` takes work from the budget,
-``_weighed`` measures what was just built, ``_compared`` what is about to be compared, ``_joined`` joins texts.
+``_weighed`` measures what was just built, ``_compared`` what is about to be compared, ``_joined`` joins texts and
+``_added`` adds up a whole chain ``a + b + c`` at once: one call where there were as many as signs.
 """
 
 from typing import cast
@@ -37,6 +38,19 @@ class Weaver(NodeTransformer):
         self.generic_visit(node)
         first, *others = node.nodes
         return nodes.Filter(first, "_joined", others, [], None, None).set_lineno(node.lineno)
+
+    def visit_Add(self, node: nodes.Add) -> nodes.Node:
+        """The values added from left to right; all of them are looked up before the first two are added."""
+        operands: list[nodes.Expr] = [node.right]
+        first = node.left
+        while isinstance(first, nodes.Add):
+            operands.append(first.right)
+            first = first.left
+        first, *others = [self._visited(operand) for operand in (first, *reversed(operands))]
+        return nodes.Filter(first, "_added", others, [], None, None).set_lineno(node.lineno)
+
+    def _visited(self, node: nodes.Expr) -> nodes.Expr:
+        return cast(nodes.Expr, self.visit(node))
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         """The comparison with each side paid for."""

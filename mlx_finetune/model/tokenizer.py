@@ -16,9 +16,10 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as FastTokenizer
 
 from mlx_finetune.dataset.control import is_marker
-from mlx_finetune.dataset.tokens import Encoding, Message, Span
+from mlx_finetune.dataset.tokens import Encoded, Encoding, Message, Span
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.chat_template import ChatTemplate, take_marks
+from mlx_finetune.model.encoding import LazyEncoding
 from mlx_finetune.model.tokenizer_check import check_size, check_tokenizer, read_tokenizer, reading_text
 
 MAX_TEMPLATE_BYTES = 1_000_000
@@ -56,6 +57,7 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
     path = folder / "tokenizer.json"
     digest = hashlib.sha256(path.read_bytes() if path.is_file() else backend.to_str().encode())
     digest.update(repr((source, eos, ids["bos_token"], pad, sorted(ends))).encode())
+    settings = json.dumps([digest.hexdigest(), config, sorted(names.items())], sort_keys=True)
     return ModelTokenizer(
         backend,
         template,
@@ -65,6 +67,7 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
         pad=pad,
         ends=frozenset({eos, *ends}),
         content_hash=digest.hexdigest(),
+        settings_hash=hashlib.sha256(settings.encode("ascii")).hexdigest(),
     )
 
 
@@ -82,7 +85,9 @@ class ModelTokenizer:
         pad: int,
         ends: frozenset[int],
         content_hash: str,
+        settings_hash: str,
     ) -> None:
+        """``settings_hash`` covers what ``content_hash`` does and whatever else decides how a text is read."""
         self.eos_token_id = eos
         self.bos_token_id = bos
         self.pad_token_id = pad
@@ -94,6 +99,7 @@ class ModelTokenizer:
         self.control_tokens: Mapping[str, int] = {token.content: id_ for id_, token in added.items()}
         self.special_tokens = frozenset(token.content for token in added.values() if token.special)
         self.content_hash = content_hash
+        self.settings_hash = settings_hash
         self._backend = backend
         self._template = template
         self.stop_token_ids = ends
@@ -126,17 +132,17 @@ class ModelTokenizer:
             raise DataError("the conversation holds the NUL characters that mark the assistant's words")
         return text, spans
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> Encoded:
         """Ids and offsets of ``text``."""
         with reading_text():
             encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
         return Encoding(encoding.ids, encoding.offsets)
 
-    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Encoding]:
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[Encoded]:
         """``encode`` of each text, on all cores where TOKENIZERS_PARALLELISM allows it."""
         with reading_text():
             batch = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return [Encoding(encoding.ids, encoding.offsets) for encoding in batch]
+        return [LazyEncoding(encoding) for encoding in batch]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ``ids``, control tokens included unless they are skipped."""

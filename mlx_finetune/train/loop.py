@@ -13,6 +13,7 @@ from typing import Literal
 
 import mlx.core as mx
 
+from mlx_finetune.dataset.ahead import Ahead
 from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.errors import TrainingError
 from mlx_finetune.events import CheckpointSaved, Evaluated, Event, Notice, StepDone
@@ -62,6 +63,11 @@ def run_loop(loop: Loop, state: RunState) -> EndReason:
     A checkpoint of the last step is committed in every case but an exception. Raises ``TrainingError`` for a loss or
     gradient that is not finite where the recipe says to stop.
     """
+    with Ahead(loop.stream, first_step=state.step, total_steps=loop.cadence.total_steps) as ahead:
+        return _run(loop, state, ahead)
+
+
+def _run(loop: Loop, state: RunState, ahead: Ahead) -> EndReason:
     saver = _Saver(loop, saved_step=state.step)
     while True:
         if not state.is_evaluated and not _evaluate_safely(loop, state, saver):
@@ -73,7 +79,7 @@ def run_loop(loop: Loop, state: RunState) -> EndReason:
         if reason is None and (shortage := loop.watch.reason_to_pause()):
             _pause(loop, state, saver, shortage)
         elif reason is None:
-            _take_step(loop, state)
+            _take_step(loop, state, ahead)
         elif reason == "max_minutes" and state.evaluated_step != state.step:
             state.is_evaluated = False
         else:
@@ -127,11 +133,12 @@ def _pause(loop: Loop, state: RunState, saver: _Saver, reason: str) -> None:
     loop.watch.pause(state.step, reason)
 
 
-def _take_step(loop: Loop, state: RunState) -> None:
+def _take_step(loop: Loop, state: RunState, ahead: Ahead) -> None:
     """One optimizer step and its event; ``state.step`` goes up by one also where the update is left out."""
     started = time.monotonic()
     step = state.step
-    batches = loop.stream.microbatches(step)
+    taken = ahead.take(step)
+    batches = taken.microbatches
     learning_rate = loop.schedule(step)
     gradients, result = loop.trainer.compute(batches, step)
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
@@ -142,7 +149,7 @@ def _take_step(loop: Loop, state: RunState) -> None:
         _report_nonfinite(loop, state, batches, result)
     seconds = time.monotonic() - started
     state.step = step + 1
-    state.epoch = loop.stream.progress(state.step)
+    state.epoch = taken.progress
     state.loss = result.loss if math.isfinite(result.loss) else state.loss
     state.learning_rate = learning_rate
     state.train_seconds += seconds

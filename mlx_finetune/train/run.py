@@ -208,7 +208,7 @@ def _build_loop(run: RunDir, prepared: Prepared, stop: StopRequest, emit: Emit, 
         emit=emit,
         save=checkpoint_saver(run, prepared, cadence, time.time),
         answer_prompts=prompt_answerer(run.file(rundir.SAMPLES), prepared, stop, emit),
-        locate_row=lambda row: prepared.row_names[row],
+        locate_row=prepared.rows.where,
     )
 
 
@@ -276,7 +276,7 @@ def _run_started(run: RunDir, prepared: Prepared, state: RunState) -> Event:
         first_step=state.step,
         total_steps=prepared.total_steps,
         steps_per_epoch=prepared.stream.steps_in_epoch(0),
-        train_rows=len(prepared.row_names),
+        train_rows=len(prepared.rows),
         valid_rows=prepared.num_valid_rows,
         trainable_parameters=sum(value.size for value in prepared.trainer.parameters.values()),
         total_parameters=prepared.info.num_parameters,

@@ -1,3 +1,6 @@
+from bisect import bisect_left, insort
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,3 +38,29 @@ def test_a_row_that_appears_twice_in_the_order_is_packed_twice():
 def test_a_row_that_cannot_be_packed_is_named(length):
     with pytest.raises(ValueError, match="row 1"):
         pack_lengths([3, length], 8, [0, 1])
+
+
+def plainly(lengths, capacity, order):
+    """The same packing with one sorted list of (room, pack), which costs the square of the number of packs."""
+    packs, room = [], []
+    for row in sorted(order, key=lambda index: -lengths[index]):
+        place = bisect_left(room, (lengths[row], -1))
+        if place == len(room):
+            free, pack = capacity, len(packs)
+            packs.append([])
+        else:
+            free, pack = room.pop(place)
+        packs[pack].append(row)
+        if free > lengths[row]:
+            insort(room, (free - lengths[row], pack))
+    return packs
+
+
+@given(st.lists(st.integers(1, 50), max_size=80), st.integers(50, 130), st.randoms())
+def test_packs_are_those_of_the_plain_algorithm_row_for_row(lengths, capacity, random):
+    order = [row for row in range(len(lengths)) for _ in range(random.randint(1, 2))]
+    random.shuffle(order)
+    assert pack_lengths(lengths, capacity, order) == plainly(lengths, capacity, order)
+    assert pack_lengths(np.array(lengths, np.int64), capacity, np.array(order, np.int64)) == plainly(
+        lengths, capacity, order
+    )

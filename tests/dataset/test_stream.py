@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mlx_finetune.dataset.pack import pack_lengths
 from mlx_finetune.dataset.stream import Stream, epoch_rows, length_step, make_batch, ordered_batches, shuffled
 from mlx_finetune.dataset.tokens import Tokens
 
@@ -170,3 +171,47 @@ def test_shapes_are_those_of_the_microbatches_without_building_them(packed_lengt
             for step in range(stream.steps_in_epoch(epoch))
         ]
         assert stream.shapes(epoch) == expected
+
+
+def grouped_plainly(stream_rows, batch_size, packed_length, seed, epoch):
+    """The microbatches of an epoch by lists and sorting, which is how their order is defined."""
+    lengths = [len(row.ids) for row in stream_rows]
+    order = epoch_rows(stream_rows, seed, epoch).tolist()
+    window = batch_size * 64
+    if packed_length:
+        packs = pack_lengths(lengths, packed_length + 1, order)
+        sequences = [packs[index] for index in shuffled(len(packs), seed, 3, epoch)]
+        window = len(sequences)
+    else:
+        sequences = [[row] for row in order]
+    batches = []
+    for start in range(0, len(sequences), window):
+        part = sequences[start : start + window]
+        if not packed_length:
+            part = sorted(part, key=lambda rows: lengths[rows[0]])
+        batches += [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
+    return [batches[index] for index in shuffled(len(batches), seed, 4, epoch)]
+
+
+@pytest.mark.parametrize("packed_length", [None, 80])
+@pytest.mark.parametrize(("num_rows", "weight"), [(1, 1.0), (203, 1.0), (700, 1.0), (100, 0.3), (90, 2.5)])
+def test_batches_are_those_of_the_plain_algorithm_row_for_row(packed_length, num_rows, weight):
+    rows = make_rows(num_rows, weight=weight)
+    stream = make_stream(rows, packed_length=packed_length)
+    for epoch in range(3):
+        first = sum(stream.steps_in_epoch(before) for before in range(epoch))
+        steps = range(first, first + stream.steps_in_epoch(epoch))
+        seen = [batch.rows for step in steps for batch in stream.microbatches(step)]
+        plain = grouped_plainly(rows, 3, packed_length, 5, epoch)
+        assert seen == [tuple(row for rows_ in group for row in rows_) for group in plain]
+
+
+def test_batches_of_an_evaluation_are_made_when_they_are_asked_for_and_can_be_asked_for_again():
+    rows = make_rows(11)
+    batches = ordered_batches(rows, 4)
+    assert len(batches) == 3
+    assert [batch.rows for batch in batches[1:]] == [batches[1].rows, batches[2].rows]
+    assert batches[-1].rows == batches[2].rows
+    assert len(ordered_batches([], 4)) == 0
+    with pytest.raises(IndexError):
+        batches[3]

@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from jinja2.exceptions import UndefinedError
+from jinja2.sandbox import SandboxedEnvironment
 
 from mlx_finetune.errors import DataError, MlxftError, ModelError
 from mlx_finetune.model.chat_template import ChatTemplate, take_marks
@@ -227,3 +229,54 @@ def test_marks_are_taken_out_and_their_spans_given() -> None:
     template = ChatTemplate("a{% generation %}bc{% endgeneration %}d{% generation %}{% endgeneration %}", variables={})
     marked = template.render([], tools=None, add_generation_prompt=False, arguments={}, marks=True)
     assert take_marks(marked) == ("abcd", [(1, 3), (4, 4)])
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'a' + 'b' + content + 'c'",
+        "'a' + ('b' + content) + ('c' + ('d' + 'e'))",
+        "1 + 2 + 3.5",
+        "[1] + [content] + [[2]]",
+        "(1, 2) + (3,) + (content,)",
+        "'<' + ('<b>'|safe) + '<' + content",
+        "('<'|safe) + '<'",
+        "'a' + 1|string + content|upper + 'b' * 3",
+        "content + content[1:] + content",
+        "'a' + 'b' == 'ab'",
+        "('' + '') + ''",
+        "-1 + 2 - 3 + 4",
+    ],
+)
+def test_sums_are_those_of_jinja(expression: str) -> None:
+    plain = SandboxedEnvironment().from_string("{{ " + expression + " }}").render(content="x<y")
+    assert render("{% set content = 'x<y' %}{{ " + expression + " }}") == plain
+
+
+@pytest.mark.parametrize(
+    "expression", ["'a' + 1", "'a' + 'b' + none", "'a' + missing", "missing + 'a' + 'b'", "[1] + 'a'", "{} + {}"]
+)
+def test_sums_that_jinja_refuses_are_refused(expression: str) -> None:
+    with pytest.raises((TypeError, UndefinedError)):
+        SandboxedEnvironment().from_string("{{ " + expression + " }}").render()
+    with pytest.raises(DataError):
+        render("{{ " + expression + " }}")
+
+
+def test_a_long_sum_is_refused_before_it_is_made_and_each_part_of_it_is_paid_for() -> None:
+    text = "{% set t = 'a' * 4000000 %}"
+    with pytest.raises(ModelError, match="longer than 5,000,000"):
+        render(text + "{{ t + t }}")
+    with pytest.raises(ModelError, match="was stopped"):
+        render("{% set l = range(90000)|list %}{% set m = " + " + ".join(["l"] * 200) + " %}")
+    with pytest.raises(ModelError, match="was stopped"):
+        render("{% set t = 'a' * 100000 %}{% for i in range(9000) %}{% set u = t + t + t %}{% endfor %}")
+
+
+def test_the_numbers_of_a_loop_are_those_of_jinja_and_nothing_hidden_comes_with_them() -> None:
+    parts = ["first", "last", "index", "index0", "revindex", "revindex0", "length", "depth", "previtem", "nextitem"]
+    source = "{% for i in [7, 8, 9] %}" + " ".join("{{ loop." + part + " }}" for part in parts) + "{% endfor %}"
+    assert render(source) == SandboxedEnvironment().from_string(source).render()
+    for hidden in ("__class__", "_iterable", "__init__"):
+        with pytest.raises(DataError):
+            render("{% for i in [1] %}{{ loop." + hidden + ".mro }}{% endfor %}")

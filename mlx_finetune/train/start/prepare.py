@@ -3,7 +3,7 @@
 Order: model files -> tokenizer -> rows -> tokens -> automatic choices -> limits -> weights -> adapter -> optimizer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.stream import ORDER_ID, Batch, Stream, ordered_batches
+from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.auto import Resolved, refuse_too_large, resolve_auto
@@ -58,7 +59,7 @@ class Prepared:
     spec: AdapterSpec | None
     trainer: Trainer
     stream: Stream
-    valid_batches: tuple[Batch, ...]
+    valid_batches: Sequence[Batch]
     schedule: Schedule
     total_steps: int
     limits: Limits
@@ -66,7 +67,7 @@ class Prepared:
     disk: DiskPlan
     safer: Safer
     device: str
-    row_names: tuple[str, ...]
+    rows: TokenRows
     num_valid_rows: int
 
 
@@ -164,7 +165,7 @@ def _assemble(
             seed=recipe.seed,
             pieces=safer.pieces,
         ),
-        valid_batches=tuple(ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces))),
+        valid_batches=ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces)),
         schedule=_schedule(training, total_steps),
         total_steps=total_steps,
         limits=resolved.limits,
@@ -172,7 +173,7 @@ def _assemble(
         disk=disk,
         safer=safer,
         device=device_name(),
-        row_names=tuple(f"{row.source}:{row.line}" for row in rows.train),
+        rows=rows.train,
         num_valid_rows=len(rows.valid),
     )
 

@@ -1,21 +1,26 @@
 """The rows of a run as tokens, what was lost on the way, and the facts that automatic choices are made from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_finetune.dataset.corpus import load_splits
+from mlx_finetune import durable
+from mlx_finetune.dataset.corpus import hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.stream import epoch_lengths
-from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport, Tokens
-from mlx_finetune.errors import DataError, ModelError
+from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
+from mlx_finetune.dataset.token_rows import TokenRows, rows_of
+from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
+from mlx_finetune.errors import DataError, ModelError, Problem
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.auto import Facts
 from mlx_finetune.hardware.layout import why_unpackable
 from mlx_finetune.hardware.limits import read_machine
 from mlx_finetune.hardware.shapes import read_shape
+from mlx_finetune.model.catalogue import TOKENS, cache_folder
 from mlx_finetune.model.config import read_config
 from mlx_finetune.model.load import ModelInfo, on_gpu
 from mlx_finetune.model.parts import check_ids
@@ -24,6 +29,8 @@ from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective
 
 Emit = Callable[[Event], None]
+
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 _LOSSES = {
     "refused": "could not be rendered and were left out",
@@ -39,33 +46,98 @@ _LOSSES = {
 class TrainingRows:
     """Rows to train on and to evaluate; ``content_hash`` is the SHA-256 of the files they come from."""
 
-    train: tuple[Tokens, ...]
-    valid: tuple[Tokens, ...]
+    train: TokenRows
+    valid: TokenRows
     content_hash: str
 
 
-def read_rows(recipe: Recipe, objective: Objective, tokenizer: Tokenizer, base: Path, emit: Emit) -> TrainingRows:
-    """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on."""
+def read_rows(recipe: Recipe, objective: Objective, tokenizer: ModelTokenizer, base: Path, emit: Emit) -> TrainingRows:
+    """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on.
+
+    Rows that an earlier start has made of the same files, with the same settings and code, are taken as they are.
+    """
     emit(Phase("read", detail=recipe.data.path or recipe.data.train or "sources"))
+    cache = TokenCache(cache_folder() / TOKENS)
+    key, content_hash = _key(recipe, tokenizer, base)
+    found = cache.load(key) if key else None
+    if found is None:
+        made = _make_rows(recipe, objective, tokenizer, base, emit)
+        found = _store(cache, key, made, emit) if made.content_hash == content_hash else made
+    else:
+        _report_all(found, emit)
+    train, valid = (rows_of(found.splits[name].rows) for name in ("train", "valid"))
+    if not train:
+        raise DataError(
+            "no training row is left: every one was too long, had no target or could not be rendered",
+            "see which and why with: mlxft data check RECIPE",
+        )
+    return TrainingRows(train, valid, found.content_hash)
+
+
+def _make_rows(recipe: Recipe, objective: Objective, tokenizer: ModelTokenizer, base: Path, emit: Emit) -> CachedSplits:
+    """Read, render and tokenise; what is to be said is said as it is found."""
     splits = load_splits(recipe.data, base=base)
-    for problem in splits.problems:
-        emit(Notice("warning", f"{problem.where}: {problem.message}", problem.hint))
-    tokenized: list[TokenizedSplit] = []
+    _report_problems(splits.problems, emit)
+    tokenized: dict[str, TokenizedSplit] = {}
     for name, examples in (("train", splits.train), ("valid", splits.valid)):
 
         def progress(done: int, total: int, name: str = name) -> None:
             emit(Phase("tokenise", detail=name, done=done, total=total, unit="rows"))
 
-        split = objective.read_rows(examples, tokenizer, recipe.data, base, progress)
+        tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress)
+        _report(name, tokenized[name].report, emit)
+    return CachedSplits(tokenized, splits.problems, splits.content_hash)
+
+
+def _store(cache: TokenCache, key: str, made: CachedSplits, emit: Emit) -> CachedSplits:
+    """``made`` from the file it was written to, so that the process need not hold it; as it is where that fails."""
+    try:
+        cache.store(key, made)
+    except OSError as error:
+        what = f"the tokens of this data cannot be kept for the next start: {error.strerror or error}"
+        emit(Notice("info", what, "MLXFT_CACHE=FOLDER keeps them in another place"))
+        return made
+    return cache.load(key) or made
+
+
+def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path) -> tuple[str, str]:
+    """The key of the rows that ``recipe`` makes, and the hash of its files; empty where these cannot be read.
+
+    Everything of [data] is in it but ``packing``, which comes after the tokens.
+    """
+    data = recipe.data
+    files = [
+        (split, file) for source in locate_sources(data, base) for split, its in source.located.items() for file in its
+    ]
+    prompt = base / Path(data.prompt_template).expanduser()
+    try:
+        content_hash = hash_files([file for _, file in files])
+        prompt_hash = durable.hash_file(prompt) if prompt.is_file() else ""
+    except OSError:
+        return "", ""
+    parts = {
+        "code": code_hash({name: _PACKAGE / name for name in ("dataset", "model")}),
+        "versions": {name: metadata.version(name) for name in ("tokenizers", "jinja2", "numpy")},
+        "task": recipe.task,
+        "data": data.model_dump(mode="json", exclude={"packing"}),
+        "files": [(split, file.source, file.table) for split, file in files],
+        "content": content_hash,
+        "prompt template": prompt_hash,
+        "tokenizer": tokenizer.settings_hash,
+    }
+    return cache_key(parts), content_hash
+
+
+def _report_all(found: CachedSplits, emit: Emit) -> None:
+    """What was said when these rows were made."""
+    _report_problems(found.problems, emit)
+    for name, split in found.splits.items():
         _report(name, split.report, emit)
-        tokenized.append(split)
-    train, valid = tokenized
-    if not train.rows:
-        raise DataError(
-            "no training row is left: every one was too long, had no target or could not be rendered",
-            "see which and why with: mlxft data check RECIPE",
-        )
-    return TrainingRows(train.rows, valid.rows, splits.content_hash)
+
+
+def _report_problems(problems: Sequence[Problem], emit: Emit) -> None:
+    for problem in problems:
+        emit(Notice("warning", f"{problem.where}: {problem.message}", problem.hint))
 
 
 def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
@@ -106,11 +178,12 @@ def read_facts(folder: Path, rows: TrainingRows, seed: int) -> Facts:
 
 def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None) -> None:
     """Refuse sequences longer than the model's context. Raises ``DataError`` naming the longest row."""
-    longest = max((*rows.train, *rows.valid), key=lambda row: len(row.ids))
-    length = max(len(longest.ids) - 1, packed_length or 0)
+    longest = max((part for part in (rows.train, rows.valid) if part), key=lambda part: int(part.lengths.max()))
+    row = int(longest.lengths.argmax())
+    length = max(int(longest.lengths[row]) - 1, packed_length or 0)
     if info.context_length is not None and length > info.context_length:
         raise DataError(
-            f"{longest.source}:{longest.line} has {length} tokens, but {info.name} reads at most {info.context_length}",
+            f"{longest.where(row)} has {length} tokens, but {info.name} reads at most {info.context_length}",
             f"set data.max_seq_length = {info.context_length} or less",
         )
 
@@ -118,5 +191,7 @@ def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None
 def check_vocabulary(model: nn.Module, tokenizer: ModelTokenizer, rows: TrainingRows) -> None:
     """Refuse a tokenizer or a row with token ids that the model has no embedding for. Raises ``ModelError``."""
     check_ids(model, [tokenizer.largest_id()], "the tokenizer")
-    row = max((*rows.train, *rows.valid), key=lambda row: int(row.ids.max()))
-    check_ids(model, [int(row.ids.max())], f"{row.source}:{row.line}")
+    for part in (rows.train, rows.valid):
+        row, largest = part.row_with_largest_id()
+        if row >= 0:
+            check_ids(model, [largest], part.where(row))

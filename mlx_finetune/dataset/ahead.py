@@ -1,0 +1,77 @@
+"""The batches of a stream, made in a thread while the step before them is computed: the loop does not wait for data.
+
+One step ahead and no more, so memory is that of one step's batches. What is made, and in which order, is what the
+stream would have made when asked; an error of the thread is raised where the batches are asked for.
+"""
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from mlx_finetune.dataset.stream import Batch
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+
+class Steps(Protocol):
+    """What is asked of a ``Stream`` here."""
+
+    def microbatches(self, step: int) -> list[Batch]:
+        """Those of the 0-based optimizer step."""
+        ...
+
+    def progress(self, step: int) -> float:
+        """Epochs done after ``step`` optimizer steps."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """The microbatches of one optimizer step, and the epochs that are done after it."""
+
+    microbatches: list[Batch]
+    progress: float
+
+
+class Ahead:
+    """A stream whose next step is always on its way. Use it in ``with``; its thread ends there."""
+
+    def __init__(self, stream: Steps, *, first_step: int, total_steps: int) -> None:
+        """Begins with ``first_step`` at once. Nobody else may use ``stream`` until this is closed."""
+        from concurrent.futures import ThreadPoolExecutor  # 5 ms that a help page must not pay
+
+        self.waited_seconds = 0.0
+        self._stream = stream
+        self._total_steps = total_steps
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._step = -1
+        self._next: Future[StepBatches] | None = None
+        self._begin(first_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def take(self, step: int) -> StepBatches:
+        """The batches of the 0-based ``step``; those of the step after it are begun. Raises what the stream raises."""
+        started = time.perf_counter()
+        if self._next is None or self._step != step:
+            self._begin(step)
+        assert self._next is not None, f"step {step} is past the end"
+        batches = self._next.result()
+        self.waited_seconds += time.perf_counter() - started
+        self._begin(step + 1)
+        return batches
+
+    def _begin(self, step: int) -> None:
+        self._step = step
+        self._next = self._pool.submit(self._make, step) if step < self._total_steps else None
+
+    def _make(self, step: int) -> StepBatches:
+        return StepBatches(self._stream.microbatches(step), self._stream.progress(step + 1))

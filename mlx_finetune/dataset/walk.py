@@ -1,0 +1,318 @@
+"""One example to sequences: rendering, refusals, mask and truncation, with a tally of everything that is not as given.
+
+A conversation goes through the chat template (``mask.py``), an instruction through the chat template or, for base
+models, a prompt template (``prompts.py``), text as it is.
+"""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.dataset.control import ControlMarkers
+from mlx_finetune.dataset.conversation import complete, instruction_turns, single_exchange, wrapped_tools
+from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.mask import Renderer, Rendering, target_mask
+from mlx_finetune.dataset.prompts import PromptTemplate, load_prompt_template
+from mlx_finetune.dataset.tokens import (
+    Encoded,
+    Encoding,
+    Message,
+    Span,
+    Tally,
+    Tokenizer,
+    TokenizeReport,
+    Tokens,
+    Totals,
+)
+from mlx_finetune.dataset.truncate import keep_end, shorter_conversations, split
+from mlx_finetune.errors import DataError, Problem
+from mlx_finetune.recipe.schema import DataRecipe
+
+PROMPT_TEMPLATE = "prompt template"
+WHOLE_TEXT = "whole text"
+
+_USE_MESSAGES = "write it in other words; text that is already rendered belongs in rows with messages"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One sequence before tokenisation. Without ``spans`` every token is a target."""
+
+    text: str
+    spans: tuple[Span, ...] | None
+    method: str
+    example: Example
+    is_document: bool  # beginning- and end-of-text tokens are put around it
+    rendering: Rendering | None = None
+
+
+class Walk:
+    """What stays the same from row to row, and the tally of what happens to them."""
+
+    def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
+        self._tokenizer = tokenizer
+        self._data = data
+        self._learns_all = task == "pretrain" or not data.mask_prompt
+        self._markers = ControlMarkers(tokenizer)
+        self._renderer = Renderer(tokenizer, data.template_arguments)
+        self._by_prompt = data.prompt_template != "auto" or not tokenizer.has_chat_template
+        self._prompt = load_prompt_template(data.prompt_template, base=base) if self._by_prompt else None
+        self._bos = _bos_to_add(tokenizer)
+        self._bos_text = _token_text(tokenizer, tokenizer.bos_token_id)
+        self._eos_text = _token_text(tokenizer, tokenizer.eos_token_id)
+        self._tally = Tally()
+
+    def drafts(self, example: Example) -> list[Draft]:
+        """Sequences of one example; none where it is refused or has nothing to learn (both are tallied)."""
+        try:
+            drafts = self._unchecked_drafts(example)
+            for draft in drafts:
+                _refuse_half_characters(draft.text)
+        except DataError as error:
+            self._tally.add("refused", Problem(where(example), error.message, error.hint))
+            return []
+        return drafts
+
+    def _unchecked_drafts(self, example: Example) -> list[Draft]:
+        if isinstance(example, Text):
+            return [self._text(example)]
+        if isinstance(example, Instruction):
+            if self._by_prompt:
+                return self._prompted(example, example.instruction, example.input, example.output)
+            return self._chat(example, instruction_turns(example), None)
+        assert isinstance(example, Messages), "tokenize refuses the other kinds"
+        if self._by_prompt:
+            return self._prompted(example, *single_exchange(example.messages))
+        return self._chat(example, example.messages, example.tools)
+
+    def _text(self, example: Text) -> Draft:
+        text = example.text
+        bos, eos = self._bos_text, self._eos_text
+        bare = text.removeprefix(bos) if bos else text
+        bare = bare.removesuffix(eos) if eos else bare
+        if bare != text:
+            self._tally.add(
+                "doubled_marker",
+                Problem(where(example), "the row brings its own begin or end marker; it is not written twice"),
+            )
+        self._refuse_marker(self._markers.find(bare), "the text")
+        return Draft(bare, None, WHOLE_TEXT, example, is_document=True)
+
+    def _chat(self, example: Example, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[Draft]:
+        self._refuse_marker(self._markers.find_in_messages(messages), "the conversation")
+        self._refuse_marker(self._markers.find(tools), "`tools`")
+        renderings = self._renderer.conversation(complete(messages), wrapped_tools(tools))
+        self._refuse_stitched(messages, tools, renderings)
+        self._note_reasoning(example, messages, renderings)
+        if not renderings:
+            self._tally.add("no_target", Problem(where(example), "no assistant turn: nothing to learn"))
+        return [Draft(r.text, r.spans, r.method, example, is_document=False, rendering=r) for r in renderings]
+
+    def _note_reasoning(self, example: Example, messages: Sequence[Message], renderings: Sequence[Rendering]) -> None:
+        """Count a conversation with reasoning that the template nowhere writes."""
+        reasoning = [str(message["reasoning_content"]) for message in messages if message.get("reasoning_content")]
+        if any(not any(text.strip() in rendering.text for rendering in renderings) for text in reasoning):
+            self._tally.add("reasoning_left_out", Problem(where(example), "the chat template leaves out reasoning"))
+
+    def _refuse_stitched(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None, renderings: Sequence[Rendering]
+    ) -> None:
+        """Refuse a conversation out of whose parts the template made a control marker that no part holds."""
+        if not self._markers.may_hold(messages) or self._markers.neutral(messages) == list(messages):
+            return
+        for rendering in renderings:
+            harmless = cast("list[Message]", self._markers.neutral(rendering.messages))
+            try:
+                text = self._tokenizer.render(
+                    harmless, tools=wrapped_tools(tools), arguments=self._data.template_arguments
+                )
+            except DataError:
+                continue
+            if self._markers.count(text) != self._markers.count(rendering.text):
+                raise DataError("the chat template makes a control marker out of this conversation", _USE_MESSAGES)
+
+    def _prompted(self, example: Example, instruction: str, input_text: str, output: str) -> list[Draft]:
+        template = self._need_prompt()
+        for name, text in (("instruction", instruction), ("input", input_text), ("answer", output)):
+            self._refuse_marker(self._markers.find(text), f"the {name}")
+        prompt = template.prompt(instruction, input_text)
+        text = prompt + output + template.ending(instruction, input_text)
+        return [Draft(text, ((len(prompt), len(text)),), PROMPT_TEMPLATE, example, is_document=True)]
+
+    def rows(self, draft: Draft, encoding: Encoded) -> list[Tokens]:
+        """Rows of one encoded draft after mask and truncation; none where nothing is left (tallied)."""
+        try:
+            ids, mask = self.ids_and_mask(draft, encoding)
+            fitted = [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
+        except DataError as error:
+            self._tally.add("refused", Problem(where(draft.example), error.message, error.hint))
+            return []
+        example = draft.example
+        rows: list[Tokens] = []
+        for ids, mask in fitted:
+            if mask.any():
+                rows.append(Tokens(ids, mask, example.source, example.line, example.weight))
+            else:
+                self._tally.add("no_target", Problem(where(example), f"nothing to learn in {len(ids)} tokens"))
+        return rows
+
+    def without_merged_border(self, draft: Draft, encoding: Encoded) -> Encoded:
+        """The encoding, or that of prompt and answer apart where a token holds the end of one and the start of other.
+
+        Only for prompt templates, whose prompt is tokenised alone when an answer is generated; with a prompt that ends
+        in a blank, the first word of every answer would be neither learned nor possible otherwise.
+        """
+        if draft.method != PROMPT_TEMPLATE or not draft.spans:
+            return encoding
+        border = draft.spans[0][0]
+        if not any(start < border < end for start, end in encoding.offsets):
+            return encoding
+        before, after = self._tokenizer.encode_batch([draft.text[:border], draft.text[border:]])
+        moved = [(start + border, end + border) for start, end in after.offsets]
+        return Encoding(before.ids + after.ids, before.offsets + moved)
+
+    def ids_and_mask(self, draft: Draft, encoding: Encoded) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The whole row, however long. Raises ``DataError`` where it must be refused."""
+        ids = np.array(array("i", encoding.ids), dtype=np.int32)  # twice as fast as asarray of the list
+        disguised = self._markers.disguised(draft.text, encoding, ids)
+        if disguised:
+            raise DataError(f"characters of this row become the control token {disguised!r} in the tokenizer")
+        if draft.spans is None or self._learns_all:
+            mask = np.ones(len(ids), dtype=np.bool_)
+            if draft.spans is not None and not draft.is_document:
+                target_mask(draft.text, encoding, draft.spans, self._tokenizer.stop_token_ids)  # refuses a missing end
+        else:
+            end_ids = frozenset[int]() if draft.is_document else self._tokenizer.stop_token_ids
+            mask = target_mask(draft.text, encoding, draft.spans, end_ids)
+        if draft.is_document:
+            head = [] if self._bos is None else [self._bos]
+            ids = np.concatenate((head, ids, [self._tokenizer.eos_token_id]), dtype=np.int32, casting="unsafe")
+            mask = np.concatenate(([False] * len(head), mask, [True]), dtype=np.bool_, casting="unsafe")
+        elif len(ids) and ids[0] == self._tokenizer.bos_token_id:
+            mask[0] = False
+        if len(mask):
+            mask[0] = False
+        return ids, mask
+
+    def shorten(
+        self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+        """What ``truncation`` makes of a row that is too long; tallied."""
+        limit, how = self._data.max_seq_length, self._data.truncation
+        what = f"{len(ids)} tokens are more than max_seq_length = {limit}"
+        if how == "drop":
+            self._tally.add("too_long", Problem(where(draft.example), f"{what}: dropped"))
+            return []
+        if how == "split":
+            pieces = list(split(ids, mask, limit, self._bos))
+            self._tally.add("split", Problem(where(draft.example), f"{what}: split into {len(pieces)} pieces"))
+            return pieces
+        shorter = self._cut_turns(draft)
+        if shorter is not None:
+            self._tally.add("cut", Problem(where(draft.example), f"{what}: its first turns were cut"))
+            return [shorter]
+        self._tally.add(
+            "cut", Problem(where(draft.example), f"{what}: {len(ids) - limit} tokens were cut at the front")
+        )
+        return [keep_end(ids, mask, limit, self._tokenizer.bos_token_id)]
+
+    def _cut_turns(self, draft: Draft) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | None:
+        if draft.rendering is None:
+            return None
+        tools = draft.example.tools if isinstance(draft.example, Messages) else None
+        for messages in shorter_conversations(draft.rendering.messages):
+            try:
+                again = self._renderer.last_turn(messages, wrapped_tools(tools), draft.method)
+                shorter = replace(draft, text=again.text, spans=again.spans, rendering=again)
+                ids, mask = self.ids_and_mask(shorter, self._tokenizer.encode(again.text))
+            except DataError:
+                continue  # the template wants its turns otherwise; a shorter cut, or tokens, will do
+            if len(ids) <= self._data.max_seq_length:
+                return ids, mask
+        return None
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything tallied so far, located."""
+        return tuple(problem for outcome in self._tally.outcomes().values() for problem in outcome.rows)
+
+    def edge_texts(self) -> tuple[str, str]:
+        """What stands for the tokens put before and after a document; the first is empty where none is."""
+        return self._bos_text if self._bos is not None else "", self._eos_text
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
+        """Ids of a prompt, the generation prompt included."""
+        if not self._by_prompt:
+            self._refuse_marker(self._markers.find_in_messages(messages), "the conversation")
+            self._refuse_marker(self._markers.find(tools), "`tools`")
+            text = self._tokenizer.render(
+                complete(messages),
+                tools=wrapped_tools(tools),
+                add_generation_prompt=True,
+                arguments=self._data.template_arguments,
+            )
+            return self._tokenizer.encode(text).ids
+        instruction, _, _ = single_exchange([*messages, {"role": "assistant", "content": ""}])
+        self._refuse_marker(self._markers.find(instruction), "the prompt")
+        head = [] if self._bos is None else [self._bos]
+        return head + self._tokenizer.encode(self._need_prompt().prompt(instruction, "")).ids
+
+    def take_tally(self) -> Tally:
+        """What was tallied since the last call."""
+        taken, self._tally = self._tally, Tally()
+        return taken
+
+    def report(self, totals: Totals, num_examples: int, methods: Mapping[str, int], tally: Tally) -> TokenizeReport:
+        """Counts over everything seen."""
+        notes: list[str] = []
+        if not self._by_prompt and "strftime_now" in self._tokenizer.template_source:
+            notes.append(
+                "the chat template asks for today's date and is always told 26 July 2024, so that runs can be repeated"
+            )
+        template = self._need_prompt().name if self._by_prompt else self._tokenizer.template_name
+        return TokenizeReport(
+            num_examples=num_examples,
+            num_rows=totals.num_rows,
+            num_tokens=totals.num_tokens,
+            num_targets=totals.num_targets,
+            longest=totals.longest,
+            methods=methods,
+            template=template,
+            notes=tuple(notes),
+            outcomes=tally.outcomes(),
+        )
+
+    def _need_prompt(self) -> PromptTemplate:
+        assert self._prompt is not None, "only asked for where rows go through a prompt template"
+        return self._prompt
+
+    @staticmethod
+    def _refuse_marker(marker: str, place: str) -> None:
+        if marker:
+            raise DataError(f"{place} holds the control marker {marker!r}", _USE_MESSAGES)
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("the row holds half of a surrogate pair, which is no character") from None
+
+
+def where(example: Example) -> str:
+    """``file:line``."""
+    return f"{example.source}:{example.line}" if example.source else ""
+
+
+def _token_text(tokenizer: Tokenizer, token_id: int | None) -> str:
+    return next((token for token, id_ in tokenizer.control_tokens.items() if id_ == token_id), "")
+
+
+def _bos_to_add(tokenizer: Tokenizer) -> int | None:
+    """The beginning-of-text id if the tokenizer puts it before a text by itself, else None."""
+    ids = tokenizer.encode("a", add_special_tokens=True).ids
+    return tokenizer.bos_token_id if ids and ids[0] == tokenizer.bos_token_id else None

@@ -6,8 +6,9 @@ once an epoch (``weight`` times, where a source has one). Rows of similar length
 come from a set of at most 16, because every new shape costs MLX a trace that it keeps for ever.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,8 @@ class Batch:
     """One microbatch. ``tokens``, ``loss_mask`` and ``segment_ids`` are ``(B, T + 1)``; segment 0 is padding.
 
     ``rows`` are the row numbers in it, for messages about this batch; ``is_packed`` says whether a sequence may hold
-    more than one row.
+    more than one row. ``part`` is its number among the microbatches of its step, on whichever rank: its noise depends
+    on it.
     """
 
     tokens: NDArray[np.int32]
@@ -34,6 +36,7 @@ class Batch:
     segment_ids: NDArray[np.int32]
     rows: tuple[int, ...]
     is_packed: bool
+    part: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -150,10 +153,27 @@ class Stream:
 
     def microbatches(self, step: int) -> list[Batch]:
         """The microbatches of the 0-based optimizer step, in order."""
+        return self.share(step, 0, 1)
+
+    def share(self, step: int, rank: int, size: int) -> list[Batch]:
+        """The microbatches of the step that ``rank`` of ``size`` computes, in order; perhaps none.
+
+        Together the ranks have each of them once, and about as many positions each.
+        """
+        parts = self._parts(step)
+        costs = [math.prod(self._shape(part)) for part in parts]
+        return [self._batch(parts[number], number) for number in deal(costs, size)[rank]]
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of the step, on whichever rank, in order."""
+        return sorted({row for part in self._parts(step) for members in part for row in members})
+
+    def _parts(self, step: int) -> list[list[list[int]]]:
+        """The sequences of every microbatch of the step, each a list of row numbers."""
         epoch, within = self.locate(step)
         groups = self._grouping(epoch)[within * self._accumulation : (within + 1) * self._accumulation]
         size = self._piece_size
-        return [self._batch(group[at : at + size]) for group in groups for at in range(0, len(group), size)]
+        return [group[at : at + size] for group in groups for at in range(0, len(group), size)]
 
     def _grouping(self, epoch: int) -> list[list[list[int]]]:
         """For every microbatch of the epoch the sequences in it, each a list of row numbers."""
@@ -182,16 +202,36 @@ class Stream:
             batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
         return [batches[index] for index in shuffled(len(batches), self._seed, 4, epoch)]
 
-    def _batch(self, group: Sequence[Sequence[int]]) -> Batch:
+    def _shape(self, group: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Sequences and positions in each of them."""
         longest = max(sum(self._lengths[row] for row in rows) for rows in group) - 1
         length = self._packed_length or round_up(longest, self._shape_step)
-        return make_batch(
-            self._rows,
-            group,
-            num_sequences=self._piece_size if self._packed_length else len(group),
-            length=length,
-            is_packed=self._packed_length is not None,
-        )
+        return self._piece_size if self._packed_length else len(group), length
+
+    def _batch(self, group: Sequence[Sequence[int]], part: int) -> Batch:
+        num_sequences, length = self._shape(group)
+        is_packed = self._packed_length is not None
+        batch = make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=is_packed)
+        return replace(batch, part=part)
+
+
+def pieces_for(size: int, accumulation: int) -> int:
+    """Into how many pieces a group of ``batch_size`` sequences is cut, so that ``size`` ranks share a step evenly.
+
+    1 where the microbatches of a step can be dealt out whole: then dropout, too, is that of one rank.
+    """
+    return size // math.gcd(size, accumulation)
+
+
+def deal(costs: Sequence[int], size: int) -> list[list[int]]:
+    """Which of the parts each of ``size`` ranks gets: the dearest first, each to the rank with least so far."""
+    hands: list[list[int]] = [[] for _ in range(size)]
+    totals = [0] * size
+    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+        rank = totals.index(min(totals))
+        hands[rank].append(number)
+        totals[rank] += costs[number]
+    return [sorted(hand) for hand in hands]
 
 
 def length_step(longest: int) -> int:

@@ -20,6 +20,9 @@ from mlx_finetune.train.optim import AdamW, FlatArrays, global_norm
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
+#: ``(gradients, loss_sum, counts)`` of this process -> the same, summed over all ranks.
+Reduce = Callable[[FlatArrays, mx.array, Sequence[int]], tuple[FlatArrays, mx.array, list[int]]]
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -46,8 +49,12 @@ class Trainer:
         max_grad_norm: float,
         is_packed: bool,
         is_compiled: bool,
+        reduce: Reduce | None = None,
     ) -> None:
-        """``parameters`` are the trainable ones by name; everything else in ``model`` stays frozen."""
+        """``parameters`` are the trainable ones by name; everything else in ``model`` stays frozen.
+
+        ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
+        """
         self.parameters = parameters
         self.state = optimizer.init(parameters)
         self._model = model
@@ -57,6 +64,7 @@ class Trainer:
         self._max_grad_norm = max_grad_norm
         self._is_packed = is_packed
         self._is_compiled = is_compiled
+        self._reduce = reduce
         self._compile()
 
     def restore(self, parameters: FlatArrays, state: FlatArrays) -> None:
@@ -75,16 +83,14 @@ class Trainer:
     def compute(self, batches: Sequence[Batch], step: int) -> tuple[FlatArrays, StepResult]:
         """Mean gradients of the 0-based ``step`` over all its targets, clipped; nothing is changed yet.
 
-        ``gradient = sum over microbatches / sum of targets``, never a mean of means. Raises ``AssertionError`` when no
-        batch has a target.
+        ``gradient = sum over microbatches / sum of targets``, never a mean of means. ``batches`` are this rank's share
+        of the step, perhaps none. Raises ``AssertionError`` when no batch of any rank has a target.
         """
-        num_targets = sum(batch.num_targets for batch in batches)
-        assert num_targets, f"step {step} has no target"
         total = mx.array(0.0)
         gradients: FlatArrays | None = None
         self._model.train()
-        for part, batch in enumerate(batches):
-            key = derive_key(self._seed, "noise", step, part)
+        for batch in batches:
+            key = derive_key(self._seed, "noise", step, batch.part)
             lengths = mx.array(batch.lengths)
             loss_sum, new = self._microbatch(self.parameters, key, lengths, *self._objective.arrays(batch))
             gradients = new if gradients is None else {name: gradients[name] + new[name] for name in new}
@@ -92,15 +98,25 @@ class Trainer:
             mx.eval(total, gradients)
         self._model.eval()
         self.load_into_model()
-        assert gradients is not None
+        counts = [
+            sum(batch.num_targets for batch in batches),
+            sum(batch.num_tokens for batch in batches),
+            sum(batch.num_positions for batch in batches),
+        ]
+        if gradients is None:
+            gradients = {name: mx.zeros(value.shape, mx.float32) for name, value in self.parameters.items()}
+        if self._reduce is not None:
+            gradients, total, counts = self._reduce(gradients, total, counts)
+        num_targets, num_tokens, num_positions = counts
+        assert num_targets, f"step {step} has no target"
         gradients, norm = self._average(gradients, mx.array(float(num_targets)))
         mx.eval(gradients, norm)
         result = StepResult(
             loss=as_float(total) / num_targets,
             grad_norm=as_float(norm),
             num_targets=num_targets,
-            num_tokens=sum(batch.num_tokens for batch in batches),
-            num_positions=sum(batch.num_positions for batch in batches),
+            num_tokens=num_tokens,
+            num_positions=num_positions,
         )
         return gradients, result
 

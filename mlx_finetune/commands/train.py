@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
 @click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Train a finished run for N more steps.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, load no weights, change nothing.")
 @click.option("--detach", is_flag=True, help="Leave the training to the background once it has started.")
+@click.option(
+    "--hostfile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Train on the machines of this hostfile of mlx.launch together; the first is this one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the events as JSON Lines on stdout (or the plan as JSON).")
 @click.option("--in-background", is_flag=True, hidden=True)  # what --detach starts
 def command(
@@ -36,14 +43,21 @@ def command(
     extend: int | None,
     dry_run: bool,
     detach: bool,
+    hostfile: Path | None,
     as_json: bool,
     in_background: bool,
 ) -> int:
     """Train from RECIPE, a TOML file, into its output_dir.
 
     Ctrl-C finishes the step, saves and leaves; --resume goes on from there exactly. A training process that is
-    aborted or killed is started again from its last checkpoint.
+    aborted or killed is started again from its last checkpoint, unless it trains together with others (--hostfile, or
+    under mlx.launch).
     """
+    from mlx_finetune.hardware.place import read_place
+
+    place = read_place(os.environ)
+    if place.rank:
+        return 0 if dry_run else _follow(recipe, overrides)
     if dry_run:
         from mlx_finetune.commands.plan import print_plan
 
@@ -55,7 +69,8 @@ def command(
     from mlx_finetune.rundir import EVENTS, RunDir
 
     asked = load_recipe(recipe, overrides).recipe
-    request = TrainRequest(recipe, overrides, resume=resume, fork=fork, extend=extend)
+    request = TrainRequest(recipe, overrides, resume=resume, fork=fork, extend=extend, num_ranks=place.size)
+    request = _with_hosts(request, hostfile)
     run = RunDir(asked.run_folder)
     summary = Summary()
     if request.continues:
@@ -82,8 +97,41 @@ def _train(
     from mlx_finetune.commands.closing import ended_lines, go_on_lines
 
     supervised = supervise.supervise(request, run, recipe, view)
-    go_on = go_on_lines(str(request.recipe), [part for one in request.overrides for part in ("--set", one)])
-    return ended_lines(supervised, summary, run, go_on), supervised.exit_code
+    hostfile = [] if request.hostfile is None else ["--hostfile", str(request.hostfile)]
+    options = [part for one in request.overrides for part in ("--set", one)]
+    go_on = go_on_lines(str(request.recipe), [*options, *hostfile])
+    lines = ended_lines(supervised, summary, run, go_on)
+    if request.num_ranks > 1 and supervised.ending.kind == "failed" and run.checkpoints():
+        lines = [*lines, *go_on]
+    return lines, supervised.exit_code
+
+
+def _with_hosts(request: "TrainRequest", hostfile: Path | None) -> "TrainRequest":
+    """The request with the machines of ``hostfile``. Raises ``UsageError``."""
+    from mlx_finetune.app.hosts import fill_stdin, read_hostfile
+    from mlx_finetune.errors import UsageError
+
+    if hostfile is None:
+        if request.num_ranks > 1:
+            fill_stdin()
+        return request
+    if request.num_ranks > 1:
+        raise UsageError(
+            "--hostfile starts the other ranks itself, and mlx.launch has started this one",
+            "leave out --hostfile, or mlx.launch",
+        )
+    hosts = read_hostfile(hostfile)
+    return replace(request, hostfile=hostfile, hosts=hosts, num_ranks=hosts.num_ranks)
+
+
+def _follow(recipe: Path, overrides: Sequence[str]) -> int:
+    """A rank of ``mlx.launch`` that writes nothing: this process becomes the training process."""
+    from mlx_finetune.app.hosts import fill_stdin
+    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest
+
+    fill_stdin()
+    arguments = TrainRequest(recipe, tuple(overrides)).companion_arguments()
+    os.execv(sys.executable, [sys.executable, "-m", CHILD_MODULE, *arguments])
 
 
 def choose_view(summary: "Summary", *, as_json: bool) -> "View":

@@ -148,8 +148,8 @@ class Ranks:
             return self._all_sum(array)
         except RuntimeError as error:
             raise LostRankError(
-                f"the connection to another rank was lost ({error}); a process or a machine has gone",
-                "see there what ended it, then go on with --resume, with as many ranks as you like",
+                f"another rank has gone: {error}",
+                "see there what ended it, then go on with --resume; the number of ranks may be another",
             ) from error
 
 

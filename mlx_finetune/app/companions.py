@@ -18,7 +18,8 @@ from pathlib import Path
 from mlx_finetune.app.hosts import Host, Hosts, free_port, passed_on, remote_command
 from mlx_finetune.errors import RunError
 
-NOTICE_SECONDS = 15.0  # for rank 0 to find out that another one has gone, and to save
+NOTICE_SECONDS = 10.0  # for rank 0 to find out that another one has gone
+SAVE_SECONDS = 120.0  # the same once it has something to save
 LEAVE_SECONDS = 10.0  # for the others to leave after rank 0
 FAILED_SECONDS = 3.0  # the same where rank 0 has failed: they may still wait for its connection
 KILL_SECONDS = 5.0
@@ -46,10 +47,11 @@ class _Companion:
 @dataclass(slots=True)
 class Companions:
     """Those of one training process. ``environment`` is what rank 0 needs to find them; ``failure`` says, once they
-    have ended, which of them failed by itself and how."""
+    have ended, which of them failed by itself and how. ``patience`` are the seconds that rank 0 has to notice it."""
 
     environment: dict[str, str] = field(default_factory=dict[str, str])
     failure: str = ""
+    patience: float = NOTICE_SECONDS
     _running: list[_Companion] = field(default_factory=list[_Companion])
     _deadline: float | None = None
     _num_signals: int = 0
@@ -75,7 +77,7 @@ class Companions:
         """Called again and again while rank 0 runs: ends ``first`` where it does not notice that a rank has failed."""
         if self._deadline is None:
             if any(one.process.poll() for one in self._running):
-                self._deadline = time.monotonic() + NOTICE_SECONDS
+                self._deadline = time.monotonic() + self.patience
         elif time.monotonic() > self._deadline and self._num_signals < len(_INSISTING):
             self._deadline = time.monotonic() + KILL_SECONDS
             first.send_signal(_INSISTING[self._num_signals])

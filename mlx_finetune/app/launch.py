@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-from mlx_finetune.app.companions import Companions, companions
+from mlx_finetune.app.companions import SAVE_SECONDS, Companions, companions
 from mlx_finetune.app.endings import Ended, Outcome
 from mlx_finetune.app.hosts import Hosts
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import EventFollower, Record, RunFailed, RunFinished, RunStopped
+from mlx_finetune.events import EventFollower, Record, RunFailed, RunFinished, RunStarted, RunStopped
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 
@@ -201,7 +201,7 @@ def train(
         others.end(has_failed=bool(code))
         tail = (*_tail(output, 0), *_log_tail(run.file(LOG), run_log_size))
     if others.has_ended_first and outcome is None:
-        return Ended(1, log_tail=(f"error: {others.failure}", "hint: mend that, then start it again with --resume"))
+        return Ended(1, log_tail=(f"error: {others.failure}", "hint: mend that, then give the same command again"))
     if others.failure and code > 0:
         view.say(others.failure)
     killed_by = signal.Signals(-code) if code < 0 else None
@@ -255,6 +255,8 @@ def _follow(
                 is_new = False
             if isinstance(record.event, RunFinished | RunStopped | RunFailed):
                 outcome = record.event
+            if isinstance(record.event, RunStarted):
+                others.patience = SAVE_SECONDS
             view.show(record)
         signals.announce()
         signals.insist()

@@ -35,7 +35,7 @@ from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
-from mlx_finetune.train.ranks import ALONE, Ranks
+from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
@@ -126,16 +126,14 @@ def _resolve(recipe: Recipe, facts: Facts, ranks: Ranks) -> Resolved:
 
 
 def _compare(identity: Identity, ranks: Ranks) -> None:
-    """Refuse ranks that would train something else than rank 0. Raises ``RunError`` with the difference."""
+    """Refuse ranks that would train something else than rank 0. Raises ``OtherRankError`` with the difference."""
     if ranks.size == 1:
         return
     different = rank_differences(ranks.share(identity.to_json()), identity)
     for rank, phrases in enumerate(ranks.gather(different)):
         if phrases:
-            raise RunError(
-                f"rank {rank} would train with {'; '.join(phrases)}",
-                "every machine needs the same recipe, data, model and version of mlxft, in the same folders",
-            )
+            hint = "every machine needs the same recipe, data, model and version of mlxft, in the same folders"
+            raise OtherRankError(rank, f"it would train with {'; '.join(phrases)}", hint, RunError.exit_code)
 
 
 def _plan_disk(

@@ -83,9 +83,8 @@ def read_hostfile(path: Path) -> Hosts:
         raise UsageError(f'{path}: every host needs a name, "ssh"', f"for example: {_EXAMPLE}")
     hosts = tuple(_host(entry) for entry in cast(list[dict[str, object]], entries))
     envs = fields.get("envs") or []
-    found_hosts = Hosts(
-        hosts, str(fields.get("backend") or "ring"), tuple(str(entry) for entry in cast(list[object], envs))
-    )
+    variables = tuple(str(entry) for entry in cast(list[object], envs)) if isinstance(envs, list) else (str(envs),)
+    found_hosts = Hosts(hosts, str(fields.get("backend") or "ring"), variables)
     _check(path, found_hosts)
     return found_hosts
 

@@ -4,11 +4,13 @@
 
 Every repeat runs each way once, in rotating order, on the same rows in the same steps; ratios are taken within a
 repeat. The first step of a run is left out. Bytes are read from the counter of the loopback interface between the
-second step and the last, and computed: a ring sends ``2 (N - 1) / N`` times the buffer from each of N ranks. Linux
-only.
+second step and the last, and computed: a ring sends ``2 (N - 1) / N`` times the buffer from each of N ranks. Core
+seconds are the processor time of all processes of a way, its launcher's too, over the same steps: they say what a way
+costs also on a machine that others use, where the wall clock says little. Linux only.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -32,6 +34,9 @@ SETTINGS = (
 )
 
 
+Counters = tuple[float, int]  # core seconds, bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """One way to do the work. ``start`` comes before ``train RECIPE``; ``threads`` of the BLAS in each process."""
@@ -44,9 +49,10 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of the steps after the first, loopback bytes of one of them, what the last loss was, and the weights."""
+    """Wall seconds, core seconds and loopback bytes of a step after the first; the last loss; trainable weights."""
 
     step_seconds: float
+    core_seconds: float
     bytes_per_step: float
     loss: float
     trainable: int
@@ -98,23 +104,39 @@ def measure(way: Way, recipe: Path, settings: list[str], steps: int) -> Measured
         started = next(event for event in events if event["kind"] == "run_started")
         return Measured(
             statistics.mean(event["step_seconds"] for event in done[1:]),
-            (last - second) / (steps - 2),
+            (last[0] - second[0]) / (steps - 2),
+            (last[1] - second[1]) / (steps - 2),
             done[-1]["loss"],
             started["trainable_parameters"],
         )
 
 
-def _watch(process: "subprocess.Popen[bytes]", journal: Path, steps: int) -> tuple[int, int]:
-    """The counter of the loopback interface when step 2 was reported, and when the last was."""
-    second = last = 0
-    while process.poll() is None and not last:
+def _watch(process: "subprocess.Popen[bytes]", journal: Path, steps: int) -> tuple[Counters, Counters]:
+    """The counters when step 2 was reported, and when the last was."""
+    second = last = (0.0, 0)
+    while process.poll() is None and last == (0.0, 0):
         num_steps = journal.read_bytes().count(b'"kind": "step"') if journal.is_file() else 0
-        if num_steps >= 2 and not second:
-            second = loopback_bytes()
+        if num_steps >= 2 and second == (0.0, 0):
+            second = _counters(process.pid)
         if num_steps >= steps:
-            last = loopback_bytes()
+            last = _counters(process.pid)
         time.sleep(0.05)
-    return second, last or loopback_bytes()
+    return second, last
+
+
+def _counters(pid: int) -> Counters:
+    """Processor seconds of a process and all that descend from it, and bytes sent over the loopback interface."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            parents[int(entry.parent.name)] = int(fields[1])
+            seconds[int(entry.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(seconds.get(member, 0.0) for member in family), loopback_bytes()
 
 
 def _events(journal: Path) -> list[dict[str, Any]]:
@@ -154,14 +176,19 @@ def main() -> None:
 def _print(chosen: list[Way], found: dict[str, list[Measured]]) -> None:
     """Seconds per step and how many times as fast as the first way; bytes of all ranks together."""
     first = found[chosen[0].name]
-    print(f"{'way':<30} {'s/step min':>10} {'median':>8} {'speed min':>10} {'median':>8} {'MB/step':>8} {'loss':>10}")
+    print(
+        f"{'way':<30} {'s/step min':>10} {'median':>8} {'speed min':>10} {'median':>8} {'core s min':>10} {'median':>8}"
+        f" {'MB/step':>8} {'loss':>10}"
+    )
     for way in chosen:
         seconds = [one.step_seconds for one in found[way.name]]
         ratios = [base.step_seconds / one.step_seconds for base, one in zip(first, found[way.name], strict=True)]
+        cores = [one.core_seconds for one in found[way.name]]
         megabytes = statistics.median(one.bytes_per_step for one in found[way.name]) / 1e6
         print(
             f"{way.name:<30} {min(seconds):>10.2f} {statistics.median(seconds):>8.2f} {min(ratios):>9.2f}x"
-            f" {statistics.median(ratios):>7.2f}x {megabytes:>8.2f} {found[way.name][-1].loss:>10.6f}"
+            f" {statistics.median(ratios):>7.2f}x {min(cores):>10.2f} {statistics.median(cores):>8.2f}"
+            f" {megabytes:>8.2f} {found[way.name][-1].loss:>10.6f}"
         )
     print(f"computed for two ranks: {computed_bytes(first[0].trainable, 2) / 1e6:.2f} MB a step, both together")
 

@@ -50,8 +50,7 @@ def command(
     """Train from RECIPE, a TOML file, into its output_dir.
 
     Ctrl-C finishes the step, saves and leaves; --resume goes on from there exactly. A training process that is
-    aborted or killed is started again from its last checkpoint, unless it trains together with others (--hostfile, or
-    under mlx.launch).
+    aborted or killed is started again from its last checkpoint, unless it trains together with others.
     """
     from mlx_finetune.hardware.place import read_place
 
@@ -69,8 +68,7 @@ def command(
     from mlx_finetune.rundir import EVENTS, RunDir
 
     asked = load_recipe(recipe, overrides).recipe
-    request = TrainRequest(recipe, overrides, resume=resume, fork=fork, extend=extend, num_ranks=place.size)
-    request = _with_hosts(request, hostfile)
+    request = _with_hosts(TrainRequest(recipe, overrides, resume, fork, extend, num_ranks=place.size), hostfile)
     run = RunDir(asked.run_folder)
     summary = Summary()
     if request.continues:

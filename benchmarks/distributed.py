@@ -170,7 +170,7 @@ def main() -> None:
             measured = measure(way, ROOT / "recipes/quickstart.toml", [*SETTINGS, *given.settings], given.steps)
             found[way.name].append(measured)
             print(f"{repeat + 1}: {way.name}: {measured}", file=sys.stderr, flush=True)
-    _print(chosen, found)
+        _print(chosen, found)  # after every repeat: a busy machine takes long
 
 
 def _print(chosen: list[Way], found: dict[str, list[Measured]]) -> None:

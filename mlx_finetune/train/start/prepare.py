@@ -113,7 +113,7 @@ def prepare(
     stop.raise_if_asked("before the first step")
     spec = _attach(loaded_model, resolved.recipe, base, emit, recomputes=safer.recomputation)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
-    _compare(identity, ranks)
+    _compare(identity, ranks, emit)
     parts = (objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, disk=disk, safer=safer, ranks=ranks)
 
@@ -125,8 +125,11 @@ def _resolve(recipe: Recipe, facts: Facts, ranks: Ranks) -> Resolved:
     return resolve_auto(Recipe.model_validate(chosen), facts) if ranks.rank else resolved
 
 
-def _compare(identity: Identity, ranks: Ranks) -> None:
-    """Refuse ranks that would train something else than rank 0. Raises ``OtherRankError`` with the difference."""
+def _compare(identity: Identity, ranks: Ranks, emit: Emit) -> None:
+    """Refuse ranks that would train something else than rank 0. Raises ``OtherRankError`` with the difference.
+
+    Another version of mlx is only said: it may compute other last bits.
+    """
     if ranks.size == 1:
         return
     different = rank_differences(ranks.share(identity.to_json()), identity)
@@ -134,6 +137,10 @@ def _compare(identity: Identity, ranks: Ranks) -> None:
         if phrases:
             hint = "every machine needs the same recipe, data, model and version of mlxft, in the same folders"
             raise OtherRankError(rank, f"it would train with {'; '.join(phrases)}", hint, RunError.exit_code)
+    emit(Notice("info", f"{ranks.size} ranks train together; this is rank {ranks.rank}"))
+    versions = ranks.gather(identity.versions["mlx"])
+    if len(set(versions)) > 1:
+        emit(Notice("warning", f"the ranks have different versions of mlx: {', '.join(versions)}"))
 
 
 def _plan_disk(

@@ -58,7 +58,7 @@ class Companions:
 
     def start(self, hosts: Hosts, arguments: Sequence[str], folder: Path) -> None:
         """Start ranks 1, 2, ... with ``arguments``, a whole command. Files go to ``folder``. Raises ``RunError``."""
-        port = free_port(hosts)
+        port = free_port(hosts, os.getpid())
         for rank, host in enumerate(hosts.hosts):
             variables, files = hosts.environment(rank, port)
             if host.is_here:

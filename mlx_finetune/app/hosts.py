@@ -118,11 +118,17 @@ def _check(path: Path, hosts: Hosts) -> None:
         raise UsageError(f'{path}: "envs" are written NAME=VALUE', 'for example: "envs": ["MLX_METAL_FAST_SYNCH=1"]')
 
 
-def free_port(hosts: Hosts) -> int:
-    """The first of as many ports as ranks, where those on this machine are free. Raises ``UsageError``."""
+def free_port(hosts: Hosts, process: int) -> int:
+    """The first of as many ports as ranks, where those on this machine are free. Raises ``UsageError``.
+
+    Without another machine, which may have a firewall, each ``process`` begins to look elsewhere: two trainings that
+    start in the same second would both find the same ones free.
+    """
     here = [number for number, host in enumerate(hosts.hosts) if host.is_here]
-    for port in range(FIRST_PORT, FIRST_PORT + MAX_PORT_TRIES * PORT_STEP, PORT_STEP):
-        if all(_is_free(hosts.hosts[number].ips[0], port + number) for number in here):
+    turn = process % MAX_PORT_TRIES if len(here) == hosts.num_ranks else 0
+    for number in range(turn, turn + MAX_PORT_TRIES):
+        port = FIRST_PORT + PORT_STEP * (number % MAX_PORT_TRIES)
+        if all(_is_free(hosts.hosts[rank].ips[0], port + rank) for rank in here):
             return port
     address = hosts.hosts[0].ips[0]
     raise UsageError(f"no port from {FIRST_PORT} on is free on {address}", "is that an address of this machine?")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.app.hosts import FIRST_PORT, PORT_STEP, Host, Hosts, free_port, read_hostfile, remote_command
+from mlx_finetune.app import hosts
+from mlx_finetune.app.hosts import Host, Hosts, free_port, read_hostfile, remote_command
 from mlx_finetune.errors import UsageError
 from mlx_finetune.hardware.place import Place, read_place
 
@@ -21,10 +22,10 @@ def write(folder: Path, content: object) -> Path:
 
 
 def test_both_forms_of_a_hostfile_are_read(tmp_path: Path):
-    hosts = (Host("localhost", ("10.0.0.1", "10.1.0.1")), Host("mac2.local", ("10.0.0.2",)))
-    assert read_hostfile(write(tmp_path, [HERE, MAC2])) == Hosts(hosts)
+    both = (Host("localhost", ("10.0.0.1", "10.1.0.1")), Host("mac2.local", ("10.0.0.2",)))
+    assert read_hostfile(write(tmp_path, [HERE, MAC2])) == Hosts(both)
     fields = {"backend": "jaccl", "envs": ["A=b=c"], "hosts": [HERE, MAC2]}
-    assert read_hostfile(write(tmp_path, fields)) == Hosts(hosts, "jaccl", ("A=b=c",))
+    assert read_hostfile(write(tmp_path, fields)) == Hosts(both, "jaccl", ("A=b=c",))
 
 
 def test_an_address_as_the_name_need_not_be_repeated(tmp_path: Path):
@@ -59,8 +60,8 @@ def test_a_hostfile_that_is_not_there(tmp_path: Path):
 
 
 def test_each_rank_of_a_ring_is_told_its_number_and_all_addresses():
-    hosts = Hosts((Host("localhost", ("10.0.0.1",)), Host("mac2.local", ("10.0.0.2",))), envs=("A=b",))
-    variables, files = hosts.environment(1, 7000)
+    ring = Hosts((Host("localhost", ("10.0.0.1",)), Host("mac2.local", ("10.0.0.2",))), envs=("A=b",))
+    variables, files = ring.environment(1, 7000)
     assert variables == {"A": "b", "MLX_RANK": "1"}
     assert {name: json.loads(text) for name, text in files.items()} == {
         "MLX_HOSTFILE": [["10.0.0.1:7000"], ["10.0.0.2:7001"]]
@@ -68,21 +69,26 @@ def test_each_rank_of_a_ring_is_told_its_number_and_all_addresses():
 
 
 def test_ranks_over_rdma_are_told_their_devices():
-    hosts = Hosts((Host("localhost", ("10.0.0.1",), (None, "rdma_en2")), Host("b", ("10.0.0.2",), ("rdma_en2", None))))
-    rdma = Hosts(hosts.hosts, "jaccl-ring")
+    both = (Host("localhost", ("10.0.0.1",), (None, "rdma_en2")), Host("b", ("10.0.0.2",), ("rdma_en2", None)))
+    rdma = Hosts(both, "jaccl-ring")
     variables, files = rdma.environment(0, 7000)
     assert variables == {"MLX_RANK": "0", "MLX_JACCL_COORDINATOR": "10.0.0.1:7000", "MLX_JACCL_RING": "1"}
     assert json.loads(files["MLX_IBV_DEVICES"]) == [[None, "rdma_en2"], ["rdma_en2", None]]
 
 
-def test_ports_that_are_taken_are_passed_over():
-    hosts = Hosts((Host("localhost", ("127.0.0.1",)), Host("localhost", ("127.0.0.1",))))
+def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch):
+    here, elsewhere = Host("localhost", ("127.0.0.1",)), Host("mac2", ("10.0.0.2",))
     with socket.socket() as taken:
-        first = free_port(hosts)
-        taken.bind(("127.0.0.1", first + 1))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert free_port(hosts) > first
-        assert (free_port(hosts) - FIRST_PORT) % PORT_STEP == 0
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(hosts, "FIRST_PORT", port - 1)
+        monkeypatch.setattr(hosts, "PORT_STEP", 7)
+        assert free_port(Hosts((elsewhere, here)), 0) == port - 1 + 7
+        assert free_port(Hosts((elsewhere, here)), 1) == port - 1 + 7
+        assert free_port(Hosts((here, elsewhere)), 1) == port - 1
+        assert free_port(Hosts((here, here)), 3) == port - 1 + 3 * 7
+        assert free_port(Hosts((here, here)), 20) == port - 1 + 7
 
 
 def test_what_ssh_runs_is_quoted_twice():

@@ -237,12 +237,18 @@ def test_gradient_checkpointing_recomputes_the_blocks(folder, tiny_model, monkey
     from mlx_finetune.train.start import prepare
 
     recomputed = []
-    monkeypatch.setattr(prepare, "checkpoint_blocks", recomputed.append)
+
+    def watched(model, *, recomputes):
+        recomputed.append(recomputes)
+        return goes(model, recomputes=recomputes)
+
+    goes = prepare.goes_block_by_block
+    monkeypatch.setattr(prepare, "goes_block_by_block", watched)
     recipe = write_recipe(folder, tiny_model("llama"))
     for value in ("false", "true"):
         overrides = (f"training.gradient_checkpointing={value}", f"output_dir={folder / value}")
         train(recipe, overrides=(*overrides, "training.max_steps=1", "eval.prompts=[]"))
-        assert bool(recomputed) == (value == "true")
+    assert recomputed == [False, True]
 
 
 def test_limits_are_handed_to_mlx(monkeypatch):

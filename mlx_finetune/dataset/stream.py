@@ -54,10 +54,24 @@ class Batch:
         return np.count_nonzero(self.segment_ids[:, :-1], axis=1).astype(np.int32)
 
     @property
-    def num_targets(self) -> int:
-        """Tokens that are learned: masked in, and in the same segment as the token they are predicted from."""
+    def target_positions(self) -> NDArray[np.int32]:
+        """Where a target is predicted from, ``(N,)`` rising, in the flat ``B * T``: position i predicts token i + 1.
+
+        The one place that shifts by one. A token is a target if it is masked in and lies in the same document as the
+        token before it, so the first token of a document is never predicted from another document.
+        """
         same = (self.segment_ids[:, 1:] == self.segment_ids[:, :-1]) & (self.segment_ids[:, 1:] > 0)
-        return int(np.count_nonzero(self.loss_mask[:, 1:] & same))
+        return np.flatnonzero(self.loss_mask[:, 1:] & same).astype(np.int32)
+
+    @property
+    def target_tokens(self) -> NDArray[np.int32]:
+        """The tokens that are learned, ``(N,)``, in the order of ``target_positions``."""
+        return self.tokens[:, 1:].reshape(-1)[self.target_positions]
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are learned."""
+        return len(self.target_positions)
 
 
 def shuffled(num_rows: int, *key: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ recomputed block. Without a key, or outside training mode, there is no noise at 
 
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_finetune.model.override import original_class, override_call, restore_call
 
 
 @dataclass(slots=True)
@@ -27,7 +30,18 @@ class _Noise:
     drawn: int = 0
 
 
-_stack: list[_Noise] = []
+class _Stack(threading.local):
+    """The contexts of one thread."""
+
+    def __init__(self) -> None:
+        self.contexts: list[_Noise] = []
+
+    @property
+    def current(self) -> _Noise | None:
+        return self.contexts[-1] if self.contexts else None
+
+
+_stack = _Stack()
 
 
 def derive_key(seed: int, *labels: int | str) -> mx.array:
@@ -54,20 +68,34 @@ def use_noise(key: mx.array | None, *, lengths: mx.array | None = None) -> Gener
 
 @contextmanager
 def _use(noise: _Noise) -> Generator[None]:
-    _stack.append(noise)
+    _stack.contexts.append(noise)
     try:
         yield
     finally:
-        _stack.pop()
+        _stack.contexts.pop()
 
 
 def next_key() -> mx.array | None:
     """The next subkey (2,) uint32 of the current key, or None where there is no noise."""
-    noise = _stack[-1] if _stack else None
+    noise = _stack.current
     if noise is None or noise.root is None:
         return None
     noise.drawn += 1
     return noise.root ^ mx.array([0, noise.drawn], dtype=mx.uint32)
+
+
+def noise_position() -> int:
+    """How many subkeys of the current key have been drawn; 0 where there is no noise."""
+    current = _stack.current
+    return current.drawn if current else 0
+
+
+@contextmanager
+def use_noise_from(drawn: int) -> Generator[None]:
+    """Inside, the current key goes on as if ``drawn`` subkeys had been drawn: the same noise again."""
+    current = _stack.current or _Noise(None, None)
+    with _use(_Noise(current.root, current.lengths, drawn)):
+        yield
 
 
 def dropout(x: mx.array, rate: float) -> mx.array:
@@ -85,14 +113,14 @@ def checkpoint_blocks(model: nn.Module) -> None:
     price is one more forward pass, the gain all activations inside blocks. Undone by ``uncheckpoint_blocks``.
     """
     for block in cast(Sequence[nn.Module], cast(Any, model).layers):
-        if _original_call(block) is None:
-            _override_call(block, _recomputed)
+        if original_class(block) is None:
+            override_call(block, _recomputed)
 
 
 def uncheckpoint_blocks(model: nn.Module) -> None:
     """Undo ``checkpoint_blocks``."""
     for block in cast(Sequence[nn.Module], cast(Any, model).layers):
-        _restore_call(block)
+        restore_call(block)
 
 
 def add_neftune(embedding: nn.Module, alpha: float) -> None:
@@ -109,7 +137,8 @@ def add_neftune(embedding: nn.Module, alpha: float) -> None:
         if key is None:
             return embedded
         *_, num_tokens, width = embedded.shape
-        lengths = _stack[-1].lengths
+        current = _stack.current
+        lengths = current.lengths if current else None
         if lengths is None:
             bound = mx.array(alpha / math.sqrt(num_tokens * width))
         else:
@@ -117,12 +146,12 @@ def add_neftune(embedding: nn.Module, alpha: float) -> None:
         noise = mx.random.uniform(-1, 1, embedded.shape, key=key) * bound
         return embedded + noise.astype(embedded.dtype)
 
-    _override_call(embedding, noisy)
+    override_call(embedding, noisy)
 
 
 def remove_neftune(embedding: nn.Module) -> None:
     """Undo ``add_neftune``; nothing happens where there is none."""
-    _restore_call(embedding)
+    restore_call(embedding)
 
 
 def _recomputed(block: nn.Module, call: Callable[..., Any], x: mx.array, *args: object, **kwargs: object) -> Any:
@@ -134,7 +163,7 @@ def _recomputed(block: nn.Module, call: Callable[..., Any], x: mx.array, *args: 
     """
     if not block.training:
         return call(block, x, *args, **kwargs)
-    outer = _stack[-1] if _stack else _Noise(None, None)
+    outer = _stack.current or _Noise(None, None)
     start = outer.drawn
 
     def run(parameters: Any, noise_arrays: Sequence[mx.array | None], *args: object, **kwargs: object) -> Any:
@@ -177,27 +206,3 @@ def _in_order(*arrays: mx.array) -> tuple[mx.array, ...]:
 def _in_order_vjp(primals: object, cotangents: Sequence[mx.array], outputs: object) -> tuple[mx.array, ...]:
     first, *rest = cotangents
     return (mx.depends([first], rest)[0], *rest)
-
-
-def _override_call(module: nn.Module, function: Callable[..., Any]) -> None:
-    """Give this one instance another ``__call__``: ``function(module, original_call, *args)``.
-
-    Python looks up ``__call__`` on the class, and a wrapper module would rename parameters and hide attributes that
-    models read from their blocks, so the instance gets a subclass of its own class.
-    """
-    original = type(module)
-
-    def call(self: nn.Module, *args: object, **kwargs: object) -> Any:
-        return function(self, original.__call__, *args, **kwargs)
-
-    module.__class__ = type(original.__name__, (original,), {"__call__": call, "_mlxft_original": original})
-
-
-def _original_call(module: nn.Module) -> type | None:
-    return type(module).__dict__.get("_mlxft_original")
-
-
-def _restore_call(module: nn.Module) -> None:
-    original = _original_call(module)
-    if original is not None:
-        module.__class__ = original

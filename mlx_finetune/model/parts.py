@@ -52,6 +52,14 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return cast("list[nn.Module]", layers)
 
 
+def inside_blocks(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
+    """Those of the parameter names that belong to a transformer block."""
+    members = {id(block) for block in blocks(model)}
+    named = cast("list[tuple[str, nn.Module]]", model.named_modules())
+    prefixes = tuple(f"{path}." for path, module in named if id(module) in members)
+    return frozenset(name for name in names if name.startswith(prefixes))
+
+
 def flat_arrays(model: nn.Module) -> dict[str, mx.array]:
     """Every parameter by its dotted name, in the model's order."""
     return dict(cast("list[tuple[str, mx.array]]", tree_flatten(model.parameters())))

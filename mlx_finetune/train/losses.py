@@ -1,25 +1,192 @@
-"""Sums of cross-entropy, never means, and the count they are divided by at the very end.
+"""Sums of cross-entropy, never means, at targets only; and the count they are divided by at the very end.
 
-The only place that shifts by one: inputs are ``tokens[:, :-1]``, targets ``tokens[:, 1:]``, and a target counts if
-its loss mask is set and it lies in the same document as the token it is predicted from, so the first token of a
-document is never a target. mlx-lm's ``default_loss`` counts one padding token a row; this does not.
+Which tokens are targets, and the shift by one, is ``Batch.target_positions``: hidden state ``i`` predicts token
+``i + 1``. mlx-lm's ``default_loss`` forms logits for every position and counts one padding token a row; this does
+neither. Nothing of size B x T x V ever exists: logits are formed a chunk of rows at a time, and a chunk's gradient with
+respect to its hidden states is formed with them, so that the backward pass keeps H numbers a target and not V.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
 import mlx.core as mx
-import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+from numpy.typing import NDArray
+
+from mlx_finetune.model.cpu_math import Floats, as_numpy, without_graph
+from mlx_finetune.model.split import SplitModel
+
+FlatArrays = dict[str, mx.array]
+#: ``logits(outer, hidden)``: (N, H) to (N, V), with the parameters ``outer`` in the model.
+Logits = Callable[[FlatArrays, mx.array], mx.array]
 
 
-def target_mask(loss_mask: mx.array, segment_ids: mx.array) -> mx.array:
-    """Which of the T predictions count, ``(B, T)`` bool, from ``(B, T + 1)`` mask and segment ids (0 is padding)."""
-    same_document = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
-    return loss_mask[:, 1:] & same_document
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a loss needs of the model above its hidden states.
 
-
-def cross_entropy_sum(logits: mx.array, tokens: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
-    """``(loss_sum, n_targets)``: nats summed over targets in fp32, and their number in fp32.
-
-    ``logits`` is ``(B, T, V)``, ``tokens`` ``(B, T + 1)``, ``mask`` ``(B, T)``. With uniform logits the mean is
-    ``ln V``. ``loss = sum_i mask_i * (logsumexp(logits_i) - logits_i[target_i])``.
+    ``outer`` are the learned parameters outside the blocks; ``uses_numpy`` takes exponentials there, on a CPU only;
+    ``is_learning`` says whether a gradient is wanted.
     """
-    losses = nn.losses.cross_entropy(logits.astype(mx.float32), tokens[:, 1:])  # (B, T), fp32
-    return mx.sum(mx.where(mask, losses, 0.0)), mx.sum(mask).astype(mx.float32)
+
+    split: SplitModel
+    outer: FlatArrays
+    uses_numpy: bool
+    is_learning: bool
+
+    def cross_entropy(self, hidden: mx.array, targets: mx.array) -> mx.array:
+        """``sum_i logsumexp(l_i) - l_i[t_i]`` in nats over rows (N, H) and targets (N,); a negative one is padding."""
+        size, uses_numpy = self.split.vocab_size, self.uses_numpy and hidden.dtype == mx.float32
+        if self.is_learning:
+            return cross_entropy(self._logits, self.outer, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
+        return cross_entropy_only(self._logits, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
+
+    def _logits(self, outer: FlatArrays, hidden: mx.array) -> mx.array:
+        if outer:
+            self.split.model.update(tree_unflatten(list(outer.items())))
+        return self.split.logits(hidden)
+
+
+CHUNK_BYTES = 2**25  # of logits in fp32 at once: 170 rows of 49,152; larger is no faster (SmolLM2, 2 cores)
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of logits formed at once, at least 16."""
+    return max(16, CHUNK_BYTES // (4 * vocab_size))
+
+
+def cross_entropy(
+    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, vocab_size: int, uses_numpy: bool
+) -> mx.array:
+    """``sum_i logsumexp(l_i) - l_i[t_i]`` over the targets ``t`` (N,) with ``t_i >= 0``, a scalar in fp32.
+
+    ``hidden`` is (N, H), one row a target; rows whose target is negative are padding and count nothing. Differentiable
+    in ``outer`` and ``hidden``; the gradient is formed in the forward pass, so call ``cross_entropy_only`` where none
+    is wanted. ``uses_numpy`` takes the exponentials there (``model.cpu_math`` says why).
+    """
+    names = list(outer)
+
+    @mx.custom_function
+    def summed(hidden: mx.array, targets: mx.array, *values: mx.array) -> tuple[mx.array, ...]:
+        learned = dict(zip(names, values, strict=True))
+        chunked = _chunked_in_numpy if uses_numpy else _chunked
+        return chunked(logits, learned, hidden, targets, rows=chunk_rows(vocab_size))
+
+    @summed.vjp  # pyright: ignore[reportUntypedFunctionDecorator]
+    def summed_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+        """The gradients that the forward pass formed, times the cotangent of the sum."""
+        _, d_hidden, *d_outer = outputs
+        scale = cotangents[0]
+        slopes = [(scale * slope).astype(slope.dtype) for slope in (d_hidden, *d_outer)]
+        return (slopes[0], mx.zeros_like(primals[1]), *slopes[1:])
+
+    return cast("tuple[mx.array, ...]", summed(hidden, targets, *outer.values()))[0]
+
+
+def cross_entropy_only(
+    logits: Logits, hidden: mx.array, targets: mx.array, *, vocab_size: int, uses_numpy: bool
+) -> mx.array:
+    """The same sum without a gradient, chunk by chunk."""
+    total = mx.array(0.0)
+    rows = chunk_rows(vocab_size)
+    for start in range(0, hidden.shape[0], rows):
+        chosen = targets[start : start + rows]
+        scores = logits({}, hidden[start : start + rows]).astype(mx.float32)
+        if uses_numpy:
+            total = total + mx.array(_numpy_loss(scores, chosen)[0])
+            mx.eval(total)
+        else:
+            total = total + mx.sum(mx.where(chosen >= 0, fused_losses(scores, mx.maximum(chosen, 0)), 0.0))
+    return total
+
+
+def _chunked(
+    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int
+) -> tuple[mx.array, ...]:
+    """The sum, its gradient for ``hidden`` (N, H), and one for each of ``outer``."""
+    total = mx.array(0.0)
+    d_hidden: list[mx.array] = []
+    d_outer = [mx.zeros_like(value) for value in outer.values()]
+    for start in range(0, hidden.shape[0], rows):
+        part, chosen = hidden[start : start + rows], targets[start : start + rows]
+        if d_hidden:  # chunk after chunk, or MLX might form all logits first
+            part = cast("list[mx.array]", mx.depends([part], [total, d_hidden[-1], *d_outer]))[0]
+        formed = logits(outer, part)
+        loss, slope = fused_slopes(formed.astype(mx.float32), chosen)
+        d_part, *d_values = _pull_back(logits, outer, part, slope.astype(formed.dtype))
+        total = total + loss
+        d_hidden.append(d_part)
+        d_outer = [kept + new for kept, new in zip(d_outer, d_values, strict=True)]
+    gathered = mx.concatenate(d_hidden, axis=0) if len(d_hidden) > 1 else d_hidden[0]
+    return (total, gathered, *d_outer)
+
+
+def _chunked_in_numpy(
+    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int
+) -> tuple[mx.array, ...]:
+    """The same, each chunk evaluated and its graph dropped; an array of MLX would keep it until the trace ends."""
+    (hidden,) = without_graph(hidden)
+    total = 0.0
+    d_hidden = np.empty(hidden.shape, np.float32)
+    d_outer = [np.zeros(value.shape, np.float32) for value in outer.values()]
+    for start in range(0, hidden.shape[0], rows):
+        part = hidden[start : start + rows]
+        loss, slope = numpy_slopes(logits(outer, part).astype(mx.float32), targets[start : start + rows])
+        d_part, *d_values = _pull_back(logits, outer, part, mx.array(slope).astype(part.dtype))
+        total += loss
+        d_hidden[start : start + rows] = as_numpy(d_part)
+        for kept, new in zip(d_outer, d_values, strict=True):
+            kept += as_numpy(new)
+    return (mx.array(total), mx.array(d_hidden), *(mx.array(value) for value in d_outer))
+
+
+def _pull_back(logits: Logits, outer: FlatArrays, part: mx.array, slope: mx.array) -> list[mx.array]:
+    """Gradients for ``part`` and each of ``outer`` from that of the logits."""
+    names = list(outer)
+
+    def scores(part: mx.array, *values: mx.array) -> mx.array:
+        return logits(dict(zip(names, values, strict=True)), part)
+
+    return mx.vjp(scores, [part, *outer.values()], [slope])[1]
+
+
+def fused_losses(scores: mx.array, targets: mx.array) -> mx.array:
+    """``logsumexp(l_i) - l_i[t_i]``, (N,) fp32; one kernel on a GPU."""
+    return mx.fast.cross_entropy(scores, targets)
+
+
+def fused_slopes(scores: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Summed loss of the rows with a target, and its gradient ``softmax(l) - onehot(t)`` for the scores (N, V)."""
+    counts = (targets >= 0)[:, None]
+    safe = mx.maximum(targets, 0)
+    losses = fused_losses(scores, safe)
+    normaliser = losses[:, None] + mx.take_along_axis(scores, safe[:, None], axis=1)  # (N, 1)
+    one_hot = safe[:, None] == mx.arange(scores.shape[1])[None]
+    slope = mx.where(counts, mx.exp(scores - normaliser) - one_hot, 0.0)
+    return mx.sum(mx.where(counts[:, 0], losses, 0.0)), slope
+
+
+def numpy_slopes(scores: mx.array, targets: mx.array) -> tuple[float, Floats]:
+    """The same in numpy; ``scores`` (N, V) fp32 are written over."""
+    loss, values, normaliser = _numpy_loss(scores, targets)
+    chosen: NDArray[np.int32] = np.asarray(targets)
+    counts = np.flatnonzero(chosen >= 0)
+    values /= normaliser
+    values[counts, chosen[counts]] -= 1
+    values[chosen < 0] = 0
+    return loss, values
+
+
+def _numpy_loss(scores: mx.array, targets: mx.array) -> tuple[float, Floats, Floats]:
+    """Summed loss (in fp64), ``exp(l - max)`` in the place of ``scores``, and its sums (N, 1)."""
+    mx.eval(scores, targets)
+    values: Floats = np.asarray(scores)
+    chosen: NDArray[np.int32] = np.asarray(targets)
+    counts = np.flatnonzero(chosen >= 0)
+    values -= values.max(axis=1, keepdims=True)
+    picked = values[counts, chosen[counts]].astype(np.float64)
+    np.exp(values, out=values)
+    normaliser = values.sum(axis=1, keepdims=True)
+    return float((np.log(normaliser[counts, 0], dtype=np.float64) - picked).sum()), values, normaliser

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlx_finetune.dataset.formats import Example
-from mlx_finetune.dataset.stream import Batch
+from mlx_finetune.dataset.stream import Batch, round_up
 from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer, tokenize
-from mlx_finetune.model.segments import segment_caches
 from mlx_finetune.recipe.schema import DataRecipe
-from mlx_finetune.train.losses import cross_entropy_sum, target_mask
+from mlx_finetune.train.losses import Head
 
 Arrays = tuple[mx.array, ...]
 
@@ -39,29 +37,34 @@ class ReadRows(Protocol):
 class Objective:
     """One way to train.
 
-    ``read_rows`` makes tokens and masks; ``arrays`` turns a batch into what ``loss`` takes after the model; ``loss``
-    returns ``(loss_sum, n_targets)`` as fp32 scalars and is called under ``mx.compile`` and in evaluation alike.
+    ``read_rows`` makes tokens and masks; ``arrays`` turns a batch into what ``loss`` takes after the hidden states;
+    ``loss(head, hidden, *arrays)`` returns a sum, an fp32 scalar, and is called under ``mx.compile``, block by block
+    and in evaluation alike. What the sum is divided by is ``Batch.num_targets``.
     """
 
     name: str
     read_rows: ReadRows
-    arrays: Callable[[Batch], Arrays]
-    loss: Callable[..., tuple[mx.array, mx.array]]
+    arrays: Callable[[Batch, int], Arrays]
+    loss: Callable[..., mx.array]
 
 
-def token_arrays(batch: Batch) -> Arrays:
-    """``tokens``, ``loss_mask``, ``segment_ids``, each ``(B, T + 1)``."""
-    loss_mask = mx.array(batch.loss_mask.astype(np.int32)) > 0
-    return mx.array(batch.tokens), loss_mask, mx.array(batch.segment_ids)
+def target_arrays(batch: Batch, parts: int) -> Arrays:
+    """Where the targets are predicted from, (N,) of the flat (B T), and the tokens to predict, (N,); -1 is padding.
+
+    With ``parts`` N is rounded up to the next of so many sizes, so that compiled functions see few shapes; 0: exact.
+    """
+    positions, targets = batch.target_positions, batch.target_tokens
+    if parts:
+        size = -(-batch.num_positions // parts)
+        padding = (0, round_up(len(positions), size) - len(positions))
+        positions, targets = np.pad(positions, padding), np.pad(targets, padding, constant_values=-1)
+    return mx.array(positions), mx.array(targets)
 
 
-def next_token_loss(
-    model: nn.Module, tokens: mx.array, loss_mask: mx.array, segment_ids: mx.array, *, is_packed: bool
-) -> tuple[mx.array, mx.array]:
-    """Cross-entropy of the next token, summed over targets; documents of a pack do not see each other."""
-    caches = segment_caches(model, segment_ids[:, :-1]) if is_packed else None
-    logits = model(tokens[:, :-1], cache=caches)  # (B, T, V)
-    return cross_entropy_sum(logits, tokens, target_mask(loss_mask, segment_ids))
+def next_token_loss(head: Head, hidden: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
+    """Cross-entropy of the next token, summed over targets. ``hidden`` is (B, T, H)."""
+    rows = mx.take(hidden.reshape(-1, hidden.shape[-1]), positions, axis=0)  # (N, H)
+    return head.cross_entropy(rows, targets)
 
 
 def _read_as(task: str) -> ReadRows:
@@ -78,5 +81,5 @@ def _read_as(task: str) -> ReadRows:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    name: Objective(name, _read_as(name), token_arrays, next_token_loss) for name in ("sft", "pretrain")
+    name: Objective(name, _read_as(name), target_arrays, next_token_loss) for name in ("sft", "pretrain")
 }

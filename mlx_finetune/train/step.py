@@ -15,6 +15,11 @@ from mlx.utils import tree_unflatten
 
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.model.noise import derive_key, use_noise
+from mlx_finetune.model.parts import inside_blocks
+from mlx_finetune.model.segments import segment_caches
+from mlx_finetune.model.split import SplitModel
+from mlx_finetune.train.both_cores import BothCores
+from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.optim import AdamW, FlatArrays, global_norm
 
@@ -22,6 +27,8 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 #: ``(gradients, loss_sum, counts)`` of this process -> the same, summed over all ranks.
 Reduce = Callable[[FlatArrays, mx.array, Sequence[int]], tuple[FlatArrays, mx.array, list[int]]]
+
+PACKED_TARGET_SIZES = 4  # packs have one length, so compiled functions may see their targets in four sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +56,31 @@ class Trainer:
         max_grad_norm: float,
         is_packed: bool,
         is_compiled: bool,
+        is_blockwise: bool = False,
+        keeps_products: bool = False,
         reduce: Reduce | None = None,
     ) -> None:
         """``parameters`` are the trainable ones by name; everything else in ``model`` stays frozen.
 
+        ``is_blockwise`` takes the blocks one at a time with exponentials in numpy, on a CPU; the model must be a chain
+        (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory.
         ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
         """
+        assert not (is_compiled and is_blockwise), "block by block nothing can be compiled"
         self.parameters = parameters
         self.state = optimizer.init(parameters)
         self._model = model
+        self._split = SplitModel(model)
+        self._cores = (
+            BothCores(
+                self._split, objective, list(parameters), seed=seed, is_packed=is_packed, keeps_products=keeps_products
+            )
+            if is_blockwise
+            else None
+        )
+        inside = inside_blocks(model, parameters)
+        self._outer = [name for name in parameters if name not in inside]
+        self._target_parts = (PACKED_TARGET_SIZES if is_packed else 1) if is_compiled else 0
         self._objective = objective
         self._optimizer = optimizer
         self._seed = seed
@@ -88,20 +111,18 @@ class Trainer:
         """
         total = mx.array(0.0)
         gradients: FlatArrays | None = None
-        self._model.train()
+        self._train(is_training=True)
         for batch in batches:
-            key = derive_key(self._seed, "noise", step, batch.part)
-            lengths = mx.array(batch.lengths)
-            loss_sum, new = self._microbatch(self.parameters, key, lengths, *self._objective.arrays(batch))
+            loss_sum, new = self._gradients(batch, step, batch.part)
             gradients = new if gradients is None else {name: gradients[name] + new[name] for name in new}
             total = total + loss_sum
             mx.eval(total, gradients)
-        self._model.eval()
+        self._train(is_training=False)
         self.load_into_model()
         counts = [
             sum(batch.num_targets for batch in batches),
             sum(batch.num_tokens for batch in batches),
-            sum(batch.num_positions for batch in batches),
+            sum(self._cores.positions(one) if self._cores else one.num_positions for one in batches),
         ]
         if gradients is None:
             gradients = {name: mx.zeros(value.shape, mx.float32) for name, value in self.parameters.items()}
@@ -129,19 +150,35 @@ class Trainer:
 
     def loss(self, batch: Batch) -> tuple[float, int]:
         """``(loss_sum, n_targets)`` of one batch in eval mode: no noise, no gradient."""
-        self._model.eval()
-        loss_sum, count = self._evaluate(self.parameters, *self._objective.arrays(batch))
-        mx.eval(loss_sum, count)
+        self._train(is_training=False)
+        if self._cores:
+            loss_sum = self._cores.loss(self.parameters, batch)
+        else:
+            loss_sum = self._evaluate(self.parameters, *self._arrays(batch))
+        mx.eval(loss_sum)
         self.load_into_model()
-        return as_float(loss_sum), round(as_float(count))
+        return as_float(loss_sum), batch.num_targets
+
+    def _gradients(self, batch: Batch, step: int, part: int) -> tuple[mx.array, FlatArrays]:
+        """Loss sum and summed gradients of one microbatch."""
+        if self._cores:
+            return self._cores.loss_and_gradients(self.parameters, batch, step, part)
+        key = derive_key(self._seed, "noise", step, part)
+        return self._microbatch(self.parameters, key, mx.array(batch.lengths), *self._arrays(batch))
+
+    def _train(self, *, is_training: bool) -> None:
+        self._model.train(is_training)
+        if self._cores:
+            self._cores.train(is_training=is_training)
+
+    def _arrays(self, batch: Batch) -> tuple[mx.array, ...]:
+        """Tokens and segment ids of the inputs, each (B, T), and what the objective wants."""
+        inputs = mx.array(batch.tokens[:, :-1]), mx.array(batch.segment_ids[:, :-1])
+        return *inputs, *self._objective.arrays(batch, self._target_parts)
 
     def _compile(self) -> None:
         """Build the functions, compiled where that pays. Frozen weights are captured; what changes is passed in."""
-        model, loss = self._model, self._objective.loss
-
-        def forward(parameters: FlatArrays, *arrays: mx.array) -> mx.array:
-            model.update(tree_unflatten(list(parameters.items())))
-            return loss(model, *arrays, is_packed=self._is_packed)[0]
+        split, loss = self._split, self._objective.loss
 
         def microbatch(
             parameters: FlatArrays, key: mx.array, lengths: mx.array, *arrays: mx.array
@@ -149,9 +186,17 @@ class Trainer:
             with use_noise(key, lengths=lengths):
                 return mx.value_and_grad(forward)(parameters, *arrays)
 
-        def evaluate(parameters: FlatArrays, *arrays: mx.array) -> tuple[mx.array, mx.array]:
-            model.update(tree_unflatten(list(parameters.items())))
-            return loss(model, *arrays, is_packed=False)
+        def forward(parameters: FlatArrays, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array) -> mx.array:
+            self._model.update(tree_unflatten(list(parameters.items())))
+            outer = {name: parameters[name] for name in self._outer}
+            caches = segment_caches(self._model, segment_ids) if self._is_packed else None
+            hidden = split.hidden(tokens, caches)
+            return loss(Head(split, outer, uses_numpy=False, is_learning=True), hidden, *arrays)
+
+        def evaluate(parameters: FlatArrays, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array) -> mx.array:
+            self._model.update(tree_unflatten(list(parameters.items())))
+            hidden = split.hidden(tokens, None)
+            return loss(Head(split, {}, uses_numpy=False, is_learning=False), hidden, *arrays)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}
@@ -163,6 +208,9 @@ class Trainer:
         self._evaluate = compiled(evaluate)
         self._average = compiled(average)
         self._update = compiled(self._optimizer.update)
+
+    def _caches(self, segment_ids: mx.array) -> Sequence[object] | None:
+        return segment_caches(self._model, segment_ids) if self._is_packed else None
 
 
 def _as_it_is(function: _F) -> _F:

@@ -120,10 +120,10 @@ def test_a_third_objective_needs_nothing_of_the_loop(recipe, monkeypatch):
     """Label smoothing as an objective of its own: sum of (1 - e) nll + e * mean over the vocabulary."""
     calls = []
 
-    def smoothed(model, tokens, loss_mask, segment_ids, *, is_packed):
-        calls.append(is_packed)
-        loss_sum, count = objective.next_token_loss(model, tokens, loss_mask, segment_ids, is_packed=is_packed)
-        return 0.9 * loss_sum + 0.1 * count * mx.log(mx.array(300.0)), count
+    def smoothed(head, hidden, positions, targets):
+        calls.append(targets.shape)
+        loss_sum = objective.next_token_loss(head, hidden, positions, targets)
+        return 0.9 * loss_sum + 0.1 * targets.size * mx.log(mx.array(300.0))
 
     base = objective.OBJECTIVES["sft"]
     plain = train(recipe, overrides=("training.max_steps=2", "eval.prompts=[]"))

@@ -1,17 +1,22 @@
 """One optimizer step: what must not change its gradients, and what must."""
 
+from typing import Any, cast
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_finetune.dataset.stream import make_batch
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.lora import adapter_parameters, attach_adapter
+from mlx_finetune.model.lora import adapter_parameters, attach_adapter, full_parameters
 from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
 from mlx_finetune.model.parts import embedding
+from mlx_finetune.model.twin import twin
 from mlx_finetune.recipe.schema import LoraRecipe
+from mlx_finetune.train.both_cores import halves
 from mlx_finetune.train.objective import OBJECTIVES
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer, as_float
@@ -25,6 +30,9 @@ def make_trainer(tiny_model):
         dropout=0.0,
         seed=3,
         recompute=False,
+        blockwise=False,
+        full=False,
+        lora=None,
         neftune=0.0,
         packed=False,
         max_norm=0.0,
@@ -32,9 +40,14 @@ def make_trainer(tiny_model):
     ):
         local = LocalModel("tiny", tiny_model(model_type), "folder", None, "", None)
         model = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
-        lora = LoraRecipe.model_validate({"rank": 4, "alpha": 8, "dropout": dropout})
-        attach_adapter(model, lora, seed=seed)
-        parameters = adapter_parameters(model)
+        if full:
+            full_parameters(model)
+            named = cast("list[tuple[str, mx.array]]", tree_flatten(model.trainable_parameters()))
+            parameters = dict(sorted(named))
+        else:
+            fields = {"rank": 4, "alpha": 8, "dropout": dropout} | (lora or {})
+            attach_adapter(model, LoraRecipe.model_validate(fields), seed=seed)
+            parameters = adapter_parameters(model)
         for name, value in parameters.items():  # with B = 0 half of the gradients would be 0
             if name.endswith("lora_b"):
                 parameters[name] = 0.1 * mx.random.normal(value.shape, key=mx.random.key(len(name)))
@@ -52,6 +65,8 @@ def make_trainer(tiny_model):
             max_grad_norm=max_norm,
             is_packed=packed,
             is_compiled=compiled,
+            is_blockwise=bool(blockwise),
+            keeps_products=blockwise == "kept",
         )
         trainer.load_into_model()
         return trainer
@@ -199,3 +214,109 @@ def test_full_fine_tuning_reaches_every_weight(tiny_model):
     trainer.apply(gradients, learning_rate=1e-2, step=0)
     unchanged = [name for name, value in trainer.parameters.items() if mx.array_equal(value, before[name])]
     assert unchanged == []
+
+
+FAMILIES = ["llama", "gemma", "qwen3", "gpt2", "gpt_neox"]
+
+
+@pytest.mark.parametrize("how", ["kept", "recomputed"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"packed": True},
+        {"dropout": 0.3, "neftune": 5.0},
+        {"lora": {"num_layers": 1}},
+        {"lora": {"use_dora": True}},
+        {"full": True},
+        {"full": True, "neftune": 5.0},
+    ],
+    ids=["plain", "packed", "noise", "last block", "dora", "full", "full noise"],
+)
+def test_block_by_block_gives_the_gradients_of_one_graph(make_trainer, model_type, options, how):
+    is_packed = options.get("packed", False)
+    if is_packed and model_type == "gpt2":
+        pytest.skip("learned positions cannot be packed")
+    groups = [[0, 1], [2], [3]] if is_packed else [[0], [1], [2], [3]]
+    batches = [make_batch(ROWS, groups, num_sequences=len(groups), length=40, is_packed=is_packed)]
+    if "neftune" in options:  # noise is drawn for shapes: a row that nothing is cut from, and no halves
+        batches = [make_batch(ROWS, [[2]], num_sequences=1, length=len(ROWS[2].ids) - 1)]
+    plain, ours = (make_trainer(model_type, blockwise=blockwise, **options) for blockwise in (False, how))
+    (expected, whole), (gradients, result) = plain.compute(batches, 5), ours.compute(batches, 5)
+    assert result.loss == pytest.approx(whole.loss, rel=1e-6)
+    for name, value in expected.items():
+        np.testing.assert_allclose(gradients[name], value, atol=1e-5 * as_float(mx.abs(value).max()) + 1e-7)
+    again, _ = ours.compute(batches, 5)
+    assert all(mx.array_equal(gradients[name], again[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_block_by_block_evaluates_the_same_loss(make_trainer, model_type):
+    batch = make_batch(ROWS, [[0], [2]], num_sequences=2, length=40)
+    plain, ours = (make_trainer(model_type, blockwise=blockwise) for blockwise in (False, True))
+    assert ours.loss(batch) == (pytest.approx(plain.loss(batch)[0], rel=1e-6), plain.loss(batch)[1])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiled_steps_take_padded_targets(make_trainer, packed):
+    groups = [[0, 1], [2], [3]] if packed else [[0], [1], [2], [3]]
+    batches = [make_batch(ROWS, groups, num_sequences=len(groups), length=40, is_packed=packed)]
+    expected, whole = make_trainer(packed=packed).compute(batches, 0)
+    gradients, result = make_trainer(packed=packed, compiled=True).compute(batches, 0)
+    assert result.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert largest_difference(expected, gradients) < 1e-6
+
+
+def test_nothing_goes_backward_below_the_lowest_block_that_learns(make_trainer, monkeypatch):
+    from mlx_finetune.model.blockwise import Blockwise
+
+    visited = []
+    backward = Blockwise._backward
+
+    def watched(self, index, *args, **kwargs):
+        visited.append((index, kwargs["wants_input"]))
+        return backward(self, index, *args, **kwargs)
+
+    monkeypatch.setattr(Blockwise, "_backward", watched)
+    batches = [make_batch(ROWS, [[0]], num_sequences=1, length=40)]
+    make_trainer(blockwise=True, lora={"num_layers": 1}).compute(batches, 0)
+    assert visited == [(1, False)]
+
+
+def test_halves_hold_every_sequence_once_and_no_padding_behind_the_longest():
+    lengths = [20, 5, 31, 12, 30]
+    batch = make_batch(make_rows(lengths), [[index] for index in range(5)], num_sequences=7, length=63)
+    one, two = halves(batch)
+    assert sorted([*one.lengths, *two.lengths]) == sorted(lengths)
+    assert (one.tokens.shape, two.tokens.shape) == ((2, 31), (3, 20))
+    assert one.num_targets + two.num_targets == batch.num_targets
+    for half in (one, two):
+        for tokens, segments in zip(half.tokens, half.segment_ids, strict=True):
+            kept = tokens[segments > 0]
+            assert any(np.array_equal(kept, whole[: len(kept)]) for whole in batch.tokens)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"full": True}], ids=["dropout", "full"])
+def test_two_threads_give_the_same_bits_every_time(make_trainer, options):
+    batch = make_batch(make_rows([150, 140, 160, 155]), [[0], [1], [2], [3]], num_sequences=4, length=160)
+    trainer = make_trainer(blockwise="kept", **options)
+    first, result = trainer.compute([batch, batch], 0)
+    for _ in range(10):
+        again, other = trainer.compute([batch, batch], 0)
+        assert other.loss == result.loss
+        assert all(mx.array_equal(first[name], again[name]) for name in first)
+
+
+def test_a_twin_shares_arrays_and_nothing_else(make_trainer):
+    model = make_trainer("gpt2")._model
+    other = twin(model)
+    ours, theirs = (dict(cast("list[tuple[str, mx.array]]", tree_flatten(one.parameters()))) for one in (model, other))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] is theirs[name] for name in ours)
+    assert not {id(module) for module in model.modules()} & {id(module) for module in other.modules()}
+    tokens = mx.array([[5, 6, 7]])
+    before = cast("mx.array", cast("Any", model)(tokens))
+    assert mx.array_equal(cast("Any", other)(tokens), before)
+    other.update({"model": {"wte": {"weight": mx.zeros_like(ours["model.wte.weight"])}}})
+    assert mx.array_equal(cast("Any", model)(tokens), before)

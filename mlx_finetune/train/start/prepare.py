@@ -24,12 +24,14 @@ from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.shapes import ModelShape
 from mlx_finetune.model.adapter_base import check_base
 from mlx_finetune.model.adapter_files import load_adapter
+from mlx_finetune.model.blockwise import is_chain
 from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.lora import AdapterSpec, adapter_layers, adapter_parameters, attach_adapter, full_parameters
 from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
 from mlx_finetune.model.parts import embedding
 from mlx_finetune.model.segments import check_packable
+from mlx_finetune.model.split import SplitModel
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
@@ -111,7 +113,7 @@ def prepare(
     loaded_model = _load_model(local, resolved, rows, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
-    spec = _attach(loaded_model, resolved.recipe, base, emit, recomputes=safer.recomputation)
+    spec = _attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
     parts = (objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity)
@@ -172,7 +174,6 @@ def _assemble(
 ) -> Prepared:
     """The parts of a run around a loaded model: stream, optimizer, schedule."""
     recipe, training = resolved.recipe, resolved.recipe.training
-    packed_length = resolved.packed_length
     return Prepared(
         recipe=recipe,
         reasons={**resolved.reasons, **safer.reasons()},
@@ -182,7 +183,7 @@ def _assemble(
         source=source,
         tokenizer=tokenizer,
         spec=spec,
-        trainer=_trainer(loaded_model.model, objective, recipe, is_packed=packed_length is not None, ranks=ranks),
+        trainer=_trainer(loaded_model.model, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
         stream=_stream(rows, resolved, safer.pieces, ranks),
         valid_batches=tuple(ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces))),
         schedule=build_schedule(
@@ -255,8 +256,8 @@ def device_name() -> str:
     return f"{mx.device_info().get('device_name', 'unknown')} GPU"
 
 
-def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit, *, recomputes: bool) -> AdapterSpec | None:
-    """Make the right weights trainable, start from another run's adapter if asked, add noise and recomputation."""
+def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec | None:
+    """Make the right weights trainable, start from another run's adapter if asked, add noise."""
     model = base_model.model
     spec = None
     if recipe.lora is not None:
@@ -267,9 +268,17 @@ def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit, *, 
         full_parameters(model)
     if recipe.training.neftune_alpha:
         add_neftune(embedding(model), recipe.training.neftune_alpha)
-    if recipe.training.gradient_checkpointing or recomputes:
-        checkpoint_blocks(model)
     return spec
+
+
+def goes_block_by_block(model: nn.Module, *, recomputes: bool) -> bool:
+    """True where the trainer takes block after block, as it does on a CPU (``model.blockwise``); else recomputation,
+    where it is wanted, is put into the blocks. Models whose blocks are no chain have one graph on a CPU too."""
+    if not on_gpu() and is_chain(SplitModel(model)):
+        return True
+    if recomputes:
+        checkpoint_blocks(model)
+    return False
 
 
 def _start_from(model: nn.Module, spec: AdapterSpec, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec:
@@ -323,14 +332,16 @@ def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: 
     )
 
 
-def _trainer(model: nn.Module, objective: Objective, recipe: Recipe, *, is_packed: bool, ranks: Ranks) -> Trainer:
+def _trainer(model: nn.Module, objective: Objective, resolved: Resolved, *, recomputes: bool, ranks: Ranks) -> Trainer:
     """The trainable parameters with their optimizer; embeddings, norms and biases are not decayed."""
+    recipe = resolved.recipe
     training = recipe.training
     parameters = (
         adapter_parameters(model) if recipe.lora is not None else dict(tree_flatten(model.trainable_parameters()))
     )
     parameters = {name: parameters[name] for name in sorted(parameters)}
     undecayed = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    recomputes = recomputes or bool(training.gradient_checkpointing)
     optimizer = AdamW(
         beta1=training.adam_beta1,
         beta2=training.adam_beta2,
@@ -345,7 +356,9 @@ def _trainer(model: nn.Module, objective: Objective, recipe: Recipe, *, is_packe
         parameters,
         seed=recipe.seed,
         max_grad_norm=training.max_grad_norm,
-        is_packed=is_packed,
+        is_packed=resolved.packed_length is not None,
         is_compiled=on_gpu(),
+        is_blockwise=goes_block_by_block(model, recomputes=recomputes),
+        keeps_products=not recomputes,
         reduce=ranks.reduce if ranks.size > 1 else None,
     )

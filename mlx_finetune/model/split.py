@@ -1,0 +1,77 @@
+"""A causal model of mlx-lm in two parts: tokens to hidden states, hidden states to logits.
+
+Logits are wanted only where there is a target, and a few rows at a time; mlx-lm's models form all of them, after
+whatever each does to its head's output (a soft cap, a scale). So the model is called as it is, with its body (the
+module that owns the blocks) overridden: to catch the body's output, whose logits nobody evaluates and MLX therefore
+never computes, or to put rows of hidden states in its place. ``is_exact`` says whether the parts make the whole.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_finetune.model.override import overridden
+from mlx_finetune.model.parts import blocks
+
+
+class SplitModel:
+    """``model`` as ``hidden`` and ``logits``. Where it cannot be split, its logits are taken for hidden states."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._body = find_body(model)
+        if self._body is not None and not self._is_exact():
+            self._body = None
+        tokens = mx.array([[0, 1]])
+        self.vocab_size: int = self.logits(self.hidden(tokens, None)[0]).shape[-1]
+
+    @property
+    def is_split(self) -> bool:
+        """True where the hidden states are those before the head."""
+        return self._body is not None
+
+    def hidden(self, tokens: mx.array, caches: Sequence[object] | None) -> mx.array:
+        """What the head is applied to, (B, T, H), for ``tokens`` (B, T) and what stands in for KV caches."""
+        if self._body is None:
+            return cast(Any, self.model)(tokens, cache=caches)
+        caught: list[mx.array] = []
+
+        def catch(module: nn.Module, call: Any, *args: object, **kwargs: object) -> Any:
+            caught.append(call(module, *args, **kwargs))
+            return caught[-1]
+
+        with overridden([(self._body, catch)]):
+            cast(Any, self.model)(tokens, cache=caches)
+        return caught[-1]
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """The logits of rows of hidden states: (N, H) to (N, V)."""
+        if self._body is None:
+            return hidden
+
+        def put(*_: object, **__: object) -> mx.array:
+            return hidden[None]
+
+        with overridden([(self._body, put)]):
+            return cast(Any, self.model)(mx.zeros((1, hidden.shape[0]), mx.int32))[0]
+
+    def _is_exact(self) -> bool:
+        """Compare with the whole model on two tokens; a model that does not take it that way is not split."""
+        tokens = mx.array([[0, 1]])
+        try:
+            hidden = self.hidden(tokens, None)
+            parts = self.logits(hidden[0])
+        except (AttributeError, IndexError, TypeError, ValueError):
+            return False
+        return hidden.ndim == 3 and bool(mx.array_equal(parts, cast(Any, self.model)(tokens)[0]))
+
+
+def find_body(model: nn.Module) -> nn.Module | None:
+    """The module below ``model`` that owns the list of blocks, None where that is ``model`` itself or nobody."""
+    first = blocks(model)[0]
+    for path, module in cast("list[tuple[str, nn.Module]]", model.named_modules()):
+        if path and any(isinstance(value, list) and value and value[0] is first for value in module.values()):
+            return module
+    return None

@@ -72,10 +72,11 @@ class Ranks:
             return gradients, loss_sum, list(counts)
         head = mx.array([0.0, *counts])
         head[0] = loss_sum
-        flat = self._sum(mx.concatenate([head, *(value.astype(mx.float32).flatten() for value in gradients.values())]))
-        ends = np.cumsum([head.size, *(value.size for value in gradients.values())]).tolist()
+        names = sorted(gradients)  # the same order on every rank, also on one without a part in this step
+        flat = self._sum(mx.concatenate([head, *(gradients[name].astype(mx.float32).flatten() for name in names)]))
+        ends = np.cumsum([head.size, *(gradients[name].size for name in names)]).tolist()
         first, *rest = mx.split(flat, ends[:-1])
-        summed = {name: part.reshape(gradients[name].shape) for name, part in zip(gradients, rest, strict=True)}
+        summed = {name: part.reshape(gradients[name].shape) for name, part in zip(names, rest, strict=True)}
         return summed, first[0], [round(float(count)) for count in np.array(first[1:])]
 
     def gather(self, value: T) -> list[T]:
@@ -94,7 +95,7 @@ class Ranks:
         """The arrays of rank 0, bit for bit but for the sign of a zero; all ranks have the same names and shapes."""
         if self.size == 1:
             return arrays
-        return {name: self._sum(mx.zeros_like(value) if self.rank else value) for name, value in arrays.items()}
+        return {name: self._sum(mx.zeros_like(value) if self.rank else value) for name, value in sorted(arrays.items())}
 
     @contextmanager
     def together(self) -> Generator[None]:

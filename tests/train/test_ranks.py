@@ -94,6 +94,8 @@ def test_a_short_message_is_one_sum_and_a_long_one_two():
 def test_gradients_losses_and_counts_are_summed_in_one_buffer():
     def part(ranks: Ranks):
         gradients = {"a": mx.full((2, 3), 1.0 + ranks.rank), "b": mx.array([4.0, 5.0], mx.bfloat16)}
+        if ranks.rank:  # another order of names
+            gradients = dict(reversed(gradients.items()))
         summed, loss, counts = ranks.reduce(gradients, mx.array(0.5), [3, 2**24 - 7, ranks.rank])
         return {name: (value.dtype, value.tolist()) for name, value in summed.items()}, loss.item(), counts
 

@@ -160,7 +160,7 @@ def _share_waited(rows: TokenRows) -> float:
 
     square = mx.random.normal((1024, 1024))
     steps = 40
-    with Ahead(_stream(rows, PACKED_LENGTH), first_step=0, total_steps=steps) as ahead:
+    with Ahead(_stream(rows, PACKED_LENGTH), range(steps)) as ahead:
         ahead.take(0)
         ahead.waited_seconds = 0.0
         begin = time.perf_counter()

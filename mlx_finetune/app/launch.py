@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
+from mlx_finetune.app.companions import SAVE_SECONDS, Companions, companions
 from mlx_finetune.app.endings import Ended, Outcome
+from mlx_finetune.app.hosts import Hosts
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import EventFollower, Record, RunFailed, RunFinished, RunStopped
+from mlx_finetune.events import EventFollower, Record, RunFailed, RunFinished, RunStarted, RunStopped
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 
@@ -53,7 +55,10 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What the child is asked to do. ``restarts`` were made so far; ``safer`` replaces what the run says itself."""
+    """What the child is asked to do. ``restarts`` were made so far; ``safer`` replaces what the run says itself.
+
+    ``hosts`` are the machines of ``--hostfile``; ``num_ranks`` also counts those that ``mlx.launch`` started.
+    """
 
     recipe: Path
     overrides: tuple[str, ...] = ()
@@ -62,16 +67,30 @@ class TrainRequest:
     extend: int | None = None
     restarts: tuple[Mapping[str, object], ...] = ()
     safer: Safer | None = None
+    hostfile: Path | None = None
+    hosts: Hosts | None = None
+    num_ranks: int = 1
 
     def options(self) -> list[str]:
         """What a user types after ``mlxft train RECIPE``."""
-        arguments = [argument for override in self.overrides for argument in ("--set", override)]
-        arguments += ["--resume"] * self.resume + ["--fork"] * self.fork
+        hostfile = [] if self.hostfile is None else ["--hostfile", str(self.hostfile)]
+        return [*self._shared_options(), *hostfile, *self._continuing()]
+
+    def _shared_options(self) -> list[str]:
+        """Those that every rank gets."""
+        return [argument for override in self.overrides for argument in ("--set", override)]
+
+    def _continuing(self) -> list[str]:
+        arguments = ["--resume"] * self.resume + ["--fork"] * self.fork
         return arguments if self.extend is None else [*arguments, "--extend", str(self.extend)]
+
+    def companion_arguments(self) -> list[str]:
+        """Arguments of the ranks that follow: what is continued they hear from rank 0."""
+        return ["--recipe", str(self.recipe), *self._shared_options()]
 
     def child_arguments(self) -> list[str]:
         """Arguments after ``python -m mlx_finetune.train.child``."""
-        arguments = ["--recipe", str(self.recipe), *self.options(), "--parent-pid", str(os.getpid())]
+        arguments = [*self.companion_arguments(), *self._continuing(), "--parent-pid", str(os.getpid())]
         if self.restarts:
             arguments += ["--restarts", json.dumps(self.restarts)]
         return arguments if self.safer is None else [*arguments, "--safer", json.dumps(self.safer.to_json())]
@@ -170,13 +189,21 @@ def train(
     follower = EventFollower(run.file(EVENTS), from_end=True)
     start = list(command) if command is not None else [sys.executable, "-m", CHILD_MODULE]
     run_log_size = _size(run.file(LOG))
-    with tempfile.TemporaryFile() as output:  # without a name, so that nothing is left of it should we be killed
-        child = _spawn([*start, *request.child_arguments()], output)
+    with (
+        tempfile.TemporaryFile() as output,  # without a name, so that nothing is left of it should we be killed
+        companions(request.hosts, [*start, *request.companion_arguments()]) as others,
+    ):
+        child = _spawn([*start, *request.child_arguments()], output, others.environment)
         signals.attach(child)
-        outcome = _follow(child, follower, view, signals, begun)
+        outcome = _follow(child, follower, view, signals, begun, others)
         code = child.wait()
         signals.child = None
+        others.end(has_failed=bool(code))
         tail = (*_tail(output, 0), *_log_tail(run.file(LOG), run_log_size))
+    if others.has_ended_first and outcome is None:
+        return Ended(1, log_tail=(f"error: {others.failure}", "hint: mend that, then give the same command again"))
+    if others.failure and code > 0:
+        view.say(others.failure)
     killed_by = signal.Signals(-code) if code < 0 else None
     if code and signals.received and (killed_by in signals.received or signals.kill_time is not None):
         code, killed_by = 128 + signals.received[0], None
@@ -189,7 +216,7 @@ def child_environment(environment: Mapping[str, str], platform: str) -> dict[str
     return relaxed | dict(environment)
 
 
-def _spawn(arguments: Sequence[str], output: "IO[bytes]") -> subprocess.Popen[bytes]:
+def _spawn(arguments: Sequence[str], output: "IO[bytes]", more: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the child in its own session; both its streams go to ``output``. A Mac stays awake for it."""
     try:
         child = subprocess.Popen(
@@ -198,7 +225,7 @@ def _spawn(arguments: Sequence[str], output: "IO[bytes]") -> subprocess.Popen[by
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=child_environment(os.environ, sys.platform),
+            env=child_environment(os.environ | dict(more), sys.platform),
         )
     except OSError as error:
         raise RunError(f"{arguments[0]} cannot be started: {error.strerror}", "mlxft doctor") from error
@@ -215,6 +242,7 @@ def _follow(
     view: View,
     signals: Signals,
     begun: Callable[[], None],
+    others: Companions,
 ) -> Outcome | None:
     """Show the journal until the child has gone and every line of it was read; the last outcome it reported."""
     outcome: Outcome | None = None
@@ -227,9 +255,12 @@ def _follow(
                 is_new = False
             if isinstance(record.event, RunFinished | RunStopped | RunFailed):
                 outcome = record.event
+            if isinstance(record.event, RunStarted):
+                others.patience = SAVE_SECONDS
             view.show(record)
         signals.announce()
         signals.insist()
+        others.check(child)
         view.tick(time.time())
         if alive:
             time.sleep(POLL_SECONDS)

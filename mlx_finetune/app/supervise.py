@@ -2,7 +2,7 @@
 
 What ended it decides what is more careful the next time (``endings``, ``hardware.safer``). A run is never forked or
 extended twice: once a process has written its decisions, the next one resumes. Whoever asked for a stop gets no
-restart.
+restart, nor does a training on several ranks.
 """
 
 import contextlib
@@ -60,8 +60,8 @@ def supervise(
             before = _run_info(run)
             ended = train(restarts.request, run, view, signals, begun=begun, command=command)
             ending = read_ending(ended)
-            if signals.received or not ending.can_restart:
-                break
+            if signals.received or not ending.can_restart or request.num_ranks > 1:
+                break  # the other ranks have ended as well; whoever started them can start all again
             decided = restarts.decide(ending, has_begun=_run_info(run) != before)
             if isinstance(decided, Ending):
                 ending = decided

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
 @click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Train a finished run for N more steps.")
 @click.option("--dry-run", is_flag=True, help="Print what plan --no-measure does, load no weights, change nothing.")
 @click.option("--detach", is_flag=True, help="Leave the training to the background once it has started.")
+@click.option(
+    "--hostfile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Train on the machines of this hostfile of mlx.launch together; the first is this one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the events as JSON Lines on stdout (or the plan as JSON).")
 @click.option("--in-background", is_flag=True, hidden=True)  # what --detach starts
 def command(
@@ -36,45 +43,58 @@ def command(
     extend: int | None,
     dry_run: bool,
     detach: bool,
+    hostfile: Path | None,
     as_json: bool,
     in_background: bool,
 ) -> int:
     """Train from RECIPE, a TOML file, into its output_dir.
 
     Ctrl-C finishes the step, saves and leaves; --resume goes on from there exactly. A training process that is
-    aborted or killed is started again from its last checkpoint.
+    aborted or killed is started again from its last checkpoint, unless it trains together with others.
     """
+    from mlx_finetune.hardware.place import read_place
+
+    place = read_place(os.environ)
+    if place.rank:
+        return 0 if dry_run else _follow(recipe, overrides)
     if dry_run:
         from mlx_finetune.commands.plan import print_plan
 
         return print_plan(recipe, overrides, as_json=as_json)
     from mlx_finetune.app.launch import TrainRequest
+
+    request = TrainRequest(recipe, overrides, resume, fork, extend, num_ranks=place.size)
+    lines, code = _start(request, hostfile, detach=detach, as_json=as_json, in_background=in_background)
+    for line in lines:
+        click.echo(line, err=True)
+    return code
+
+
+def _start(
+    request: "TrainRequest", hostfile: Path | None, *, detach: bool, as_json: bool, in_background: bool
+) -> tuple[Sequence[str], int]:
+    """Train, or leave that to the background; the last words and the exit code."""
     from mlx_finetune.events import read_events
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe
     from mlx_finetune.recipe.paths import check_paths
     from mlx_finetune.rundir import EVENTS, RunDir
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(request.recipe, request.overrides)
     check_paths(loaded, Path.cwd())
-    asked = loaded.recipe
-    request = TrainRequest(recipe, overrides, resume=resume, fork=fork, extend=extend)
-    run = RunDir(asked.run_folder)
+    request = _with_hosts(request, hostfile)
+    run = RunDir(loaded.recipe.run_folder)
     summary = Summary()
     if request.continues:
         for record in read_events(run.file(EVENTS)):
             summary.add(record)
     view = _log_view(run, summary) if in_background else choose_view(summary, as_json=as_json)
     with closing(view):
-        if detach:
-            from mlx_finetune.app.detach import train_detached
+        if not detach:
+            return _train(request, run, loaded.recipe, view, summary)
+        from mlx_finetune.app.detach import train_detached
 
-            lines, code = train_detached(request, run, view)
-        else:
-            lines, code = _train(request, run, asked, view, summary)
-    for line in lines:
-        click.echo(line, err=True)
-    return code
+        return train_detached(request, run, view)
 
 
 def _train(
@@ -85,8 +105,41 @@ def _train(
     from mlx_finetune.commands.closing import ended_lines, go_on_lines
 
     supervised = supervise.supervise(request, run, recipe, view)
-    go_on = go_on_lines(str(request.recipe), [part for one in request.overrides for part in ("--set", one)])
-    return ended_lines(supervised, summary, run, go_on), supervised.exit_code
+    hostfile = [] if request.hostfile is None else ["--hostfile", str(request.hostfile)]
+    options = [part for one in request.overrides for part in ("--set", one)]
+    go_on = go_on_lines(str(request.recipe), [*options, *hostfile])
+    lines = ended_lines(supervised, summary, run, go_on)
+    if request.num_ranks > 1 and supervised.ending.kind == "failed" and run.checkpoints():
+        lines = [*lines, *go_on]
+    return lines, supervised.exit_code
+
+
+def _with_hosts(request: "TrainRequest", hostfile: Path | None) -> "TrainRequest":
+    """The request with the machines of ``hostfile``. Raises ``UsageError``."""
+    from mlx_finetune.app.hosts import fill_stdin, read_hostfile
+    from mlx_finetune.errors import UsageError
+
+    if hostfile is None:
+        if request.num_ranks > 1:
+            fill_stdin()
+        return request
+    if request.num_ranks > 1:
+        raise UsageError(
+            "--hostfile starts the other ranks itself, and mlx.launch has started this one",
+            "leave out --hostfile, or mlx.launch",
+        )
+    hosts = read_hostfile(hostfile)
+    return replace(request, hostfile=hostfile, hosts=hosts, num_ranks=hosts.num_ranks)
+
+
+def _follow(recipe: Path, overrides: Sequence[str]) -> int:
+    """A rank of ``mlx.launch`` that writes nothing: this process becomes the training process."""
+    from mlx_finetune.app.hosts import fill_stdin
+    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest
+
+    fill_stdin()
+    arguments = TrainRequest(recipe, tuple(overrides)).companion_arguments()
+    os.execv(sys.executable, [sys.executable, "-m", CHILD_MODULE, *arguments])
 
 
 def choose_view(summary: "Summary", *, as_json: bool) -> "View":

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 class Steps(Protocol):
     """What is asked of a ``Stream`` here."""
 
-    def microbatches(self, step: int) -> list[Batch]:
-        """Those of the 0-based optimizer step."""
+    def share(self, step: int, rank: int, size: int) -> list[Batch]:
+        """The microbatches of the 0-based optimizer step that a rank computes."""
+        ...
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of the step, on whichever rank."""
         ...
 
     def progress(self, step: int) -> float:
@@ -29,26 +33,28 @@ class Steps(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepBatches:
-    """The microbatches of one optimizer step, and the epochs that are done after it."""
+    """This rank's microbatches of one optimizer step, all rows of it, and the epochs that are done after it."""
 
     microbatches: list[Batch]
+    rows: list[int]
     progress: float
 
 
 class Ahead:
     """A stream whose next step is always on its way. Use it in ``with``; its thread ends there."""
 
-    def __init__(self, stream: Steps, *, first_step: int, total_steps: int) -> None:
-        """Begins with ``first_step`` at once. Nobody else may use ``stream`` until this is closed."""
+    def __init__(self, stream: Steps, steps: range, *, rank: int = 0, num_ranks: int = 1) -> None:
+        """Begins with the first of ``steps`` at once. Nobody else may use ``stream`` until this is closed."""
         from concurrent.futures import ThreadPoolExecutor  # 5 ms that a help page must not pay
 
         self.waited_seconds = 0.0
         self._stream = stream
-        self._total_steps = total_steps
+        self._end = steps.stop
+        self._rank, self._num_ranks = rank, num_ranks
         self._pool = ThreadPoolExecutor(1, "batches")
         self._step = -1
         self._next: Future[StepBatches] | None = None
-        self._begin(first_step)
+        self._begin(steps.start)
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +77,8 @@ class Ahead:
 
     def _begin(self, step: int) -> None:
         self._step = step
-        self._next = self._pool.submit(self._make, step) if step < self._total_steps else None
+        self._next = self._pool.submit(self._make, step) if step < self._end else None
 
     def _make(self, step: int) -> StepBatches:
-        return StepBatches(self._stream.microbatches(step), self._stream.progress(step + 1))
+        microbatches = self._stream.share(step, self._rank, self._num_ranks)
+        return StepBatches(microbatches, self._stream.rows(step), self._stream.progress(step + 1))

@@ -6,8 +6,9 @@ once an epoch (``weight`` times, where a source has one). Rows of similar length
 come from a set of at most 16, because every new shape costs MLX a trace that it keeps for ever.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -28,7 +29,8 @@ class Batch:
     """One microbatch. ``tokens``, ``loss_mask`` and ``segment_ids`` are ``(B, T + 1)``; segment 0 is padding.
 
     ``rows`` are the row numbers in it, for messages about this batch; ``is_packed`` says whether a sequence may hold
-    more than one row.
+    more than one row. ``part`` is its number among the microbatches of its step, on whichever rank: its noise depends
+    on it.
     """
 
     tokens: NDArray[np.int32]
@@ -36,6 +38,7 @@ class Batch:
     segment_ids: NDArray[np.int32]
     rows: tuple[int, ...]
     is_packed: bool
+    part: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -167,10 +170,27 @@ class Stream:
 
     def microbatches(self, step: int) -> list[Batch]:
         """The microbatches of the 0-based optimizer step, in order."""
+        return self.share(step, 0, 1)
+
+    def share(self, step: int, rank: int, size: int) -> list[Batch]:
+        """The microbatches of the step that ``rank`` of ``size`` computes, in order; perhaps none.
+
+        Together the ranks have each of them once, and about as many positions each.
+        """
+        parts = self._parts(step)
+        costs = [math.prod(self._shape(part)) for part in parts]
+        return [self._batch(parts[number], number) for number in deal(costs, size)[rank]]
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of the step, on whichever rank, in order."""
+        return sorted({row for part in self._parts(step) for members in part for row in members})
+
+    def _parts(self, step: int) -> list[list[list[int]]]:
+        """The sequences of every microbatch of the step, each a list of row numbers."""
         epoch, within = self.locate(step)
         groups = self._grouping(epoch)[within * self._accumulation : (within + 1) * self._accumulation]
         size = self._piece_size
-        return [self._batch(group[at : at + size]) for group in groups for at in range(0, len(group), size)]
+        return [group[at : at + size] for group in groups for at in range(0, len(group), size)]
 
     def shapes(self, epoch: int) -> list[list[tuple[int, int]]]:
         """``(B, T)`` of every microbatch of each step of an epoch, without building one."""
@@ -205,10 +225,11 @@ class Stream:
         longest = int(max(sum(self._lengths[row] for row in rows) for rows in group)) - 1
         return len(group), round_up(longest, self._shape_step)
 
-    def _batch(self, group: Sequence[Sequence[int]]) -> Batch:
+    def _batch(self, group: Sequence[Sequence[int]], part: int) -> Batch:
         num_sequences, length = self._shape(group)
         is_packed = self._packed_length is not None
-        return make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=is_packed)
+        batch = make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=is_packed)
+        return replace(batch, part=part)
 
 
 class _Groups(Sequence[list[list[int]]]):
@@ -239,6 +260,25 @@ class _Groups(Sequence[list[list[int]]]):
         start = int(self._order[index]) * self._batch_size
         part = self._sequences[start : start + self._batch_size]
         return part if isinstance(part, list) else [[row] for row in part.tolist()]
+
+
+def pieces_for(size: int, accumulation: int) -> int:
+    """Into how many pieces a group of ``batch_size`` sequences is cut, so that ``size`` ranks share a step evenly.
+
+    1 where the microbatches of a step can be dealt out whole: then dropout, too, is that of one rank.
+    """
+    return size // math.gcd(size, accumulation)
+
+
+def deal(costs: Sequence[int], size: int) -> list[list[int]]:
+    """Which of the parts each of ``size`` ranks gets: the dearest first, each to the rank with least so far."""
+    hands: list[list[int]] = [[] for _ in range(size)]
+    totals = [0] * size
+    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+        rank = totals.index(min(totals))
+        hands[rank].append(number)
+        totals[rank] += costs[number]
+    return [sorted(hand) for hand in hands]
 
 
 def length_step(longest: int) -> int:

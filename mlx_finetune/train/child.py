@@ -1,7 +1,8 @@
 """The training process: ``python -m mlx_finetune.train.child --recipe PATH``. It shows nothing; it writes events.
 
 Refusals before the run folder is accepted go to stderr as ``error:`` and ``hint:`` lines; after that every end is an
-event. Exit codes: 0 finished, 1 failure, 2 recipe, 3 does not fit, 74 the disk was too full for a last word, 128 + n
+event. A rank other than 0 of a training on several machines follows rank 0: it writes nothing but what went wrong, to
+stderr. Exit codes: 0 finished, 1 failure, 2 recipe, 3 does not fit, 74 the disk was too full for a last word, 128 + n
 stopped by signal n after saving.
 """
 
@@ -15,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlx_finetune import durable
-from mlx_finetune.errors import EXIT_NO_SPACE, DataError, Interrupted, MlxftError, RecipeError
+from mlx_finetune.errors import EXIT_NO_SPACE, DataError, Interrupted, MlxftError, RecipeError, TrainingError
 from mlx_finetune.events import Event, EventWriter, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
+from mlx_finetune.hardware.place import BLAS_THREADS, Place, blas_threads, read_place
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     request, parent = _parse(arguments)
     stop = StopRequest(is_orphaned=lambda: parent is not None and os.getppid() != parent)
     stop.install()
+    place = read_place(os.environ)
+    if place.rank:
+        return _follow(request, place, stop)
     try:
         loaded = load_recipe(request.recipe, request.overrides)
         check_output(loaded.recipe, Path.cwd())
@@ -44,20 +49,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(error)
         return error.exit_code
     try:
-        return _report_end(loaded, request, admission, stop, emit)
+        return _report_end(loaded, request, admission, stop, emit, place)
     finally:
         emit.close()
         admission.release()
 
 
+def _follow(request: Request, place: Place, stop: StopRequest) -> int:
+    """Train as a rank that writes nothing. What rank 0 says itself is not said again; that is no failure here."""
+    try:
+        loaded = load_recipe(request.recipe, request.overrides)
+        _prepare_blas(place)
+        from mlx_finetune.train.ranks import OtherRankError, connect
+        from mlx_finetune.train.run import follow_run
+
+        ranks = connect(place)
+        with suppress(OtherRankError, TrainingError):  # a TrainingError comes to all ranks alike
+            follow_run(loaded, stop, ranks, base=Path.cwd())
+    except MlxftError as error:
+        _print_error(error, f"rank {place.rank}: ")
+        return error.exit_code
+    return 0
+
+
+def _prepare_blas(place: Place) -> None:
+    """Load the BLAS, with this rank's share of the cores, before anything imports mlx."""
+    threads = blas_threads(place)
+    if threads is not None:
+        os.environ.setdefault(BLAS_THREADS, str(threads))
+    blas.prepare()
+
+
 def _report_end(
-    loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: EventWriter
+    loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: EventWriter, place: Place
 ) -> int:
     """Train; every end is an event, as far as the disk still takes one."""
     run = admission.run
     try:
         with refused_writes(run):
-            code = _train(loaded, request, admission, stop, emit)
+            code = _train(loaded, request, admission, stop, emit, place)
             emit.sync()
             return code
     except RefusedError as error:
@@ -84,11 +114,15 @@ def _last_word(emit: EventWriter, event: Event, exit_code: int) -> int:
     return exit_code
 
 
-def _train(loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: EventWriter) -> int:
-    blas.prepare()
+def _train(
+    loaded: LoadedRecipe, request: Request, admission: Admission, stop: StopRequest, emit: EventWriter, place: Place
+) -> int:
+    _prepare_blas(place)
+    from mlx_finetune.train.ranks import connect
     from mlx_finetune.train.run import train_run  # imports mlx, which must see the BLAS loaded first
 
-    stopped_at = train_run(loaded, request, admission, stop, emit, base=Path.cwd())
+    ranks = connect(place)
+    stopped_at = train_run(loaded, request, admission, stop, emit, base=Path.cwd(), ranks=ranks)
     if stopped_at is None:
         return 0
     emit(RunStopped(stopped_at, stop.signal_number))
@@ -137,11 +171,11 @@ def describe_error(error: MlxftError) -> tuple[str, str]:
     return "\n".join([error.message, *lines]), error.hint
 
 
-def _print_error(error: MlxftError) -> None:
+def _print_error(error: MlxftError, who: str = "") -> None:
     """Say it on stderr, which is the log in the run folder by now: a full disk may refuse that too."""
     message, hint = describe_error(error)
     with suppress(OSError):  # not through sys.stderr, which would try again at exit and change the exit code
-        durable.write_all(2, (f"error: {message}\n" + (f"hint: {hint}\n" if hint else "")).encode())
+        durable.write_all(2, (f"{who}error: {message}\n" + (f"{who}hint: {hint}\n" if hint else "")).encode())
 
 
 if __name__ == "__main__":

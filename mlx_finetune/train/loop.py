@@ -3,6 +3,9 @@
 One step in order: the microbatches, refuse a loss or norm that is not finite while the weights are still good, update,
 report; then perhaps evaluate, perhaps checkpoint, perhaps stop. Evaluation, logging and saving draw nothing random
 that training draws, so switching them on or off changes no weight.
+
+Of several ranks each computes its share of a step and of an evaluation and knows the whole result; whatever depends on
+a clock, a sensor or a signal is decided by rank 0 and told to the others between two steps.
 """
 
 import math
@@ -21,6 +24,7 @@ from mlx_finetune.recipe.schema import TrainingRecipe
 from mlx_finetune.train.checkpoints.commit import Checkpoint
 from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.optim import Schedule
+from mlx_finetune.train.ranks import ALONE, LostRankError, Ranks
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.step import StepResult, Trainer
 from mlx_finetune.train.watch import Watch
@@ -40,8 +44,8 @@ class Cadence:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What the loop is handed. ``save`` commits a checkpoint of the current state; ``answer_prompts`` fills
-    samples.jsonl; ``locate_row`` names a row number as ``file:line``."""
+    """What the loop is handed. ``save`` commits a checkpoint of the current state, None on ranks that do not write;
+    ``answer_prompts`` fills samples.jsonl; ``locate_row`` names a row number as ``file:line``."""
 
     trainer: Trainer
     stream: Stream
@@ -52,31 +56,38 @@ class Loop:
     stop: StopRequest
     watch: Watch
     emit: Callable[[Event], None]
-    save: Callable[[RunState], Checkpoint]
+    save: Callable[[RunState], Checkpoint | None]
     answer_prompts: Callable[[int], bool]
     locate_row: Callable[[int], str]
+    ranks: Ranks = ALONE
 
 
 def run_loop(loop: Loop, state: RunState) -> EndReason:
     """Train from ``state`` until the end, a limit or a signal; ``state`` is updated in place.
 
-    A checkpoint of the last step is committed in every case but an exception. Raises ``TrainingError`` for a loss or
-    gradient that is not finite where the recipe says to stop.
+    A checkpoint of the last step is committed in every case but an exception, and also where another rank is lost,
+    which raises ``LostRankError``. Raises ``TrainingError`` for a loss or gradient that is not finite where the recipe
+    says to stop.
     """
-    with Ahead(loop.stream, first_step=state.step, total_steps=loop.cadence.total_steps) as ahead:
-        return _run(loop, state, ahead)
+    saver, ranks = _Saver(loop, saved_step=state.step), loop.ranks
+    steps = range(state.step, loop.cadence.total_steps)
+    with Ahead(loop.stream, steps, rank=ranks.rank, num_ranks=ranks.size) as ahead:
+        try:
+            return _run(loop, state, saver, ahead)
+        except LostRankError:
+            saver.save(state)  # whole: it changes after a step was summed over all ranks
+            raise
 
 
-def _run(loop: Loop, state: RunState, ahead: Ahead) -> EndReason:
-    saver = _Saver(loop, saved_step=state.step)
+def _run(loop: Loop, state: RunState, saver: "_Saver", ahead: Ahead) -> EndReason:
     while True:
         if not state.is_evaluated and not _evaluate_safely(loop, state, saver):
             saver.save(state)
             return "stopped"
         if _is_save_due(loop, state, saver):
             saver.save(state)
-        reason = _reason_to_end(loop, state)
-        if reason is None and (shortage := loop.watch.reason_to_pause()):
+        reason, shortage = _decide(loop, state)
+        if reason is None and shortage:
             _pause(loop, state, saver, shortage)
         elif reason is None:
             _take_step(loop, state, ahead)
@@ -113,7 +124,8 @@ class _Saver:
         checkpoint = self._loop.save(state)
         self._saved_step, self._saved_time = state.step, time.monotonic()
         seconds = round(self._saved_time - started, 3)
-        self._loop.emit(CheckpointSaved(state.step, checkpoint.path.name, checkpoint.num_bytes, seconds))
+        if checkpoint is not None:
+            self._loop.emit(CheckpointSaved(state.step, checkpoint.path.name, checkpoint.num_bytes, seconds))
 
 
 def _evaluate_safely(loop: Loop, state: RunState, saver: _Saver) -> bool:
@@ -130,7 +142,8 @@ def _pause(loop: Loop, state: RunState, saver: _Saver, reason: str) -> None:
     """Commit, give back the memory that MLX keeps for reuse, and wait; neither the time nor the step counts."""
     saver.save(state)
     mx.clear_cache()
-    loop.watch.pause(state.step, reason)
+    if not loop.ranks.rank:  # the others wait for its next decision
+        loop.watch.pause(state.step, reason)
 
 
 def _take_step(loop: Loop, state: RunState, ahead: Ahead) -> None:
@@ -138,15 +151,14 @@ def _take_step(loop: Loop, state: RunState, ahead: Ahead) -> None:
     started = time.monotonic()
     step = state.step
     taken = ahead.take(step)
-    batches = taken.microbatches
     learning_rate = loop.schedule(step)
-    gradients, result = loop.trainer.compute(batches, step)
+    gradients, result = loop.trainer.compute(taken.microbatches, step)
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         loop.trainer.apply(gradients, learning_rate=learning_rate, step=step)
         state.targets_trained += result.num_targets
         state.tokens_trained += result.num_tokens
     else:
-        _report_nonfinite(loop, state, batches, result)
+        _report_nonfinite(loop, state, taken.rows, result)
     seconds = time.monotonic() - started
     state.step = step + 1
     state.epoch = taken.progress
@@ -181,9 +193,9 @@ def _log_step(loop: Loop, state: RunState, result: StepResult, seconds: float) -
     )
 
 
-def _report_nonfinite(loop: Loop, state: RunState, batches: Sequence[Batch], result: StepResult) -> None:
-    """Stop, or leave the step out, and name the rows of the batch."""
-    rows = sorted({loop.locate_row(row) for batch in batches for row in batch.rows})
+def _report_nonfinite(loop: Loop, state: RunState, numbers: Sequence[int], result: StepResult) -> None:
+    """Stop, or leave the step out, and name its rows."""
+    rows = sorted(loop.locate_row(row) for row in numbers)
     shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
     what = f"step {state.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; rows {shown}"
     if loop.training.on_nonfinite == "stop":
@@ -206,18 +218,20 @@ def _evaluate(loop: Loop, state: RunState) -> bool:
     """
     if state.evaluated_step != state.step and not _evaluate_set(loop, state):
         return False
-    state.is_evaluated = loop.answer_prompts(state.step)
+    state.is_evaluated = loop.ranks.share(loop.answer_prompts(state.step))
     return state.is_evaluated
 
 
 def _evaluate_set(loop: Loop, state: RunState) -> bool:
     started = time.monotonic()
     total, num_targets = 0.0, 0
-    for batch in loop.valid_batches:
-        if loop.stop.signal_number:
+    align(loop.trainer, loop.ranks)
+    for start in range(0, len(loop.valid_batches), loop.ranks.size):
+        found = loop.ranks.gather(_evaluate_batch(loop, start + loop.ranks.rank))
+        if _is_stop_asked(loop, [number for number, _, _ in found]):
             return False
-        loss_sum, count = loop.trainer.loss(batch)
-        total, num_targets = total + loss_sum, num_targets + count
+        for _, loss_sum, count in found:
+            total, num_targets = total + loss_sum, num_targets + count
     state.evaluated_step = state.step
     if num_targets:
         loss = total / num_targets
@@ -227,11 +241,42 @@ def _evaluate_set(loop: Loop, state: RunState) -> bool:
     return True
 
 
+def _evaluate_batch(loop: Loop, number: int) -> tuple[int, float, int]:
+    """``(signal, loss_sum, n_targets)``; nothing is computed after a signal, or where there is no such batch."""
+    if loop.stop.signal_number or number >= len(loop.valid_batches):
+        return loop.stop.signal_number, 0.0, 0
+    return 0, *loop.trainer.loss(loop.valid_batches[number])
+
+
+def align(trainer: Trainer, ranks: Ranks) -> None:
+    """Rank 0's weights on every rank. Equal machines compute the same bits; unlike ones drift apart by the last."""
+    if ranks.size > 1:
+        trainer.parameters = ranks.share_arrays(trainer.parameters)
+        trainer.load_into_model()
+
+
 def _is_save_due(loop: Loop, state: RunState, saver: _Saver) -> bool:
     cadence, training = loop.cadence, loop.training
     is_best = training.keep_best and state.best_step == state.step
     by_step = state.step % cadence.save_steps == 0 or state.step in cadence.kept_steps
     return is_best or by_step or saver.is_overdue(state, state.step_seconds)
+
+
+def _decide(loop: Loop, state: RunState) -> tuple[EndReason | None, str | None]:
+    """Why the run ends, else why it pauses: what rank 0 sees, and a signal that reached any rank."""
+    reason = _reason_to_end(loop, state)
+    shortage = loop.watch.reason_to_pause() if reason is None and not loop.ranks.rank else None
+    found = loop.ranks.gather((loop.stop.signal_number, reason, shortage))
+    _, reason, shortage = found[0]
+    if _is_stop_asked(loop, [number for number, _, _ in found]) and reason is None:
+        reason = "stopped"
+    return reason, shortage
+
+
+def _is_stop_asked(loop: Loop, signals: Sequence[int]) -> bool:
+    """True where a signal reached a rank, which counts for all of them. ``signals`` are what the ranks got, 0 none."""
+    loop.stop.request(max(signals))
+    return max(signals) > 0
 
 
 def _reason_to_end(loop: Loop, state: RunState) -> EndReason | None:
@@ -243,4 +288,4 @@ def _reason_to_end(loop: Loop, state: RunState) -> EndReason | None:
         return "early_stopping"
     if training.max_minutes is not None and state.train_seconds >= 60 * training.max_minutes:
         return "max_minutes"
-    return "stopped" if loop.stop.signal_number else None
+    return None

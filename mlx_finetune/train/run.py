@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import MlxftError, RunError
@@ -24,6 +25,7 @@ from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_tr
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
+from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
 from mlx_finetune.train.signals import StopRequest
@@ -39,6 +41,7 @@ from mlx_finetune.train.start.identity import (
 )
 from mlx_finetune.train.start.prepare import Prepared, prepare
 from mlx_finetune.train.start.rows import Emit
+from mlx_finetune.train.step import Trainer
 from mlx_finetune.train.watch import Surroundings, Watch, system_surroundings
 
 
@@ -51,18 +54,78 @@ def train_run(
     *,
     base: Path,
     around: Surroundings | None = None,
+    ranks: Ranks = ALONE,
 ) -> int | None:
     """Train to the end and publish the result; the step where a signal stopped it, or None when it has finished.
 
-    ``around`` is this machine where it is not given. Raises ``MlxftError`` for everything a user can mend; what was
-    saved before stays as it was.
+    ``around`` is this machine where it is not given. This is the part of rank 0; the others ``follow_run``. Raises
+    ``MlxftError`` for everything a user can mend; what was saved before stays as it was.
     """
+    run = admission.run
+    with ranks.together():
+        prepared, state, info = _begin(loaded, request, admission, stop, emit, base, ranks)
+        loop = _build_loop(run, prepared, stop, emit, around or system_surroundings(), ranks)
+        _start_alike(prepared.trainer, state, ranks)
+    reason = run_loop(loop, state)
+    if reason == "stopped":
+        durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
+        return state.step
+    _finish(run, prepared, loop.cadence, state, reason, emit)
+    durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
+    return None
+
+
+def follow_run(loaded: LoadedRecipe, stop: StopRequest, ranks: Ranks, *, base: Path) -> None:
+    """Train on this rank's share to where rank 0 ends the run. It needs no run folder and writes nothing.
+
+    Rank 0 says what is continued, from which weights and state. Raises ``MlxftError``.
+    """
+    with ranks.together():
+        start = ranks.share(cast(dict[str, Any], {}))
+        prepared = prepare(
+            loaded,
+            base=base,
+            decided=start["decided"] and Recipe.model_validate(start["decided"]),
+            total_steps=start["total_steps"],
+            safer=Safer.from_json(start["safer"]),
+            emit=_ignore,
+            stop=stop,
+            ranks=ranks,
+        )
+        state = _start_alike(prepared.trainer, RunState(), ranks)
+    run_loop(_build_loop(None, prepared, stop, _ignore, system_surroundings(), ranks), state)
+
+
+def _ignore(event: Event) -> None:
+    """Rank 0 reports."""
+    del event
+
+
+def _start_alike(trainer: Trainer, state: RunState, ranks: Ranks) -> RunState:
+    """Rank 0's state; its weights and its optimizer's moments are put into the trainer of every rank."""
+    if ranks.size == 1:
+        return state
+    shared = RunState.from_json(ranks.share(state.to_json()))
+    trainer.restore(ranks.share_arrays(trainer.parameters), ranks.share_arrays(trainer.state))
+    return shared
+
+
+def _begin(
+    loaded: LoadedRecipe,
+    request: Request,
+    admission: Admission,
+    stop: StopRequest,
+    emit: Emit,
+    base: Path,
+    ranks: Ranks,
+) -> tuple[Prepared, RunState, dict[str, object]]:
+    """Everything before the first step: the run, its state, and the fields of run.json."""
     run = admission.run
     state, cut = _restored_state(admission)
     if state.journal_sha256 and cut[0].sha256 != state.journal_sha256:
         emit(Notice("warning", f"{rundir.EVENTS} is not what it was at step {state.step}: its history has gaps"))
     try:
-        prepared, is_extended = _prepare(loaded, request, admission, state, stop, emit, base)
+        prepared, is_extended = _prepare(loaded, request, admission, state, stop, emit, base, ranks)
     except MlxftError as error:
         for file in cut:
             file.restore()
@@ -74,14 +137,7 @@ def train_run(
         restore_trainer(prepared, admission.checkpoint.path)
     info = _write_decisions(run, loaded, prepared, admission, state, base, is_extended=is_extended)
     emit(_run_started(run, prepared, state))
-    loop = _build_loop(run, prepared, stop, emit, around or system_surroundings())
-    reason = run_loop(loop, state)
-    if reason == "stopped":
-        durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
-        return state.step
-    _finish(run, prepared, loop.cadence, state, reason, emit)
-    durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
-    return None
+    return prepared, state, info
 
 
 def _prepare(
@@ -92,6 +148,7 @@ def _prepare(
     stop: StopRequest,
     emit: Emit,
     base: Path,
+    ranks: Ranks,
 ) -> tuple[Prepared, bool]:
     """Everything up to the point of no return, and whether the run is an extended one."""
     if admission.run_info is not None:
@@ -105,7 +162,19 @@ def _prepare(
     decided = None if request.fork else _decided(admission.run_info, loaded.recipe)
     saved = None if request.fork else (admission.run_info or {}).get("safer")
     safer = request.safer or Safer.from_json(saved)
-    prepared = prepare(loaded, base=base, decided=decided, total_steps=total_steps, safer=safer, emit=emit, stop=stop)
+    ranks.share(
+        {"decided": decided and decided.model_dump(mode="json"), "total_steps": total_steps, "safer": safer.to_json()}
+    )
+    prepared = prepare(
+        loaded,
+        base=base,
+        decided=decided,
+        total_steps=total_steps,
+        safer=safer,
+        emit=emit,
+        stop=stop,
+        ranks=ranks,
+    )
     _check_identity(admission, prepared.identity, request, emit)
     _refuse_finished(admission, request, state, prepared.total_steps)
     return prepared, total_steps is not None
@@ -187,7 +256,10 @@ def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | N
     return Recipe.model_validate(values)
 
 
-def _build_loop(run: RunDir, prepared: Prepared, stop: StopRequest, emit: Emit, around: Surroundings) -> Loop:
+def _build_loop(
+    run: RunDir | None, prepared: Prepared, stop: StopRequest, emit: Emit, around: Surroundings, ranks: Ranks
+) -> Loop:
+    """``run`` is None on a rank that writes nothing."""
     training = prepared.recipe.training
     kept = frozenset(math.ceil(share * prepared.total_steps - 1e-9) for share in training.save_at)
     cadence = Cadence(
@@ -206,9 +278,10 @@ def _build_loop(run: RunDir, prepared: Prepared, stop: StopRequest, emit: Emit, 
         stop=stop,
         watch=Watch(around, min_battery_percent=prepared.recipe.hardware.min_battery_percent, emit=emit, stop=stop),
         emit=emit,
-        save=checkpoint_saver(run, prepared, cadence, time.time),
-        answer_prompts=prompt_answerer(run.file(rundir.SAMPLES), prepared, stop, emit),
+        save=checkpoint_saver(run, prepared, cadence, time.time) if run else lambda _: None,
+        answer_prompts=prompt_answerer(run.file(rundir.SAMPLES), prepared, stop, emit) if run else lambda _: True,
         locate_row=prepared.rows.where,
+        ranks=ranks,
     )
 
 

@@ -25,6 +25,9 @@ from mlx_finetune.train.optim import AdamW, FlatArrays, global_norm
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
+#: ``(gradients, loss_sum, counts)`` of this process -> the same, summed over all ranks.
+Reduce = Callable[[FlatArrays, mx.array, Sequence[int]], tuple[FlatArrays, mx.array, list[int]]]
+
 PACKED_TARGET_SIZES = 4  # packs have one length, so compiled functions may see their targets in four sizes
 
 
@@ -55,11 +58,13 @@ class Trainer:
         is_compiled: bool,
         is_blockwise: bool = False,
         keeps_products: bool = False,
+        reduce: Reduce | None = None,
     ) -> None:
         """``parameters`` are the trainable ones by name; everything else in ``model`` stays frozen.
 
         ``is_blockwise`` takes the blocks one at a time with exponentials in numpy, on a CPU; the model must be a chain
         (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory.
+        ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
         """
         assert not (is_compiled and is_blockwise), "block by block nothing can be compiled"
         self.parameters = parameters
@@ -82,6 +87,7 @@ class Trainer:
         self._max_grad_norm = max_grad_norm
         self._is_packed = is_packed
         self._is_compiled = is_compiled
+        self._reduce = reduce
         self._compile()
 
     def restore(self, parameters: FlatArrays, state: FlatArrays) -> None:
@@ -100,30 +106,38 @@ class Trainer:
     def compute(self, batches: Sequence[Batch], step: int) -> tuple[FlatArrays, StepResult]:
         """Mean gradients of the 0-based ``step`` over all its targets, clipped; nothing is changed yet.
 
-        ``gradient = sum over microbatches / sum of targets``, never a mean of means. Raises ``AssertionError`` when no
-        batch has a target.
+        ``gradient = sum over microbatches / sum of targets``, never a mean of means. ``batches`` are this rank's share
+        of the step, perhaps none. Raises ``AssertionError`` when no batch of any rank has a target.
         """
-        num_targets = sum(batch.num_targets for batch in batches)
-        assert num_targets, f"step {step} has no target"
         total = mx.array(0.0)
         gradients: FlatArrays | None = None
         self._train(is_training=True)
-        for part, batch in enumerate(batches):
-            loss_sum, new = self._gradients(batch, step, part)
+        for batch in batches:
+            loss_sum, new = self._gradients(batch, step, batch.part)
             gradients = new if gradients is None else {name: gradients[name] + new[name] for name in new}
             total = total + loss_sum
             mx.eval(total, gradients)
         self._train(is_training=False)
         self.load_into_model()
-        assert gradients is not None
+        counts = [
+            sum(batch.num_targets for batch in batches),
+            sum(batch.num_tokens for batch in batches),
+            sum(self._cores.positions(one) if self._cores else one.num_positions for one in batches),
+        ]
+        if gradients is None:
+            gradients = {name: mx.zeros(value.shape, mx.float32) for name, value in self.parameters.items()}
+        if self._reduce is not None:
+            gradients, total, counts = self._reduce(gradients, total, counts)
+        num_targets, num_tokens, num_positions = counts
+        assert num_targets, f"step {step} has no target"
         gradients, norm = self._average(gradients, mx.array(float(num_targets)))
         mx.eval(gradients, norm)
         result = StepResult(
             loss=as_float(total) / num_targets,
             grad_norm=as_float(norm),
             num_targets=num_targets,
-            num_tokens=sum(batch.num_tokens for batch in batches),
-            num_positions=sum(self._cores.positions(one) if self._cores else one.num_positions for one in batches),
+            num_tokens=num_tokens,
+            num_positions=num_positions,
         )
         return gradients, result
 

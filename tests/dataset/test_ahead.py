@@ -20,7 +20,7 @@ def make_stream(packed_length=None):
 @pytest.mark.parametrize("packed_length", [None, 64])
 def test_the_steps_are_those_of_the_stream_in_its_order(packed_length):
     alone, stream = make_stream(packed_length), make_stream(packed_length)
-    with Ahead(stream, first_step=2, total_steps=20) as ahead:
+    with Ahead(stream, range(2, 20)) as ahead:
         for step in range(2, 20):
             taken = ahead.take(step)
             expected = alone.microbatches(step)
@@ -31,7 +31,7 @@ def test_the_steps_are_those_of_the_stream_in_its_order(packed_length):
 
 def test_a_step_out_of_turn_is_made_when_it_is_asked_for():
     alone = make_stream()
-    with Ahead(make_stream(), first_step=0, total_steps=20) as ahead:
+    with Ahead(make_stream(), range(20)) as ahead:
         for step in (0, 7, 7, 3):
             assert [b.rows for b in ahead.take(step).microbatches] == [b.rows for b in alone.microbatches(step)]
 
@@ -42,7 +42,10 @@ class Slow:
     def __init__(self, fails_at=None):
         self.asked, self.fails_at, self.threads = [], fails_at, set()
 
-    def microbatches(self, step):
+    def rows(self, step):
+        return [step]
+
+    def share(self, step, rank, size):
         self.asked.append(step)
         self.threads.add(threading.current_thread().name)
         if step == self.fails_at:
@@ -62,7 +65,7 @@ def wait_until(condition):
 
 def test_one_step_is_made_ahead_and_no_more_and_none_after_the_last():
     stream = Slow()
-    with Ahead(stream, first_step=0, total_steps=3) as ahead:
+    with Ahead(stream, range(3)) as ahead:
         wait_until(lambda: stream.asked == [0])
         ahead.take(0)
         wait_until(lambda: stream.asked == [0, 1])
@@ -76,7 +79,7 @@ def test_one_step_is_made_ahead_and_no_more_and_none_after_the_last():
 
 def test_an_error_comes_out_where_the_step_is_asked_for_and_the_thread_ends():
     before = threading.active_count()
-    with Ahead(Slow(fails_at=1), first_step=0, total_steps=5) as ahead:
+    with Ahead(Slow(fails_at=1), range(5)) as ahead:
         ahead.take(0)
         with pytest.raises(OSError, match="the file is gone"):
             ahead.take(1)
@@ -85,7 +88,7 @@ def test_an_error_comes_out_where_the_step_is_asked_for_and_the_thread_ends():
 
 def test_the_thread_ends_with_the_loop_also_when_that_fails():
     def fail():
-        with Ahead(Slow(), first_step=0, total_steps=5) as ahead:
+        with Ahead(Slow(), range(5)) as ahead:
             ahead.take(0)
             raise KeyError
 
@@ -93,3 +96,14 @@ def test_the_thread_ends_with_the_loop_also_when_that_fails():
     with pytest.raises(KeyError):
         fail()
     assert threading.active_count() == before
+
+
+def test_each_rank_gets_its_share_and_the_rows_of_all():
+    alone = make_stream()
+    for rank in range(2):
+        with Ahead(make_stream(), range(4), rank=rank, num_ranks=2) as ahead:
+            for step in range(4):
+                taken = ahead.take(step)
+                expected = alone.share(step, rank, 2)
+                assert [batch.rows for batch in taken.microbatches] == [batch.rows for batch in expected]
+                assert taken.rows == alone.rows(step)

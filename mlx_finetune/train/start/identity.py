@@ -108,6 +108,25 @@ def recipe_differences(saved: Mapping[str, object], now: Mapping[str, object]) -
     ]
 
 
+def rank_differences(first: Mapping[str, object], now: Identity) -> list[str]:
+    """What this rank would train with and rank 0, whose identity is ``first``, would not, one phrase each."""
+    current = now.to_json()
+    names = {
+        "data_sha256": "other data files",
+        "model_sha256": "other model files",
+        "tokenizer_sha256": "another tokenizer or chat template",
+        "adapter_sha256": "another adapter to start from",
+        "order": "another order of rows, by another version of mlxft",
+    }
+    found = [phrase for key, phrase in names.items() if first.get(key) != current[key]]
+    recipe = first.get("recipe")
+    theirs = recipe if isinstance(recipe, dict) else {}
+    for key in sorted(theirs.keys() | now.recipe.keys()):
+        if theirs.get(key) != now.recipe.get(key):
+            found.append(f"{key} = {now.recipe.get(key)!r}, not {theirs.get(key)!r}")
+    return found
+
+
 def other_run(differences: Sequence[str]) -> RunError:
     """What is raised where the run that is continued is not the one that was started."""
     return RunError(

@@ -12,11 +12,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_finetune import durable, rundir
-from mlx_finetune.dataset.stream import ORDER_ID, Batch, Stream, ordered_batches
+from mlx_finetune.dataset.stream import ORDER_ID, Batch, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
-from mlx_finetune.hardware.auto import Resolved, refuse_too_large, resolve_auto
+from mlx_finetune.hardware.auto import Facts, Resolved, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.disk import DiskPlan, check_room, plan_disk
 from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.memory import trainable_parameters
@@ -39,8 +39,9 @@ from mlx_finetune.recipe.schema import Recipe, TrainingRecipe
 from mlx_finetune.train.compare import Expected, expect_run, with_corrections
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
+from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
 from mlx_finetune.train.signals import StopRequest
-from mlx_finetune.train.start.identity import Identity, current_versions, recipe_identity
+from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
 from mlx_finetune.train.step import Trainer
 
@@ -80,13 +81,15 @@ def prepare(
     safer: Safer,
     emit: Emit,
     stop: StopRequest,
+    ranks: Ranks = ALONE,
 ) -> Prepared:
     """Load and decide everything. Relative paths are looked up in ``base``.
 
     ``decided`` is the resolved recipe of the run that is resumed: its choices count again, whatever this machine would
     choose now. ``total_steps`` replaces the recipe's length for an extended run. ``safer`` says how much more carefully
     than the recipe it is carried out after an abort. Raises ``MlxftError`` for what a user
-    can mend and ``Interrupted`` when a signal comes before the first step.
+    can mend and ``Interrupted`` when a signal comes before the first step. Rank 0's automatic choices count on every
+    rank, and what the ranks would train must be the same.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
@@ -105,27 +108,56 @@ def prepare(
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report)
     facts = with_corrections(read_facts(local.folder, rows, asked.seed))
-    resolved = resolve_auto(decided or _with_absolute_paths(asked, base), facts)
+    resolved = _resolve(decided or _with_absolute_paths(asked, base), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
     resolved = replace(resolved, limits=safer.limits(resolved.limits))
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved)
-    disk = _plan_disk(resolved.recipe, facts.shape, tokenizer, total)
+    disk = _plan_disk(resolved.recipe, facts.shape, tokenizer, total, is_checked=not ranks.rank)
     loaded_model = _load_model(local, resolved, rows, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = _attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
+    _compare(identity, ranks, emit)
     parts = (objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity)
-    return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer)
+    return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
 
 
-def _plan_disk(recipe: Recipe, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int) -> DiskPlan:
+def _resolve(recipe: Recipe, facts: Facts, ranks: Ranks) -> Resolved:
+    """The recipe with every automatic choice made, as rank 0 makes it."""
+    resolved = resolve_auto(recipe, facts)
+    chosen = ranks.share(resolved.recipe.model_dump(mode="json"))
+    return resolve_auto(Recipe.model_validate(chosen), facts) if ranks.rank else resolved
+
+
+def _compare(identity: Identity, ranks: Ranks, emit: Emit) -> None:
+    """Refuse ranks that would train something else than rank 0. Raises ``OtherRankError`` with the difference.
+
+    Another version of mlx is only said: it may compute other last bits.
+    """
+    if ranks.size == 1:
+        return
+    different = rank_differences(ranks.share(identity.to_json()), identity)
+    for rank, phrases in enumerate(ranks.gather(different)):
+        if phrases:
+            hint = "every machine needs the same recipe, data, model and version of mlxft, in the same folders"
+            raise OtherRankError(rank, f"it would train with {'; '.join(phrases)}", hint, RunError.exit_code)
+    emit(Notice("info", f"{ranks.size} ranks train together; this is rank {ranks.rank}"))
+    versions = ranks.gather(identity.versions["mlx"])
+    if len(set(versions)) > 1:
+        emit(Notice("warning", f"the ranks have different versions of mlx: {', '.join(versions)}"))
+
+
+def _plan_disk(
+    recipe: Recipe, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int, *, is_checked: bool
+) -> DiskPlan:
     """What the run needs on the disk, refused before anything large is loaded where that is not there."""
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
     trainable = trainable_parameters(shape, recipe.lora)
     disk = plan_disk(recipe, trainable, total_steps, recipe.run_folder, beside=beside)
-    check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
+    if is_checked:
+        check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
     return disk
 
 
@@ -143,10 +175,10 @@ def _assemble(
     expected: Expected,
     disk: DiskPlan,
     safer: Safer,
+    ranks: Ranks,
 ) -> Prepared:
     """The parts of a run around a loaded model: stream, optimizer, schedule."""
     recipe, training = resolved.recipe, resolved.recipe.training
-    packed_length = resolved.packed_length
     return Prepared(
         recipe=recipe,
         reasons={**resolved.reasons, **safer.reasons()},
@@ -156,15 +188,8 @@ def _assemble(
         source=source,
         tokenizer=tokenizer,
         spec=spec,
-        trainer=_trainer(loaded_model.model, objective, resolved, recomputes=safer.recomputation),
-        stream=Stream(
-            rows.train,
-            batch_size=resolved.batch_size,
-            accumulation=training.gradient_accumulation_steps,
-            packed_length=packed_length,
-            seed=recipe.seed,
-            pieces=safer.pieces,
-        ),
+        trainer=_trainer(loaded_model.model, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
+        stream=_stream(rows, resolved, safer.pieces, ranks),
         valid_batches=ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces)),
         schedule=_schedule(training, total_steps),
         total_steps=total_steps,
@@ -181,6 +206,19 @@ def _assemble(
 def _schedule(training: TrainingRecipe, total_steps: int) -> Schedule:
     rate, warmup = float(training.learning_rate), training.warmup_steps or 0
     return build_schedule(training, learning_rate=rate, warmup_steps=warmup, total_steps=total_steps)
+
+
+def _stream(rows: TrainingRows, resolved: Resolved, pieces: int, ranks: Ranks) -> Stream:
+    """The training rows in the order of the steps, in microbatches that can be dealt out evenly to the ranks."""
+    accumulation = resolved.recipe.training.gradient_accumulation_steps
+    return Stream(
+        rows.train,
+        batch_size=resolved.batch_size,
+        accumulation=accumulation,
+        packed_length=resolved.packed_length,
+        seed=resolved.recipe.seed,
+        pieces=pieces * pieces_for(ranks.size, accumulation),
+    )
 
 
 def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit: Emit) -> LoadedModel:
@@ -300,7 +338,7 @@ def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: 
     )
 
 
-def _trainer(model: nn.Module, objective: Objective, resolved: Resolved, *, recomputes: bool) -> Trainer:
+def _trainer(model: nn.Module, objective: Objective, resolved: Resolved, *, recomputes: bool, ranks: Ranks) -> Trainer:
     """The trainable parameters with their optimizer; embeddings, norms and biases are not decayed."""
     recipe = resolved.recipe
     training = recipe.training
@@ -328,4 +366,5 @@ def _trainer(model: nn.Module, objective: Objective, resolved: Resolved, *, reco
         is_compiled=on_gpu(),
         is_blockwise=goes_block_by_block(model, recomputes=recomputes),
         keeps_products=not recomputes,
+        reduce=ranks.reduce if ranks.size > 1 else None,
     )

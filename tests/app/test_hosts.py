@@ -1,0 +1,123 @@
+"""The hostfile of ``mlx.launch``, and what each rank is told."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from mlx_finetune.app import hosts
+from mlx_finetune.app.hosts import Host, Hosts, free_port, read_hostfile, remote_command
+from mlx_finetune.errors import UsageError
+from mlx_finetune.hardware.place import Place, read_place
+
+MAC2 = {"ssh": "mac2.local", "ips": ["10.0.0.2"]}
+HERE = {"ssh": "localhost", "ips": ["10.0.0.1", "10.1.0.1"]}
+
+
+def write(folder: Path, content: object) -> Path:
+    path = folder / "hosts.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_both_forms_of_a_hostfile_are_read(tmp_path: Path):
+    both = (Host("localhost", ("10.0.0.1", "10.1.0.1")), Host("mac2.local", ("10.0.0.2",)))
+    assert read_hostfile(write(tmp_path, [HERE, MAC2])) == Hosts(both)
+    fields = {"backend": "jaccl", "envs": ["A=b=c"], "hosts": [HERE, MAC2]}
+    assert read_hostfile(write(tmp_path, fields)) == Hosts(both, "jaccl", ("A=b=c",))
+
+
+def test_an_address_as_the_name_need_not_be_repeated(tmp_path: Path):
+    found = read_hostfile(write(tmp_path, [{"ssh": "127.0.0.1"}, {"ssh": "10.0.0.2"}]))
+    assert [host.ips for host in found.hosts] == [("127.0.0.1",), ("10.0.0.2",)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nonsense", "is no JSON"),
+        ([], "lists no host"),
+        ([{"ips": ["10.0.0.1"]}], 'every host needs a name, "ssh"'),
+        ({"backend": "ring"}, 'every host needs a name, "ssh"'),
+        ([MAC2, HERE], "the first host is mac2.local, but rank 0 runs here"),
+        ([HERE, {"ssh": "mac2.local"}], 'mac2.local has no address in "ips"'),
+        ({"hosts": [HERE, MAC2], "backend": "mpi"}, "not 'mpi'"),
+        ({"hosts": [HERE, MAC2], "envs": ["A"]}, '"envs" are written NAME=VALUE'),
+        ({"hosts": [HERE, MAC2], "envs": 3}, '"envs" are written NAME=VALUE'),
+    ],
+)
+def test_a_hostfile_that_cannot_be_used_is_refused_with_a_way_out(tmp_path: Path, content: object, message: str):
+    with pytest.raises(UsageError) as refused:
+        read_hostfile(write(tmp_path, content))
+    assert message in refused.value.message
+    assert refused.value.hint
+
+
+def test_a_hostfile_that_is_not_there(tmp_path: Path):
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        read_hostfile(tmp_path / "none.json")
+
+
+def test_each_rank_of_a_ring_is_told_its_number_and_all_addresses():
+    ring = Hosts((Host("localhost", ("10.0.0.1",)), Host("mac2.local", ("10.0.0.2",))), envs=("A=b",))
+    variables, files = ring.environment(1, 7000)
+    assert variables == {"A": "b", "MLX_RANK": "1"}
+    assert {name: json.loads(text) for name, text in files.items()} == {
+        "MLX_HOSTFILE": [["10.0.0.1:7000"], ["10.0.0.2:7001"]]
+    }
+
+
+def test_ranks_over_rdma_are_told_their_devices():
+    both = (Host("localhost", ("10.0.0.1",), (None, "rdma_en2")), Host("b", ("10.0.0.2",), ("rdma_en2", None)))
+    rdma = Hosts(both, "jaccl-ring")
+    variables, files = rdma.environment(0, 7000)
+    assert variables == {"MLX_RANK": "0", "MLX_JACCL_COORDINATOR": "10.0.0.1:7000", "MLX_JACCL_RING": "1"}
+    assert json.loads(files["MLX_IBV_DEVICES"]) == [[None, "rdma_en2"], ["rdma_en2", None]]
+
+
+def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch):
+    here, elsewhere = Host("localhost", ("127.0.0.1",)), Host("mac2", ("10.0.0.2",))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(hosts, "FIRST_PORT", port - 1)
+        monkeypatch.setattr(hosts, "PORT_STEP", 7)
+        assert free_port(Hosts((elsewhere, here)), 0) == port - 1 + 7
+        assert free_port(Hosts((elsewhere, here)), 1) == port - 1 + 7
+        assert free_port(Hosts((here, elsewhere)), 1) == port - 1
+        assert free_port(Hosts((here, here)), 3) == port - 1 + 3 * 7
+        assert free_port(Hosts((here, here)), 20) == port - 1 + 7
+
+
+def test_what_ssh_runs_is_quoted_twice():
+    command = remote_command(Host("mac2"), ["python", "it's"], {"A": "b c"}, {"F": '["x"]'}, Path("/some where"))
+    assert command[:5] == ["ssh", "-tt", "-o", "LogLevel=QUIET", "mac2"]
+    assert "/some where" in command[5]
+    assert command[5].startswith("/bin/sh -c ")
+
+
+def place(tmp_path: Path, addresses: list[list[str]], rank: int) -> Place:
+    return read_place({"MLX_RANK": str(rank), "MLX_HOSTFILE": str(write(tmp_path, addresses))})
+
+
+def test_a_rank_knows_its_place_and_how_many_share_its_machine(tmp_path: Path):
+    addresses = [["10.0.0.1:1"], ["10.0.0.2:2"], ["10.0.0.1:3"]]
+    assert place(tmp_path, addresses, 0) == Place(0, 3, "ring", 2)
+    assert place(tmp_path, addresses, 1) == Place(1, 3, "ring", 1)
+
+
+def test_without_others_a_process_is_alone(tmp_path: Path):
+    assert read_place({}) == Place()
+    assert place(tmp_path, [["127.0.0.1:1"]], 0) == Place()
+    assert read_place({"MLX_RANK": "0", "MLX_HOSTFILE": str(write(tmp_path, ""))}) == Place()  # mlx.launch -n 1
+    assert read_place({"MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "none")}) == Place()
+
+
+def test_places_that_other_launchers_tell(tmp_path: Path):
+    mpi = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    assert read_place(mpi) == Place(1, 4, "mpi", 2)
+    devices = str(write(tmp_path, [[None, "a"], ["a", None]]))
+    assert read_place({"MLX_RANK": "1", "MLX_IBV_DEVICES": devices}) == Place(1, 2, "jaccl", 1)
+    assert read_place({"MLX_RANK": "1", "MLX_WORLD_SIZE": "2"}).backend == "nccl"

@@ -15,7 +15,9 @@ from mlx_finetune.units import format_bytes
 
 GIB = 2**30
 CPU_SHARE = 0.8
-CPU_CACHE_BYTES = GIB
+CPU_CACHE_BYTES = (
+    128 * 2**20
+)  # a step is as fast as with 1 GiB (SmolLM2-135M, 4 x 193: 2.62 s), the process 270 MB smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def plan_limits(
 ) -> Limits:
     """The three limits; what the recipe fixes stays, the rest follows MACOS.md, with its reason.
 
-    On a CPU: 80 % of the memory, a cache of 1 GiB, nothing wired.
+    On a CPU: 80 % of the memory, a cache of 128 MiB, nothing wired.
     """
     memory, cache, wired = memory_limit(machine), cache_limit(machine), wired_limit(machine, predicted_bytes)
     if hardware.memory_limit == "auto":
@@ -86,7 +88,7 @@ def plan_limits(
     else:
         memory = hardware.memory_limit
     if hardware.cache_limit == "auto":
-        rule = "2 GiB or a tenth of W" if machine.on_gpu else "1 GiB or a tenth of the memory"
+        rule = "2 GiB or a tenth of W" if machine.on_gpu else "128 MiB or a tenth of the memory"
         reasons["hardware.cache_limit"] = f"{format_bytes(cache)}: {rule}"
     else:
         cache = hardware.cache_limit
@@ -108,7 +110,7 @@ def memory_limit(machine: Machine) -> int:
 
 
 def cache_limit(machine: Machine) -> int:
-    """``min(2 GiB, 10 % of W)`` on a GPU, ``min(1 GiB, 10 % of the memory)`` on a CPU."""
+    """``min(2 GiB, 10 % of W)`` on a GPU, ``min(128 MiB, 10 % of the memory)`` on a CPU."""
     if machine.on_gpu:
         return min(2 * GIB, machine.working_set_bytes // 10)
     return min(CPU_CACHE_BYTES, machine.memory_bytes // 10)

@@ -134,8 +134,8 @@ def _chunked_in_numpy(
     d_outer = [np.zeros(value.shape, np.float32) for value in outer.values()]
     for start in range(0, hidden.shape[0], rows):
         part = hidden[start : start + rows]
-        loss, slope = numpy_slopes(logits(outer, part).astype(mx.float32), targets[start : start + rows])
-        d_part, *d_values = _pull_back(logits, outer, part, mx.array(slope).astype(part.dtype))
+        loss, slope = numpy_slopes(logits(outer, part), targets[start : start + rows])
+        d_part, *d_values = _pull_back(logits, outer, part, slope)
         total += loss
         d_hidden[start : start + rows] = as_numpy(d_part)
         for kept, new in zip(d_outer, d_values, strict=True):
@@ -169,15 +169,15 @@ def fused_slopes(scores: mx.array, targets: mx.array) -> tuple[mx.array, mx.arra
     return mx.sum(mx.where(counts[:, 0], losses, 0.0)), slope
 
 
-def numpy_slopes(scores: mx.array, targets: mx.array) -> tuple[float, Floats]:
-    """The same in numpy; ``scores`` (N, V) fp32 are written over."""
+def numpy_slopes(scores: mx.array, targets: mx.array) -> tuple[float, mx.array]:
+    """The same in numpy; the gradient is ``scores`` (N, V) fp32 themselves, whose values are written over in place."""
     loss, values, normaliser = _numpy_loss(scores, targets)
     chosen: NDArray[np.int32] = np.asarray(targets)
     counts = np.flatnonzero(chosen >= 0)
     values /= normaliser
     values[counts, chosen[counts]] -= 1
     values[chosen < 0] = 0
-    return loss, values
+    return loss, scores
 
 
 def _numpy_loss(scores: mx.array, targets: mx.array) -> tuple[float, Floats, Floats]:

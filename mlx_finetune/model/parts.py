@@ -53,8 +53,10 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def inside_blocks(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
-    """Those of the parameter names that belong to a transformer block."""
-    members = {id(block) for block in blocks(model)}
+    """Those of the parameter names that belong to a transformer block; none in a model without blocks."""
+    members = {id(block) for block in getattr(model, "layers", None) or ()}
+    if not members:
+        return frozenset()
     named = cast("list[tuple[str, nn.Module]]", model.named_modules())
     prefixes = tuple(f"{path}." for path, module in named if id(module) in members)
     return frozenset(name for name in names if name.startswith(prefixes))

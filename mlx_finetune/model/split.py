@@ -70,6 +70,8 @@ class SplitModel:
 
 def find_body(model: nn.Module) -> nn.Module | None:
     """The module below ``model`` that owns the list of blocks, None where that is ``model`` itself or nobody."""
+    if not isinstance(getattr(model, "layers", None), list):
+        return None
     first = blocks(model)[0]
     for path, module in cast("list[tuple[str, nn.Module]]", model.named_modules()):
         if path and any(isinstance(value, list) and value and value[0] is first for value in module.values()):

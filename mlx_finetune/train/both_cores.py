@@ -159,13 +159,13 @@ def halves(batch: Batch) -> list[Batch]:
     lengths = batch.lengths
     order = [int(index) for index in np.argsort(-lengths, kind="stable") if lengths[index]]
     if len(order) < 2:
-        return [_part(batch, order)]
+        return [part_of(batch, order)]
     sizes = [max(cut * lengths[order[0]], (len(order) - cut) * lengths[order[cut]]) for cut in range(1, len(order))]
     cut = 1 + int(np.argmin(sizes))
-    return [_part(batch, sorted(order[:cut])), _part(batch, sorted(order[cut:]))]
+    return [part_of(batch, sorted(order[:cut])), part_of(batch, sorted(order[cut:]))]
 
 
-def _part(batch: Batch, sequences: Sequence[int]) -> Batch:
+def part_of(batch: Batch, sequences: Sequence[int]) -> Batch:
     """Some sequences of a batch, cut behind the last token of the longest."""
     chosen = list(sequences)
     length = max((int(np.flatnonzero(batch.segment_ids[index])[-1]) for index in chosen), default=0) + 1

@@ -120,7 +120,7 @@ def _chunked(
         total = total + loss
         d_hidden.append(d_part)
         d_outer = [kept + new for kept, new in zip(d_outer, d_values, strict=True)]
-    gathered = mx.concatenate(d_hidden, axis=0) if len(d_hidden) > 1 else d_hidden[0]
+    gathered = mx.concatenate(d_hidden, axis=0) if d_hidden else mx.zeros_like(hidden)
     return (total, gathered, *d_outer)
 
 

@@ -33,6 +33,7 @@ class TrainTrials:
         self._recipe = write_recipe(folder, model, extra=RECIPE)
         self._run = RunDir(folder / f"straight-{server.count}")
         self._arguments = ("--recipe", str(self._recipe))
+        self._train(RunDir(folder / f"warm-{server.count}"))  # leaves the tokens in the cache, as it is for all others
         ended = self._train(self._run)
         assert ended.code == 0, (ended, _words(self._run, ended))
         self.operations = ended.operations

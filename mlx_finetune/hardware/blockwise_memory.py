@@ -68,7 +68,7 @@ def loss_floats(shape: ModelShape, learned: Learned, positions: int, target_shar
     A chunk's logits become its gradient in place; beside them are a copy for MLX and two arrays of the pull-back. The
     pull-back of one chunk is still there while the next one's logits are formed, twice for a moment. A learned head
     keeps one array more and has a gradient of its own size. Where the head is below what is split off (GPT-NeoX), the
-    logits of all positions exist, those of the targets three times, and with them the gradient of the first.
+    logits of all positions exist, and those of the targets three times, with their gradient.
     """
     rows = round(positions * target_share)
     chunk = min(rows, chunk_rows(shape.vocab_size))
@@ -77,7 +77,8 @@ def loss_floats(shape: ModelShape, learned: Learned, positions: int, target_shar
     vectors = norm + (3 * rows + 2 * chunk) * shape.hidden_size
     if shape.kind.has_head_inside:
         chunks = (positions + 2 * rows + 4 * chunk + following) * shape.vocab_size
-        gathered = (3 * positions + 2 * rows) * shape.vocab_size
+        last = rows - (rows - 1) // chunk * chunk
+        gathered = (positions + 3 * rows + 4 * last) * shape.vocab_size
         return vectors + max(chunks, gathered) + learned.outside
     if learned.outside:
         chunks = (5 * chunk + 2 * following) * shape.vocab_size + learned.outside

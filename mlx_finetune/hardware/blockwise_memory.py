@@ -43,47 +43,53 @@ def backward_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recom
     """Both halves in the backward pass of a block: the last one, or the lowest where gradients outweigh tapes."""
     tape = tape_floats(shape, learned, recompute=recompute)
     block = block_floats(shape, learned, layout, recompute=recompute) + AFTER_LOSS * shape.hidden_size
-    total = 0
+    total = 0.0
     for positions in half_sizes(layout):
         work = positions * block + _dora_floats(learned) + learned.outside
         first = positions * learned.blocks * tape
         lowest = positions * tape + (learned.blocks - 1) * learned.in_block
         total += FLOAT * (work + max(first, lowest))
-    return total + mask_bytes(layout)
+    return round(total) + mask_bytes(layout)
 
 
 def loss_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recompute: bool) -> int:
     """Both halves at the loss: all tapes, and the logits of some rows."""
     tape = tape_floats(shape, learned, recompute=recompute)
     total = 0
-    for positions in half_sizes(layout):
+    for number, positions in enumerate(half_sizes(layout)):
         kept = positions * (learned.blocks * tape + shape.hidden_size)
-        total += FLOAT * (kept + loss_floats(shape, learned, positions, layout.target_share))
+        rows = max(1, round(positions * layout.target_share))
+        total += FLOAT * (kept + loss_floats(shape, learned, positions, rows, is_second=number > 0))
     return total + mask_bytes(layout)
 
 
-def loss_floats(shape: ModelShape, learned: Learned, positions: int, target_share: float) -> int:
-    """The final norm, the targets' rows, a copy of them and their gradient; and chunks of logits.
+def loss_floats(shape: ModelShape, learned: Learned, positions: int, rows: int, *, is_second: bool) -> int:
+    """For ``rows`` targets: the final norm, the targets' rows, a copy of them and their gradient; and chunks of logits.
 
     A chunk's logits become its gradient in place; beside them are a copy for MLX and two arrays of the pull-back. The
     pull-back of one chunk is still there while the next one's logits are formed, twice for a moment. A learned head
-    keeps one array more and has a gradient of its own size. Where the head is below what is split off (GPT-NeoX), the
-    logits of all positions exist, and those of the targets three times, with their gradient.
+    keeps one array more, and a gradient of its own size, twice behind the last chunk. Where the head is below what is
+    split off (GPT-NeoX), the logits of all positions exist, and those of the targets twice, behind the last chunk with
+    their gradient. A chunk of a learned head takes long, so of what is there for a moment the second half has one less.
     """
-    rows = round(positions * target_share)
-    chunk = min(rows, chunk_rows(shape.vocab_size))
+    vocab = shape.vocab_size
+    chunk = min(rows, chunk_rows(vocab))
     following = min(rows - chunk, chunk)
+    last = rows - (rows - 1) // chunk * chunk
     norm = (LAYER_NORM if shape.kind.has_layer_norm else RMS_NORM) * positions * shape.hidden_size
     vectors = norm + (3 * rows + 2 * chunk) * shape.hidden_size
     if shape.kind.has_head_inside:
-        chunks = (positions + 2 * rows + 4 * chunk + following) * shape.vocab_size
-        last = rows - (rows - 1) // chunk * chunk
-        gathered = (positions + 3 * rows + 4 * last) * shape.vocab_size
-        return vectors + max(chunks, gathered) + learned.outside
-    if learned.outside:
-        chunks = (5 * chunk + 2 * following) * shape.vocab_size + learned.outside
-        return vectors + max(chunks, 2 * learned.outside)
-    return vectors + (4 * chunk + 2 * following) * shape.vocab_size
+        among, behind = (
+            (positions + 2 * rows + 4 * chunk + following) * vocab,
+            (positions + 3 * rows + 4 * last) * vocab,
+        )
+    elif learned.outside:
+        brief = 1 if is_second else 2
+        among, behind = (5 * chunk + brief * following) * vocab, 5 * last * vocab
+        return vectors + max(among + learned.outside, behind + brief * learned.outside)
+    else:
+        among, behind = (4 * chunk + 2 * following) * vocab, 4 * last * vocab
+    return vectors + max(among + learned.outside, behind + 2 * learned.outside)
 
 
 def chunk_rows(vocab_size: int) -> int:

@@ -193,7 +193,7 @@ class _Sizes:
         in_block: int,
         outside: int,
         is_exact: bool = True,
-        kind: BlockKind = BlockKind(),  # noqa: B008
+        kind: BlockKind = BlockKind(),
     ) -> ModelShape:
         return ModelShape(
             model_type=self.model_type,
@@ -271,7 +271,9 @@ def _gpt2(sizes: _Sizes) -> ModelShape:
     per_block = sum(one.outputs for one in linears) + 4 * hidden
     positions = (sizes.context or 1024) * hidden
     kind = BlockKind(has_layer_norm=True, rotated=0.0)
-    return sizes.shape(linears, intermediate=inner, has_own_head=False, in_block=per_block, outside=positions + 2 * hidden, kind=kind)
+    return sizes.shape(
+        linears, intermediate=inner, has_own_head=False, in_block=per_block, outside=positions + 2 * hidden, kind=kind
+    )
 
 
 def _gpt_neox(sizes: _Sizes) -> ModelShape:
@@ -291,7 +293,9 @@ def _gpt_neox(sizes: _Sizes) -> ModelShape:
         is_parallel=sizes.is_set("use_parallel_residual", default=True),
         has_head_inside=True,
     )
-    return sizes.shape(linears, intermediate=inner, has_own_head=True, in_block=per_block, outside=2 * hidden, kind=kind)
+    return sizes.shape(
+        linears, intermediate=inner, has_own_head=True, in_block=per_block, outside=2 * hidden, kind=kind
+    )
 
 
 def _phi3(sizes: _Sizes) -> ModelShape:

@@ -34,22 +34,24 @@ def backward_bytes(shape: ModelShape, learned: Learned, layout: Layout, terms: T
 
 
 def block_bytes(shape: ModelShape, learned: Learned, terms: Terms) -> int:
-    """What one block keeps for each position.
+    """What the gradients of one block read, for each position; a frozen layer's gradient does not read its input.
 
-    What enters both parts and their norms; queries, keys, values and attention's output with its normaliser; what the
-    MLP's layers give and its activation. An adapter reads its input in fp32 (one copy for all that share an input) and
-    its own narrow product; DoRA its output before the gain.
+    What enters both norms; queries and keys before a norm of their own; turned queries and keys, values, attention's
+    output and its normaliser; what the MLP's first layers give. The input of each layer that learns, in fp32 for an
+    adapter (one copy for all that share it), with the adapter's narrow product; DoRA's output before the gain.
     """
     width, keys = shape.attention_width, shape.key_width
     mlp = [linear for linear in shape.linears if not linear.is_attention]
-    vectors = 4 * shape.hidden_size + 2 * width + 2 * keys + sum(one.outputs for one in mlp[:-1]) + mlp[-1].inputs
+    vectors = 2 * shape.hidden_size + 2 * width + 2 * keys + sum(one.outputs for one in mlp[:-1])
     if shape.kind.has_head_norms:
         vectors += width + keys
-    read = {(one.is_attention, one.inputs, one.name if one in _last(shape) else "") for one in learned.adapted}
-    copied = sum(inputs for _, inputs, _ in read) if terms.value_bytes < FLOAT else 0
+    learning = learned.adapted or shape.linears
+    read = {(one.is_attention, one.inputs, one.name if one in _last(shape) else "") for one in learning}
     narrow = learned.rank * len(learned.adapted)
     gained = sum(one.outputs for one in learned.adapted) if learned.use_dora else 0
-    return vectors * terms.value_bytes + FLOAT * (copied + narrow + gained + shape.num_heads)
+    inputs = sum(inputs for _, inputs, _ in read)
+    read_bytes = FLOAT if learned.adapted else terms.value_bytes
+    return vectors * terms.value_bytes + inputs * read_bytes + FLOAT * (narrow + gained + shape.num_heads)
 
 
 def scores_bytes(shape: ModelShape, layout: Layout, terms: Terms) -> int:

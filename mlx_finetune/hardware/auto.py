@@ -155,11 +155,18 @@ class _Decisions:
     def _memory(self, *, recompute: bool) -> MemoryPlan:
         facts, recipe = self._facts, self._recipe
         length = self._packed_length or longest_padded(facts.lengths)
-        layout = Layout(self._batch_size, length, recipe.training.gradient_accumulation_steps)
+        accumulation, is_packed = recipe.training.gradient_accumulation_steps, self._packed_length is not None
+        layout = Layout(self._batch_size, length, accumulation, is_packed=is_packed)
         stored_bits = (recipe.quantize or facts.stored_bits) if facts.machine.on_gpu else None
         value_bytes = 4 if self._dtype == "float32" else 2
         return plan_memory(
-            facts.shape, recipe.lora, layout, value_bytes=value_bytes, stored_bits=stored_bits, recompute=recompute
+            facts.shape,
+            recipe.lora,
+            layout,
+            value_bytes=value_bytes,
+            stored_bits=stored_bits,
+            recompute=recompute,
+            on_gpu=facts.machine.on_gpu,
         )
 
     def decide_rates(self) -> None:

@@ -1,40 +1,35 @@
 """How much memory a training will take, as pure arithmetic: one function for each term, no mlx, nothing measured here.
 
-Bytes of a microbatch of ``B`` sequences of ``T`` positions through a model of which ``K`` blocks keep what they need
-for the backward pass (all that have an adapter):
+    weights      all frozen parameters at the stored type; on a CPU everything is float32
+    trainable    weight 4 and two moments 8 bytes a parameter; 4 or 8 more while gradients are added up
+    activations  what the forward pass keeps, and a block going backward: ``blockwise_memory`` and ``graph_memory``
+    logits       what the loss holds beyond that, at its own moment; often 0
+    update       gradients, new weights and moments, at another moment than the activations: the larger counts
 
-    weights      all parameters at the stored type; on a CPU everything is float32
-    trainable    weight 4, gradient 4, two moments 8 bytes a parameter; 4 more while gradients are accumulated
-    activations  (K + 1) blocks of B T (13 H + 3 I + heads T) b, where b is 2 or 4; one block is at work
-    recomputed   instead: two blocks while one of them goes backward, and K B T H b for what enters each
-    logits       4 B T V in fp32: the head's output, its fp32 copy, the softmax, the gradient
-    update       12 bytes a trainable parameter, at another moment than the activations: the larger of the two counts
-
-The factors were fitted to peaks measured with mlx 0.32.4 on a CPU (SmolLM2-135M, 4 to 30 adapted blocks, T 64 to 512:
-within 2 %, with recomputation 5 %, 2026-11-21; ``benchmarks/memory_terms.py`` measures them
-again). Metal was not measured.
+The total is the peak that ``mx.get_peak_memory`` reports. Arrays of numpy, of which training on a CPU makes some, are
+not in it. On a CPU within 5 % (``benchmarks/memory_terms.py``); Metal was not measured.
 """
 
 from dataclasses import dataclass
 
-from mlx_finetune.hardware.shapes import ModelShape, adapted_layers, adapter_parameters
+from mlx_finetune.hardware import blockwise_memory, graph_memory
+from mlx_finetune.hardware.microbatch import Layout, Learned, what_learns
+from mlx_finetune.hardware.shapes import ModelShape
 from mlx_finetune.recipe.schema import LoraRecipe
 
-HIDDEN_COPIES = 13  # vectors of the hidden size that one block keeps for each position
-MLP_COPIES = 3  # vectors of the inner size of the MLP
-SCORE_COPIES = 1  # T x T matrices that one head keeps
-RECOMPUTED_BLOCKS = 2  # what is recomputed of one block, and its gradients, in blocks
-LOGIT_COPIES = 4  # copies of the logits in fp32 at the peak
+__all__ = [
+    "Layout",
+    "MemoryPlan",
+    "adapter_file_bytes",
+    "checkpoint_bytes",
+    "plan_memory",
+    "trainable_bytes",
+    "trainable_parameters",
+    "update_bytes",
+    "weight_bytes",
+]
+
 GROUP_SIZE = 64  # rows of a quantised matrix share one scale and one bias (2 bytes each) in groups of this size
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The largest microbatch: ``batch_size`` sequences of ``length`` positions."""
-
-    batch_size: int
-    length: int
-    accumulation: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +56,38 @@ def plan_memory(
     value_bytes: int,
     stored_bits: int | None,
     recompute: bool,
+    on_gpu: bool = False,
+    has_fused_gradient: bool = True,
 ) -> MemoryPlan:
     """The terms for one model, adapter and layout.
 
     ``value_bytes`` is the size of an activation (4 for float32, 2 otherwise), ``stored_bits`` of a quantised base.
+    ``on_gpu`` takes the step as one compiled graph, else block by block; ``has_fused_gradient`` says that fused
+    attention has a gradient, as it has from mlx 0.32.4 on.
     """
-    trained = trainable_parameters(shape, lora)
+    learned = what_learns(shape, lora)
+    if on_gpu:
+        terms = graph_memory.Terms(value_bytes, recompute=recompute, has_fused_gradient=has_fused_gradient)
+        backward = graph_memory.backward_bytes(shape, learned, layout, terms)
+        loss = graph_memory.loss_bytes(shape, learned, layout, terms)
+        num_parts = 1
+    else:
+        backward = blockwise_memory.backward_bytes(shape, learned, layout, recompute=recompute)
+        loss = blockwise_memory.loss_bytes(shape, learned, layout, recompute=recompute)
+        num_parts = len(blockwise_memory.half_sizes(layout))
     own_weights = 0 if lora is None else weight_bytes(shape, value_bytes=value_bytes, stored_bits=stored_bits)
     return MemoryPlan(
         weights=own_weights,
-        trainable=trainable_bytes(trained, accumulation=layout.accumulation),
-        activations=activation_bytes(shape, lora, layout, value_bytes=value_bytes, recompute=recompute),
-        logits=logit_bytes(shape, layout),
-        update=update_bytes(trained),
+        trainable=trainable_bytes(learned.total, accumulation=layout.accumulation),
+        activations=backward,
+        logits=max(0, loss - backward),
+        update=update_bytes(shape, learned, num_parts=num_parts),
     )
 
 
 def trainable_parameters(shape: ModelShape, lora: LoraRecipe | None) -> int:
     """Parameters that are learned: the adapter's, or all of them."""
-    return shape.num_parameters if lora is None else adapter_parameters(shape, lora)
+    return what_learns(shape, lora).total
 
 
 def weight_bytes(shape: ModelShape, *, value_bytes: int, stored_bits: int | None) -> int:
@@ -90,32 +98,20 @@ def weight_bytes(shape: ModelShape, *, value_bytes: int, stored_bits: int | None
 
 
 def trainable_bytes(num_parameters: int, *, accumulation: int) -> int:
-    """Weight, gradient and two moments in fp32; one more gradient while microbatches are added up."""
-    return num_parameters * (20 if accumulation > 1 else 16)
+    """Weight and two moments in fp32; the sum of gradients while microbatches are added up, and from the third on the
+    last microbatch's beside it."""
+    return num_parameters * (12 + 4 * min(2, accumulation - 1))
 
 
-def update_bytes(num_parameters: int) -> int:
-    """What an update holds besides: new weights and moments before the old ones go, 12 bytes a parameter."""
-    return num_parameters * 12
-
-
-def activation_bytes(
-    shape: ModelShape, lora: LoraRecipe | None, layout: Layout, *, value_bytes: int, recompute: bool
-) -> int:
-    """What the forward pass keeps for the backward pass."""
-    kept = shape.num_layers if lora is None else adapted_layers(shape, lora)
-    positions = layout.batch_size * layout.length
-    width = HIDDEN_COPIES * shape.hidden_size + MLP_COPIES * shape.intermediate_size
-    scores = SCORE_COPIES * shape.num_heads * layout.length
-    block = positions * (width + scores) * value_bytes
-    if not recompute:
-        return (kept + 1) * block
-    return RECOMPUTED_BLOCKS * block + kept * positions * shape.hidden_size * value_bytes
-
-
-def logit_bytes(shape: ModelShape, layout: Layout) -> int:
-    """The head's output for every position in fp32, its softmax and its gradient."""
-    return layout.batch_size * layout.length * shape.vocab_size * 4 * LOGIT_COPIES
+def update_bytes(shape: ModelShape, learned: Learned, *, num_parts: int) -> int:
+    """The largest of three moments. Gradients of both halves and their sum; in each half the gradient of a learned
+    embedding through what enters the first block, in one of them twice; clipped gradients, new weights, and what MLX
+    computes ahead of them: two arrays of the size of embedding and head, or of 1.5 blocks' parameters."""
+    summed = 3 * learned.total if num_parts > 1 else 0
+    embedding = shape.vocab_size * shape.hidden_size if learned.outside else 0
+    front = num_parts * (learned.total + embedding) + embedding
+    applied = 2 * learned.total + max(2 * learned.outside, 3 * learned.in_block // 2)
+    return 4 * max(summed, front, applied)
 
 
 def adapter_file_bytes(num_parameters: int) -> int:

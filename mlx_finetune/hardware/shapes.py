@@ -27,9 +27,28 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockKind:
+    """How a block is built, as far as it decides which arrays a training step holds (``hardware.memory``).
+
+    ``rotated`` is the share of a head's width that is turned by position; ``norms`` counts those of the hidden size;
+    ``is_parallel`` says that attention and MLP both start from what enters the block; ``has_plain_gelu`` that the
+    activation is ``nn.gelu``; ``has_head_inside`` that the module which owns the blocks gives logits.
+    """
+
+    has_layer_norm: bool = False
+    norms: int = 2
+    rotated: float = 1.0
+    has_head_norms: bool = False
+    is_parallel: bool = False
+    has_plain_gelu: bool = False
+    has_head_inside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the arithmetic needs to know. ``linears`` are those of one block; ``other_parameters`` of the whole model
-    are neither in them nor in the embedding and the head: norms, biases, learned positions."""
+    """What the arithmetic needs to know. ``linears`` are those of one block, attention's first, each part's last layer
+    last. ``other_parameters`` of the whole model are neither in them nor in the embedding and the head: norms, biases,
+    learned positions; ``outside_parameters`` of these are in no block."""
 
     model_type: str
     num_layers: int
@@ -44,6 +63,18 @@ class ModelShape:
     linears: tuple[Linear, ...]
     other_parameters: int
     is_exact: bool
+    kind: BlockKind = BlockKind()
+    outside_parameters: int = 0
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all queries of a position."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Width of all keys of a position; that of the values is the same."""
+        return self.num_kv_heads * self.head_dim
 
     @property
     def block_weights(self) -> int:
@@ -145,12 +176,24 @@ class _Sizes:
             raise ValueError(f"config.json of this {self.model_type} model has no `{names[0]}`")
         return value
 
+    def share(self, name: str, *, default: float) -> float:
+        value = self._config.get(name, default)
+        return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else default
+
     def is_set(self, name: str, *, default: bool) -> bool:
         value = self._config.get(name, default)
         return value if isinstance(value, bool) else default
 
     def shape(
-        self, linears: tuple[Linear, ...], *, intermediate: int, has_own_head: bool, other: int, is_exact: bool = True
+        self,
+        linears: tuple[Linear, ...],
+        *,
+        intermediate: int,
+        has_own_head: bool,
+        in_block: int,
+        outside: int,
+        is_exact: bool = True,
+        kind: BlockKind = BlockKind(),
     ) -> ModelShape:
         return ModelShape(
             model_type=self.model_type,
@@ -164,8 +207,10 @@ class _Sizes:
             has_own_head=has_own_head,
             context_length=self.context,
             linears=linears,
-            other_parameters=other,
+            other_parameters=self.layers * in_block + outside,
+            outside_parameters=outside,
             is_exact=is_exact and self.is_known,
+            kind=kind,
         )
 
 
@@ -188,9 +233,12 @@ def _llama_like(sizes: _Sizes) -> ModelShape:
         Linear("mlp.up_proj", hidden, inner, is_attention=False, copies=experts),
         Linear("mlp.down_proj", inner, hidden, is_attention=False, copies=experts),
     )
-    norms = 4 * hidden if sizes.model_type in ("gemma2", "gemma3", "gemma3_text") else 2 * hidden
-    if sizes.model_type in ("qwen3", "gemma3", "gemma3_text", "qwen3_moe"):
-        norms += 2 * sizes.head_dim
+    kind = BlockKind(
+        norms=4 if sizes.model_type in ("gemma2", "gemma3", "gemma3_text") else 2,
+        has_head_norms=sizes.model_type in ("qwen3", "gemma3", "gemma3_text", "qwen3_moe"),
+        has_plain_gelu=sizes.model_type == "gemma",
+    )
+    norms = kind.norms * hidden + (2 * sizes.head_dim if kind.has_head_norms else 0)
     biases = 0
     if sizes.model_type == "qwen2" or sizes.is_set("attention_bias", default=False):
         biases += width + 2 * kv_width
@@ -203,8 +251,10 @@ def _llama_like(sizes: _Sizes) -> ModelShape:
         linears,
         intermediate=inner,
         has_own_head=not sizes.is_set("tie_word_embeddings", default=sizes.model_type in _TIED_BY_DEFAULT),
-        other=sizes.layers * (norms + biases + router) + hidden,
+        in_block=norms + biases + router,
+        outside=hidden,
         is_exact=experts == 1,
+        kind=kind,
     )
 
 
@@ -220,8 +270,10 @@ def _gpt2(sizes: _Sizes) -> ModelShape:
     )
     per_block = sum(one.outputs for one in linears) + 4 * hidden
     positions = (sizes.context or 1024) * hidden
-    other = sizes.layers * per_block + positions + 2 * hidden
-    return sizes.shape(linears, intermediate=inner, has_own_head=False, other=other)
+    kind = BlockKind(has_layer_norm=True, rotated=0.0)
+    return sizes.shape(
+        linears, intermediate=inner, has_own_head=False, in_block=per_block, outside=positions + 2 * hidden, kind=kind
+    )
 
 
 def _gpt_neox(sizes: _Sizes) -> ModelShape:
@@ -234,8 +286,16 @@ def _gpt_neox(sizes: _Sizes) -> ModelShape:
         Linear("mlp.dense_h_to_4h", hidden, inner, is_attention=False),
         Linear("mlp.dense_4h_to_h", inner, hidden, is_attention=False),
     )
-    other = sizes.layers * (sum(one.outputs for one in linears) + 4 * hidden) + 2 * hidden
-    return sizes.shape(linears, intermediate=inner, has_own_head=True, other=other)
+    per_block = sum(one.outputs for one in linears) + 4 * hidden
+    kind = BlockKind(
+        has_layer_norm=True,
+        rotated=sizes.share("rotary_pct", default=0.25),
+        is_parallel=sizes.is_set("use_parallel_residual", default=True),
+        has_head_inside=True,
+    )
+    return sizes.shape(
+        linears, intermediate=inner, has_own_head=True, in_block=per_block, outside=2 * hidden, kind=kind
+    )
 
 
 def _phi3(sizes: _Sizes) -> ModelShape:
@@ -249,7 +309,7 @@ def _phi3(sizes: _Sizes) -> ModelShape:
         Linear("mlp.down_proj", inner, hidden, is_attention=False),
     )
     own_head = not sizes.is_set("tie_word_embeddings", default=False)
-    return sizes.shape(linears, intermediate=inner, has_own_head=own_head, other=sizes.layers * 2 * hidden + hidden)
+    return sizes.shape(linears, intermediate=inner, has_own_head=own_head, in_block=2 * hidden, outside=hidden)
 
 
 _FAMILIES: dict[str, Callable[[_Sizes], ModelShape]] = {

@@ -31,10 +31,16 @@ def original_class(module: nn.Module) -> type | None:
 
 
 def restore_call(module: nn.Module) -> None:
-    """Undo the last ``override_call``; nothing happens where there is none."""
+    """Undo the last ``override_call``; nothing happens where there is none.
+
+    The subclass lets go of its function: a class is part of a reference cycle, so arrays that the function closes over
+    would stay until Python's garbage collector comes by (GPT-NeoX, 2 x 512 positions: 110 MB more at the peak).
+    """
     original = original_class(module)
     if original is not None:
+        overriding: Any = type(module)
         module.__class__ = original
+        del overriding.__call__
 
 
 @contextmanager

@@ -156,10 +156,10 @@ def test_recomputation_is_switched_on_only_where_the_plan_exceeds_the_limit() ->
 
 
 def test_the_automatic_batch_shrinks_until_the_plan_fits() -> None:
-    result = resolve_auto(recipe(data=NO_PACKING, hardware={"memory_limit": "2100 MB"}), facts([1000] * 50))
+    result = resolve_auto(recipe(data=NO_PACKING, hardware={"memory_limit": "1100 MB"}), facts([1000] * 50))
     assert result.batch_size < 4
-    assert result.memory.total <= 2_100_000_000
-    assert "limit 2.1 GB" in result.reasons["training.batch_size"]
+    assert result.memory.total <= 1_100_000_000
+    assert "limit 1.1 GB" in result.reasons["training.batch_size"]
 
 
 def test_the_compute_type_follows_the_chip() -> None:
@@ -213,8 +213,7 @@ def test_the_plan_grows_with_batch_length_and_rank(batch: int, length: int, rank
     here = plan(batch, length, rank)
     for more in (plan(batch + 1, length, rank), plan(batch, length + 8, rank)):
         assert more.activations > here.activations
-        assert more.logits > here.logits
-        assert more.total >= here.total
+        assert more.total >= here.total  # logits alone do not: they exist a chunk at a time
     assert plan(batch, length, rank + 1).total > here.total
 
 

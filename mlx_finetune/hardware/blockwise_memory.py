@@ -1,0 +1,220 @@
+"""What a training step on a CPU holds, array by array: block by block, the rows of a microbatch in two halves.
+
+A half's forward pass keeps a *tape* for each block that learns (``model.tape``, ``model.blockwise``). Two moments can
+be the peak. The *loss*: some rows of logits and their gradient, all tapes still there. The *backward pass of a block*:
+the last one has all tapes beside it, the lowest one the gradients of all others. While a gradient is traced MLX keeps
+every array it has computed, so inside a block this is a sum over its operations, forward and backward, up to the
+innermost point: attention's strips (``model.cpu_math``). Both halves are taken to be there at the same time.
+
+Counts are float32 numbers for each position of a half unless said otherwise, of mlx 0.32.4 on a CPU, where norms and
+rotations have no kernel and are made of several arrays. They were derived from the code, and each agrees with peaks of
+single blocks of random sizes, solved for the sizes (to 0.1 of a vector; ``benchmarks/memory_terms.py``, 2026-11-26).
+"""
+
+from mlx_finetune.hardware.microbatch import Layout, Learned
+from mlx_finetune.hardware.shapes import Linear, ModelShape
+
+FLOAT = 4
+STRIP = 128  # queries at once: model.cpu_math.STRIP
+CHUNK_BYTES = 2**25  # of logits at once: train.losses.CHUNK_BYTES
+RMS_NORM, LAYER_NORM = 3, 5  # vectors that a norm makes
+RMS_NORM_BACK, LAYER_NORM_BACK = 6, 8  # vectors that its gradient makes, the sum with the residual's included
+PLAIN_GELU = 15  # vectors of the MLP's width that nn.gelu, its gradient and what both keep make beyond a silu in numpy
+AFTER_LOSS = 4  # vectors of the hidden size: the last block's output, its gradient, the final norm and its input
+
+
+def half_sizes(layout: Layout) -> tuple[int, ...]:
+    """Positions of each half, as ``train.both_cores`` divides equal rows; a single row stays in one."""
+    if layout.batch_size < 2:
+        return (layout.positions,)
+    smaller = layout.batch_size // 2
+    return ((layout.batch_size - smaller) * layout.length, smaller * layout.length)
+
+
+def tape_floats(shape: ModelShape, learned: Learned, *, recompute: bool) -> int:
+    """What a block keeps for its backward pass: what entered it; else also frozen products and attention's output."""
+    if recompute:
+        return shape.hidden_size
+    products = sum(linear.outputs for linear in shape.linears if _is_taped(linear, learned))
+    return shape.hidden_size + products + shape.attention_width + shape.num_heads
+
+
+def backward_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recompute: bool) -> int:
+    """Both halves in the backward pass of a block: the last one, or the lowest where gradients outweigh tapes."""
+    tape = tape_floats(shape, learned, recompute=recompute)
+    block = block_floats(shape, learned, layout, recompute=recompute) + AFTER_LOSS * shape.hidden_size
+    total = 0.0
+    for positions in half_sizes(layout):
+        work = positions * block + _dora_floats(learned) + learned.outside
+        first = positions * learned.blocks * tape
+        lowest = positions * tape + (learned.blocks - 1) * learned.in_block
+        total += FLOAT * (work + max(first, lowest))
+    return round(total) + mask_bytes(layout)
+
+
+def loss_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recompute: bool) -> int:
+    """Both halves at the loss: all tapes, and the logits of some rows."""
+    tape = tape_floats(shape, learned, recompute=recompute)
+    total = 0
+    for number, positions in enumerate(half_sizes(layout)):
+        kept = positions * (learned.blocks * tape + shape.hidden_size)
+        rows = max(1, round(positions * layout.target_share))
+        total += FLOAT * (kept + loss_floats(shape, learned, positions, rows, is_second=number > 0))
+    return total + mask_bytes(layout)
+
+
+def loss_floats(shape: ModelShape, learned: Learned, positions: int, rows: int, *, is_second: bool) -> int:
+    """For ``rows`` targets: the final norm, the targets' rows, a copy of them and their gradient; and chunks of logits.
+
+    A chunk's logits become its gradient in place; beside them are a copy for MLX and two arrays of the pull-back. The
+    pull-back of one chunk is still there while the next one's logits are formed, twice for a moment. A learned head
+    keeps one array more, and a gradient of its own size, twice behind the last chunk. Where the head is below what is
+    split off (GPT-NeoX), the logits of all positions exist, and those of the targets twice, behind the last chunk with
+    their gradient. A chunk of a learned head takes long, so of what is there for a moment the second half has one less.
+    """
+    vocab = shape.vocab_size
+    chunk = min(rows, chunk_rows(vocab))
+    following = min(rows - chunk, chunk)
+    last = rows - (rows - 1) // chunk * chunk
+    norm = (LAYER_NORM if shape.kind.has_layer_norm else RMS_NORM) * positions * shape.hidden_size
+    vectors = norm + (3 * rows + 2 * chunk) * shape.hidden_size
+    if shape.kind.has_head_inside:
+        among, behind = (
+            (positions + 2 * rows + 4 * chunk + following) * vocab,
+            (positions + 3 * rows + 4 * last) * vocab,
+        )
+    elif learned.outside:
+        brief = 1 if is_second else 2
+        among, behind = (5 * chunk + brief * following) * vocab, 5 * last * vocab
+        return vectors + max(among + learned.outside, behind + brief * learned.outside)
+    else:
+        among, behind = (4 * chunk + 2 * following) * vocab, 4 * last * vocab
+    return vectors + max(among + learned.outside, behind + 2 * learned.outside)
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of logits formed at once (``train.losses``)."""
+    return max(16, CHUNK_BYTES // (FLOAT * vocab_size))
+
+
+def block_floats(shape: ModelShape, learned: Learned, layout: Layout, *, recompute: bool) -> float:
+    """What is held in the middle of a block's backward pass beside its tape: the larger of attention's last strip and
+    the moment after it, when the three gradients exist."""
+    held = forward_floats(shape, learned) + gradient_floats(shape, learned) + copied_floats(shape)
+    if not recompute:
+        held -= _taken_floats(shape, learned)
+    strip = min(STRIP, layout.length) / layout.length
+    scores = strip_floats(shape, layout.length)
+    width, keys = shape.attention_width, shape.key_width
+    is_grouped = shape.num_kv_heads < shape.num_heads
+    inside = 4 * scores + (1 + 2 * strip) * width + (keys if is_grouped else 0)
+    after = 3 * scores + (1 + strip) * width + 2 * keys
+    return held + max(inside, after)
+
+
+def forward_floats(shape: ModelShape, learned: Learned) -> float:
+    """A block's forward pass, without its last product, which no gradient asks for: norms, linear layers with their
+    adapters, rotations (1 vector and 3 more of the rotated share), attention's output twice and its normalisers, the
+    residual, the activation."""
+    kind, hidden = shape.kind, shape.hidden_size
+    norm = LAYER_NORM if kind.has_layer_norm else RMS_NORM
+    turned = shape.attention_width + shape.key_width
+    floats = kind.norms * norm * hidden + shape.attention_width + shape.num_heads + _inner_width(shape)
+    if kind.has_head_norms:
+        floats += RMS_NORM * turned
+    if kind.rotated:
+        floats += (1 + 3 * kind.rotated) * turned
+    if not kind.is_parallel:
+        floats += shape.attention_width + hidden  # attention's output with heads side by side, and the residual
+    for linear in _evaluated(shape):
+        floats += linear.outputs
+        if linear in learned.adapted:  # x A, x A B, scaled, added; DoRA's gain
+            floats += learned.rank + (4 if learned.use_dora else 3) * linear.outputs
+    return floats + (PLAIN_GELU * _inner_width(shape) if kind.has_plain_gelu else 0)
+
+
+def gradient_floats(shape: ModelShape, learned: Learned) -> int:
+    """Gradients formed before attention's: through the MLP, its norm and attention's last product.
+
+    With a parallel MLP only those that attention waits for, and the activation's.
+    """
+    kind, hidden = shape.kind, shape.hidden_size
+    *inner, last = _mlp(shape)
+    floats = sum(linear.outputs for linear in inner) + shape.attention_width
+    floats += _through_adapter(learned, last, keeps_input=kind.has_plain_gelu)
+    floats += _through_adapter(learned, _attention_output(shape), keeps_input=True)
+    if kind.is_parallel:
+        return floats
+    back = LAYER_NORM_BACK if kind.has_layer_norm else RMS_NORM_BACK
+    floats += (back * (kind.norms - 1) + 2 * len(inner) - 1) * hidden
+    return floats + sum(_through_adapter(learned, linear, keeps_input=True) for linear in inner)
+
+
+def copied_floats(shape: ModelShape) -> int:
+    """Copies without a graph: queries, keys, values, attention's output and its gradient, and the product of the two.
+
+    A part of a fused product that nothing has turned is copied with the whole of it.
+    """
+    width, keys = shape.attention_width, shape.key_width
+    first = shape.linears[0]
+    is_fused = first.outputs == width + 2 * keys
+    whole = first.outputs if is_fused else keys
+    if is_fused and not shape.kind.rotated:
+        return 3 * whole + 3 * width
+    return width + keys + whole + 3 * width
+
+
+def strip_floats(shape: ModelShape, length: int) -> float:
+    """The largest strip of scores (128 queries with all keys before them), for each position of a sequence."""
+    strips = ((min(STRIP, length - start), min(length, start + STRIP)) for start in range(0, length, STRIP))
+    return shape.num_heads * max(rows * columns for rows, columns in strips) / length
+
+
+def mask_bytes(layout: Layout) -> int:
+    """Which position sees which in packed rows: a byte each."""
+    return layout.batch_size * layout.length**2 if layout.is_packed else 0
+
+
+def _taken_floats(shape: ModelShape, learned: Learned) -> int:
+    """What the second forward pass takes from the tape instead of computing it."""
+    products = sum(linear.outputs for linear in _evaluated(shape) if _is_taped(linear, learned))
+    return products + shape.attention_width + shape.num_heads
+
+
+def _is_taped(linear: Linear, learned: Learned) -> bool:
+    """Frozen linear layers are; DoRA multiplies with the weight itself, and without adapters nothing is frozen."""
+    if not learned.adapted:
+        return False
+    return not (learned.use_dora and linear in learned.adapted)
+
+
+def _through_adapter(learned: Learned, linear: Linear, *, keeps_input: bool) -> int:
+    """The scaled gradient, that of x A, the input's and its sum with the other; DoRA's gain once more."""
+    if linear not in learned.adapted:
+        return 0
+    scaled = 2 if learned.use_dora else 1
+    return scaled * linear.outputs + learned.rank + (2 * linear.inputs if keeps_input else 0)
+
+
+def _dora_floats(learned: Learned) -> int:
+    """DoRA's row norms: four arrays of the size of B for each adapter."""
+    return 4 * learned.rank * sum(one.outputs for one in learned.adapted) if learned.use_dora else 0
+
+
+def _evaluated(shape: ModelShape) -> list[Linear]:
+    """The linear layers of which a backward pass needs the output."""
+    skipped = {_mlp(shape)[-1]} | ({_attention_output(shape)} if shape.kind.is_parallel else set())
+    return [linear for linear in shape.linears if linear not in skipped]
+
+
+def _mlp(shape: ModelShape) -> list[Linear]:
+    return [linear for linear in shape.linears if not linear.is_attention]
+
+
+def _attention_output(shape: ModelShape) -> Linear:
+    return [linear for linear in shape.linears if linear.is_attention][-1]
+
+
+def _inner_width(shape: ModelShape) -> int:
+    """Width of what enters the MLP's last layer."""
+    return _mlp(shape)[-1].inputs

@@ -64,32 +64,20 @@ def loss_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recompute
 
 
 def loss_floats(shape: ModelShape, learned: Learned, positions: int, rows: int, *, is_second: bool) -> int:
-    """For ``rows`` targets: the final norm, the targets' rows, a copy of them and their gradient; and chunks of logits.
+    """For ``rows`` targets: the final norm, the targets' rows, a copy of them, their gradient, and a chunk of logits.
 
-    A chunk's logits become its gradient in place; beside them are a copy for MLX and two arrays of the pull-back. The
-    pull-back of one chunk is still there while the next one's logits are formed, twice for a moment. A learned head
-    keeps one array more, and a gradient of its own size, twice behind the last chunk. Where the head is below what is
-    split off (GPT-NeoX), the logits of all positions exist, and those of the targets twice, behind the last chunk with
-    their gradient. A chunk of a learned head takes long, so of what is there for a moment the second half has one less.
+    A chunk's logits become its gradient in place. A learned head keeps one array more, and a gradient of its own size,
+    twice behind the last chunk; that chunk takes long, so of what is there for a moment the second half has one less.
     """
     vocab = shape.vocab_size
     chunk = min(rows, chunk_rows(vocab))
-    following = min(rows - chunk, chunk)
     last = rows - (rows - 1) // chunk * chunk
     norm = (LAYER_NORM if shape.kind.has_layer_norm else RMS_NORM) * positions * shape.hidden_size
     vectors = norm + (3 * rows + 2 * chunk) * shape.hidden_size
-    if shape.kind.has_head_inside:
-        among, behind = (
-            (positions + 2 * rows + 4 * chunk + following) * vocab,
-            (positions + 3 * rows + 4 * last) * vocab,
-        )
-    elif learned.outside:
+    if learned.outside:
         brief = 1 if is_second else 2
-        among, behind = (5 * chunk + brief * following) * vocab, 5 * last * vocab
-        return vectors + max(among + learned.outside, behind + brief * learned.outside)
-    else:
-        among, behind = (4 * chunk + 2 * following) * vocab, 4 * last * vocab
-    return vectors + max(among + learned.outside, behind + 2 * learned.outside)
+        return vectors + max(2 * chunk * vocab + learned.outside, 2 * last * vocab + brief * learned.outside)
+    return vectors + chunk * vocab
 
 
 def chunk_rows(vocab_size: int) -> int:

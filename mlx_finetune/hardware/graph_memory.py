@@ -10,6 +10,8 @@ from mlx_finetune.hardware.blockwise_memory import chunk_rows, mask_bytes
 from mlx_finetune.hardware.microbatch import Layout, Learned
 from mlx_finetune.hardware.shapes import ModelShape
 
+GPU_CHUNKS = 8  # chunks of a CPU that are one on a GPU: train.losses.GPU_CHUNKS
+
 FLOAT = 4
 
 
@@ -70,9 +72,7 @@ def loss_bytes(shape: ModelShape, learned: Learned, layout: Layout, terms: Terms
     entered = layout.positions * shape.hidden_size * terms.value_bytes
     kept = learned.blocks * (entered if terms.recompute else block)
     rows = max(1, round(layout.positions * layout.target_share))
-    logits = min(rows, chunk_rows(shape.vocab_size)) * shape.vocab_size * 2 * (terms.value_bytes + FLOAT)
-    if shape.kind.has_head_inside:
-        logits += (2 * layout.positions + 2 * rows) * shape.vocab_size * terms.value_bytes
+    logits = min(rows, GPU_CHUNKS * chunk_rows(shape.vocab_size)) * shape.vocab_size * 2 * (terms.value_bytes + FLOAT)
     vectors = (2 * layout.positions + 2 * rows) * shape.hidden_size * terms.value_bytes
     return kept + logits + vectors + FLOAT * learned.outside + mask_bytes(layout)
 

@@ -32,7 +32,7 @@ class BlockKind:
 
     ``rotated`` is the share of a head's width that is turned by position; ``norms`` counts those of the hidden size;
     ``is_parallel`` says that attention and MLP both start from what enters the block; ``has_plain_gelu`` that the
-    activation is ``nn.gelu``; ``has_head_inside`` that the module which owns the blocks gives logits.
+    activation is ``nn.gelu``.
     """
 
     has_layer_norm: bool = False
@@ -41,7 +41,6 @@ class BlockKind:
     has_head_norms: bool = False
     is_parallel: bool = False
     has_plain_gelu: bool = False
-    has_head_inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +290,6 @@ def _gpt_neox(sizes: _Sizes) -> ModelShape:
         has_layer_norm=True,
         rotated=sizes.share("rotary_pct", default=0.25),
         is_parallel=sizes.is_set("use_parallel_residual", default=True),
-        has_head_inside=True,
     )
     return sizes.shape(
         linears, intermediate=inner, has_own_head=True, in_block=per_block, outside=2 * hidden, kind=kind

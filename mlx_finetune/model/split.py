@@ -3,7 +3,8 @@
 Logits are wanted only where there is a target, and a few rows at a time; mlx-lm's models form all of them, after
 whatever each does to its head's output (a soft cap, a scale). So the model is called as it is, with its body (the
 module that owns the blocks) overridden: to catch the body's output, whose logits nobody evaluates and MLX therefore
-never computes, or to put rows of hidden states in its place. ``is_exact`` says whether the parts make the whole.
+never computes, or to put rows of hidden states in its place. A head inside the body is overridden itself. The parts
+are compared with the whole on two tokens; a model that is not their sum is not split.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_finetune.model.override import overridden
-from mlx_finetune.model.parts import blocks
+from mlx_finetune.model.parts import blocks, head
 
 
 class SplitModel:
@@ -22,6 +23,7 @@ class SplitModel:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._body = find_body(model)
+        self._inner_head = _head_inside(model, self._body)
         if self._body is not None and not self._is_exact():
             self._body = None
         tokens = mx.array([[0, 1]])
@@ -38,11 +40,16 @@ class SplitModel:
             return cast(Any, self.model)(tokens, cache=caches)
         caught: list[mx.array] = []
 
-        def catch(module: nn.Module, call: Any, *args: object, **kwargs: object) -> Any:
+        def catch_output(module: nn.Module, call: Any, *args: object, **kwargs: object) -> Any:
             caught.append(call(module, *args, **kwargs))
             return caught[-1]
 
-        with overridden([(self._body, catch)]):
+        def catch_input(module: nn.Module, call: Any, x: mx.array) -> Any:
+            caught.append(x)
+            return call(module, x)
+
+        override = (self._body, catch_output) if self._inner_head is None else (self._inner_head, catch_input)
+        with overridden([override]):
             cast(Any, self.model)(tokens, cache=caches)
         return caught[-1]
 
@@ -50,12 +57,15 @@ class SplitModel:
         """The logits of rows of hidden states: (N, H) to (N, V)."""
         if self._body is None:
             return hidden
+        if self._inner_head is not None:
+            return cast(Any, self._inner_head)(hidden)
 
         def put(*_: object, **__: object) -> mx.array:
             return hidden[None]
 
         with overridden([(self._body, put)]):
-            return cast(Any, self.model)(mx.zeros((1, hidden.shape[0]), mx.int32))[0]
+            logits: mx.array = cast(Any, self.model)(mx.zeros((1, hidden.shape[0]), mx.int32))
+        return logits.reshape(hidden.shape[0], -1)  # an index would copy every gradient twice
 
     def _is_exact(self) -> bool:
         """Compare with the whole model on two tokens; a model that does not take it that way is not split."""
@@ -66,6 +76,12 @@ class SplitModel:
         except (AttributeError, IndexError, TypeError, ValueError):
             return False
         return hidden.ndim == 3 and bool(mx.array_equal(parts, cast(Any, self.model)(tokens)[0]))
+
+
+def _head_inside(model: nn.Module, body: nn.Module | None) -> nn.Module | None:
+    """The head where it is a part of the body, as in mlx-lm's GPT-NeoX."""
+    found = head(model)
+    return found if body is not None and found is not None and any(one is found for one in body.modules()) else None
 
 
 def find_body(model: nn.Module) -> nn.Module | None:

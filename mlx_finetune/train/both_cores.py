@@ -103,9 +103,10 @@ class BothCores:
         first, *rest = self._on_both(batch, compute)
         return sum(rest, start=first)
 
-    def positions(self, batch: Batch) -> int:
-        """Positions that really go through the model."""
-        return sum(half.num_positions for half in halves(batch))
+    def sizes(self, batch: Batch) -> tuple[int, int]:
+        """Positions that really go through the model: those that are not padding, and all."""
+        parts = halves(batch)
+        return sum(half.num_tokens for half in parts), sum(half.num_positions for half in parts)
 
     def train(self, *, is_training: bool) -> None:
         """Training mode of every module, which is where there is noise."""

@@ -140,6 +140,7 @@ def _chunked_in_numpy(
         d_hidden[start : start + rows] = as_numpy(d_part)
         for kept, new in zip(d_outer, d_values, strict=True):
             kept += as_numpy(new)
+        del slope, d_part, d_values  # or their logits would be there beside the next chunk's
     return (mx.array(total), mx.array(d_hidden), *(mx.array(value) for value in d_outer))
 
 

@@ -120,10 +120,11 @@ class Trainer:
                 mx.eval(total, gradients)
         self._train(is_training=False)
         self.load_into_model()
+        sizes = [self._cores.sizes(one) if self._cores else (one.num_tokens, one.num_positions) for one in batches]
         counts = [
             sum(batch.num_targets for batch in batches),
-            sum(batch.num_tokens for batch in batches),
-            sum(self._cores.positions(one) if self._cores else one.num_positions for one in batches),
+            sum(tokens for tokens, _ in sizes),
+            sum(positions for _, positions in sizes),
         ]
         if gradients is None:
             gradients = {name: mx.zeros(value.shape, mx.float32) for name, value in self.parameters.items()}

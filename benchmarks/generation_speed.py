@@ -1,6 +1,6 @@
 """Prefill and decode of mlx_lm and of ours, without an adapter and with one on every linear layer.
 
-    python benchmarks/generation_speed.py [--model NAME] [--prompt 500] [--tokens 64] [--repeats 7] [--threads 1]
+    python benchmarks/generation_speed.py [--model NAME] [--prompt 500] [--tokens 64] [--repeats 7] [--dora]
 
 One process with one copy of the weights: both sides then have the same BLAS, the same pages and the same state of the
 processor, and a repeat of one side stands a few seconds from that of the other. Each repeat runs all sides, in an order
@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlx_finetune.hardware import blas
 
@@ -25,12 +25,14 @@ TEXT = "The lighthouse keeper wrote down the weather of every hour, and nobody h
 
 
 def main() -> None:
+    """Read the options and measure."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="smollm2-135m")
     options.add_argument("--prompt", type=int, default=500, help="tokens of the prompt")
     options.add_argument("--tokens", type=int, default=64, help="tokens to generate")
     options.add_argument("--repeats", type=int, default=7)
     options.add_argument("--rank", type=int, default=16)
+    options.add_argument("--dora", action="store_true", help="a DoRA adapter instead of LoRA")
     given = options.parse_args()
     print(blas.prepare().reason)
     with blas.single_threaded():  # as chat and generate do
@@ -79,25 +81,28 @@ def clocked(tokens: Iterator[int]) -> tuple[float, float, list[int]]:
 def prepare(given: argparse.Namespace) -> dict[str, Callable[[], Iterator[int]]]:
     """What each side does; the adapter's layers are put on before its turn and taken out after it."""
     import mlx.core as mx
-    from mlx_finetune.app.open import open_name
-    from mlx_finetune.model.generate import generate_tokens
-    from mlx_finetune.model.lora import adapter_layers, attach_adapter, detach_adapter
-    from mlx_finetune.model.sampling import Sampling
-    from mlx_finetune.recipe.schema import LoraRecipe
     from mlx.utils import tree_unflatten
     from mlx_lm.generate import generate_step
 
+    from mlx_finetune.app.open import open_name
+    from mlx_finetune.dataset.template import Tokenizer
+    from mlx_finetune.model.generate import generate_tokens
+    from mlx_finetune.model.lora import adapter_layers, attach_adapter, detach_adapter, fix_norms
+    from mlx_finetune.model.sampling import Sampling
+    from mlx_finetune.recipe.schema import LoraRecipe
+
     opened = open_name(given.model, base=Path.cwd(), report=lambda _: None)
-    model, tokenizer = opened.model, Endless(opened.tokenizer)
+    model, tokenizer = opened.model, cast(Tokenizer, Endless(opened.tokenizer))
     ids = opened.tokenizer.encode(TEXT * given.prompt).ids[: given.prompt]
     sampling = Sampling(temperature=0, max_tokens=given.tokens)
-    attach_adapter(model, LoraRecipe(rank=given.rank, target_modules="all-linear"), seed=0)
+    attach_adapter(model, LoraRecipe.model_validate({"rank": given.rank, "use_dora": given.dora}), seed=0)
     layers = adapter_layers(model)
     for number, layer in enumerate(layers.values()):
         layer.lora_b = 0.02 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(number))
         mx.eval(layer.lora_b)
     model.freeze()
     model.eval()
+    fix_norms(model)  # as app.open does
 
     def theirs() -> Iterator[int]:
         for token, _ in generate_step(mx.array(ids), model, max_tokens=given.tokens):

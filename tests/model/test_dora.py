@@ -72,16 +72,17 @@ def test_the_norm_of_the_base_is_no_parameter() -> None:
     ]  # fmt: skip
 
 
-def test_fixed_norms_change_no_answer_and_are_not_used_in_training() -> None:
-    layer = make_layer()
+@pytest.mark.parametrize("bias", [False, True])
+def test_fixed_norms_change_no_answer_and_are_not_used_in_training(bias: bool) -> None:
+    layer = make_layer(bias)
     x = mx.random.normal((5, 24), key=mx.random.key(3))
     layer.eval()
     expected = np.array(layer(x))
     names = [name for name, _ in tree_flatten(layer.parameters())]
     layer.fix_norms()
-    assert np.array_equal(np.array(layer(x)), expected)
+    np.testing.assert_allclose(np.array(layer(x)), expected, rtol=0, atol=1e-6)
     assert [name for name, _ in tree_flatten(layer.parameters())] == names
     layer.m = 2 * layer.m
     layer.train()
-    bias = np.array(layer.linear.bias)
-    np.testing.assert_allclose(np.array(layer(x)) - bias, 2 * (expected - bias), rtol=0, atol=1e-5)
+    shift = np.array(layer.linear.bias) if bias else 0
+    np.testing.assert_allclose(np.array(layer(x)) - shift, 2 * (expected - shift), rtol=0, atol=1e-5)

@@ -27,7 +27,7 @@ from mlx_finetune.model.adapter_files import load_adapter
 from mlx_finetune.model.catalogue import find_entry, nearest_names
 from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
-from mlx_finetune.model.lora import AdapterSpec, adapter_layers, detach_adapter
+from mlx_finetune.model.lora import AdapterSpec, adapter_layers, detach_adapter, fix_norms
 from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe, Recipe
@@ -86,6 +86,7 @@ def open_name(name: str, *, base: Path, report: Report) -> Opened:
     spec = None if located.adapter is None else load_adapter(loaded.model, located.adapter)
     loaded.model.freeze()
     loaded.model.eval()
+    fix_norms(loaded.model)
     tokenizer = load_tokenizer(_tokenizer_folder(located, local))  # a run keeps its template with its tokenizer
     check_ids(loaded.model, [tokenizer.largest_id()], f"the tokenizer of {name}")
     return Opened(

@@ -29,6 +29,8 @@ class LoRALinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """``x`` (..., in) to (..., out), in the type of the base's output."""
         y = self.linear(x)  # (B, T, out)
+        if not self.training and _is_plain(self, x, y):
+            return _add_low_rank(self, x, y)
         return y + _low_rank(self, x).astype(y.dtype)
 
     def delta(self) -> mx.array:
@@ -55,10 +57,21 @@ class DoRALinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """``x`` (..., in) to (..., out), in the type of the base's output."""
-        y = _without_bias(self.linear, x)  # (B, T, out)
-        gain = self.m / mx.stop_gradient(self.row_norms())  # (out,)
+        is_fixed = "_gain" in self and not self.training
+        if is_fixed and "bias" not in self.linear:
+            y = self.linear(x)  # (B, T, out)
+            if _is_plain(self, x, y):
+                return self._gain * _add_low_rank(self, x, y)
+        else:
+            y = _without_bias(self.linear, x)
+        gain = self._gain if is_fixed else self.m / mx.stop_gradient(self.row_norms())  # (out,)
         y = (gain * (y + _low_rank(self, x))).astype(y.dtype)
         return y + self.linear.bias if "bias" in self.linear else y
+
+    def fix_norms(self) -> None:
+        """Compute the norms once instead of at every call in eval mode; the weights must not change after it."""
+        self._gain = self.m / self.row_norms()
+        mx.eval(self._gain)
 
     def row_norms(self) -> mx.array:
         """``||W + s (A B)^T||`` of each output row, (out,) fp32, without forming the sum.
@@ -120,6 +133,17 @@ def _low_rank(layer: AdapterLayer, x: mx.array) -> mx.array:
     if layer.training:
         x = dropout(x, layer.dropout)
     return layer.scale * ((x.astype(mx.float32) @ layer.lora_a) @ layer.lora_b)  # in mlx-lm's order: 3e-7 apart
+
+
+def _is_plain(layer: AdapterLayer, x: mx.array, y: mx.array) -> bool:
+    """True where everything is float32, so that nothing has to be cast."""
+    return x.dtype == y.dtype == layer.lora_b.dtype == mx.float32
+
+
+def _add_low_rank(layer: AdapterLayer, x: mx.array, y: mx.array) -> mx.array:
+    """``y + scale * x A B`` without dropout, in two operations instead of four (1e-7 apart): a tenth of a token's time
+    at rank 16 on every layer goes into them."""
+    return mx.addmm(y, x @ layer.lora_a, layer.lora_b, alpha=layer.scale)
 
 
 def _without_bias(linear: Linear, x: mx.array) -> mx.array:

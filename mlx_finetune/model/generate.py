@@ -2,9 +2,14 @@
 
 One token is computed when it is asked for, so the cache never holds a token that was not shown, and stopping needs no
 repair; the price on a GPU is the gap between two tokens that a pipelined loop would hide.
+
+On a CPU a prompt is read with exponentials in numpy (``cpu_math``), and one token with products that copy no weight
+(``single_row``): SmolLM2-135M in fp32 reads 1.6 times and says 1.1 times as many tokens a second as mlx_lm's loop
+(``benchmarks/generation_speed.py``). Names of modules are replaced meanwhile, so one thread at a time may generate.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -13,12 +18,15 @@ import mlx.nn as nn
 
 from mlx_finetune.dataset.template import Tokenizer
 from mlx_finetune.errors import ModelError
+from mlx_finetune.model.cpu_math import numpy_math
 from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.sampling import Sampling, sample_token
 from mlx_finetune.model.segments import learned_positions
+from mlx_finetune.model.single_row import column_products
 from mlx_finetune.model.upstream import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
 PREFILL_TOKENS = 512
+_NUMPY_TOKENS = 32  # from so many on, exponentials in numpy are worth an evaluation for each
 # A character has at most four bytes, so at most three tokens wait for the next; more are not UTF-8 at all.
 _LONGEST_WAIT = 4
 
@@ -75,7 +83,8 @@ class PromptCache:
     def advance(self, ids: Sequence[int]) -> mx.array:
         """Feed ``ids`` and return the logits after the last, (V,), not yet evaluated; the cache is."""
         try:
-            logits = cast(Any, self._model)(mx.array([list(ids)]), cache=self._layers)[0, -1]  # (V,)
+            with _cpu_forms(self._model, len(ids)):
+                logits = cast(Any, self._model)(mx.array([list(ids)]), cache=self._layers)[0, -1]  # (V,)
             mx.eval([layer.state for layer in self._layers])
         except BaseException:
             self.clear()  # some layers may hold the tokens and others not
@@ -162,6 +171,15 @@ def generate_tokens(
 def generate_text(model: nn.Module, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: Sampling) -> str:
     """The whole answer of ``generate_tokens`` as text."""
     return "".join(piece.text for piece in generate_tokens(model, tokenizer, prompt_ids, sampling))
+
+
+def _cpu_forms(model: nn.Module, num_tokens: int) -> AbstractContextManager[None]:
+    """What computes ``num_tokens`` positions of one row faster on a CPU; nothing on a GPU."""
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return nullcontext()
+    if num_tokens == 1:
+        return column_products()
+    return numpy_math(model) if num_tokens >= _NUMPY_TOKENS else nullcontext()
 
 
 def _room(model: nn.Module, prompt_ids: Sequence[int]) -> int | None:

@@ -86,6 +86,13 @@ def detach_adapter(model: nn.Module) -> None:
         _put(model, path, layer.linear)
 
 
+def fix_norms(model: nn.Module) -> None:
+    """Compute what DoRA divides by once, for answers: the adapter's weights must not change after it."""
+    for layer in adapter_layers(model).values():
+        if isinstance(layer, DoRALinear):
+            layer.fix_norms()
+
+
 def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     """The adapted layers by path, in model order; empty without an adapter."""
     return {path: module for path, module in _modules(model) if isinstance(module, LoRALinear | DoRALinear)}

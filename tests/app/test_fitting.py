@@ -46,8 +46,10 @@ def planned(recipe: Recipe, known: Facts) -> Resolved:
 
 TIGHT: dict[str, dict[str, object]] = {
     "batch": values(training={"batch_size": 8, "gradient_checkpointing": False}),
-    "recomputing": values(training={"batch_size": 8, "gradient_checkpointing": True}),
-    "auto": values(hardware={"memory_limit": 5 * GB}),
+    "recomputing": values(
+        training={"batch_size": 8, "gradient_checkpointing": True}, hardware={"memory_limit": 6 * GB}
+    ),
+    "auto": values(hardware={"memory_limit": 3 * GB}),
     "full": {"model": "m", "output_dir": "o", "data": {"path": "d", "packing": False}},
     "packed": values(data={"path": "d", "packing": True}, training={"batch_size": 8, "gradient_checkpointing": False}),
 }
@@ -94,7 +96,9 @@ def test_a_microbatch_is_halved_only_as_often_as_needed_and_the_step_keeps_its_r
     halved = next(dict(fix.settings) for fix in fixes if "training.batch_size" in dict(fix.settings))
     size, steps = int(halved["training.batch_size"]), int(halved["training.gradient_accumulation_steps"])
     assert size * steps == 8
-    larger = values(training={"batch_size": 2 * size, "gradient_checkpointing": True})
+    larger = values(
+        training={"batch_size": 2 * size, "gradient_checkpointing": True}, hardware={"memory_limit": 6 * GB}
+    )
     before = resolve_auto(Recipe.model_validate(larger), facts())
     assert before.peak_bytes > before.limits.memory_bytes
 
@@ -136,7 +140,7 @@ def test_a_recipe_that_cuts_long_rows_is_planned_with_cut_rows() -> None:
     given = values(
         data={"path": "d", "packing": False, "truncation": "keep-end"},
         training={"batch_size": 1, "gradient_checkpointing": True},
-        hardware={"memory_limit": 7 * GB},
+        hardware={"memory_limit": 5_500_000_000},
         quantize=4,
     )
     fixes = find_fixes(Recipe.model_validate(given), facts(LLAMA_3_8B))

@@ -56,6 +56,12 @@ def test_a_run_brings_the_chat_settings_of_its_recipe_and_a_model_the_defaults(p
     assert not model.has_base
 
 
+def test_what_is_opened_for_answers_has_its_norms_fixed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed: list[object] = []
+    monkeypatch.setattr("mlx_finetune.app.open.fix_norms", fixed.append)
+    assert fixed == [opened("keeper", place).model]
+
+
 def test_inside_base_model_the_weights_are_those_of_the_base_and_afterwards_the_adapters(
     place: Path, llama: Path
 ) -> None:

@@ -147,7 +147,7 @@ BIG = {
 def test_every_way_to_fit_that_is_named_makes_it_fit() -> None:
     mac = Machine(on_gpu=True, memory_bytes=24 * 10**9, working_set_bytes=16 * 10**9, chip="Apple M4")
     facts = Facts(np.array([500] * 90 + [2000] * 10), read_shape(BIG), mac)
-    tight = recipe("x", training={"batch_size": 6}, data={"path": "r", "packing": False})
+    tight = recipe("x", training={"batch_size": 4}, data={"path": "r", "packing": False})
     resolved = resolve_auto(tight, facts)
     assert resolved.memory.total > resolved.limits.memory_bytes
     fixes = find_fixes(tight, facts)

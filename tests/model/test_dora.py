@@ -70,3 +70,19 @@ def test_the_norm_of_the_base_is_no_parameter() -> None:
     assert sorted(name for name, _ in tree_flatten(layer.parameters())) == [
         "linear.bias", "linear.weight", "lora_a", "lora_b", "m",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fixed_norms_change_no_answer_and_are_not_used_in_training(bias: bool) -> None:
+    layer = make_layer(bias)
+    x = mx.random.normal((5, 24), key=mx.random.key(3))
+    layer.eval()
+    expected = np.array(layer(x))
+    names = [name for name, _ in tree_flatten(layer.parameters())]
+    layer.fix_norms()
+    np.testing.assert_allclose(np.array(layer(x)), expected, rtol=0, atol=1e-6)
+    assert [name for name, _ in tree_flatten(layer.parameters())] == names
+    layer.m = 2 * layer.m
+    layer.train()
+    shift = np.array(layer.linear.bias) if bias else 0
+    np.testing.assert_allclose(np.array(layer(x)) - shift, 2 * (expected - shift), rtol=0, atol=1e-5)

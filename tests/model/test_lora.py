@@ -84,6 +84,21 @@ def test_the_formula_of_one_layer_by_hand() -> None:
     np.testing.assert_allclose(np.array(layer(mx.array(x))), x @ w.T + 3.0 * (x @ a) @ b, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(64,), (1, 1, 64), (2, 5, 64)])
+def test_answering_is_the_formula_of_training_in_fewer_operations(shape: tuple[int, ...]) -> None:
+    model = make_model("llama")
+    attach_adapter(model, recipe(rank=2, alpha=6.0, target_modules=["q_proj"]), seed=1)
+    randomise(model)
+    layer = adapter_layers(model)["model.layers.0.self_attn.q_proj"]
+    x = mx.random.normal(shape, key=mx.random.key(0))
+    layer.train()
+    trained = np.array(layer(x))
+    layer.eval()
+    np.testing.assert_allclose(np.array(layer(x)), trained, rtol=0, atol=1e-5)
+    layer.linear.set_dtype(mx.bfloat16)
+    assert layer(x.astype(mx.bfloat16)).dtype == mx.bfloat16
+
+
 @pytest.mark.parametrize(
     ("family", "names"),
     [

@@ -82,7 +82,7 @@ def test_batch_and_recomputation_that_are_automatic_use_the_correction() -> None
     tight = Facts(np.array([513] * 40), read_shape(TINYLLAMA), Machine(False, 22 * 10**9, 0, "x"))
     plain = resolve_auto(ASKED, tight)
     assert (plain.batch_size, plain.recipe.training.gradient_checkpointing) == (4, False)
-    worse = Facts(tight.lengths, tight.shape, tight.machine, memory_factor=1.6)
+    worse = Facts(tight.lengths, tight.shape, tight.machine, memory_factor=2.0)
     corrected = resolve_auto(ASKED, worse)
     assert corrected.recipe.training.gradient_checkpointing is True
     assert corrected.peak_bytes <= corrected.limits.memory_bytes

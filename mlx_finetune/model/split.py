@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from mlx_finetune.model.override import overridden
 from mlx_finetune.model.parts import blocks, head
+from mlx_finetune.model.twin import twin
 
 
 class SplitModel:
@@ -26,8 +27,16 @@ class SplitModel:
         self._inner_head = _head_inside(model, self._body)
         if self._body is not None and not self._is_exact():
             self._body = None
-        tokens = mx.array([[0, 1]])
-        self.vocab_size: int = self.logits(self.hidden(tokens, None)[0]).shape[-1]
+        self.vocab_size: int = self.logits(self.hidden(_two_tokens(), None)[0]).shape[-1]
+
+    def twin(self) -> "SplitModel":
+        """A twin of the model (``model.twin``), split alike without another check."""
+        other = SplitModel.__new__(SplitModel)
+        other.model = twin(self.model)
+        other._body = None if self._body is None else find_body(other.model)
+        other._inner_head = _head_inside(other.model, other._body)
+        other.vocab_size = self.vocab_size
+        return other
 
     @property
     def is_split(self) -> bool:
@@ -69,13 +78,16 @@ class SplitModel:
 
     def _is_exact(self) -> bool:
         """Compare with the whole model on two tokens; a model that does not take it that way is not split."""
-        tokens = mx.array([[0, 1]])
         try:
-            hidden = self.hidden(tokens, None)
+            hidden = self.hidden(_two_tokens(), None)
             parts = self.logits(hidden[0])
         except (AttributeError, IndexError, TypeError, ValueError):
             return False
-        return hidden.ndim == 3 and bool(mx.array_equal(parts, cast(Any, self.model)(tokens)[0]))
+        return hidden.ndim == 3 and bool(mx.array_equal(parts, cast(Any, self.model)(_two_tokens())[0]))
+
+
+def _two_tokens() -> mx.array:
+    return mx.array([[0, 1]])
 
 
 def _head_inside(model: nn.Module, body: nn.Module | None) -> nn.Module | None:

@@ -25,7 +25,6 @@ from mlx_finetune.model.cpu_math import numpy_math
 from mlx_finetune.model.noise import derive_key, use_noise
 from mlx_finetune.model.segments import segment_caches
 from mlx_finetune.model.split import SplitModel
-from mlx_finetune.model.twin import twin
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.optim import FlatArrays
@@ -130,9 +129,7 @@ class BothCores:
     def _start_threads(self) -> ThreadPoolExecutor:
         """The two threads, kept: every new one would get a new stream of MLX, which is kept for ever."""
         if self._threads is None:
-            model = self._workers[0].split.model
-            self._workers.append(self._worker(SplitModel(twin(model))))
-            self._workers[1].split.model.train(model.training)
+            self._workers.append(self._worker(self._workers[0].split.twin()))
             self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="mlxft-half")
         return self._threads
 

@@ -15,6 +15,8 @@ import numpy as np
 from mlx.utils import tree_unflatten
 from numpy.typing import NDArray
 
+from mlx_finetune.hardware.blockwise_memory import CHUNK_BYTES
+from mlx_finetune.hardware.graph_memory import GPU_CHUNKS
 from mlx_finetune.model.cpu_math import Floats, as_numpy, without_graph
 from mlx_finetune.model.split import SplitModel
 
@@ -47,10 +49,6 @@ class Head:
         if outer:
             self.split.model.update(tree_unflatten(list(outer.items())))
         return self.split.logits(hidden)
-
-
-CHUNK_BYTES = 2**25  # of logits in fp32 at once on a CPU: 170 rows of 49,152; larger is no faster (SmolLM2, 2 cores)
-GPU_CHUNKS = 8  # as many times more on a GPU, which wants taller products: 520 rows of Llama 3's 128,256
 
 
 def chunk_rows(vocab_size: int, *, uses_numpy: bool) -> int:

@@ -58,19 +58,21 @@ class Trainer:
         is_compiled: bool,
         is_blockwise: bool = False,
         keeps_products: bool = False,
+        split: SplitModel | None = None,
         reduce: Reduce | None = None,
     ) -> None:
         """``parameters`` are the trainable ones by name; everything else in ``model`` stays frozen.
 
         ``is_blockwise`` takes the blocks one at a time with exponentials in numpy, on a CPU; the model must be a chain
-        (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory.
+        (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory. ``split`` is the model in parts
+        where somebody has split it already.
         ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
         """
         assert not (is_compiled and is_blockwise), "block by block nothing can be compiled"
         self.parameters = parameters
         self.state = optimizer.init(parameters)
         self._model = model
-        self._split = SplitModel(model)
+        self._split = split or SplitModel(model)
         self._cores = (
             BothCores(
                 self._split, objective, list(parameters), seed=seed, is_packed=is_packed, keeps_products=keeps_products
@@ -169,9 +171,10 @@ class Trainer:
         return self._microbatch(self.parameters, key, mx.array(batch.lengths), *self._arrays(batch))
 
     def _train(self, *, is_training: bool) -> None:
-        self._model.train(is_training)
         if self._cores:
             self._cores.train(is_training=is_training)
+        else:
+            self._model.train(is_training)
 
     def _arrays(self, batch: Batch) -> tuple[mx.array, ...]:
         """Tokens and segment ids of the inputs, each (B, T), and what the objective wants."""
@@ -210,9 +213,6 @@ class Trainer:
         self._evaluate = compiled(evaluate)
         self._average = compiled(average)
         self._update = compiled(self._optimizer.update)
-
-    def _caches(self, segment_ids: mx.array) -> Sequence[object] | None:
-        return segment_caches(self._model, segment_ids) if self._is_packed else None
 
 
 def _as_it_is(function: _F) -> _F:

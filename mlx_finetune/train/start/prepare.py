@@ -277,13 +277,13 @@ def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> 
     return spec
 
 
-def goes_block_by_block(model: nn.Module, *, recomputes: bool) -> bool:
+def goes_block_by_block(split: SplitModel, *, recomputes: bool) -> bool:
     """True where the trainer takes block after block, as it does on a CPU (``model.blockwise``); else recomputation,
     where it is wanted, is put into the blocks. Models whose blocks are no chain have one graph on a CPU too."""
-    if not on_gpu() and is_chain(SplitModel(model)):
+    if not on_gpu() and is_chain(split):
         return True
     if recomputes:
-        checkpoint_blocks(model)
+        checkpoint_blocks(split.model)
     return False
 
 
@@ -348,6 +348,7 @@ def _trainer(model: nn.Module, objective: Objective, resolved: Resolved, *, reco
     parameters = {name: parameters[name] for name in sorted(parameters)}
     undecayed = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)]
     recomputes = recomputes or bool(training.gradient_checkpointing)
+    split = SplitModel(model)
     optimizer = AdamW(
         beta1=training.adam_beta1,
         beta2=training.adam_beta2,
@@ -364,7 +365,8 @@ def _trainer(model: nn.Module, objective: Objective, resolved: Resolved, *, reco
         max_grad_norm=training.max_grad_norm,
         is_packed=resolved.packed_length is not None,
         is_compiled=on_gpu(),
-        is_blockwise=goes_block_by_block(model, recomputes=recomputes),
+        is_blockwise=goes_block_by_block(split, recomputes=recomputes),
+        split=split,
         keeps_products=not recomputes,
         reduce=ranks.reduce if ranks.size > 1 else None,
     )

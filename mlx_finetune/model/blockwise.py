@@ -11,16 +11,19 @@ on a CPU, and too much on a GPU.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
+from mlx_finetune.model.context_parallel import ContextPart, PartCache
 from mlx_finetune.model.noise import noise_position, use_noise_from
 from mlx_finetune.model.override import overridden
 from mlx_finetune.model.parts import blocks
+from mlx_finetune.model.places import Places
 from mlx_finetune.model.split import SplitModel
 from mlx_finetune.model.tape import Tape, keeping_linears, use_tape
 
@@ -31,13 +34,14 @@ TailLoss = Callable[[FlatArrays, mx.array], mx.array]
 
 @dataclass(slots=True)
 class _Visit:
-    """One call of a block: what entered it, beside what, and how many noise keys had been drawn."""
+    """One call of a block: what entered it, beside what, how many noise keys had been drawn, and its part's cache."""
 
     x: mx.array | None
     args: tuple[object, ...]
     kwargs: dict[str, object]
     drawn: int
     tape: Tape | None
+    cache: PartCache | None
 
 
 class Blockwise:
@@ -51,10 +55,16 @@ class Blockwise:
         self._keeps_products = keeps_products
         self._blocks = blocks(split.model)
         prefixes = {id(module): path for path, module in cast("list[Any]", split.model.named_modules())}
-        self._prefixes = [f"{prefixes[id(block)]}." for block in self._blocks]
-        self._inner = [[name for name in parameters if name.startswith(prefix)] for prefix in self._prefixes]
+        paths = [f"{prefixes[id(block)]}." for block in self._blocks]
+        self._inner = [[name for name in parameters if name.startswith(path)] for path in paths]
+        self._inner_places = [
+            Places(block, [name.removeprefix(path) for name in names])
+            for block, path, names in zip(self._blocks, paths, self._inner, strict=True)
+        ]
         inside = {name for names in self._inner for name in names}
         self._outer = [name for name in parameters if name not in inside]
+        self._outer_places = Places(split.model, self._outer)
+        self._kept = keeping_linears(self._blocks) if keeps_products else []
         learning = [index for index, names in enumerate(self._inner) if names]
         self._lowest = 0 if self._outer else min(learning, default=len(self._blocks))
 
@@ -72,30 +82,44 @@ class Blockwise:
             return hidden
 
     def loss_and_gradients(
-        self, parameters: FlatArrays, tokens: mx.array, caches: Sequence[object] | None, loss: TailLoss
+        self,
+        parameters: FlatArrays,
+        tokens: mx.array,
+        caches: Sequence[object] | None,
+        loss: TailLoss,
+        part: ContextPart | None = None,
     ) -> tuple[mx.array, FlatArrays]:
         """``loss`` of the hidden states of ``tokens`` (B, T), and its gradient for every parameter, evaluated.
 
-        Call it under ``use_noise`` where there is noise. The model must hold ``parameters``.
+        Call it under ``use_noise`` where there is noise. The model must hold ``parameters``. With a ``part`` the tokens
+        and caches are the part's, ``loss`` gets hidden states of both, and the results are shares of two sums.
         """
-        with overridden(keeping_linears(self._blocks) if self._keeps_products else ()):
-            return self._loss_and_gradients(parameters, tokens, caches, loss)
+        with overridden(self._kept):
+            return self._loss_and_gradients(parameters, tokens, caches, loss, part)
 
     def _loss_and_gradients(
-        self, parameters: FlatArrays, tokens: mx.array, caches: Sequence[object] | None, loss: TailLoss
+        self,
+        parameters: FlatArrays,
+        tokens: mx.array,
+        caches: Sequence[object] | None,
+        loss: TailLoss,
+        part: ContextPart | None,
     ) -> tuple[mx.array, FlatArrays]:
         start = noise_position()
         visits, last = self._forward(tokens, caches)
         outer = {name: parameters[name] for name in self._outer}
-        value, gradients, slope = self._tail(outer, tokens, caches, last, loss, start)
+        whole = part.gather(last) if part else last
+        value, gradients, slope = self._tail(outer, tokens, caches, whole, loss, start)
+        if part:
+            slope = part.scatter_sum(slope)
         for index in range(len(self._blocks) - 1, self._lowest - 1, -1):
             wants_input = index > self._lowest or bool(self._outer)
             found, slope = self._backward(index, visits[index], parameters, slope, wants_input=wants_input)
             gradients |= found
         if self._outer:
             assert slope is not None
-            for name, part in self._front(outer, tokens, caches, slope, start).items():
-                gradients[name] = gradients[name] + part
+            for name, more in self._front(outer, tokens, caches, slope, start).items():
+                gradients[name] = gradients[name] + more
             mx.eval(gradients)  # a thread must not hand on what it has not computed: streams are its own
         return value, gradients
 
@@ -107,10 +131,14 @@ class Blockwise:
         def visit(block: nn.Module, call: Any, x: mx.array, *args: object, **kwargs: object) -> mx.array:
             is_kept = len(visits) >= self._lowest
             tape = Tape() if is_kept and self._keeps_products else None
-            visits.append(_Visit(x if is_kept else None, args, kwargs, noise_position(), tape))
+            cache = caches[len(visits)] if caches is not None else None
+            part = cache if isinstance(cache, PartCache) else None
+            visits.append(_Visit(x if is_kept else None, args, kwargs, noise_position(), tape, part))
             with use_tape(tape):
                 y = call(block, x, *args, **kwargs)
                 mx.eval(y)
+            if part and not is_kept:
+                part.let_go()
             last[:] = [y]
             return y
 
@@ -135,7 +163,7 @@ class Blockwise:
 
         value, (gradients, slope) = mx.value_and_grad(above, argnums=(0, 1))(outer, last)
         mx.eval(value, gradients, slope)
-        self._put(outer)
+        self._outer_places.put(outer)
         return value, gradients, slope
 
     def _around(
@@ -148,13 +176,10 @@ class Blockwise:
             entered.append(x)
             return x if output is None else output
 
-        self._put(outer)
+        self._outer_places.put(outer)
         with use_noise_from(start), overridden((block, skip) for block in self._blocks):
             hidden = self._split.hidden(tokens, caches)
         return entered[0] if output is None else hidden
-
-    def _put(self, parameters: FlatArrays) -> None:
-        self._split.model.update(tree_unflatten(list(parameters.items())))
 
     def _backward(
         self,
@@ -166,28 +191,34 @@ class Blockwise:
         wants_input: bool,
     ) -> tuple[FlatArrays, mx.array]:
         """Gradients of one block's parameters and of what entered it (``slope`` itself where nobody wants that)."""
-        block, names, prefix = self._blocks[index], self._inner[index], self._prefixes[index]
-        own = {name[len(prefix) :]: parameters[name] for name in names}
+        block, names, places = self._blocks[index], self._inner[index], self._inner_places[index]
+        own = [parameters[name] for name in names]
 
-        def call(x: mx.array, *values: mx.array) -> mx.array:
-            block.update(tree_unflatten(list(zip(own, values, strict=True))))
-            if visit.tape is not None:
-                visit.tape.is_replaying = True
-            with use_noise_from(visit.drawn), use_tape(visit.tape):
-                return cast(Any, block)(x, *visit.args, **visit.kwargs)
-
-        x = visit.x
+        x, cache = visit.x, visit.cache
         assert x is not None, "a block below the lowest that learns"
         visit.x = None
-        values = list(own.values())
-        if wants_input:
-            _, (d_x, *slopes) = mx.vjp(call, [x, *values], [slope])
-        else:
-            _, slopes = mx.vjp(lambda *changed: call(x, *changed), values, [slope])
-            d_x = slope
-        mx.eval(d_x, slopes)
-        block.update(tree_unflatten(list(own.items())))
-        return dict(zip(names, slopes, strict=True)), d_x
+        received = cache.received if cache else []
+        inputs = [x, *received] if wants_input else received
+
+        def call(*arrays: mx.array) -> list[mx.array]:
+            entering, values = arrays[: len(inputs)], arrays[len(inputs) :]
+            places.put_in_order(values)
+            if visit.tape is not None:
+                visit.tape.is_replaying = True
+            around = cache.replaying(entering[wants_input:]) if cache else nullcontext()
+            with use_noise_from(visit.drawn), use_tape(visit.tape), around:
+                y = cast(Any, block)(entering[0] if wants_input else x, *visit.args, **visit.kwargs)
+            return [y, *(cache.given if cache else [])]
+
+        cotangents = [slope, *(cache.slopes_of_given() if cache else [])]
+        _, slopes = mx.vjp(call, [*inputs, *own], cotangents)
+        mx.eval(slopes)
+        if cache:
+            cache.hand_back(slopes[wants_input : len(inputs)])
+            cache.let_go()
+        places.put_in_order(own)
+        d_x = slopes[0] if wants_input else slope
+        return dict(zip(names, slopes[len(inputs) :], strict=True)), d_x
 
     def _front(
         self, outer: FlatArrays, tokens: mx.array, caches: Sequence[object] | None, slope: mx.array, start: int
@@ -200,7 +231,7 @@ class Blockwise:
 
         _, slopes = mx.vjp(below, list(outer.values()), [slope])
         mx.eval(slopes)
-        self._put(outer)
+        self._outer_places.put(outer)
         return dict(zip(names, slopes, strict=True))
 
 

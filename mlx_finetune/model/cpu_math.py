@@ -35,8 +35,8 @@ def numpy_math(model: nn.Module) -> Generator[None]:
     """Inside, the functions that the blocks of ``model`` call compute their exponentials in numpy.
 
     What is replaced are names of modules (``mx.fast``, ``mlx.nn``, those of the model's own code), so nothing else may
-    use MLX meanwhile. Calls it does not know how to serve (other types than float32, sinks, additive masks, other
-    queries than keys) go to the original.
+    use MLX meanwhile. Calls it does not know how to serve (other types than float32, sinks, additive masks, one
+    query) go to the original.
     """
     places: list[tuple[Any, str, Any]] = [(mx.fast, "scaled_dot_product_attention", _attention_instead)]
     places += [(nn, "silu", _guarded(_silu, nn.silu)), (nn, "gelu_approx", _guarded(_gelu_approx, nn.gelu_approx))]
@@ -178,7 +178,7 @@ def _attention_instead(
     is_ours = (
         sinks is None
         and all(array.dtype == mx.float32 for array in (queries, keys, values))
-        and queries.shape[2] == keys.shape[2]
+        and (queries.shape[2] == keys.shape[2] or 1 < queries.shape[2] < keys.shape[2])
         and _is_known(mask)
     )
     if not is_ours:
@@ -201,7 +201,7 @@ def _attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
 ) -> mx.array:
     """``softmax(scale Q K^T + mask) V`` strip by strip; gradients from the log of each query's normaliser."""
-    strips = _Strips(mask, queries.shape[2])
+    strips = _Strips(mask, queries.shape[2], keys.shape[2])
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
@@ -282,26 +282,30 @@ def _attention_gradients(
 
 
 class _Strips:
-    """Strips of queries with the keys that any of them sees: ``(rows, columns)`` as slices."""
+    """Strips of queries with the keys that any of them sees: ``(rows, columns)`` as slices.
 
-    def __init__(self, mask: mx.array | str | None, num_positions: int) -> None:
+    Queries stand at the last positions: with fewer of them than keys, the first sees what came before it.
+    """
+
+    def __init__(self, mask: mx.array | str | None, num_queries: int, num_keys: int) -> None:
         self._is_causal = isinstance(mask, str)
-        self._seen = np.asarray(mask) if isinstance(mask, mx.array) else None  # (..., T, T)
-        starts = range(0, num_positions, STRIP)
-        rows = [slice(start, min(num_positions, start + STRIP)) for start in starts]
-        self._pairs = [(one, self._columns(one, num_positions)) for one in rows]
+        self._seen = np.asarray(mask) if isinstance(mask, mx.array) else None  # (..., queries, keys)
+        self._num_before = num_keys - num_queries
+        starts = range(0, num_queries, STRIP)
+        rows = [slice(start, min(num_queries, start + STRIP)) for start in starts]
+        self._pairs = [(one, self._columns(one, num_keys)) for one in rows]
 
     def __iter__(self) -> Any:
         return iter(self._pairs)
 
-    def _columns(self, rows: slice, num_positions: int) -> slice:
+    def _columns(self, rows: slice, num_keys: int) -> slice:
         if self._is_causal:
-            return slice(0, rows.stop)
+            return slice(0, self._num_before + rows.stop)
         if self._seen is None:
-            return slice(0, num_positions)
+            return slice(0, num_keys)
         part = self._seen[..., rows, :]
         used = np.flatnonzero(part.any(axis=tuple(range(part.ndim - 1))))
-        return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, num_positions)
+        return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, num_keys)
 
     def hide(self, scores: Floats, rows: slice, columns: slice) -> None:
         """Set the scores (B, groups, heads, rows, columns) of keys that a query does not see to the lowest number."""

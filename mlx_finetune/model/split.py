@@ -27,7 +27,9 @@ class SplitModel:
         self._inner_head = _head_inside(model, self._body)
         if self._body is not None and not self._is_exact():
             self._body = None
-        self.vocab_size: int = self.logits(self.hidden(_two_tokens(), None)[0]).shape[-1]
+        hidden = self.hidden(_two_tokens(), None)[0]
+        self.hidden_size: int = hidden.shape[-1]
+        self.vocab_size: int = self.logits(hidden).shape[-1]
 
     def twin(self) -> "SplitModel":
         """A twin of the model (``model.twin``), split alike without another check."""
@@ -35,7 +37,7 @@ class SplitModel:
         other.model = twin(self.model)
         other._body = None if self._body is None else find_body(other.model)
         other._inner_head = _head_inside(other.model, other._body)
-        other.vocab_size = self.vocab_size
+        other.hidden_size, other.vocab_size = self.hidden_size, self.vocab_size
         return other
 
     @property

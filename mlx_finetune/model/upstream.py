@@ -39,6 +39,7 @@ def import_lazily(name: str) -> None:
 import_lazily("mlx_lm")
 
 from mlx_lm.models import gemma, gpt2, gpt_neox  # noqa: E402 - after the package has been made lazy
+from mlx_lm.models.base import create_causal_mask  # noqa: E402
 from mlx_lm.models.cache import (  # noqa: E402
     KVCache,
     RotatingKVCache,
@@ -55,6 +56,7 @@ __all__ = [
     "RotatingKVCache",
     "SwitchLinear",
     "can_trim_prompt_cache",
+    "create_causal_mask",
     "find_architecture",
     "gemma",
     "gpt2",

@@ -11,18 +11,20 @@ time. Each half is cut to its longest row, because nothing here is compiled for 
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_unflatten
 
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.hardware import blas
 from mlx_finetune.model.blockwise import Blockwise
+from mlx_finetune.model.context_parallel import SHORTEST, ContextPart, can_divide, parts_of
 from mlx_finetune.model.cpu_math import numpy_math
 from mlx_finetune.model.noise import derive_key, use_noise
+from mlx_finetune.model.places import Places
 from mlx_finetune.model.segments import segment_caches
 from mlx_finetune.model.split import SplitModel
 from mlx_finetune.train.losses import Head
@@ -38,6 +40,15 @@ class _Worker:
 
     split: SplitModel
     blockwise: Blockwise
+    places: Places
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What one thread computes: some rows; or a part of the positions of one, and half of its targets."""
+
+    batch: Batch
+    part: ContextPart | None
 
 
 class BothCores:
@@ -61,6 +72,7 @@ class BothCores:
         self._keeps_products = keeps_products
         self._workers = [self._worker(split)]
         self._threads: ThreadPoolExecutor | None = None
+        self._divides: bool | None = None  # not known before the first single row
 
     def loss_and_gradients(
         self, parameters: FlatArrays, batch: Batch, step: int, part: int
@@ -68,17 +80,18 @@ class BothCores:
         """Loss sum and summed gradients of the microbatch ``part`` of ``step``, evaluated."""
         self._put(parameters)
 
-        def compute(worker: _Worker, half: Batch, number: int) -> tuple[mx.array, FlatArrays]:
+        def compute(worker: _Worker, piece: _Piece, number: int) -> tuple[mx.array, FlatArrays]:
             labels = (step, part) if number == 0 else (step, part, number)
-            tokens, segments, arrays = self._arrays(half)
+            tokens, segments, arrays = self._arrays(piece)
 
             def loss(outer: FlatArrays, hidden: mx.array) -> mx.array:
                 head = Head(worker.split, outer, uses_numpy=True, is_learning=True)
                 return self._objective.loss(head, hidden, *arrays)
 
-            with use_noise(derive_key(self._seed, "noise", *labels), lengths=mx.array(half.lengths)):
-                caches = segment_caches(worker.split.model, segments) if self._is_packed else None
-                return worker.blockwise.loss_and_gradients(parameters, tokens, caches, loss)
+            with use_noise(derive_key(self._seed, "noise", *labels), lengths=mx.array(piece.batch.lengths)):
+                packed = segment_caches(worker.split.model, segments) if self._is_packed else None
+                caches = piece.part.caches if piece.part else packed
+                return worker.blockwise.loss_and_gradients(parameters, tokens, caches, loss, piece.part)
 
         first, *rest = self._on_both(batch, compute)
         total, gradients = first
@@ -92,9 +105,11 @@ class BothCores:
         """Loss sum of a batch without noise or gradient; rows are not packed."""
         self._put(parameters)
 
-        def compute(worker: _Worker, half: Batch, _: int) -> mx.array:
-            tokens, _segments, arrays = self._arrays(half)
-            hidden = worker.blockwise.hidden(tokens, None)
+        def compute(worker: _Worker, piece: _Piece, _: int) -> mx.array:
+            tokens, _segments, arrays = self._arrays(piece)
+            hidden = worker.blockwise.hidden(tokens, piece.part.caches if piece.part else None)
+            if piece.part:
+                hidden = piece.part.gather(hidden)
             total = self._objective.loss(Head(worker.split, {}, uses_numpy=True, is_learning=False), hidden, *arrays)
             mx.eval(total)
             return total
@@ -110,21 +125,41 @@ class BothCores:
     def train(self, *, is_training: bool) -> None:
         """Training mode of every module, which is where there is noise."""
         for worker in self._workers:
-            worker.split.model.train(is_training)
+            if worker.split.model.training != is_training:
+                worker.split.model.train(is_training)
 
-    def _on_both(self, batch: Batch, compute: Callable[[_Worker, Batch, int], _T]) -> list[_T]:
-        """``compute`` for each half with its number, in their order."""
-        parts = halves(batch)
+    def _on_both(self, batch: Batch, compute: Callable[[_Worker, _Piece, int], _T]) -> list[_T]:
+        """``compute`` for each piece with its number, in their order."""
+        pieces = self._pieces(batch)
+
+        def run(worker: _Worker, piece: _Piece, number: int) -> _T:
+            with piece.part.link.telling(number) if piece.part else nullcontext():
+                return compute(worker, piece, number)
+
         with numpy_math(self._workers[0].split.model):
-            if len(parts) == 1:
-                return [compute(self._workers[0], parts[0], 0)]
+            if len(pieces) == 1:
+                return [compute(self._workers[0], pieces[0], 0)]
             with blas.single_threaded():
                 threads = self._start_threads()
                 running = [
-                    threads.submit(compute, worker, half, number)
-                    for number, (worker, half) in enumerate(zip(self._workers, parts, strict=True))
+                    threads.submit(run, worker, piece, number)
+                    for number, (worker, piece) in enumerate(zip(self._workers, pieces, strict=True))
                 ]
                 return [one.result() for one in running]
+
+    def _pieces(self, batch: Batch) -> list[_Piece]:
+        """Two halves of the rows; a single row is cut along its positions where the model allows it."""
+        parts = halves(batch)
+        num_positions = parts[0].tokens.shape[1] - 1
+        if len(parts) == 2 or num_positions < SHORTEST or not self._can_divide():
+            return [_Piece(half, None) for half in parts]
+        self._start_threads()
+        return [_Piece(parts[0], part) for part in parts_of([one.split for one in self._workers], num_positions)]
+
+    def _can_divide(self) -> bool:
+        if self._divides is None:
+            self._divides = not self._is_packed and can_divide(self._workers[0].split)
+        return self._divides
 
     def _start_threads(self) -> ThreadPoolExecutor:
         """The two threads, kept: every new one would get a new stream of MLX, which is kept for ever."""
@@ -134,18 +169,22 @@ class BothCores:
         return self._threads
 
     def _worker(self, split: SplitModel) -> _Worker:
-        return _Worker(split, Blockwise(split, self._parameters, keeps_products=self._keeps_products))
+        blockwise = Blockwise(split, self._parameters, keeps_products=self._keeps_products)
+        return _Worker(split, blockwise, Places(split.model, self._parameters))
 
     def _put(self, parameters: FlatArrays) -> None:
         """Hand the parameters to both models, computed: streams belong to threads."""
         mx.eval(parameters)
         for worker in self._workers:
-            worker.split.model.update(tree_unflatten(list(parameters.items())))
+            worker.places.put(parameters)
 
-    def _arrays(self, half: Batch) -> tuple[mx.array, mx.array, tuple[mx.array, ...]]:
+    def _arrays(self, piece: _Piece) -> tuple[mx.array, mx.array, tuple[mx.array, ...]]:
         """Tokens and segment ids of the inputs, each (B, T), and what the objective wants."""
-        tokens, segments = mx.array(half.tokens[:, :-1]), mx.array(half.segment_ids[:, :-1])
-        return tokens, segments, self._objective.arrays(half, 0)
+        tokens, segments = (mx.array(array[:, :-1]) for array in (piece.batch.tokens, piece.batch.segment_ids))
+        if piece.part is None:
+            return tokens, segments, self._objective.arrays(piece.batch, 0)
+        targets = half_of_targets(piece.batch, piece.part.number)
+        return piece.part.own(tokens), piece.part.own(segments), self._objective.arrays(targets, 0)
 
 
 def halves(batch: Batch) -> list[Batch]:
@@ -171,3 +210,13 @@ def part_of(batch: Batch, sequences: Sequence[int]) -> Batch:
         array[chosen, : max(2, length)] for array in (batch.tokens, batch.loss_mask, batch.segment_ids)
     )
     return replace(batch, tokens=tokens, loss_mask=loss_mask, segment_ids=segment_ids)
+
+
+def half_of_targets(batch: Batch, number: int) -> Batch:
+    """A batch of one sequence with the first (0) or the second (1) half of its targets."""
+    positions = batch.target_positions
+    cut = int(positions[len(positions) // 2]) + 1 if len(positions) else 0  # the token that position predicts
+    loss_mask = batch.loss_mask.copy()
+    loss_mask[:, cut:] &= number == 1
+    loss_mask[:, :cut] &= number == 0
+    return replace(batch, loss_mask=loss_mask)

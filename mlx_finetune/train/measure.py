@@ -237,6 +237,7 @@ def _time_answer(prepared: "Prepared") -> float | None:
     longest = max(recipe.eval.prompts, key=len)
     ids = render_prompt([{"role": "user", "content": longest}], prepared.tokenizer, recipe.data)
     sampling = Sampling(max_tokens=min(ANSWER_TOKENS, recipe.eval.max_new_tokens), seed=recipe.seed)
+    prepared.model.eval()
     began = time.perf_counter()
     first = 0.0
     count = 0

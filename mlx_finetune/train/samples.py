@@ -41,6 +41,7 @@ def prompt_answerer(path: Path, prepared: Prepared, stop: StopRequest, emit: Emi
 
     def answer(step: int) -> bool:
         answers: list[tuple[str, str, int]] = []
+        prepared.model.eval()  # a step leaves it in training mode
         for number, (prompt, ids) in enumerate(prompts):
             emit(Phase("answer", detail=prompt, done=number, total=len(prompts), unit="prompts"))
             with single_threaded():

@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from mlx_finetune.dataset.stream import make_batch
 from mlx_finetune.dataset.tokens import Tokens
+from mlx_finetune.model.blockwise import Blockwise
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.lora import adapter_parameters, attach_adapter, full_parameters
@@ -16,7 +17,7 @@ from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
 from mlx_finetune.model.parts import embedding
 from mlx_finetune.model.twin import twin
 from mlx_finetune.recipe.schema import LoraRecipe
-from mlx_finetune.train.both_cores import halves
+from mlx_finetune.train.both_cores import half_of_targets, halves
 from mlx_finetune.train.objective import OBJECTIVES
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer, as_float
@@ -250,6 +251,61 @@ def test_block_by_block_gives_the_gradients_of_one_graph(make_trainer, model_typ
         np.testing.assert_allclose(gradients[name], value, atol=1e-5 * as_float(mx.abs(value).max()) + 1e-7)
     again, _ = ours.compute(batches, 5)
     assert all(mx.array_equal(gradients[name], again[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("how", ["kept", "recomputed"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lora": {"num_layers": 1}}, {"lora": {"use_dora": True}}, {"full": True}],
+    ids=["plain", "last block", "dora", "full"],
+)
+def test_a_single_row_in_two_parts_gives_the_gradients_of_one_graph(make_trainer, model_type, options, how):
+    batch = make_batch(make_rows([101]), [[0]], num_sequences=1, length=128)
+    plain, ours = (make_trainer(model_type, blockwise=blockwise, **options) for blockwise in (False, how))
+    (expected, whole), (gradients, result) = plain.compute([batch], 5), ours.compute([batch], 5)
+    assert ours._cores._divides
+    assert result.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert result.num_positions == 100
+    for name, value in expected.items():
+        np.testing.assert_allclose(gradients[name], value, atol=1e-5 * as_float(mx.abs(value).max()) + 1e-7)
+    again, _ = ours.compute([batch], 5)
+    assert all(mx.array_equal(gradients[name], again[name]) for name in gradients)
+    assert ours.loss(batch)[0] == pytest.approx(plain.loss(batch)[0], rel=1e-6)
+
+
+def test_a_row_with_one_target_can_be_cut(make_trainer):
+    row = make_rows([101])[0]
+    mask = np.zeros(len(row.ids), np.bool_)
+    mask[-1] = True
+    batch = make_batch([Tokens(row.ids, mask, "rows.jsonl", 1)], [[0]], num_sequences=1, length=100)
+    assert batch.num_targets == 1
+    results = [make_trainer(blockwise=blockwise).compute([batch], 0)[1] for blockwise in (False, "kept")]
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-6)
+
+
+def test_halves_of_targets_hold_each_target_once():
+    batch = make_batch(make_rows([101]), [[0]], num_sequences=1, length=100)
+    first, second = (half_of_targets(batch, number) for number in (0, 1))
+    both = np.concatenate([first.target_positions, second.target_positions])
+    assert np.array_equal(both, batch.target_positions)
+    assert abs(first.num_targets - second.num_targets) <= 1
+
+
+def test_a_part_that_fails_ends_the_step_with_its_error(make_trainer, monkeypatch):
+    trainer = make_trainer(blockwise="kept")
+    batch = make_batch(make_rows([101]), [[0]], num_sequences=1, length=100)
+    trainer.compute([batch], 0)
+    backward = Blockwise._backward
+
+    def failing(self, index, visit, *args, **kwargs):
+        if visit.cache is not None and visit.cache.offset == 0:
+            raise MemoryError("no room")
+        return backward(self, index, visit, *args, **kwargs)
+
+    monkeypatch.setattr(Blockwise, "_backward", failing)
+    with pytest.raises(MemoryError, match="no room"):
+        trainer.compute([batch], 0)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -66,17 +66,17 @@ def loss_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recompute
 def loss_floats(shape: ModelShape, learned: Learned, positions: int, rows: int, *, is_second: bool) -> int:
     """For ``rows`` targets: the final norm, the targets' rows, a copy of them, their gradient, and a chunk of logits.
 
-    A chunk's logits become its gradient in place. A learned head keeps one array more, and a gradient of its own size,
-    twice behind the last chunk; that chunk takes long, so of what is there for a moment the second half has one less.
+    A chunk's logits become its gradient in place. What is learned outside the blocks has a gradient beside them, and
+    behind the last chunk, without logits, the sum and that times the loss's own slope; both halves are there for long,
+    the second array for a moment, so it is counted once.
     """
     vocab = shape.vocab_size
     chunk = min(rows, chunk_rows(vocab))
-    last = rows - (rows - 1) // chunk * chunk
     norm = (LAYER_NORM if shape.kind.has_layer_norm else RMS_NORM) * positions * shape.hidden_size
     vectors = norm + (3 * rows + 2 * chunk) * shape.hidden_size
     if learned.outside:
         brief = 1 if is_second else 2
-        return vectors + max(2 * chunk * vocab + learned.outside, 2 * last * vocab + brief * learned.outside)
+        return vectors + max(chunk * vocab + learned.outside, brief * learned.outside)
     return vectors + chunk * vocab
 
 

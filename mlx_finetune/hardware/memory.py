@@ -81,7 +81,7 @@ def plan_memory(
         trainable=trainable_bytes(learned.total, accumulation=layout.accumulation),
         activations=backward,
         logits=max(0, loss - backward),
-        update=update_bytes(shape, learned, num_parts=num_parts),
+        update=update_bytes(shape, learned, num_parts=num_parts, accumulation=layout.accumulation),
     )
 
 
@@ -100,17 +100,27 @@ def weight_bytes(shape: ModelShape, *, value_bytes: int, stored_bits: int | None
 def trainable_bytes(num_parameters: int, *, accumulation: int) -> int:
     """Weight and two moments in fp32; the sum of gradients while microbatches are added up, and from the third on the
     last microbatch's beside it."""
-    return num_parameters * (12 + 4 * min(2, accumulation - 1))
+    return num_parameters * (12 + 4 * _held_gradients(accumulation))
 
 
-def update_bytes(shape: ModelShape, learned: Learned, *, num_parts: int) -> int:
-    """The largest of three moments. Gradients of both halves and their sum; in each half the gradient of a learned
-    embedding through what enters the first block, in one of them twice; clipped gradients, new weights, and what MLX
-    computes ahead of them: two arrays of the size of embedding and head, or of 1.5 blocks' parameters."""
+def _held_gradients(accumulation: int) -> int:
+    """Sets of gradients that are there beside a microbatch's own."""
+    return min(2, accumulation - 1)
+
+
+def update_bytes(shape: ModelShape, learned: Learned, *, num_parts: int, accumulation: int = 1) -> int:
+    """Beyond ``trainable_bytes``, the largest of three moments.
+
+    Gradients of both halves and their sum; in each half the gradient of a learned embedding through what enters the
+    first block, in one of them twice; clipped gradients, new weights, and what MLX computes ahead of them: two arrays
+    of the size of embedding and head, or of 1.5 blocks' parameters. That last moment comes when the gradients held
+    between microbatches are gone.
+    """
     summed = 3 * learned.total if num_parts > 1 else 0
     embedding = shape.vocab_size * shape.hidden_size if learned.outside else 0
     front = num_parts * (learned.total + embedding) + embedding
-    applied = 2 * learned.total + max(2 * learned.outside, 3 * learned.in_block // 2)
+    held = _held_gradients(accumulation) * learned.total
+    applied = 2 * learned.total + max(2 * learned.outside, 3 * learned.in_block // 2) - held
     return 4 * max(summed, front, applied)
 
 

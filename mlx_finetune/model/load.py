@@ -113,6 +113,8 @@ def load_model(
         _put_weights(local.folder, model, weights, dtype)
     check_stamps(stamps)
     _try_model(local.folder, model)
+    del weights
+    mx.clear_cache()  # the largest tensor's finiteness: 108 MB of SmolLM2 in a size that nothing asks for again
     return LoadedModel(model, _describe(local, config, model, num_parameters, stored_bits), tuple(notices))
 
 

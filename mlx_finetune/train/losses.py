@@ -136,10 +136,15 @@ def _chunked_in_numpy(
         d_part, *d_values = _pull_back(logits, outer, part, slope)
         total += loss
         d_hidden[start : start + rows] = as_numpy(d_part)
-        for kept, new in zip(d_outer, d_values, strict=True):
-            kept += as_numpy(new)
+        _add_to(d_outer, d_values)
         del slope, d_part, d_values  # or their logits would be there beside the next chunk's
     return (mx.array(total), mx.array(d_hidden), *(mx.array(value) for value in d_outer))
+
+
+def _add_to(sums: list[Floats], values: list[mx.array]) -> None:
+    """Add each of ``values`` in place. A function, so that no name keeps the last of them, its graph and its logits."""
+    for kept, new in zip(sums, values, strict=True):
+        kept += as_numpy(new)
 
 
 def _pull_back(logits: Logits, outer: FlatArrays, part: mx.array, slope: mx.array) -> list[mx.array]:

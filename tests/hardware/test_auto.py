@@ -184,6 +184,7 @@ def test_limits_on_macs_are_those_of_the_table() -> None:
 def test_a_cpu_may_use_four_fifths_of_its_memory_and_wires_nothing() -> None:
     limits = plan_limits(HardwareRecipe.model_validate({}), CPU, 10 * GIB, {})
     assert (limits.memory_bytes, limits.wired_bytes) == (round(0.8 * CPU.memory_bytes), 0)
+    assert limits.cache_bytes == 32 * 10**6
 
 
 @given(

@@ -50,6 +50,11 @@ def test_every_architecture_loads_frozen_with_its_facts(tiny_model: TinyModel, m
     assert {array.dtype for array in flat_arrays(found.model).values()} == {mx.float32}
 
 
+def test_nothing_that_loading_freed_stays_in_the_cache(tiny_model: TinyModel) -> None:
+    loaded = load(tiny_model("llama"))
+    assert mx.get_cache_memory() == 0, loaded.info.name
+
+
 def test_parameters_of_the_tiny_llama_are_counted_as_by_hand(tiny_model: TinyModel) -> None:
     attention = 64 * 64 + 2 * 64 * 32 + 64 * 64
     expected = 2 * 299 * 64 + 2 * (attention + 3 * 64 * 128 + 2 * 64) + 64

@@ -161,3 +161,24 @@ def test_no_logits_of_all_targets_exist_at_once(monkeypatch):
     mx.reset_peak_memory()
     mx.eval(mx.value_and_grad(loss)(hidden))
     assert mx.get_peak_memory() - before < rows * vocab * 4 / 4
+
+
+def test_a_learned_heads_gradient_and_logits_are_gone_before_the_next_chunk(monkeypatch):
+    """A chunk's logits and the gradient of the head take 1 MB each; those of two chunks at once would be 4."""
+    rows, vocab, width = 256, 4096, 64
+    set_chunk(monkeypatch, 64, vocab)
+    hidden = mx.random.normal((rows, width), key=mx.random.key(0))
+    weight = mx.random.normal((vocab, width), key=mx.random.key(1))
+    targets = mx.zeros((rows,), mx.int32)
+    mx.eval(hidden, weight, targets)
+
+    def loss(weight, part):
+        def logits(outer, h):
+            return h @ outer["weight"].T
+
+        return cross_entropy(logits, {"weight": weight}, part, targets, vocab_size=vocab, uses_numpy=True)
+
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.value_and_grad(loss, argnums=(0, 1))(weight, hidden))
+    assert mx.get_peak_memory() - before < 3e6

@@ -210,7 +210,7 @@ def train(path: Path) -> Mapping[str, float]:
     from mlx_finetune.train.start.admission import Request, admit
 
     begin = time.perf_counter()
-    data = {name: value for name, value in _recipe(path).model_dump(mode="json", exclude_unset=True).items()}
+    data = _recipe(path).model_dump(mode="json", exclude_unset=True)
     lines = [f'model = "{_write_model(path.parent / "model")}"', f'output_dir = "{path.parent / "run"}"', "[lora]"]
     lines += ["[data]", *(f"{name} = {json.dumps(value)}" for name, value in data.items())]
     lines += ["[training]", f"max_steps = {TRAINED_STEPS}", f"eval_steps = {TRAINED_STEPS}"]

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -179,7 +179,7 @@ def start(path: Path) -> Mapping[str, float]:
 
 
 @contextlib.contextmanager
-def _stages(found: dict[str, float]) -> Iterator[None]:
+def _stages(found: dict[str, float]) -> Generator[None]:
     """Add up in ``found`` how long each of ``STAGES`` takes meanwhile."""
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

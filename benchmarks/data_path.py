@@ -2,38 +2,46 @@
 
     python benchmarks/data_path.py [--rows 10000 100000 1000000] [--repeats 5]
 
-Three parts. `ratio`: reading texts that are rendered already with `encode_batch` and offsets, against rendering,
-tokenising and masking their rows, interleaved; needed: at least 0.60 of the speed. `table`: for each size one process
-for the first start (read, tokenise, keep) and one for the second (find, map) with an epoch of batches, each with its
-peak memory; needed: under 1 GB, and time in proportion to the rows. `wait`: the share of its time that a loop with
-steps of 60 ms of matrix products waits for batches. The rows are those of Alpaca (../shared), numbered so that no two
-are the same. The model's tokenizer must be on this machine: mlxft models get smollm2-135m.
+Two parts. The ratio: reading texts that are rendered already with `encode_batch` and offsets, against rendering,
+tokenising and masking their rows, interleaved; needed: at least 0.60 of the speed. The table: for each size one process
+for the first start (read, tokenise, keep), one for the second (find, map) with an epoch of batches and a loop of steps
+of 60 ms of matrix products, and one for a real training of 60 steps of a model of two blocks of width 64: time of every
+stage, peak memory (needed: under 1 GB; the time is to grow with the rows), and the share of its steps that a loop waits
+for batches. The rows are those of Alpaca (../shared), numbered so that no two are the same. The model's tokenizer must
+be on this machine: mlxft models get smollm2-135m.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
+import pkgutil
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from tokenizers import Tokenizer
 
-from mlx_finetune.dataset.ahead import Ahead
+from mlx_finetune.dataset.ahead import Ahead, StepBatches
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.stream import Stream
 from mlx_finetune.dataset.template import BATCH_ROWS, tokenize
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.dataset.walk import Walk
+from mlx_finetune.events import Event, StepDone
 from mlx_finetune.model.fetch import fetch_model
 from mlx_finetune.model.tokenizer import load_tokenizer
 from mlx_finetune.recipe.schema import DataRecipe, Recipe
+from mlx_finetune.rundir import RunDir
 from mlx_finetune.units import format_bytes
 
 NEEDED_RATIO, NEEDED_BYTES = 0.60, 1_000_000_000
@@ -42,6 +50,15 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 NAMES = ("alpaca/alpaca_2k.jsonl", "gsm8k/train.jsonl")
 RATIO_ROWS = 6_000
 PACKED_LENGTH = 2048
+VAL_SPLIT = 0.0002
+TRAINED_STEPS = 60
+STAGES = {
+    "hash of the files": "mlx_finetune.train.start.rows.hash_files",
+    "read, check and divide": "mlx_finetune.train.start.rows.load_splits",
+    "render, tokenise and mask": "mlx_finetune.train.objective.tokenize",
+    "keep": "mlx_finetune.dataset.token_cache.TokenCache.store",
+    "find and verify": "mlx_finetune.dataset.token_cache.TokenCache.load",
+}
 
 
 def main() -> int:
@@ -49,13 +66,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--only-table", action="store_true", help="leave out the comparison with the tokenizer alone")
+    for name in ("--start", "--train"):  # in a process of its own
+        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.start:
-        print(json.dumps(start(options.start)))
+    if options.start or options.train:
+        print(json.dumps(start(options.start) if options.start else train(options.train)))
         return 0
-    folder = fetch_model(MODEL, report=lambda phase: None).folder
-    kept = [print_ratio(name, folder, options.repeats) for name in NAMES]
+    names = () if options.only_table else NAMES
+    kept = [print_ratio(name, _model_folder(), options.repeats) for name in names]
     kept.append(print_table(options.rows))
     return 0 if all(kept) else 1
 
@@ -93,39 +112,45 @@ def _rates(seconds: Sequence[float]) -> str:
 
 
 def print_table(sizes: Sequence[int]) -> bool:
-    """One line a size; true where memory stays under the bound."""
-    print("first start (clock, processor, rows/s, peak), second start (clock, processor, peak), order of an epoch")
-    print("(unpacked, packed), all batches of an epoch (clock, peak), share of waiting")
+    """Three lines a size; true where memory stays under the bound."""
     is_kept = True
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.jsonl"
             _write_rows(path, size)
-            environment = {**os.environ, "MLXFT_CACHE": folder}
-            command = [sys.executable, __file__, "--start", str(path)]
-            first, second = (
-                json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-                for _ in range(2)
-            )
-        is_kept &= max(first["peak"], second["peak"], second["epoch_peak"]) < NEEDED_BYTES
-        cells = [
-            f"{size:,}",
-            f"{first['seconds']:.1f} s",
-            f"{first['processor']:.1f} s",
-            f"{size / first['seconds']:,.0f}",
-            format_bytes(first["peak"]),
-            f"{second['seconds']:.2f} s",
-            f"{second['processor']:.2f} s",
-            format_bytes(second["peak"]),
-            f"{second['grouping']:.2f} s",
-            f"{second['packing']:.2f} s",
-            f"{second['epoch']:.1f} s",
-            format_bytes(second["epoch_peak"]),
-            f"{100 * second['waited']:.1f} %",
-        ]
-        print(" | ".join(cells), flush=True)
+            first, second, trained = (_in_process(option, path) for option in ("--start", "--start", "--train"))
+        is_kept &= max(one["peak"] for one in (first, second, trained)) < NEEDED_BYTES
+        clock, processor = first["seconds"], first["processor"]
+        print(f"{size:,} rows, first start: {clock:.1f} s, {size / clock:,.0f} rows/s, {1e6 * processor / size:.0f} us")
+        print(f"  of processor a row, peak {format_bytes(first['peak'])}: {_list_stages(first)}")
+        print(
+            f"  second start: {second['seconds']:.2f} s, processor {second['processor']:.2f} s: {_list_stages(second)};"
+            f" peak {format_bytes(second['peak'])}, {format_bytes(second['imported'])} of it before it begins"
+        )
+        print(
+            f"  order of an epoch {second['grouping']:.2f} s, packed {second['packing']:.2f} s; all batches of an epoch"
+            f" {second['epoch']:.1f} s; loop of 60 ms steps waits {100 * second['waited']:.2f} %"
+        )
+        print(
+            f"  training of a tiny model: first step after {trained['before']:.1f} s, {trained['step'] * 1000:.0f} ms a"
+            f" step, waits {100 * trained['waited']:.2f} %, peak {format_bytes(trained['peak'])} (MLX's own"
+            f" {format_bytes(trained['model'])})",
+            flush=True,
+        )
     print(f"peak memory of a process, mapped pages included; needed: under {format_bytes(NEEDED_BYTES)}")
     return is_kept
+
+
+def _in_process(option: str, path: Path) -> Mapping[str, float]:
+    """What ``start`` or ``train`` finds in a process of its own, which keeps its tokens beside ``path``."""
+    environment = {**os.environ, "MLXFT_CACHE": str(path.parent)}
+    command = [sys.executable, __file__, option, str(path)]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _list_stages(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {found[name]:.2f} s" for name in STAGES if name in found)
 
 
 def start(path: Path) -> Mapping[str, float]:
@@ -133,14 +158,13 @@ def start(path: Path) -> Mapping[str, float]:
     from mlx_finetune.train.objective import OBJECTIVES
     from mlx_finetune.train.start.rows import read_rows
 
-    os.environ["MLXFT_CACHE"], cache = "", os.environ["MLXFT_CACHE"]  # the model is in the user's own cache
-    tokenizer = load_tokenizer(fetch_model(MODEL, report=lambda phase: None).folder)
-    os.environ["MLXFT_CACHE"] = cache
+    tokenizer = load_tokenizer(_model_folder())
     recipe = Recipe.model_validate({"model": MODEL, "output_dir": "x", "data": _recipe(path).model_dump()})
-    begin, before = time.perf_counter(), time.process_time()
-    rows = read_rows(recipe, OBJECTIVES["sft"], tokenizer, Path(), lambda event: None)
-    found: dict[str, float] = {"seconds": time.perf_counter() - begin, "peak": _peak_bytes()}
-    found["processor"] = time.process_time() - before
+    found: dict[str, float] = {"imported": _peak_bytes()}
+    with _stages(found):
+        begin, before = time.perf_counter(), time.process_time()
+        rows = read_rows(recipe, OBJECTIVES["sft"], tokenizer, Path(), lambda event: None)
+        found["seconds"], found["processor"] = time.perf_counter() - begin, time.process_time() - before
     for name, packed_length in (("grouping", None), ("packing", PACKED_LENGTH)):
         begin = time.perf_counter()
         _stream(rows.train, packed_length).steps_in_epoch(0)
@@ -150,8 +174,103 @@ def start(path: Path) -> Mapping[str, float]:
     for step in range(stream.steps_in_epoch(0)):
         stream.microbatches(step)
     found["epoch"] = time.perf_counter() - begin
-    found["epoch_peak"] = _peak_bytes()
-    return {**found, "waited": _share_waited(rows.train)}
+    found["waited"] = _share_waited(rows.train)
+    return {**found, "peak": _peak_bytes()}
+
+
+@contextlib.contextmanager
+def _stages(found: dict[str, float]) -> Generator[None]:
+    """Add up in ``found`` how long each of ``STAGES`` takes meanwhile."""
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                found[name] = found.get(name, 0.0) + time.perf_counter() - begin
+
+        return call
+
+    with contextlib.ExitStack() as patches:
+        for name, place in STAGES.items():
+            owner, _, attribute = place.rpartition(".")
+            original = getattr(pkgutil.resolve_name(owner), attribute)
+            patches.enter_context(mock.patch(place, timed(name, original)))
+        yield
+
+
+def train(path: Path) -> Mapping[str, float]:
+    """A short training of a tiny model with the tokenizer of ``MODEL`` on rows that ``start`` has read before."""
+    import mlx.core as mx
+
+    from mlx_finetune.recipe.load import load_recipe
+    from mlx_finetune.train.run import train_run
+    from mlx_finetune.train.signals import StopRequest
+    from mlx_finetune.train.start.admission import Request, admit
+
+    begin = time.perf_counter()
+    data = _recipe(path).model_dump(mode="json", exclude_unset=True)
+    lines = [f'model = "{_write_model(path.parent / "model")}"', f'output_dir = "{path.parent / "run"}"', "[lora]"]
+    lines += ["[data]", *(f"{name} = {json.dumps(value)}" for name, value in data.items())]
+    lines += ["[training]", f"max_steps = {TRAINED_STEPS}", f"eval_steps = {TRAINED_STEPS}"]
+    recipe = path.with_name("recipe.toml")
+    recipe.write_text("\n".join(lines) + "\n")
+    loaded, request = load_recipe(recipe), Request(recipe)
+    admission = admit(RunDir(Path(loaded.recipe.output_dir)), request)
+    taken: list[float] = []
+
+    def emit(event: Event) -> None:
+        if isinstance(event, StepDone):
+            taken.append(event.step_seconds)
+            found.setdefault("before", time.perf_counter() - begin - event.step_seconds)
+
+    found: dict[str, float] = {}
+    watched: list[_Watched] = []
+    with mock.patch("mlx_finetune.train.loop.Ahead", lambda *a, **k: watched.append(_Watched(*a, **k)) or watched[0]):
+        train_run(loaded, request, admission, StopRequest(), emit, base=path.parent)
+    admission.release()
+    share = watched[0].waited_seconds / sum(taken[1:])
+    step = statistics.median(taken)
+    return {**found, "waited": share, "step": step, "peak": _peak_bytes(), "model": mx.get_peak_memory()}
+
+
+class _Watched(Ahead):
+    """Forgets the wait for the first batches, which no step hides."""
+
+    def take(self, step: int) -> StepBatches:
+        """The batches of ``step``."""
+        batches = super().take(step)
+        if step == 0:
+            self.waited_seconds = 0.0
+        return batches
+
+
+def _write_model(folder: Path) -> Path:
+    """Two blocks of width 64 with the vocabulary and the tokenizer of ``MODEL``."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.models import llama
+
+    original = _model_folder()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = json.loads((original / "config.json").read_text("utf-8")) | sizes
+    config |= {"num_key_value_heads": 2, "head_dim": 16, "torch_dtype": "float32"}
+    config.pop("quantization", None)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(original / name, folder / name)
+    model: Any = llama.Model(llama.ModelArgs.from_dict(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    return folder
+
+
+def _model_folder() -> Path:
+    """The folder of ``MODEL`` in the user's own cache."""
+    with mock.patch.dict(os.environ):
+        os.environ.pop("MLXFT_CACHE", None)
+        return fetch_model(MODEL, report=lambda phase: None).folder
 
 
 def _share_waited(rows: TokenRows) -> float:
@@ -177,7 +296,7 @@ def _stream(rows: TokenRows, packed_length: int | None) -> Stream:
 
 
 def _recipe(path: Path) -> DataRecipe:
-    splits = {"val_split": 0.01 if path.name == "rows.jsonl" else 0.0, "test_split": 0.0}
+    splits = {"val_split": VAL_SPLIT if path.name == "rows.jsonl" else 0.0, "test_split": 0.0}
     return DataRecipe.model_validate({"path": str(path), "max_seq_length": PACKED_LENGTH, **splits})
 
 
@@ -195,8 +314,11 @@ def _numbered() -> Iterator[Mapping[str, str]]:
 
 
 def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Peak memory of this process. Linux's ``ru_maxrss`` would be that of the process it was forked from, too."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from mlx_finetune.hardware.shapes import ModelShape
 PACKED_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 WORTH_IT = 0.95  # pack when it costs at most this share of padding
 ROUND_TO = 32
+GPU_DEARNESS = 3.0
+CPU_DEARNESS = 8.0
+ONE_ROW = 1.16  # a row on both cores against two halves: 2.9 s to 2.5 s a step (train.both_cores)
 MAX_ROWS = 20_000  # more rows than this are judged by as many, spread evenly
 
 
@@ -54,10 +57,9 @@ def choose_layout(
     longest = min(round_up(needed, ROUND_TO), context)
     ceiling = min(max(longest, max_length), context)
     candidates = sorted({longest, *(one for one in PACKED_LENGTHS if longest <= one <= ceiling)})
-    costs = {one: packed_positions(sample, one) * relative_cost(shape, one, on_gpu=on_gpu) for one in candidates}
+    costs = {one: epoch_cost(sample, shape, one, batch_size, on_gpu=on_gpu) for one in candidates}
     best = min(candidates, key=lambda one: costs[one])
-    padded = padded_cost(sample, shape, batch_size, on_gpu=on_gpu)
-    ratio = costs[best] / padded
+    ratio = costs[best] / epoch_cost(sample, shape, None, batch_size, on_gpu=on_gpu)
     if wanted == "auto" and ratio > WORTH_IT:
         return RowLayout(None, f"packs of {best} would cost {ratio:.0%} of batches padded by length")
     return RowLayout(best, f"packs of {best} cost {ratio:.0%} of batches padded by length")
@@ -74,26 +76,71 @@ def why_unpackable(model_type: str) -> str:
 
 def relative_cost(shape: ModelShape, length: int, *, on_gpu: bool) -> float:
     """``1 + T / T0``: cost of a position in a sequence of ``length``, the matrices being 1."""
-    dearness = 3 if on_gpu else 8
-    matrices = 2 * shape.block_weights
-    scores = 4 * shape.num_heads * shape.head_dim * length * dearness
-    return 1 + scores / max(1, matrices)
+    return 1 + length / _equal_length(shape, on_gpu=on_gpu)
 
 
-def packed_positions(lengths: NDArray[np.integer], packed_length: int) -> int:
-    """Positions of all packs, padding included."""
-    return count_sequences(lengths, packed_length) * packed_length
+def _equal_length(shape: ModelShape, *, on_gpu: bool) -> float:
+    """T0, where attention costs as much as the matrices."""
+    dearness = GPU_DEARNESS if on_gpu else CPU_DEARNESS
+    return max(1, 2 * shape.block_weights) / (4 * shape.num_heads * shape.head_dim * dearness)
 
 
-def padded_cost(lengths: NDArray[np.integer], shape: ModelShape, batch_size: int, *, on_gpu: bool) -> float:
-    """Cost of rows sorted by length, ``batch_size`` at once, each batch padded as ``dataset.stream`` does."""
-    step = length_step(int(lengths.max()) - 1)
-    ordered = np.sort(lengths)
-    cost = 0.0
-    for start in range(0, len(ordered), batch_size):
-        length = round_up(int(ordered[start : start + batch_size][-1]) - 1, step)
-        cost += batch_size * length * relative_cost(shape, length, on_gpu=on_gpu)
-    return cost
+def epoch_cost(
+    lengths: NDArray[np.integer], shape: ModelShape, packed_length: int | None, batch_size: int, *, on_gpu: bool
+) -> float:
+    """Time of an epoch in units of one position's matrices; without packs, of rows sorted by length.
+
+    On a GPU that is all positions, padding included. On a CPU a batch takes as long as the dearer of its halves
+    (``train.both_cores``), each cut to its longest row, whatever the batch is padded to.
+    """
+    if packed_length is not None:
+        positions = epoch_positions(lengths, packed_length, batch_size)
+        return positions * relative_cost(shape, packed_length, on_gpu=on_gpu)
+    batches, equal = _batches(lengths, batch_size), _equal_length(shape, on_gpu=on_gpu)
+    if on_gpu:
+        longest = _padded(batches[:, -1], int(lengths.max()))
+        return float(np.sum(np.count_nonzero(batches, axis=1) * longest * (1 + longest / equal)))
+    return float(np.sum(_halves_cost(np.maximum(0, batches - 1), equal)))
+
+
+def epoch_positions(lengths: NDArray[np.integer], packed_length: int | None, batch_size: int) -> int:
+    """Positions that go through the model in an epoch, padding included; rows are taken to be sorted by length."""
+    if packed_length is not None:
+        return count_sequences(lengths, packed_length) * packed_length
+    batches = _batches(lengths, batch_size)
+    return int(np.sum(np.count_nonzero(batches, axis=1) * _padded(batches[:, -1], int(lengths.max()))))
+
+
+def _batches(lengths: NDArray[np.integer], batch_size: int) -> NDArray[np.int64]:
+    """Rows sorted by length, ``(batches, batch_size)`` rising; 0 where the last batch has fewer rows."""
+    ordered = np.zeros(round_up(len(lengths), batch_size), np.int64)
+    ordered[: len(lengths)] = np.sort(lengths)
+    return np.sort(ordered.reshape(-1, batch_size), axis=1)
+
+
+def _padded(longest: NDArray[np.int64], longest_of_all: int) -> NDArray[np.int64]:
+    """T of batches whose longest rows have so many tokens, as ``dataset.stream`` pads them."""
+    step = length_step(longest_of_all - 1)
+    return np.maximum(1, -(-(longest - 1) // step)) * step
+
+
+def _halves_cost(rows: NDArray[np.int64], equal_length: float) -> NDArray[np.float64]:
+    """Cost of every batch on two cores: twice that of its dearer half, divided as ``train.both_cores.halves`` does.
+
+    ``rows`` (batches, B) are lengths, rising; 0 is no row. One row alone has both cores for its products, which share
+    it less evenly.
+    """
+    longest, filled = rows[:, -1], np.count_nonzero(rows, axis=1)
+    dearest = longest * (1 + longest / equal_length)
+    if rows.shape[1] == 1:
+        return ONE_ROW * dearest
+    cuts = np.arange(1, rows.shape[1])  # rows in the half with the longest
+    left = np.maximum(0, filled[:, None] - cuts)  # (batches, B - 1)
+    second = rows[:, -1 - cuts]
+    cut = np.argmin(np.maximum(cuts * longest[:, None], left * second), axis=1)
+    chosen = np.arange(len(rows)), cut
+    rest = (left * second * (1 + second / equal_length))[chosen]
+    return np.where(filled > 1, 2 * np.maximum(cuts[cut] * dearest, rest), ONE_ROW * dearest)
 
 
 def count_sequences(lengths: NDArray[np.integer], packed_length: int | None) -> int:
@@ -107,13 +154,3 @@ def longest_padded(lengths: NDArray[np.integer]) -> int:
     """T of the longest batch without packing."""
     longest = int(lengths.max()) - 1
     return round_up(longest, length_step(longest))
-
-
-def epoch_positions(lengths: NDArray[np.integer], packed_length: int | None, batch_size: int) -> int:
-    """Positions that go through the model in an epoch, padding included; rows are taken to be sorted by length."""
-    if packed_length is not None:
-        return packed_positions(lengths, packed_length)
-    step = length_step(int(lengths.max()) - 1)
-    ordered = np.sort(lengths)
-    firsts = range(0, len(ordered), batch_size)
-    return sum(len(part := ordered[at : at + batch_size]) * round_up(int(part[-1]) - 1, step) for at in firsts)

@@ -1,0 +1,83 @@
+"""What an epoch costs in packs and in batches, against a walk over the batches one by one."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_finetune.dataset.stream import OrderedBatches, length_step, round_up
+from mlx_finetune.dataset.tokens import Tokens
+from mlx_finetune.hardware.layout import ONE_ROW, choose_layout, epoch_cost, epoch_positions, relative_cost
+from mlx_finetune.hardware.shapes import read_shape
+from mlx_finetune.train.both_cores import halves
+
+SMOLLM2 = read_shape(
+    {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    }
+)
+LENGTHS = st.lists(st.integers(2, 300), min_size=1, max_size=40)
+
+
+def batches(lengths: list[int], batch_size: int) -> OrderedBatches:
+    rows = [Tokens(np.ones(n, np.int32), np.ones(n, np.bool_), "x", line) for line, n in enumerate(lengths, 1)]
+    return OrderedBatches(rows, batch_size)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 9))
+def test_positions_are_those_of_the_batches(lengths: list[int], batch_size: int) -> None:
+    made = batches(lengths, batch_size)
+    assert epoch_positions(np.array(lengths), None, batch_size) == sum(batch.num_positions for batch in made)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 9))
+def test_on_a_gpu_every_padded_position_costs(lengths: list[int], batch_size: int) -> None:
+    expected = 0.0
+    for batch in batches(lengths, batch_size):
+        length = batch.tokens.shape[1] - 1
+        expected += batch.num_positions * relative_cost(SMOLLM2, length, on_gpu=True)
+    assert epoch_cost(np.array(lengths), SMOLLM2, None, batch_size, on_gpu=True) == pytest.approx(expected)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 9))
+def test_on_a_cpu_a_batch_costs_twice_its_dearer_half(lengths: list[int], batch_size: int) -> None:
+    expected = 0.0
+    for batch in batches(lengths, batch_size):
+        parts = [(half.tokens.shape[0], half.tokens.shape[1] - 1) for half in halves(batch)]
+        costs = [count * length * relative_cost(SMOLLM2, length, on_gpu=False) for count, length in parts]
+        expected += 2 * max(costs) if len(costs) > 1 else ONE_ROW * costs[0]
+    found = epoch_cost(np.array(lengths), SMOLLM2, None, batch_size, on_gpu=False)
+    assert found == pytest.approx(expected)
+
+
+def test_rounding_up_to_a_shape_costs_nothing_on_a_cpu() -> None:
+    """Rows of 500 in a set whose longest have 1,000 are padded to 512 on a GPU."""
+    lengths = np.array([501] * 396 + [1000] * 4)
+    step = length_step(999)
+    assert round_up(500, step) == 512
+    here = epoch_cost(lengths[:396], SMOLLM2, None, 4, on_gpu=False)
+    assert here == pytest.approx(396 * 500 * relative_cost(SMOLLM2, 500, on_gpu=False))
+    there = epoch_cost(lengths, SMOLLM2, None, 4, on_gpu=True) - 4 * 1024 * relative_cost(SMOLLM2, 1024, on_gpu=True)
+    assert there == pytest.approx(396 * 512 * relative_cost(SMOLLM2, 512, on_gpu=True))
+
+
+def test_a_cpu_does_not_pack_to_save_padding_that_it_cuts_off() -> None:
+    """Rows of 129 inputs beside one of 1,999 are padded to 256 on a GPU."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8}
+    shape = read_shape({"model_type": "llama", "num_hidden_layers": 16, "vocab_size": 32000, **sizes})
+    lengths = np.array([130] * 399 + [2000])
+
+    def packed_length(*, on_gpu: bool) -> int | None:
+        return choose_layout(
+            lengths, shape, batch_size=4, max_length=2048, on_gpu=on_gpu, wanted="auto", unpackable=""
+        ).packed_length
+
+    assert packed_length(on_gpu=True) is not None
+    assert packed_length(on_gpu=False) is None

@@ -150,7 +150,7 @@ def _seconds_per_token(resolved: Resolved, facts: Facts) -> float:
     recompute = recipe.training.gradient_checkpointing is True
     positions = epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
     length = resolved.packed_length or int(np.median(facts.lengths))
-    attention = relative_cost(facts.shape, length, on_gpu=facts.machine.on_gpu)
+    attention = relative_cost(facts.shape, length)
     work = flops_per_token(facts.shape, recipe.lora, recompute=recompute)
     return work * attention * positions / max(1, int(facts.lengths.sum()))
 

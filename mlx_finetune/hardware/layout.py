@@ -1,11 +1,13 @@
-"""Pack rows or pad them: the cheaper of the two by arithmetic.
+"""Pack rows or pad them: the cheaper of the two by arithmetic, on a GPU.
 
 The cost of a layout is the positions that go through the model times ``1 + T / T0``: every position pays for the
 matrices once and for a score with each of the ``T`` positions of its sequence. ``T0 = 2 W / (4 A k)`` with ``W``
-weights of a block and ``A = heads * head_dim``: where attention costs as much as the rest. ``k`` says how much dearer
-an operation of attention is than one of a matrix product: 3 on a GPU, where a block-diagonal mask takes the unfused
-path, and 8 on a CPU, where the exponential has no fast path (PERF.md section 2: softmax 20 ms of 61 at T = 192).
-So long packs of short rows do not pay on a CPU, and short ones do.
+weights of a block and ``A = heads * head_dim``: where attention costs as much as the rest. ``k = 3`` says how much
+dearer an operation of attention is than one of a matrix product where a block-diagonal mask takes the unfused path.
+
+On a CPU nothing is compiled for a shape and each half of a batch is cut to its longest row, so there is no padding to
+save, and rows are packed only where the recipe asks for it: 48 rows of Alpaca, SmolLM2-135M, 2 cores: packs of 512 in
+0.99 of the time of batches of 4 (2026-11-26, ``benchmarks/layout_cost.py``).
 """
 
 from dataclasses import dataclass
@@ -20,9 +22,7 @@ from mlx_finetune.hardware.shapes import ModelShape
 PACKED_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 WORTH_IT = 0.95  # pack when it costs at most this share of padding
 ROUND_TO = 32
-GPU_DEARNESS = 3.0
-CPU_DEARNESS = 8.0
-ONE_ROW = 1.16  # a row on both cores against two halves: 2.9 s to 2.5 s a step (train.both_cores)
+DEARNESS = 3.0
 MAX_ROWS = 20_000  # more rows than this are judged by as many, spread evenly
 
 
@@ -51,15 +51,17 @@ def choose_layout(
     """
     if wanted is False or (unpackable and wanted == "auto"):
         return RowLayout(None, unpackable)
+    if wanted == "auto" and not on_gpu:
+        return RowLayout(None, "on a CPU padding is cut off, so packs have nothing to save")
     sample = lengths[:: max(1, -(-len(lengths) // MAX_ROWS))]
     needed = int(lengths.max()) - 1
     context = max(needed, shape.context_length or needed * ROUND_TO)
     longest = min(round_up(needed, ROUND_TO), context)
     ceiling = min(max(longest, max_length), context)
     candidates = sorted({longest, *(one for one in PACKED_LENGTHS if longest <= one <= ceiling)})
-    costs = {one: epoch_cost(sample, shape, one, batch_size, on_gpu=on_gpu) for one in candidates}
+    costs = {one: epoch_cost(sample, shape, one, batch_size) for one in candidates}
     best = min(candidates, key=lambda one: costs[one])
-    ratio = costs[best] / epoch_cost(sample, shape, None, batch_size, on_gpu=on_gpu)
+    ratio = costs[best] / epoch_cost(sample, shape, None, batch_size)
     if wanted == "auto" and ratio > WORTH_IT:
         return RowLayout(None, f"packs of {best} would cost {ratio:.0%} of batches padded by length")
     return RowLayout(best, f"packs of {best} cost {ratio:.0%} of batches padded by length")
@@ -74,33 +76,23 @@ def why_unpackable(model_type: str) -> str:
     return ""
 
 
-def relative_cost(shape: ModelShape, length: int, *, on_gpu: bool) -> float:
+def relative_cost(shape: ModelShape, length: int) -> float:
     """``1 + T / T0``: cost of a position in a sequence of ``length``, the matrices being 1."""
-    return 1 + length / _equal_length(shape, on_gpu=on_gpu)
+    return 1 + length / _equal_length(shape)
 
 
-def _equal_length(shape: ModelShape, *, on_gpu: bool) -> float:
+def _equal_length(shape: ModelShape) -> float:
     """T0, where attention costs as much as the matrices."""
-    dearness = GPU_DEARNESS if on_gpu else CPU_DEARNESS
-    return max(1, 2 * shape.block_weights) / (4 * shape.num_heads * shape.head_dim * dearness)
+    return max(1, 2 * shape.block_weights) / (4 * shape.num_heads * shape.head_dim * DEARNESS)
 
 
-def epoch_cost(
-    lengths: NDArray[np.integer], shape: ModelShape, packed_length: int | None, batch_size: int, *, on_gpu: bool
-) -> float:
-    """Time of an epoch in units of one position's matrices; without packs, of rows sorted by length.
-
-    On a GPU that is all positions, padding included. On a CPU a batch takes as long as the dearer of its halves
-    (``train.both_cores``), each cut to its longest row, whatever the batch is padded to.
-    """
+def epoch_cost(lengths: NDArray[np.integer], shape: ModelShape, packed_length: int | None, batch_size: int) -> float:
+    """Time of an epoch in units of one position's matrices, padding included; unpacked rows are sorted by length."""
     if packed_length is not None:
-        positions = epoch_positions(lengths, packed_length, batch_size)
-        return positions * relative_cost(shape, packed_length, on_gpu=on_gpu)
-    batches, equal = _batches(lengths, batch_size), _equal_length(shape, on_gpu=on_gpu)
-    if on_gpu:
-        longest = _padded(batches[:, -1], int(lengths.max()))
-        return float(np.sum(np.count_nonzero(batches, axis=1) * longest * (1 + longest / equal)))
-    return float(np.sum(_halves_cost(np.maximum(0, batches - 1), equal)))
+        return epoch_positions(lengths, packed_length, batch_size) * relative_cost(shape, packed_length)
+    batches = _batches(lengths, batch_size)
+    longest = _padded(batches[:, -1], int(lengths.max()))
+    return float(np.sum(np.count_nonzero(batches, axis=1) * longest * (1 + longest / _equal_length(shape))))
 
 
 def epoch_positions(lengths: NDArray[np.integer], packed_length: int | None, batch_size: int) -> int:
@@ -122,25 +114,6 @@ def _padded(longest: NDArray[np.int64], longest_of_all: int) -> NDArray[np.int64
     """T of batches whose longest rows have so many tokens, as ``dataset.stream`` pads them."""
     step = length_step(longest_of_all - 1)
     return np.maximum(1, -(-(longest - 1) // step)) * step
-
-
-def _halves_cost(rows: NDArray[np.int64], equal_length: float) -> NDArray[np.float64]:
-    """Cost of every batch on two cores: twice that of its dearer half, divided as ``train.both_cores.halves`` does.
-
-    ``rows`` (batches, B) are lengths, rising; 0 is no row. One row alone has both cores for its products, which share
-    it less evenly.
-    """
-    longest, filled = rows[:, -1], np.count_nonzero(rows, axis=1)
-    dearest = longest * (1 + longest / equal_length)
-    if rows.shape[1] == 1:
-        return ONE_ROW * dearest
-    cuts = np.arange(1, rows.shape[1])  # rows in the half with the longest
-    left = np.maximum(0, filled[:, None] - cuts)  # (batches, B - 1)
-    second = rows[:, -1 - cuts]
-    cut = np.argmin(np.maximum(cuts * longest[:, None], left * second), axis=1)
-    chosen = np.arange(len(rows)), cut
-    rest = (left * second * (1 + second / equal_length))[chosen]
-    return np.where(filled > 1, 2 * np.maximum(cuts[cut] * dearest, rest), ONE_ROW * dearest)
 
 
 def count_sequences(lengths: NDArray[np.integer], packed_length: int | None) -> int:

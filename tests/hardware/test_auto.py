@@ -130,7 +130,7 @@ def test_rows_that_waste_padding_are_packed_on_a_gpu() -> None:
     lengths = np.random.default_rng(0).integers(8, 400, 500)
     packed = choose_layout(lengths, SMOLLM2, batch_size=16, max_length=2048, on_gpu=True, wanted="auto", unpackable="")
     few = choose_layout(
-        np.array([12, 400, 12, 12]), SMOLLM2, batch_size=4, max_length=2048, on_gpu=False, wanted="auto", unpackable=""
+        np.array([12, 400, 12, 12]), SMOLLM2, batch_size=4, max_length=2048, on_gpu=True, wanted="auto", unpackable=""
     )
     assert few.packed_length is not None
     assert packed.packed_length is None or packed.packed_length >= 400

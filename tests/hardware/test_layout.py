@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_finetune.dataset.stream import OrderedBatches, length_step, round_up
+from mlx_finetune.dataset.stream import OrderedBatches
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.hardware.layout import ONE_ROW, choose_layout, epoch_cost, epoch_positions, relative_cost
+from mlx_finetune.hardware.layout import choose_layout, epoch_cost, epoch_positions, relative_cost
 from mlx_finetune.hardware.shapes import read_shape
-from mlx_finetune.train.both_cores import halves
 
 SMOLLM2 = read_shape(
     {
@@ -38,34 +37,12 @@ def test_positions_are_those_of_the_batches(lengths: list[int], batch_size: int)
 
 
 @given(lengths=LENGTHS, batch_size=st.integers(1, 9))
-def test_on_a_gpu_every_padded_position_costs(lengths: list[int], batch_size: int) -> None:
+def test_every_padded_position_costs(lengths: list[int], batch_size: int) -> None:
     expected = 0.0
     for batch in batches(lengths, batch_size):
         length = batch.tokens.shape[1] - 1
-        expected += batch.num_positions * relative_cost(SMOLLM2, length, on_gpu=True)
-    assert epoch_cost(np.array(lengths), SMOLLM2, None, batch_size, on_gpu=True) == pytest.approx(expected)
-
-
-@given(lengths=LENGTHS, batch_size=st.integers(1, 9))
-def test_on_a_cpu_a_batch_costs_twice_its_dearer_half(lengths: list[int], batch_size: int) -> None:
-    expected = 0.0
-    for batch in batches(lengths, batch_size):
-        parts = [(half.tokens.shape[0], half.tokens.shape[1] - 1) for half in halves(batch)]
-        costs = [count * length * relative_cost(SMOLLM2, length, on_gpu=False) for count, length in parts]
-        expected += 2 * max(costs) if len(costs) > 1 else ONE_ROW * costs[0]
-    found = epoch_cost(np.array(lengths), SMOLLM2, None, batch_size, on_gpu=False)
-    assert found == pytest.approx(expected)
-
-
-def test_rounding_up_to_a_shape_costs_nothing_on_a_cpu() -> None:
-    """Rows of 500 in a set whose longest have 1,000 are padded to 512 on a GPU."""
-    lengths = np.array([501] * 396 + [1000] * 4)
-    step = length_step(999)
-    assert round_up(500, step) == 512
-    here = epoch_cost(lengths[:396], SMOLLM2, None, 4, on_gpu=False)
-    assert here == pytest.approx(396 * 500 * relative_cost(SMOLLM2, 500, on_gpu=False))
-    there = epoch_cost(lengths, SMOLLM2, None, 4, on_gpu=True) - 4 * 1024 * relative_cost(SMOLLM2, 1024, on_gpu=True)
-    assert there == pytest.approx(396 * 512 * relative_cost(SMOLLM2, 512, on_gpu=True))
+        expected += batch.num_positions * relative_cost(SMOLLM2, length)
+    assert epoch_cost(np.array(lengths), SMOLLM2, None, batch_size) == pytest.approx(expected)
 
 
 def test_a_cpu_does_not_pack_to_save_padding_that_it_cuts_off() -> None:

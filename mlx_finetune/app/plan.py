@@ -25,7 +25,7 @@ from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.chips import Mac
-from mlx_finetune.hardware.disk import DiskPlan, plan_disk
+from mlx_finetune.hardware.disk import DiskPlan, free_bytes, plan_disk
 from mlx_finetune.hardware.forecast import (
     Forecast,
     disk_at_end,
@@ -131,10 +131,20 @@ def make_plan(
         shape, bits = _read_config(local)
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
-    facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
+    run = base / recipe.run_folder
+    facts = Facts(
+        lengths,
+        shape,
+        machine,
+        why_unpackable(shape.model_type),
+        bits,
+        known.memory_factor,
+        train_positions=tokens.lengths.total - tokens.lengths.count,
+        valid_positions=round(tokens.lengths.mean * len(splits.valid)),
+        free_disk_bytes=free_bytes(run),
+    )
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    run = base / recipe.run_folder
     disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,

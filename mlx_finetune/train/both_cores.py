@@ -18,11 +18,13 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
+from mlx_finetune.dataset.row_states import States
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.hardware import blas
 from mlx_finetune.model.blockwise import Blockwise
 from mlx_finetune.model.cpu_math import numpy_math
 from mlx_finetune.model.noise import derive_key, use_noise
+from mlx_finetune.model.prefix import from_numpy, to_numpy
 from mlx_finetune.model.segments import segment_caches
 from mlx_finetune.model.split import SplitModel
 from mlx_finetune.train.losses import Head
@@ -78,7 +80,8 @@ class BothCores:
 
             with use_noise(derive_key(self._seed, "noise", *labels), lengths=mx.array(half.lengths)):
                 caches = segment_caches(worker.split.model, segments) if self._is_packed else None
-                return worker.blockwise.loss_and_gradients(parameters, tokens, caches, loss)
+                entering = from_numpy(half.entering)
+                return worker.blockwise.loss_and_gradients(parameters, tokens, caches, loss, entering)
 
         first, *rest = self._on_both(batch, compute)
         total, gradients = first
@@ -94,13 +97,23 @@ class BothCores:
 
         def compute(worker: _Worker, half: Batch, _: int) -> mx.array:
             tokens, _segments, arrays = self._arrays(half)
-            hidden = worker.blockwise.hidden(tokens, None)
+            hidden = worker.blockwise.hidden(tokens, None, from_numpy(half.entering))
             total = self._objective.loss(Head(worker.split, {}, uses_numpy=True, is_learning=False), hidden, *arrays)
             mx.eval(total)
             return total
 
         first, *rest = self._on_both(batch, compute)
         return sum(rest, start=first)
+
+    def entering(self, batches: Sequence[Batch]) -> list[States]:
+        """What enters the lowest block that learns, (B, T, H), for at most two batches, each on a core of its own."""
+
+        def compute(worker: _Worker, batch: Batch) -> States:
+            return to_numpy(worker.blockwise.entering(mx.array(batch.tokens[:, :-1])))
+
+        with numpy_math(self._workers[0].split.model), blas.single_threaded():
+            threads = self._start_threads()
+            return list(threads.map(compute, self._workers, batches))
 
     def sizes(self, batch: Batch) -> tuple[int, int]:
         """Positions that really go through the model: those that are not padding, and all."""
@@ -170,4 +183,5 @@ def part_of(batch: Batch, sequences: Sequence[int]) -> Batch:
     tokens, loss_mask, segment_ids = (
         array[chosen, : max(2, length)] for array in (batch.tokens, batch.loss_mask, batch.segment_ids)
     )
-    return replace(batch, tokens=tokens, loss_mask=loss_mask, segment_ids=segment_ids)
+    entering = None if batch.entering is None else batch.entering[chosen, : tokens.shape[1] - 1]
+    return replace(batch, tokens=tokens, loss_mask=loss_mask, segment_ids=segment_ids, entering=entering)

@@ -118,10 +118,7 @@ def make_plan(
 
     ``mac`` is another machine than this one, which ``machine`` describes then. Raises ``MlxftError`` like a training.
     """
-    rundir.check_folder(recipe.run_folder)
-    splits = load_splits(recipe.data, base=base)
-    if not splits.train:
-        raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
+    splits = _load_rows(recipe, base)
     local = find_local(recipe)
     if local is None:
         shape, bits = _guess(recipe), None
@@ -131,18 +128,9 @@ def make_plan(
         shape, bits = _read_config(local)
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
+    facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
     run = base / recipe.run_folder
-    facts = Facts(
-        lengths,
-        shape,
-        machine,
-        why_unpackable(shape.model_type),
-        bits,
-        known.memory_factor,
-        train_positions=tokens.lengths.total - tokens.lengths.count,
-        valid_positions=round(tokens.lengths.mean * len(splits.valid)),
-        free_disk_bytes=free_bytes(run),
-    )
+    facts = _with_room(facts, tokens.lengths, len(splits.valid), run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
     disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
@@ -165,6 +153,24 @@ def make_plan(
         fixes=(),
     )
     return _with_fixes(plan)
+
+
+def _load_rows(recipe: Recipe, base: Path) -> Splits:
+    rundir.check_folder(recipe.run_folder)
+    splits = load_splits(recipe.data, base=base)
+    if not splits.train:
+        raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
+    return splits
+
+
+def _with_room(facts: Facts, lengths: Lengths, num_valid: int, run: Path, *, is_here: bool) -> Facts:
+    """What it takes to keep hidden states of all rows; validation rows are taken to be as long as the others."""
+    return replace(
+        facts,
+        train_positions=lengths.total - lengths.count,
+        valid_positions=round((lengths.mean - 1) * num_valid),
+        free_disk_bytes=free_bytes(run) if is_here else None,
+    )
 
 
 def with_measured(plan: Plan, measured: Measured) -> Plan:

@@ -10,17 +10,33 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mlx_finetune import durable
 
-if TYPE_CHECKING:
-    from mlx_finetune.dataset.stream import Batch
-
 States = NDArray[np.generic]
+
+
+class Placed(Protocol):
+    """Of a ``Batch``: which rows stand where."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """(B, T + 1)."""
+        ...
+
+    @property
+    def segment_ids(self) -> NDArray[np.int32]:
+        """(B, T + 1): the rows of a sequence are 1, 2, ..., padding is 0."""
+        ...
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Row numbers, sequence by sequence."""
+        ...
 
 
 class Store(Protocol):
@@ -107,7 +123,7 @@ class RowStates:
         start, end = self._range(row)
         self._store.write(start, states[: end - start])
 
-    def of(self, batch: "Batch") -> States:
+    def of(self, batch: Placed) -> States:
         """The states (B, T, width) of a batch of these rows; zeros at padding and at the last token of a row."""
         rows, found = iter(batch.rows), None
         num_sequences, num_tokens = batch.tokens.shape

@@ -19,7 +19,7 @@ def rows():
 
 def of_row(row, dtype=np.float32):
     """States that say which row and which position they are of."""
-    positions = np.arange(max(0, LENGTHS[row] - 1))
+    positions = np.arange(max(0, int(LENGTHS[row]) - 1))
     return (1 + 100 * row + positions[:, None] + np.zeros(WIDTH)).astype(dtype)
 
 

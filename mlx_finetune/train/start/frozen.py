@@ -33,6 +33,7 @@ from mlx_finetune.model.blockwise import is_chain
 from mlx_finetune.model.lora import adapter_parameters
 from mlx_finetune.model.parts import num_frozen_below
 from mlx_finetune.model.split import SplitModel
+from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.rows import Emit
 from mlx_finetune.train.step import Trainer
@@ -41,7 +42,7 @@ from mlx_finetune.units import format_bytes
 KEY = "reuse_frozen_layers"
 
 
-def settle_reuse(resolved: Resolved, split: SplitModel, *, is_asked: bool) -> Resolved:
+def settle_reuse(resolved: Resolved, split: SplitModel, asked: Recipe) -> Resolved:
     """``resolved`` as the loaded model allows it. Raises ``RecipeError`` where that is less than was asked for."""
     if resolved.kept is None:
         return resolved
@@ -53,7 +54,7 @@ def settle_reuse(resolved: Resolved, split: SplitModel, *, is_asked: bool) -> Re
         reason = "the blocks of this model cannot be taken one after the other"
     if not reason:
         return replace(resolved, kept=replace(resolved.kept, num_blocks=num_blocks))
-    if is_asked:
+    if asked.training.reuse_frozen_layers is True:
         hint = f'write {KEY} = "auto" under [training]'
         raise RecipeError([Problem("", f"training.{KEY} = true: {reason}", hint)])
     training = resolved.recipe.training.model_copy(update={KEY: False})

@@ -90,9 +90,8 @@ def prepare(
 
     ``decided`` is the resolved recipe of the run that is resumed: its choices count again, whatever this machine would
     choose now. ``total_steps`` replaces the recipe's length for an extended run. ``safer`` says how much more carefully
-    than the recipe it is carried out after an abort. Raises ``MlxftError`` for what a user
-    can mend and ``Interrupted`` when a signal comes before the first step. Rank 0's automatic choices count on every
-    rank, and what the ranks would train must be the same.
+    than the recipe it is carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks
+    would train must be the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
@@ -105,19 +104,17 @@ def prepare(
 
     local = fetch_model(asked.model, revision=asked.revision, report=report)
     stop.raise_if_asked("before the first step")
-    notice = check_base(adapter, local) if adapter is not None else None
-    if notice is not None:
+    if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report)
     facts = with_corrections(read_facts(local.folder, rows, asked, num_processes=ranks.size))
-    resolved = _resolve(_with_reuse_of(asked, decided, ranks) or _with_absolute_paths(asked, base), facts, ranks)
+    resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
     resolved = replace(resolved, limits=safer.limits(resolved.limits))
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved)
-    disk = _plan_disk(resolved.recipe, facts.shape, tokenizer, total, is_checked=not ranks.rank)
-    check_states_room(resolved.kept, disk, resolved.recipe.run_folder)
+    disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
     loaded_model = _load_model(local, resolved, rows, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
@@ -125,14 +122,16 @@ def prepare(
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
     split = SplitModel(loaded_model.model)
-    resolved = settle_reuse(resolved, split, is_asked=asked.training.reuse_frozen_layers is True)
+    resolved = settle_reuse(resolved, split, asked)
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
 
 
-def _with_reuse_of(asked: Recipe, decided: Recipe | None, ranks: Ranks) -> Recipe | None:
-    """``decided``; where it was one process that reused frozen blocks and now are several, that is decided again."""
-    if decided is None or ranks.size == 1 or asked.training.reuse_frozen_layers is True:
+def _recipe_of(asked: Recipe, decided: Recipe | None, base: Path, ranks: Ranks) -> Recipe:
+    """``decided``, where there is one; several processes that go on with the run of one reuse no frozen blocks."""
+    if decided is None:
+        return _with_absolute_paths(asked, base)
+    if ranks.size == 1 or asked.training.reuse_frozen_layers is True:
         return decided
     return decided.model_copy(update={"training": decided.training.model_copy(update={KEY: "auto"})})
 
@@ -163,14 +162,16 @@ def _compare(identity: Identity, ranks: Ranks, emit: Emit) -> None:
 
 
 def _plan_disk(
-    recipe: Recipe, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int, *, is_checked: bool
+    resolved: Resolved, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int, *, is_checked: bool
 ) -> DiskPlan:
     """What the run needs on the disk, refused before anything large is loaded where that is not there."""
+    recipe = resolved.recipe
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
     trainable = trainable_parameters(shape, recipe.lora)
     disk = plan_disk(recipe, trainable, total_steps, recipe.run_folder, beside=beside)
     if is_checked:
         check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
+        check_states_room(resolved.kept, disk, recipe.run_folder)
     return disk
 
 

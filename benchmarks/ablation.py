@@ -147,6 +147,7 @@ VARIANTS = (
     Variant("one graph, every activation kept", kind="plain"),
     Variant("one graph, recomputed", kind="plain-recomputed"),
     Variant("backward through every block", patch=to_the_bottom),
+    Variant("frozen blocks computed once before (epoch 2 on)", batching="kept states"),
     Variant("cache cleared after every step", patch=cleared_cache),
 )
 
@@ -239,6 +240,27 @@ def make_trainers(num_layers: int) -> dict[str, Any]:
     return trainers
 
 
+def with_kept_states(trainer: Any, rows: Sequence[Any], steps: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """The same steps with what leaves the frozen blocks, as a run has it after its pass over the rows; prints that."""
+    from contextlib import ExitStack
+    from dataclasses import replace
+
+    from mlx_finetune.dataset.token_rows import rows_of
+    from mlx_finetune.hardware.kept_states import GROUP_POSITIONS, KeptStates
+    from mlx_finetune.train.signals import StopRequest
+    from mlx_finetune.train.start.frozen import compute_states
+
+    largest = max(batch.num_positions for batches in steps for batch in batches)
+    kept = KeptStates(trainer.num_frozen, 0, 0, in_memory=True, group_positions=min(GROUP_POSITIONS, largest))
+    started = time.perf_counter()
+    rows = rows_of(rows)
+    states = compute_states(kept, trainer, rows, "rows", ROOT, StopRequest(), lambda _: None, ExitStack())
+    assert states is not None, "nobody asked to stop"
+    seconds = time.perf_counter() - started
+    print(f"the pass over {len(rows)} rows through {trainer.num_frozen} frozen blocks took {seconds:.1f} s")
+    return [[replace(batch, entering=states.of(batch)) for batch in batches] for batches in steps]
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """One pass over the rows: seconds, summed loss, the peak beyond what was there before."""
@@ -282,6 +304,8 @@ def main() -> None:
     chosen = [one for one in VARIANTS if not given.only or any(part in one.name for part in given.only.split(","))]
     rows, trainers = read_rows(), make_trainers(given.layers)
     steps = {name: batches_of(rows, name, given.batch) for name in ("sorted", "random", "packed")}
+    if any(one.batching == "kept states" for one in chosen):
+        steps["kept states"] = with_kept_states(trainers["kept"], rows, steps["sorted"])
     whole = Variant("the whole")
     run_pass(trainers["kept"], steps["sorted"][:2])
     print(f"{len(rows)} rows, batch {given.batch}, last {given.layers} blocks, {given.repeats} repeats")

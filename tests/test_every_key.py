@@ -110,6 +110,7 @@ ELSEWHERE = {
     "data.prompt_template": "test_the_prompt_template_changes_what_a_base_model_sees",
     "training.optimizer": "it has one value",
     "training.gradient_checkpointing": "test_gradient_checkpointing_recomputes_the_blocks",
+    "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",
     "training.on_nonfinite": "tests/train/test_loop.py: stopped or skipped",
     "chat.max_tokens": "tests/app/test_open.py: the longest answer of chat and generate",
     "hardware.memory_limit": "test_limits_are_handed_to_mlx",

@@ -151,7 +151,8 @@ def _seconds_per_token(resolved: Resolved, facts: Facts) -> float:
     positions = epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
     length = resolved.packed_length or int(np.median(facts.lengths))
     attention = relative_cost(facts.shape, length)
-    work = flops_per_token(facts.shape, recipe.lora, recompute=recompute)
+    num_reused = resolved.kept.num_blocks if resolved.kept else 0
+    work = flops_per_token(facts.shape, recipe.lora, recompute=recompute, num_reused=num_reused)
     return work * attention * positions / max(1, int(facts.lengths.sum()))
 
 

@@ -25,7 +25,7 @@ from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.chips import Mac
-from mlx_finetune.hardware.disk import DiskPlan, plan_disk
+from mlx_finetune.hardware.disk import DiskPlan, free_bytes, plan_disk
 from mlx_finetune.hardware.forecast import (
     Forecast,
     disk_at_end,
@@ -118,10 +118,7 @@ def make_plan(
 
     ``mac`` is another machine than this one, which ``machine`` describes then. Raises ``MlxftError`` like a training.
     """
-    rundir.check_folder(recipe.run_folder)
-    splits = load_splits(recipe.data, base=base)
-    if not splits.train:
-        raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
+    splits = _load_rows(recipe, base)
     local = find_local(recipe)
     if local is None:
         shape, bits = _guess(recipe), None
@@ -132,9 +129,10 @@ def make_plan(
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
     facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
+    run = base / recipe.run_folder
+    facts = _with_room(facts, tokens.lengths, len(splits.valid), run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    run = base / recipe.run_folder
     disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
@@ -155,6 +153,24 @@ def make_plan(
         fixes=(),
     )
     return _with_fixes(plan)
+
+
+def _load_rows(recipe: Recipe, base: Path) -> Splits:
+    rundir.check_folder(recipe.run_folder)
+    splits = load_splits(recipe.data, base=base)
+    if not splits.train:
+        raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
+    return splits
+
+
+def _with_room(facts: Facts, lengths: Lengths, num_valid: int, run: Path, *, is_here: bool) -> Facts:
+    """What it takes to keep hidden states of all rows; validation rows are taken to be as long as the others."""
+    return replace(
+        facts,
+        train_positions=lengths.total - lengths.count,
+        valid_positions=round((lengths.mean - 1) * num_valid),
+        free_disk_bytes=free_bytes(run) if is_here else None,
+    )
 
 
 def with_measured(plan: Plan, measured: Measured) -> Plan:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.pack import pack_lengths
+from mlx_finetune.dataset.row_states import RowStates, States
 from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import Tokens
 
@@ -30,7 +31,7 @@ class Batch:
 
     ``rows`` are the row numbers in it, for messages about this batch; ``is_packed`` says whether a sequence may hold
     more than one row. ``part`` is its number among the microbatches of its step, on whichever rank: its noise depends
-    on it.
+    on it. ``entering`` are the hidden states (B, T, H) that enter the lowest block that learns, where they are kept.
     """
 
     tokens: NDArray[np.int32]
@@ -39,6 +40,7 @@ class Batch:
     rows: tuple[int, ...]
     is_packed: bool
     part: int = 0
+    entering: States | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -128,6 +130,7 @@ class Stream:
         """
         if not rows:
             raise ValueError("a stream needs at least one row")
+        self.states: RowStates | None = None  # of these rows, once somebody has computed them
         self._rows: TokenRows = rows_of(rows)
         self._lengths = self._rows.lengths
         self._batch_size = batch_size
@@ -139,6 +142,11 @@ class Stream:
         self._epoch = -1
         self._groups = _Groups([], batch_size, np.empty(0, np.int64))
         self._steps: list[int] = []  # steps in epoch 0, 1, ...
+
+    @property
+    def all_rows(self) -> TokenRows:
+        """The rows that the row numbers of its batches count."""
+        return self._rows
 
     def steps_in_epoch(self, epoch: int) -> int:
         """Optimizer steps of one epoch; the last may have fewer microbatches."""
@@ -229,7 +237,7 @@ class Stream:
         num_sequences, length = self._shape(group)
         is_packed = self._packed_length is not None
         batch = make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=is_packed)
-        return replace(batch, part=part)
+        return replace(batch, part=part, entering=self.states.of(batch) if self.states else None)
 
 
 class _Groups(Sequence[list[list[int]]]):
@@ -322,10 +330,11 @@ class OrderedBatches(Sequence[Batch]):
 
     def __init__(self, rows: Sequence[Tokens], batch_size: int) -> None:
         """The last batch may have fewer rows than ``batch_size``."""
-        self._rows = rows_of(rows)
+        self.states: RowStates | None = None  # of these rows, once somebody has computed them
+        self.rows = rows_of(rows)
         self._batch_size = batch_size
-        self._order = np.argsort(self._rows.lengths, kind="stable")
-        self._step = length_step(int(self._rows.lengths.max()) - 1) if len(self._rows) else 0
+        self._order = np.argsort(self.rows.lengths, kind="stable")
+        self._step = length_step(int(self.rows.lengths.max()) - 1) if len(self.rows) else 0
 
     def __len__(self) -> int:
         return -(-len(self._order) // self._batch_size)
@@ -340,9 +349,10 @@ class OrderedBatches(Sequence[Batch]):
             return [self[number] for number in range(*index.indices(len(self)))]
         start = range(len(self))[index] * self._batch_size
         chosen = self._order[start : start + self._batch_size]
-        length = round_up(int(self._rows.lengths[chosen].max()) - 1, self._step)
+        length = round_up(int(self.rows.lengths[chosen].max()) - 1, self._step)
         group = [[row] for row in chosen.tolist()]
-        return make_batch(self._rows, group, num_sequences=len(group), length=length)
+        batch = make_batch(self.rows, group, num_sequences=len(group), length=length)
+        return replace(batch, entering=self.states.of(batch)) if self.states else batch
 
 
 def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> OrderedBatches:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.errors import DoesNotFitError
+from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
+from mlx_finetune.hardware import kept_states
+from mlx_finetune.hardware.kept_states import KeptStates
 from mlx_finetune.hardware.layout import choose_layout, count_sequences, longest_padded
 from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, plan_limits
 from mlx_finetune.hardware.memory import Layout, MemoryPlan, plan_memory
@@ -30,7 +32,8 @@ class Facts:
 
     ``unpackable`` says why rows of this model cannot share a sequence, "" where they can. ``stored_bits`` are those of
     a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted
-    (``hardware.profile``).
+    (``hardware.profile``). ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of
+    ``lengths``, and none); ``free_disk_bytes`` None is enough; ``num_processes`` train together.
     """
 
     lengths: NDArray[np.integer]
@@ -39,6 +42,15 @@ class Facts:
     unpackable: str = ""
     stored_bits: int | None = None
     memory_factor: float = 1.0
+    train_positions: int = 0
+    valid_positions: int = 0
+    free_disk_bytes: int | None = None
+    num_processes: int = 1
+
+    @property
+    def epoch_positions(self) -> int:
+        """Positions of the rows of an epoch without padding; the last token of a row is in none."""
+        return int(np.sum(self.lengths)) - len(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,7 @@ class Resolved:
     """The recipe with every decision in it, and why (``training.batch_size`` -> sentence).
 
     ``packed_length`` is T of a pack, None where rows are not packed; ``memory`` is the predicted peak by term,
-    ``memory_factor`` what it is corrected by.
+    ``memory_factor`` what it is corrected by. ``kept`` says what is kept of the frozen blocks, None where nothing is.
     """
 
     recipe: Recipe
@@ -58,6 +70,7 @@ class Resolved:
     memory: MemoryPlan
     limits: Limits
     memory_factor: float = 1.0
+    kept: KeptStates | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -66,7 +79,8 @@ class Resolved:
 
 
 def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
-    """Every decision that needs the rows, the model or the machine. Raises ``ValueError`` without rows."""
+    """Every decision that needs the rows, the model or the machine. Raises ``ValueError`` without rows, and
+    ``RecipeError`` where ``reuse_frozen_layers`` is asked for and cannot be."""
     if not len(facts.lengths):
         raise ValueError("no training rows to plan for")
     decided = _Decisions(recipe, facts)
@@ -74,6 +88,7 @@ def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
     decided.decide_packing()
     decided.decide_batch()
     decided.decide_rates()
+    decided.decide_reuse()
     decided.decide_cadence()
     return decided.result()
 
@@ -91,6 +106,7 @@ class _Decisions:
         self._batch_size = DEFAULT_BATCH_SIZE
         self._dtype = recipe.hardware.compute_dtype
         self._total_steps = self._steps_per_epoch = 0
+        self._kept: KeptStates | None = None
 
     def decide_type(self) -> None:
         """Compute type and the limits the plan is held against."""
@@ -185,6 +201,50 @@ class _Decisions:
             self._reasons["training.epochs"] = "one pass where neither epochs nor max_steps is given"
         self._total_steps = training.max_steps or total_steps(self._steps_per_epoch, epochs or 1.0)
 
+    def decide_reuse(self) -> None:
+        """Compute what leaves the frozen blocks once, or in every epoch again."""
+        recipe, facts = self._recipe, self._facts
+        asked = recipe.training.reuse_frozen_layers
+        impossible = kept_states.why_impossible(recipe, facts.shape, facts.num_processes)
+        if asked is True and impossible:
+            hint = 'write reuse_frozen_layers = "auto" under [training]'
+            raise RecipeError([Problem("", f"training.reuse_frozen_layers = true: {impossible}", hint)])
+        kept = None if impossible or asked is False else self._states_to_keep()
+        reason = impossible
+        if kept is not None:
+            reason = (self._why_not_worth_it(kept) if asked == "auto" else "") or kept.sentence
+            self._kept = kept if asked is True or reason == kept.sentence else None
+        self._training["reuse_frozen_layers"] = self._kept is not None
+        if asked == "auto" or self._kept is not None:
+            self._reasons["training.reuse_frozen_layers"] = reason
+
+    def _states_to_keep(self) -> KeptStates:
+        facts, recipe = self._facts, self._recipe
+        positions = (facts.train_positions or facts.epoch_positions) + facts.valid_positions
+        value_bytes = 4 if self._dtype == "float32" else 2
+        size = kept_states.state_bytes(facts.shape, positions, value_bytes=value_bytes)
+        peak = self._needed(recompute=self._recompute)
+        at_once = self._batch_size * (self._packed_length or longest_padded(facts.lengths))
+        return KeptStates(
+            num_blocks=kept_states.frozen_blocks(facts.shape, recipe),
+            num_positions=positions,
+            num_bytes=size,
+            in_memory=kept_states.is_in_memory(size, peak_bytes=peak, limit_bytes=self._limits.memory_bytes),
+            group_positions=min(kept_states.GROUP_POSITIONS, at_once),
+        )
+
+    def _why_not_worth_it(self, kept: KeptStates) -> str:
+        """Why "auto" leaves it; "" where it pays and finds room."""
+        facts = self._facts
+        epochs = self._total_steps / self._steps_per_epoch
+        passes = epochs * facts.epoch_positions / max(1, facts.train_positions or facts.epoch_positions)
+        if passes < kept_states.LEAST_PASSES:
+            return f"rows are seen {passes:.2f} times: computing the frozen blocks once pays from 1.5 times on"
+        if kept.in_memory or kept_states.has_disk(kept.num_bytes, self._recipe, facts.shape, facts.free_disk_bytes):
+            return ""
+        size = format_bytes(kept.num_bytes)
+        return f"what leaves the frozen blocks is {size}, too much for the memory and for the disk"
+
     def decide_cadence(self) -> None:
         """Warm-up, evaluations and checkpoints."""
         values, reasons = cadence(self._recipe, self._total_steps, self._steps_per_epoch)
@@ -218,6 +278,7 @@ class _Decisions:
             memory=memory,
             limits=limits,
             memory_factor=self._facts.memory_factor,
+            kept=self._kept,
         )
 
 

@@ -118,16 +118,17 @@ def active_parameters(shape: ModelShape) -> int:
     return shape.num_parameters - shape.num_layers * idle
 
 
-def flops_per_token(shape: ModelShape, lora: LoraRecipe | None, *, recompute: bool) -> float:
+def flops_per_token(shape: ModelShape, lora: LoraRecipe | None, *, recompute: bool, num_reused: int = 0) -> float:
     """``2 N (1 + f + f [recomputation])``, f the share of blocks with an adapter; ``2 N (3 + [..])`` without one.
 
-    An adapter needs the gradients of activations only; full training those of the weights too. Attention scores are
-    not counted (MACOS.md section 2.1).
+    An adapter needs the gradients of activations only; full training those of the weights too. ``num_reused`` blocks
+    whose output is kept (``hardware.kept_states``) are not computed. Attention scores are not counted (MACOS.md section
+    2.1).
     """
     passes = 3.0 + recompute
     if lora is not None:
         passes = 1 + adapted_layers(shape, lora) / shape.num_layers * (2 if recompute else 1)
-    return 2 * active_parameters(shape) * passes
+    return 2 * active_parameters(shape) * (passes - num_reused / shape.num_layers)
 
 
 def tokens_per_second(mac: Mac, flops: float) -> Range:

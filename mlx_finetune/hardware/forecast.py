@@ -111,7 +111,8 @@ def forecast_measured(
     saves = Range(0.3, 1.0, 3.0) * (
         END_SECONDS + beside.num_saves * (SAVE_SECONDS + beside.checkpoint_bytes / SAVE_BYTES_PER_SECOND)
     )
-    finish = training + start + Range.around(evaluations, sigma) + answers + saves
+    training_and_pass = training + Range.around(measured.pass_seconds * corrections.time_factor, sigma)
+    finish = training_and_pass + start + Range.around(evaluations, sigma) + answers + saves
     low, high = MEASURED_PEAK
     peak = max(measured.peak_bytes, measured.load_peak_bytes)
     return Forecast(
@@ -175,7 +176,7 @@ def forecast_arithmetic(
     peak = Range(low, 1.0, high) * resolved.peak_bytes
     if not corrections.flops_per_second:
         return Forecast("arithmetic", peak, disk_bytes, None, None, None)
-    work = positions * flops_per_token(shape, resolved.recipe.lora, recompute=_recomputes(resolved))
+    work = _operations(resolved, shape, positions)
     rates = corrections.flops_per_second
     typical = math.exp(sum(math.log(one) for one in rates) / len(rates))
     sigma = 1.5 * time_sigma([one / typical for one in rates], on_gpu=on_gpu)  # other lengths, another model
@@ -185,8 +186,7 @@ def forecast_arithmetic(
 
 def forecast_mac(resolved: Resolved, shape: ModelShape, positions: float, mac: Mac, *, disk_bytes: Range) -> Forecast:
     """The forecast for a Mac of the chip table; evaluations and answers are not in it, only the steps."""
-    flops = flops_per_token(shape, resolved.recipe.lora, recompute=_recomputes(resolved))
-    speed = tokens_per_second(mac, flops)
+    speed = tokens_per_second(mac, _operations(resolved, shape, positions) / positions)
     training = Range(positions / speed.high, positions / speed.expected, positions / speed.low)
     low, high = PREDICTED_PEAK
     return Forecast(
@@ -198,6 +198,15 @@ def forecast_mac(resolved: Resolved, shape: ModelShape, positions: float, mac: M
         joules=None,
         is_calibrated=mac.chip.is_calibrated,
     )
+
+
+def _operations(resolved: Resolved, shape: ModelShape, positions: float) -> float:
+    """Those of all steps, and of the pass before them that keeps what leaves the frozen blocks."""
+    kept, recompute = resolved.kept, _recomputes(resolved)
+    num_reused = kept.num_blocks if kept else 0
+    each = flops_per_token(shape, resolved.recipe.lora, recompute=recompute, num_reused=num_reused)
+    whole = flops_per_token(shape, resolved.recipe.lora, recompute=recompute)
+    return positions * each + (kept.num_positions * (whole - each) if kept else 0.0)
 
 
 def _recomputes(resolved: Resolved) -> bool:

@@ -44,6 +44,7 @@ class Measured:
     after the longest step; ``process_bytes`` the largest resident size of the process. ``answer_seconds`` for one token
     of an answer, None where the recipe has no prompts. ``others_share`` of the processors was used by other programs;
     ``own_share`` is the processor time of this process over the time that went by, 1 and more where it was not held up.
+    ``pass_seconds`` go by before step 1 to compute what leaves the frozen blocks, where that is kept.
     ``is_cut_short``: the time allowed for measuring ended it before all was timed that was meant to be.
     """
 
@@ -63,6 +64,7 @@ class Measured:
     watts: float | None
     seconds: float
     is_cut_short: bool
+    pass_seconds: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """Plain values, one key per field."""

@@ -24,6 +24,7 @@ from mlx_finetune.model.noise import noise_position, use_noise_from
 from mlx_finetune.model.override import overridden
 from mlx_finetune.model.parts import blocks
 from mlx_finetune.model.places import Places
+from mlx_finetune.model.prefix import standing_in, states_above
 from mlx_finetune.model.split import SplitModel
 from mlx_finetune.model.tape import Tape, keeping_linears, use_tape
 
@@ -68,18 +69,26 @@ class Blockwise:
         learning = [index for index, names in enumerate(self._inner) if names]
         self._lowest = 0 if self._outer else min(learning, default=len(self._blocks))
 
-    def hidden(self, tokens: mx.array, caches: Sequence[object] | None) -> mx.array:
-        """The hidden states of ``tokens`` (B, T), evaluated block by block: (B, T, H)."""
+    def hidden(self, tokens: mx.array, caches: Sequence[object] | None, entering: mx.array | None = None) -> mx.array:
+        """The hidden states of ``tokens`` (B, T), evaluated block by block: (B, T, H).
+
+        ``entering`` is what enters the lowest block that learns, (B, T, H), where that is known.
+        """
+        known = standing_in(self._blocks[: self._lowest], entering)
 
         def evaluated(block: nn.Module, call: Any, x: mx.array, *args: object, **kwargs: object) -> mx.array:
             y = call(block, x, *args, **kwargs)
             mx.eval(y)
             return y
 
-        with overridden((block, evaluated) for block in self._blocks):
+        with overridden((block, evaluated) for block in self._blocks), overridden(known):
             hidden = self._split.hidden(tokens, caches)
             mx.eval(hidden)
             return hidden
+
+    def entering(self, tokens: mx.array) -> mx.array:
+        """What enters the lowest block that learns for rows of ``tokens`` (B, T) that are not packed: (B, T, H)."""
+        return states_above(self._split, self._lowest, tokens)
 
     def loss_and_gradients(
         self,
@@ -87,15 +96,17 @@ class Blockwise:
         tokens: mx.array,
         caches: Sequence[object] | None,
         loss: TailLoss,
+        entering: mx.array | None = None,
         part: ContextPart | None = None,
     ) -> tuple[mx.array, FlatArrays]:
         """``loss`` of the hidden states of ``tokens`` (B, T), and its gradient for every parameter, evaluated.
 
-        Call it under ``use_noise`` where there is noise. The model must hold ``parameters``. With a ``part`` the tokens
-        and caches are the part's, ``loss`` gets hidden states of both, and the results are shares of two sums.
+        ``entering`` as in ``hidden``. Call it under ``use_noise`` where there is noise. The model must hold
+        ``parameters``. With a ``part`` the tokens, caches and ``entering`` are the part's, ``loss`` gets hidden states
+        of both, and the results are shares of two sums.
         """
         with overridden(self._kept):
-            return self._loss_and_gradients(parameters, tokens, caches, loss, part)
+            return self._loss_and_gradients(parameters, tokens, caches, loss, entering, part)
 
     def _loss_and_gradients(
         self,
@@ -103,10 +114,11 @@ class Blockwise:
         tokens: mx.array,
         caches: Sequence[object] | None,
         loss: TailLoss,
+        entering: mx.array | None,
         part: ContextPart | None,
     ) -> tuple[mx.array, FlatArrays]:
         start = noise_position()
-        visits, last = self._forward(tokens, caches)
+        visits, last = self._forward(tokens, caches, entering)
         outer = {name: parameters[name] for name in self._outer}
         whole = part.gather(last) if part else last
         value, gradients, slope = self._tail(outer, tokens, caches, whole, loss, start)
@@ -123,7 +135,9 @@ class Blockwise:
             mx.eval(gradients)  # a thread must not hand on what it has not computed: streams are its own
         return value, gradients
 
-    def _forward(self, tokens: mx.array, caches: Sequence[object] | None) -> tuple[list[_Visit], mx.array]:
+    def _forward(
+        self, tokens: mx.array, caches: Sequence[object] | None, entering: mx.array | None
+    ) -> tuple[list[_Visit], mx.array]:
         """What entered each block, kept from the lowest that learns on, and the last block's output."""
         visits: list[_Visit] = []
         last: list[mx.array] = []
@@ -134,6 +148,8 @@ class Blockwise:
             cache = caches[len(visits)] if caches is not None else None
             part = cache if isinstance(cache, PartCache) else None
             visits.append(_Visit(x if is_kept else None, args, kwargs, noise_position(), tape, part))
+            if entering is not None and not is_kept:
+                return entering
             with use_tape(tape):
                 y = call(block, x, *args, **kwargs)
                 mx.eval(y)

@@ -62,6 +62,16 @@ def inside_blocks(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name in names if name.startswith(prefixes))
 
 
+def num_frozen_below(model: nn.Module, names: Iterable[str]) -> int:
+    """Blocks below the lowest that holds one of the parameters ``names``; 0 where one of them is in no block."""
+    left = set(names)
+    if left - inside_blocks(model, left) or not left:
+        return 0
+    named = {id(module): path for path, module in cast("list[tuple[str, nn.Module]]", model.named_modules())}
+    prefixes = [f"{named[id(block)]}." for block in blocks(model)]
+    return next(index for index, prefix in enumerate(prefixes) if any(name.startswith(prefix) for name in left))
+
+
 def flat_arrays(model: nn.Module) -> dict[str, mx.array]:
     """Every parameter by its dotted name, in the model's order."""
     return dict(cast("list[tuple[str, mx.array]]", tree_flatten(model.parameters())))

@@ -210,6 +210,11 @@ class TrainingRecipe(Section):
     gradient_checkpointing: Auto | bool = Field(
         "auto", description="Compute activations twice to save memory; auto decides by the memory plan."
     )
+    reuse_frozen_layers: Auto | bool = Field(
+        "auto",
+        description="Compute what leaves the blocks below the lowest adapter once and keep it for every epoch; auto "
+        "does where that pays and memory or disk have room.",
+    )
     neftune_alpha: Annotated[float, Field(ge=0, le=1000)] = Field(
         0.0, description="Uniform noise on the embeddings during training (2310.05914); 0 is off, 5 is usual."
     )

@@ -18,6 +18,7 @@ from typing import TypeVar
 import mlx.core as mx
 import numpy as np
 
+from mlx_finetune.dataset.row_states import States
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.hardware import blas
 from mlx_finetune.model.blockwise import Blockwise
@@ -25,6 +26,7 @@ from mlx_finetune.model.context_parallel import SHORTEST, ContextPart, can_divid
 from mlx_finetune.model.cpu_math import numpy_math
 from mlx_finetune.model.noise import derive_key, use_noise
 from mlx_finetune.model.places import Places
+from mlx_finetune.model.prefix import from_numpy, to_numpy
 from mlx_finetune.model.segments import segment_caches
 from mlx_finetune.model.split import SplitModel
 from mlx_finetune.train.losses import Head
@@ -91,7 +93,8 @@ class BothCores:
             with use_noise(derive_key(self._seed, "noise", *labels), lengths=mx.array(piece.batch.lengths)):
                 packed = segment_caches(worker.split.model, segments) if self._is_packed else None
                 caches = piece.part.caches if piece.part else packed
-                return worker.blockwise.loss_and_gradients(parameters, tokens, caches, loss, piece.part)
+                entering = self._entering(piece)
+                return worker.blockwise.loss_and_gradients(parameters, tokens, caches, loss, entering, piece.part)
 
         first, *rest = self._on_both(batch, compute)
         total, gradients = first
@@ -107,7 +110,8 @@ class BothCores:
 
         def compute(worker: _Worker, piece: _Piece, _: int) -> mx.array:
             tokens, _segments, arrays = self._arrays(piece)
-            hidden = worker.blockwise.hidden(tokens, piece.part.caches if piece.part else None)
+            caches = piece.part.caches if piece.part else None
+            hidden = worker.blockwise.hidden(tokens, caches, self._entering(piece))
             if piece.part:
                 hidden = piece.part.gather(hidden)
             total = self._objective.loss(Head(worker.split, {}, uses_numpy=True, is_learning=False), hidden, *arrays)
@@ -116,6 +120,16 @@ class BothCores:
 
         first, *rest = self._on_both(batch, compute)
         return sum(rest, start=first)
+
+    def entering(self, batches: Sequence[Batch]) -> list[States]:
+        """What enters the lowest block that learns, (B, T, H), for at most two batches, each on a core of its own."""
+
+        def compute(worker: _Worker, batch: Batch) -> States:
+            return to_numpy(worker.blockwise.entering(mx.array(batch.tokens[:, :-1])))
+
+        with numpy_math(self._workers[0].split.model), blas.single_threaded():
+            threads = self._start_threads()
+            return list(threads.map(compute, self._workers, batches))
 
     def sizes(self, batch: Batch) -> tuple[int, int]:
         """Positions that really go through the model: those that are not padding, and all."""
@@ -186,6 +200,11 @@ class BothCores:
         targets = half_of_targets(piece.batch, piece.part.number)
         return piece.part.own(tokens), piece.part.own(segments), self._objective.arrays(targets, 0)
 
+    def _entering(self, piece: _Piece) -> mx.array | None:
+        """What enters the lowest block that learns, (B, T, H), where it has been computed before."""
+        states = from_numpy(piece.batch.entering)
+        return piece.part.own(states) if piece.part and states is not None else states
+
 
 def halves(batch: Batch) -> list[Batch]:
     """The sequences of ``batch`` in two parts of about the same work, each cut to its longest; one stays in one part.
@@ -209,7 +228,8 @@ def part_of(batch: Batch, sequences: Sequence[int]) -> Batch:
     tokens, loss_mask, segment_ids = (
         array[chosen, : max(2, length)] for array in (batch.tokens, batch.loss_mask, batch.segment_ids)
     )
-    return replace(batch, tokens=tokens, loss_mask=loss_mask, segment_ids=segment_ids)
+    entering = None if batch.entering is None else batch.entering[chosen, : tokens.shape[1] - 1]
+    return replace(batch, tokens=tokens, loss_mask=loss_mask, segment_ids=segment_ids, entering=entering)
 
 
 def half_of_targets(batch: Batch, number: int) -> Batch:

@@ -5,7 +5,7 @@ itself was started with. Nothing here can fail a run: a profile that cannot be w
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_finetune.errors import RunError
@@ -83,14 +83,7 @@ def profile_path() -> Path:
 def with_corrections(facts: Facts) -> Facts:
     """``facts`` with what earlier runs on this machine taught about its memory."""
     known = read_profile(profile_path()).of(machine_key(facts.machine))
-    return Facts(
-        facts.lengths,
-        facts.shape,
-        facts.machine,
-        facts.unpackable,
-        facts.stored_bits,
-        memory_factor=known.memory_factor,
-    )
+    return replace(facts, memory_factor=known.memory_factor)
 
 
 def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> Expected:
@@ -114,8 +107,9 @@ def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> E
         )
         seconds = forecast.step_seconds.expected if forecast.step_seconds else None
         planned = Planned(forecast.peak_bytes.expected, seconds, is_measured=False)
-    flops = per_step * flops_per_token(facts.shape, resolved.recipe.lora, recompute=recompute)
-    return Expected(machine, key, planned, resolved.memory.total, flops)
+    num_reused = resolved.kept.num_blocks if resolved.kept else 0
+    each = flops_per_token(facts.shape, resolved.recipe.lora, recompute=recompute, num_reused=num_reused)
+    return Expected(machine, key, planned, resolved.memory.total, per_step * each)
 
 
 def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison | None:

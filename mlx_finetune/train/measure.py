@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,9 +84,10 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
     power = _Power()
     shapes = count_run(prepared)
     order = choose_shapes(shapes)
-    steps = _Steps(prepared, clock)
+    frozen = _Frozen(prepared)
+    steps = _Steps(prepared, clock, frozen)
     is_complete = steps.time(order[:NUM_FIRST])
-    validation = _time_validation(prepared, clock)
+    validation = _time_validation(prepared, clock, frozen)
     answer_seconds = _time_answer(prepared)
     is_complete = is_complete and steps.time(order[NUM_FIRST:])
     while is_complete and len(steps.timed) < MAX_TIMED and steps.seconds < LEAST_SECONDS:
@@ -108,6 +109,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
         watts=power.watts(),
         seconds=clock.elapsed,
         is_cut_short=not is_complete,
+        pass_seconds=frozen.pass_seconds,
     )
 
 
@@ -165,11 +167,12 @@ def choose_shapes(shapes: Sequence[ShapeCount]) -> Sequence[Shape]:
 class _Steps:
     """Microbatches and updates with their times."""
 
-    def __init__(self, prepared: "Prepared", clock: Clock) -> None:
+    def __init__(self, prepared: "Prepared", clock: Clock, frozen: "_Frozen") -> None:
         self.timed: list[Timed] = []
         self.updates: list[float] = []
         self._prepared = prepared
         self._clock = clock
+        self._frozen = frozen
         self._located = locate_shapes(prepared)
         self._seen: set[Shape] = set()
 
@@ -197,9 +200,10 @@ class _Steps:
         prepared = self._prepared
         step, part = self._located[shape]
         batches = prepared.stream.microbatches(step)
-        batch = batches[part]
+        batch = self._frozen.known(batches[part])
         if len(self.timed) == 1 and len(batches) > 1:  # the longest: beside the gradient of another microbatch
-            prepared.trainer.compute([min(batches, key=lambda one: one.num_positions), batch], step)
+            shortest = self._frozen.known(min(batches, key=lambda one: one.num_positions))
+            prepared.trainer.compute([shortest, batch], step)
             self._seen |= {shape}
         began = time.perf_counter()
         gradients, _ = prepared.trainer.compute([batch], step)
@@ -210,7 +214,30 @@ class _Steps:
         self._seen.add(shape)
 
 
-def _time_validation(prepared: "Prepared", clock: Clock) -> list[Timed]:
+class _Frozen:
+    """The states that batches of the run will have, where these are kept, and what computing them takes."""
+
+    def __init__(self, prepared: "Prepared") -> None:
+        self._trainer, self._kept = prepared.trainer, prepared.kept
+        self._seconds, self._positions = 0.0, 0
+
+    def known(self, batch: "Batch") -> "Batch":
+        """``batch`` with states; those of packs as if each were one row, which takes as long."""
+        if self._kept is None:
+            return batch
+        began = time.perf_counter()
+        states = self._trainer.entering([batch, batch])[0]  # as before step 1: two at once
+        self._seconds += time.perf_counter() - began
+        self._positions += 2 * batch.num_positions
+        return replace(batch, entering=states)
+
+    @property
+    def pass_seconds(self) -> float:
+        """For all rows, before step 1; they are grouped by length, so without padding."""
+        return self._seconds * self._kept.num_positions / self._positions if self._kept and self._positions else 0.0
+
+
+def _time_validation(prepared: "Prepared", clock: Clock, frozen: _Frozen) -> list[Timed]:
     """The longest batch of the validation set, for the memory, and typical ones as long as little time has gone."""
     batches = sorted(prepared.valid_batches, key=lambda one: one.num_positions)
     chosen = [batches[-1], batches[len(batches) // 2], batches[0]] if batches else []
@@ -219,6 +246,7 @@ def _time_validation(prepared: "Prepared", clock: Clock) -> list[Timed]:
         spent = sum(one.seconds for one in timed)
         if timed and (spent > VALID_SHARE * clock.budget or not clock.allows(spent)):
             break
+        batch = frozen.known(batch)
         began = time.perf_counter()
         prepared.trainer.loss(batch)
         timed.append(Timed(*batch_shape(batch), seconds=time.perf_counter() - began, is_first=not timed))

@@ -30,9 +30,11 @@ from mlx_finetune.train.results import publish, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.admission import Admission, CutFile, RefusedError, Request, cut_journal
+from mlx_finetune.train.start.frozen import reused_states
 from mlx_finetune.train.start.identity import (
     FREE_KEYS,
     FREE_SECTIONS,
+    SETTINGS_BEFORE,
     Identity,
     differences,
     other_run,
@@ -66,7 +68,10 @@ def train_run(
         prepared, state, info = _begin(loaded, request, admission, stop, emit, base, ranks)
         loop = _build_loop(run, prepared, stop, emit, around or system_surroundings(), ranks)
         _start_alike(prepared.trainer, state, ranks)
-    reason = run_loop(loop, state)
+    parts = (prepared.kept, prepared.trainer, prepared.stream, prepared.valid_batches)
+    with reused_states(*parts, run.path, stop, emit):
+        emit(_run_started(run, prepared, state))
+        reason = run_loop(loop, state)
     if reason == "stopped":
         durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
         return state.step
@@ -136,7 +141,6 @@ def _begin(
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
     info = _write_decisions(run, loaded, prepared, admission, state, base, is_extended=is_extended)
-    emit(_run_started(run, prepared, state))
     return prepared, state, info
 
 
@@ -245,6 +249,7 @@ def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | N
     if not isinstance(saved, dict):
         return None
     values = copy.deepcopy(saved)
+    values["training"] = SETTINGS_BEFORE | values["training"]
     now = asked.model_dump(mode="json")
     for key in FREE_KEYS:
         section, _, name = key.rpartition(".")

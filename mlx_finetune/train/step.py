@@ -12,10 +12,13 @@ from typing import TypeVar, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_finetune.dataset.row_states import States
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.model.noise import derive_key, use_noise
-from mlx_finetune.model.parts import inside_blocks
+from mlx_finetune.model.override import overridden
+from mlx_finetune.model.parts import blocks, inside_blocks, num_frozen_below
 from mlx_finetune.model.places import Places
+from mlx_finetune.model.prefix import from_numpy, standing_in, states_above, to_numpy
 from mlx_finetune.model.segments import segment_caches
 from mlx_finetune.model.split import SplitModel
 from mlx_finetune.train.both_cores import BothCores
@@ -27,6 +30,9 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 #: ``(gradients, loss_sum, counts)`` of this process -> the same, summed over all ranks.
 Reduce = Callable[[FlatArrays, mx.array, Sequence[int]], tuple[FlatArrays, mx.array, list[int]]]
+
+#: Hidden states (B, T, H) that stand in for the frozen blocks, or nothing: a tree that ``mx.compile`` takes.
+Entering = tuple[mx.array, ...]
 
 PACKED_TARGET_SIZES = 4  # packs have one length, so compiled functions may see their targets in four sizes
 
@@ -83,6 +89,7 @@ class Trainer:
         )
         inside = inside_blocks(model, parameters)
         self._outer = [name for name in parameters if name not in inside]
+        self.num_frozen = num_frozen_below(model, parameters) if self._split.is_split else 0
         self._target_parts = (PACKED_TARGET_SIZES if is_packed else 1) if is_compiled else 0
         self._objective = objective
         self._optimizer = optimizer
@@ -158,17 +165,26 @@ class Trainer:
         if self._cores:
             loss_sum = self._cores.loss(self.parameters, batch)
         else:
-            loss_sum = self._evaluate(self.parameters, *self._arrays(batch))
+            loss_sum = self._evaluate(self.parameters, _entering(batch), *self._arrays(batch))
         mx.eval(loss_sum)
         self.load_into_model()
         return as_float(loss_sum), batch.num_targets
+
+    def entering(self, batches: Sequence[Batch]) -> list[States]:
+        """The hidden states (B, T, H) that enter the lowest block that learns, for at most two batches that are not
+        packed: what ``Batch.entering`` holds. Blocks below are never trained, so it holds for the whole run."""
+        self._train(is_training=False)
+        if self._cores:
+            return self._cores.entering(batches)
+        return [to_numpy(states_above(self._split, self.num_frozen, mx.array(one.tokens[:, :-1]))) for one in batches]
 
     def _gradients(self, batch: Batch, step: int, part: int) -> tuple[mx.array, FlatArrays]:
         """Loss sum and summed gradients of one microbatch."""
         if self._cores:
             return self._cores.loss_and_gradients(self.parameters, batch, step, part)
         key = derive_key(self._seed, "noise", step, part)
-        return self._microbatch(self.parameters, key, mx.array(batch.lengths), *self._arrays(batch))
+        lengths, entering = mx.array(batch.lengths), _entering(batch)
+        return self._microbatch(self.parameters, key, lengths, entering, *self._arrays(batch))
 
     def _train(self, *, is_training: bool) -> None:
         if self._cores:
@@ -185,23 +201,32 @@ class Trainer:
         """Build the functions, compiled where that pays. Frozen weights are captured; what changes is passed in."""
         split, loss = self._split, self._objective.loss
 
+        def hidden(tokens: mx.array, caches: Sequence[object] | None, entering: Entering) -> mx.array:
+            frozen = blocks(split.model)[: self.num_frozen] if entering else ()
+            with overridden(standing_in(frozen, *entering) if entering else ()):
+                return split.hidden(tokens, caches)
+
         def microbatch(
-            parameters: FlatArrays, key: mx.array, lengths: mx.array, *arrays: mx.array
+            parameters: FlatArrays, key: mx.array, lengths: mx.array, entering: Entering, *arrays: mx.array
         ) -> tuple[mx.array, FlatArrays]:
             with use_noise(key, lengths=lengths):
-                return mx.value_and_grad(forward)(parameters, *arrays)
+                return mx.value_and_grad(forward)(parameters, entering, *arrays)
 
-        def forward(parameters: FlatArrays, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array) -> mx.array:
+        def forward(
+            parameters: FlatArrays, entering: Entering, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array
+        ) -> mx.array:
             self._places.put(parameters)
             outer = {name: parameters[name] for name in self._outer}
             caches = segment_caches(self._model, segment_ids) if self._is_packed else None
-            hidden = split.hidden(tokens, caches)
-            return loss(Head(split, outer, uses_numpy=False, is_learning=True), hidden, *arrays)
+            head = Head(split, outer, uses_numpy=False, is_learning=True)
+            return loss(head, hidden(tokens, caches, entering), *arrays)
 
-        def evaluate(parameters: FlatArrays, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array) -> mx.array:
+        def evaluate(
+            parameters: FlatArrays, entering: Entering, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array
+        ) -> mx.array:
             self._places.put(parameters)
-            hidden = split.hidden(tokens, None)
-            return loss(Head(split, {}, uses_numpy=False, is_learning=False), hidden, *arrays)
+            head = Head(split, {}, uses_numpy=False, is_learning=False)
+            return loss(head, hidden(tokens, None, entering), *arrays)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}
@@ -213,6 +238,11 @@ class Trainer:
         self._evaluate = compiled(evaluate)
         self._average = compiled(average)
         self._update = compiled(self._optimizer.update)
+
+
+def _entering(batch: Batch) -> Entering:
+    states = from_numpy(batch.entering)
+    return () if states is None else (states,)
 
 
 def _as_it_is(function: _F) -> _F:

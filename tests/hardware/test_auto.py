@@ -78,6 +78,7 @@ def test_what_the_recipe_fixes_is_kept_and_has_no_reason() -> None:
         "eval_steps": 9,
         "save_steps": 11,
         "gradient_checkpointing": True,
+        "reuse_frozen_layers": False,
     }
     result = resolve_auto(recipe(training=fixed), facts())
     assert {name: getattr(result.recipe.training, name) for name in fixed} == fixed

@@ -35,6 +35,9 @@ FREE_KEYS = frozenset(
     }
 )
 FREE_SECTIONS = ("chat",)
+#: Keys of [training] that runs of earlier versions do not name, and what those runs did.
+SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
+_DEFAULTS_SINCE: Mapping[str, object] = {"training.reuse_frozen_layers": "auto"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ def differences(saved: Mapping[str, object], now: Identity) -> Sequence[str]:
 def recipe_differences(saved: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """One sentence for each key whose value differs between a saved identity and the recipe of ``recipe_identity``."""
     recipe = saved.get("recipe")
-    old = recipe if isinstance(recipe, dict) else {}
+    old = {**_DEFAULTS_SINCE, **recipe} if isinstance(recipe, dict) else {}
     return [
         f"{key}: was {old.get(key)!r}, is now {now.get(key)!r}"
         for key in sorted(old.keys() | now.keys())

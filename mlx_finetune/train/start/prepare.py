@@ -3,7 +3,7 @@
 Order: model files -> tokenizer -> rows -> tokens -> automatic choices -> limits -> weights -> adapter -> optimizer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_finetune import durable, rundir
-from mlx_finetune.dataset.stream import ORDER_ID, Batch, Stream, ordered_batches, pieces_for
+from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.disk import DiskPlan, check_room, plan_disk
+from mlx_finetune.hardware.kept_states import KeptStates
 from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.metal import apply_limits
@@ -41,6 +42,7 @@ from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
 from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.frozen import KEY, check_states_room, settle_reuse
 from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
 from mlx_finetune.train.step import Trainer
@@ -60,7 +62,7 @@ class Prepared:
     spec: AdapterSpec | None
     trainer: Trainer
     stream: Stream
-    valid_batches: Sequence[Batch]
+    valid_batches: OrderedBatches
     schedule: Schedule
     total_steps: int
     limits: Limits
@@ -70,6 +72,7 @@ class Prepared:
     device: str
     rows: TokenRows
     num_valid_rows: int
+    kept: KeptStates | None
 
 
 def prepare(
@@ -87,9 +90,8 @@ def prepare(
 
     ``decided`` is the resolved recipe of the run that is resumed: its choices count again, whatever this machine would
     choose now. ``total_steps`` replaces the recipe's length for an extended run. ``safer`` says how much more carefully
-    than the recipe it is carried out after an abort. Raises ``MlxftError`` for what a user
-    can mend and ``Interrupted`` when a signal comes before the first step. Rank 0's automatic choices count on every
-    rank, and what the ranks would train must be the same.
+    than the recipe it is carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks
+    would train must be the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
@@ -102,26 +104,36 @@ def prepare(
 
     local = fetch_model(asked.model, revision=asked.revision, report=report)
     stop.raise_if_asked("before the first step")
-    notice = check_base(adapter, local) if adapter is not None else None
-    if notice is not None:
+    if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report)
-    facts = with_corrections(read_facts(local.folder, rows, asked.seed))
-    resolved = _resolve(decided or _with_absolute_paths(asked, base), facts, ranks)
+    facts = with_corrections(read_facts(local.folder, rows, asked, num_processes=ranks.size))
+    resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
     resolved = replace(resolved, limits=safer.limits(resolved.limits))
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved)
-    disk = _plan_disk(resolved.recipe, facts.shape, tokenizer, total, is_checked=not ranks.rank)
+    disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
     loaded_model = _load_model(local, resolved, rows, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = _attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
-    parts = (objective, tokenizer, rows, resolved, loaded_model, local.source, spec, identity)
+    split = SplitModel(loaded_model.model)
+    resolved = settle_reuse(resolved, split, asked)
+    parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
+
+
+def _recipe_of(asked: Recipe, decided: Recipe | None, base: Path, ranks: Ranks) -> Recipe:
+    """``decided``, where there is one; several processes that go on with the run of one reuse no frozen blocks."""
+    if decided is None:
+        return _with_absolute_paths(asked, base)
+    if ranks.size == 1 or asked.training.reuse_frozen_layers is True:
+        return decided
+    return decided.model_copy(update={"training": decided.training.model_copy(update={KEY: "auto"})})
 
 
 def _resolve(recipe: Recipe, facts: Facts, ranks: Ranks) -> Resolved:
@@ -150,14 +162,16 @@ def _compare(identity: Identity, ranks: Ranks, emit: Emit) -> None:
 
 
 def _plan_disk(
-    recipe: Recipe, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int, *, is_checked: bool
+    resolved: Resolved, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int, *, is_checked: bool
 ) -> DiskPlan:
     """What the run needs on the disk, refused before anything large is loaded where that is not there."""
+    recipe = resolved.recipe
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
     trainable = trainable_parameters(shape, recipe.lora)
     disk = plan_disk(recipe, trainable, total_steps, recipe.run_folder, beside=beside)
     if is_checked:
         check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
+        check_states_room(resolved.kept, disk, recipe.run_folder)
     return disk
 
 
@@ -167,6 +181,7 @@ def _assemble(
     rows: TrainingRows,
     resolved: Resolved,
     loaded_model: LoadedModel,
+    split: SplitModel,
     source: str,
     spec: AdapterSpec | None,
     identity: Identity,
@@ -188,7 +203,7 @@ def _assemble(
         source=source,
         tokenizer=tokenizer,
         spec=spec,
-        trainer=_trainer(loaded_model.model, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
+        trainer=_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
         stream=_stream(rows, resolved, safer.pieces, ranks),
         valid_batches=ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces)),
         schedule=_schedule(training, total_steps),
@@ -200,6 +215,7 @@ def _assemble(
         device=device_name(),
         rows=rows.train,
         num_valid_rows=len(rows.valid),
+        kept=resolved.kept,
     )
 
 
@@ -338,9 +354,9 @@ def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: 
     )
 
 
-def _trainer(model: nn.Module, objective: Objective, resolved: Resolved, *, recomputes: bool, ranks: Ranks) -> Trainer:
+def _trainer(split: SplitModel, objective: Objective, resolved: Resolved, *, recomputes: bool, ranks: Ranks) -> Trainer:
     """The trainable parameters with their optimizer; embeddings, norms and biases are not decayed."""
-    recipe = resolved.recipe
+    recipe, model = resolved.recipe, split.model
     training = recipe.training
     parameters = (
         adapter_parameters(model) if recipe.lora is not None else dict(tree_flatten(model.trainable_parameters()))
@@ -348,7 +364,6 @@ def _trainer(model: nn.Module, objective: Objective, resolved: Resolved, *, reco
     parameters = {name: parameters[name] for name in sorted(parameters)}
     undecayed = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)]
     recomputes = recomputes or bool(training.gradient_checkpointing)
-    split = SplitModel(model)
     optimizer = AdamW(
         beta1=training.adam_beta1,
         beta2=training.adam_beta2,

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlx_finetune import durable
 from mlx_finetune.dataset.corpus import hash_files, load_splits, locate_sources
+from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
 from mlx_finetune.dataset.token_rows import TokenRows, rows_of
@@ -17,6 +18,7 @@ from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
 from mlx_finetune.errors import DataError, ModelError, Problem
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.auto import Facts
+from mlx_finetune.hardware.disk import free_bytes
 from mlx_finetune.hardware.layout import why_unpackable
 from mlx_finetune.hardware.limits import read_machine
 from mlx_finetune.hardware.shapes import read_shape
@@ -154,7 +156,7 @@ def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
             emit(Notice("warning", what, "mlxft data check RECIPE lists every one"))
 
 
-def read_facts(folder: Path, rows: TrainingRows, seed: int) -> Facts:
+def read_facts(folder: Path, rows: TrainingRows, recipe: Recipe, *, num_processes: int = 1) -> Facts:
     """What the rules behind "auto" look at, from the model's config, the rows and this machine.
 
     Raises ``ModelError`` where the config does not say how large the model is.
@@ -168,11 +170,15 @@ def read_facts(folder: Path, rows: TrainingRows, seed: int) -> Facts:
         raise ModelError(f"{folder}: {error}", "fetch or copy the model again") from error
     working_set = mx.device_info().get("max_recommended_working_set_size") if on_gpu() else None
     return Facts(
-        lengths=epoch_lengths(rows.train, seed),
+        lengths=epoch_lengths(rows.train, recipe.seed),
         shape=shape,
         machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
         unpackable=why_unpackable(str(config.get("model_type"))),
         stored_bits=bits if isinstance(bits, int) else None,
+        train_positions=int(num_states(rows.train.lengths).sum()),
+        valid_positions=int(num_states(rows.valid.lengths).sum()),
+        free_disk_bytes=free_bytes(recipe.run_folder),
+        num_processes=num_processes,
     )
 
 

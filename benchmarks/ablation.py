@@ -1,6 +1,6 @@
 """What each part of the training step is worth on this machine: one part taken out at a time, in turns with the whole.
 
-    python benchmarks/ablation.py [--layers 16] [--batch 4] [--repeats 5] [--only packed,one-graph]
+    python benchmarks/ablation.py [--layers 16] [--batch 4] [--repeats 5] [--only packs,graph]
 
 SmolLM2-135M-Instruct, LoRA of rank 8 on every linear layer of the last blocks, the same rows of ../shared/data/alpaca
 for every line; all variants share one set of weights in one process. A line tells the time of a pass over the rows
@@ -22,7 +22,7 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT.parent / "shared/data/alpaca/alpaca_2k.jsonl"
-NUM_ROWS = 48
+NUM_ROWS = 24
 MAX_LENGTH = 512
 
 
@@ -55,7 +55,20 @@ def one_thread(*, has_blas_threads: bool) -> Generator[None]:
         return [both_cores.part_of(batch, range(len(batch.lengths)))]
 
     threads = contextlib.nullcontext() if has_blas_threads else blas.single_threaded()
-    with mock.patch.object(both_cores, "halves", whole), threads:
+    never = mock.patch.object(both_cores.BothCores, "_can_divide", return_value=False)
+    with mock.patch.object(both_cores, "halves", whole), never, threads:
+        yield
+
+
+@contextlib.contextmanager
+def along_positions() -> Generator[None]:
+    """Every row cut along its positions, as a single one is, instead of some rows for each core."""
+    from mlx_finetune.train import both_cores
+
+    def whole(batch: Any) -> list[Any]:
+        return [both_cores.part_of(batch, range(len(batch.lengths)))]
+
+    with mock.patch.object(both_cores, "halves", whole):
         yield
 
 
@@ -141,6 +154,7 @@ VARIANTS = (
     Variant("logits for every position", patch=every_position),
     Variant("all logits of a half at once", patch=one_chunk),
     Variant("exponentials by MLX", patch=mlx_exponentials),
+    Variant("rows cut along their positions", patch=along_positions),
     Variant("one thread, all BLAS threads", patch=lambda: one_thread(has_blas_threads=True)),
     Variant("one thread, one BLAS thread", patch=lambda: one_thread(has_blas_threads=False)),
     Variant("each block computed twice (recomputation)", kind="recomputed"),

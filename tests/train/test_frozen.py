@@ -121,6 +121,19 @@ def test_loss_and_gradients_are_those_of_the_whole_model(make_trainer, tmp_path,
     assert trainer.loss(known)[0] == pytest.approx(trainer.loss(batch)[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("how", [True, "kept"])
+def test_a_single_row_in_two_parts_gives_each_its_positions(make_trainer, tmp_path, how):
+    trainer, its_rows = make_trainer(blockwise=how), make_rows([101])
+    batch = make_batch(its_rows, [[0]], num_sequences=1, length=128)
+    known = with_states(states_of(trainer, its_rows, tmp_path, group_positions=128), batch)
+    (expected, whole), (gradients, result) = trainer.compute([batch], 0), trainer.compute([known], 0)
+    assert trainer._cores._divides
+    scale = max(as_float(mx.abs(value).max()) for value in expected.values())
+    assert result.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert largest_difference(expected, gradients) < 1e-5 * scale
+    assert trainer.loss(known)[0] == pytest.approx(trainer.loss(batch)[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("how", [False, "kept"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
 def test_rows_anywhere_in_a_pack_give_the_same_gradients(make_trainer, tmp_path, model_type, how):

@@ -6,8 +6,8 @@ Each line is one fresh process: three steps on random tokens through a model of 
 of the largest step, the plan, their ratio; the worst come last. Exits with 1 where a plan is more than 5 % above or 3 %
 below.
 
-Peaks depend on sizes and not on speed, with one exception: whether the two halves of a microbatch come to their loss,
-and to the backward pass of a block, at the same time. In a long run they do sooner or later; in three steps beside
+Peaks depend on sizes and not on speed, with one exception: whether the two threads come to their loss, and to the
+backward pass of a block, at the same time. In a long run they do sooner or later; in three steps beside
 other work they may not, and the peak is up to 8 % lower then. So they are made to wait for each other there;
 ``--apart`` leaves them alone. Inside a block nothing waits: what is left of it are some 3 % between runs.
 """
@@ -162,21 +162,38 @@ def measure(setting: Setting, *, num_steps: int, is_apart: bool) -> tuple[int, i
 
 
 def _meet() -> None:
-    """Make the two threads of ``train.both_cores`` begin their losses, and each block's backward pass, together."""
+    """Make the two threads of ``train.both_cores`` begin their losses, and blocks' backward passes, together.
+
+    Of one sequence in two parts the second part is a block ahead: there the first waits for what it has received.
+    """
     from mlx_finetune.model.blockwise import Blockwise
+    from mlx_finetune.model.context_parallel import PartCache
 
     patched: Any = Blockwise
+    cache_type: Any = PartCache
     both = threading.Barrier(2)
+    tail, backward, slopes_of_given = patched._tail, patched._backward, cache_type.slopes_of_given
 
-    def together(original: Any) -> Any:
-        def method(*args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread() is not threading.main_thread():
-                both.wait()
-            return original(*args, **kwargs)
+    def tail_together(*args: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            both.wait()
+        return tail(*args)
 
-        return method
+    def backward_together(self: Any, index: int, visit: Any, *args: Any, **kwargs: Any) -> Any:
+        is_first = visit.cache is not None and (visit.cache._part == 0 or index == len(self._blocks) - 1)
+        if threading.current_thread() is not threading.main_thread() and not is_first:
+            both.wait()
+        if visit.cache is not None:
+            visit.cache.is_lowest = index == self._lowest
+        return backward(self, index, visit, *args, **kwargs)
 
-    patched._tail, patched._backward = together(patched._tail), together(patched._backward)
+    def slopes_together(self: Any) -> Any:
+        slopes = slopes_of_given(self)
+        if self._part == 0 and not self.is_lowest:
+            both.wait()
+        return slopes
+
+    patched._tail, patched._backward, cache_type.slopes_of_given = tail_together, backward_together, slopes_together
 
 
 def _trainer(setting: Setting, lora: Any) -> Any:

@@ -1,21 +1,24 @@
-"""What a training step on a CPU holds, array by array: block by block, the rows of a microbatch in two halves.
+"""What a training step on a CPU holds, array by array: block by block, a microbatch in two pieces, one a thread.
 
-A half's forward pass keeps a *tape* for each block that learns (``model.tape``, ``model.blockwise``). Two moments can
+A piece's forward pass keeps a *tape* for each block that learns (``model.tape``, ``model.blockwise``). Two moments can
 be the peak. The *loss*: some rows of logits and their gradient, all tapes still there. The *backward pass of a block*:
 the last one has all tapes beside it, the lowest one the gradients of all others. While a gradient is traced MLX keeps
 every array it has computed, so inside a block this is a sum over its operations, forward and backward, up to the
-innermost point: attention's strips (``model.cpu_math``). Both halves are taken to be there at the same time.
+innermost point: attention's strips (``model.cpu_math``). Both pieces are taken to be there at the same time.
 
-Counts are float32 numbers for each position of a half unless said otherwise, of mlx 0.32.4 on a CPU, where norms and
+Counts are float32 numbers for each position of a piece unless said otherwise, of mlx 0.32.4 on a CPU, where norms and
 rotations have no kernel and are made of several arrays. They were derived from the code, and each agrees with peaks of
 single blocks of random sizes, solved for the sizes (to 0.1 of a vector; ``benchmarks/memory_terms.py``, 2026-11-26).
 """
+
+from dataclasses import dataclass
 
 from mlx_finetune.hardware.microbatch import Layout, Learned
 from mlx_finetune.hardware.shapes import Linear, ModelShape
 
 FLOAT = 4
 STRIP = 128  # queries at once: model.cpu_math.STRIP
+SHORTEST = 64  # positions of a single row that is cut in two: model.context_parallel.SHORTEST
 CHUNK_BYTES = 2**25  # of logits in fp32 at once: 170 rows of 49,152; larger is no faster (SmolLM2, 2 cores)
 RMS_NORM, LAYER_NORM = 3, 5  # vectors that a norm makes
 RMS_NORM_BACK, LAYER_NORM_BACK = 6, 8  # vectors that its gradient makes, the sum with the residual's included
@@ -23,12 +26,66 @@ PLAIN_GELU = 15  # vectors of the MLP's width that nn.gelu, its gradient and wha
 AFTER_LOSS = 4  # vectors of the hidden size: the last block's output, its gradient, the final norm and its input
 
 
-def half_sizes(layout: Layout) -> tuple[int, ...]:
-    """Positions of each half, as ``train.both_cores`` divides equal rows; a single row stays in one."""
-    if layout.batch_size < 2:
-        return (layout.positions,)
-    smaller = layout.batch_size // 2
-    return ((layout.batch_size - smaller) * layout.length, smaller * layout.length)
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one thread computes: ``rows`` sequences of ``length`` positions.
+
+    Of a single row in two parts the second has ``before`` positions of the other thread before its own, whose keys and
+    values it is handed, the first ``behind`` after its own. Both form the final norm of all and half of the losses.
+    """
+
+    rows: int
+    length: int
+    before: int = 0
+    behind: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Its own."""
+        return self.rows * self.length
+
+    @property
+    def keys(self) -> int:
+        """Positions whose keys it has."""
+        return self.rows * (self.before + self.length)
+
+    @property
+    def at_loss(self) -> int:
+        """Positions whose last hidden states it has."""
+        return self.rows * (self.before + self.length + self.behind)
+
+    @property
+    def is_part(self) -> bool:
+        """True for a part of a row."""
+        return self.before + self.behind > 0
+
+    @property
+    def is_second(self) -> bool:
+        """True for the second part of a row."""
+        return self.before > 0
+
+
+def pieces(shape: ModelShape, layout: Layout) -> tuple[Piece, ...]:
+    """As ``train.both_cores`` divides a microbatch: equal rows in two halves, one row's positions in two parts.
+
+    Short or packed single rows stay whole; so do models that ``model.context_parallel`` cannot divide, but those are
+    of families whose shapes are guesses here.
+    """
+    length = layout.length
+    if layout.batch_size > 1:
+        smaller = layout.batch_size // 2
+        return (Piece(layout.batch_size - smaller, length), Piece(smaller, length))
+    if layout.is_packed or length < SHORTEST:
+        return (Piece(1, length),)
+    cut = cut_of(shape.hidden_size, length)
+    return (Piece(1, cut, behind=length - cut), Piece(1, length - cut, before=cut))
+
+
+def cut_of(hidden_size: int, num_positions: int) -> int:
+    """Positions of the first part of a row: ``model.context_parallel.cut_of``."""
+    reach = 2 * hidden_size
+    half = (num_positions + num_positions**2 / (2 * reach)) / 2
+    return round(reach * ((1 + 2 * half / reach) ** 0.5 - 1))
 
 
 def tape_floats(shape: ModelShape, learned: Learned, *, recompute: bool) -> int:
@@ -39,26 +96,42 @@ def tape_floats(shape: ModelShape, learned: Learned, *, recompute: bool) -> int:
     return shape.hidden_size + products + shape.attention_width + shape.num_heads
 
 
+def kept_floats(shape: ModelShape, learned: Learned, piece: Piece, *, recompute: bool) -> int:
+    """What one block keeps of a whole piece: its tape, and keys and values that were handed over."""
+    tape = piece.positions * tape_floats(shape, learned, recompute=recompute)
+    return tape + 2 * piece.rows * piece.before * shape.key_width
+
+
 def backward_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recompute: bool) -> int:
-    """Both halves in the backward pass of a block: the last one, or the lowest where gradients outweigh tapes."""
-    tape = tape_floats(shape, learned, recompute=recompute)
-    block = block_floats(shape, learned, layout, recompute=recompute) + AFTER_LOSS * shape.hidden_size
-    total = 0.0
-    for positions in half_sizes(layout):
-        work = positions * block + _dora_floats(learned) + learned.outside
-        first = positions * learned.blocks * tape
-        lowest = positions * tape + (learned.blocks - 1) * learned.in_block
-        total += FLOAT * (work + max(first, lowest))
-    return round(total) + mask_bytes(layout)
+    """Both pieces in the backward pass of a block: the last one, or the lowest where gradients outweigh tapes.
+
+    Of one row the second part is a block ahead, because the first waits for its gradients of keys and values.
+    """
+    divided = pieces(shape, layout)
+    lag = 1 if divided[-1].is_second else 0
+    most = 0.0
+    for done in range(learned.blocks + lag):  # blocks that the last piece has done
+        floats = 0.0
+        for piece in divided:
+            own = max(0, done - lag) if piece.behind else done
+            kept = kept_floats(shape, learned, piece, recompute=recompute)
+            floats += (learned.blocks - own) * kept + own * learned.in_block + learned.outside
+            is_waiting = piece.behind > 0 and done < lag
+            if own < learned.blocks and not is_waiting:
+                floats += block_floats(shape, learned, piece, recompute=recompute) + _dora_floats(learned)
+                floats += AFTER_LOSS * piece.positions * shape.hidden_size
+        most = max(most, floats)
+    return round(FLOAT * most) + mask_bytes(layout)
 
 
 def loss_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recompute: bool) -> int:
-    """Both halves at the loss: all tapes, and the logits of some rows."""
-    tape = tape_floats(shape, learned, recompute=recompute)
+    """Both pieces at the loss: all tapes, and the logits of some rows."""
     total = 0
-    for number, positions in enumerate(half_sizes(layout)):
-        kept = positions * (learned.blocks * tape + shape.hidden_size)
-        rows = max(1, round(positions * layout.target_share))
+    for number, piece in enumerate(pieces(shape, layout)):
+        kept = learned.blocks * kept_floats(shape, learned, piece, recompute=recompute)
+        positions = piece.at_loss
+        rows = max(1, round(positions * layout.target_share / (2 if piece.is_part else 1)))
+        kept += positions * shape.hidden_size
         total += FLOAT * (kept + loss_floats(shape, learned, positions, rows, is_second=number > 0))
     return total + mask_bytes(layout)
 
@@ -85,19 +158,26 @@ def chunk_rows(vocab_size: int) -> int:
     return max(16, CHUNK_BYTES // (FLOAT * vocab_size))
 
 
-def block_floats(shape: ModelShape, learned: Learned, layout: Layout, *, recompute: bool) -> float:
-    """What is held in the middle of a block's backward pass beside its tape: the larger of attention's last strip and
-    the moment after it, when the three gradients exist."""
-    held = forward_floats(shape, learned) + gradient_floats(shape, learned) + copied_floats(shape)
+def block_floats(shape: ModelShape, learned: Learned, piece: Piece, *, recompute: bool) -> float:
+    """What a whole piece holds in the middle of a block's backward pass beside its tape: the larger of attention's last
+    strip and the moment after it, when the three gradients exist."""
+    held = forward_floats(shape, learned) + gradient_floats(shape, learned)
     if not recompute:
         held -= _taken_floats(shape, learned)
-    strip = min(STRIP, layout.length) / layout.length
-    scores = strip_floats(shape, layout.length)
+    scores = strip_floats(shape, piece)
     width, keys = shape.attention_width, shape.key_width
+    strip = piece.rows * min(STRIP, piece.length) * width
     is_grouped = shape.num_kv_heads < shape.num_heads
-    inside = 4 * scores + (1 + 2 * strip) * width + (keys if is_grouped else 0)
-    after = 3 * scores + (1 + strip) * width + 2 * keys
-    return held + max(inside, after)
+    inside = 4 * scores + 2 * strip + piece.keys * (width + (keys if is_grouped else 0))
+    after = 3 * scores + strip + piece.positions * width + 2 * piece.keys * keys
+    return piece.positions * held + copied_floats(shape, piece) + shared_floats(shape, piece) + max(inside, after)
+
+
+def shared_floats(shape: ModelShape, piece: Piece) -> int:
+    """What a part of a row holds for the other's sake: keys and values of both side by side, or gradients received."""
+    if piece.is_second:
+        return 2 * piece.keys * shape.key_width
+    return 2 * piece.positions * shape.key_width if piece.is_part else 0
 
 
 def forward_floats(shape: ModelShape, learned: Learned) -> float:
@@ -138,7 +218,7 @@ def gradient_floats(shape: ModelShape, learned: Learned) -> int:
     return floats + sum(_through_adapter(learned, linear, keeps_input=True) for linear in inner)
 
 
-def copied_floats(shape: ModelShape) -> int:
+def copied_floats(shape: ModelShape, piece: Piece) -> int:
     """Copies without a graph: queries, keys, values, attention's output and its gradient, and the product of the two.
 
     A part of a fused product that nothing has turned is copied with the whole of it.
@@ -147,15 +227,19 @@ def copied_floats(shape: ModelShape) -> int:
     first = shape.linears[0]
     is_fused = first.outputs == width + 2 * keys
     whole = first.outputs if is_fused else keys
+    queries = whole if is_fused and not shape.kind.rotated else width
+    if piece.is_second:
+        return piece.positions * (queries + 3 * width) + 2 * piece.keys * keys
     if is_fused and not shape.kind.rotated:
-        return 3 * whole + 3 * width
-    return width + keys + whole + 3 * width
+        return piece.positions * (3 * whole + 3 * width)
+    return piece.positions * (width + keys + whole + 3 * width)
 
 
-def strip_floats(shape: ModelShape, length: int) -> float:
-    """The largest strip of scores (128 queries with all keys before them), for each position of a sequence."""
-    strips = ((min(STRIP, length - start), min(length, start + STRIP)) for start in range(0, length, STRIP))
-    return shape.num_heads * max(rows * columns for rows, columns in strips) / length
+def strip_floats(shape: ModelShape, piece: Piece) -> int:
+    """The largest strip of scores: 128 queries with all keys before them."""
+    length, before = piece.length, piece.before
+    strips = ((min(STRIP, length - start), before + min(length, start + STRIP)) for start in range(0, length, STRIP))
+    return piece.rows * shape.num_heads * max(rows * columns for rows, columns in strips)
 
 
 def mask_bytes(layout: Layout) -> int:

@@ -74,7 +74,7 @@ def plan_memory(
     else:
         backward = blockwise_memory.backward_bytes(shape, learned, layout, recompute=recompute)
         loss = blockwise_memory.loss_bytes(shape, learned, layout, recompute=recompute)
-        num_parts = len(blockwise_memory.half_sizes(layout))
+        num_parts = len(blockwise_memory.pieces(shape, layout))
     own_weights = 0 if lora is None else weight_bytes(shape, value_bytes=value_bytes, stored_bits=stored_bits)
     return MemoryPlan(
         weights=own_weights,

@@ -120,8 +120,9 @@ class Blockwise:
         start = noise_position()
         visits, last = self._forward(tokens, caches, entering)
         outer = {name: parameters[name] for name in self._outer}
-        whole = part.gather(last) if part else last
-        value, gradients, slope = self._tail(outer, tokens, caches, whole, loss, start)
+        last = part.gather(last) if part else last
+        value, gradients, slope = self._tail(outer, tokens, caches, last, loss, start)
+        del last
         if part:
             slope = part.scatter_sum(slope)
         for index in range(len(self._blocks) - 1, self._lowest - 1, -1):

@@ -32,7 +32,8 @@ class Link:
         self._boxes: tuple[SimpleQueue[object], SimpleQueue[object]] = (SimpleQueue(), SimpleQueue())
 
     def put(self, part: int, arrays: list[mx.array]) -> None:
-        """Evaluate ``arrays`` and hand them from ``part`` (0 or 1) to the other."""
+        """Evaluate ``arrays`` and hand them from ``part`` (0 or 1) to the other, without what they are views of."""
+        arrays = [mx.contiguous(array) for array in arrays]
         mx.eval(arrays)
         self._boxes[1 - part].put(arrays)
 
@@ -128,13 +129,17 @@ class ContextPart:
 
     def gather(self, own: mx.array) -> mx.array:
         """Every position (B, T, H) of ``own`` and the other's, which calls this at the same point."""
-        return mx.concatenate(self._exchange(own, own), axis=1)
+        whole = mx.concatenate(self._exchange(own, own), axis=1)
+        mx.eval(whole)  # while a gradient is traced its parts would stay
+        return whole
 
     def scatter_sum(self, slopes: mx.array) -> mx.array:
         """This part's positions of the sum of both parts' ``slopes`` (B, T, H)."""
         theirs = slopes[:, : self.cut] if self.number else slopes[:, self.cut :]
         first, second = self._exchange(self.own(slopes), theirs)
-        return first + second
+        total = first + second
+        mx.eval(total)
+        return total
 
     def _exchange(self, own: mx.array, sent: mx.array) -> list[mx.array]:
         """``own`` and what the other sent, in the order of the parts."""
@@ -143,15 +148,21 @@ class ContextPart:
         return [received, own] if self.number else [own, received]
 
 
-def parts_of(splits: Sequence[SplitModel], num_positions: int) -> list[ContextPart]:
-    """Two parts of sequences of ``num_positions`` with about the same work, linked; one split model for each.
+def cut_of(hidden_size: int, num_positions: int) -> int:
+    """Where ``num_positions`` are cut for two parts with about the same work (copied in ``hardware``, whose plan
+    imports no model).
 
     In a block of ``12 H^2`` weights attention costs as much as the rest where a query sees ``6 H`` keys; its operations
     take about three times as long as a product's, hence ``2 H`` here.
     """
-    reach = 2 * splits[0].hidden_size
+    reach = 2 * hidden_size
     half = (num_positions + num_positions**2 / (2 * reach)) / 2
-    cut = round(reach * ((1 + 2 * half / reach) ** 0.5 - 1))  # the root of cut + cut^2 / 2 reach = half
+    return round(reach * ((1 + 2 * half / reach) ** 0.5 - 1))  # the root of cut + cut^2 / 2 reach = half
+
+
+def parts_of(splits: Sequence[SplitModel], num_positions: int) -> list[ContextPart]:
+    """Two parts of sequences of ``num_positions``, linked; one split model for each."""
+    cut = cut_of(splits[0].hidden_size, num_positions)
     link = Link()
     return [ContextPart(split.model, link, number, cut) for number, split in enumerate(splits)]
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_dora_and_full_fine_tuning_have_no_frozen_products() -> None:
 def test_a_block_going_backward_holds_as_many_vectors_as_were_measured() -> None:
     """Solved from nine models of random sizes, T = 256: 26 H + 19 Q + 15 K + 13 I + 10 r and four strips of scores."""
     learned = what_learns(SMOLLM2, lora(rank=8))
-    floats = blockwise_memory.block_floats(SMOLLM2, learned, Layout(1, 256), recompute=True)
+    floats = blockwise_memory.block_floats(SMOLLM2, learned, blockwise_memory.Piece(1, 256), recompute=True) / 256
     expected = 26 * 576 + 19 * 576 + 15 * 192 + 13 * 1536 + 10 * 8 + 4 * 128 * 9 + 9
     assert floats == pytest.approx(expected, rel=0.001)
 
@@ -128,15 +129,54 @@ def test_a_microbatch_is_divided_as_the_trainer_divides_it() -> None:
         size = (batch_size, 33)
         ones = np.ones(size, np.int32)
         batch = Batch(ones, np.ones(size, np.bool_), ones, (0,), is_packed=False)
-        sizes = blockwise_memory.half_sizes(Layout(batch_size, 32))
-        assert sorted(sizes) == sorted(half.num_positions for half in halves(batch))
+        pieces = blockwise_memory.pieces(SMOLLM2, Layout(batch_size, 32))
+        assert sorted(piece.positions for piece in pieces) == sorted(half.num_positions for half in halves(batch))
+
+
+@pytest.mark.parametrize("length", [64, 65, 300, 2048])
+@pytest.mark.parametrize("hidden_size", [128, 576, 2048])
+def test_a_row_is_cut_where_the_trainer_cuts_it(hidden_size: int, length: int) -> None:
+    from mlx_finetune.model.context_parallel import cut_of
+
+    shape = replace(SMOLLM2, hidden_size=hidden_size)
+    cut = cut_of(hidden_size, length)
+    first, second = blockwise_memory.pieces(shape, Layout(1, length))
+    assert (first.length, second.length) == (cut, length - cut)
+    assert (first.keys, second.keys) == (cut, length)
+    assert first.at_loss == second.at_loss == length
+
+
+def test_a_short_row_and_a_packed_one_stay_whole() -> None:
+    assert len(blockwise_memory.pieces(SMOLLM2, Layout(1, 63))) == 1
+    assert len(blockwise_memory.pieces(SMOLLM2, Layout(1, 64))) == 2
+    assert blockwise_memory.pieces(SMOLLM2, Layout(1, 512, is_packed=True)) == (blockwise_memory.Piece(1, 512),)
+
+
+def test_the_second_part_has_scores_and_keys_of_the_whole_row() -> None:
+    first, second = blockwise_memory.Piece(1, 200, behind=100), blockwise_memory.Piece(1, 100, before=200)
+    assert blockwise_memory.strip_floats(SMOLLM2, first) == 9 * 128 * 128
+    assert blockwise_memory.strip_floats(SMOLLM2, second) == 9 * 100 * 300
+    learned = what_learns(SMOLLM2, lora())
+    assert blockwise_memory.kept_floats(SMOLLM2, learned, first, recompute=True) == 200 * 576
+    assert blockwise_memory.kept_floats(SMOLLM2, learned, second, recompute=True) == 100 * 576 + 2 * 200 * 192
+
+
+def test_parts_of_a_row_are_not_in_the_only_block_that_learns_at_once() -> None:
+    learned = what_learns(SMOLLM2, lora(num_layers=1))
+    layout = Layout(1, 512)
+    blocks = [
+        4 * blockwise_memory.block_floats(SMOLLM2, learned, piece, recompute=True)
+        for piece in blockwise_memory.pieces(SMOLLM2, layout)
+    ]
+    assert max(blocks) < blockwise_memory.backward_bytes(SMOLLM2, learned, layout, recompute=True) < sum(blocks)
 
 
 def test_the_plan_uses_the_sizes_of_the_code_it_describes() -> None:
-    from mlx_finetune.model import cpu_math
+    from mlx_finetune.model import context_parallel, cpu_math
     from mlx_finetune.train import losses
 
     assert blockwise_memory.STRIP == cpu_math.STRIP
+    assert blockwise_memory.SHORTEST == context_parallel.SHORTEST
     assert blockwise_memory.CHUNK_BYTES == losses.CHUNK_BYTES
 
 
@@ -194,14 +234,18 @@ def test_trained_parameters_take_twelve_bytes_and_their_sum_of_gradients_while_a
 
 
 def test_gradients_between_microbatches_are_gone_when_the_update_is_made() -> None:
-    """llama-small 1x512, full, accumulated 3: 239.1 MB measured, the update alone 102.7 beyond 103.5 (2026-11-26)."""
+    """llama-small 1x512, full, accumulated 3: 239.1 MB measured, the update alone 102.7 beyond 103.5 (2026-11-26).
+
+    In one piece, as a packed row is; two parts of a row have their gradients and the sum of both: 275.9 MB.
+    """
     small = _llama_like("llama", 256, 768, 6, (8, 2), vocab_size=8000, tie_word_embeddings=False)
-    once, thrice = (
-        plan_memory(small, None, Layout(1, 512, count), value_bytes=4, stored_bits=None, recompute=False)
-        for count in (1, 3)
+    once, thrice, in_parts = (
+        plan_memory(small, None, layout, value_bytes=4, stored_bits=None, recompute=False).total
+        for layout in (Layout(1, 512, is_packed=True), Layout(1, 512, 3, is_packed=True), Layout(1, 512, 3))
     )
-    assert once.total / 206.3e6 == pytest.approx(1, abs=0.03)
-    assert 0.97 <= thrice.total / 239.1e6 <= 1.05
+    assert once / 206.3e6 == pytest.approx(1, abs=0.03)
+    assert 0.97 <= thrice / 239.1e6 <= 1.05
+    assert 0.97 <= in_parts / 275.9e6 <= 1.05
 
 
 def test_a_learned_head_has_one_chunk_of_logits_beside_its_gradient() -> None:
@@ -218,12 +262,12 @@ def test_full_fine_tuning_has_no_frozen_weights() -> None:
     assert planned.trainable == 12 * 134_515_008
 
 
-def test_both_halves_have_gradients_of_their_own() -> None:
-    one, two = (
-        plan_memory(SMOLLM2, None, Layout(size, 64), value_bytes=4, stored_bits=None, recompute=False).update
-        for size in (1, 2)
+def test_both_threads_have_gradients_of_their_own() -> None:
+    one, halves, parts = (
+        plan_memory(SMOLLM2, None, layout, value_bytes=4, stored_bits=None, recompute=False).update
+        for layout in (Layout(1, 63), Layout(2, 64), Layout(1, 64))
     )
-    assert two == 3 * 4 * 134_515_008 > one
+    assert halves == parts == 3 * 4 * 134_515_008 > one
 
 
 def test_an_adapter_checkpoint_holds_the_weights_for_both_readers_and_two_moments() -> None:

@@ -59,6 +59,20 @@ def test_what_is_exchanged_stands_in_the_order_of_the_parts():
         assert mx.array_equal(summed, part.own(slopes[0] + slopes[1]))
 
 
+def test_what_is_handed_on_does_not_keep_the_array_that_it_is_a_view_of():
+    """Keys of a fused product: 3 MB, of which a third is wanted by the other part."""
+    link = Link()
+    mx.synchronize()
+    before = mx.get_active_memory()
+    whole = mx.zeros((1, 256, 3 * 1024))
+    mx.eval(whole)
+    link.put(0, [whole[..., :1024].reshape(1, 256, 4, 256).swapaxes(1, 2)])
+    del whole
+    (kept,) = link.get(1)
+    assert kept.shape == (1, 4, 256, 256)
+    assert mx.get_active_memory() - before <= 1.1 * kept.nbytes
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_of_one_part_reaches_the_other(failing):
     link = Link()

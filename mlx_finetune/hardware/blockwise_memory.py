@@ -23,7 +23,6 @@ CHUNK_BYTES = 2**25  # of logits in fp32 at once: 170 rows of 49,152; larger is 
 RMS_NORM, LAYER_NORM = 3, 5  # vectors that a norm makes
 RMS_NORM_BACK, LAYER_NORM_BACK = 6, 8  # vectors that its gradient makes, the sum with the residual's included
 PLAIN_GELU = 15  # vectors of the MLP's width that nn.gelu, its gradient and what both keep make beyond a silu in numpy
-AFTER_LOSS = 4  # vectors of the hidden size: the last block's output, its gradient, the final norm and its input
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def backward_bytes(shape: ModelShape, learned: Learned, layout: Layout, *, recom
             is_waiting = piece.behind > 0 and done < lag
             if own < learned.blocks and not is_waiting:
                 floats += block_floats(shape, learned, piece, recompute=recompute) + _dora_floats(learned)
-                floats += AFTER_LOSS * piece.positions * shape.hidden_size
+                floats += piece.positions * shape.hidden_size  # the gradient of its output
         most = max(most, floats)
     return round(FLOAT * most) + mask_bytes(layout)
 

@@ -10,10 +10,13 @@ The division depends on the rows alone, never on the machine, and sums are forme
 time. Each half is cut to its longest row, because nothing here is compiled for a shape.
 """
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
@@ -35,6 +38,7 @@ from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.optim import FlatArrays
 
 _T = TypeVar("_T")
+_LONGEST_END = 1.0  # seconds that a thread is given to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class BothCores:
         self._keeps_products = keeps_products
         self._workers = [self._worker(split)]
         self._threads: ThreadPoolExecutor | None = None
+        self._thread_ids: list[int] = []
         self._divides: bool | None = None  # not known before the first single row
 
     def loss_and_gradients(
@@ -176,11 +181,32 @@ class BothCores:
             self._divides = not self._is_packed and can_divide(self._workers[0].split)
         return self._divides
 
+    def close(self) -> None:
+        """End the threads, and wait until the system has let go of them. Later calls start new ones.
+
+        At the end of the process it would be too late: MLX keeps functions that ``mx.compile`` made for a thread
+        (``nn.gelu`` is one) until the thread has ended, and needs Python then. 10 of 20 processes were aborted.
+        """
+        if self._threads is None:
+            return
+        self._threads.shutdown()
+        deadline = time.monotonic() + _LONGEST_END
+        while any(Path(f"/proc/self/task/{one}").exists() for one in self._thread_ids) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._threads = None
+        self._thread_ids.clear()
+
     def _start_threads(self) -> ThreadPoolExecutor:
         """The two threads, kept: every new one would get a new stream of MLX, which is kept for ever."""
         if self._threads is None:
-            self._workers.append(self._worker(self._workers[0].split.twin()))
-            self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="mlxft-half")
+            if len(self._workers) == 1:
+                self._workers.append(self._worker(self._workers[0].split.twin()))
+            self._threads = ThreadPoolExecutor(
+                max_workers=2,
+                thread_name_prefix="mlxft-half",
+                initializer=lambda ids: ids.append(threading.get_native_id()),
+                initargs=(self._thread_ids,),
+            )
         return self._threads
 
     def _worker(self, split: SplitModel) -> _Worker:

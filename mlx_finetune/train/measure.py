@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -355,7 +356,8 @@ def _measure(path: Path, overrides: Sequence[str], clock: Clock) -> Measured:
 
     stop = StopRequest(is_orphaned=lambda: False)
     prepared = prepare(loaded, base=Path.cwd(), decided=None, total_steps=None, safer=Safer(), emit=_tell, stop=stop)
-    return measure_run(prepared, clock)
+    with closing(prepared.trainer):
+        return measure_run(prepared, clock)
 
 
 def _tell(event: Event) -> None:

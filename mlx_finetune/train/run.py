@@ -8,6 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -69,13 +70,14 @@ def train_run(
         loop = _build_loop(run, prepared, stop, emit, around or system_surroundings(), ranks)
         _start_alike(prepared.trainer, state, ranks)
     parts = (prepared.kept, prepared.trainer, prepared.stream, prepared.valid_batches)
-    with reused_states(*parts, run.path, stop, emit):
-        emit(_run_started(run, prepared, state))
-        reason = run_loop(loop, state)
-    if reason == "stopped":
-        durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
-        return state.step
-    _finish(run, prepared, loop.cadence, state, reason, emit)
+    with closing(prepared.trainer):
+        with reused_states(*parts, run.path, stop, emit):
+            emit(_run_started(run, prepared, state))
+            reason = run_loop(loop, state)
+        if reason == "stopped":
+            durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
+            return state.step
+        _finish(run, prepared, loop.cadence, state, reason, emit)
     durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
     return None
 
@@ -98,7 +100,8 @@ def follow_run(loaded: LoadedRecipe, stop: StopRequest, ranks: Ranks, *, base: P
             ranks=ranks,
         )
         state = _start_alike(prepared.trainer, RunState(), ranks)
-    run_loop(_build_loop(None, prepared, stop, _ignore, system_surroundings(), ranks), state)
+    with closing(prepared.trainer):
+        run_loop(_build_loop(None, prepared, stop, _ignore, system_surroundings(), ranks), state)
 
 
 def _ignore(event: Event) -> None:

@@ -113,6 +113,11 @@ class Trainer:
         """Put the current parameters into the model, for evaluation, generation and saving."""
         self._places.put(self.parameters)
 
+    def close(self) -> None:
+        """End the threads that a CPU's step has. Close a trainer before the process ends."""
+        if self._cores:
+            self._cores.close()
+
     def compute(self, batches: Sequence[Batch], step: int) -> tuple[FlatArrays, StepResult]:
         """Mean gradients of the 0-based ``step`` over all its targets, clipped; nothing is changed yet.
 

@@ -1,5 +1,10 @@
 """One optimizer step: what must not change its gradients, and what must."""
 
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
@@ -363,6 +368,45 @@ def test_two_threads_give_the_same_bits_every_time(make_trainer, options):
         again, other = trainer.compute([batch, batch], 0)
         assert other.loss == result.loss
         assert all(mx.array_equal(first[name], again[name]) for name in first)
+
+
+def test_a_closed_trainer_has_no_threads_and_starts_new_ones_when_it_is_used(make_trainer):
+    trainer = make_trainer("gemma", blockwise="kept")
+    before = threading.active_count()
+    batch = make_batch(ROWS, [[0], [2]], num_sequences=2, length=40)
+    first, _ = trainer.compute([batch], 0)
+    assert threading.active_count() == before + 2
+    ids = list(trainer._cores._thread_ids)
+    trainer.close()
+    assert threading.active_count() == before
+    if sys.platform == "linux":
+        assert not [one for one in ids if Path(f"/proc/self/task/{one}").exists()]
+    again, _ = trainer.compute([batch], 0)
+    assert largest_difference(first, again) == 0
+    trainer.close()
+
+
+@pytest.mark.slow
+def test_a_training_of_a_compiled_activation_ends_with_its_own_exit_code(tmp_path, tiny_model):
+    """Of processes that left the threads to the interpreter a half was aborted."""
+    text = "".join(json.dumps({"text": f"row {number} about {number * 7}"}) + "\n" for number in range(8))
+    (tmp_path / "rows.jsonl").write_text(text)
+    recipe = f'''
+task = "pretrain"
+model = "{tiny_model("gemma")}"
+[data]
+path = "rows.jsonl"
+val_split = 0
+[training]
+max_steps = 2
+batch_size = 2
+'''
+    codes = []
+    for number in range(8):
+        (tmp_path / "recipe.toml").write_text(f'output_dir = "out{number}"\n{recipe}')
+        command = [sys.executable, "-m", "mlx_finetune.train.child", "--recipe", "recipe.toml"]
+        codes.append(subprocess.run(command, cwd=tmp_path, check=False, capture_output=True).returncode)
+    assert codes == [0] * 8
 
 
 def test_a_twin_shares_arrays_and_nothing_else(make_trainer):

@@ -166,9 +166,8 @@ def block_floats(shape: ModelShape, learned: Learned, piece: Piece, *, recompute
     scores = strip_floats(shape, piece)
     width, keys = shape.attention_width, shape.key_width
     strip = piece.rows * min(STRIP, piece.length) * width
-    is_grouped = shape.num_kv_heads < shape.num_heads
-    inside = 4 * scores + 2 * strip + piece.keys * (width + (keys if is_grouped else 0))
-    after = 3 * scores + strip + piece.positions * width + 2 * piece.keys * keys
+    inside = 2 * scores + 2 * strip + piece.keys * keys
+    after = 2 * scores + strip + piece.positions * width + 2 * piece.keys * keys
     return piece.positions * held + copied_floats(shape, piece) + shared_floats(shape, piece) + max(inside, after)
 
 
@@ -195,8 +194,8 @@ def forward_floats(shape: ModelShape, learned: Learned) -> float:
         floats += shape.attention_width + hidden  # attention's output with heads side by side, and the residual
     for linear in _evaluated(shape):
         floats += linear.outputs
-        if linear in learned.adapted:  # x A, x A B, scaled, added; DoRA's gain
-            floats += learned.rank + (4 if learned.use_dora else 3) * linear.outputs
+        if linear in learned.adapted:  # x A, the sum; DoRA's gain
+            floats += learned.rank + (2 if learned.use_dora else 1) * linear.outputs
     return floats + (PLAIN_GELU * _inner_width(shape) if kind.has_plain_gelu else 0)
 
 

@@ -224,23 +224,32 @@ def _attention_values(
 ) -> tuple[mx.array, mx.array]:
     """The output (B, heads, T, D), and the log of each query's normaliser (B, groups, heads of one, T, 1)."""
     queries, keys, values = without_graph(queries, keys, values)
-    B, H, T, _ = queries.shape
+    B, H, T, D = queries.shape
     groups = keys.shape[1]
-    q = queries.reshape(B, groups, H // groups, T, -1)
-    k, v = keys[:, :, None], values[:, :, None]
-    output = np.empty((*q.shape[:-1], v.shape[-1]), np.float32)
+    q = queries.reshape(B, groups, H // groups, T, D)
+    output = np.empty((*q.shape[:-1], values.shape[-1]), np.float32)
     logs = np.empty((*q.shape[:-1], 1), np.float32)
     for rows, columns in strips:
-        scores = as_numpy((q[..., rows, :] * scale) @ mx.swapaxes(k[..., columns, :], -1, -2))
-        strips.hide(scores, rows, columns)
-        largest = scores.max(axis=-1, keepdims=True)
-        scores -= largest
-        np.exp(scores, out=scores)
-        normaliser = scores.sum(axis=-1, keepdims=True)
-        scores /= normaliser
+        scores, shares = _scores(q[..., rows, :] * scale, keys[..., columns, :])
+        strips.hide(shares, rows, columns)
+        largest = shares.max(axis=-1, keepdims=True)
+        shares -= largest
+        np.exp(shares, out=shares)
+        normaliser = shares.sum(axis=-1, keepdims=True)
+        shares /= normaliser
         logs[..., rows, :] = largest + np.log(normaliser)
-        output[..., rows, :] = as_numpy(mx.array(scores) @ v[..., columns, :])
+        output[..., rows, :] = as_numpy(scores @ values[..., columns, :]).reshape(*shares.shape[:-1], -1)
     return mx.array(output.reshape(B, H, T, -1)), mx.array(logs)
+
+
+def _scores(rows: mx.array, columns: mx.array) -> tuple[mx.array, Floats]:
+    """Products of ``rows`` (B, groups, heads of one, R, D) with ``columns`` (B, groups, C, D), in one product a group.
+
+    Twice the same memory: (B, groups, heads R, C) for products of MLX, and (B, groups, heads, R, C) to be written over.
+    """
+    B, groups, heads, R, D = rows.shape
+    products = rows.reshape(B, groups, heads * R, D) @ mx.swapaxes(columns, -1, -2)
+    return products, as_numpy(products).reshape(B, groups, heads, R, -1)
 
 
 def _attention_gradients(
@@ -260,23 +269,23 @@ def _attention_gradients(
     groups = keys.shape[1]
     q = queries.reshape(B, groups, H // groups, T, D)
     slope = cotangent.reshape(B, groups, H // groups, T, -1)
-    k, v = keys[:, :, None], values[:, :, None]
     offsets = as_numpy(mx.sum(cotangent * output, axis=-1)).reshape(B, groups, H // groups, T, 1)
     # Sums in numpy: an array of MLX would keep what it was computed from until the trace ends
     d_queries, d_keys, d_values = (np.zeros(array.shape, np.float32) for array in (q, keys, values))
     for rows, columns in strips:
-        part, seen, d_out = q[..., rows, :] * scale, k[..., columns, :], slope[..., rows, :]
-        shares = as_numpy(part @ mx.swapaxes(seen, -1, -2))
+        part, seen, d_out = q[..., rows, :] * scale, keys[..., columns, :], slope[..., rows, :]
+        weights, shares = _scores(part, seen)
         strips.hide(shares, rows, columns)
         shares -= logs[..., rows, :]
         np.exp(shares, out=shares)
-        d_scores = as_numpy(d_out @ mx.swapaxes(v[..., columns, :], -1, -2))
+        slopes, d_scores = _scores(d_out, values[..., columns, :])
         d_scores -= offsets[..., rows, :]
         d_scores *= shares
-        given = mx.array(d_scores)
-        d_values[:, :, columns] += as_numpy(mx.sum(mx.swapaxes(mx.array(shares), -1, -2) @ d_out, axis=2))
-        d_keys[:, :, columns] += as_numpy(mx.sum(mx.swapaxes(given, -1, -2) @ part, axis=2))
-        d_queries[..., rows, :] = as_numpy(given @ seen)
+        d_values[:, :, columns] += as_numpy(
+            mx.swapaxes(weights, -1, -2) @ d_out.reshape(B, groups, -1, d_out.shape[-1])
+        )
+        d_keys[:, :, columns] += as_numpy(mx.swapaxes(slopes, -1, -2) @ part.reshape(B, groups, -1, D))
+        d_queries[..., rows, :] = as_numpy(slopes @ seen).reshape(*shares.shape[:-1], D)
     d_queries *= scale
     return mx.array(d_queries.reshape(B, H, T, D)), mx.array(d_keys), mx.array(d_values)
 

@@ -134,7 +134,9 @@ def _low_rank(layer: AdapterLayer, x: mx.array) -> mx.array:
 def _add_low_rank(layer: AdapterLayer, x: mx.array, y: mx.array) -> mx.array:
     """``y + scale * drop(x) A B`` where all is fp32: two operations instead of four (1e-7 apart), one array of the size
     of ``y`` instead of three. With rank 16 on every layer the others take a tenth of a token's time."""
-    return mx.addmm(y, _dropped(layer, x) @ layer.lora_a, layer.lora_b, alpha=layer.scale)
+    narrow = _dropped(layer, x) @ layer.lora_a  # (..., r)
+    rows = (-1, y.shape[-1]), (-1, narrow.shape[-1])  # or the gradient of B would exist once for each sequence
+    return mx.addmm(y.reshape(rows[0]), narrow.reshape(rows[1]), layer.lora_b, alpha=layer.scale).reshape(y.shape)
 
 
 def _dropped(layer: AdapterLayer, x: mx.array) -> mx.array:

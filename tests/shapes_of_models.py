@@ -27,3 +27,4 @@ GEMMA_7B = _config("gemma", 3072, 24576, 28, (16, 16), 256000, head_dim=256, tie
 TINYLLAMA = _config("llama", 2048, 5632, 22, (32, 4), 32000)
 QWEN3_8B = _config("qwen3", 4096, 12288, 36, (32, 8), 151936, head_dim=128)
 QWEN3_0_6B = _config("qwen3", 1024, 3072, 28, (16, 8), 151936, head_dim=128, tie_word_embeddings=True)
+SMOLLM2_135M = _config("llama", 576, 1536, 30, (9, 3), 49152, tie_word_embeddings=True)

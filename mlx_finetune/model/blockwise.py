@@ -24,7 +24,7 @@ from mlx_finetune.model.noise import noise_position, use_noise_from
 from mlx_finetune.model.override import overridden
 from mlx_finetune.model.parts import blocks
 from mlx_finetune.model.places import Places
-from mlx_finetune.model.prefix import standing_in, states_above
+from mlx_finetune.model.prefix import evaluated, standing_in, states_above
 from mlx_finetune.model.split import SplitModel
 from mlx_finetune.model.tape import Tape, keeping_linears, use_tape
 
@@ -75,12 +75,6 @@ class Blockwise:
         ``entering`` is what enters the lowest block that learns, (B, T, H), where that is known.
         """
         known = standing_in(self._blocks[: self._lowest], entering)
-
-        def evaluated(block: nn.Module, call: Any, x: mx.array, *args: object, **kwargs: object) -> mx.array:
-            y = call(block, x, *args, **kwargs)
-            mx.eval(y)
-            return y
-
         with overridden((block, evaluated) for block in self._blocks), overridden(known):
             hidden = self._split.hidden(tokens, caches)
             mx.eval(hidden)
@@ -147,15 +141,15 @@ class Blockwise:
             is_kept = len(visits) >= self._lowest
             tape = Tape() if is_kept and self._keeps_products else None
             cache = caches[len(visits)] if caches is not None else None
-            part = cache if isinstance(cache, PartCache) else None
-            visits.append(_Visit(x if is_kept else None, args, kwargs, noise_position(), tape, part))
+            cache = cache if isinstance(cache, PartCache) else None
+            visits.append(_Visit(x if is_kept else None, args, kwargs, noise_position(), tape, cache))
             if entering is not None and not is_kept:
                 return entering
             with use_tape(tape):
                 y = call(block, x, *args, **kwargs)
                 mx.eval(y)
-            if part and not is_kept:
-                part.let_go()
+            if cache and not is_kept:
+                cache.let_go()
             last[:] = [y]
             return y
 

@@ -21,11 +21,6 @@ def states_above(split: SplitModel, num_blocks: int, tokens: mx.array) -> mx.arr
     """What leaves the first ``num_blocks`` blocks for ``tokens`` (B, T), evaluated block by block: (B, T, H)."""
     members, caught = blocks(split.model), list[mx.array]()
 
-    def evaluated(block: nn.Module, call: Any, x: mx.array, *args: object, **kwargs: object) -> mx.array:
-        y = call(block, x, *args, **kwargs)
-        mx.eval(y)
-        return y
-
     def catch(block: nn.Module, call: Any, x: mx.array, *args: object, **kwargs: object) -> mx.array:
         caught.append(x)
         return x
@@ -34,6 +29,13 @@ def states_above(split: SplitModel, num_blocks: int, tokens: mx.array) -> mx.arr
     with overridden(overrides):
         split.hidden(tokens, None)  # what is above the blocks is never evaluated
     return caught[0]
+
+
+def evaluated(block: nn.Module, call: Any, x: mx.array, *args: object, **kwargs: object) -> mx.array:
+    """An override that computes a block before the next one is called."""
+    y = call(block, x, *args, **kwargs)
+    mx.eval(y)
+    return y
 
 
 def standing_in(members: Sequence[nn.Module], states: mx.array | None) -> list[tuple[nn.Module, Override]]:

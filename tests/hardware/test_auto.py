@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes_of_models import SMOLLM2_135M
 
 from mlx_finetune.dataset.stream import Stream
 from mlx_finetune.dataset.template import Tokens
@@ -19,18 +20,7 @@ from mlx_finetune.recipe.schema import HardwareRecipe, LoraRecipe, Recipe
 CPU = Machine(on_gpu=False, memory_bytes=24 * 10**9, working_set_bytes=16 * 10**9, chip="x86_64")
 M2 = Machine(on_gpu=True, memory_bytes=16 * 10**9, working_set_bytes=10_560_000_000, chip="Apple M2")
 M4 = Machine(on_gpu=True, memory_bytes=64 * 10**9, working_set_bytes=51_840_000_000, chip="Apple M4 Max")
-SMOLLM2 = read_shape(
-    {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    }
-)
+SMOLLM2 = read_shape(SMOLLM2_135M)
 
 
 def recipe(*, with_lora: bool = True, training: dict[str, object] | None = None, **more: object) -> Recipe:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from shapes_of_models import SMOLLM2_135M
 
 from mlx_finetune.errors import RecipeError
 from mlx_finetune.hardware.auto import Facts, resolve_auto
@@ -12,18 +13,7 @@ from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.shapes import read_shape
 from mlx_finetune.recipe.schema import Recipe
 
-SHAPE = read_shape(
-    {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    }
-)
+SHAPE = read_shape(SMOLLM2_135M)
 CPU = Machine(False, 24 * 10**9, 0, "CPU")
 FACTS = Facts(np.array([101] * 400), SHAPE, CPU, train_positions=40_000, valid_positions=4_000)
 

@@ -4,24 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes_of_models import SMOLLM2_135M
 
 from mlx_finetune.dataset.stream import OrderedBatches
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.hardware.layout import choose_layout, epoch_cost, epoch_positions, relative_cost
 from mlx_finetune.hardware.shapes import read_shape
 
-SMOLLM2 = read_shape(
-    {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    }
-)
+SMOLLM2 = read_shape(SMOLLM2_135M)
 LENGTHS = st.lists(st.integers(2, 300), min_size=1, max_size=40)
 
 

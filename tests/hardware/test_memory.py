@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from shapes_of_models import SMOLLM2_135M
 
 from mlx_finetune.hardware import blockwise_memory, graph_memory
 from mlx_finetune.hardware.memory import (
@@ -23,18 +24,7 @@ from mlx_finetune.recipe.schema import LoraRecipe
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_FUSED_GRADIENT = graph_memory.Terms(2, recompute=False, has_fused_gradient=False)  # mlx before 0.32.4
 
-SMOLLM2 = read_shape(
-    {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    }
-)
+SMOLLM2 = read_shape(SMOLLM2_135M)
 
 
 def _llama_like(

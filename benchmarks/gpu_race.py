@@ -5,8 +5,9 @@
 Speed and memory do not depend on the numbers in the weights, so nothing is fetched: a shape is a ``config.json``, in
 bf16, or in 4 bits where the name ends in ``:4``. Rows are random tokens with the lengths of instruction data (mean 200,
 95 % below 450, longest 660; three quarters learned), the same for both. Each measurement is a fresh process, sides
-alternate. Lines tell learned tokens a second, padding, peak memory, the plan's peak, and the share of the card's own
-bf16 matrix rate that ``2 N (1 + f)`` operations a token come to (f: share of adapted blocks; MACOS.md section 2.1).
+alternate. Lines tell learned tokens a second, padding, peak memory, the plan against what is needed, and the share of
+the card's own bf16 matrix rate that ``2 N (1 + f)`` operations a token come to (f: share of adapted blocks; MACOS.md
+section 2.1).
 """
 
 import argparse
@@ -49,6 +50,7 @@ SHAPES: dict[str, dict[str, object]] = {
 SIDES = ("stock", "ours", "stock-recomputing", "ours-recomputing")
 WARM_UP = 12  # steps that are not counted: most shapes are compiled in them
 NUM_ROWS = 512
+TARGET_SHARE = 0.75
 
 
 def make_rows(vocab_size: int) -> list[Any]:
@@ -189,13 +191,33 @@ def run_ours(name: str, batch_size: int, steps: int, *, recomputes: bool) -> dic
     plan = plan_memory(
         shape,
         lora,
-        Layout(size, packed or longest_padded(lengths)),
+        Layout(size, packed or longest_padded(lengths), target_share=TARGET_SHARE, is_packed=packed is not None),
         value_bytes=2,
         stored_bits=bits,
         recompute=recomputes,
+        on_gpu=True,
     )
     found = result(seconds, positions, tokens, targets, mx.get_peak_memory(), plan.total)
+    found["needed"] = needed_memory(trainer, stream)
     return found | {"layout": f"{size} packs of {packed}" if packed else f"{size} rows"}
+
+
+def needed_memory(trainer: Any, stream: Any) -> int:
+    """The peak of the largest step where MLX waits for each operation, so that nothing is there ahead of its time.
+
+    A GPU is sent operations far ahead of those it has done, and their arrays are all there: the free peak depends on
+    the queue. A memory limit makes MLX wait, so what a step needs is what it takes under the smallest limit.
+    """
+    import mlx.core as mx
+
+    steps = range(stream.steps_in_epoch(0))
+    largest = max(steps, key=lambda step: sum(batch.num_positions for batch in stream.microbatches(step)))
+    mx.set_memory_limit(1)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    gradients, _ = trainer.compute(stream.microbatches(largest), largest)
+    trainer.apply(gradients, learning_rate=0.0, step=largest)
+    return mx.get_peak_memory()
 
 
 def result(
@@ -259,7 +281,9 @@ def line(side: str, name: str, batch_size: int, found: dict[str, Any], rate: flo
     shape = read_shape(SHAPES[name.partition(":")[0]])
     matrices = shape.num_layers * shape.block_weights + shape.vocab_size * shape.hidden_size
     work = 2 * matrices * (2 + (1 if side.endswith("recomputing") else 0)) * found["tokens"] / found["seconds"]
-    planned = f", planned {found['planned'] / found['peak']:.3f} of it" if found["planned"] else ""
+    planned = ""
+    if "needed" in found:
+        planned = f", {found['needed'] / 1e9:.2f} needed, planned {found['planned'] / found['needed']:.3f} of that"
     layout = f" ({found['layout']})" if "layout" in found else ""
     return (
         f"{name:<16} batch {batch_size:<3}{side:<18} {found['targets'] / found['seconds']:>9,.0f} targets/s  "

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_finetune.model.override import original_class, override_call, restore_call
 
@@ -167,8 +167,9 @@ def _recomputed(block: nn.Module, call: Callable[..., Any], x: mx.array, *args: 
     start = outer.drawn
 
     def run(parameters: Any, noise_arrays: Sequence[mx.array | None], *args: object, **kwargs: object) -> Any:
-        # Random bits have no gradient, and checkpoint asks for that of every argument.
+        # Checkpoint asks every argument for a gradient: random bits have none, and for masks a GPU has no kernel.
         root, lengths = (None if array is None else mx.stop_gradient(array) for array in noise_arrays)
+        args, kwargs = tree_map(_without_gradient, (args, kwargs))
         noise = _Noise(root, lengths, start)
         kept = block.trainable_parameters()
         block.update(parameters)
@@ -181,6 +182,13 @@ def _recomputed(block: nn.Module, call: Callable[..., Any], x: mx.array, *args: 
 
     x, parameters = _parameters_first(x, block.trainable_parameters())
     return mx.checkpoint(run)(parameters, (outer.root, outer.lengths), x, *args, **kwargs)
+
+
+def _without_gradient(value: object) -> object:
+    """``value``, without a gradient where it is an array of integers or booleans, as a mask is."""
+    if isinstance(value, mx.array) and not mx.issubdtype(value.dtype, mx.inexact):
+        return mx.stop_gradient(value)
+    return value
 
 
 def _parameters_first(x: mx.array, parameters: Any) -> tuple[mx.array, Any]:

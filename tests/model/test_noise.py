@@ -22,6 +22,8 @@ from mlx_finetune.model.noise import (
     uncheckpoint_blocks,
     use_noise,
 )
+from mlx_finetune.model.override import override_call
+from mlx_finetune.model.segments import segment_caches
 from mlx_finetune.recipe.schema import LoraRecipe
 
 TOKENS = mx.array([[3, 14, 15, 92, 65, 35, 89], [9, 7, 9, 3, 2, 0, 0]])
@@ -133,6 +135,36 @@ def test_recomputation_serves_full_fine_tuning_and_a_compiled_step() -> None:
         for name, grad in tree_flatten(grads):
             np.testing.assert_allclose(np.array(grad), plain[name], rtol=0, atol=2e-5, err_msg=name)
     assert abs(step(TOKENS, derive_key(2))[0].item() - plain_loss) > 1e-4
+
+
+def test_recomputation_asks_a_mask_for_no_gradient() -> None:
+    """A GPU's fused attention has none, and refuses: rows were packed and recomputed there in vain."""
+    asked: list[object] = []
+
+    @mx.custom_function
+    def as_scores(mask: mx.array) -> mx.array:
+        return mx.where(mask, 0.0, -1e9)
+
+    @as_scores.vjp  # pyright: ignore[reportUntypedFunctionDecorator]
+    def as_scores_vjp(primals: Any, cotangent: Any, output: object) -> mx.array:
+        asked.append(output)
+        return mx.zeros_like(primals)
+
+    def watched(module: nn.Module, call: Any, x: mx.array, mask: mx.array, cache: object) -> mx.array:
+        return call(module, x, as_scores(mask), cache)
+
+    model = make_llama(0.0)
+    for block in model.layers:
+        override_call(block.self_attn, watched)
+    checkpoint_blocks(model)
+    caches = segment_caches(model, mx.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]]))
+
+    def total(model: Any) -> mx.array:
+        return mx.sum(model(TOKENS[:, :-1], cache=caches))
+
+    _, grads = nn.value_and_grad(model, total)(model)
+    mx.eval(grads)
+    assert not asked
 
 
 def test_a_recomputed_block_keeps_little_more_than_its_input() -> None:

@@ -59,6 +59,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": _config("qwen3", 512, 1536, 8, (8, 4), 30000, head_dim=128),
     "gemma": _config("gemma", 512, 2048, 6, (8, 1), 32000),
     "gpt2": _gpt2(768, 12, 12, 50257),
+    "gpt2-exact": _gpt2(384, 6, 6, 8000) | {"activation_function": "gelu"},
+    "gpt-neox-tanh": _config("gpt_neox", 512, 2048, 6, (8, 8), 50304, hidden_act="gelu_new", **_NEOX),
     "gpt-neox": _config("gpt_neox", 512, 2048, 6, (8, 8), 50304, **_NEOX),
     "tiny-llama": _config("llama", 128, 320, 3, (4, 2), 2000),
     "tiny-qwen3": _config("qwen3", 128, 320, 3, (4, 2), 2000),
@@ -111,10 +113,18 @@ SETTINGS = (
     Setting("llama-wide", 4, 96, {"num_layers": 1}, accumulation=2),
     Setting("llama-wide", 1, 300, {"rank": 128, "target_modules": ["q_proj", "v_proj"]}, accumulation=4),
     Setting("llama-wide", 8, 64, recompute=True, targets=0.3),
+    Setting("smollm2-135m", 4, 128, {"dropout": 0.1, "num_layers": 16}),
+    Setting("llama-small", 4, 256, {"rank": 16, "dropout": 0.1}),
+    Setting("llama-small", 4, 256, {"dropout": 0.1}, recompute=True),
+    Setting("llama-small", 4, 256, {"dropout": 0.1, "use_dora": True}),
+    Setting("gpt2", 1, 200, {"dropout": 0.1}),
+    Setting("gpt-neox", 4, 128, {"dropout": 0.1, "target_modules": "attention"}),
+    Setting("tiny-gemma", 2, 512, {"dropout": 0.1}, recompute=True),
     Setting("qwen3", 2, 192),
     Setting("qwen3", 1, 1024, {"rank": 16, "target_modules": "attention"}),
     Setting("qwen3", 3, 256, {"rank": 64, "use_dora": True}, recompute=True),
     Setting("gemma", 4, 128),
+    Setting("gemma", 4, 256, {"dropout": 0.1}, targets=0.05),
     Setting("gemma", 1, 700, {"target_modules": ["q_proj"]}),
     Setting("gemma", 4, 128, None, recompute=True),
     Setting("gpt2", 4, 200),
@@ -124,6 +134,10 @@ SETTINGS = (
     Setting("gpt-neox", 4, 512, recompute=True),
     Setting("gpt-neox", 4, 64),
     Setting("gpt-neox", 2, 64, None),
+    Setting("gpt-neox-tanh", 4, 256),
+    Setting("gpt-neox", 4, 256, {"dropout": 0.1}),
+    Setting("gpt2-exact", 4, 128),
+    Setting("gpt2-exact", 1, 256, {"dropout": 0.1}, recompute=True),
     Setting("tiny-llama", 1, 512),
     Setting("tiny-llama", 2, 512, {"use_dora": True}, recompute=True),
     Setting("tiny-qwen3", 1, 384, {"num_layers": 2}, documents=3),
@@ -155,6 +169,7 @@ def measure(setting: Setting, *, num_steps: int, is_apart: bool) -> tuple[int, i
         gradients, _ = trainer.compute([batch] * setting.accumulation, step)
         trainer.apply(gradients, learning_rate=1e-4, step=step)
         del gradients
+    trainer.close()
     layout = Layout(setting.batch, setting.length, setting.accumulation, setting.targets, setting.documents > 1)
     shape = read_shape(MODELS[setting.model])
     planned = plan_memory(shape, lora, layout, value_bytes=4, stored_bits=None, recompute=setting.recompute)
@@ -201,6 +216,7 @@ def _trainer(setting: Setting, lora: Any) -> Any:
     import mlx.core as mx
 
     from mlx_finetune.model.lora import adapter_parameters, attach_adapter, full_parameters
+    from mlx_finetune.model.repairs import repair_activation
     from mlx_finetune.train.objective import OBJECTIVES
     from mlx_finetune.train.optim import AdamW, decayed_names
     from mlx_finetune.train.step import Trainer
@@ -208,6 +224,7 @@ def _trainer(setting: Setting, lora: Any) -> Any:
     config = MODELS[setting.model]
     family = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     model = family.Model(family.ModelArgs.from_dict(config))
+    repair_activation(model, config)
     mx.eval(model.parameters())
     model.freeze()
     if lora is None:

@@ -21,6 +21,7 @@ from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.template import tokenize
+from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
@@ -51,13 +52,15 @@ CHARACTERS_PER_TOKEN = 4
 @dataclass(frozen=True, slots=True)
 class TokenCount:
     """The training rows in tokens. ``num_cut`` rows are longer than ``max_seq_length``; a share is None where only the
-    real tokenizer could tell it. ``lost`` names what else became of rows."""
+    real tokenizer could tell it, and so are the targets of the row that has most. ``lost`` names what else became of
+    rows."""
 
     lengths: Lengths
     num_cut: int
     target_share: float | None
     method: str
     lost: tuple[str, ...]
+    most_targets: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def make_plan(
     known = corrections or Corrections()
     facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
     run = base / recipe.run_folder
-    facts = _with_room(facts, tokens.lengths, len(splits.valid), run, is_here=mac is None)
+    facts = _with_tokens(facts, tokens, len(splits.valid), run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
     disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
@@ -163,10 +166,13 @@ def _load_rows(recipe: Recipe, base: Path) -> Splits:
     return splits
 
 
-def _with_room(facts: Facts, lengths: Lengths, num_valid: int, run: Path, *, is_here: bool) -> Facts:
-    """What it takes to keep hidden states of all rows; validation rows are taken to be as long as the others."""
+def _with_tokens(facts: Facts, tokens: TokenCount, num_valid: int, run: Path, *, is_here: bool) -> Facts:
+    """How much is learned of a row, and what it takes to keep hidden states of all; validation rows are taken to be as
+    long as the others."""
+    lengths = tokens.lengths
     return replace(
         facts,
+        most_targets=tokens.most_targets,
         train_positions=lengths.total - lengths.count,
         valid_positions=round((lengths.mean - 1) * num_valid),
         free_disk_bytes=free_bytes(run) if is_here else None,
@@ -177,7 +183,14 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
     """The plan with the forecast that follows from what was measured on this machine."""
     beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
     disk_bytes, on_gpu = plan.forecast.disk_bytes, plan.machine.on_gpu
-    forecast = forecast_measured(measured, beside, plan.corrections, on_gpu=on_gpu, disk_bytes=disk_bytes)
+    forecast = forecast_measured(
+        measured,
+        beside,
+        plan.corrections,
+        planned_peak_bytes=plan.resolved.memory.total,
+        on_gpu=on_gpu,
+        disk_bytes=disk_bytes,
+    )
     factor = forecast.peak_bytes.expected / plan.resolved.memory.total
     facts = replace(plan.facts, memory_factor=factor)
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
@@ -253,7 +266,8 @@ def _count_tokens(
     )
     summary = summarize_lengths([len(row.ids) for row in split.rows], "tokens")
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
-    return lengths, TokenCount(summary, cut, report.target_share, report.method, lost), beside
+    most = rows_of(split.rows).most_targets()
+    return lengths, TokenCount(summary, cut, report.target_share, report.method, lost, most), beside
 
 
 def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer], TokenCount]:

@@ -82,6 +82,17 @@ class TokenRows(Sequence[Tokens]):
             start += len(words)
         return (int(np.searchsorted(self._ends, found, side="right")) if found >= 0 else -1), largest
 
+    def most_targets(self) -> int:
+        """Targets of the row that has most; 0 without rows."""
+        counts = np.zeros(len(self), np.int64)
+        start = 0
+        for words in self.chunks():
+            first, last = np.searchsorted(self._ends, (start, start + len(words) - 1), side="right")
+            begins = np.concatenate([[0], self._ends[first:last] - start])
+            counts[first : last + 1] += np.add.reduceat(words > _ID, begins, dtype=np.int64)
+            start += len(words)
+        return int(counts.max(initial=0))
+
     def chunks(self) -> Iterator[NDArray[np.uint32]]:
         """All words in order, a piece at a time."""
         for start in range(0, len(self.words), _CHUNK_WORDS):

@@ -32,8 +32,9 @@ class Facts:
 
     ``unpackable`` says why rows of this model cannot share a sequence, "" where they can. ``stored_bits`` are those of
     a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted
-    (``hardware.profile``). ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of
-    ``lengths``, and none); ``free_disk_bytes`` None is enough; ``num_processes`` train together.
+    (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token). ``train_positions``
+    and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none); ``free_disk_bytes``
+    None is enough; ``num_processes`` train together.
     """
 
     lengths: NDArray[np.integer]
@@ -42,6 +43,7 @@ class Facts:
     unpackable: str = ""
     stored_bits: int | None = None
     memory_factor: float = 1.0
+    most_targets: int | None = None
     train_positions: int = 0
     valid_positions: int = 0
     free_disk_bytes: int | None = None
@@ -172,7 +174,8 @@ class _Decisions:
         facts, recipe = self._facts, self._recipe
         length = self._packed_length or longest_padded(facts.lengths)
         accumulation, is_packed = recipe.training.gradient_accumulation_steps, self._packed_length is not None
-        layout = Layout(self._batch_size, length, accumulation, is_packed=is_packed)
+        share = 1.0 if is_packed or facts.most_targets is None else min(1.0, facts.most_targets / length)
+        layout = Layout(self._batch_size, length, accumulation, share, is_packed)
         stored_bits = (recipe.quantize or facts.stored_bits) if facts.machine.on_gpu else None
         value_bytes = 4 if self._dtype == "float32" else 2
         return plan_memory(

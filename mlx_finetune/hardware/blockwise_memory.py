@@ -22,7 +22,8 @@ SHORTEST = 64  # positions of a single row that is cut in two: model.context_par
 CHUNK_BYTES = 2**25  # of logits in fp32 at once: 170 rows of 49,152; larger is no faster (SmolLM2, 2 cores)
 RMS_NORM, LAYER_NORM = 3, 5  # vectors that a norm makes
 RMS_NORM_BACK, LAYER_NORM_BACK = 6, 8  # vectors that its gradient makes, the sum with the residual's included
-PLAIN_GELU = 15  # vectors of the MLP's width that nn.gelu, its gradient and what both keep make beyond a silu in numpy
+#: Vectors of the MLP's width that a gelu and its gradient take beyond a SwiGLU or gelu in numpy.
+GELU = {"": 0, "product": 2, "exact": 15}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,18 @@ def forward_floats(shape: ModelShape, learned: Learned) -> float:
         floats += linear.outputs
         if linear in learned.adapted:  # x A, the sum; DoRA's gain
             floats += learned.rank + (2 if learned.use_dora else 1) * linear.outputs
-    return floats + (PLAIN_GELU * _inner_width(shape) if kind.has_plain_gelu else 0)
+    floats += dropped_floats(shape, learned)
+    if _is_mlp_later(shape):
+        return floats - (_inner_width(shape) if learned.adapted else 0)
+    return floats + GELU[kind.gelu] * _inner_width(shape)
+
+
+def dropped_floats(shape: ModelShape, learned: Learned) -> int:
+    """With dropout each adapter has an input of its own: its mask, and what the mask leaves."""
+    if not learned.has_dropout:
+        return 0
+    is_mlp_there = not _is_mlp_later(shape)
+    return 2 * sum(linear.inputs for linear in learned.adapted if linear.is_attention or is_mlp_there)
 
 
 def gradient_floats(shape: ModelShape, learned: Learned) -> int:
@@ -206,9 +218,13 @@ def gradient_floats(shape: ModelShape, learned: Learned) -> int:
     """
     kind, hidden = shape.kind, shape.hidden_size
     *inner, last = _mlp(shape)
-    floats = sum(linear.outputs for linear in inner) + shape.attention_width
-    floats += _through_adapter(learned, last, keeps_input=kind.has_plain_gelu)
-    floats += _through_adapter(learned, _attention_output(shape), keeps_input=True)
+    floats = shape.attention_width + _through_adapter(learned, _attention_output(shape), keeps_input=True)
+    if _is_mlp_later(shape):
+        return floats
+    floats += sum(linear.outputs for linear in inner)
+    floats += _through_adapter(learned, last, keeps_input=kind.gelu != "")
+    if kind.gelu == "product" and learned.has_dropout and last in learned.adapted:
+        floats += 3 * last.inputs  # the masked product's, before both factors have theirs
     if kind.is_parallel:
         return floats
     back = LAYER_NORM_BACK if kind.has_layer_norm else RMS_NORM_BACK
@@ -259,11 +275,16 @@ def _is_taped(linear: Linear, learned: Learned) -> bool:
 
 
 def _through_adapter(learned: Learned, linear: Linear, *, keeps_input: bool) -> int:
-    """The scaled gradient, that of x A, the input's and its sum with the other; DoRA's gain once more."""
+    """The scaled gradient, that of x A, the input's and its sum with the other; DoRA's gain once more.
+
+    With dropout the input's comes before and after the mask. Where ``keeps_input`` is False, the sum is not kept, nor
+    is the input's gradient unless a mask follows it.
+    """
     if linear not in learned.adapted:
         return 0
     scaled = 2 if learned.use_dora else 1
-    return scaled * linear.outputs + learned.rank + (2 * linear.inputs if keeps_input else 0)
+    vectors = (3 if keeps_input else 2) if learned.has_dropout else (2 if keeps_input else 0)
+    return scaled * linear.outputs + learned.rank + vectors * linear.inputs
 
 
 def _dora_floats(learned: Learned) -> int:
@@ -283,6 +304,11 @@ def _mlp(shape: ModelShape) -> list[Linear]:
 
 def _attention_output(shape: ModelShape) -> Linear:
     return [linear for linear in shape.linears if linear.is_attention][-1]
+
+
+def _is_mlp_later(shape: ModelShape) -> bool:
+    """A parallel MLP whose activation is MLX's: none of its gradients is asked for before attention's."""
+    return shape.kind.is_parallel and shape.kind.gelu == "exact"
 
 
 def _inner_width(shape: ModelShape) -> int:

@@ -40,7 +40,8 @@ def block_bytes(shape: ModelShape, learned: Learned, terms: Terms) -> int:
 
     What enters both norms; queries and keys before a norm of their own; turned queries and keys, values, attention's
     output and its normaliser; what the MLP's first layers give. The input of each layer that learns, in fp32 for an
-    adapter (one copy for all that share it), with the adapter's narrow product; DoRA's output before the gain.
+    adapter (one copy for all that share it; with dropout one for each, and its mask), with the adapter's narrow
+    product; DoRA's output before the gain.
     """
     width, keys = shape.attention_width, shape.key_width
     mlp = [linear for linear in shape.linears if not linear.is_attention]
@@ -53,6 +54,8 @@ def block_bytes(shape: ModelShape, learned: Learned, terms: Terms) -> int:
     gained = sum(one.outputs for one in learned.adapted) if learned.use_dora else 0
     inputs = sum(inputs for _, inputs, _ in read)
     read_bytes = FLOAT if learned.adapted else terms.value_bytes
+    if learned.has_dropout:
+        inputs, read_bytes = sum(one.inputs for one in learned.adapted), FLOAT + terms.value_bytes
     return vectors * terms.value_bytes + inputs * read_bytes + FLOAT * (narrow + gained + shape.num_heads)
 
 

@@ -30,6 +30,7 @@ class Learned:
     """What is learned. ``adapted`` are the linear layers of a block with an adapter, empty where all weights learn.
 
     ``blocks`` learn something, each ``in_block`` parameters; ``outside`` are those of the embedding, head and norm.
+    ``has_dropout``: what enters each adapter is masked.
     """
 
     blocks: int
@@ -38,6 +39,7 @@ class Learned:
     adapted: tuple[Linear, ...]
     in_block: int
     outside: int
+    has_dropout: bool = False
 
     @property
     def total(self) -> int:
@@ -54,4 +56,5 @@ def what_learns(shape: ModelShape, lora: LoraRecipe | None) -> Learned:
         return Learned(shape.num_layers, 0, False, (), in_block, outside)
     blocks = adapted_layers(shape, lora)
     in_block = adapter_parameters(shape, lora) // blocks
-    return Learned(blocks, lora.rank, lora.use_dora, target_linears(shape, lora), in_block, 0)
+    adapted = target_linears(shape, lora)
+    return Learned(blocks, lora.rank, lora.use_dora, adapted, in_block, 0, has_dropout=lora.dropout > 0)

@@ -6,6 +6,7 @@ an unknown family is taken to be llama-like and says so with ``is_exact = False`
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mlx_finetune.recipe.schema import LoraRecipe
 
@@ -31,8 +32,8 @@ class BlockKind:
     """How a block is built, as far as it decides which arrays a training step holds (``hardware.memory``).
 
     ``rotated`` is the share of a head's width that is turned by position; ``norms`` counts those of the hidden size;
-    ``is_parallel`` says that attention and MLP both start from what enters the block; ``has_plain_gelu`` that the
-    activation is ``nn.gelu``.
+    ``is_parallel`` says that attention and MLP both start from what enters the block. ``gelu``: "product" where that of
+    one product is multiplied by another, "exact" for the one that ``model.cpu_math`` leaves to MLX, else "".
     """
 
     has_layer_norm: bool = False
@@ -40,7 +41,7 @@ class BlockKind:
     rotated: float = 1.0
     has_head_norms: bool = False
     is_parallel: bool = False
-    has_plain_gelu: bool = False
+    gelu: Literal["", "product", "exact"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,10 @@ class _Sizes:
         value = self._config.get(name, default)
         return value if isinstance(value, bool) else default
 
+    def exact_gelu(self, name: str, default: str) -> Literal["", "exact"]:
+        """As ``model.repairs`` reads the activation's name: all others are the tanh approximation."""
+        return "exact" if self._config.get(name, default) == "gelu" else ""
+
     def shape(
         self,
         linears: tuple[Linear, ...],
@@ -234,8 +239,8 @@ def _llama_like(sizes: _Sizes) -> ModelShape:
     )
     kind = BlockKind(
         norms=4 if sizes.model_type in ("gemma2", "gemma3", "gemma3_text") else 2,
+        gelu="product" if sizes.model_type == "gemma" else "",
         has_head_norms=sizes.model_type in ("qwen3", "gemma3", "gemma3_text", "qwen3_moe"),
-        has_plain_gelu=sizes.model_type == "gemma",
     )
     norms = kind.norms * hidden + (2 * sizes.head_dim if kind.has_head_norms else 0)
     biases = 0
@@ -269,7 +274,7 @@ def _gpt2(sizes: _Sizes) -> ModelShape:
     )
     per_block = sum(one.outputs for one in linears) + 4 * hidden
     positions = (sizes.context or 1024) * hidden
-    kind = BlockKind(has_layer_norm=True, rotated=0.0)
+    kind = BlockKind(has_layer_norm=True, rotated=0.0, gelu=sizes.exact_gelu("activation_function", "gelu_new"))
     return sizes.shape(
         linears, intermediate=inner, has_own_head=False, in_block=per_block, outside=positions + 2 * hidden, kind=kind
     )
@@ -290,6 +295,7 @@ def _gpt_neox(sizes: _Sizes) -> ModelShape:
         has_layer_norm=True,
         rotated=sizes.share("rotary_pct", default=0.25),
         is_parallel=sizes.is_set("use_parallel_residual", default=True),
+        gelu=sizes.exact_gelu("hidden_act", "gelu"),
     )
     return sizes.shape(
         linears, intermediate=inner, has_own_head=True, in_block=per_block, outside=2 * hidden, kind=kind

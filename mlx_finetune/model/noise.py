@@ -103,7 +103,8 @@ def dropout(x: mx.array, rate: float) -> mx.array:
     key = next_key() if rate > 0 else None
     if key is None:
         return x
-    return mx.where(mx.random.bernoulli(1 - rate, x.shape, key=key), x * (1 / (1 - rate)), mx.zeros_like(x))
+    kept = mx.random.bernoulli(1 - rate, x.shape, key=key)
+    return x * (kept.astype(x.dtype) * (1 / (1 - rate)))  # a product keeps two arrays for its gradient, where() four
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

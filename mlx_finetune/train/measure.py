@@ -7,6 +7,7 @@ the events of loading, one JSON object each; errors go to stderr as ``error:`` a
 
 import argparse
 import json
+import math
 import sys
 import threading
 import time
@@ -120,12 +121,16 @@ def batch_shape(batch: "Batch") -> Shape:
 
 
 def locate_shapes(prepared: "Prepared") -> Mapping[Shape, tuple[int, int]]:
-    """Every shape of the first epoch of the run -> a step, and a microbatch in it, that has this shape."""
+    """Every shape of the first epoch of the run -> a step, and a microbatch in it, that has this shape.
+
+    Of those, the one that comes latest in its step: the more gradients are held beside it, the more memory it takes.
+    """
     steps = prepared.stream.shapes(0)[: prepared.total_steps]
     found: dict[Shape, tuple[int, int]] = {}
     for step, shapes in enumerate(steps):
         for part, shape in enumerate(shapes):
-            found.setdefault(shape, (step, part))
+            if shape not in found or part > found[shape][1]:
+                found[shape] = step, part
     return found
 
 
@@ -197,15 +202,13 @@ class _Steps:
         return max(one.seconds * positions / (one.rows * one.length) for one in self.timed[-3:])
 
     def _take(self, shape: Shape) -> None:
-        """One real microbatch forward and backward, and an update; the peak of a whole step with accumulation too."""
+        """One real microbatch forward and backward, and an update."""
         prepared = self._prepared
         step, part = self._located[shape]
         batches = prepared.stream.microbatches(step)
         batch = self._frozen.known(batches[part])
-        if len(self.timed) == 1 and len(batches) > 1:  # the longest: beside the gradient of another microbatch
-            shortest = self._frozen.known(min(batches, key=lambda one: one.num_positions))
-            prepared.trainer.compute([shortest, batch], step)
-            self._seen |= {shape}
+        if len(self.timed) == 1:
+            self._accumulate()
         began = time.perf_counter()
         gradients, _ = prepared.trainer.compute([batch], step)
         between = time.perf_counter()
@@ -213,6 +216,18 @@ class _Steps:
         self.updates.append(time.perf_counter() - between)
         self.timed.append(Timed(*shape, seconds=between - began, is_first=shape not in self._seen))
         self._seen.add(shape)
+
+    def _accumulate(self) -> None:
+        """The longest of the microbatches that come later in their step, beside the gradients that are held then."""
+        later = [shape for shape, (_, part) in self._located.items() if part]
+        if not later:
+            return
+        longest = max(later, key=math.prod)
+        step, part = self._located[longest]
+        batches = [self._frozen.known(batch) for batch in self._prepared.stream.microbatches(step)]
+        shortest = min(batches, key=lambda batch: batch.num_positions)
+        self._prepared.trainer.compute([*[shortest] * min(part, 2), batches[part]], step)
+        self._seen |= {longest, batch_shape(shortest)}
 
 
 class _Frozen:

@@ -47,6 +47,7 @@ def test_rows_come_out_as_they_went_in_from_memory_and_from_a_file(batches, memo
     largest = max((int(row.ids.max()) for row in rows), default=-1)
     first = next((n for n, row in enumerate(rows) if int(row.ids.max()) == largest), -1)
     assert made.row_with_largest_id() == (first, largest)
+    assert made.most_targets() == max((int(row.loss_mask.sum()) for row in rows), default=0)
 
 
 def numbered(count: int) -> TokenRows:
@@ -58,6 +59,15 @@ def test_pages_given_back_do_not_change_what_is_read(monkeypatch):
     monkeypatch.setattr(token_rows, "_ROWS_BEFORE_RELEASE", 2)
     rows = numbered(50)
     assert [int(rows[n].ids[0]) for n in (49, 0, 7, 7, 30, 1)] == [49, 0, 7, 7, 30, 1]
+
+
+@pytest.mark.parametrize("words", [1, 2, 5, 6, 100])
+def test_targets_are_counted_over_rows_that_lie_in_several_pieces(monkeypatch, words):
+    monkeypatch.setattr(token_rows, "_CHUNK_WORDS", words)
+    masks = [[True, False, True], [False] * 6, [True] * 4, [True]]
+    rows = [Tokens(np.zeros(len(mask), np.int32), np.array(mask), "f", line) for line, mask in enumerate(masks)]
+    assert rows_of(rows).most_targets() == 4
+    assert rows_of(rows[:2]).most_targets() == 2
 
 
 def test_rows_are_a_sequence():

@@ -76,6 +76,16 @@ def test_what_the_recipe_fixes_is_kept_and_has_no_reason() -> None:
     assert not [name for name in result.reasons if name.startswith("training.")]
 
 
+def test_fewer_targets_need_fewer_logits() -> None:
+    def total(most_targets: int | None) -> int:
+        training = {"batch_size": 2, "max_steps": 2, "gradient_checkpointing": True}
+        values = {"training": training, "data": {"path": "d", "packing": False}}
+        return resolve_auto(recipe(**values), facts([160] * 8, most_targets=most_targets)).memory.total  # pyright: ignore[reportArgumentType]
+
+    assert total(16) < total(None)
+    assert total(None) == total(500)
+
+
 def test_learning_rate_is_ten_times_lower_and_more_without_an_adapter() -> None:
     assert resolved().recipe.training.learning_rate == 2e-4
     assert resolved(with_lora=False).recipe.training.learning_rate == 1e-5

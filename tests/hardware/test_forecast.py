@@ -121,8 +121,15 @@ def measured(**more: object) -> Measured:
 BESIDE = Beside(num_evaluations=3, num_prompts=2, max_new_tokens=40, num_saves=4, checkpoint_bytes=10**8)
 
 
-def forecast(found: Measured | None = None, known: Corrections | None = None):
-    return forecast_measured(found or measured(), BESIDE, known or Corrections(), on_gpu=False, disk_bytes=NO_DISK)
+def forecast(found: Measured | None = None, known: Corrections | None = None, planned: int = 0):
+    return forecast_measured(
+        found or measured(),
+        BESIDE,
+        known or Corrections(),
+        planned_peak_bytes=planned,
+        on_gpu=False,
+        disk_bytes=NO_DISK,
+    )
 
 
 def test_the_time_of_a_step_is_the_mean_over_the_real_microbatches() -> None:
@@ -148,6 +155,12 @@ def test_the_peak_is_the_larger_of_loading_and_training() -> None:
     assert forecast().peak_bytes.expected == 15 * 10**8
     assert forecast(measured(load_peak_bytes=2 * 10**9)).peak_bytes.expected == 2 * 10**9
     assert 15.3e8 in forecast().peak_bytes
+
+
+def test_the_peak_may_be_what_arithmetic_says_where_the_threads_did_not_meet() -> None:
+    assert 15.7e8 not in forecast().peak_bytes
+    assert 15.7e8 in forecast(planned=1_580_000_000).peak_bytes
+    assert 17e8 not in forecast(planned=4 * 10**9).peak_bytes
 
 
 def test_energy_is_stated_only_where_a_sensor_told() -> None:

@@ -63,7 +63,7 @@ def plan(layout: Layout, shape: ModelShape = SMOLLM2, *, recompute: bool = False
     return plan_memory(shape, lora(**more), layout, value_bytes=4, stored_bits=None, recompute=recompute)
 
 
-@pytest.mark.parametrize("name", ["tiny-llama 1x512", "tiny-qwen3", "tiny-gpt2", "tiny-gpt-neox"])
+@pytest.mark.parametrize("name", ["tiny-llama 1x512", "tiny-qwen3", "tiny-gemma", "tiny-gpt2", "tiny-gpt-neox"])
 def test_real_steps_of_tiny_models_peak_where_the_plan_says(name: str) -> None:
     compare_with_measured("--only", name)
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import MODEL_TYPES, write_tiny_model
 
 from mlx_finetune.errors import ModelError
+from mlx_finetune.model import load as load_module
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.model.load import LoadedModel, load_model, on_gpu
 from mlx_finetune.model.parts import blocks, embedding, flat_arrays, head
@@ -139,7 +140,11 @@ def test_other_bits_than_stored_are_not_silently_ignored(tiny_model: TinyModel, 
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float) -> None:
+@pytest.mark.parametrize("at_once", [7, 2**22])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, at_once: int
+) -> None:
+    monkeypatch.setattr(load_module, "FINITE_AT_ONCE", at_once)
     folder = write_tiny_model(tmp_path / "m", "llama")
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = bad

@@ -1,5 +1,6 @@
 """The measuring process: which steps it takes, what it counts, and that it stops in time."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import mlx.core as mx
 import pytest
 from small_runs import write_recipe
 
+from mlx_finetune.hardware.forecast import MEASURED_PEAK, MOST_MISSED
 from mlx_finetune.hardware.measured import Measured, ShapeCount
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import load_recipe
@@ -59,6 +61,19 @@ def test_every_located_shape_is_that_of_its_microbatch(prepared: Prepared) -> No
         assert batch_shape(prepared.stream.microbatches(step)[part]) == shape
 
 
+def test_a_shape_is_located_where_most_gradients_are_held(
+    tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    prepared = make(tmp_path, tiny_model, packing="false", extra="gradient_accumulation_steps = 3")
+    parts: dict[tuple[int, int], int] = {}
+    for step in range(min(prepared.total_steps, prepared.stream.steps_in_epoch(0))):
+        for part, batch in enumerate(prepared.stream.microbatches(step)):
+            parts[batch_shape(batch)] = max(part, parts.get(batch_shape(batch), 0))
+    assert {shape: part for shape, (_, part) in locate_shapes(prepared).items()} == parts
+    assert len(set(parts.values())) > 1
+
+
 def test_the_shortest_warms_up_and_the_longest_comes_next() -> None:
     shapes = [ShapeCount(4, 64, 10), ShapeCount(4, 128, 88), ShapeCount(4, 512, 2)]
     order = choose_shapes(shapes)
@@ -83,17 +98,31 @@ def test_real_steps_are_timed_and_the_peak_is_that_of_the_longest(prepared: Prep
     assert Measured.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
-def test_the_measured_peak_is_that_of_the_run(prepared: Prepared) -> None:
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+def test_the_measured_peak_is_that_of_the_run(
+    tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    """Within the error bar of a plan: whether both threads reach their peaks together is chance in so few steps."""
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    extra = f"gradient_accumulation_steps = {accumulation}"
+    measured, truth = measure_and_run(make(tmp_path, tiny_model, packing="false", extra=extra))
+    assert MEASURED_PEAK[0] * measured < truth < MOST_MISSED * measured
+
+
+def measure_and_run(prepared: Prepared) -> tuple[int, int]:
+    """The peak that was measured, and that of the steps of the whole run."""
+    gc.collect()  # what other tests left would count as long as it is there
     mx.clear_cache()
     mx.reset_peak_memory()
     found = measure_run(prepared, clock(2.0))
+    gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
     for step in range(prepared.total_steps):
         gradients, _ = prepared.trainer.compute(prepared.stream.microbatches(step), step)
         prepared.trainer.apply(gradients, learning_rate=1e-3, step=step)
         del gradients
-    assert mx.get_peak_memory() == pytest.approx(found.peak_bytes, rel=0.03)
+    return found.peak_bytes, mx.get_peak_memory()
 
 
 def test_when_the_time_is_up_two_microbatches_are_enough(prepared: Prepared) -> None:

@@ -175,6 +175,7 @@ def read_facts(folder: Path, rows: TrainingRows, recipe: Recipe, *, num_processe
         machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
         unpackable=why_unpackable(str(config.get("model_type"))),
         stored_bits=bits if isinstance(bits, int) else None,
+        most_targets=rows.train.most_targets(),
         train_positions=int(num_states(rows.train.lengths).sum()),
         valid_positions=int(num_states(rows.valid.lengths).sum()),
         free_disk_bytes=free_bytes(recipe.run_folder),

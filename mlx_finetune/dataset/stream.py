@@ -148,6 +148,11 @@ class Stream:
         """The rows that the row numbers of its batches count."""
         return self._rows
 
+    @property
+    def is_packed(self) -> bool:
+        """True where a sequence may hold more than one row."""
+        return self._packed_length is not None
+
     def steps_in_epoch(self, epoch: int) -> int:
         """Optimizer steps of one epoch; the last may have fewer microbatches."""
         while len(self._steps) <= epoch:
@@ -235,8 +240,7 @@ class Stream:
 
     def _batch(self, group: Sequence[Sequence[int]], part: int) -> Batch:
         num_sequences, length = self._shape(group)
-        is_packed = self._packed_length is not None
-        batch = make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=is_packed)
+        batch = make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=self.is_packed)
         return replace(batch, part=part, entering=self.states.of(batch) if self.states else None)
 
 

@@ -247,7 +247,8 @@ def _put_weights(folder: Path, model: nn.Module, weights: Mapping[str, mx.array]
     model.load_weights(list(cast_all.items()), strict=True)
     model.freeze()
     model.eval()
-    mx.eval(model.parameters())
+    for array in sorted(flat_arrays(model).values(), key=lambda array: -array.size):
+        mx.eval(array)  # one by one, the largest first: all at once, many are there as stored and as cast
     floating = {name: array for name, array in flat_arrays(model).items() if mx.issubdtype(array.dtype, mx.floating)}
     bad = next((name for name, array in floating.items() if not _is_finite(array)), None)
     if bad is not None:

@@ -7,7 +7,6 @@ the events of loading, one JSON object each; errors go to stderr as ``error:`` a
 
 import argparse
 import json
-import math
 import sys
 import threading
 import time
@@ -37,6 +36,7 @@ if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
 BUDGET_SECONDS = 25.0  # since the start of the process; nothing is begun that would end later
 LEAST_SECONDS = 4.0  # of timed steps, so that a machine with other programs shows how it is in the mean
 MAX_TIMED = 400
+MAX_SEEN = 200  # steps whose microbatches are looked at for the largest
 NUM_FIRST = 4  # shapes timed before the validation set and an answer are
 QUANTILES = (
     0.5,
@@ -121,16 +121,12 @@ def batch_shape(batch: "Batch") -> Shape:
 
 
 def locate_shapes(prepared: "Prepared") -> Mapping[Shape, tuple[int, int]]:
-    """Every shape of the first epoch of the run -> a step, and a microbatch in it, that has this shape.
-
-    Of those, the one that comes latest in its step: the more gradients are held beside it, the more memory it takes.
-    """
+    """Every shape of the first epoch of the run -> a step, and a microbatch in it, that has this shape."""
     steps = prepared.stream.shapes(0)[: prepared.total_steps]
     found: dict[Shape, tuple[int, int]] = {}
     for step, shapes in enumerate(steps):
         for part, shape in enumerate(shapes):
-            if shape not in found or part > found[shape][1]:
-                found[shape] = step, part
+            found.setdefault(shape, (step, part))
     return found
 
 
@@ -208,7 +204,7 @@ class _Steps:
         batches = prepared.stream.microbatches(step)
         batch = self._frozen.known(batches[part])
         if len(self.timed) == 1:
-            self._accumulate()
+            self._take_largest()
         began = time.perf_counter()
         gradients, _ = prepared.trainer.compute([batch], step)
         between = time.perf_counter()
@@ -217,17 +213,24 @@ class _Steps:
         self.timed.append(Timed(*shape, seconds=between - began, is_first=shape not in self._seen))
         self._seen.add(shape)
 
-    def _accumulate(self) -> None:
-        """The longest of the microbatches that come later in their step, beside the gradients that are held then."""
-        later = [shape for shape, (_, part) in self._located.items() if part]
-        if not later:
-            return
-        longest = max(later, key=math.prod)
-        step, part = self._located[longest]
-        batches = [self._frozen.known(batch) for batch in self._prepared.stream.microbatches(step)]
-        shortest = min(batches, key=lambda batch: batch.num_positions)
-        self._prepared.trainer.compute([*[shortest] * min(part, 2), batches[part]], step)
-        self._seen |= {longest, batch_shape(shortest)}
+    def _take_largest(self) -> None:
+        """The microbatch with most tokens of those before which most gradients are held, with these held.
+
+        Packs have one shape, but on a CPU their padding is cut off.
+        """
+        prepared = self._prepared
+        if not prepared.stream.is_packed and prepared.recipe.training.gradient_accumulation_steps == 1:
+            return  # the longest shape, which is timed next
+        found = [
+            (part > 0, batch.num_tokens, step, part)
+            for step in range(min(prepared.total_steps, MAX_SEEN))
+            for part, batch in enumerate(prepared.stream.microbatches(step))
+        ]
+        *_, step, part = max(found)
+        batches = [self._frozen.known(batch) for batch in prepared.stream.microbatches(step)]
+        shortest = min(batches, key=lambda batch: batch.num_tokens)
+        prepared.trainer.compute([*[shortest] * min(part, 2), batches[part]], step)
+        self._seen |= {batch_shape(batches[part]), batch_shape(shortest)}
 
 
 class _Frozen:

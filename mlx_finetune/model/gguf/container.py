@@ -241,7 +241,7 @@ def _nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint32]:
 def _unpack_q4_0(blocks: NDArray[np.uint8]) -> tuple[Array, Array, Array]:
     """``w = d (q - 8)``: scale d, bias -8 d."""
     scales = np.ascontiguousarray(blocks[:, 0:2]).view("<f2")
-    return _nibbles(blocks[:, 2:]), scales, (np.float16(-8) * scales)
+    return _nibbles(blocks[:, 2:]), scales, _multiplied(-8, scales)
 
 
 def _unpack_q4_1(blocks: NDArray[np.uint8]) -> tuple[Array, Array, Array]:
@@ -253,7 +253,13 @@ def _unpack_q4_1(blocks: NDArray[np.uint8]) -> tuple[Array, Array, Array]:
 def _unpack_q8_0(blocks: NDArray[np.uint8]) -> tuple[Array, Array, Array]:
     """``w = d q`` with signed q: stored as q + 128 with scale d, bias -128 d."""
     scales = np.ascontiguousarray(blocks[:, 0:2]).view("<f2")
-    return np.ascontiguousarray(blocks[:, 2:] ^ 0x80).view("<u4"), scales, (np.float16(-128) * scales)
+    return np.ascontiguousarray(blocks[:, 2:] ^ 0x80).view("<u4"), scales, _multiplied(-128, scales)
+
+
+def _multiplied(factor: int, scales: Array) -> Array:
+    """``factor * scales`` in fp16. Damaged scales may overflow: infinity is refused by name at loading."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.multiply(np.float16(factor), scales, dtype=np.float16)
 
 
 _BLOCK_BYTES = {name: num_bytes for name, _, num_bytes in _TYPES.values()}

@@ -22,7 +22,7 @@ from mlx_finetune.recipe.resolve import canonical_json
 from mlx_finetune.recipe.schema import Recipe
 
 FILE_NAME = "profile.json"
-FORMAT_VERSION = 4  # goes up with the formulas of the plan, too: corrections hold for those they were learned from
+FORMAT_VERSION = 5  # goes up with the formulas of the plan, too: corrections hold for those they were learned from
 KEPT_RUNS = 20
 KEPT_PLANS = 32
 PRIOR_RUNS = 4

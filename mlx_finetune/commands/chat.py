@@ -16,7 +16,7 @@ import click
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
-    from mlx_finetune.app.chat import Chat
+    from mlx_finetune.app.chat.repl import Chat
     from mlx_finetune.app.open import Opened
 
 
@@ -35,7 +35,7 @@ def command(name: str, system: str | None, settings: tuple[str, ...], seed: int 
 
     changes = [*settings, *([f"system={system}"] if system is not None else [])]
     opened = open_for_answers(name, changes)
-    from mlx_finetune.app.chat import Chat
+    from mlx_finetune.app.chat.repl import Chat
 
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PipeScreen()
@@ -169,7 +169,7 @@ def _prompt_session() -> "PromptSession[str]":
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-    from mlx_finetune.app.chat import COMMANDS
+    from mlx_finetune.app.chat.repl import COMMANDS
     from mlx_finetune.app.text import needs_more
 
     keys = KeyBindings()
@@ -214,8 +214,8 @@ def _history_file() -> Path | None:
 
 
 def _say_next(name: str, chat: "Chat") -> None:
-    if chat.saved_to is not None:
-        path = shlex.quote(str(chat.saved_to))
+    if chat.session.saved_to is not None:
+        path = shlex.quote(str(chat.session.saved_to))
         click.echo(f"next: train on what you saved: mlxft train RECIPE --set data.path={path}", err=True)
     else:
         click.echo(f"next: mlxft generate {shlex.quote(name)} --prompt 'Why is the sky blue?'", err=True)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from conftest import ROOT
 from tiny import write_tiny_model
 
-from mlx_finetune.app.chat import COMMANDS, Chat
+from mlx_finetune.app.chat.repl import COMMANDS, Chat
 from mlx_finetune.app.generate import sampling_of
 from mlx_finetune.app.open import Opened, open_name
 from mlx_finetune.commands.chat import command
@@ -65,17 +65,18 @@ def start(opened: Opened, screen: Recorder | None = None) -> tuple[Chat, Recorde
 
 
 def contents(chat: Chat) -> list[str]:
-    return [str(turn["content"]) for turn in chat.conversation.turns]
+    return [str(turn["content"]) for turn in chat.session.conversation.turns]
 
 
 def test_a_reply_is_that_of_the_whole_conversation(opened: Opened) -> None:
     chat, screen = start(opened)
     chat.take("Where?")
-    messages = chat.conversation.messages()[:-1]
+    messages = chat.session.conversation.messages()[:-1]
     ids = render_prompt(messages, opened.tokenizer, opened.data)
     assert [turn["role"] for turn in messages] == ["system", "user"]
     assert (
-        "".join(screen.pieces) == generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.chat, 1)) + "\n"
+        "".join(screen.pieces)
+        == generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.session.chat, 1)) + "\n"
     )
     assert screen.said == ["(cut after 8 tokens; /set max_tokens 16 allows more)"]
 
@@ -93,10 +94,10 @@ def test_the_second_turn_reads_only_what_is_new(opened: Opened, monkeypatch: pyt
     chat.take("Where is the light?")
     first = sum(read)
     read.clear()
-    chat.conversation.turns[-1] = {"role": "assistant", "content": "There."}
+    chat.session.conversation.turns[-1] = {"role": "assistant", "content": "There."}
     chat.take("When?")
-    prompt = render_prompt(chat.conversation.messages()[:-1], opened.tokenizer, opened.data)
-    shared = len(render_prompt(chat.conversation.messages()[:2], opened.tokenizer, opened.data))
+    prompt = render_prompt(chat.session.conversation.messages()[:-1], opened.tokenizer, opened.data)
+    shared = len(render_prompt(chat.session.conversation.messages()[:2], opened.tokenizer, opened.data))
     assert first == shared + 7
     assert sum(read) == len(prompt) - shared + 7
     read.clear()
@@ -111,23 +112,23 @@ def test_replies_with_and_without_a_cache_are_the_same(opened: Opened) -> None:
     for text in ("Where?", "When?", "/undo", "Why?", "How?"):
         chat.take(text)
     for index in (1, 3, 5):
-        turns = chat.conversation.turns[:index]
+        turns = chat.session.conversation.turns[:index]
         system = [{"role": "system", "content": "Be brief."}]
         ids = render_prompt([*system, *turns], opened.tokenizer, opened.data)
-        expected = generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.chat, 0))
-        assert chat.conversation.turns[index]["content"] == expected
+        expected = generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.session.chat, 0))
+        assert chat.session.conversation.turns[index]["content"] == expected
 
 
 def test_stopping_a_reply_keeps_it_as_far_as_it_came(opened: Opened) -> None:
     chat, screen = start(opened, Recorder(stop_after=3))
-    chat.chat = chat.chat.model_copy(update={"max_tokens": 200, "temperature": 1.0})
+    chat.session.chat = chat.session.chat.model_copy(update={"max_tokens": 200, "temperature": 1.0})
     chat.take("Where?")
     assert screen.said == ["(stopped)"]
     assert contents(chat) == ["Where?", "".join(screen.pieces[:-1])]
     screen.stop_after = 0
     chat.take("When?")
     assert screen.said[-1] == "(stopped before the first word; the question was not kept)"
-    assert len(chat.conversation.turns) == 2
+    assert len(chat.session.conversation.turns) == 2
 
 
 def test_control_markers_in_a_question_or_system_message_are_refused_and_nothing_changes(opened: Opened) -> None:
@@ -136,12 +137,12 @@ def test_control_markers_in_a_question_or_system_message_are_refused_and_nothing
     chat.take("/system <|im_start|>")
     assert chat.failures == 2
     assert "control marker '<|im_end|>'" in screen.said[0]
-    assert chat.conversation.turns == []
-    assert chat.conversation.system == "Be brief."
+    assert chat.session.conversation.turns == []
+    assert chat.session.conversation.system == "Be brief."
 
 
 def test_a_marker_in_a_reply_does_not_end_the_conversation(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_finetune.app import chat as module
+    from mlx_finetune.app.chat import session as module
     from mlx_finetune.app.generate import Reply
 
     monkeypatch.setattr(module, "answer", lambda *a, **k: Reply("Aye<|im_<|im_start|>end|>.", "stop", 5, 4, 0.1))
@@ -161,9 +162,9 @@ def test_undo_new_and_system_change_the_conversation(opened: Opened) -> None:
     chat.take("/new")
     assert contents(chat) == []
     chat.take("/system Be long.")
-    assert chat.conversation.messages() == [{"role": "system", "content": "Be long."}]
+    assert chat.session.conversation.messages() == [{"role": "system", "content": "Be long."}]
     chat.take("/system -")
-    assert chat.conversation.messages() == []
+    assert chat.session.conversation.messages() == []
     assert screen.said[-1] == "no system message"
     chat.take("/undo")
     assert (chat.failures, screen.said[-1]) == (1, "error: there is nothing to take back")
@@ -197,9 +198,9 @@ def test_a_seed_repeats_the_draws(opened: Opened) -> None:
 def test_set_checks_like_the_recipe_and_shows_what_holds(opened: Opened) -> None:
     chat, screen = start(opened)
     chat.take("/set top-p 0.5")
-    assert (chat.chat.top_p, screen.said[-1]) == (0.5, "top-p = 0.5")
+    assert (chat.session.chat.top_p, screen.said[-1]) == (0.5, "top-p = 0.5")
     chat.take("/set max_tokens=3")
-    assert chat.chat.max_tokens == 3
+    assert chat.session.chat.max_tokens == 3
     chat.take("/set temperature 11")
     assert screen.said[-2] == "error: `temperature` = 11: input should be less than or equal to 10"
     chat.take("/set seed -1")
@@ -264,10 +265,10 @@ def test_a_saved_chat_is_loaded_and_goes_on(opened: Opened, tmp_path: Path) -> N
     chat.take(f"/save '{tmp_path}/my talks'")
     assert screen.said[-1] == f"saved as row 1 of {tmp_path}/my talks.jsonl"
     row = json.loads((tmp_path / "my talks.jsonl").read_text("utf-8"))
-    assert row == {"messages": chat.conversation.messages()}
+    assert row == {"messages": chat.session.conversation.messages()}
     other, screen = start(opened)
     other.take(f"/load '{tmp_path}/my talks'")
-    assert other.conversation.messages() == chat.conversation.messages()
+    assert other.session.conversation.messages() == chat.session.conversation.messages()
     assert screen.said[0] == f"2 turns from {tmp_path}/my talks.jsonl"
     other.take("/save")
     assert screen.said[-2] == "error: /save needs one file name"
@@ -281,7 +282,7 @@ def test_a_model_without_a_chat_template_answers_each_question_by_itself(tmp_pat
         chat.take(text)
     ids = render_prompt([{"role": "user", "content": "When?"}], base.tokenizer, base.data)
     assert "### Instruction:\nWhen?" in base.tokenizer.decode(ids)
-    expected = generate_text(base.model, base.tokenizer, ids, sampling_of(chat.chat, 0))
+    expected = generate_text(base.model, base.tokenizer, ids, sampling_of(chat.session.chat, 0))
     assert contents(chat)[3] == expected
     assert chat.failures == 0, screen.said
 

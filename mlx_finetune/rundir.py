@@ -28,6 +28,7 @@ LOCK = ".lock"  # held by the training process, with its process id
 SUPERVISOR = ".supervisor"  # held by the process that starts it again after a crash
 RUN_INFO = "run.json"
 CARD = "README.md"
+CORRECTIONS = "corrections.jsonl"  # answers that a person put right in a chat; chats add to it, training only reads it
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -51,6 +52,7 @@ _RUN_FILES = frozenset(
             SUPERVISOR,
             RUN_INFO,
             CARD,
+            CORRECTIONS,
             MODEL_FOLDER,
             "report.html",
         ),

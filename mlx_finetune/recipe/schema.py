@@ -93,6 +93,7 @@ class SourceRecipe(Section):
     )
 
 
+Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[SourceRecipe])]
 
 DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
@@ -109,6 +110,14 @@ class DataRecipe(Section):
     valid: Text | None = Field(None, description="Validation file; goes with train.")
     test: Text | None = Field(None, description="Test file; goes with train.")
     sources: Sources = Field((), description="Several training sources, each with a weight.")
+    corrections: Corrections = Field(
+        False,
+        description="Train on answers put right by /fix in chats too: true takes those of the run in output_dir and of "
+        "the run that adapter names; otherwise run folders, runs or files (the last correction of a question counts).",
+    )
+    corrections_weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="How often each correction is seen in an epoch."
+    )
     format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
     columns: dict[str, str] = Field(
         {}, description='Our field name to the name in the file, for instance instruction = "question".'

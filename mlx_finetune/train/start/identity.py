@@ -37,7 +37,11 @@ FREE_KEYS = frozenset(
 FREE_SECTIONS = ("chat",)
 #: Keys of [training] that runs of earlier versions do not name, and what those runs did.
 SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
-_DEFAULTS_SINCE: Mapping[str, object] = {"training.reuse_frozen_layers": "auto"}
+_DEFAULTS_SINCE: Mapping[str, object] = {
+    "training.reuse_frozen_layers": "auto",
+    "data.corrections": False,
+    "data.corrections_weight": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class Prepared:
     rows: TokenRows
     num_valid_rows: int
     kept: KeptStates | None
+    corrections: Mapping[str, int]
 
 
 def prepare(
@@ -84,14 +85,17 @@ def prepare(
     safer: Safer,
     emit: Emit,
     stop: StopRequest,
+    corrections: Mapping[str, int] | None = None,
     ranks: Ranks = ALONE,
 ) -> Prepared:
     """Load and decide everything. Relative paths are looked up in ``base``.
 
     ``decided`` is the resolved recipe of the run that is resumed: its choices count again, whatever this machine would
     choose now. ``total_steps`` replaces the recipe's length for an extended run. ``safer`` says how much more carefully
-    than the recipe it is carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks
-    would train must be the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
+    than the recipe it is carried out after an abort. ``corrections`` are those that the run which is resumed began with
+    (``dataset.corrections``), None for those that are there now. Rank 0's automatic choices count on every rank, and
+    what the ranks would train must be the same. Raises ``MlxftError`` and, for a signal before the first step,
+    ``Interrupted``.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
@@ -107,7 +111,7 @@ def prepare(
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
-    rows = read_rows(asked, objective, tokenizer, base, report)
+    rows = read_rows(asked, objective, tokenizer, base, report, corrections)
     facts = with_corrections(read_facts(local.folder, rows, asked, num_processes=ranks.size))
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
@@ -216,6 +220,7 @@ def _assemble(
         rows=rows.train,
         num_valid_rows=len(rows.valid),
         kept=resolved.kept,
+        corrections=rows.corrections,
     )
 
 

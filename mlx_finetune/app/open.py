@@ -23,7 +23,7 @@ from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.limits import compute_dtype, read_machine
 from mlx_finetune.model import hub
 from mlx_finetune.model.adapter_base import recorded_sha256
-from mlx_finetune.model.adapter_files import load_adapter
+from mlx_finetune.model.adapter_files import hash_adapter, load_adapter
 from mlx_finetune.model.catalogue import find_entry, nearest_names
 from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
@@ -53,8 +53,12 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Ready to answer. ``spec`` is None without an adapter; ``load_base`` loads what a fully trained model began as."""
+    """Ready to answer. ``spec`` is None without an adapter; ``load_base`` loads what a fully trained model began as.
 
+    ``adapter_sha256`` is that of the adapter's files of weights (``hash_adapter``), None without an adapter.
+    """
+
+    located: Located
     name: str
     model: nn.Module
     info: ModelInfo
@@ -62,6 +66,7 @@ class Opened:
     data: DataRecipe
     chat: ChatRecipe
     spec: AdapterSpec | None
+    adapter_sha256: str | None
     load_base: Callable[[], nn.Module] | None
 
     @property
@@ -90,6 +95,7 @@ def open_name(name: str, *, base: Path, report: Report) -> Opened:
     tokenizer = load_tokenizer(_tokenizer_folder(located, local))  # a run keeps its template with its tokenizer
     check_ids(loaded.model, [tokenizer.largest_id()], f"the tokenizer of {name}")
     return Opened(
+        located=located,
         name=name,
         model=loaded.model,
         info=loaded.info,
@@ -97,6 +103,7 @@ def open_name(name: str, *, base: Path, report: Report) -> Opened:
         data=recipe.data if recipe else DataRecipe.model_validate({"path": "-"}),
         chat=recipe.chat if recipe else ChatRecipe.model_validate({}),
         spec=spec,
+        adapter_sha256=None if located.adapter is None else hash_adapter(located.adapter),
         load_base=None if is_adapter or "model" not in located.facts else _base_loader(located, report),
     )
 

@@ -6,12 +6,16 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from mlx_finetune.errors import UsageError
+from mlx_finetune.rundir import RESOLVED
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -39,7 +43,8 @@ def command(name: str, system: str | None, settings: tuple[str, ...], seed: int 
 
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PipeScreen()
-    chat = Chat(opened, screen, chat=opened.chat, seed=int.from_bytes(os.urandom(4)) >> 1 if seed is None else seed)
+    seed = int.from_bytes(os.urandom(4)) >> 1 if seed is None else seed
+    chat = Chat(opened, screen, chat=opened.chat, seed=seed, clock=time.time)
     if is_terminal:
         for line in banner(opened):
             screen.talk(line)
@@ -68,6 +73,11 @@ class PipeScreen:
     def stopping(self) -> Generator[Callable[[], bool] | None]:
         """A reply without a way to stop it."""
         yield None
+
+    def edit(self, text: str) -> str:
+        """There is nobody to edit ``text``."""
+        del text
+        raise UsageError("there is no terminal to edit in", "/fix TEXT gives the right answer in the same line")
 
 
 class TerminalScreen:
@@ -103,6 +113,12 @@ class TerminalScreen:
             yield lambda: bool(pressed)
         finally:
             signal.signal(signal.SIGINT, before)
+
+    def edit(self, text: str) -> str:
+        """What a person makes of ``text`` in the editor. Raises ``UsageError``."""
+        from mlx_finetune.commands.editor import edit_text
+
+        return edit_text(text)
 
     @property
     def width(self) -> int:
@@ -214,8 +230,16 @@ def _history_file() -> Path | None:
 
 
 def _say_next(name: str, chat: "Chat") -> None:
-    if chat.session.saved_to is not None:
-        path = shlex.quote(str(chat.session.saved_to))
+    session = chat.session
+    run = session.opened.located.run
+    if session.num_corrections and run is not None:
+        here = Path.cwd().resolve()
+        shown = run.path.relative_to(here) if run.path.is_relative_to(here) else run.path
+        recipe, corrections = (shlex.quote(str(path)) for path in (shown / RESOLVED, shown))
+        what = f"--set data.corrections={corrections} --set output_dir={corrections}-next"
+        click.echo(f"next: train on what you put right: mlxft train {recipe} {what}", err=True)
+    elif session.saved_to is not None:
+        path = shlex.quote(str(session.saved_to))
         click.echo(f"next: train on what you saved: mlxft train RECIPE --set data.path={path}", err=True)
     else:
         click.echo(f"next: mlxft generate {shlex.quote(name)} --prompt 'Why is the sky blue?'", err=True)

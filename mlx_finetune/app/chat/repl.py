@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from mlx_finetune.app.chat import files, settings, talking
+from mlx_finetune.app.chat.editing import edit, show_history
+from mlx_finetune.app.chat.fixing import fix
 from mlx_finetune.app.chat.session import Screen, Session
 from mlx_finetune.app.open import Opened
 from mlx_finetune.errors import MlxftError, UsageError
@@ -43,6 +45,11 @@ COMMANDS: Mapping[str, Command] = {
     "new": Command("", "forget the conversation; the system message stays", talking.start_anew),
     "system": Command("[TEXT]", "show or set the system message; /system - removes it", talking.set_system),
     "set": Command("[NAME VALUE]", "show the settings, or change one: /set temperature 0.2", settings.set_one),
+    "params": Command("[NAME=VALUE ...]", "the settings and what they mean, or change several", settings.set_several),
+    "schema": Command("[FILE|off]", "hold answers to a JSON Schema, or let them be free again", settings.set_schema),
+    "history": Command("[N|all]", "the turns with their numbers in short; turn N, or all, whole", show_history),
+    "edit": Command("[N|undo]", "write the next question, or change turn N, in $VISUAL or $EDITOR", edit),
+    "fix": Command("[TEXT]", "put the last answer right, here or in the editor: a row to train on", fix),
     "undo": Command("", "take back the last question and its reply", talking.undo),
     "retry": Command("", "answer the last question again, with other draws", talking.retry),
     "compare": Command("[TEXT]", "TEXT, or the last question, answered by base and adapter", talking.compare),
@@ -60,8 +67,10 @@ _LEAVING = ("exit", "quit", "bye")
 class Chat:
     """One session, input by input. ``failures`` counts inputs that could not be done."""
 
-    def __init__(self, opened: Opened, screen: Screen, *, chat: ChatRecipe, seed: int) -> None:
-        self.session = Session(opened, screen, chat=chat, seed=seed)
+    def __init__(
+        self, opened: Opened, screen: Screen, *, chat: ChatRecipe, seed: int, clock: Callable[[], float]
+    ) -> None:
+        self.session = Session(opened, screen, chat=chat, seed=seed, clock=clock)
         self.failures = 0
 
     def take(self, text: str) -> bool:
@@ -81,8 +90,8 @@ class Chat:
         return True
 
     def _command(self, text: str) -> bool:
-        name, _, rest = text[1:].partition(" ")
-        name, rest = name.lower(), rest.strip()
+        name, *more = text[1:].split(None, 1)
+        name, rest = name.lower(), more[0] if more else ""
         if name in _LEAVING:
             return False
         if name not in COMMANDS:

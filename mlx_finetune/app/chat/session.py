@@ -6,16 +6,20 @@ as far as it came; a question that cannot be asked leaves the conversation as it
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import mlx.nn as nn
 
 from mlx_finetune.app.chat.conversation import Conversation, Message
-from mlx_finetune.app.generate import Reply, answer, prompt_ids, sampling_of
+from mlx_finetune.app.generate import Form, Reply, answer, prompt_ids, sampling_of
 from mlx_finetune.app.open import Opened
 from mlx_finetune.dataset.control import ControlMarkers
+from mlx_finetune.errors import DataError
+from mlx_finetune.model.constrain import Grammar
 from mlx_finetune.model.generate import PromptCache
+from mlx_finetune.model.sampling import Sampling
 from mlx_finetune.recipe.schema import ChatRecipe
 
 
@@ -34,35 +38,77 @@ class Screen(Protocol):
         """A context in which Ctrl-C sets a flag, which the function tells; None where Ctrl-C ends the program."""
         ...
 
+    def edit(self, text: str) -> str:
+        """``text`` as a person leaves it in an editor. Raises ``UsageError`` where there is none, or it fails."""
+        ...
+
     @property
     def width(self) -> int:
         """Columns of the terminal, 0 where there is none."""
         ...
 
 
-class Session:
-    """One chat with one opened model. ``seed`` plus the number of replies so far fixes the draws of the next one."""
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """How an answer of this chat was drawn; ``schema`` is the file it was held to, None for a free one."""
 
-    def __init__(self, opened: Opened, screen: Screen, *, chat: ChatRecipe, seed: int) -> None:
+    turn: Message
+    sampling: Sampling
+    schema: Path | None
+
+
+class Session:
+    """One chat with one opened model. ``seed`` plus the number of replies so far fixes the draws of the next one.
+
+    ``clock`` gives seconds since 1970. ``schema`` is the file of ``grammar``; both are None while answers are free.
+    ``drafts`` are texts from an editor that could not be used, by command, each behind what it was made of.
+    ``replaced`` are the turns before the last edit. ``num_corrections`` counts those that were kept in this chat.
+    """
+
+    def __init__(
+        self, opened: Opened, screen: Screen, *, chat: ChatRecipe, seed: int, clock: Callable[[], float]
+    ) -> None:
         self.opened = opened
         self.screen = screen
         self.chat = chat
+        self.clock = clock
         self.conversation = Conversation(chat.system)
         self.markers = ControlMarkers(opened.tokenizer)
         self.seed = seed
         self.num_draws = 0
+        self.grammar: Grammar | None = None
+        self.schema: Path | None = None
+        self.drafts: dict[str, tuple[str, str]] = {}
+        self.replaced: list[Message] | None = None
         self.saved_to: Path | None = None
+        self.num_corrections = 0
+        self._drawn: list[Drawn] = []
         self._cache = PromptCache(opened.model)
         self._remembers = opened.tokenizer.has_chat_template
 
-    def ask(self, text: str) -> None:
-        """Ask the model and keep question and reply; a reply that was stopped before its first word is not kept."""
-        reply = self._answer(self.messages(text))
+    def ask(self, text: str) -> bool:
+        """Ask the model; were question and reply kept? A reply that was stopped before its first word is not."""
+        reply, sampling = self._answer(self.messages(text))
         kept = self._without_markers(reply.text)
         if reply.answer_tokens:
             self.conversation.add(text, kept)
-        if note := _note(reply, self.chat):
+            self._drawn.append(Drawn(self.conversation.turns[-1], sampling, self.schema))
+        if note := _note(reply, self.chat, is_free=self.grammar is None):
             self.screen.talk(note)
+        return bool(reply.answer_tokens)
+
+    def drawn(self, turn: Message) -> Drawn | None:
+        """How ``turn`` was drawn; None for one that was loaded or written by a person."""
+        return next((drawn for drawn in self._drawn if drawn.turn is turn), None)
+
+    def check_text(self, text: str, what: str, *, is_assistant: bool = False) -> None:
+        """Refuse what can stand in no turn: control markers, and what is not Unicode. Raises ``DataError``."""
+        if marker := self.markers.find(text, is_assistant=is_assistant):
+            raise DataError(f"{what} holds the control marker {marker!r}", "write it in other words")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{what} is not UTF-8 at character {error.start + 1}") from None
 
     def messages(self, question: str) -> list[Message]:
         """What the model is asked; without a chat template that is the last question alone."""
@@ -84,10 +130,10 @@ class Session:
         ids = prompt_ids(messages, self.opened.tokenizer, self.opened.data)
         sampling = sampling_of(self.chat, self.seed + self.num_draws)
         with self.screen.stopping() as stop:
-            reply = answer(model, self.opened.tokenizer, ids, sampling, stop=stop)
+            reply = answer(model, self.opened.tokenizer, ids, sampling, stop=stop, form=Form(grammar=self.grammar))
         return None if reply.finish == "cancelled" else reply.text
 
-    def _answer(self, messages: Sequence[Message]) -> Reply:
+    def _answer(self, messages: Sequence[Message]) -> tuple[Reply, Sampling]:
         ids = prompt_ids(messages, self.opened.tokenizer, self.opened.data)
         sampling = sampling_of(self.chat, self.seed + self.num_draws)
         self.num_draws += 1
@@ -100,9 +146,10 @@ class Session:
                 cache=self._cache,
                 show=self.screen.data,
                 stop=stop,
+                form=Form(grammar=self.grammar),
             )
         self.screen.data("\n")
-        return reply
+        return reply, sampling
 
     def _without_markers(self, text: str) -> str:
         """A reply as it may stand in the next prompt: markers that would become control tokens are cut out."""
@@ -111,11 +158,12 @@ class Session:
         return text
 
 
-def _note(reply: Reply, chat: ChatRecipe) -> str:
+def _note(reply: Reply, chat: ChatRecipe, *, is_free: bool) -> str:
     """What to say after a reply that did not end by itself."""
+    cut = "cut" if is_free else "the JSON is not whole: cut"
     match reply.finish:
         case "length":
-            return f"(cut after {chat.max_tokens} tokens; /set max_tokens {2 * chat.max_tokens} allows more)"
+            return f"({cut} after {chat.max_tokens} tokens; /set max_tokens {2 * chat.max_tokens} allows more)"
         case "context":
             return "(the model has no room left; /new starts afresh)"
         case "cancelled":

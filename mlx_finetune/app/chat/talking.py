@@ -4,7 +4,7 @@ from mlx_finetune.app.chat.session import Session
 from mlx_finetune.app.generate import question
 from mlx_finetune.app.open import base_model
 from mlx_finetune.app.text import shorten, side_by_side
-from mlx_finetune.errors import DataError, UsageError
+from mlx_finetune.errors import UsageError
 
 
 def start_anew(session: Session, rest: str) -> None:
@@ -18,8 +18,7 @@ def set_system(session: Session, rest: str) -> None:
     """/system: show or set the system message. Raises ``DataError`` for a control marker in it."""
     if rest:
         system = "" if rest == "-" else rest
-        if marker := session.markers.find(system):
-            raise DataError(f"the system message holds the control marker {marker!r}", "write it in other words")
+        session.check_text(system, "the system message")
         session.conversation.system = system
     shown = session.conversation.system
     session.screen.talk(f"system: {shown}" if shown else "no system message")

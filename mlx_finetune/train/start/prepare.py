@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_finetune import durable, rundir
+from mlx_finetune import rundir
 from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
@@ -25,7 +25,7 @@ from mlx_finetune.hardware.metal import apply_limits
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.shapes import ModelShape
 from mlx_finetune.model.adapter_base import check_base
-from mlx_finetune.model.adapter_files import load_adapter
+from mlx_finetune.model.adapter_files import hash_adapter, load_adapter
 from mlx_finetune.model.blockwise import is_chain
 from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
@@ -343,11 +343,7 @@ def adapter_folder(name: str, base: Path) -> Path:
 
 
 def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: TrainingRows, base: Path) -> Identity:
-    adapter = ""
-    if recipe.adapter:
-        folder = adapter_folder(recipe.adapter, base)
-        names = (rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS)
-        adapter = " ".join(durable.hash_file(folder / name) for name in names if (folder / name).is_file())
+    adapter = hash_adapter(adapter_folder(recipe.adapter, base)) if recipe.adapter else ""
     return Identity(
         recipe=recipe_identity(recipe),
         data_sha256=rows.content_hash,

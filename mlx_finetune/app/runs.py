@@ -67,10 +67,11 @@ def remove_run(run: RunDir, *, with_corrections: bool = False) -> None:
     trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
     try:
         path.rename(trash)
-        if (trash / rundir.CORRECTIONS).is_file() and not with_corrections:
-            path.mkdir(exist_ok=True)
-            (trash / rundir.CORRECTIONS).rename(path / rundir.CORRECTIONS)
-            durable.sync_folder(path)
+        kept = trash / rundir.CORRECTIONS
+        if kept.is_file() and not with_corrections:
+            durable.make_folder(path)
+            content = kept.read_bytes()  # added, not moved: a chat may have begun a new file by now
+            durable.append_line(path / rundir.CORRECTIONS, content if content.endswith(b"\n") else content + b"\n")
         shutil.rmtree(trash)
     except OSError as error:
         raise RunError(f"{error.filename or path} cannot be removed: {error.strerror}") from error

@@ -39,7 +39,7 @@ def rouge(expected: str, got: str) -> Rouge:
 
 
 class _Words:
-    """The tokenizer for rouge-score: letters and digits in lower case, ASCII words longer than 3 as stems (its rule)."""
+    """The tokenizer for rouge-score: letters and digits in lower case, its stems of ASCII words above 3."""
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer

@@ -46,7 +46,7 @@ def _keep(session: Session, text: str) -> bool:
         raise UsageError("there is no answer after the reasoning", "write the answer after </think>")
     path = corrections_path(session)
     if path is not None:
-        _append(path, {"messages": [*session.last_messages(), right], "origin": _origin(session)})
+        append_correction(path, {"messages": [*session.last_messages(), right], "origin": _origin(session)})
         session.num_corrections += 1
     session.conversation.turns[-1] = right
     if path is None:
@@ -58,7 +58,8 @@ def _keep(session: Session, text: str) -> bool:
     return True
 
 
-def _append(path: Path, row: dict[str, object]) -> None:
+def append_correction(path: Path, row: dict[str, object]) -> None:
+    """Add ``row`` to the corrections at ``path``; it is on the disk afterwards. Raises ``RunError``."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         durable.make_folder(path.parent)  # a run that was removed while it is talked with

@@ -8,64 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from answering_runs import write_run
 from click.testing import CliRunner
 from conftest import ROOT
+from talks import Recorder, contents, start
 from tiny import write_tiny_model
 
-from mlx_finetune.app.chat.repl import COMMANDS, Chat
+from mlx_finetune.app.chat.repl import COMMANDS
 from mlx_finetune.app.generate import sampling_of
 from mlx_finetune.app.open import Opened, open_name
 from mlx_finetune.commands.chat import command
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.model.generate import PromptCache, generate_text
-
-
-class Recorder:
-    """A screen that remembers; ``stop_after`` pieces of text it asks the reply to stop."""
-
-    def __init__(self, width: int = 0, stop_after: int | None = None) -> None:
-        self.width = width
-        self.stop_after = stop_after
-        self.said: list[str] = []
-        self.pieces: list[str] = []
-
-    def talk(self, text: str) -> None:
-        self.said.append(text)
-
-    def data(self, text: str) -> None:
-        self.pieces.append(text)
-
-    @contextmanager
-    def stopping(self) -> Generator[Callable[[], bool] | None]:
-        before = len(self.pieces)
-        yield lambda: self.stop_after is not None and len(self.pieces) - before >= self.stop_after
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    write_run(folder / "adapters" / "keeper", tiny_model("llama"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def opened(place: Path) -> Opened:
-    return open_name("keeper", base=place, report=lambda _: None)
-
-
-def start(opened: Opened, screen: Recorder | None = None) -> tuple[Chat, Recorder]:
-    screen = screen or Recorder()
-    return Chat(opened, screen, chat=opened.chat, seed=1), screen
-
-
-def contents(chat: Chat) -> list[str]:
-    return [str(turn["content"]) for turn in chat.session.conversation.turns]
 
 
 def test_a_reply_is_that_of_the_whole_conversation(opened: Opened) -> None:

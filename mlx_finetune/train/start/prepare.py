@@ -91,21 +91,15 @@ def prepare(
     """Load and decide everything. Relative paths are looked up in ``base``.
 
     ``decided`` is the resolved recipe of the run that is resumed: its choices count again, whatever this machine would
-    choose now. ``total_steps`` replaces the recipe's length for an extended run. ``safer`` says how much more carefully
-    than the recipe it is carried out after an abort. ``corrections`` are those that the run which is resumed began with
-    (``dataset.corrections``), None for those that are there now. Rank 0's automatic choices count on every rank, and
-    what the ranks would train must be the same. Raises ``MlxftError`` and, for a signal before the first step,
-    ``Interrupted``.
+    choose now; ``corrections`` are those it began with (``dataset.corrections``), None for those there are now.
+    ``total_steps`` replaces the length of an extended run. ``safer`` says how much more carefully than the recipe it is
+    carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks would train must be
+    the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
     adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
-
-    def report(event: Event) -> None:
-        """Report, and leave in the middle of a long download or a long file where that was asked for."""
-        emit(event)
-        stop.raise_if_asked("before the first step")
-
+    report = _leaving(emit, stop)
     local = fetch_model(asked.model, revision=asked.revision, report=report)
     stop.raise_if_asked("before the first step")
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
@@ -129,6 +123,16 @@ def prepare(
     resolved = settle_reuse(resolved, split, asked)
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
+
+
+def _leaving(emit: Emit, stop: StopRequest) -> Emit:
+    """``emit`` that leaves in the middle of a long download or a long file where that was asked for."""
+
+    def report(event: Event) -> None:
+        emit(event)
+        stop.raise_if_asked("before the first step")
+
+    return report
 
 
 def _recipe_of(asked: Recipe, decided: Recipe | None, base: Path, ranks: Ranks) -> Recipe:

@@ -140,7 +140,8 @@ def banner(opened: "Opened") -> Iterator[str]:
     if opened.chat.system:
         yield f"system: {opened.chat.system}"
     compare = ", /compare TEXT asks base and adapter" if opened.has_base else ""
-    yield f"/help lists the commands{compare}, Ctrl-D leaves"
+    fix = ", /fix puts an answer right" if opened.located.run is not None else ""
+    yield f"/help lists the commands{compare}{fix}, Ctrl-D leaves"
 
 
 def _serve_terminal(chat: "Chat") -> None:

@@ -100,7 +100,8 @@ def _ask_again(session: Session, number: int, text: str) -> bool:
     if is_kept:
         session.replaced = before
         num_later = sum(turn["role"] == "user" for turn in before[number:])
-        later = "" if not num_later else f"; the {num_later} questions after it left the conversation"
+        what = "the question" if num_later == 1 else f"the {num_later} questions"
+        later = f"; {what} after it left the conversation" if num_later else ""
         session.screen.talk(f"(turn {number} was asked anew{later}; /edit undo brings back what was there)")
     return is_kept
 

@@ -79,7 +79,7 @@ def test_a_question_that_changes_is_asked_again_and_what_followed_can_be_brought
     screen.edits = ["Whither?"]
     chat.take("/edit 1")
     assert contents(chat) == ["Whither?", "".join(screen.pieces).removesuffix("\n")]
-    assert "the 1 questions after it left the conversation; /edit undo brings back" in screen.said[-1]
+    assert "the question after it left the conversation; /edit undo brings back" in screen.said[-1]
     chat.take("/edit undo")
     assert contents(chat) == before
     screen.edits = ["Since when?"]

@@ -1,20 +1,16 @@
 """What each line of a chat does, what the model reads for it, and that Ctrl-C and errors lose nothing."""
 
 import json
-import os
-import pty
-import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from answering_runs import write_run
 from click.testing import CliRunner
-from conftest import ROOT
-from talks import Recorder, contents, start
+from talks import Recorder, TerminalChat, contents, start
 from tiny import write_tiny_model
 
 from mlx_finetune.app.chat.repl import COMMANDS
@@ -279,44 +275,80 @@ def test_a_piped_line_that_is_not_utf8_is_refused_and_the_next_one_answered(
 
 
 def test_in_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(place: Path, tmp_path: Path) -> None:
-    leader, follower = pty.openpty()
-    environment = os.environ | {
-        "TERM": "xterm",
-        "PROMPT_TOOLKIT_NO_CPR": "1",
-        "MLXFT_CACHE": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
-    }
-    child = subprocess.Popen(
-        [sys.executable, "-m", "mlx_finetune", "chat", "keeper", "--set", "max_tokens=100000"],
-        stdin=follower, stdout=follower, stderr=follower, cwd=place, env=environment, start_new_session=True,
-    )  # fmt: skip
-    os.close(follower)
-    seen = ""
-
-    def wait_for(text: str, seconds: float = 60) -> None:
-        nonlocal seen
-        end = time.monotonic() + seconds
-        while text not in seen:
-            assert time.monotonic() < end, f"{text!r} never came: {seen!r}"
-            if select.select([leader], [], [], 0.1)[0]:
-                seen += os.read(leader, 65536).decode("utf-8", "replace")
-        seen = seen.partition(text)[2]
-
+    talk = TerminalChat(place, "keeper", "--set", "max_tokens=100000", MLXFT_CACHE=str(tmp_path))
     try:
-        wait_for("Ctrl-D leaves")
-        wait_for(">\x08")
-        os.write(leader, b"Where?\r")
-        wait_for("Where?")
+        talk.wait_for("Ctrl-D leaves")
+        talk.type("Where?\r")
+        talk.wait_for("Where?")
         time.sleep(0.3)
-        child.send_signal(signal.SIGINT)
-        wait_for("(stopped)")
-        wait_for(">\x08")
-        os.write(leader, b"\x04")
-        wait_for("next: mlxft generate keeper")
-        assert child.wait(10) == 0
+        talk.child.send_signal(signal.SIGINT)
+        talk.wait_for("(stopped)")
+        talk.type("\x04")
+        talk.wait_for("next: mlxft generate keeper")
+        assert talk.child.wait(10) == 0
     finally:
-        child.kill()
-        os.close(leader)
+        talk.close()
     history = tmp_path / "chat_history"
     assert "+Where?" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
+
+
+def test_in_a_terminal_an_answer_is_put_right_in_the_editor(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    run = tmp_path / "adapters" / "keeper"
+    write_run(run, tiny_model("llama"))
+    editor = tmp_path / "my editor"
+    editor.write_text(
+        f"#!{sys.executable}\nimport os, signal, sys\nos.kill(os.getppid(), signal.SIGINT)\n"
+        "assert sys.stdin.isatty() and sys.stdout.isatty()\nprint('EDITING ' + sys.argv[1])\n"
+        "open(sys.argv[-1], 'w').write('There,\\nof \\u00e0ll places.\\n')\nsys.exit(int(sys.argv[1]))\n"
+    )
+    editor.chmod(0o755)
+    talk = TerminalChat(tmp_path, "keeper", MLXFT_CACHE=str(tmp_path), VISUAL=f"'{editor}' 0", EDITOR="no-such-editor")
+    try:
+        assert "/fix puts an answer right" in talk.wait_for("Ctrl-D leaves")
+        talk.type("Where?\r")
+        talk.type("/fix\r")
+        talk.wait_for("EDITING 0")
+        talk.wait_for("kept as correction 1 of")
+        talk.type('/fix """\rOver\r\rthere."""\r')
+        talk.wait_for("kept as correction 2 of")
+        talk.type("/edit 1\r")
+        talk.wait_for("EDITING 0")
+        talk.wait_for("turn 1 was asked anew")
+        talk.type("/history\r")
+        talk.wait_for("1 user       There, of \u00e0ll places.")
+        talk.type("\x04")
+        folder = "--set data.corrections=adapters/keeper --set output_dir=adapters/keeper-next"
+        talk.wait_for(f"next: train on what you put right: mlxft train adapters/keeper/resolved.toml {folder}")
+        assert talk.child.wait(10) == 0
+    finally:
+        talk.close()
+    rows = [json.loads(line) for line in (run / "corrections.jsonl").read_text("utf-8").splitlines()]
+    assert [row["messages"][-1]["content"] for row in rows] == ["There,\nof \u00e0ll places.", "Over\n\nthere."]
+
+
+@pytest.mark.parametrize(("visual", "says"), [("no-such-editor", "there is no such program"), ("false", "code 1")])
+def test_in_a_terminal_an_editor_that_does_not_work_is_a_sentence(place: Path, tmp_path: Path, visual: str, says: str):
+    talk = TerminalChat(place, "keeper", MLXFT_CACHE=str(tmp_path), VISUAL=visual)
+    try:
+        talk.type("/edit\r")
+        talk.wait_for(says)
+        talk.type("/history\r")
+        talk.wait_for("nothing has been said yet")
+        talk.type("\x04")
+        assert talk.child.wait(60) == 0
+    finally:
+        talk.close()
+
+
+def test_a_pipe_may_put_answers_right_and_has_no_editor(
+    tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "adapters" / "keeper"
+    write_run(run, tiny_model("llama"))
+    result = pipe(tmp_path, 'Where?\n/fix """\nThere,\nof all places.\n"""\n/fix\n/edit 1\n', monkeypatch)
+    assert result.return_value == 1
+    assert result.stderr.count("error: there is no terminal to edit in") == 2
+    (row,) = [json.loads(line) for line in (run / "corrections.jsonl").read_text().splitlines()]
+    assert row["messages"][-1]["content"] == "There,\nof all places."
+    assert "data.corrections=adapters/keeper" in result.stderr.splitlines()[-1]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_runs import course, train, write_recipe
@@ -87,8 +88,7 @@ def test_a_folder_that_holds_nothing_but_corrections_may_become_a_run(tiny_model
     assert run.file(rundir.CORRECTIONS).read_text() == correction()
 
 
-@pytest.mark.parametrize("at_first", [0, 2])
-@pytest.mark.parametrize("how", ["stop_after", "kill_after"])
+@pytest.mark.parametrize(("at_first", "how"), [(0, "kill_after"), (2, "stop_after"), (2, "kill_after")])
 def test_a_run_that_is_resumed_keeps_the_corrections_it_began_with(tiny_model, tmp_path, at_first, how):
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     folder = tmp_path / "run"
@@ -98,7 +98,8 @@ def test_a_run_that_is_resumed_keeps_the_corrections_it_began_with(tiny_model, t
     add(straight, *(correction(f"q {number}") for number in range(at_first)))
     corrected = ("data.corrections=true",)
     whole = train(recipe, overrides=(f"output_dir={straight}", *corrected))
-    train(recipe, overrides=corrected, **{how: 3})
+    ended: dict[str, Any] = {how: 3}
+    train(recipe, overrides=corrected, **ended)
     add(folder, correction("later", "said while it was under way"))
     run = train(recipe, overrides=corrected, resume=True)
     assert [line for line in course(run) if line[0] != "sample"] == [

@@ -113,6 +113,7 @@ def test_pairs_are_found_where_nothing_is_enough_alone() -> None:
     for fix in fixes:
         after = planned(with_fix(fix, given), known)
         assert after.peak_bytes <= after.limits.memory_bytes
+        assert ("the same result" in fix.sentence()) == fix.keeps_result
 
 
 def test_where_nothing_helps_nothing_is_named() -> None:

@@ -22,7 +22,8 @@ def test_the_example_of_the_paper():
     """Lin 2004, section 3: with stems "killed" equals "kill"; "the gunman" is the longest common part of the second."""
     assert rouge("police killed the gunman", "police kill the gunman") == Rouge(1, 1, 1, 1)
     found = rouge("police killed the gunman", "the gunman kill police")
-    assert found == Rouge(1.0, pytest.approx(1 / 3), 0.5, 0.5)
+    assert (found.rouge1, found.rouge_l, found.rouge_lsum) == (1.0, 0.5, 0.5)
+    assert found.rouge2 == pytest.approx(1 / 3)
 
 
 def test_lsum_takes_lines_as_sentences_in_any_order():

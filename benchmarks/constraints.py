@@ -204,21 +204,31 @@ def answers(
 
 def report(name: str, schema: Schema, said: "Sequence[Sequence[Piece]]") -> None:
     """One line: how many ended, and how many of these are valid."""
+    from mlx_finetune.scoring.json_schema import Validator
+
+    validator = Validator(schema)
+    finishes = [pieces[-1].finish for pieces in said]
     texts = ["".join(piece.text for piece in pieces) for pieces in said if pieces[-1].finish == "stop"]
-    cut = sum(pieces[-1].finish == "length" for pieces in said)
-    valid = sum(is_valid(text, schema) for text in texts)
-    print(f"{name}: {len(said)} answers, {len(texts)} ended, {valid} of these valid, {cut} truncated", flush=True)
+    valid = sum(is_valid(text, schema, validator) for text in texts)
+    print(
+        f"{name}: {len(said)} answers, {len(texts)} ended, {valid} of these valid, {finishes.count('length')} "
+        f"truncated, {finishes.count('failed')} failed",
+        flush=True,
+    )
 
 
-def is_valid(text: str, schema: Schema) -> bool:
-    """Whether ``text`` is JSON that keeps to ``schema``."""
+def is_valid(text: str, schema: Schema, validator: Any) -> bool:
+    """Whether ``text`` is strict JSON that keeps to ``schema``, its formats included."""
     import jsonschema
 
+    from mlx_finetune.scoring.json_text import NotJsonError, parse
+
     try:
-        jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
-    except (ValueError, jsonschema.ValidationError):
+        value = parse(text)
+        jsonschema.validate(value, schema, format_checker=jsonschema.FormatChecker())
+    except (NotJsonError, jsonschema.ValidationError):
         return False
-    return True
+    return validator.is_valid(value)
 
 
 def tasks(count: int) -> list[Task]:

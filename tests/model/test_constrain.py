@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from random_models import make_model
@@ -137,6 +138,39 @@ def test_logits_that_are_no_numbers_end_in_one_error(model: Any, tokenizer: Any)
     constraint = Constraint(Grammar(tokenizer, TIMELINE))
     with pytest.raises(ModelError, match="cannot be held to its schema"):
         constraint.advance(tokenizer.encode("x").ids[0])
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "says"),
+    [
+        ({"type": "object"}, '{"a":1,"a":2}', "the key 'a' stands twice"),
+        ({"type": "number"}, "1e999", "too large"),
+    ],
+)
+def test_what_a_grammar_cannot_see_is_an_error_and_not_an_answer(
+    schema: Schema, text: str, says: str, tokenizer: Any
+) -> None:
+    pieces = [*tokenizer.encode(text).ids, tokenizer.eos_token_id]
+    model, grammar = Saying(pieces), Grammar(tokenizer, schema)
+    with pytest.raises(ModelError, match=says):
+        answer(model, tokenizer, grammar, temperature=0)
+
+
+class Saying(nn.Module):
+    """Says these tokens, whatever it is asked."""
+
+    def __init__(self, ids: list[int]) -> None:
+        super().__init__()
+        self.layers: list[nn.Module] = []
+        self.ids = tuple(ids)
+        self.count = 0
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        logits = mx.zeros((1, tokens.shape[1], 320))
+        if tokens.shape[1] == 1 and int(tokens[0, 0].item()) != 30:
+            logits[0, -1, self.ids[self.count]] = 9.0
+            self.count += 1
+        return logits
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ takes tens of microseconds (``benchmarks/constraints.py``).
 """
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 import mlx.core as mx
@@ -45,6 +45,7 @@ class Grammar:
         if schema is False:
             raise DataError("the schema is `false`, which admits nothing", "write the schema of a JSON object")
         vocabulary = _vocabulary(tokenizer)
+        _refuse_tokens(tokenizer, schema)
         rules = {} if schema is True else {key: value for key, value in schema.items() if key != "x-guidance"}
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(rules), overrides=dict(_OPTIONS))
@@ -144,6 +145,41 @@ def _vocabulary(tokenizer: ModelTokenizer) -> "LLTokenizer":
         raise ModelError("a schema cannot be used with this tokenizer: what its tokens stand for depends on others")
     _vocabularies[tokenizer] = made
     return made
+
+
+def _refuse_tokens(tokenizer: ModelTokenizer, schema: object) -> None:
+    """Raise ``DataError`` where a name or value that an answer may have to hold contains an added token's text.
+
+    llguidance 1.9 would ask for that token and then not take it
+    (``test_a_schema_that_names_a_control_token_is_refused``).
+    """
+    added = set(tokenizer.control_tokens.values())
+    for text in _literals(schema):
+        found = added.intersection(tokenizer.encode(json.dumps(text, ensure_ascii=False)).ids)
+        if found:
+            raise DataError(
+                f"the schema holds {text[:80]!r}, of which {tokenizer.decode(sorted(found)[:1])!r} is a token of its "
+                "own in this tokenizer, never said as text",
+                "write it in other words",
+            )
+
+
+def _literals(schema: object) -> Iterator[str]:
+    """The names of properties and the texts under ``enum`` and ``const``, wherever they stand."""
+    stack: list[tuple[object, bool]] = [(schema, False)]
+    while stack:
+        value, is_literal = stack.pop()
+        if isinstance(value, dict):
+            for key, item in cast(dict[str, object], value).items():
+                if is_literal:
+                    yield key
+                if key == "properties" and isinstance(item, dict):
+                    yield from cast(dict[str, object], item)
+                stack.append((item, is_literal or key in ("enum", "const")))
+        elif isinstance(value, list):
+            stack += [(item, is_literal) for item in cast(list[object], value)]
+        elif is_literal and isinstance(value, str):
+            yield value
 
 
 def _short(reason: str) -> str:

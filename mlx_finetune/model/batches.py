@@ -153,7 +153,7 @@ class BatchDecoder:
 
 def check_batchable(model: nn.Module) -> None:
     """Raise ``ModelError`` where the layers of ``model`` cannot keep several rows in one cache, naming theirs."""
-    caches = cast(list[Any], make_prompt_cache(model))
+    caches = make_prompt_cache(model)
     others = sorted(
         {type(cache).__name__ for cache in caches if not hasattr(cache, "merge") or getattr(cache, "keep", 0)}
     )

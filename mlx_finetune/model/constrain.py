@@ -12,7 +12,7 @@ takes tens of microseconds (``benchmarks/constraints.py``).
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import mlx.core as mx
@@ -24,9 +24,10 @@ from mlx_finetune.scoring.json_text import NotJsonError, parse
 
 if TYPE_CHECKING:  # 0.15 s, for those who have a schema
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 #: White space between parts is not admitted; what cannot be enforced is an error, whatever the schema says about it.
-_OPTIONS = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+_OPTIONS: "JsonCompileOptions" = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 _PROBE = '{"a": [1, "b c\\u00e9 \\u6771"], "d": "\\n"}'
 _HINT = "leave these keywords out: what cannot be enforced can still be checked afterwards (mlxft eval)"
 _LONGEST_REASON = 300
@@ -48,7 +49,7 @@ class Grammar:
         _refuse_tokens(tokenizer, schema)
         rules = {} if schema is True else {key: value for key, value in schema.items() if key != "x-guidance"}
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(rules), overrides=dict(_OPTIONS))
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(rules), overrides=_OPTIONS)
         except (ValueError, RecursionError) as error:
             raise DataError(f"the schema cannot be enforced: {_short(str(error))}", _HINT) from None
         self._matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
@@ -87,7 +88,7 @@ class Constraint:
         allowed[:count] = bits[:count]
         if not allowed.any():
             raise ModelError("the schema asks for a text that no token of this model can go on with")
-        return mx.where(mx.array(allowed), logits, mx.array(-mx.inf, logits.dtype))
+        return mx.where(mx.array(cast(Any, allowed)), logits, mx.array(-mx.inf, logits.dtype))
 
     def advance(self, token_id: int) -> bool:
         """Note that ``token_id``, which is no end mark, came next; True when the answer is complete with it.

@@ -62,7 +62,7 @@ SCHEMAS: dict[str, Schema] = {
         "additionalProperties": False,
     },
 }
-WILD = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+WILD: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ class Saying(nn.Module):
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         logits = mx.zeros((1, tokens.shape[1], 320))
-        if tokens.shape[1] == 1 and int(tokens[0, 0].item()) != 30:
+        if tokens.shape[1] == 1 and tokens[0, 0].item() != 30:
             logits[0, -1, self.ids[self.count]] = 9.0
             self.count += 1
         return logits

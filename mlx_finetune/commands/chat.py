@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_finetune.errors import UsageError
-from mlx_finetune.rundir import RESOLVED
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -231,6 +230,8 @@ def _history_file() -> Path | None:
 
 
 def _say_next(name: str, chat: "Chat") -> None:
+    from mlx_finetune.rundir import RESOLVED
+
     session = chat.session
     run = session.opened.located.run
     if session.num_corrections and run is not None:

@@ -69,16 +69,20 @@ def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None
 @as_json_option
 def show_command(run: str, as_json: bool) -> None:
     """Settings, losses, answers and checkpoints of RUN."""
+    from mlx_finetune.app.runs import count_corrections
     from mlx_finetune.monitor.run_report import report_json, report_lines
-    from mlx_finetune.rundir import find_run
+    from mlx_finetune.rundir import CORRECTIONS, find_run
 
     folder = find_run(run, base=Path.cwd())
-    facts, settings = read_facts(folder), read_settings(folder)
+    facts, settings, num_corrections = read_facts(folder), read_settings(folder), count_corrections(folder)
     if as_json:
-        click.echo(json.dumps(report_json(facts, settings), ensure_ascii=False))
+        report = {**report_json(facts, settings), "num_corrections": num_corrections}
+        click.echo(json.dumps(report, ensure_ascii=False))
         return
     for line in report_lines(facts, settings):
         click.echo(line)
+    if num_corrections:
+        click.echo(f"\n{CORRECTIONS}: {num_corrections} answers put right in chats")
     click.echo(f"\nnext: mlxft chat {shlex.quote(run)}", err=True)
 
 

@@ -124,6 +124,9 @@ def test_one_run_that_cannot_be_removed_keeps_all() -> None:
 def test_removing_a_run_names_its_corrections_and_leaves_them_unless_asked() -> None:
     path = Path("adapters/finished/corrections.jsonl")
     path.write_text('{"messages": []}\n{"messages": []}\n')
+    assert "corrections.jsonl: 2 answers put right in chats" in call("show", "finished").stdout.splitlines()
+    assert json.loads(call("show", "finished", "--json").stdout)["num_corrections"] == 2
+    assert "put right" not in call("show", "killed").stdout
     asked = call("rm", "finished")
     assert isinstance(asked.exception, RunError)
     assert "2 corrections stay) is not removed without being asked" in asked.exception.message

@@ -133,6 +133,19 @@ def test_corrections_that_were_changed_or_switched_on_are_refused_on_resume_and_
     assert rows == [before, before + 1]
 
 
+def test_a_finished_run_goes_on_with_its_corrections_by_fork_and_keeps_its_rows_by_extend(tiny_model, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_model("llama"), extra="max_steps = 2")
+    run = train(recipe)
+    before = started(run).train_rows
+    add(run.path, correction())
+    train(recipe, extend=1)
+    train(recipe, overrides=("data.corrections=true",), fork=True, extend=1)
+    events = [record.event for record in read_events(run.file("events.jsonl"))]
+    assert [event.train_rows for event in events if isinstance(event, RunStarted)] == [before, before, before + 1]
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
+    assert run.file(rundir.CORRECTIONS).read_text() == correction()
+
+
 def test_a_run_of_an_earlier_version_is_resumed_without_corrections(tiny_model, tmp_path):
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     run = train(recipe, stop_after=2)

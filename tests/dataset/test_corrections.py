@@ -192,6 +192,32 @@ def test_only_the_last_answer_is_learned(tiny_model: Callable[..., Path]) -> Non
     assert learned(replace(correction, only_last=False)) == "Hither.<|im_end|>There.<|im_end|>"
 
 
+TAGGED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+REWRITING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and not loop.last %}..."
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [TAGGED, REWRITING], ids=["generation tags", "rewrites earlier turns"])
+def test_only_the_last_answer_is_learned_whatever_the_template_does(
+    tiny_model: Callable[..., Path], tmp_path: Path, template: str
+) -> None:
+    (tmp_path / "template.jinja").write_text(template)
+    tokenizer = load_tokenizer(tiny_model("llama"), chat_template=str(tmp_path / "template.jinja"))
+    data = DataRecipe.model_validate({"path": "-"})
+    row = Row({"messages": turns("Where?", "Hither.", "Where, please?", "There.")}, "c", 1)
+    (tokens,) = tokenize([correction_of(row)], tokenizer, data, task="sft").rows
+    assert tokenizer.decode(tokens.ids[tokens.loss_mask].tolist()) == "There.<|im_end|>"
+    assert "Where, please?" in tokenizer.decode(tokens.ids.tolist())
+
+
 def test_a_correction_that_is_cut_learns_its_last_answer_alone(tiny_model: Callable[..., Path]) -> None:
     tokenizer = load_tokenizer(tiny_model("llama"))
     conversation = turns("Where? " * 9, "Hither.", "Where, please?", "Yon.", "Where, then?", "There.")

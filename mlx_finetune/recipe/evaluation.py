@@ -6,13 +6,14 @@ measures is in ``app/eval``.
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from mlx_finetune.errors import UsageError
 from mlx_finetune.recipe.fields import Auto, Count, Section, Text, Texts, refuse
 from mlx_finetune.recipe.values import shown_name
 
@@ -35,6 +36,7 @@ CHECKS: dict[str, str] = {"regex": "a pattern", "contains": "a text", "max_lengt
 #: Measure -> the task that it comes from.
 MEASURES: dict[str, str] = {
     "loss": "loss",
+    "answer_bits_per_byte": "loss",
     "perplexity": "perplexity",
     "bits_per_byte": "perplexity",
     "exact_match": "exact_match",
@@ -57,6 +59,7 @@ MEASURES: dict[str, str] = {
     "json_fields_constrained": "json",
     "general_questions": "general",
     "general_perplexity": "general",
+    "general_bits_per_byte": "general",
 }
 _GATE = re.compile(r"\s*(?P<measure>\S.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*")
 
@@ -109,7 +112,9 @@ def task_problem(task: str) -> str:
 
 def _argument_problem(name: str, argument: str) -> str:
     if name == "max_length" and not (argument.isascii() and argument.isdigit() and 0 < int(argument) <= 10**9):
-        return f"the task `max_length:{_word(argument)}` needs a number of characters; write for instance max_length:280"
+        return (
+            f"the task `max_length:{_word(argument)}` needs a number of characters; write for instance max_length:280"
+        )
     if name == "regex":
         try:
             with warnings.catch_warnings():
@@ -150,11 +155,6 @@ def gate_problem(text: str) -> str:
     return f"the gate `{text}` names no measure; {hint}"
 
 
-def first_problems(tasks: Iterable[str], gates: Iterable[str]) -> Sequence[str]:
-    """Everything that is wrong with the names of tasks and with gates, one line each."""
-    return [problem for problem in [*map(task_problem, tasks), *map(gate_problem, gates)] if problem]
-
-
 with warnings.catch_warnings():
     # ``schema`` is also the name of a method of pydantic that was replaced by another; nothing here calls it.
     warnings.filterwarnings("ignore", message='Field name "schema"')
@@ -176,7 +176,8 @@ with warnings.catch_warnings():
             200, description="Most held-out rows that are evaluated; of more, always the same ones are taken."
         )
         gates: Texts = Field(
-            (), description='What mlxft eval must find, such as "json_valid >= 0.95"; it exits with 4 where it does not.'
+            (),
+            description='What mlxft eval must find, such as "json_valid >= 0.95"; it exits with 4 where it does not.',
         )
         schema: Text | None = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
             None, description="JSON Schema file for the task json: validity is measured free and constrained by it."
@@ -198,3 +199,14 @@ with warnings.catch_warnings():
             rows = [("`tasks`: ", task_problem(task)) for task in self.tasks]
             rows += [("`gates`: ", gate_problem(gate)) for gate in self.gates]
             return refuse(self, [where + problem for where, problem in rows if problem])
+
+
+def change_recipe(recipe: EvalRecipe, changes: Mapping[str, object]) -> EvalRecipe:
+    """[eval] with some keys changed, as a command line does. Raises ``UsageError`` with the first thing that is wrong."""
+    try:
+        return EvalRecipe.model_validate(recipe.model_dump() | dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        rules = str(first.get("ctx", {}).get("error", first["msg"])).splitlines()
+        message, _, hint = rules[0].rpartition("; ")
+        raise UsageError(message.partition("`: ")[2] or rules[0], hint if message else "") from None

@@ -25,6 +25,7 @@ from mlx_finetune.recipe.fields import (
     refuse,
 )
 
+
 class LoraRecipe(Section):
     """[lora]: leave the section out for full fine-tuning."""
 

@@ -6,7 +6,7 @@ give more tokens a second together, and each of them takes longer.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import mlx.nn as nn
@@ -48,7 +48,9 @@ class _Work:
         self.texts.append(piece.text)
         if piece.finish is None:
             return None
-        first, whole = self.first - self.started, now - self.started
+        if piece.finish == "failed":
+            return failed(self.request, piece.error or MlxftError("the answer could not go on"))
+        first, whole = (self.first or now) - self.started, now - self.started
         num_prompt = len(self.request.prompt_ids)
         return Answer("".join(self.texts), piece.finish, num_prompt, self.num_tokens, first, whole)
 
@@ -72,18 +74,6 @@ def answer_all(
             answer = at_work[number].take(piece)
             if answer is not None:
                 yield at_work.pop(number).place, answer
-
-
-def answer_one(
-    generate: Callable[[Request], Iterator[Piece]], request: Request
-) -> Answer:
-    """One answer, token by token as ``generate`` gives it."""
-    work = _Work(0, request, time.perf_counter())
-    for piece in generate(request):
-        answer = work.take(piece)
-        if answer is not None:
-            return answer
-    raise AssertionError("the last piece has a finish")
 
 
 def failed(request: Request, error: MlxftError) -> Answer:

@@ -1,7 +1,7 @@
 """What a task measures: names, in which direction is better, how rows add up to a figure, and which figures are tested."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlx_finetune.recipe.evaluation import CHECKS, split_task
@@ -18,7 +18,10 @@ GENERAL_TEXT, GENERAL_ANSWER, SPEED = "general text", "general answer", "speed"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One figure. ``work`` is where its rows come from; only one that ``is_tested`` has a part in the verdict."""
+    """One figure. ``work`` is where its rows come from; only one that ``is_tested`` has a part in the verdict.
+
+    One that is not ``is_shown`` stands in the files of a result and not on the terminal.
+    """
 
     name: str
     task: str
@@ -28,6 +31,7 @@ class Measure:
     is_higher_better: bool = True
     is_tested: bool = False
     scale: Scale = "plain"
+    is_shown: bool = True
 
 
 def _measure(task: str, work: str, kind: Kind, name: str, title: str, *, is_tested: bool = False) -> Measure:
@@ -38,8 +42,16 @@ def _lower(task: str, work: str, name: str, title: str, scale: Scale, *, is_test
     return Measure(name, task, work, "ratio", title, is_higher_better=False, is_tested=is_tested, scale=scale)
 
 
+def _hidden_bits(task: str, work: str, name: str, title: str) -> Measure:
+    """Bits per byte beside another figure of the same losses: what two tokenizers can be compared by."""
+    return replace(_lower(task, work, name, title, "bits"), is_shown=False)
+
+
 _OF_TASK: dict[str, tuple[Measure, ...]] = {
-    "loss": (_lower("loss", LOSS, "loss", "loss of the answers, nats a token", "plain", is_tested=True),),
+    "loss": (
+        _lower("loss", LOSS, "loss", "loss of the answers", "plain", is_tested=True),
+        _hidden_bits("loss", LOSS, "answer_bits_per_byte", "bits per byte of the answers"),
+    ),
     "perplexity": (
         _lower("perplexity", TEXT, "perplexity", "perplexity of the text", "exp", is_tested=True),
         _lower("perplexity", TEXT, "bits_per_byte", "bits per byte", "bits"),
@@ -66,6 +78,7 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
     "general": (
         _measure("general", GENERAL_ANSWER, "right", "general_questions", "general questions", is_tested=True),
         _lower("general", GENERAL_TEXT, "general_perplexity", "perplexity, general text", "exp", is_tested=True),
+        _hidden_bits("general", GENERAL_TEXT, "general_bits_per_byte", "bits per byte, general text"),
     ),
     "speed": (),
 }

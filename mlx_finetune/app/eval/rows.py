@@ -64,9 +64,19 @@ class Chosen:
 
 
 def choose_rows(
-    data: DataRecipe, *, base: Path, given: str | None, max_rows: int, category: str | None, shots: int, seed: int
+    data: DataRecipe,
+    *,
+    base: Path,
+    training_base: Path,
+    given: str | None,
+    max_rows: int,
+    category: str | None,
+    shots: int,
+    seed: int,
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
+
+    Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``.
 
     Raises ``DataError`` where nothing is held out, the column ``category`` is missing, or there are too few rows for
     ``shots``.
@@ -89,7 +99,7 @@ def choose_rows(
         source,
         splits.content_hash,
         len(held),
-        draw_shots(_training_rows(splits, data, base, given) if shots else (), shots, seed),
+        draw_shots(_training_rows(splits, data, training_base, given) if shots else (), shots, seed),
         splits.problems,
     )
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ def split_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _prepared(
-    name: str, changes: dict[str, object], named: str | None, data: str | None, batch: int | None
+    name: str, changes: Mapping[str, object], named: str | None, data: str | None, batch: int | None
 ) -> "Evaluation":
     from mlx_finetune.app.eval.results import check_name
     from mlx_finetune.recipe.evaluation import EvalRecipe
@@ -118,7 +119,7 @@ def _prepared(
     return evaluation
 
 
-def _with_changes(recipe: "EvalRecipe", changes: dict[str, object]) -> "EvalRecipe":
+def _with_changes(recipe: "EvalRecipe", changes: Mapping[str, object]) -> "EvalRecipe":
     from mlx_finetune.recipe.evaluation import change_recipe
 
     return change_recipe(recipe, changes)

@@ -169,8 +169,8 @@ with warnings.catch_warnings():
         tasks: Texts = Field(
             (),
             description="What mlxft eval measures, the one that matters most first: loss, perplexity, exact_match, "
-            "token_f1, labels, rouge, bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. Left "
-            "out, the rows decide.",
+            "token_f1, labels, rouge, bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. "
+            "Left out, the rows decide.",
         )
         max_rows: Count = Field(
             200, description="Most held-out rows that are evaluated; of more, always the same ones are taken."
@@ -202,7 +202,7 @@ with warnings.catch_warnings():
 
 
 def change_recipe(recipe: EvalRecipe, changes: Mapping[str, object]) -> EvalRecipe:
-    """[eval] with some keys changed, as a command line does. Raises ``UsageError`` with the first thing that is wrong."""
+    """[eval] with some keys changed, as a command line does. Raises ``UsageError`` with the first problem."""
     try:
         return EvalRecipe.model_validate(recipe.model_dump() | dict(changes))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of: strict frozen models, narrow types, and rules between keys as sentences."""
+"""What every section of a recipe is made of: strict frozen models, narrow types, rules between keys as sentences."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar

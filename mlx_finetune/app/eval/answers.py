@@ -1,7 +1,7 @@
 """Many prompts answered: one at a time, or several at once through one model; either way the same greedy answers.
 
-One at a time an answer's own speed is measured: the time to its first token, and from there to its last. Several at once
-give more tokens a second together, and each of them takes longer.
+One at a time an answer's own speed is measured: the time to its first token, and from there to its last. Several at
+once give more tokens a second together, and each of them takes longer.
 """
 
 import time

@@ -1,8 +1,8 @@
 """Rows to figures with 95 % intervals, and what changed from one side to the other over the same rows.
 
-Rates have Wilson intervals and McNemar's exact test; means and ratios bootstrap intervals over rows, and a test that flips
-the sign of each row's difference (Fisher 1935): under "no change" either sign was as likely. Its p is exact up to 12
-rows, over 10,000 random flips beyond. All draws are seeded.
+Rates have Wilson intervals and McNemar's exact test; means and ratios bootstrap intervals over rows, and a test that
+flips the sign of each row's difference (Fisher 1935): under "no change" either sign was as likely. Its p is exact up to
+12 rows, over 10,000 random flips beyond. All draws are seeded.
 """
 
 import math

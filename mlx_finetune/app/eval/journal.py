@@ -8,7 +8,7 @@ of another identity are never mixed in. In memory are the numbers; answers are r
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -72,7 +72,7 @@ class Journal:
         """The answers to some rows, by side and row."""
         lines = read_lines(self.path)
         next(lines)
-        found = (_measured(fields) for fields in lines)
+        found = (measured_of(fields) for fields in lines)
         return {(one.side, one.row): one.answer for one in found if one.row in rows and one.work == work}
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Journal:
                 "give this one another name: --name NAME",
             )
         for fields in lines:
-            measured = _measured(fields)
+            measured = measured_of(fields)
             self.found[measured.key] = _without_text(measured)
 
 
@@ -136,7 +136,8 @@ def _fields(measured: Measured) -> dict[str, object]:
     }
 
 
-def _measured(fields: Mapping[str, object]) -> Measured:
+def measured_of(fields: Mapping[str, object]) -> Measured:
+    """The result in one line. Raises ``RunError`` for a line of another version."""
     known = dict(fields)
     values = cast("dict[str, list[float]]", known.pop("values", {}))
     try:
@@ -146,6 +147,4 @@ def _measured(fields: Mapping[str, object]) -> Measured:
 
 
 def _without_text(measured: Measured) -> Measured:
-    from dataclasses import replace
-
     return replace(measured, answer="")

@@ -19,6 +19,7 @@ from mlx_finetune.app.eval.prompts import Continuation
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
+from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.model.batches import Request
@@ -52,7 +53,7 @@ class Measuring:
         self._scorer = AnswerScorer(evaluation.tasks, evaluation.labels, evaluation.validator)
 
     def run(self) -> None:
-        """Do what is left to do. Raises ``KeyboardInterrupt`` wherever it comes; what was measured is in the journal."""
+        """Do what is left to do. What was measured when a ``KeyboardInterrupt`` comes is in the journal."""
         evaluation, rows = self._evaluation, range(len(self._evaluation.rows))
         plain = [side for side in evaluation.sides if not side.shots]
         if evaluation.has_work(measures.LOSS):
@@ -253,7 +254,7 @@ class Measuring:
             grammar=self._evaluation.grammar if is_constrained else None,
         )
 
-    def _shots(self, side: Side):  # pyright: ignore
+    def _shots(self, side: Side) -> Sequence[Example]:
         return self._evaluation.chosen.shots if side.shots else ()
 
     def _decoded(self, ids: NDArray[np.int32]) -> str:

@@ -1,4 +1,4 @@
-"""What a task measures: names, in which direction is better, how rows add up to a figure, and which figures are tested."""
+"""What a task measures: names, which direction is better, how rows add up to a figure, and which figures are tested."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

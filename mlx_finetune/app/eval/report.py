@@ -1,4 +1,4 @@
-"""A journal added up: figures over all rows and over each category, changes, speed, the rows that changed most, gates."""
+"""A journal added up: figures over all rows and each category, changes, speed, the rows that changed most, gates."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from mlx_finetune.app.eval.figures import Figure, Result, Rows, change, correcte
 from mlx_finetune.app.eval.journal import Journal, Measured
 from mlx_finetune.app.eval.measures import Measure
 from mlx_finetune.app.eval.setup import Evaluation
-from mlx_finetune.app.eval.subject import BASE, TUNED, Side
-from mlx_finetune.app.eval.verdict import Verdict, judge
+from mlx_finetune.app.eval.subject import Side
+from mlx_finetune.app.eval.verdict import BASE, TUNED, Verdict, judge
 from mlx_finetune.errors import Problem
 from mlx_finetune.recipe.evaluation import Gate
 

@@ -1,4 +1,4 @@
-"""Results in files: ``NAME.rows.jsonl`` while measuring, ``NAME.json`` and ``NAME.csv`` when it is done; nothing is overwritten.
+"""``NAME.rows.jsonl`` while it is measured, ``NAME.json`` and ``NAME.csv`` at its end; none is overwritten.
 
 A name belongs to one identity. Evaluating the same again shows what is there; anything else takes the next free name
 (``test``, ``test-2``), or is refused where the user has named it.

@@ -124,7 +124,7 @@ def draw_shots(examples: Sequence[Example], count: int, seed: int) -> tuple[Exam
         return ()
     if len(examples) < count:
         raise DataError(
-            f"{count} examples are wanted in each prompt, and there are {len(examples)} training rows to draw them from",
+            f"{count} examples are wanted in each prompt, and there are {len(examples)} training rows for them",
             f"--shots {len(examples)} or fewer; a model without a run has no training rows",
         )
     # random.sample of a seeded Random: the same in every version since Python 3.2.
@@ -166,7 +166,7 @@ def read_categories(
     names = set(found.values())
     if len(names) > MAX_CATEGORIES:
         raise DataError(
-            f"the column `{column}` has {len(names)} different values; figures can be split by at most {MAX_CATEGORIES}",
+            f"the column `{column}` has {len(names)} different values; figures are split by {MAX_CATEGORIES} at most",
             "name a column with a topic or a kind of request",
         )
     return found

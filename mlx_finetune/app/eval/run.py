@@ -43,8 +43,8 @@ def evaluate(
 ) -> Finished:
     """Measure what is not measured yet and keep the result; ``say`` is told what a person should know.
 
-    After a Ctrl-C the report is of what was measured so far, and ``is_whole`` says so. Raises ``RunError`` where another
-    evaluation has the name, ``OSError`` for what the disk refuses.
+    After a Ctrl-C the report is of what was measured so far, and ``is_whole`` says so. Raises ``RunError`` where
+    another evaluation has the name, ``OSError`` for what the disk refuses.
     """
     folder = out or _folder_of(evaluation.subject)
     with _place(folder, named, evaluation) as place:

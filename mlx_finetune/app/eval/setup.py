@@ -1,7 +1,7 @@
 """From a subject and [eval] to everything that one evaluation needs: rows, tasks, labels, schema, limits, identity.
 
-Tasks that nobody named are chosen by the rows, by a rule that looks at references only, never at an answer: JSON objects,
-then numbers behind ####, then a few classes, then short answers, else the loss alone leads.
+Tasks that nobody named are chosen by the rows, by a rule that looks at references only, never at an answer: JSON
+objects, then numbers behind ####, then a few classes, then short answers, else the loss alone leads.
 """
 
 import hashlib

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlx_finetune.app.eval.figures import Change, Result
-from mlx_finetune.app.eval.subject import BASE, TUNED
 
+#: The sides of a run: its base alone, and with what was trained; and the one side of a model.
+BASE, TUNED, MODEL = "base", "tuned", "model"
 FEW_ROWS = 30
 
 Outcome = Literal["learned", "unproven", "worse", "alone"]

@@ -1,28 +1,25 @@
 """A report for a person, in lines of at most 80 columns."""
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from mlx_finetune.app.eval.figures import Change, Figure, Result
+from mlx_finetune.app.eval.figures import Result
 from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed, Timing
 from mlx_finetune.app.eval.setup import Evaluation
-from mlx_finetune.app.eval.subject import BASE, TUNED
-from mlx_finetune.app.eval.verdict import number
+from mlx_finetune.app.eval.table import TITLE, WIDTH, table, value, wrapped
+from mlx_finetune.app.eval.verdict import BASE, TUNED, number
 from mlx_finetune.app.text import shorten
 from mlx_finetune.units import format_seconds
 
-WIDTH = 80
 _SHOWN_ROWS = 3
-_TITLE = 26
 
 
 def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     """The verdict first, then what it is made from."""
-    yield from _wrapped(_heading(evaluation, report))
+    yield from wrapped(_heading(evaluation, report))
     yield ""
-    yield from _wrapped(report.verdict.sentence)
+    yield from wrapped(report.verdict.sentence)
     yield ""
-    yield from _table(report.results)
+    yield from table(report.results, BASE, TUNED)
     yield from _categories(report.categories, report.results)
     yield from _answer_lines(report.answers, evaluation.at_once)
     yield from _speed_lines(report.speed)
@@ -43,65 +40,6 @@ def _heading(evaluation: Evaluation, report: Report) -> str:
     return f"{start}{what} on {rows} of {chosen.source}"
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def _table(results: Sequence[Result]) -> Iterator[str]:
-    """One line for each measure: a figure for each side with its interval, and the change."""
-    shown = [one for one in results if one.measure.is_shown]
-    if not shown:
-        return
-    sides = list(dict.fromkeys(side for one in shown for side in one.figures))
-    has_change = any(one.change for one in shown)
-    if not has_change:
-        yield from _plain_table(shown, sides)
-        return
-    yield f"{'':<{_TITLE}}{'base':>9}{'tuned':>9}   {'change':<8}{'95 % interval':<19}"
-    for one in shown:
-        yield _row(one).rstrip()
-    shots = [side for side in sides if side not in (BASE, TUNED)]
-    for side in shots:
-        yield ""
-        yield f"{side}:"
-        for one in (one for one in shown if side in one.figures):
-            yield f"  {shorten(one.measure.title, _TITLE - 3):<{_TITLE - 2}}{_value(one.figures[side]):>9}{_span(one.figures[side])}"
-
-
-def _row(one: Result) -> str:
-    title = shorten(one.measure.title, _TITLE - 1)
-    cells = "".join(f"{_value(one.figures[side]) if side in one.figures else '-':>9}" for side in (BASE, TUNED))
-    if one.change is None:
-        return f"{title:<{_TITLE}}{cells}"
-    sign = "better" if one.is_better else "worse" if one.is_worse else "unsure" if one.measure.is_tested else ""
-    amount, interval = _change(one.change)
-    return f"{title:<{_TITLE}}{cells}   {amount:<8}{interval:<19}{sign}"
-
-
-def _plain_table(shown: Sequence[Result], sides: Sequence[str]) -> Iterator[str]:
-    for side in sides:
-        yield f"{side + ':':<{_TITLE}}{'':>9}   95 % interval"
-        for one in (one for one in shown if side in one.figures):
-            figure = one.figures[side]
-            yield f"  {shorten(one.measure.title, _TITLE - 3):<{_TITLE - 2}}{_value(figure):>9}{_span(figure)}"
-
-
-def _value(figure: Figure) -> str:
-    if figure.num_right is not None and figure.num_rows < 1000:
-        return f"{figure.num_right}/{figure.num_rows}"
-    return number(figure.value)
-
-
-def _span(figure: Figure) -> str:
-    return f"   {number(figure.low)} to {number(figure.high)}"
-
-
-def _change(change: Change) -> tuple[str, str]:
-    if change.is_factor:
-        return f"x {change.value:.2f}", f"x {change.low:.2f} to {change.high:.2f}"
-    return f"{change.value:+.2f}", f"{change.low:+.2f} to {change.high:+.2f}"
-
-
 def _categories(categories: Sequence[Category], results: Sequence[Result]) -> Iterator[str]:
     """For each category one line a side: its first figures, length, time and speed of the answers."""
     if not categories:
@@ -115,7 +53,7 @@ def _categories(categories: Sequence[Category], results: Sequence[Result]) -> It
         sides = list(dict.fromkeys(side for one in category.results for side in one.figures))
         for side in sides:
             found = {one.measure.name: one.figures.get(side) for one in category.results}
-            cells = "".join(f"{_value(f) if (f := found.get(measure.name)) else '-':>13}" for measure in leads)
+            cells = "".join(f"{value(f) if (f := found.get(measure.name)) else '-':>13}" for measure in leads)
             name = f"{shorten(category.name, 15):<16}" if side == sides[0] else " " * 16
             yield f"{name}{shorten(side, 6):<7}{cells}{_answer_cells(category.answers.get(side))}".rstrip()
 
@@ -135,7 +73,7 @@ def _answer_lines(answers: Mapping[str, Answers], at_once: int) -> Iterator[str]
     for side, one in answers.items():
         cut = f"; {one.num_cut} of {one.num_answers} cut at the limit" if one.num_cut else ""
         yield (
-            f"  {side:<{_TITLE - 2}}{one.length.median:.0f}, {one.length.p95:.0f} tokens; "
+            f"  {side:<{TITLE - 2}}{one.length.median:.0f}, {one.length.p95:.0f} tokens; "
             f"{one.seconds.median:.1f}, {one.seconds.p95:.1f} s{cut}"
         )
 
@@ -184,7 +122,7 @@ def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
             f"{report.failed[0].message})."
         )
     for note in notes:
-        yield from _wrapped(note)
+        yield from wrapped(note)
 
 
 def _gates(report: Report) -> Iterator[str]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.tokenizer import ModelTokenizer
+from mlx_finetune.scoring.json_text import NotJsonError, parse
 
 if TYPE_CHECKING:  # 0.15 s, for those who have a schema
     from llguidance import LLMatcher, LLTokenizer
@@ -71,6 +72,7 @@ class Constraint:
 
     def __init__(self, grammar: Grammar) -> None:
         self._matcher = grammar.matcher()
+        self._said: list[str] = []
 
     def mask(self, logits: mx.array) -> mx.array:
         """``logits`` (V,) with -inf at the tokens that cannot come next, and at those the tokenizer does not have.
@@ -94,6 +96,23 @@ class Constraint:
         self._matcher.consume_token(token_id)
         self._check()
         return self._matcher.is_stopped()
+
+    def hear(self, text: str, *, is_last: bool) -> None:
+        """Note the text that was said. Raises ``ModelError`` where the whole is JSON that some readers refuse.
+
+        A grammar knows neither the names it has seen nor the size of a number: where a schema leaves names or numbers
+        open, a name may come twice in an object, and a number may be larger than a float.
+        """
+        self._said.append(text)
+        if not is_last:
+            return
+        try:
+            parse("".join(self._said))
+        except NotJsonError as error:
+            raise ModelError(
+                f"the answer keeps to its schema, but not every reader takes it: {error}",
+                "additionalProperties = false, and minimum and maximum for numbers, keep a model from it",
+            ) from None
 
     def _check(self) -> None:
         if self._matcher.is_error():

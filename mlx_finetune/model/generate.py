@@ -188,10 +188,9 @@ class Answer:
         logprob, likeliest = log_probabilities(logits, token_id, request.num_logprobs)
         self.ids.append(token_id)
         self._index += 1
-        if token_id in self._ends:
-            return Piece(self.rest(), token_id, "stop", logprob, likeliest)
-        is_complete = constraint is not None and constraint.advance(token_id)
-        text = self._endings.feed(self._text.add(token_id))
+        is_end = token_id in self._ends
+        is_complete = is_end or (constraint is not None and constraint.advance(token_id))
+        text = "" if is_end else self._endings.feed(self._text.add(token_id))
         finish: Finish | None = None
         if is_complete:
             finish = "stop"
@@ -201,6 +200,8 @@ class Answer:
             finish = "context"
         if finish is not None and not self._endings.is_reached:
             text += self.rest()
+        if constraint is not None:
+            constraint.hear(text, is_last=finish == "stop")
         return Piece(text, token_id, "stop" if self._endings.is_reached else finish, logprob, likeliest)
 
     def rest(self) -> str:

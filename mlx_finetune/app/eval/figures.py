@@ -1,8 +1,9 @@
 """Rows to figures with 95 % intervals, and what changed from one side to the other over the same rows.
 
-Rates have Wilson intervals and McNemar's exact test; means and ratios bootstrap intervals over rows, and a test that
-flips the sign of each row's difference (Fisher 1935): under "no change" either sign was as likely. Its p is exact up to
-12 rows, over 10,000 random flips beyond. All draws are seeded.
+Rates have Wilson intervals, the change between two of them Newcombe's, and McNemar's exact test; a bootstrap would give
+an interval of width 0 where no row differs. Means and ratios have bootstrap intervals over rows and a test that flips
+the sign of each row's difference (Fisher 1935): under "no change" either sign was as likely. Its p is exact up to 12
+rows, over 10,000 random flips beyond. All draws are seeded.
 """
 
 import math
@@ -125,15 +126,11 @@ def change(measure: Measure, first: Rows, second: Rows, *, seed: int) -> Change 
     before, after = [value[0] for value in old], [value[0] for value in new]
     if measure.kind == "ratio":
         return _ratio_change(measure, before, after, [value[1] for value in old], seed=seed)
-    difference = paired_bootstrap(before, after, seed=seed)
-    interval = difference.interval
     if measure.kind == "right":
-        only_old = sum(a > b for a, b in zip(before, after, strict=True))
-        only_new = sum(b > a for a, b in zip(before, after, strict=True))
-        p = mcnemar_exact(only_old, only_new)
-    else:
-        p = sign_flip(np.subtract(after, before), seed=seed)
-    return Change(difference.value, interval.low, interval.high, len(both), p)
+        return _rate_change(before, after)
+    difference = paired_bootstrap(before, after, seed=seed)
+    p = sign_flip(np.subtract(after, before), seed=seed)
+    return Change(difference.value, difference.interval.low, difference.interval.high, len(both), p)
 
 
 def corrected(results: Sequence[Result]) -> list[Result]:
@@ -168,6 +165,38 @@ def sign_flip(differences: NDArray[np.float64], *, seed: int) -> float:
         bits = np.unpackbits(words.view(np.uint8), count=count * num_rows).reshape(count, num_rows)
         hits += int(np.count_nonzero(np.abs((1.0 - 2.0 * bits) @ unit) >= seen))
     return (1 + hits) / (1 + NUM_RESAMPLES)
+
+
+def paired_rates(both: int, only_old: int, only_new: int, neither: int) -> Interval:
+    """Interval of ``(only_new - only_old) / n``, the change of a rate over the same rows (Newcombe 1998, method 10).
+
+    Wilson's intervals of the two rates, joined by squares with the correlation of the rows: it never leaves -1 to 1,
+    and no row that differs still leaves room for one. 20, 2, 12, 16: 0.056 to 0.329.
+    """
+    total = both + only_old + only_new + neither
+    old, new = (both + only_old) / total, (both + only_new) / total
+    low_old, low_new = wilson(both + only_old, total).low, wilson(both + only_new, total).low
+    high_old, high_new = wilson(both + only_old, total).high, wilson(both + only_new, total).high
+    product = (both + only_old) * (only_new + neither) * (both + only_new) * (only_old + neither)
+    cross = both * neither - only_old * only_new
+    if cross > total / 2:
+        cross -= total / 2  # Newcombe's correction for continuity of a positive correlation
+    elif cross >= 0:
+        cross = 0
+    phi = cross / math.sqrt(product) if product else 0.0
+    down, up = new - low_new, high_old - old
+    left = math.sqrt(max(0.0, down**2 - 2 * phi * down * up + up**2))
+    up_new, down_old = high_new - new, old - low_old
+    right = math.sqrt(max(0.0, up_new**2 - 2 * phi * up_new * down_old + down_old**2))
+    return Interval(new - old - left, new - old + right)
+
+
+def _rate_change(before: Sequence[float], after: Sequence[float]) -> Change:
+    pairs = [(old > 0, new > 0) for old, new in zip(before, after, strict=True)]
+    counts = [pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
+    interval = paired_rates(*counts)
+    value = (counts[2] - counts[1]) / len(pairs)
+    return Change(value, interval.low, interval.high, len(pairs), mcnemar_exact(counts[1], counts[2]))
 
 
 def _ratio_change(

@@ -78,6 +78,8 @@ class Measuring:
         """``do`` for a few rows on one side, then the same rows on the next."""
         total = len(rows) * len(sides)
         done = sum((work, side.name, row) in self._journal for side in sides for row in rows)
+        if work in (measures.ANSWER, measures.CONSTRAINED) and done < total:
+            self._warm_up(sides)
         for start in range(0, len(rows), size):
             for side in sides:
                 left = [row for row in rows[start : start + size] if (work, side.name, row) not in self._journal]
@@ -89,6 +91,13 @@ class Measuring:
                         self._journal.add(measured)
                         done += 1
                         self._show(Progress(work, done, total))
+
+    def _warm_up(self, sides: Sequence[Side]) -> None:
+        """Two tokens from each side: what is done once, the first time, is no part of an answer's time."""
+        request = Request([self._tokenizer.eos_token_id], Sampling(temperature=0.0, max_tokens=2))
+        for side in sides:
+            with self._evaluation.subject.model(side) as model:
+                list(answer_all(model, self._tokenizer, [request], at_once=1))
 
     # --- likelihoods ---
 

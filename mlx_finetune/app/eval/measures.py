@@ -59,10 +59,10 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
     "exact_match": (_measure("exact_match", ANSWER, "right", "exact_match", "exactly right", is_tested=True),),
     "token_f1": (_measure("token_f1", ANSWER, "mean", "token_f1", "words shared (F1)", is_tested=True),),
     "labels": (
-        _measure("labels", LABELS, "right", "accuracy", "right class, by likelihood", is_tested=True),
-        _measure("labels", LABELS, "f1", "macro_f1", "macro F1, by likelihood"),
-        _measure("labels", ANSWER, "right", "accuracy_generated", "right class, as written", is_tested=True),
-        _measure("labels", ANSWER, "f1", "macro_f1_generated", "macro F1, as written"),
+        _measure("labels", LABELS, "right", "accuracy", "right class (likelihood)", is_tested=True),
+        _measure("labels", LABELS, "f1", "macro_f1", "macro F1 (likelihood)"),
+        _measure("labels", ANSWER, "right", "accuracy_generated", "right class (written)", is_tested=True),
+        _measure("labels", ANSWER, "f1", "macro_f1_generated", "macro F1 (written)"),
     ),
     "rouge": (
         _measure("rouge", ANSWER, "mean", "rouge1", "ROUGE-1"),
@@ -101,7 +101,7 @@ def measures_of(tasks: Iterable[str], *, has_schema: bool) -> tuple[Measure, ...
 
 def _json_measures(*, has_schema: bool) -> Sequence[Measure]:
     parses = _measure("json", ANSWER, "right", "json_parses", "an object that parses", is_tested=not has_schema)
-    fields = _measure("json", ANSWER, "mean", "json_fields", "fields as in the reference", is_tested=True)
+    fields = _measure("json", ANSWER, "mean", "json_fields", "fields as in reference", is_tested=True)
     if not has_schema:
         return [parses, fields]
     return [

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from mlx_finetune.recipe.evaluation import split_task
 from mlx_finetune.scoring.bleu import bleu
-from mlx_finetune.scoring.fields import field_accuracy
-from mlx_finetune.scoring.json_schema import Validator
+from mlx_finetune.scoring.json_schema import Validator, field_accuracy
 from mlx_finetune.scoring.json_text import NotJsonError, first_object, parse
 from mlx_finetune.scoring.labels import named_label
 from mlx_finetune.scoring.numbers import final_number

@@ -80,8 +80,8 @@ class Subject:
 
 
 def shots_name(side: str, shots: int) -> str:
-    """``base, 4 examples``."""
-    return f"{side}, {shots} example{'s' if shots > 1 else ''}"
+    """``base 4-shot``."""
+    return f"{side} {shots}-shot"
 
 
 def open_subject(name: str, *, base: Path, report: Report) -> Subject:

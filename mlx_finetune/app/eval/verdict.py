@@ -103,9 +103,15 @@ def _with_shots(lead: Result) -> str:
     side = next(name for name in lead.figures if name not in (BASE, TUNED))
     gap = lead.to_shots
     return (
-        f"With {side.partition(', ')[2]} in its prompt the base has {amount(lead, side)} "
+        f"With {_examples(side)} in its prompt the base has {amount(lead, side)} "
         f"({_interval(lead, gap).replace('gain', 'gain over that').replace('change', 'change from that')})."
     )
+
+
+def _examples(side: str) -> str:
+    """``base 4-shot`` -> ``4 examples``."""
+    shots = side.rpartition(" ")[2].removesuffix("-shot")
+    return "1 example" if shots == "1" else f"{shots} examples"
 
 
 def _list(results: Sequence[Result]) -> str:

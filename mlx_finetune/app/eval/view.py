@@ -44,18 +44,19 @@ def _categories(categories: Sequence[Category], results: Sequence[Result]) -> It
     """For each category one line a side: its first figures, length, time and speed of the answers."""
     if not categories:
         return
-    leads = [one.measure for one in results if one.measure.is_shown and not one.measure.name.startswith("general")][:3]
-    yield ""
-    titles = "".join(f"{shorten(measure.name, 12):>13}" for measure in leads)
     has_answers = any(category.answers for category in categories)
-    yield f"{'by category':<16}{'':<7}{titles}" + (f"{'tokens':>8}{'seconds':>9}{'tok/s':>7}" if has_answers else "")
+    shown = [one.measure for one in results if one.measure.is_shown and one.measure.task != "general"]
+    leads = shown[: 2 if has_answers else 4]
+    yield ""
+    titles = "".join(f"{shorten(measure.name, 13):>14}" for measure in leads)
+    yield f"{'by category':<15}{'':<11}{titles}" + (f"{'tokens':>8}{'seconds':>9}{'tok/s':>7}" if has_answers else "")
     for category in categories:
         sides = list(dict.fromkeys(side for one in category.results for side in one.figures))
         for side in sides:
             found = {one.measure.name: one.figures.get(side) for one in category.results}
-            cells = "".join(f"{value(f) if (f := found.get(measure.name)) else '-':>13}" for measure in leads)
-            name = f"{shorten(category.name, 15):<16}" if side == sides[0] else " " * 16
-            yield f"{name}{shorten(side, 6):<7}{cells}{_answer_cells(category.answers.get(side))}".rstrip()
+            cells = "".join(f"{value(f) if (f := found.get(measure.name)) else '-':>14}" for measure in leads)
+            name = f"{shorten(category.name, 14):<15}" if side == sides[0] else " " * 15
+            yield f"{name}{side:<11}{cells}{_answer_cells(category.answers.get(side))}".rstrip()
 
 
 def _answer_cells(answers: Answers | None) -> str:
@@ -82,14 +83,15 @@ def _speed_lines(speed: Mapping[str, Speed]) -> Iterator[str]:
     if not speed:
         return
     yield ""
-    yield "speed, one answer at a time (median; 95 % are faster than)"
+    yield f"{'one at a time':<{TITLE - 8}}{'prompt tok/s':>17}{'answer tok/s':>17}{'first token, s':>17}{'tokens':>8}"
     for side, one in speed.items():
-        first = f"{one.first_seconds.median:.2f}; {one.first_seconds.p95:.2f} s"
-        yield f"  {side:<8}prompt {_pair(one.prefill)} tok/s, answer {_pair(one.decode)} tok/s, first token {first}"
+        cells = "".join(f"{_pair(timing):>17}" for timing in (one.prefill, one.decode, one.first_seconds))
+        yield f"  {side:<{TITLE - 10}}{cells}{one.length.median:>8.0f}"
+    yield "  median, and in brackets what 95 % of the answers are better than"
 
 
 def _pair(timing: Timing) -> str:
-    return f"{number(timing.median)}; {number(timing.p95)}"
+    return f"{number(timing.median)} ({number(timing.p95)})"
 
 
 def _changed_lines(title: str, rows: Sequence[Changed]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """``mlxft eval``: what a run learned and what it forgot, measured on rows it has not seen; the report on stdout."""
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 GATE_MISSED = 4
 INTERRUPTED = 130
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @click.command()
@@ -99,11 +101,11 @@ def split_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
 def _prepared(
     name: str, changes: Mapping[str, object], named: str | None, data: str | None, batch: int | None
 ) -> "Evaluation":
-    from mlx_finetune.app.eval.results import check_name
+    from mlx_finetune.errors import UsageError
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
-    if named is not None:
-        check_name(named)
+    if named is not None and not _NAME.fullmatch(named):
+        raise UsageError(f"{named[:60]!r} cannot be the name of a result", "use letters, digits, dots and dashes")
     _with_changes(EvalRecipe.model_validate({}), changes)  # a slip is found before the model is loaded
     subject = _opened(name)
     from mlx_finetune.app.eval.run import rows_at_once

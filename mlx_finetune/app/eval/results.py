@@ -7,7 +7,6 @@ A name belongs to one identity. Evaluating the same again shows what is there; a
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -18,11 +17,10 @@ from mlx_finetune.app.eval.figures import Change, Figure, Result
 from mlx_finetune.app.eval.journal import read_lines
 from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed
 from mlx_finetune.app.eval.setup import Evaluation
-from mlx_finetune.errors import RunError, UsageError
+from mlx_finetune.errors import RunError
 
 FORMAT_VERSION = 1
 JOURNAL_END, JSON_END, CSV_END = ".rows.jsonl", ".json", ".csv"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_NAMES = 1000
 
 
@@ -46,12 +44,6 @@ class Place:
     def is_begun(self) -> bool:
         """Whether something of it has been measured before."""
         return self.file(JOURNAL_END).is_file()
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that is no name of a file. Raises ``UsageError``."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name[:60]!r} cannot be the name of an evaluation", "use letters, digits, dots and dashes")
 
 
 def choose_place(folder: Path, named: str | None, default: str, identity: Mapping[str, object]) -> Place:

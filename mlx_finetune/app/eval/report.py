@@ -89,12 +89,15 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that one evaluation says. ``failed`` are rows that could not be measured, with the reason."""
+    """All that one evaluation says. ``lead`` is the title of the measure that leads, by which rows gained or lost;
+    ``failed`` are rows that could not be measured, with the reason.
+    """
 
     results: tuple[Result, ...]
     categories: tuple[Category, ...]
     answers: Mapping[str, Answers]
     speed: Mapping[str, Speed]
+    lead: str
     gains: tuple[Changed, ...]
     losses: tuple[Changed, ...]
     verdict: Verdict
@@ -109,15 +112,17 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
     everything = range(len(evaluation.rows))
     results = corrected(_results(evaluation, found, frozenset(everything)))
     names = sorted({row.category for row in evaluation.rows} - {""})
-    gains, losses = _changed(evaluation, journal, results)
+    lead = next((one.measure for one in results if one.measure.is_tested and one.change), None)
+    gains, losses = _changed(evaluation, journal, lead)
     return Report(
         tuple(results),
         tuple(_category(evaluation, found, name) for name in names),
         _answers(evaluation.sides, _of(found, works.ANSWER)),
         _speed(evaluation.sides, _of(found, works.SPEED)),
+        lead.title if lead else "",
         gains,
         losses,
-        judge(results),
+        judge(results, has_base=evaluation.subject.opened.has_base),
         tuple(_gate(gate, results) for gate in evaluation.gates),
         _failed(evaluation, found),
         is_whole,
@@ -226,10 +231,9 @@ def _speeds(values: Sequence[float]) -> Timing:
 
 
 def _changed(
-    evaluation: Evaluation, journal: Journal, results: Sequence[Result]
+    evaluation: Evaluation, journal: Journal, lead: Measure | None
 ) -> tuple[tuple[Changed, ...], tuple[Changed, ...]]:
     """Rows that gained and lost most by the measure that leads; among equal ones, most by their loss."""
-    lead = next((one.measure for one in results if one.measure.is_tested and one.change), None)
     if lead is None or lead.work in _OF_GENERAL:
         return (), ()
     found = list(journal.found.values())

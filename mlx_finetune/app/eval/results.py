@@ -51,10 +51,8 @@ def choose_place(folder: Path, named: str | None, default: str, identity: Mappin
     if named is not None:
         place = Place(folder, named)
         if not _is_free(place, identity):
-            raise RunError(
-                f"{place.file(JOURNAL_END)} holds another evaluation: {_difference(place, identity)}",
-                "choose another --name; nothing is overwritten",
-            )
+            what = f"holds another evaluation: {_difference(place, identity)}" if place.is_begun else "is taken"
+            raise RunError(f"{folder / named} {what}", "choose another --name; nothing is overwritten")
         return place
     for number in count(1):
         place = Place(folder, default if number == 1 else f"{default}-{number}")

@@ -28,11 +28,13 @@ class Verdict:
     worse: tuple[str, ...] = ()
 
 
-def judge(results: Sequence[Result]) -> Verdict:
-    """The verdict over all measures; ``alone`` where there was nothing to compare with."""
+def judge(results: Sequence[Result], *, has_base: bool) -> Verdict:
+    """The verdict over all measures; ``alone`` where there is nothing to compare with."""
     tested = [one for one in results if one.measure.is_tested and one.change is not None]
-    if not tested:
+    if not has_base:
         return Verdict("alone", "There is nothing to compare with: these are the model's own figures.")
+    if not tested:
+        return Verdict("unproven", "Too little was measured for a verdict.")
     lead, others = tested[0], tested[1:]
     better = [one for one in others if one.is_better]
     worse = [one for one in others if one.is_worse]

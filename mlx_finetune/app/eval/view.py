@@ -23,8 +23,8 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield from _categories(report.categories, report.results)
     yield from _answer_lines(report.answers, evaluation.at_once)
     yield from _speed_lines(report.speed)
-    yield from _changed_lines("gained most", report.gains)
-    yield from _changed_lines("lost most", report.losses)
+    yield from _changed_lines(f"gained most, {report.lead}", report.gains)
+    yield from _changed_lines(f"lost most, {report.lead}", report.losses)
     yield from _footnotes(evaluation, report)
     yield from _gates(report)
 

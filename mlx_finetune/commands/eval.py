@@ -184,6 +184,12 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def _shown(path: Path) -> str:
+    """``path`` as it is named from here."""
+    here = Path.cwd().resolve()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
 def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_csv: bool) -> None:
     from mlx_finetune.app.eval.results import csv_text, report_json
     from mlx_finetune.app.eval.view import report_lines
@@ -197,11 +203,12 @@ def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_
         for line in report_lines(evaluation, report):
             click.echo(line)
     name = shlex.quote(evaluation.subject.opened.name)
+    path = _shown(place.file("")) if place is not None else ""
     if not report.is_whole:
-        kept = f"; the same command goes on from there ({place.file('.rows.jsonl')})" if place else ""
+        kept = f"; the same command goes on from there ({path}.rows.jsonl)" if place else ""
         click.echo(f"\ninterrupted{kept}", err=True)
     elif place is not None:
-        click.echo(f"\nkept in {place.file('.json')} and .csv", err=True)
+        click.echo(f"\nkept in {path}.json and .csv", err=True)
         click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
     else:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)

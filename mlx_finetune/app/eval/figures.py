@@ -218,25 +218,26 @@ def _scaled(measure: Measure) -> Callable[[float], float]:
 
 
 def _f1_figure(values: Sequence[tuple[float, ...]], *, seed: int) -> Figure:
-    """Macro F1 with a bootstrap over rows: from counts of (right class, named class), 1 more of each for "none"."""
-    pairs = np.array(values, dtype=np.int64) + 1  # 0: no class
-    size = int(pairs.max()) + 1
+    """Macro F1 with a bootstrap over rows, from counts of (right class, named class); class 0 is "none"."""
+    pairs = np.array(values, dtype=np.int64) + 1
+    size, num_rows = int(pairs.max()) + 1, len(pairs)
     cells = pairs[:, 0] * size + pairs[:, 1]
-    source = np.random.Philox(key=seed)
-    found = np.empty(NUM_RESAMPLES)
-    for place in range(NUM_RESAMPLES):
-        raw = np.asarray(source.random_raw(len(cells))) >> np.uint64(32)
-        chosen = ((raw * np.uint64(len(cells))) >> np.uint64(32)).astype(np.int64)
-        found[place] = _macro_f1(np.bincount(cells[chosen], minlength=size * size).reshape(size, size))
-    low, high = np.quantile(found, [0.025, 0.975])
-    interval = Interval(float(low), float(high))
-    value = _macro_f1(np.bincount(cells, minlength=size * size).reshape(size, size))
-    return Figure(value, interval.low, interval.high, len(values))
+    source, found = np.random.Philox(key=seed), list[NDArray[np.float64]]()
+    at_once = max(1, _FLIPS_AT_ONCE // max(num_rows, size * size))
+    for start in range(0, NUM_RESAMPLES, at_once):
+        count = min(at_once, NUM_RESAMPLES - start)
+        raw = np.asarray(source.random_raw(count * num_rows)) >> np.uint64(32)
+        drawn = cells[((raw * np.uint64(num_rows)) >> np.uint64(32)).astype(np.int64)].reshape(count, num_rows)
+        places = (np.arange(count)[:, None] * size * size + drawn).ravel()
+        found.append(_macro_f1(np.bincount(places, minlength=count * size * size).reshape(count, size, size)))
+    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
+    value = _macro_f1(np.bincount(cells, minlength=size * size).reshape(1, size, size))
+    return Figure(float(value[0]), float(low), float(high), num_rows)
 
 
-def _macro_f1(counts: NDArray[np.int64]) -> float:
-    """Mean of ``2 tp / (2 tp + fp + fn)`` over the classes that occur; ``counts[right, named]``, 0 is none."""
-    hits = np.diagonal(counts)[1:]
-    seen = counts.sum(axis=1)[1:] + counts.sum(axis=0)[1:]
-    occurs = seen > 0
-    return float(np.mean(2 * hits[occurs] / seen[occurs])) if occurs.any() else 0.0
+def _macro_f1(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean of ``2 tp / (2 tp + fp + fn)`` over the classes that occur, for each of ``counts[:, right, named]``."""
+    hits = np.diagonal(counts, axis1=1, axis2=2)[:, 1:]  # (resamples, classes)
+    seen = counts.sum(axis=2)[:, 1:] + counts.sum(axis=1)[:, 1:]
+    scores = 2 * hits / np.maximum(seen, 1)
+    return scores.sum(axis=1) / np.maximum((seen > 0).sum(axis=1), 1)

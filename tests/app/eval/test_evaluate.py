@@ -180,6 +180,7 @@ def test_a_row_that_fails_is_said_and_the_others_go_on(place: Path) -> None:
 def test_classes_are_found_by_likelihood_and_as_written(place: Path) -> None:
     evaluation = evaluation_of(place, ("labels",), shots=2, given="rows.jsonl", max_rows=12)
     assert evaluation.labels == tuple(sorted(COLOURS))
+    assert evaluation_of(place, ("labels",), labels=("red", "blue", "green", "pink")).labels[-1] == "pink"
     finished, _ = measure(evaluation)
     names = [one.measure.name for one in finished.report.results]
     assert names == ["accuracy", "macro_f1", "accuracy_generated", "macro_f1_generated"]
@@ -311,6 +312,8 @@ def test_the_recipe_decides_where_the_command_line_does_not(place: Path, monkeyp
     report = json.loads(result.stdout)
     assert result.return_value == 4
     assert (report["tasks"], report["data"]["num_rows"]) == (["contains:e"], 3)
+    kept = place / "adapters/keeper/eval/test.rows.jsonl"
+    assert {line["answer_tokens"] for line in lines_of(kept)[1:]} == {2}
     assert report["gates"] == [{"gate": "contains:e >= 2", "value": report["gates"][0]["value"], "is_met": False}]
 
 

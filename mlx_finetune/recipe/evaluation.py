@@ -107,7 +107,7 @@ def task_problem(task: str) -> str:
     if name in TASKS:
         return ""
     near = get_close_matches(name, [*TASKS, *CHECKS], 1)
-    return f"there is no task `{name}`; {f'did you mean {near[0]}? ' if near else ''}{known}"
+    return f"there is no task `{_word(name)}`; {f'did you mean {near[0]}? ' if near else ''}{known}"
 
 
 def _argument_problem(name: str, argument: str) -> str:

@@ -6,7 +6,7 @@ under two tokenizers count different tokens; they give way to bits per byte. Rea
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -91,8 +91,6 @@ def kept_names(run: RunDir) -> Sequence[str]:
 
 def comparison_json(comparison: Comparison) -> dict[str, object]:
     """Plain values."""
-    from dataclasses import asdict
-
     return {
         "first": comparison.first,
         "second": comparison.second,
@@ -227,8 +225,6 @@ def _shared_measures(one: Kept, other: Kept) -> Sequence[Measure]:
 
 def _without_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
     """Bits per byte in the place of what is of tokens, tested and shown as those were."""
-    from dataclasses import replace
-
     instead = set(_OF_TOKENS.values())
     return [
         replace(measure, is_tested=True, is_shown=True) if measure.name in instead else measure

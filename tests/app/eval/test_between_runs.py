@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 from answering_runs import write_adapter
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from click.testing import Result as Called
 from eval_runs import change_facts, evaluation_of, write_place, write_rows
 
-from mlx_finetune.app.eval.between_runs import compare_runs, comparison_lines
+from mlx_finetune.app.eval.between_runs import Compared, compare_runs, comparison_lines, verdict
+from mlx_finetune.app.eval.figures import Change, Result
+from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.run import evaluate
 from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import MlxftError, RunError
@@ -30,10 +33,9 @@ def place(tmp_path: Path, tiny_model: TinyModel) -> Path:
     return place
 
 
-def measure(place: Path, name: str, tasks: tuple[str, ...] = ("loss", "token_f1"), **keys: object) -> None:
-    evaluate(
-        evaluation_of(place, tasks, name=name, **keys), named=None, out=None, show=lambda _: None, say=lambda _: None
-    )
+def measure(place: Path, name: str, tasks: tuple[str, ...] = ("loss", "token_f1"), *, answer_tokens: int = 4) -> None:
+    evaluation = evaluation_of(place, tasks, name=name, answer_tokens=answer_tokens)
+    evaluate(evaluation, named=None, out=None, show=lambda _: None, say=lambda _: None)
 
 
 def run_of(place: Path, name: str) -> RunDir:
@@ -60,9 +62,22 @@ def test_recipes_are_compared_key_by_key_and_figures_row_by_row(place: Path) -> 
     lines = list(comparison_lines(found))
     assert max(map(len, lines)) <= 80
     assert any(line.startswith("  lora.rank") and line.endswith("16 -> 8") for line in lines)
-    text = " ".join(lines)
-    word = "better" if loss.change.value < 0 else "worse"
-    assert f"evaluation test: other is {word} in loss of the answers" in text
+    assert f"evaluation test: {verdict(one, 'other')}" in " ".join(lines)
+
+
+def test_the_sentence_names_what_is_better_and_what_is_worse() -> None:
+    measures = measures_of(["loss", "exact_match", "token_f1"], has_schema=False)
+
+    def result(name: str, value: float, p_holm: float) -> Result:
+        measure = next(one for one in measures if one.name == name)
+        return Result(measure, {}, Change(value, value, value, 40, p_holm, p_holm))
+
+    loss, right, words = result("loss", -0.5, 0.01), result("exact_match", -0.4, 0.02), result("token_f1", 0.1, 0.4)
+    assert verdict(Compared("test", (loss, right, words)), "B") == (
+        "B is better in loss of the answers and worse in exactly right; no proof of a difference in the rest."
+    )
+    assert verdict(Compared("test", (loss,)), "B") == "B is better in loss of the answers."
+    assert verdict(Compared("test", (words,)), "B") == "no proof of any difference."
 
 
 def test_other_rows_are_not_ranked(place: Path) -> None:
@@ -109,11 +124,11 @@ def test_without_an_evaluation_the_recipes_alone_are_compared(place: Path) -> No
 
 def test_a_run_without_settings_is_refused(place: Path) -> None:
     (place / "adapters/other/run.json").write_text("{}")
-    with pytest.raises(RunError, match="settings of .*other cannot be read"):
+    with pytest.raises(RunError, match=r"settings of .*other cannot be read"):
         compare_runs(run_of(place, "keeper"), run_of(place, "other"))
 
 
-def call(place: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Result:
+def call(place: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Called:
     monkeypatch.chdir(place)
     return CliRunner().invoke(command, list(arguments))
 

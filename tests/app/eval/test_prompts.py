@@ -9,8 +9,8 @@ from eval_runs import evaluation_of, write_place, write_rows
 from tiny import write_tiny_model
 
 from mlx_finetune.app.eval.prompts import Prompter
-from mlx_finetune.app.eval.rows import EvalRow, choose_rows
-from mlx_finetune.dataset.formats import Instruction
+from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
+from mlx_finetune.dataset.formats import Instruction, Messages
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.tokenizer import load_tokenizer
 from mlx_finetune.recipe.schema import DataRecipe
@@ -25,11 +25,13 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("plain"), "gpt2", chat_template=False)
 
 
-def chosen(folder: Path, *, shots: int = 0, rows: Callable[[Path], object] = write_rows) -> tuple[DataRecipe, object]:
-    rows(folder / "rows.jsonl")
+def chosen(folder: Path, *, shots: int = 0) -> tuple[DataRecipe, Chosen]:
+    write_rows(folder / "rows.jsonl")
     data = DataRecipe.model_validate({"path": "rows.jsonl"})
-    places = {"base": folder, "training_base": folder, "given": None}
-    return data, choose_rows(data, **places, max_rows=9, category=None, shots=shots, seed=0)
+    rows = choose_rows(
+        data, base=folder, training_base=folder, given=None, max_rows=9, category=None, shots=shots, seed=0
+    )
+    return data, rows
 
 
 def alpaca_row(folder: Path) -> EvalRow:
@@ -67,7 +69,7 @@ def test_examples_are_turns_in_front_of_the_question(tmp_path: Path, tiny_model:
     prompter = Prompter(tokenizer, data, task="sft", base=tmp_path)
     text = tokenizer.decode(prompter.row_prompt(rows.rows[0], rows.shots))
     alone = tokenizer.decode(prompter.row_prompt(rows.rows[0]))
-    asked = [str(shot.messages[0]["content"]) for shot in rows.shots]
+    asked = [str(shot.messages[0]["content"]) for shot in rows.shots if isinstance(shot, Messages)]
     assert text.count("<|im_start|>user") == 3
     assert [text.index(question) for question in asked] == sorted(text.index(question) for question in asked)
     assert text.endswith(alone)

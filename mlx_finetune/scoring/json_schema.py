@@ -18,7 +18,7 @@ from mlx_finetune.scoring.json_text import NotJsonError, parse
 from mlx_finetune.scoring.text import compile_regex, matches, nfc
 
 if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError
+    from jsonschema.exceptions import SchemaError, ValidationError
     from referencing import Resource
 
 MAX_BYTES = 1_000_000
@@ -85,7 +85,7 @@ def _problems(validator: Any, value: object) -> list[str]:
     return [_describe(error) for error in found]
 
 
-def _describe(error: "ValidationError") -> str:
+def _describe(error: "ValidationError | SchemaError") -> str:
     place = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
     text = " ".join(error.message.split())
     text = text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS // 2]} ... {text[-_SHOWN_CHARS // 2 :]}"

@@ -3,10 +3,13 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlx_finetune.scoring.json_text import NotJsonError, ObjectScanner, first_object, is_json, parse
+
+#: The machine may be busy: a test is never judged by its time.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 VALUES = st.recursive(
     st.none()
@@ -65,12 +68,14 @@ def test_the_first_balanced_object_is_found_and_nothing_invented(text: str, foun
     assert first_object(text) == found
 
 
+@CALM
 @given(OBJECTS, st.sampled_from(["", "Here: ", "```json\n", 'say "x" ] } \\ ']), st.text(max_size=10))
 def test_every_object_comes_back_as_it_was_written(value: dict[str, object], before: str, after: str):
     for written in (json.dumps(value), json.dumps(value, indent=2, ensure_ascii=False)):
         assert first_object(before + written + after) == written
 
 
+@CALM
 @given(JSONISH | OBJECTS.map(json.dumps), st.lists(st.integers(0, 200), max_size=12))
 @example('{"a": "\\""}', list(range(11)))
 def test_the_pieces_an_answer_arrives_in_do_not_matter(text: str, cuts: list[int]):
@@ -79,6 +84,7 @@ def test_the_pieces_an_answer_arrives_in_do_not_matter(text: str, cuts: list[int
     assert feed(text, list(range(len(text)))) == (feed(text, [])[0], end)
 
 
+@CALM
 @given(JSONISH)
 def test_what_is_found_stands_in_the_text_and_is_balanced(text: str):
     found = first_object(text)
@@ -90,6 +96,7 @@ def test_what_is_found_stands_in_the_text_and_is_balanced(text: str):
         assert bare == ""
 
 
+@CALM
 @given(JSONISH)
 def test_what_python_reads_as_an_object_is_found(text: str):
     try:
@@ -118,6 +125,7 @@ def test_a_hundred_thousand_brackets_are_no_trouble():
 # Parsing
 
 
+@CALM
 @given(VALUES)
 def test_json_is_read_as_python_reads_it(value: object):
     assert parse(f" {json.dumps(value)}\n") == value

@@ -1,17 +1,20 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from mlx_finetune.scoring import rouge as module
 from mlx_finetune.scoring.rouge import Rouge, rouge
 
+#: The machine may be busy: a test is never judged by its time.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 WORDS = ["police", "killed", "kill", "the", "gunman", "running", "runs", "U.S.", "a_b", "12", "flies", "\n", "-"]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)
 UPSTREAM = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
 
 
-@settings(deadline=None)
+@CALM
 @given(TEXTS, TEXTS)
 def test_for_ascii_the_figures_are_those_of_the_package_with_its_own_words(expected: str, got: str):
     theirs = {name: score.fmeasure for name, score in UPSTREAM.score(expected, got).items()}
@@ -22,7 +25,8 @@ def test_the_example_of_the_paper():
     """Lin 2004, section 3: with stems "killed" equals "kill"; "the gunman" is the longest common part of the second."""
     assert rouge("police killed the gunman", "police kill the gunman") == Rouge(1, 1, 1, 1)
     found = rouge("police killed the gunman", "the gunman kill police")
-    assert found == Rouge(1.0, pytest.approx(1 / 3), 0.5, 0.5)
+    assert (found.rouge1, found.rouge_l, found.rouge_lsum) == (1.0, 0.5, 0.5)
+    assert found.rouge2 == pytest.approx(1 / 3)
 
 
 def test_lsum_takes_lines_as_sentences_in_any_order():

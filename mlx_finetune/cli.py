@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "data": "Check, preview, count or split training data.",
     "chat": "Talk with an adapter or a model.",
     "generate": "Answer one prompt or a file of prompts.",
+    "serve": "Answer over HTTP as OpenAI does, on this machine.",
     "runs": "List, show or remove runs.",
     "recipe": "List, show, copy or check recipes.",
     "models": "List, fetch or remove models.",

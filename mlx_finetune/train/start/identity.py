@@ -34,7 +34,7 @@ FREE_KEYS = frozenset(
         "hardware.min_battery_percent",
     }
 )
-FREE_SECTIONS = ("chat",)
+FREE_SECTIONS = ("chat", "serve")
 #: Keys of [training] that runs of earlier versions do not name, and what those runs did.
 SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
 _DEFAULTS_SINCE: Mapping[str, object] = {"training.reuse_frozen_layers": "auto"}

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_finetune.errors import Interrupted, RunError, UsageError
+from mlx_finetune.errors import RunError, UsageError
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     import socket
@@ -130,7 +129,7 @@ def _load(
     )
     worker.start()
     try:
-        served = worker.loaded.result()
+        served = worker.wait_loaded()
     finally:
         talk.clear()
     return worker, served
@@ -174,8 +173,8 @@ def _serve(worker: "Worker", served: "tuple[Served, ...]", taken: "socket.socket
     received = serve(Api(worker, served, version=__version__), worker, taken, doors, _tell)
     if not received:
         raise RunError("the model's thread ended", "the lines above say where; start the server again")
-    again = shlex.join(["mlxft", "serve", served[0].id])
-    raise Interrupted("the server has ended", f"again: {again}", signal_number=received)
+    click.echo("ended", err=True)
+    return 128 + received
 
 
 def _tell(line: str) -> None:

@@ -4,20 +4,20 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from mlx_finetune.app.serve.body import ClientGoneError, read_json
 from mlx_finetune.app.serve.documents import describe
+from mlx_finetune.app.serve.guard import SAID
 from mlx_finetune.app.serve.models import Served
 from mlx_finetune.app.serve.prepare import Preparer
 from mlx_finetune.app.serve.refusals import RefusedError, encode
@@ -64,7 +64,7 @@ class Catalogue:
 
 
 class Api:
-    """Answers requests. ``app`` is the ASGI application, without the guard in front of it."""
+    """The ASGI application, to be put behind a guard, which answers what is refused."""
 
     def __init__(self, worker: Worker, served: Sequence[Served], *, version: str) -> None:
         self._worker = worker
@@ -75,8 +75,8 @@ class Api:
         self.is_ending = False
         paths = self._catalogue.task_paths()
         self._document = json.dumps(describe(served, version)).encode("ascii")
-        self.app = Starlette(
-            routes=[
+        self._router = Router(
+            [
                 Route("/health", self._health, methods=["GET"]),
                 Route("/openapi.json", self._openapi, methods=["GET"]),
                 Route("/v1/models", self._models, methods=["GET"]),
@@ -85,9 +85,17 @@ class Api:
                 Route("/v1/completions", self._complete, methods=["POST"]),
                 *(Route(f"/{path}", self._task_endpoint(path), methods=["POST"]) for path in paths),
             ],
-            exception_handlers={RefusedError: _refused, HTTPException: _not_found},
+            redirect_slashes=False,
         )
-        self.app.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # or the router would answer 404 and 405 itself, in its own words
+        try:
+            await self._router(scope, receive, send)
+        except HTTPException as error:
+            what = {404: "there is nothing at this address", 405: "this address does not take that method"}
+            message = what.get(error.status_code, error.detail)
+            raise RefusedError(error.status_code, message, headers=error.headers or {}) from None
 
     # --- what is there ---
 
@@ -133,6 +141,7 @@ class Api:
             requests = await self._prepared(lambda: self._preparer.task(served, task, asked))
             job = Job(served, requests, is_streamed=False)
             pieces = await self._all(job, request)
+            request.scope[SAID] = f"{served.id}, {len(requests[0].prompt_ids)} + {len(pieces)} tokens"
             return Response(await self._prepared(lambda: task.checked(pieces)), media_type="application/json")
 
         return answer
@@ -159,7 +168,9 @@ class Api:
     ) -> Response:
         job = Job(served, requests, is_streamed=bool(asked.stream))
         if not asked.stream:
-            return _json(writer.whole(await self._all(job, request)))
+            whole = writer.whole(await self._all(job, request))
+            request.scope[SAID] = writer.ticket.said()
+            return _json(whole)
         has_usage = asked.stream_options is not None and asked.stream_options.include_usage
         self._worker.submit(job)
         try:  # what goes wrong before the first piece still has a status of its own
@@ -167,7 +178,7 @@ class Api:
         except BaseException:
             self._worker.cancel(job)
             raise
-        return EventStream(self._worker, job, _events(job, first, writer, has_usage=has_usage))
+        return EventStream(self._worker, job, writer.ticket, _events(job, first, writer, has_usage=has_usage))
 
     async def _all(self, job: Job, request: HttpRequest) -> Pieces:
         """Every piece of a job, at once. Raises ``ClientGoneError`` where the client did not wait for it."""
@@ -182,11 +193,12 @@ class Api:
 class EventStream(Response):
     """Server-sent events until they are all sent or the client is gone; then nothing more is generated."""
 
-    def __init__(self, worker: Worker, job: Job, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, worker: Worker, job: Job, ticket: Ticket, events: AsyncIterator[bytes]) -> None:
         super().__init__(media_type="text/event-stream")
         del self.headers["content-length"]
         self._worker = worker
         self._job = job
+        self._ticket = ticket
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,6 +206,7 @@ class EventStream(Response):
             await _unless_gone(self._send(send), receive)
         finally:
             self._worker.cancel(self._job)
+            scope[SAID] = self._ticket.said()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -249,16 +262,3 @@ async def _unless_gone(work: Awaitable[ResultT], receive: Receive) -> ResultT:
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _refused(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    headers: Mapping[str, str] = {"connection": "close", **error.headers} if error.closes else error.headers
-    return Response(encode(error.reply()), error.status, headers, "application/json")
-
-
-async def _not_found(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    what = {404: "there is nothing at this address", 405: "this address does not take that method"}
-    refused = RefusedError(error.status_code, what.get(error.status_code, error.detail), headers=error.headers or {})
-    return await _refused(request, cast(Any, refused))

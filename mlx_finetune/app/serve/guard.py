@@ -8,16 +8,22 @@ page may read an answer (no CORS) unless its origin was named with --cors.
 import hmac
 import ipaddress
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_finetune.app.serve.body import ClientGoneError
 from mlx_finetune.app.serve.refusals import RefusedError, encode, places
+from mlx_finetune.app.text import shorten
 
 Headers = dict[bytes, bytes]
 _HOST = re.compile(rb"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::(?P<port>[0-9]{1,5}))?")
+#: Key of the scope under which an endpoint leaves what the log may say about its answer.
+SAID = "mlxft.said"
+_LONGEST_PATH = 60
 #: May be asked without a token: they say nothing about the model.
 OPEN_PATHS = frozenset({"/health"})
 _LOOPBACK = (b"127.0.0.1", b"localhost", b"[::1]")
@@ -58,12 +64,12 @@ class Guard:
         headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
         origin = headers.get(b"origin", b"")
         cors = _cors_headers(origin) if origin in self._doors.origins else ()
-        is_started = False
+        is_started, status, began = False, 0, time.perf_counter()
 
         async def answer(message: Message) -> None:
-            nonlocal is_started
+            nonlocal is_started, status
             if message["type"] == "http.response.start":
-                is_started = True
+                is_started, status = True, message["status"]
                 message["headers"] = [*message.get("headers", ()), *_ALWAYS, *cors]
             await send(message)
 
@@ -76,11 +82,23 @@ class Guard:
             await self._app(scope, receive, answer)
         except RefusedError as refused:
             await send_refusal(answer, refused)
+        except ClientGoneError:
+            pass
         except Exception as error:
             self._tell(f"a request failed: {places(error)}")
             if is_started:
                 raise ConnectionAbortedError from None  # half an answer: the connection is closed
             await send_refusal(answer, RefusedError(500, "the server failed; its log says where", closes=True))
+        finally:
+            self._log(scope, status, time.perf_counter() - began)
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
+        """One line: what was asked for, never what was said. ``status`` 0 is a client that went away."""
+        if scope["path"] in OPEN_PATHS and status == 200:
+            return
+        said = f" {scope[SAID]}" if SAID in scope else ""
+        path = shorten(cast(str, scope["path"]), _LONGEST_PATH)
+        self._tell(f"{shorten(cast(str, scope['method']), 10)} {path} {status or 'gone'}{said} {seconds:.2f} s")
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         counts = [name for name, _ in cast("list[tuple[bytes, bytes]]", scope["headers"])]

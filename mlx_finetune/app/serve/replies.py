@@ -57,6 +57,10 @@ class Ticket:
     num_logprobs: int | None
     tally: Tally = field(default_factory=Tally)
 
+    def said(self) -> str:
+        """For the log."""
+        return f"{self.served.id}, {self.num_prompt_tokens} + {self.tally.num_tokens} tokens"
+
     def usage(self) -> Usage:
         """Tokens so far."""
         said = self.tally.num_tokens
@@ -69,6 +73,8 @@ class Ticket:
 
 class Writer(Protocol):
     """Writes the answers to one request."""
+
+    ticket: Ticket
 
     def whole(self, pieces: Pieces) -> Reply:
         """All answers, from all pieces."""
@@ -91,10 +97,10 @@ class ChatWriter:
     """The objects of /v1/chat/completions."""
 
     def __init__(self, ticket: Ticket) -> None:
-        self._ticket = ticket
+        self.ticket = ticket
 
     def whole(self, pieces: Pieces) -> Reply:
-        ticket = self._ticket
+        ticket = self.ticket
         answers = _sorted(ticket, pieces)
         return ChatCompletion(
             id=ticket.id,
@@ -114,12 +120,12 @@ class ChatWriter:
         )
 
     def begin(self) -> Iterator[Reply]:
-        for index in range(self._ticket.num_answers):
+        for index in range(self.ticket.num_answers):
             yield self._chunk([ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))])
 
     def chunks(self, pieces: Pieces) -> Iterator[Reply]:
         for index, piece in pieces:
-            self._ticket.tally.note(index, piece)
+            self.ticket.tally.note(index, piece)
             finish, logprobs = _finish(piece), self._logprobs([piece])
             if piece.text or (logprobs is not None and logprobs.content):
                 delta = ChatDelta(content=piece.text)
@@ -128,10 +134,10 @@ class ChatWriter:
                 yield self._chunk([ChatChunkChoice(index=index, delta=ChatDelta(), finish_reason=finish)])
 
     def end(self) -> Reply:
-        return self._chunk([], self._ticket.usage())
+        return self._chunk([], self.ticket.usage())
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatChunk:
-        ticket = self._ticket
+        ticket = self.ticket
         return ChatChunk(
             id=ticket.id,
             created=ticket.created,
@@ -142,7 +148,7 @@ class ChatWriter:
         )
 
     def _logprobs(self, pieces: Sequence[Piece]) -> ChatLogprobs | None:
-        count = self._ticket.num_logprobs
+        count = self.ticket.num_logprobs
         if count is None:
             return None
         return ChatLogprobs(
@@ -159,14 +165,14 @@ class ChatWriter:
         )
 
     def _of(self, piece: Piece) -> tuple[str | None, float, list[tuple[str, float]]]:
-        return logprobs_of(self._ticket.served, piece)
+        return logprobs_of(self.ticket.served, piece)
 
 
 class CompletionWriter:
     """The objects of /v1/completions."""
 
     def __init__(self, ticket: Ticket) -> None:
-        self._ticket = ticket
+        self.ticket = ticket
 
     def whole(self, pieces: Pieces) -> Reply:
         return self._completion(
@@ -177,9 +183,9 @@ class CompletionWriter:
                     logprobs=self._logprobs(answer, 0),
                     finish_reason=_finish(answer[-1]),
                 )
-                for index, answer in enumerate(_sorted(self._ticket, pieces))
+                for index, answer in enumerate(_sorted(self.ticket, pieces))
             ],
-            self._ticket.usage(),
+            self.ticket.usage(),
         )
 
     def begin(self) -> Iterator[Reply]:
@@ -187,17 +193,17 @@ class CompletionWriter:
 
     def chunks(self, pieces: Pieces) -> Iterator[Reply]:
         for index, piece in pieces:
-            offset = self._ticket.tally.note(index, piece)
+            offset = self.ticket.tally.note(index, piece)
             finish, logprobs = _finish(piece), self._logprobs([piece], offset)
             if piece.text or finish is not None or (logprobs is not None and logprobs.tokens):
                 choice = CompletionChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=finish)
                 yield self._completion([choice])
 
     def end(self) -> Reply:
-        return self._completion([], self._ticket.usage())
+        return self._completion([], self.ticket.usage())
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
-        ticket = self._ticket
+        ticket = self.ticket
         return Completion(
             id=ticket.id,
             created=ticket.created,
@@ -208,7 +214,7 @@ class CompletionWriter:
         )
 
     def _logprobs(self, pieces: Sequence[Piece], offset: int) -> CompletionLogprobs | None:
-        count = self._ticket.num_logprobs
+        count = self.ticket.num_logprobs
         if count is None:
             return None
         tokens: list[str] = []
@@ -216,7 +222,7 @@ class CompletionWriter:
         tops: list[dict[str, float]] = []
         offsets: list[int] = []
         for piece in pieces:
-            token, logprob, likeliest = logprobs_of(self._ticket.served, piece)
+            token, logprob, likeliest = logprobs_of(self.ticket.served, piece)
             if token is not None:
                 tokens.append(token)
                 values.append(logprob)

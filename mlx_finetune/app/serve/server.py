@@ -21,6 +21,7 @@ from mlx_finetune.app.serve.protocol import MAX_CONNECTIONS, MAX_HEADER_BYTES, B
 from mlx_finetune.app.serve.worker import Worker
 
 DRAIN_SECONDS = 30
+KEEP_ALIVE_SECONDS = 15
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -29,7 +30,7 @@ def serve(api: Api, worker: Worker, taken: socket.socket, doors: Doors, tell: Ca
     _silence()
     _allow_files()
     config = uvicorn.Config(
-        Guard(api.app, doors, tell),
+        Guard(api, doors, tell),
         http=BoundedProtocol,
         ws="none",
         loop="asyncio",
@@ -38,7 +39,7 @@ def serve(api: Api, worker: Worker, taken: socket.socket, doors: Doors, tell: Ca
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=15,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )

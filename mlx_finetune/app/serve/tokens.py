@@ -32,7 +32,7 @@ def open_token(path: Path) -> Token:
         return Token(_read(path), path, is_new=False)
     except FileNotFoundError:
         pass
-    text = secrets.token_urlsafe(32)
+    text = f"mlxft-{secrets.token_urlsafe(32)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

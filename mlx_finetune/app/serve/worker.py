@@ -79,7 +79,7 @@ class Opener(Protocol):
 
 
 class Worker:
-    """Start it once; ``served`` is known when loading is done. ``tell`` is handed one line about a failure of ours."""
+    """Start it once; ``tell`` is handed one line about a failure of ours."""
 
     def __init__(self, open_models: Opener, *, max_rows: int, max_waiting: int, tell: Callable[[str], None]) -> None:
         self._open = open_models
@@ -93,13 +93,21 @@ class Worker:
         self._num_running = 0
         self._seconds_each = 2.0  # how long an answer takes; follows what is seen
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self.loaded: Future[tuple[Served, ...]] = Future()
+        self._loaded: Future[tuple[Served, ...]] = Future()
 
     # --- from any thread ---
 
     def start(self) -> None:
         """Begin to load."""
         self._thread.start()
+
+    def wait_loaded(self) -> tuple[Served, ...]:
+        """What is served, when loading is done. Raises what ``open_models`` raised, after the thread has ended."""
+        try:
+            return self._loaded.result()
+        except Exception:
+            self._thread.join()
+            raise
 
     @property
     def is_alive(self) -> bool:
@@ -151,11 +159,17 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            self._load_and_work()
+        finally:
+            mx.clear_streams()  # or the process may abort at its end, when MLX's own threads are still there
+
+    def _load_and_work(self) -> None:
+        try:
             rack, served = self._open()
         except BaseException as error:
-            self.loaded.set_exception(error)
+            self._loaded.set_exception(error)
             return
-        self.loaded.set_result(served)
+        self._loaded.set_result(served)
         desks: dict[str, _Desk] = {}
         try:
             while self._await_work(desks):

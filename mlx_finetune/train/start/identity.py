@@ -32,7 +32,7 @@ FREE_KEYS = frozenset(
         "hardware.min_battery_percent",
     }
 )
-FREE_SECTIONS = ("chat", "eval")
+FREE_SECTIONS = ("chat", "eval", "serve")
 #: Keys of [training] that runs of earlier versions do not name, and what those runs did.
 SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
 _DEFAULTS_SINCE: Mapping[str, object] = {

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 DEFAULT_PAIRS, MIN_PAIRS = 536, 200
 CATEGORIES = ("seen", "new league", "new phrasing", "new clock", "new game")
 #: Share of timelines with one event, two, ...
-LENGTHS = (0.24, 0.36, 0.25, 0.11, 0.04)
+LENGTHS = (0.36, 0.36, 0.19, 0.09)
 WORDS = ("", "first", "second", "third", "fourth", "fifth")
 
 Phrases = Mapping[str, Any]
@@ -76,25 +76,26 @@ def ordinal(number: int) -> str:
     return f"{number}{('th', 'st', 'nd', 'rd')[number % 10] if number % 10 < 4 else 'th'}"
 
 
-def clock_fields(game: Phrases, progress: float, second: int, lead: float) -> dict[str, object]:
+def clock_fields(game: Phrases, progress: float, lead: float) -> dict[str, object]:
     """What a clock format of ``game`` may name when the share ``progress`` of the match is over.
 
-    ``second`` is of the running minute; ``lead`` is the share of the points of a set that the first side makes.
+    ``lead`` is the share of the points of a set that the first side makes.
     """
     periods, length = game.get("periods", 1), game["length"]
     period = int(progress * periods) + 1
     within = progress * periods % 1  # of the period
-    minute = int(within * length)
-    if game["clock"] == "minutes":
+    seconds = int(within * length * 60)
+    if game["clock"] == "down":
+        seconds = length * 60 - 1 - seconds
+    minute, second = divmod(seconds, 60)
+    if game["clock"] == "minutes":  # people count them from one
         minute += 1
-    elif game["clock"] == "down":
-        minute = length - 1 - minute
     points = int(within * (2 * length - 3))  # of both sides; the set is not over
     first = min(length - 1, round(points * lead))
     late = game.get("has_stoppage_time", False) and progress > 0.95
     ball = int(within * length * 6) % 6 + 1
     return {
-        "minute": f"{length}+{1 + second // 10}" if late else minute,
+        "minute": f"{length}+{1 + int((progress - 0.95) * 120)}" if late else minute,
         "minute2": f"{minute:02}",
         "second": f"{second:02}",
         "ordinal": ordinal(minute),
@@ -172,7 +173,7 @@ class Writer:
         for progress in sorted(draw.share() for _ in range(size)):
             if category == "new clock":
                 progress *= 0.95  # stoppage time has one form
-            ts = clock.format(**clock_fields(game, progress, draw.below(60), lead))
+            ts = clock.format(**clock_fields(game, progress, lead))
             kind = draw.one(list(game["events"]))
             phrase = fresh(draw, game["events"][kind][which], told)
             who, mate = draw.some(players, 2)

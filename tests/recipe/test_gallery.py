@@ -30,7 +30,9 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
         "training.batch_size": 1,
         "training.gradient_accumulation_steps": 4,
         "training.max_steps": 100,
+        "data.path": "data/timeline",
     },
+    "timeline-smollm2": {"model": "smollm2-135m", "task": "sft", "data.path": "data/timeline", "chat.temperature": 0.0},
     "llama-3.1-8b-alpaca": {
         "model": "meta-llama/Llama-3.1-8B",
         "quantize": 4,

@@ -35,6 +35,7 @@ CASES = {
     "timeline-dialogpt": ("gpt2", ("c_attn", "c_proj", "c_fc"), 8 * 2 * (256 + 128 + 320 + 320), "pairs"),
     "llama-3.1-8b-alpaca": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
     "voice-pythia-1.4b": ("gpt_neox", ("query_key_value",), 16 * 2 * 256, "alpaca"),
+    "voice-smollm2": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
     "quickstart": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
@@ -117,3 +118,17 @@ def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_re
         assert pieces[-1].finish in ("stop", "length")
         seen.append({name: value.tolist() for name, value in adapter_parameters(model).items()})
     assert all(one != other for one, other in pairwise(seen))
+
+
+def test_the_voice_recipe_trains_on_its_own_data_with_a_gpt_neox(tmp_path):
+    from tiny import write_tiny_model
+
+    model = write_tiny_model(tmp_path / "model", "gpt_neox", chat_template=False)
+    changes = {"model": model, "data.path": RECIPES.parent / "data" / "voice", "output_dir": tmp_path / "run"}
+    changes |= {"training.max_steps": 2, "eval.max_new_tokens": 4}
+    run = train(RECIPES / "voice-pythia-1.4b.toml", overrides=tuple(f"{key}={value}" for key, value in changes.items()))
+    events = [record.event for record in read_events(run.file(rundir.EVENTS))]
+    assert {type(event).__name__ for event in events} >= {"RunStarted", "Evaluated", "Sampled", "RunFinished"}
+    assert any(
+        np.abs(weight).max() > 0 for key, weight in load_file(run.file(rundir.MLX_WEIGHTS)).items() if "lora_b" in key
+    )

@@ -40,6 +40,7 @@ from voice_style import (
     train_classifier,
 )
 
+from mlx_finetune.hardware import blas
 from mlx_finetune.scoring.intervals import paired_bootstrap, paired_ratio, wilson
 
 VIEWS: Mapping[View, str] = {"words": "voice, words alone", "whole": "voice, whole text"}
@@ -84,9 +85,12 @@ def main() -> None:
 
 
 def held_out(rows: Rows, each: int) -> list[VoiceRow]:
-    """The test rows, ``each`` of a category (0: all)."""
-    chosen = {name: [r for r in rows.voice if r.split == "test" and r.category == name] for name in CATEGORIES}
-    return [row for name in CATEGORIES for row in chosen[name][: each or None]]
+    """The test rows, one of each category in turn, ``each`` of a category (0: all).
+
+    Fewer are the first of more, so they have the same seeds.
+    """
+    chosen = [[row for row in rows.voice if row.split == "test" and row.category == name] for name in CATEGORIES]
+    return [row for turn in zip(*(some[: each or None] for some in chosen), strict=True) for row in turn]
 
 
 def print_check(rows: Rows) -> None:
@@ -122,13 +126,12 @@ def answer_all(given: argparse.Namespace, rows: Sequence[VoiceRow], path: Path) 
 
 def asker(given: argparse.Namespace) -> Callable[[str, VoiceRow, int, int], Answered]:
     """What answers one row: (side, row, its number, most tokens)."""
+    print(blas.prepare().reason)  # before mlx is imported
     from mlx_finetune.app.generate import answer, prompt_ids, question, sampling_of
     from mlx_finetune.app.open import base_model, open_name
     from mlx_finetune.dataset.formats import Instruction
     from mlx_finetune.dataset.template import tokenize
-    from mlx_finetune.hardware import blas
 
-    print(blas.prepare().reason)
     opened = open_name(given.run, base=Path.cwd(), report=lambda _: None)
 
     def ask(side: str, row: VoiceRow, place: int, most: int) -> Answered:

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,7 @@ def test_what_is_quoted_is_counted_in_runs_of_five_words() -> None:
 
 def test_held_out_rows_are_taken_evenly_from_the_categories() -> None:
     assert [row.category for row in held_out(ROWS, 1)] == list(voice_style.CATEGORIES)
+    assert held_out(ROWS, 0)[:6] == held_out(ROWS, 2)
     assert len(held_out(ROWS, 0)) == 45
 
 
@@ -91,8 +93,10 @@ def answered(side: str, place: int, text: str, loss: float) -> Answered:
 
 def test_the_table_has_means_differences_and_intervals_for_each_category_and_for_all() -> None:
     found = [
-        answered(side, place, "We sell it." if side == "base" else WRITTEN, 30.0 if side == "base" else 20.0 + place)
-        for place in (0, 1)
+        answered(
+            side, place, "We sell it." if side == "base" else WRITTEN, 30.0 if side == "base" else 20.0 + place / 3
+        )
+        for place in (0, 3)
         for side in ("base", "tuned")
     ]
     lines = table(ROWS, found)
@@ -114,14 +118,22 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
 
 
 def test_answers_of_both_sides_are_kept_and_not_made_again(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_model: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from small_runs import train
 
     recipe = ROOT / "recipes" / "voice-smollm2.toml"
     folder = tmp_path / "run"
     limits = ["training.max_steps=1", "training.batch_size=1", "data.max_seq_length=512", "eval.max_new_tokens=4"]
-    overrides = [f"model={tiny_model}", f"data.path={ROOT / 'data' / 'voice'}", f"output_dir={folder}", *limits]
+    overrides = [
+        f"model={tiny_model('llama')}",
+        f"data.path={ROOT / 'data' / 'voice'}",
+        f"output_dir={folder}",
+        *limits,
+    ]
     train(recipe, overrides=tuple(overrides))
     monkeypatch.setattr(sys, "argv", ["voice_change.py", str(folder), "--rows", "1", "--tokens", "5"])
     voice_change.main()

@@ -31,9 +31,9 @@ def corpus_bleu(expected: Sequence[str], got: Sequence[str]) -> float:
 def _sacrebleu() -> ModuleType:
     try:
         import sacrebleu
-    except ModuleNotFoundError:
+    except ImportError as error:
         raise UsageError(
-            "the score `bleu` needs the package sacrebleu, which is not installed",
+            f"the score `bleu` needs the package sacrebleu, which cannot be imported: {error}",
             "pip install 'mlx-finetune[bleu]', or leave bleu out",
         ) from None
     return sacrebleu

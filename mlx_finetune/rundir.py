@@ -36,6 +36,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
 MODEL_FOLDER = "model"  # a fully trained model
+EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
+SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 #: Everything that a run writes into its folder, by name; what is only there for a moment by pattern.
@@ -54,6 +56,8 @@ _RUN_FILES = frozenset(
             CARD,
             CORRECTIONS,
             MODEL_FOLDER,
+            EVALUATIONS,
+            SCHEMAS,
             "report.html",
         ),
         *(ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),

@@ -31,6 +31,7 @@ from mlx_finetune.train.results import publish, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.admission import Admission, CutFile, RefusedError, Request, cut_journal
+from mlx_finetune.train.start.endpoints import keep_schemas, read_schemas
 from mlx_finetune.train.start.frozen import reused_states
 from mlx_finetune.train.start.identity import (
     FREE_KEYS,
@@ -134,6 +135,7 @@ def _begin(
     if state.journal_sha256 and cut[0].sha256 != state.journal_sha256:
         emit(Notice("warning", f"{rundir.EVENTS} is not what it was at step {state.step}: its history has gaps"))
     try:
+        schemas = read_schemas(loaded, run)
         prepared, is_extended = _prepare(loaded, request, admission, state, stop, emit, base, ranks)
     except MlxftError as error:
         for file in cut:
@@ -145,6 +147,7 @@ def _begin(
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
     info = _write_decisions(run, loaded, prepared, admission, state, base, is_extended=is_extended)
+    keep_schemas(run, schemas)
     return prepared, state, info
 
 

@@ -27,23 +27,33 @@ if TYPE_CHECKING:
 @click.argument("name", metavar="RUN_OR_MODEL")
 @click.option("--system", metavar="TEXT", help="System message, in place of the recipe's.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any key of [chat], e.g. temperature=0.")
+@click.option(
+    "--schema", type=click.Path(path_type=Path), metavar="FILE", help="Hold answers to this JSON Schema (/schema)."
+)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Fixes the draws; a new one each time without it.")
-def command(name: str, system: str | None, settings: tuple[str, ...], seed: int | None) -> int:
+def command(name: str, system: str | None, settings: tuple[str, ...], schema: Path | None, seed: int | None) -> int:
     """Talk with a run, a checkpoint, an adapter folder or a model.
 
-    /help lists the commands of a chat, Ctrl-C stops a reply, Ctrl-D leaves. Without a terminal, each line of stdin is
-    a message and the replies go to stdout.
+    /help lists the commands of a chat: /fix puts the last answer right, and it becomes a row to train on. Ctrl-C stops
+    a reply, Ctrl-D leaves. Without a terminal, each line of stdin is a message and the replies go to stdout.
     """
     from mlx_finetune.commands.opening import open_for_answers
 
     changes = [*settings, *([f"system={system}"] if system is not None else [])]
+    if schema is not None:
+        from mlx_finetune.scoring.json_schema import read_schema
+
+        read_schema(schema)  # a slip is found before the model is loaded
     opened = open_for_answers(name, changes)
     from mlx_finetune.app.chat.repl import Chat
+    from mlx_finetune.app.chat.settings import hold_to_schema
 
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PipeScreen()
     seed = int.from_bytes(os.urandom(4)) >> 1 if seed is None else seed
     chat = Chat(opened, screen, chat=opened.chat, seed=seed, clock=time.time)
+    if schema is not None:
+        hold_to_schema(chat.session, schema)
     if is_terminal:
         for line in banner(opened):
             screen.talk(line)

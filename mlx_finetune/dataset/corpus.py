@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_finetune.dataset.corrections import correction_of, first_bytes, prompt_of
+from mlx_finetune.dataset.corrections import contradicted, correction_of, first_bytes, prompt_of
 from mlx_finetune.dataset.examples import FileExamples, SplitFile, read_file, stamps_of
 from mlx_finetune.dataset.formats import DetectedFormat, Example, FormatCounter, example_of
 from mlx_finetune.dataset.problems import Findings, RowError
@@ -217,6 +217,8 @@ def _split(
     if not held_out.isdisjoint(keys[CORRECTED]):
         message = "a correction is a validation or test row too, word for word: its loss there says little"
         warnings.append(Problem(next(one.file.source for one in split_files if one.split == CORRECTED), message))
+    if corrected and reading.examples is not None:
+        warnings += contradicted(train[: -corrected.count(TRAIN)], train[-corrected.count(TRAIN) :])
     files = [one.file for one in split_files]
     if val_split > 0 and not valid:
         warnings.append(Problem(files[0].source, "too few different rows for a validation set; all are trained on"))

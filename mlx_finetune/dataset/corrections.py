@@ -8,14 +8,16 @@ Only the last answer of a row is learned: what the model said before was not put
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_finetune.dataset.formats import Messages
+from mlx_finetune.dataset.conversation import instruction_turns
+from mlx_finetune.dataset.formats import Example, Instruction, Messages
 from mlx_finetune.dataset.problems import RowError, show, show_names
 from mlx_finetune.dataset.read import read_lines_of
 from mlx_finetune.dataset.row import DataFile, Report, Row
+from mlx_finetune.dataset.split import content_of
 from mlx_finetune.dataset.turns import Turn, TurnError, read_tools, read_turns
 from mlx_finetune.durable import count_bytes
 from mlx_finetune.errors import DataError, Problem
@@ -105,6 +107,20 @@ def correction_of(row: Row) -> Messages:
 def prompt_of(example: Messages) -> Messages:
     """What was asked: two corrections of the same are two tries, of which the later one counts."""
     return replace(example, messages=example.messages[:-1])
+
+
+def contradicted(rows: Iterable[Example], corrections: Sequence[Example]) -> Iterator[Problem]:
+    """One warning where ``rows`` teach another answer to the prompt of a correction, word for word."""
+    right = {content_of(prompt_of(one)): content_of(one) for one in corrections if isinstance(one, Messages)}
+    found: list[Messages] = []
+    for row in rows:
+        one = Messages(instruction_turns(row), None, row.source, row.line) if isinstance(row, Instruction) else row
+        if isinstance(one, Messages) and right.get(content_of(prompt_of(one)), content_of(one)) != content_of(one):
+            found.append(one)
+    if found:
+        what = "a training row answers" if len(found) == 1 else f"{len(found)} training rows answer"
+        place = f"{found[0].source}:{found[0].line}"
+        yield Problem(place, f"{what} the question of a correction otherwise", "mend the data too, or take them out")
 
 
 def _check(turns: Sequence[Turn]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import as_at_start, correction_of, find_corrections, note_sizes
-from mlx_finetune.dataset.formats import Messages
+from mlx_finetune.dataset.formats import Instruction, Messages
 from mlx_finetune.dataset.problems import RowError
 from mlx_finetune.dataset.row import DataFile, Row
 from mlx_finetune.dataset.template import tokenize
@@ -157,6 +157,21 @@ def test_a_correction_that_is_held_out_word_for_word_is_said(tmp_path: Path) -> 
         write(tmp_path / "given" / f"{name}.jsonl", *(line(f"{name} {n}", "a") for n in range(3)))
     write(tmp_path / "adapters" / "new" / "corrections.jsonl", line("valid 1", "a"))
     assert any("1 of 3 validation rows" in one.message for one in split(tmp_path, path="given").problems)
+
+
+def test_rows_that_answer_the_question_of_a_correction_otherwise_are_said(tmp_path: Path) -> None:
+    pairs = [f'{{"prompt": "q {n}", "completion": "a {n}"}}\n' for n in range(30)]
+    write(tmp_path / "rows.jsonl", *pairs)
+    made = split(tmp_path, corrected=False)
+    taught = made.train[3]
+    assert isinstance(taught, Instruction)
+    path = tmp_path / "adapters" / "new" / "corrections.jsonl"
+    write(path, line(taught.instruction, taught.output), line("another", "x"))
+    assert split(tmp_path).problems == (), "the same answer, and a question of nobody"
+    write(path, line(taught.instruction, "right"))
+    (problem,) = split(tmp_path).problems
+    assert problem.where == f"rows.jsonl:{taught.line}"
+    assert problem.message == "a training row answers the question of a correction otherwise"
 
 
 def test_what_counts_of_a_file_is_what_it_had_when_it_was_looked_at(tmp_path: Path) -> None:

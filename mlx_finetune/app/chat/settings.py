@@ -71,12 +71,16 @@ def set_schema(session: Session, rest: str) -> None:
         names = _split(rest)
         if len(names) != 1:
             raise UsageError("/schema needs one file name", "for instance /schema answer.schema.json")
-        path = Path(names[0]).expanduser()
-        grammar = Grammar(session.opened.tokenizer, read_schema(path))
-        _refuse_penalty(session.chat, path)
-        session.grammar, session.schema = grammar, path
+        hold_to_schema(session, Path(names[0]).expanduser())
     free = "answers are free; /schema FILE holds them to a JSON Schema"
     session.screen.talk(f"answers are held to {session.schema}; /schema off frees them" if session.schema else free)
+
+
+def hold_to_schema(session: Session, path: Path) -> None:
+    """Hold answers to the schema in ``path``. Raises ``MlxftError`` as ``set_schema`` does."""
+    grammar = Grammar(session.opened.tokenizer, read_schema(path))
+    _refuse_penalty(session.chat, path)
+    session.grammar, session.schema = grammar, path
 
 
 def _setting_lines(session: Session) -> list[str]:

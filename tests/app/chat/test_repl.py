@@ -18,6 +18,7 @@ from mlx_finetune.app.generate import sampling_of
 from mlx_finetune.app.open import Opened, open_name
 from mlx_finetune.commands.chat import command
 from mlx_finetune.dataset.template import render_prompt
+from mlx_finetune.errors import DataError
 from mlx_finetune.model.generate import PromptCache, generate_text
 
 
@@ -339,6 +340,16 @@ def test_in_a_terminal_an_editor_that_does_not_work_is_a_sentence(place: Path, t
         assert talk.child.wait(60) == 0
     finally:
         talk.close()
+
+
+def test_a_schema_may_be_given_from_the_start(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "place.json"
+    path.write_text('{"enum": ["here", "there"]}')
+    result = pipe(place, "Where?\n", monkeypatch, "--schema", str(path), "--set", "max_tokens=40")
+    assert result.stdout in ('"here"\n', '"there"\n')
+    path.write_text("{")
+    monkeypatch.setattr("mlx_finetune.commands.opening.open_for_answers", None)
+    assert isinstance(pipe(place, "", monkeypatch, "--schema", str(path)).exception, DataError)
 
 
 def test_a_pipe_may_put_answers_right_and_has_no_editor(

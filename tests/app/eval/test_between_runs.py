@@ -35,7 +35,7 @@ def place(tmp_path: Path, tiny_model: TinyModel) -> Path:
 
 def measure(place: Path, name: str, tasks: tuple[str, ...] = ("loss", "token_f1"), *, answer_tokens: int = 4) -> None:
     evaluation = evaluation_of(place, tasks, name=name, answer_tokens=answer_tokens)
-    evaluate(evaluation, named=None, out=None, show=lambda _: None, say=lambda _: None)
+    evaluate(evaluation, named=None, out=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None)
 
 
 def run_of(place: Path, name: str) -> RunDir:

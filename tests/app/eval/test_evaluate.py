@@ -17,7 +17,7 @@ from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.run import evaluate
 from mlx_finetune.commands.eval import command, split_tasks
 from mlx_finetune.dataset.template import tokenize
-from mlx_finetune.errors import DataError, MlxftError, RunError, UsageError
+from mlx_finetune.errors import DataError, MlxftError, Problem, RunError, UsageError
 from mlx_finetune.hardware import blas
 from mlx_finetune.model.generate import Sampling, generate_text
 
@@ -32,7 +32,13 @@ def place(tmp_path: Path, tiny_model: TinyModel) -> Path:
 
 def measure(evaluation, **keys):
     said: list[str] = []
-    finished = evaluate(evaluation, **({"named": None, "out": None} | keys), show=lambda _: None, say=said.append)
+
+    def failed(problem: Problem, prompt: str) -> None:
+        said.append(f"{problem.where}: {prompt}")
+
+    finished = evaluate(
+        evaluation, **({"named": None, "out": None} | keys), show=lambda _: None, say=said.append, report=failed
+    )
     return finished, said
 
 
@@ -169,8 +175,13 @@ def test_a_row_that_fails_is_said_and_the_others_go_on(place: Path) -> None:
         for text in ("What?", "a<|im_end|>b", "Who?"):
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "red"}]
             file.write(json.dumps({"messages": turns}) + "\n")
-    finished, _ = measure(evaluation_of(place, given="bad.jsonl"))
+    finished, said = measure(evaluation_of(place, given="bad.jsonl"))
     report = finished.report
+    assert said[0] == "bad.jsonl:2: a<|im_end|>b"
+    kept = [line for line in lines_of(place / "adapters/keeper/eval/rows.rows.jsonl") if line.get("error")]
+    assert {(line["work"], line["side"], line["prompt"]) for line in kept} == {
+        (work, side, "a<|im_end|>b") for work in ("loss", "answer") for side in ("base", "tuned")
+    }
     assert report.is_whole
     assert {problem.where for problem in report.failed} == {"bad.jsonl:2"}
     assert "control marker" in report.failed[0].message

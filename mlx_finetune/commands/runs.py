@@ -68,17 +68,23 @@ def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None
 @click.argument("run")
 @as_json_option
 def show_command(run: str, as_json: bool) -> None:
-    """Settings, losses, answers and checkpoints of RUN."""
+    """Settings, losses, answers, checkpoints and evaluations of RUN."""
+    from mlx_finetune.app.eval.between_runs import kept_verdicts
     from mlx_finetune.monitor.run_report import report_json, report_lines
     from mlx_finetune.rundir import find_run
 
     folder = find_run(run, base=Path.cwd())
     facts, settings = read_facts(folder), read_settings(folder)
+    verdicts = kept_verdicts(folder)
     if as_json:
-        click.echo(json.dumps(report_json(facts, settings), ensure_ascii=False))
+        click.echo(json.dumps(report_json(facts, settings) | {"evaluations": verdicts}, ensure_ascii=False))
         return
     for line in report_lines(facts, settings):
         click.echo(line)
+    if verdicts:
+        click.echo("\nevaluations")
+    for name, sentence in verdicts.items():
+        click.echo(f"  {name}  {sentence}")
     click.echo(f"\nnext: mlxft chat {shlex.quote(run)}", err=True)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlx_finetune.app.eval.run import Finished
     from mlx_finetune.app.eval.setup import Evaluation
     from mlx_finetune.app.eval.subject import Subject
+    from mlx_finetune.errors import Problem
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
 GATE_MISSED = 4
@@ -146,10 +147,16 @@ def _opened(name: str) -> "Subject":
 
 def _measured(evaluation: "Evaluation", named: str | None, out: Path | None) -> "Finished":
     from mlx_finetune.app.eval.run import evaluate
+    from mlx_finetune.app.text import shorten
 
     bar = _Bar()
+
+    def report(problem: "Problem", prompt: str) -> None:
+        bar.clear()
+        click.echo(f"error: {problem.where}: {problem.message}\n  asked: {shorten(prompt)}", err=True)
+
     try:
-        return evaluate(evaluation, named=named, out=out, show=bar, say=_say)
+        return evaluate(evaluation, named=named, out=out, show=bar, say=_say, report=report)
     finally:
         bar.clear()
 
@@ -168,7 +175,7 @@ class _Bar:
         if progress.work != self._work:
             self._work, self._started, self._first = progress.work, time.monotonic(), progress.done
             if not self._is_terminal:
-                click.echo(f"{progress.work}: {progress.total}", err=True)
+                click.echo(progress_line(progress.work, progress.done, progress.total, 0.0), err=True)
         if self._is_terminal:
             done, total = progress.done - self._first, progress.total - self._first
             line = progress_line(progress.work, done, total, time.monotonic() - self._started)

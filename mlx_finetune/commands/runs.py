@@ -68,19 +68,25 @@ def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None
 @click.argument("run")
 @as_json_option
 def show_command(run: str, as_json: bool) -> None:
-    """Settings, losses, answers and checkpoints of RUN."""
+    """Settings, losses, answers, checkpoints, evaluations and corrections of RUN."""
+    from mlx_finetune.app.eval.between_runs import kept_verdicts
     from mlx_finetune.app.runs import count_corrections
     from mlx_finetune.monitor.run_report import report_json, report_lines
     from mlx_finetune.rundir import CORRECTIONS, find_run
 
     folder = find_run(run, base=Path.cwd())
-    facts, settings, num_corrections = read_facts(folder), read_settings(folder), count_corrections(folder)
+    facts, settings = read_facts(folder), read_settings(folder)
+    verdicts, num_corrections = kept_verdicts(folder), count_corrections(folder)
     if as_json:
-        report = {**report_json(facts, settings), "num_corrections": num_corrections}
-        click.echo(json.dumps(report, ensure_ascii=False))
+        more = {"evaluations": verdicts, "num_corrections": num_corrections}
+        click.echo(json.dumps(report_json(facts, settings) | more, ensure_ascii=False))
         return
     for line in report_lines(facts, settings):
         click.echo(line)
+    if verdicts:
+        click.echo("\nevaluations")
+    for name, sentence in verdicts.items():
+        click.echo(f"  {name}  {sentence}")
     if num_corrections:
         click.echo(f"\n{CORRECTIONS}: {num_corrections} answers put right in chats")
     click.echo(f"\nnext: mlxft chat {shlex.quote(run)}", err=True)

@@ -89,6 +89,18 @@ def kept_names(run: RunDir) -> Sequence[str]:
     return [name for name in found if (folder / f"{name}{_JSON_END}").is_file()]
 
 
+def kept_verdicts(run: RunDir) -> dict[str, str]:
+    """The sentence of each finished evaluation by its name; a file that holds none is left out."""
+    found: dict[str, str] = {}
+    for name in kept_names(run):
+        try:
+            fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{_JSON_END}").read_bytes())
+            found[name] = str(fields["verdict"]["sentence"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return found
+
+
 def comparison_json(comparison: Comparison) -> dict[str, object]:
     """Plain values."""
     return {

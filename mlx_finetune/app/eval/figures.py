@@ -206,14 +206,19 @@ def _ratio_change(
     p = sign_flip(np.subtract(after, before), seed=seed)
     low, high = difference.interval.low, difference.interval.high
     if measure.scale == "exp":
-        return Change(math.exp(difference.value), math.exp(low), math.exp(high), len(before), p, is_factor=True)
+        return Change(_exp(difference.value), _exp(low), _exp(high), len(before), p, is_factor=True)
     factor = 1 / math.log(2) if measure.scale == "bits" else 1.0
     return Change(difference.value * factor, low * factor, high * factor, len(before), p)
 
 
+def _exp(nats: float) -> float:
+    """``exp``, of at most 700: beyond, a float has no room, and nobody reads such a perplexity."""
+    return math.exp(min(nats, 700.0))
+
+
 def _scaled(measure: Measure) -> Callable[[float], float]:
     if measure.scale == "exp":
-        return lambda nats: math.exp(min(nats, 700.0))  # beyond, a float has no room; nobody reads such a perplexity
+        return _exp
     return (lambda nats: nats / math.log(2)) if measure.scale == "bits" else (lambda nats: nats)
 
 

@@ -22,7 +22,10 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One line. ``answer`` and its figures are empty for work without one; ``error`` says why there is no value."""
+    """One line. ``answer`` and its figures are empty for work without one.
+
+    ``error`` says why there is no value, and ``prompt`` what was asked then.
+    """
 
     work: str
     side: str
@@ -35,6 +38,7 @@ class Measured:
     first_seconds: float = 0.0
     seconds: float = 0.0
     error: str = ""
+    prompt: str = ""
 
     @property
     def key(self) -> Key:
@@ -125,7 +129,7 @@ def _cut_half_line(path: Path) -> None:
 
 
 def _fields(measured: Measured) -> dict[str, object]:
-    names = ("answer", "finish", "prompt_tokens", "answer_tokens", "first_seconds", "seconds", "error")
+    names = ("answer", "finish", "prompt_tokens", "answer_tokens", "first_seconds", "seconds", "error", "prompt")
     rest = {name: value for name in names if (value := getattr(measured, name))}
     return {
         "work": measured.work,
@@ -147,4 +151,4 @@ def measured_of(fields: Mapping[str, object]) -> Measured:
 
 
 def _without_text(measured: Measured) -> Measured:
-    return replace(measured, answer="")
+    return replace(measured, answer="", prompt="")

@@ -112,6 +112,11 @@ def window_of(model: nn.Module, context_length: int | None) -> int:
     return min(limit for limit in limits if limit is not None)
 
 
+def stride_of(window: int) -> int:
+    """Half a window: every token but the first of all is predicted from at least half a window of text."""
+    return max(1, window // 2)
+
+
 def windows(num_tokens: int, window: int, stride: int) -> list[Window]:
     """Windows that begin every ``stride`` tokens; each scores the tokens that no earlier one has scored.
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from mlx_finetune.app.eval import knowledge, measures
 from mlx_finetune.app.eval.answers import Answer, answer_all
 from mlx_finetune.app.eval.journal import Journal, Measured
-from mlx_finetune.app.eval.likelihoods import LikelihoodModel, Losses, Scored, window_of
+from mlx_finetune.app.eval.likelihoods import LikelihoodModel, Losses, Scored, stride_of, window_of
 from mlx_finetune.app.eval.prompts import Continuation
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
 from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.errors import MlxftError
+from mlx_finetune.errors import MlxftError, Problem
 from mlx_finetune.model.batches import Request
 from mlx_finetune.model.sampling import Sampling
 
@@ -45,10 +45,18 @@ _Do = Callable[[nn.Module, Side, Sequence[int]], Iterable[Measured]]
 class Measuring:
     """Fills the journal of one evaluation."""
 
-    def __init__(self, evaluation: Evaluation, journal: Journal, show: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        journal: Journal,
+        show: Callable[[Progress], None],
+        report: Callable[[Problem, str], None],
+    ) -> None:
+        """``report`` is told of each row that fails, with what was asked."""
         self._evaluation = evaluation
         self._journal = journal
         self._show = show
+        self._report = report
         self._tokenizer = evaluation.subject.opened.tokenizer
         self._scorer = AnswerScorer(evaluation.tasks, evaluation.labels, evaluation.validator)
 
@@ -108,7 +116,7 @@ class Measuring:
             try:
                 kept.append((row, self._evaluation.prompter.trained(self._evaluation.rows[row].example)))
             except MlxftError as error:
-                yield _failure(measures.LOSS, side, row, error.message)
+                yield self._failure(measures.LOSS, side, row, error.message)
         pieces = [piece for _, tokens in kept for piece in tokens]
         scored = [Scored(piece.ids, np.flatnonzero(piece.loss_mask)) for piece in pieces]
         losses = iter(LikelihoodModel(model).losses(scored))
@@ -116,7 +124,7 @@ class Measuring:
             found = np.concatenate([next(losses) for _ in tokens])
             targets = [piece.ids[piece.loss_mask] for piece in tokens]
             num_bytes = sum(len(self._decoded(ids).encode("utf-8")) for ids in targets)
-            yield _summed(
+            yield self._summed(
                 measures.LOSS, side, row, {"loss": (found, len(found)), "answer_bits_per_byte": (found, num_bytes)}
             )
 
@@ -130,14 +138,14 @@ class Measuring:
             ids, owners = self._joined(texts)
             with self._evaluation.subject.model(side) as model:
                 window = window_of(model, self._evaluation.subject.opened.info.context_length)
-                losses, places = LikelihoodModel(model).text_losses(ids, window, max(1, window // 2))
+                losses, places = LikelihoodModel(model).text_losses(ids, window, stride_of(window))
             first = len(self._decoded(ids[:1]).encode("utf-8"))  # never scored, so its bytes do not count either
             for row, text in enumerate(texts):
                 own = losses[owners[places] == row]
                 num_bytes = len(text.encode("utf-8")) - (first if row == 0 else 0)
                 front = "" if work == measures.TEXT else "general_"
                 values = {f"{front}perplexity": (own, len(own)), f"{front}bits_per_byte": (own, num_bytes)}
-                self._journal.add(_summed(work, side, row, values))
+                self._journal.add(self._summed(work, side, row, values))
         self._show(Progress(work, total, total))
 
     def _joined(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -159,11 +167,11 @@ class Measuring:
             try:
                 made = [self._evaluation.prompter.continuation(one, label, self._shots(side)) for label in labels]
             except MlxftError as error:
-                yield _failure(measures.LABELS, side, row, error.message)
+                yield self._failure(measures.LABELS, side, row, error.message)
                 continue
             sums = [float(losses.sum(dtype=np.float64)) for losses in likelihoods.losses([_scored(c) for c in made])]
             if not np.isfinite(sums).all():
-                yield _failure(measures.LABELS, side, row, "a likelihood is not a finite number")
+                yield self._failure(measures.LABELS, side, row, "a likelihood is not a finite number")
                 continue
             likeliest = labels[int(np.argmin(sums))]
             values: Values = label_values(labels, one.reference, likeliest, generated=False)
@@ -200,35 +208,48 @@ class Measuring:
         *,
         is_constrained: bool = False,
     ) -> Iterator[Measured]:
-        requests: list[tuple[int, Request]] = []
+        def request(row: int) -> Request:
+            prompt = self._evaluation.prompter.row_prompt(self._evaluation.rows[row], self._shots(side))
+            return self._request(prompt, is_constrained=is_constrained)
+
+        return self._requested(work, model, side, rows, request, values)
+
+    def _requested(
+        self,
+        work: str,
+        model: nn.Module,
+        side: Side,
+        rows: Sequence[int],
+        request: Callable[[int], Request],
+        values: Callable[[int, Answer], Values],
+    ) -> Iterator[Measured]:
+        """What is asked about each row, answered and scored; a row that cannot be asked or answered has failed."""
+        asked: list[tuple[int, Request]] = []
         for row in rows:
             try:
-                prompt = self._evaluation.prompter.row_prompt(self._evaluation.rows[row], self._shots(side))
+                asked.append((row, request(row)))
             except MlxftError as error:
-                yield _failure(work, side, row, error.message)
-                continue
-            requests.append((row, self._request(prompt, is_constrained=is_constrained)))
+                yield self._failure(work, side, row, error.message)
         at_once = self._evaluation.at_once
-        for place, answer in answer_all(model, self._tokenizer, [request for _, request in requests], at_once=at_once):
-            row = requests[place][0]
+        for place, answer in answer_all(model, self._tokenizer, [one for _, one in asked], at_once=at_once):
+            row = asked[place][0]
             if answer.error:
-                yield _failure(work, side, row, answer.error)
+                yield self._failure(work, side, row, answer.error)
             else:
                 yield _answer(work, side, row, answer, values(row, answer))
 
     def _questions(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
         """The general questions, as a user would ask them: without any of the rows' own turns."""
-        questions = [knowledge.questions()[row] for row in rows]
         sampling = Sampling(temperature=0.0, max_tokens=knowledge.ANSWER_TOKENS)
-        prompts = [self._evaluation.prompter.prompt([{"role": "user", "content": q.question}]) for q in questions]
-        requests = [Request(prompt, sampling) for prompt in prompts]
-        for place, answer in answer_all(model, self._tokenizer, requests, at_once=self._evaluation.at_once):
-            if answer.error:
-                yield _failure(measures.GENERAL_ANSWER, side, rows[place], answer.error)
-                continue
-            is_right = questions[place].is_right(answer.text)
-            values: Values = {"general_questions": (float(is_right),)}
-            yield _answer(measures.GENERAL_ANSWER, side, rows[place], answer, values)
+
+        def request(row: int) -> Request:
+            question = knowledge.questions()[row].question
+            return Request(self._evaluation.prompter.prompt([{"role": "user", "content": question}]), sampling)
+
+        def values(row: int, answer: Answer) -> Values:
+            return {"general_questions": (float(knowledge.questions()[row].is_right(answer.text)),)}
+
+        return self._requested(measures.GENERAL_ANSWER, model, side, rows, request, values)
 
     def _speed(self, sides: Sequence[Side]) -> None:
         """A few rows, one at a time, base and tuned in turn; the first answers warm up and do not count."""
@@ -246,7 +267,7 @@ class Measuring:
             try:
                 request = self._request(self._evaluation.prompter.row_prompt(self._evaluation.rows[row]))
             except MlxftError as error:
-                yield _failure(measures.SPEED, side, row, error.message)
+                yield self._failure(measures.SPEED, side, row, error.message)
                 continue
             limit = min(SPEED_TOKENS, request.sampling.max_tokens)
             request = replace(request, sampling=replace(request.sampling, max_tokens=limit))
@@ -266,6 +287,27 @@ class Measuring:
     def _shots(self, side: Side) -> Sequence[Example]:
         return self._evaluation.chosen.shots if side.shots else ()
 
+    def _summed(self, work: str, side: Side, row: int, losses: dict[str, tuple[Losses, int]]) -> Measured:
+        """Sums over counts of a row; a row whose loss is not finite has failed, one without a count has no value."""
+        values: Values = {
+            name: (float(found.sum(dtype=np.float64)), float(count)) for name, (found, count) in losses.items() if count
+        }
+        if not all(np.isfinite(total) for total, _ in values.values()):
+            return self._failure(work, side, row, "the loss is not a finite number")
+        return Measured(work, side.name, row, values)
+
+    def _failure(self, work: str, side: Side, row: int, why: str) -> Measured:
+        """A row that could not be measured, which is said at once and kept with its prompt."""
+        if work in (measures.GENERAL_ANSWER, measures.GENERAL_TEXT):
+            texts = (
+                knowledge.paragraphs() if work == measures.GENERAL_TEXT else [q.question for q in knowledge.questions()]
+            )
+            where, prompt = f"general set, {row + 1}", texts[row]
+        else:
+            where, prompt = self._evaluation.rows[row].where, self._evaluation.rows[row].question
+        self._report(Problem(where, f"{why} ({work}, {side.name})"), prompt)
+        return Measured(work, side.name, row, {}, error=why, prompt=prompt)
+
     def _decoded(self, ids: NDArray[np.int32]) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
@@ -273,16 +315,6 @@ class Measuring:
 def _scored(continuation: Continuation) -> Scored:
     end = len(continuation.ids)
     return Scored(continuation.ids, np.arange(end - continuation.num_targets, end))
-
-
-def _summed(work: str, side: Side, row: int, losses: dict[str, tuple[Losses, int]]) -> Measured:
-    """Sums over counts of a row; a row whose loss is not finite has failed, one without a count has no value."""
-    values: Values = {
-        name: (float(found.sum(dtype=np.float64)), float(count)) for name, (found, count) in losses.items() if count
-    }
-    if not all(np.isfinite(total) for total, _ in values.values()):
-        return _failure(work, side, row, "the loss is not a finite number")
-    return Measured(work, side.name, row, values)
 
 
 def _answer(work: str, side: Side, row: int, answer: Answer, values: Values) -> Measured:
@@ -298,7 +330,3 @@ def _answer(work: str, side: Side, row: int, answer: Answer, values: Values) -> 
         round(answer.first_seconds, 6),
         round(answer.seconds, 6),
     )
-
-
-def _failure(work: str, side: Side, row: int, why: str) -> Measured:
-    return Measured(work, side.name, row, {}, error=why)

@@ -8,6 +8,7 @@ import numpy as np
 from mlx_finetune.app.eval import measures as works
 from mlx_finetune.app.eval.figures import Figure, Result, Rows, change, corrected, figure
 from mlx_finetune.app.eval.journal import Journal, Measured
+from mlx_finetune.app.eval.likelihoods import stride_of, window_of
 from mlx_finetune.app.eval.measures import Measure
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
@@ -49,6 +50,16 @@ class Answers:
     length: Timing
     tokens_per_second: float
     num_cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextFacts:
+    """What a perplexity is of: a figure says nothing without them."""
+
+    tokens: int
+    window: int
+    stride: int
+    tokenizer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,7 @@ class Report:
     categories: tuple[Category, ...]
     answers: Mapping[str, Answers]
     speed: Mapping[str, Speed]
+    texts: Mapping[str, TextFacts]
     lead: str
     gains: tuple[Changed, ...]
     losses: tuple[Changed, ...]
@@ -119,6 +131,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         tuple(_category(evaluation, found, name) for name in names),
         _answers(evaluation.sides, _of(found, works.ANSWER)),
         _speed(evaluation.sides, _of(found, works.SPEED)),
+        _texts(evaluation, found),
         lead.title if lead else "",
         gains,
         losses,
@@ -158,11 +171,8 @@ def _results(evaluation: Evaluation, found: Sequence[Measured], rows: frozenset[
 
 def _result(measure: Measure, columns: Mapping[str, Rows], seed: int) -> Result | None:
     shared = _shared(columns)
-    figures = {
-        side: made
-        for side, rows in columns.items()
-        if (made := figure(measure, {row: rows[row] for row in rows if row in shared}, seed=seed)) is not None
-    }
+    columns = {side: {row: rows[row] for row in rows if row in shared} for side, rows in columns.items()}
+    figures = {side: made for side, rows in columns.items() if (made := figure(measure, rows, seed=seed)) is not None}
     if not figures:
         return None
     if BASE not in figures or TUNED not in figures:
@@ -219,6 +229,19 @@ def _speed(sides: Sequence[Side], found: Sequence[Measured]) -> dict[str, Speed]
                 _times([one.seconds for one in own]),
                 _times([one.answer_tokens for one in own]),
             )
+    return made
+
+
+def _texts(evaluation: Evaluation, found: Sequence[Measured]) -> dict[str, TextFacts]:
+    """Of each measured perplexity, by its name: scored tokens, window, stride, and the tokenizer that counted them."""
+    opened = evaluation.subject.opened
+    window = window_of(opened.model, opened.info.context_length)
+    made: dict[str, TextFacts] = {}
+    for measure in (one for one in evaluation.measures if one.scale == "exp"):
+        side = next((one.name for one in evaluation.sides if rows_of(found, measure, one.name)), None)
+        if side is not None:
+            tokens = sum(count for _, count in rows_of(found, measure, side).values())
+            made[measure.name] = TextFacts(int(tokens), window, stride_of(window), opened.tokenizer.settings_hash[:12])
     return made
 
 

@@ -111,6 +111,8 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
         "answers": _plain(report.answers),
         "at_once": evaluation.at_once,
         "speed": _plain(report.speed),
+        "texts": {name: asdict(one) for name, one in report.texts.items()},
+        "lead": report.lead,
         "gained": [_changed_json(one) for one in report.gains],
         "lost": [_changed_json(one) for one in report.losses],
         "gates": [{"gate": str(one.gate), "value": one.value, "is_met": one.is_met} for one in report.gates],

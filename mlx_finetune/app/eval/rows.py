@@ -157,7 +157,10 @@ def read_categories(
                     continue
                 if row.fields.get(column) in (None, ""):
                     have = show_names(list(row.fields))
-                    raise DataError(f"{row.where}: the row has no `{column}` to split by; it has {have}", "--category")
+                    raise DataError(
+                        f"{row.where}: the row has no `{column}` to split by; it has {have}",
+                        "name another: --category COLUMN",
+                    )
                 try:
                     key = content_key(example_of(row, layout))
                 except RowError:

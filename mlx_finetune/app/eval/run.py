@@ -17,7 +17,7 @@ from mlx_finetune.app.eval.report import Report, report_of
 from mlx_finetune.app.eval.results import JOURNAL_END, Place, choose_place, write_results
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Subject
-from mlx_finetune.errors import ModelError, RunError
+from mlx_finetune.errors import ModelError, Problem, RunError
 from mlx_finetune.model.batches import check_batchable
 
 #: Answers at once unless the user says otherwise: on two CPU cores most of the gain, on a GPU never too much memory.
@@ -40,8 +40,11 @@ def evaluate(
     out: Path | None,
     show: Callable[[Progress], None],
     say: Callable[[str], None],
+    report: Callable[[Problem, str], None],
 ) -> Finished:
     """Measure what is not measured yet and keep the result; ``say`` is told what a person should know.
+
+    ``report`` is told of each row that could not be measured, with what was asked; the others go on.
 
     After a Ctrl-C the report is of what was measured so far, and ``is_whole`` says so. Raises ``RunError`` where
     another evaluation has the name, ``OSError`` for what the disk refuses.
@@ -59,15 +62,15 @@ def evaluate(
         try:
             with contextlib.suppress(KeyboardInterrupt):
                 if not was_done:
-                    Measuring(evaluation, journal, show).run()
+                    Measuring(evaluation, journal, show, report).run()
                     is_whole = True
         finally:
             journal.close()
-        report = report_of(evaluation, journal, is_whole=is_whole)
+        found = report_of(evaluation, journal, is_whole=is_whole)
         if is_whole and not was_done:
             measured = datetime.now(UTC).isoformat(timespec="seconds")
-            write_results(place, evaluation, report, measured=measured, seconds=time.perf_counter() - started)
-        return Finished(report, place if folder is not None else None, was_done)
+            write_results(place, evaluation, found, measured=measured, seconds=time.perf_counter() - started)
+        return Finished(found, place if folder is not None else None, was_done)
 
 
 def rows_at_once(subject: Subject, wanted: int | None, say: Callable[[str], None]) -> int:

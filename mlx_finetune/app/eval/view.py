@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from mlx_finetune.app.eval import measures as works
 from mlx_finetune.app.eval.figures import Result
 from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed, Timing
 from mlx_finetune.app.eval.setup import Evaluation
@@ -112,6 +113,9 @@ def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
     notes: list[str] = []
     if evaluation.has_work("answer"):
         notes.append(f"Answers are greedy, of at most {evaluation.answer_tokens} tokens.")
+    for name, one in report.texts.items():
+        what = f"{one.tokens} tokens, window {one.window}, stride {one.stride}, tokenizer {one.tokenizer}"
+        notes.append(f"{name}: {what}; comparable with the same of all four only.")
     if any(one.change for one in report.results):
         notes.append("better and worse: the test of a change, corrected for their number (Holm), finds p < 0.05.")
     if evaluation.reason:
@@ -134,7 +138,20 @@ def _gates(report: Report) -> Iterator[str]:
         yield f"gate {'met' if one.is_met else 'missed'}: {one.gate}: {found}{span}"
 
 
+#: Kind of work -> what is being done.
+_DOING = {
+    works.LOSS: "losses of the rows",
+    works.TEXT: "perplexity of the text",
+    works.LABELS: "likelihoods of the classes",
+    works.ANSWER: "answers",
+    works.CONSTRAINED: "answers held to the schema",
+    works.GENERAL_TEXT: "general text",
+    works.GENERAL_ANSWER: "general questions",
+    works.SPEED: "speed",
+}
+
+
 def progress_line(work: str, done: int, total: int, seconds: float) -> str:
-    """``answer: 24 of 100, 3m 10s left``; how long is said from a twentieth on."""
+    """``answers: 24 of 100, 3m 10s left``; how long is said from a twentieth on."""
     left = f", {format_seconds(seconds / done * (total - done))} left" if done and done * 20 >= total else ""
-    return f"{work}: {done} of {total}{left}"
+    return f"{_DOING[work]}: {done} of {total}{left}"

@@ -35,7 +35,7 @@ def place(tmp_path: Path, tiny_model: TinyModel) -> Path:
 
 def measure(place: Path, name: str, tasks: tuple[str, ...] = ("loss", "token_f1"), *, answer_tokens: int = 4) -> None:
     evaluation = evaluation_of(place, tasks, name=name, answer_tokens=answer_tokens)
-    evaluate(evaluation, named=None, out=None, show=lambda _: None, say=lambda _: None)
+    evaluate(evaluation, named=None, out=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None)
 
 
 def run_of(place: Path, name: str) -> RunDir:
@@ -145,6 +145,17 @@ def test_the_command_prints_both_forms_and_names_the_next_step(place: Path, monk
     same = call(place, "compare", "keeper", "adapters/keeper", monkeypatch=monkeypatch)
     assert isinstance(same.exception, MlxftError)
     assert "the same run" in same.exception.message
+
+
+def test_the_page_of_a_run_has_the_verdict_of_each_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "evaluations" not in call(place, "show", "keeper", monkeypatch=monkeypatch).stdout
+    measure(place, "keeper")
+    sentence = json.loads((place / "adapters/keeper/eval/test.json").read_text())["verdict"]["sentence"]
+    (place / "adapters/keeper/eval/odd.json").write_text("[]")
+    (place / "adapters/keeper/eval/odd.rows.jsonl").write_text("")
+    assert f"  test  {sentence}" in call(place, "show", "keeper", monkeypatch=monkeypatch).stdout.splitlines()
+    report = json.loads(call(place, "show", "keeper", "--json", monkeypatch=monkeypatch).stdout)
+    assert report["evaluations"] == {"test": sentence}
 
 
 def test_comparing_needs_no_mlx(place: Path) -> None:

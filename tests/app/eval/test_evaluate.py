@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from answering_runs import write_full_run
 from click.testing import CliRunner, Result
 from eval_runs import COLOURS, change_facts, evaluation_of, write_place, write_rows
 
 from mlx_finetune.app.eval import knowledge
 from mlx_finetune.app.eval.journal import Journal
+from mlx_finetune.app.eval.likelihoods import LikelihoodModel
 from mlx_finetune.app.eval.run import evaluate
 from mlx_finetune.commands.eval import command, split_tasks
 from mlx_finetune.dataset.template import tokenize
-from mlx_finetune.errors import DataError, MlxftError, RunError, UsageError
+from mlx_finetune.errors import DataError, MlxftError, Problem, RunError, UsageError
 from mlx_finetune.hardware import blas
 from mlx_finetune.model.generate import Sampling, generate_text
 
@@ -32,7 +34,13 @@ def place(tmp_path: Path, tiny_model: TinyModel) -> Path:
 
 def measure(evaluation, **keys):
     said: list[str] = []
-    finished = evaluate(evaluation, **({"named": None, "out": None} | keys), show=lambda _: None, say=said.append)
+
+    def failed(problem: Problem, prompt: str) -> None:
+        said.append(f"{problem.where}: {prompt}")
+
+    finished = evaluate(
+        evaluation, **({"named": None, "out": None} | keys), show=lambda _: None, say=said.append, report=failed
+    )
     return finished, said
 
 
@@ -169,8 +177,13 @@ def test_a_row_that_fails_is_said_and_the_others_go_on(place: Path) -> None:
         for text in ("What?", "a<|im_end|>b", "Who?"):
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "red"}]
             file.write(json.dumps({"messages": turns}) + "\n")
-    finished, _ = measure(evaluation_of(place, given="bad.jsonl"))
+    finished, said = measure(evaluation_of(place, given="bad.jsonl"))
     report = finished.report
+    assert said[0] == "bad.jsonl:2: a<|im_end|>b"
+    kept = [line for line in lines_of(place / "adapters/keeper/eval/rows.rows.jsonl") if line.get("error")]
+    assert {(line["work"], line["side"], line["prompt"]) for line in kept} == {
+        (work, side, "a<|im_end|>b") for work in ("loss", "answer") for side in ("base", "tuned")
+    }
     assert report.is_whole
     assert {problem.where for problem in report.failed} == {"bad.jsonl:2"}
     assert "control marker" in report.failed[0].message
@@ -377,3 +390,77 @@ def test_data_that_changed_since_the_training_is_said(place: Path, monkeypatch: 
     write_rows(place / "mine.jsonl", 3)
     given = run(place, "keeper", "--tasks", "loss", "--data", "mine.jsonl", monkeypatch=monkeypatch)
     assert "have changed" not in given.stderr
+
+
+# --- other subjects ---
+
+
+def test_a_fully_trained_run_is_compared_with_what_it_began_as(tmp_path: Path, tiny_model: TinyModel) -> None:
+    base, trained = tiny_model("llama"), tiny_model("llama", seed=1)
+    write_rows(tmp_path / "rows.jsonl")
+    write_full_run(tmp_path / "adapters/full", base, trained)
+    found = {}
+    for name, given in (("full", None), (str(base), "held.jsonl"), (str(trained), "held.jsonl")):
+        evaluation = evaluation_of(tmp_path, ("loss",), name=name, given=given)
+        if given is None:
+            wanted = {row.where.rpartition(":")[2] for row in evaluation.rows}
+            lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+            held = [line for number, line in enumerate(lines, 1) if str(number) in wanted]
+            (tmp_path / "held.jsonl").write_text("".join(held))
+        finished, _ = measure(evaluation)
+        found[name] = {side: one.value for side, one in finished.report.results[0].figures.items()}
+    assert found["full"] == {
+        "base": pytest.approx(found[str(base)]["model"]),
+        "tuned": pytest.approx(found[str(trained)]["model"]),
+    }
+
+
+def test_a_checkpoint_has_results_of_its_own_name(place: Path) -> None:
+    run = place / "adapters/keeper"
+    checkpoint = run / "checkpoint-2"
+    checkpoint.mkdir()
+    for name in ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors"):
+        if (run / name).exists():
+            (checkpoint / name).write_bytes((run / name).read_bytes())
+    finished, _ = measure(evaluation_of(place, ("loss",), name="adapters/keeper/checkpoint-2"))
+    assert finished.place is not None
+    assert finished.place.file(".json") == run.resolve() / "eval/checkpoint-2-test.json"
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "gemma"])
+def test_every_architecture_is_measured_with_its_prompt_template(
+    tmp_path: Path, tiny_model: TinyModel, kind: str
+) -> None:
+    place = write_place(tmp_path / "place", tiny_model(kind))
+    tasks = ("labels", "loss", "rouge", "general", "speed")
+    finished, said = measure(evaluation_of(place, tasks, given="rows.jsonl", max_rows=5, shots=1))
+    assert said == []
+    assert finished.report.failed == ()
+    assert set(finished.report.speed) == {"base", "tuned"}
+    assert finished.report.texts["general_perplexity"].window == 512
+
+
+def test_a_loss_that_is_not_a_number_is_a_failed_row_and_no_figure(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LikelihoodModel.losses
+
+    def broken(self: LikelihoodModel, rows, step=None):
+        found = plain(self, rows, step)
+        return [losses * np.nan if place == 0 else losses for place, losses in enumerate(found)]
+
+    monkeypatch.setattr(LikelihoodModel, "losses", broken)
+    evaluation = evaluation_of(place, ("loss",))
+    finished, _ = measure(evaluation)
+    report = finished.report
+    assert [problem.where for problem in report.failed] == [evaluation.rows[0].where]
+    assert "not a finite number" in report.failed[0].message
+    assert report.results[0].figures["tuned"].num_rows == len(evaluation.rows) - 1
+
+
+def test_rows_may_be_thousands_and_most_are_left_out_by_content(place: Path) -> None:
+    write_rows(place / "many.jsonl", 3000)
+    evaluation = evaluation_of(place, ("loss",), given="many.jsonl", max_rows=20)
+    assert (len(evaluation.rows), evaluation.chosen.num_held_out) == (20, 3000)
+    finished, _ = measure(evaluation)
+    assert finished.report.results[0].figures["tuned"].num_rows == 20

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def attack(server: Server, folder: Path, *options: str) -> tuple[int, int, str]:
 
 
 @contextmanager
-def watched(server: Server) -> Iterator[list[str]]:
+def watched(server: Server) -> Generator[list[str]]:
     """Ask /health all the time; what it said when it was not ok."""
     bad: list[str] = []
     done = threading.Event()

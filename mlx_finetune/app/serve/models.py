@@ -101,7 +101,7 @@ def open_rack(
 def id_of(name: str) -> str:
     """What clients call ``name``: without folders, except the owner of a hub id and the run of a checkpoint."""
     path = Path(name)
-    if name.startswith(("/", ".", "~")) or len(path.parts) > 2 or path.parts[0] == "adapters":
+    if name.startswith(("/", ".", "~")) or len(path.parts) > 2 or path.parts[:1] == ("adapters",):
         path = Path(path.expanduser().resolve())
         is_checkpoint = path.name.startswith("checkpoint-")
         return f"{path.parent.name}/{path.name}" if is_checkpoint else path.name

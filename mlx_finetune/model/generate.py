@@ -4,7 +4,7 @@ One token is computed when it is asked for, so the cache never holds a token tha
 repair; the price on a GPU is the gap between two tokens that a pipelined loop would hide.
 
 On a CPU a prompt is read with exponentials in numpy (``cpu_math``), and one token with products that copy no weight
-(``single_row``): SmolLM2-135M in fp32 reads 1.6 times and says 1.1 times as many tokens a second as mlx_lm's loop
+(``few_rows``): SmolLM2-135M in fp32 reads 1.6 times and says 1.1 times as many tokens a second as mlx_lm's loop
 (``benchmarks/generation_speed.py``). Names of modules are replaced meanwhile, so one thread at a time may generate.
 """
 
@@ -22,10 +22,10 @@ from mlx_finetune.errors import MlxftError, ModelError, UsageError
 from mlx_finetune.model.constrain import Constraint, Grammar
 from mlx_finetune.model.cpu_math import numpy_math
 from mlx_finetune.model.endings import Endings
+from mlx_finetune.model.few_rows import MOST_ROWS, few_row_products
 from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.sampling import Sampling, sample_token
 from mlx_finetune.model.segments import learned_positions
-from mlx_finetune.model.single_row import column_products
 from mlx_finetune.model.upstream import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
 PREFILL_TOKENS = 512
@@ -192,10 +192,9 @@ class Answer:
         logprob, likeliest = log_probabilities(logits, token_id, request.num_logprobs)
         self.ids.append(token_id)
         self._index += 1
-        if token_id in self._ends:
-            return Piece(self.rest(), token_id, "stop", logprob, likeliest)
-        is_complete = constraint is not None and constraint.advance(token_id)
-        text = self._endings.feed(self._text.add(token_id))
+        is_end = token_id in self._ends
+        is_complete = is_end or (constraint is not None and constraint.advance(token_id))
+        text = "" if is_end else self._endings.feed(self._text.add(token_id))
         finish: Finish | None = None
         if is_complete:
             finish = "stop"
@@ -205,6 +204,8 @@ class Answer:
             finish = "context"
         if finish is not None and not self._endings.is_reached:
             text += self.rest()
+        if constraint is not None:
+            constraint.hear(text, is_last=finish == "stop")
         return Piece(text, token_id, "stop" if self._endings.is_reached else finish, logprob, likeliest)
 
     def _biased(self, logits: mx.array) -> mx.array:
@@ -287,8 +288,8 @@ def cpu_forms(model: nn.Module, num_rows: int, num_tokens: int) -> AbstractConte
     """What computes ``num_tokens`` positions of ``num_rows`` rows faster on a CPU; nothing on a GPU."""
     if mx.default_device().type != mx.DeviceType.cpu:
         return nullcontext()
-    if num_rows == num_tokens == 1:
-        return column_products()
+    if num_rows * num_tokens <= MOST_ROWS:
+        return few_row_products()
     return numpy_math(model) if num_rows * num_tokens >= _NUMPY_TOKENS else nullcontext()
 
 

@@ -3,6 +3,7 @@ ones.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 
 from mlx_finetune.errors import UsageError
@@ -30,10 +31,9 @@ def corpus_bleu(expected: Sequence[str], got: Sequence[str]) -> float:
 
 def _sacrebleu() -> ModuleType:
     try:
-        import sacrebleu
-    except ModuleNotFoundError:
+        return import_module("sacrebleu")
+    except ImportError as error:
         raise UsageError(
-            "the score `bleu` needs the package sacrebleu, which is not installed",
+            f"the score `bleu` needs the package sacrebleu, which cannot be imported: {error}",
             "pip install 'mlx-finetune[bleu]', or leave bleu out",
         ) from None
-    return sacrebleu

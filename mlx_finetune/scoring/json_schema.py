@@ -6,7 +6,7 @@ Patterns run in the package ``regex`` with a limit on their time, as in ``scorin
 from a model.
 
 At most 1 MB and 100 levels; schemas and values that would exhaust the stack end in an error, not in a crash. Checking
-a schema of ten lines takes about 10 ms, a value of 20 objects about 1 ms.
+a schema of ten lines takes about 5 ms, a value of 20 objects 0.4 ms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from mlx_finetune.scoring.json_text import NotJsonError, parse
 from mlx_finetune.scoring.text import compile_regex, matches, nfc
 
 if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError
+    from jsonschema.exceptions import SchemaError, ValidationError
     from referencing import Resource
 
 MAX_BYTES = 1_000_000
@@ -28,6 +28,7 @@ Schema = dict[str, object]
 _EXAMPLE = 'a schema is an object such as {"type": "object", "properties": {"name": {"type": "string"}}}'
 _NEWEST = "https://json-schema.org/draft/2020-12/schema"
 _SHOWN_CHARS = 200
+_REFERENCES = {"$ref", "$dynamicRef", "$recursiveRef"}
 
 
 def read_schema(path: Path) -> Schema:
@@ -76,7 +77,7 @@ def _problems(validator: Any, value: object) -> list[str]:
         found = sorted(validator.iter_errors(value), key=lambda error: [str(part) for part in error.absolute_path])
     except RecursionError:
         raise MlxftError(
-            "the JSON schema goes too deep for this value: one of its $ref leads back to itself",
+            "the JSON schema goes too deep for this value, or one of its $ref leads back to itself",
             "let every circle of $ref go through `properties` or `items`",
         ) from None
     except OverflowError:
@@ -84,7 +85,7 @@ def _problems(validator: Any, value: object) -> list[str]:
     return [_describe(error) for error in found]
 
 
-def _describe(error: "ValidationError") -> str:
+def _describe(error: "ValidationError | SchemaError") -> str:
     place = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
     text = " ".join(error.message.split())
     text = text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS // 2]} ... {text[-_SHOWN_CHARS // 2 :]}"
@@ -128,9 +129,8 @@ def _check_dialect(schema: Schema, name: str) -> None:
 
     dialect = schema.get("$schema", _NEWEST)
     try:
-        assert isinstance(dialect, str)
-        dialects.specification_with(dialect)
-    except (AssertionError, LookupError, ValueError, TypeError):
+        dialects.specification_with(dialect if isinstance(dialect, str) else "")
+    except dialects.UnknownDialect:
         raise DataError(
             f"{name} says $schema {str(dialect)[:80]!r}, which is no known draft of JSON Schema",
             f'leave $schema out, or write "{_NEWEST}"',
@@ -163,41 +163,48 @@ def _is_regex(value: object) -> bool:
 def _check_references(schema: Schema, name: str) -> None:
     """Each ``$ref`` leads to a schema in this file, and each schema that one leads to is valid."""
     from referencing import Registry
-    from referencing.exceptions import Unresolvable
 
     root = _resource(schema)
-    todo, seen = [(root, Registry().resolver_with_root(root))], set[int]()
-    has_patterns = has_unevaluated = False
+    todo, seen, keywords = [(root, Registry().resolver_with_root(root))], set[int](), set[str]()
     while todo:
         resource, resolver = todo.pop()
         content = resource.contents
         if id(content) in seen or not isinstance(content, dict):
             continue
         seen.add(id(content))
-        resolver = resolver.in_subresource(resource)
-        has_patterns |= "patternProperties" in content
-        has_unevaluated |= "unevaluatedProperties" in content
-        for keyword in ("$ref", "$dynamicRef"):
-            reference = content.get(keyword)
-            if not isinstance(reference, str):
-                continue
-            try:
-                found = resolver.lookup(reference)
-            except (Unresolvable, LookupError, ValueError, TypeError):
-                raise _no_target(name, keyword, reference) from None
-            if not isinstance(found.contents, dict | bool):
-                raise _no_target(name, keyword, reference)
+        keywords.update(content)
+        if "$schema" in content and content is not schema:
+            raise DataError(f"{name} has $schema below its top", "one file has one draft: leave the inner $schema out")
+        try:
+            resolver = resolver.in_subresource(resource)
+        except ValueError as error:
+            raise DataError(
+                f"{name}: $id {str(content['$id'])[:80]!r} is no address: {error}", "leave $id out"
+            ) from None
+        for keyword in _REFERENCES & content.keys():
+            found = _look_up(resolver, name, keyword, content[keyword])
             if isinstance(found.contents, dict) and id(found.contents) not in seen:
-                _check_keywords(
-                    {"$schema": schema.get("$schema", _NEWEST), **found.contents}, f"{name}, at {reference},"
-                )
+                dialect = {"$schema": schema.get("$schema", _NEWEST)}
+                _check_keywords(dialect | found.contents, f"{name}, at {content[keyword]},")
                 todo.append((_resource(found.contents, schema), found.resolver))
         todo.extend((below, resolver) for below in resource.subresources())
-    if has_patterns and has_unevaluated:
+    if {"patternProperties", "unevaluatedProperties"} <= keywords:
         raise DataError(
             f"{name} uses patternProperties and unevaluatedProperties, which cannot be checked together",
             "write additionalProperties in the place of unevaluatedProperties",
         )
+
+
+def _look_up(resolver: Any, name: str, keyword: str, reference: str) -> Any:
+    from referencing.exceptions import Unresolvable
+
+    try:
+        found = resolver.lookup(reference)
+    except (Unresolvable, LookupError, ValueError, TypeError):
+        raise _no_target(name, keyword, reference) from None
+    if not isinstance(found.contents, dict | bool):
+        raise _no_target(name, keyword, reference)
+    return found
 
 
 def _no_target(name: str, keyword: str, reference: str) -> DataError:
@@ -212,10 +219,9 @@ def _no_target(name: str, keyword: str, reference: str) -> DataError:
 
 def _check_ends(schema: Schema, name: str) -> None:
     """A schema that refers to itself at its top is found now, not at the first answer."""
-    validator = _validator(schema)
     for value in ({}, [], "", 0, None):
         try:
-            _problems(validator, value)
+            _problems(_validator(schema), value)
         except MlxftError as error:
             raise DataError(f"{name}: {error.message}", error.hint) from None
 
@@ -227,8 +233,7 @@ _Place = tuple[str | int, ...]
 
 
 def field_accuracy(expected: object, got: object) -> float:
-    """Share of fields that are right, 0 to 1. Both are what ``json_text.parse`` returns; count 0 for an answer it
-    refuses.
+    """Share of fields that are right, 0 to 1. Both are what ``parse`` returns; count 0 for an answer that it refuses.
 
     A field is a place that holds a string, number, true, false, null or an empty object or list; its name is the way
     there, such as ``timeline[0].ts``. The fields of both values are put together, and one is right if both have it
@@ -301,7 +306,9 @@ def _validator(schema: Schema) -> Any:
         "additionalProperties": _additional_properties(dialect.VALIDATORS["additionalProperties"]),
     }
     own = extend(dialect, {name: check for name, check in ours.items() if name in dialect.VALIDATORS})
-    return own(schema, registry=Registry())  # an empty one: jsonschema's own would fetch
+    # Without $schema: a $ref to the top would go on in jsonschema's class of that name, in the place of this one.
+    plain = {name: value for name, value in schema.items() if name != "$schema"}
+    return own(plain, registry=Registry())  # an empty one: jsonschema's own would fetch
 
 
 def _pattern(validator: Any, pattern: str, value: object, schema: object) -> Iterator["ValidationError"]:

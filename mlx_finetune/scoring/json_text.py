@@ -52,12 +52,12 @@ class ObjectScanner:
 
         After the object has closed every further piece gives 0.
         """
-        if self._state is _State.CLOSED:
+        if self._is_closed():
             return 0
         at = 0
         while at < len(text):
             at = self._advance(text, at)
-            if self._state is _State.CLOSED:
+            if self._is_closed():
                 return at
         self._num_read += len(text)
         return None
@@ -103,6 +103,9 @@ class ObjectScanner:
             self._give_up()
         elif not self._open:
             self._state = _State.CLOSED
+
+    def _is_closed(self) -> bool:
+        return self._state is _State.CLOSED
 
     def _give_up(self) -> None:
         self._state, self.start = _State.OUTSIDE, None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 2_000
 
+_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -37,13 +38,8 @@ def rouge(expected: str, got: str) -> Rouge:
     return Rouge(*(float(scores[name].fmeasure) for name in _NAMES))
 
 
-_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-
-
 class _Words:
-    """The tokenizer for rouge-score: lower case, letters and digits, stems of ASCII words longer than 3 as it has
-    them.
-    """
+    """The tokenizer for rouge-score: letters and digits in lower case, its stems of ASCII words above 3."""
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer

@@ -5,7 +5,7 @@ else is folded (no NFKC: it would turn "x2" with a raised 2 into "x2"). Checks a
 
 Regular expressions come from users and may need exponential time. No limit on the length of the text helps (30
 characters are enough), so they run in the package ``regex``, which transformers brings and which can be stopped: after
-1 s of processor time (not of the clock, so a paused machine changes nothing) the evaluation ends with an error. It
+1 s of the process's processor time (so a paused machine changes nothing) the evaluation ends with an error. It
 does not count as a miss: a score must not depend on the speed of the machine. The syntax is Python's.
 """
 

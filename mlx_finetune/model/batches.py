@@ -50,10 +50,13 @@ class BatchDecoder:
     """Answers requests of one model, at most ``max_rows`` at a time; others wait their turn.
 
     A model whose layers cannot share a cache is refused unless ``max_rows`` is 1. After an exception out of ``step``
-    all answers are gone.
+    all answers are gone. ``beginning`` are tokens that prompts may begin with, as a template's first words: they are
+    read once, where all layers keep keys and values only.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, *, max_rows: int = 8) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, *, max_rows: int = 8, beginning: Sequence[int] = ()
+    ) -> None:
         assert max_rows > 0
         if max_rows > 1:
             check_batchable(model)
@@ -64,7 +67,10 @@ class BatchDecoder:
         self._waiting: deque[_Row] = deque()
         self._rows: list[_Row] = []  # in the order of the rows in the caches
         self._layers: list[Any] = []
-        self._can_pad = max_rows > 1 and all(type(cache) is KVCache for cache in make_prompt_cache(model))
+        has_keys_only = all(type(cache) is KVCache for cache in make_prompt_cache(model))
+        self._can_pad = max_rows > 1 and has_keys_only
+        self._beginning = list(beginning) if has_keys_only else []
+        self._begun: PromptCache | None = None  # the beginning, once it has been read
         self._is_shared = False  # False: the caches are those of a single row
 
     def __len__(self) -> int:
@@ -121,7 +127,7 @@ class BatchDecoder:
 
     def _read_on(self, row: _Row, left: int) -> int:
         """Read up to ``left`` tokens of one prompt; their number."""
-        cache = row.cache = row.cache or PromptCache(self._model)
+        cache = row.cache = row.cache or self._begin(row)
         ids = row.answer.ids[len(cache.ids) : min(len(cache.ids) + left, row.num_read)]
         if ids:
             cache.advance(ids)
@@ -133,10 +139,15 @@ class BatchDecoder:
 
     def _read_together(self, group: Sequence[_Row]) -> int:
         """Read these prompts, padded on the right to one length; the number of positions."""
-        lengths = [row.num_read for row in group]
+        caches = [self._begin(row) for row in group]
+        if len({len(cache.ids) for cache in caches}) > 1:
+            caches = [PromptCache(self._model) for _ in group]
+        known = len(caches[0].ids)
+        lengths = [row.num_read - known for row in group]
         padding = [max(lengths) - length for length in lengths]
-        tokens = [row.answer.ids[:length] + [0] * pad for row, length, pad in zip(group, lengths, padding, strict=True)]
-        layers = _merged([make_prompt_cache(self._model) for _ in group])
+        rests = [row.answer.ids[known : row.num_read] for row in group]
+        tokens = [rest + [0] * pad for rest, pad in zip(rests, padding, strict=True)]
+        layers = _merged([cache.layers for cache in caches])
         for layer in layers:
             layer.prepare(lengths=lengths, right_padding=padding)
         with cpu_forms(self._model, len(group), max(lengths)):
@@ -148,6 +159,20 @@ class BatchDecoder:
             self._waiting.popleft().cache = None
         self._join(group, layers, is_shared=True)
         return len(group) * max(lengths)
+
+    def _begin(self, row: _Row) -> PromptCache:
+        """An empty cache, or one that holds the beginning where the prompt goes on behind it."""
+        cache, count = PromptCache(self._model), len(self._beginning)
+        if not count or row.num_read <= count or row.answer.ids[:count] != self._beginning:
+            return cache
+        if self._begun is None:
+            self._begun = PromptCache(self._model)
+            self._begun.advance(self._beginning)
+        for ours, theirs in zip(cache.layers, self._begun.layers, strict=True):
+            # A copy: a cache writes into its arrays.
+            ours.state = tuple(mx.array(part) if isinstance(part, mx.array) else part for part in theirs.state)
+        cache.ids = list(self._beginning)
+        return cache
 
     def _join(self, rows: Sequence[_Row], layers: list[Any], *, is_shared: bool) -> None:
         """Take ``rows`` in with their caches, which are those of several rows where ``is_shared``."""

@@ -36,4 +36,5 @@ def the_next_one_is_served(request: pytest.FixtureRequest) -> Iterator[None]:
         server = request.getfixturevalue("server")
         assert server.process.poll() is None, server.said()
         assert server.health()["status"] == "ok"
+        assert " in a connection" not in server.said()  # a failure of ours
         assert server.chat(max_tokens=1)[0] == 200

@@ -94,7 +94,8 @@ def _asking(name: str, summary: str, asked: type, answer: type | None, *, stream
         "content": {"application/json": {"schema": {"$ref": _REF.format(model=asked.__name__)}}},
     }
     if streams:
-        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": event}
     return operation
 
 

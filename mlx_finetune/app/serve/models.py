@@ -14,9 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_finetune.app.generate import question
 from mlx_finetune.app.open import Opened, Report, open_each
 from mlx_finetune.app.serve.tasks import Task, read_tasks
-from mlx_finetune.errors import UsageError
+from mlx_finetune.dataset.template import render_prompt
+from mlx_finetune.errors import DataError, UsageError
 from mlx_finetune.model.batches import check_batchable
 from mlx_finetune.model.lora import adapter_layers, adapter_parameters, detach_adapter, module_at
 from mlx_finetune.model.parts import num_embeddings
@@ -24,11 +26,16 @@ from mlx_finetune.model.segments import learned_positions
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe
 
+_LEAST_BEGINNING = 8  # tokens; fewer are read as fast as they are copied
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One id: how its prompts are written and drawn. ``context`` is how many positions there are, ``num_ids`` how many
-    token ids; ``fingerprint`` changes with the weights."""
+    """One id: how its prompts are written and drawn.
+
+    ``context`` is how many positions there are, ``num_ids`` how many token ids. ``fingerprint`` changes with the
+    weights. ``beginning`` are the tokens of a chat before what the client says.
+    """
 
     id: str
     tokenizer: ModelTokenizer
@@ -38,6 +45,7 @@ class Served:
     context: int | None
     num_ids: int
     fingerprint: str
+    beginning: tuple[int, ...]
     tasks: Mapping[str, Task]
 
 
@@ -95,13 +103,13 @@ def open_rack(
         )
         served.append(_served(bare, base_id, None))
         layers[base_id] = {}
-    return ModelRack(opened.model, layers), tuple(served)
+    return ModelRack(opened.model, layers), tuple(map(_with_beginning, served))
 
 
 def id_of(name: str) -> str:
     """What clients call ``name``: without folders, except the owner of a hub id and the run of a checkpoint."""
     path = Path(name)
-    if name.startswith(("/", ".", "~")) or len(path.parts) > 2 or path.parts[0] == "adapters":
+    if name.startswith(("/", ".", "~")) or len(path.parts) > 2 or path.parts[:1] == ("adapters",):
         path = Path(path.expanduser().resolve())
         is_checkpoint = path.name.startswith("checkpoint-")
         return f"{path.parent.name}/{path.name}" if is_checkpoint else path.name
@@ -120,8 +128,22 @@ def _served(opened: Opened, id_: str, parent: str | None) -> Served:
         context=info.context_length if learned is None else learned.num_positions,
         num_ids=num_embeddings(model) or opened.tokenizer.vocab_size,
         fingerprint=_fingerprint(opened),
+        beginning=(),
         tasks={},
     )
+
+
+def _with_beginning(served: Served) -> Served:
+    """Nothing that a client sent is among these tokens: they are the template's and the recipe's system message."""
+    chat = served.chat
+    try:
+        first, second = (
+            render_prompt(question(text, chat), served.tokenizer, served.data) for text in ("1", "Why is the sky blue?")
+        )
+    except DataError:
+        return served
+    same = next(index for index, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
+    return replace(served, beginning=tuple(first[:same]) if same >= _LEAST_BEGINNING else ())
 
 
 def _fingerprint(opened: Opened) -> str:

@@ -10,12 +10,12 @@ import sys
 from typing import Any, cast
 
 import h11
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
 HEADER_SECONDS = 10.0
 UNREAD_SECONDS = 30.0
 MAX_HEADER_BYTES = 32_768
-#: Half of them may be idle before the oldest idle one has to make room for a new one.
+#: Above it the oldest connection that asks nothing makes room for a new one.
 MAX_CONNECTIONS = 512
 
 
@@ -24,9 +24,11 @@ class BoundedProtocol(H11Protocol):
 
     _header_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
+    _made = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
+        self._made = self.loop.time()
         self._start_header_timer()
         if len(self.connections) > MAX_CONNECTIONS:
             self._make_room()
@@ -54,7 +56,8 @@ class BoundedProtocol(H11Protocol):
     @property
     def is_idle(self) -> bool:
         """True while no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None until the first request
+        return cycle is None or cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
         """What h11 could not read, as an error object with the status that h11 gives it."""

@@ -203,9 +203,9 @@ class CompletionRequest(Drawing):
     """POST /v1/completions: text that is continued as it is, without a chat template."""
 
     prompt: (
-        str
+        Text
         | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_ANSWERS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_ANSWERS)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ANSWERS)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

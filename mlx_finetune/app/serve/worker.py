@@ -216,8 +216,7 @@ class Worker:
             id_ = job.served.id
             try:
                 if id_ not in desks:
-                    model = rack.put_on(id_)
-                    desks[id_] = _Desk(BatchDecoder(model, job.served.tokenizer, max_rows=self._max_rows))
+                    desks[id_] = _Desk(self._decoder(rack, job.served))
                 number = desks[id_].decoder.add(job.requests[index])
             except MlxftError as error:
                 self._count_down(1)
@@ -228,6 +227,10 @@ class Worker:
                 self._fail(job, RefusedError(503, "the model failed; try again", code="failed", retry_after_seconds=5))
             else:
                 desks[id_].rows[number] = job, index
+
+    def _decoder(self, rack: ModelRack, served: Served) -> BatchDecoder:
+        model = rack.put_on(served.id)
+        return BatchDecoder(model, served.tokenizer, max_rows=self._max_rows, beginning=served.beginning)
 
     def _step(self, rack: ModelRack, id_: str, desk: _Desk, desks: Mapping[str, _Desk]) -> None:
         rack.put_on(id_)

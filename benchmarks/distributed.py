@@ -59,10 +59,11 @@ class Measured:
 
 
 def ways() -> list[Way]:
-    """One process with one and two threads; two ranks by --hostfile, under mlx.launch, and there without our cure."""
+    """One process on one core, on all, and with BLAS threads; two ranks by --hostfile, mlx.launch, and that uncured."""
     mlxft = (sys.executable, "-m", "mlx_finetune", "train")
     launch = (str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "-p", "34500", "--")
     return [
+        Way("one process on one core", ("taskset", "-c", "0", *mlxft), 1),
         Way("one process, one thread", mlxft, 1),
         Way("one process, two threads", mlxft, 2),
         Way("two ranks, --hostfile", mlxft, None, hostfile=True),

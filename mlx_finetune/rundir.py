@@ -35,6 +35,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
 MODEL_FOLDER = "model"  # a fully trained model
+EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 #: Everything that a run writes into its folder, by name; what is only there for a moment by pattern.
@@ -52,6 +53,7 @@ _RUN_FILES = frozenset(
             RUN_INFO,
             CARD,
             MODEL_FOLDER,
+            EVALUATIONS,
             "report.html",
         ),
         *(ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),

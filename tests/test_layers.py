@@ -23,13 +23,14 @@ ALLOWED = {
     "units": FOUNDATION,
     "rundir": FOUNDATION,
     "recipe": FOUNDATION,
+    "scoring": FOUNDATION,
     "dataset": RECIPE,
-    "model": DATA,
+    "model": DATA | {"scoring"},
     "hardware": DATA,
-    "train": MODELS,
-    "monitor": DATA,
-    "app": MODELS | {"train.losses"},
-    "commands": MODELS | {"app", "train", "monitor", "cli"},
+    "train": MODELS | {"scoring"},
+    "monitor": DATA | {"scoring"},
+    "app": MODELS | {"scoring", "train.losses"},
+    "commands": MODELS | {"scoring", "app", "train", "monitor", "cli"},
     "cli": MODELS | {"app", "train", "monitor", "commands"},
     "__main__": {"cli"},
     "": RECIPE,
@@ -187,7 +188,9 @@ def test_mlx_and_its_relatives_are_imported_only_where_they_belong():
     assert misplaced == []
 
 
-LIGHT = [name for name in MODULES if part_of(name) in DATA | {"", "cli", "__main__", "monitor", "commands"}] + [
+LIGHT = [
+    name for name in MODULES if part_of(name) in DATA | {"", "scoring", "cli", "__main__", "monitor", "commands"}
+] + [
     "hardware.memory",
     "hardware.blas",
 ]

@@ -135,12 +135,14 @@ def _planned(recipe: Recipe, facts: Facts, changes: Sequence[_Change], now: floa
     if resolved.peak_bytes > resolved.limits.memory_bytes:
         return None
     penalty = float(np.prod([change.penalty for change in changes]))
+    keeps_result = all(change.keeps_result for change in changes)
+    prices = [change.price for change in changes if keeps_result or not change.keeps_result]
     return Fix(
         settings=tuple(settings.items()),
-        price="; ".join(dict.fromkeys(change.price for change in changes)),
+        price="; ".join(dict.fromkeys(prices)),
         relative_time=_seconds_per_token(resolved, shortened) / now * penalty,
         peak_bytes=resolved.peak_bytes,
-        keeps_result=all(change.keeps_result for change in changes),
+        keeps_result=keeps_result,
     )
 
 

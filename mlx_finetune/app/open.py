@@ -78,7 +78,7 @@ def open_name(name: str, *, base: Path, report: Report) -> Opened:
     located = locate(name, base=base)
     if located.notice:
         report(Notice("warning", located.notice))
-    recipe = _read_recipe(located, report)
+    recipe = read_recipe(located, report)
     local = _fetch(located, report)
     report(Phase("load", detail=local.name))
     is_adapter = located.adapter is not None
@@ -182,7 +182,7 @@ def _facts(path: Path) -> Mapping[str, object]:
     return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
-def _read_recipe(located: Located, report: Report) -> Recipe | None:
+def read_recipe(located: Located, report: Report) -> Recipe | None:
     """The resolved recipe of the run, None where there is no run or another version wrote it (said by a notice)."""
     facts = _facts(located.run.file(rundir.RUN_INFO)) if located.run else {}
     if "resolved" not in facts:

@@ -191,7 +191,7 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         on_gpu=on_gpu,
         disk_bytes=disk_bytes,
     )
-    factor = forecast.peak_bytes.expected / plan.resolved.memory.total
+    factor = plan.resolved.memory.factor(forecast.peak_bytes.expected)
     facts = replace(plan.facts, memory_factor=factor)
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
 

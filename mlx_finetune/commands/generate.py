@@ -2,8 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -30,6 +32,16 @@ if TYPE_CHECKING:
 @click.option("--temperature", metavar="T", help="0 always takes the likeliest token.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any key of [chat], e.g. top_p=0.5.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Fixes the draws; row i uses seed + i.")
+@click.option("--batch", type=click.IntRange(1, 256), metavar="N", help="Answer N prompts of --file at once.")
+@click.option(
+    "--schema",
+    "schema_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON Schema that every answer keeps to; one that runs out of tokens is marked truncated.",
+)
+@click.option("--clean", type=click.Choice(["json"]), help="json: stop at the first JSON object, print only that.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends an answer and is not shown; repeatable.")
 @click.option("--base", "use_base", is_flag=True, help="Let the base model answer, with the adapter off.")
 @click.option("--json", "as_json", is_flag=True, help="The answer to --prompt as JSON, with token counts.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the answers to FILE.")
@@ -42,6 +54,10 @@ def command(
     temperature: str | None,
     settings: tuple[str, ...],
     seed: int,
+    batch: int | None,
+    schema_file: Path | None,
+    clean: str | None,
+    stop: tuple[str, ...],
     use_base: bool,
     as_json: bool,
     output: Path | None,
@@ -51,29 +67,70 @@ def command(
         raise UsageError("give either --prompt or --file", f"mlxft generate {name} --prompt 'Why is the sky blue?'")
     if output and prompts_file and output.exists() and output.samefile(prompts_file):
         raise UsageError(f"{output} is the file the prompts are in", "choose another name for -o")
+    if batch is not None and prompts_file is None:
+        raise UsageError("--batch answers the prompts of a file", "give them with --file")
+    wanted = _wanted(schema_file, clean, stop)
     from mlx_finetune.commands.opening import open_for_answers
 
     given = (("system", system), ("max_tokens", max_tokens), ("temperature", temperature))
     changes = [*settings, *(f"{key}={value}" for key, value in given if value is not None)]
     opened = open_for_answers(name, changes)
-    with _answering(opened, seed, use_base=use_base) as answerer, _output(output) as stream:
+    with _answering(opened, seed, wanted, use_base=use_base) as answerer, _output(output) as stream:
+        started = time.perf_counter()
         if prompt is not None:
-            failures, replies = 0, [_answer_one(answerer, prompt, stream, as_json=as_json)]
+            failures, replies = _answer_one(answerer, prompt, stream, as_json=as_json)
         else:
             assert prompts_file is not None
-            failures, replies = _answer_file(answerer, prompts_file, stream)
-    _say_summary(name, replies, failures, output)
+            failures, replies = _answer_file(answerer, prompts_file, stream, max_rows=batch or 1)
+        seconds = time.perf_counter() - started
+    _say_summary(replies, failures, output, seconds, answerer)
+    click.echo(f"next: mlxft chat {shlex.quote(name)}", err=True)
     return 1 if failures else 0
 
 
-@contextmanager
-def _answering(opened: "Opened", seed: int, *, use_base: bool) -> Generator["Answerer"]:
-    """What answers; the adapter is off while ``use_base``."""
-    from mlx_finetune.app.generate import Answerer
-    from mlx_finetune.app.open import base_model
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the options say about the form of an answer."""
 
+    stop: tuple[str, ...]
+    cleaned: bool
+    schema: Mapping[str, object] | bool | None
+
+
+def _wanted(schema_file: Path | None, clean: str | None, stop: tuple[str, ...]) -> _Wanted:
+    """The options, checked before a model is loaded."""
+    if "" in stop:
+        raise UsageError("--stop is empty", "write the text at which an answer ends")
+    if schema_file is None:
+        return _Wanted(stop, clean is not None, None)
+    for option, value in (("--clean", clean), ("--stop", stop)):
+        if value:
+            raise UsageError(
+                f"--schema and {option} do not go together",
+                f"leave {option} out: an answer to a schema is JSON from its first character to its last",
+            )
+    from mlx_finetune.scoring.json_schema import read_schema
+
+    return _Wanted((), False, read_schema(schema_file))
+
+
+@contextmanager
+def _answering(opened: "Opened", seed: int, wanted: _Wanted, *, use_base: bool) -> Generator["Answerer"]:
+    """What answers; the adapter is off while ``use_base``."""
+    from mlx_finetune.app.generate import Answerer, Form
+    from mlx_finetune.app.open import base_model
+    from mlx_finetune.model.constrain import Grammar
+
+    penalty = opened.chat.repetition_penalty
+    if wanted.schema is not None and penalty != 1:
+        raise UsageError(
+            f"--schema and repetition_penalty = {penalty:g} do not go together: it falls on brackets and quotes first",
+            "--set repetition_penalty=1",
+        )
+    grammar = None if wanted.schema is None else Grammar(opened.tokenizer, wanted.schema)
+    form = Form(wanted.stop, wanted.cleaned, grammar)
     with base_model(opened) if use_base else nullcontext(opened.model) as model:
-        yield Answerer(model, opened.tokenizer, opened.data, opened.chat, seed)
+        yield Answerer(model, opened.tokenizer, opened.data, opened.chat, seed, form)
 
 
 @contextmanager
@@ -91,10 +148,10 @@ def _output(path: Path | None) -> Generator[TextIO]:
         yield file
 
 
-def _answer_one(answerer: "Answerer", text: str, stream: TextIO, *, as_json: bool) -> "Reply":
-    """Answer ``--prompt``: text as it comes, or one JSON object."""
+def _answer_one(answerer: "Answerer", text: str, stream: TextIO, *, as_json: bool) -> tuple[int, list["Reply"]]:
+    """Answer ``--prompt``: text as it comes, or one JSON object. 1 where ``--clean`` found nothing, and the reply."""
     from mlx_finetune.app.generate import Prompt, answer_prompt, question, reply_fields, to_line
-    from mlx_finetune.app.text import printable
+    from mlx_finetune.app.text import printable, shorten
 
     def show(piece: str) -> None:
         stream.write(printable(piece) if stream.isatty() else piece)
@@ -103,12 +160,18 @@ def _answer_one(answerer: "Answerer", text: str, stream: TextIO, *, as_json: boo
     if not text.strip():
         raise UsageError("the prompt is empty", "write it after --prompt, in quotes")
     prompt = Prompt(question(text, answerer.chat), {"prompt": text}, "")
-    reply = answer_prompt(answerer, prompt, 0, None if as_json else show)
-    stream.write(to_line({**prompt.shown, **reply_fields(reply)}) + "\n" if as_json else "\n")
-    return reply
+    reply = answer_prompt(answerer, prompt, 0, None if as_json or answerer.form.cleaned else show)
+    fields = reply_fields(reply, answerer.form)
+    if as_json:
+        stream.write(to_line({**prompt.shown, **fields}) + "\n")
+    elif "error" not in fields:
+        show(f"{fields['answer']}\n" if answerer.form.cleaned else "\n")
+    if "error" in fields:
+        click.echo(f"error: {fields['error']}: {shorten(reply.text)}", err=True)
+    return int("error" in fields), [reply]
 
 
-def _answer_file(answerer: "Answerer", path: Path, stream: TextIO) -> tuple[int, list["Reply"]]:
+def _answer_file(answerer: "Answerer", path: Path, stream: TextIO, *, max_rows: int) -> tuple[int, list["Reply"]]:
     """Answer every prompt of ``path``; the number of rows that failed, and the replies."""
     from mlx_finetune.app.generate import answer_rows, read_prompts, to_line
 
@@ -123,7 +186,7 @@ def _answer_file(answerer: "Answerer", path: Path, stream: TextIO) -> tuple[int,
     prompts: Sequence[Prompt] = read_prompts(path, answerer.chat, report)
     replies: list[Reply] = []
     is_shown = sys.stderr.isatty() and not stream.isatty()
-    for number, (fields, reply) in enumerate(answer_rows(answerer, prompts, report), 1):
+    for number, (fields, reply) in enumerate(answer_rows(answerer, prompts, report, max_rows=max_rows), 1):
         stream.write(to_line(fields) + "\n")
         stream.flush()
         if reply is not None:
@@ -133,17 +196,24 @@ def _answer_file(answerer: "Answerer", path: Path, stream: TextIO) -> tuple[int,
     return len(failed), replies
 
 
-def _say_summary(name: str, replies: Sequence["Reply"], failures: int, output: Path | None) -> None:
+def _say_summary(
+    replies: Sequence["Reply"], failures: int, output: Path | None, seconds: float, answerer: "Answerer"
+) -> None:
     from mlx_finetune.units import format_seconds
 
-    tokens, seconds = sum(reply.answer_tokens for reply in replies), sum(reply.seconds for reply in replies)
-    rate = f", {tokens / seconds:.0f} tokens/s" if seconds else ""
+    tokens = sum(reply.answer_tokens for reply in replies)
+    rate = f", {tokens / seconds:.0f} tokens/s" if replies else ""
     answers = "1 answer" if len(replies) == 1 else f"{len(replies)} answers"
     failed = f"; {failures} rows failed" if failures else ""
     where = f" in {output}" if output else ""
     click.echo(f"{answers}{where}: {tokens} tokens in {format_seconds(seconds)}{rate}{failed}", err=True)
-    cut = sum(reply.finish == "length" for reply in replies)
-    if cut:
-        which = f"{cut} of them were" if len(replies) > 1 else "it was"
+    is_free = answerer.form.grammar is None
+    cut = sum(reply.finish == "length" or (not is_free and reply.finish != "stop") for reply in replies)
+    if not cut:
+        return
+    which = f"{cut} of them were" if len(replies) > 1 else "it was"
+    if is_free:
         click.echo(f"{which} cut at the token limit; --max-tokens raises it", err=True)
-    click.echo(f"next: mlxft chat {shlex.quote(name)}", err=True)
+        return
+    click.echo(f"{which} truncated before the JSON was whole", err=True)
+    click.echo("hint: --max-tokens allows more; maxLength and maxItems in the schema bound an answer", err=True)

@@ -1,4 +1,4 @@
-"""``mlxft runs``: list, show and remove runs. Reads journals and small files; never imports mlx."""
+"""``mlxft runs``: list, show, compare and remove runs. Reads journals and small files; never imports mlx."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSO
 @click.group(invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show or remove runs. RUN is a folder, or a name under adapters/."""
+    """List, show, compare or remove runs. RUN is a folder, or a name under adapters/."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_command)
 
@@ -68,18 +68,50 @@ def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None
 @click.argument("run")
 @as_json_option
 def show_command(run: str, as_json: bool) -> None:
-    """Settings, losses, answers and checkpoints of RUN."""
+    """Settings, losses, answers, checkpoints and evaluations of RUN."""
+    from mlx_finetune.app.eval.between_runs import kept_verdicts
     from mlx_finetune.monitor.run_report import report_json, report_lines
     from mlx_finetune.rundir import find_run
 
     folder = find_run(run, base=Path.cwd())
     facts, settings = read_facts(folder), read_settings(folder)
+    verdicts = kept_verdicts(folder)
     if as_json:
-        click.echo(json.dumps(report_json(facts, settings), ensure_ascii=False))
+        click.echo(json.dumps(report_json(facts, settings) | {"evaluations": verdicts}, ensure_ascii=False))
         return
     for line in report_lines(facts, settings):
         click.echo(line)
+    if verdicts:
+        click.echo("\nevaluations")
+    for name, sentence in verdicts.items():
+        click.echo(f"  {name}  {sentence}")
     click.echo(f"\nnext: mlxft chat {shlex.quote(run)}", err=True)
+
+
+@command.command("compare", short_help="Two runs: recipes and evaluations.")
+@click.argument("first")
+@click.argument("second")
+@as_json_option
+def compare_command(first: str, second: str, as_json: bool) -> None:
+    """What the recipes of two runs say differently, and which run did better on the same rows.
+
+    Only evaluations of the same name and of the same rows are ranked; mlxft eval makes them.
+    """
+    from mlx_finetune.app.eval.between_runs import compare_runs, comparison_json, comparison_lines
+    from mlx_finetune.rundir import find_run
+
+    folders = [find_run(name, base=Path.cwd()) for name in (first, second)]
+    if folders[0].path.resolve() == folders[1].path.resolve():
+        raise RunError(f"{first} and {second} are the same run", "name two different ones")
+    found = compare_runs(*folders)
+    if as_json:
+        click.echo(json.dumps(comparison_json(found), ensure_ascii=False))
+        return
+    for line in comparison_lines(found):
+        click.echo(line)
+    if not any(not one.refusal for one in found.evaluations):
+        names = [shlex.quote(name) for name in (first, second)]
+        click.echo(f"\nnext: mlxft eval {names[0]} --data ROWS, and mlxft eval {names[1]} --data ROWS", err=True)
 
 
 @command.command("rm", short_help="Remove run folders, for good.")

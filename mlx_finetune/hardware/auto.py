@@ -31,10 +31,10 @@ class Facts:
     """What the rules look at. ``lengths`` are the tokens of each training row of one epoch, int array.
 
     ``unpackable`` says why rows of this model cannot share a sequence, "" where they can. ``stored_bits`` are those of
-    a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted
-    (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token). ``train_positions``
-    and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none); ``free_disk_bytes``
-    None is enough; ``num_processes`` train together.
+    a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted beyond the
+    frozen weights (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token).
+    ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
+    ``free_disk_bytes`` None is enough; ``num_processes`` train together.
     """
 
     lengths: NDArray[np.integer]
@@ -77,7 +77,7 @@ class Resolved:
     @property
     def peak_bytes(self) -> int:
         """The predicted peak, corrected by earlier runs on this machine."""
-        return round(self.memory.total * self.memory_factor)
+        return self.memory.corrected(self.memory_factor)
 
 
 def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
@@ -168,7 +168,7 @@ class _Decisions:
         return packs, f"about {packs * rows_a_pack:.0f} rows a microbatch, {rows_a_pack:.1f} in a pack"
 
     def _needed(self, *, recompute: bool) -> int:
-        return round(self._memory(recompute=recompute).total * self._facts.memory_factor)
+        return self._memory(recompute=recompute).corrected(self._facts.memory_factor)
 
     def _memory(self, *, recompute: bool) -> MemoryPlan:
         facts, recipe = self._facts, self._recipe
@@ -258,7 +258,7 @@ class _Decisions:
         """Everything together."""
         recipe = self._recipe
         memory = self._memory(recompute=self._recompute)
-        needed = round(memory.total * self._facts.memory_factor)
+        needed = memory.corrected(self._facts.memory_factor)
         limits = plan_limits(recipe.hardware, self._facts.machine, needed, self._reasons)
         training = self._training | {"batch_size": self._batch_size, "gradient_checkpointing": self._recompute}
         hardware = self._hardware | {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}

@@ -47,6 +47,14 @@ class MemoryPlan:
         """The peak: what is always there, and the larger of a backward pass and an update."""
         return self.weights + self.trainable + max(self.activations + self.logits, self.update)
 
+    def corrected(self, factor: float) -> int:
+        """The peak where everything beyond the frozen weights, whose size is certain, is multiplied by ``factor``."""
+        return self.weights + round((self.total - self.weights) * factor)
+
+    def factor(self, peak_bytes: float) -> float:
+        """The factor by which ``peak_bytes`` is the corrected peak."""
+        return (peak_bytes - self.weights) / (self.total - self.weights)
+
 
 def plan_memory(
     shape: ModelShape,

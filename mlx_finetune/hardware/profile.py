@@ -34,7 +34,7 @@ _FURTHEST = 8.0  # a run that missed by more than this factor was not the one th
 class Corrections:
     """Of the newest runs on one machine: actual over planned, and the speed that was reached.
 
-    ``memory_ratios`` compare with the arithmetic, ``time_ratios`` with plans that were measured.
+    ``memory_ratios`` compare peaks without the frozen weights with the arithmetic, ``time_ratios`` with measured plans.
     """
 
     memory_ratios: tuple[float, ...] = ()
@@ -48,7 +48,7 @@ class Corrections:
 
     @property
     def memory_factor(self) -> float:
-        """What the arithmetic is multiplied by."""
+        """What the arithmetic is multiplied by, the frozen weights left out."""
         return _factor(self.memory_ratios)
 
     @property
@@ -73,12 +73,17 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """What a run took: mean seconds of a step, and the rate of the arithmetic that ``hardware.chips`` counts."""
+    """What a run took: mean seconds of a step, and the rate of the arithmetic that ``hardware.chips`` counts.
+
+    ``memory_ratio`` is the peak over that of the arithmetic, both without the frozen weights. ``is_whole`` says that
+    the run had its largest step, and on one machine; of others only a peak above the plan teaches something.
+    """
 
     peak_bytes: int
     step_seconds: float
     flops_per_second: float
-    arithmetic_peak_bytes: int
+    memory_ratio: float
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +143,10 @@ def record_run(path: Path, machine: str, key: str, planned: Planned | None, happ
     """Correct the profile by one run, whose plan is forgotten. Raises as ``remember_plan`` does."""
     profile = read_profile(path)
     known = profile.of(machine)
-    if happened.arithmetic_peak_bytes >= SMALLEST_BYTES:
-        memory = _append(known.memory_ratios, happened.peak_bytes / happened.arithmetic_peak_bytes)
+    if happened.peak_bytes >= SMALLEST_BYTES:
+        memory = known.memory_ratios
+        if happened.is_whole or happened.memory_ratio > 1:
+            memory = _append(memory, happened.memory_ratio)
         times = known.time_ratios
         if planned is not None and planned.is_measured and planned.step_seconds:
             times = _append(times, happened.step_seconds / planned.step_seconds * planned.time_factor)

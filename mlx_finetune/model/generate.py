@@ -15,10 +15,13 @@ from typing import Any, Literal, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_finetune.dataset.template import Tokenizer
-from mlx_finetune.errors import ModelError
+from mlx_finetune.errors import MlxftError, ModelError, UsageError
+from mlx_finetune.model.constrain import Constraint, Grammar
 from mlx_finetune.model.cpu_math import numpy_math
+from mlx_finetune.model.endings import Endings
 from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.sampling import Sampling, sample_token
 from mlx_finetune.model.segments import learned_positions
@@ -30,20 +33,43 @@ _NUMPY_TOKENS = 32  # from so many on, exponentials in numpy are worth an evalua
 # A character has at most four bytes, so at most three tokens wait for the next; more are not UTF-8 at all.
 _LONGEST_WAIT = 4
 
-Finish = Literal["stop", "length", "context", "cancelled"]
+Finish = Literal["stop", "length", "context", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be answered, and how an answer may end besides the model's own end mark.
+
+    ``stop``: texts that end it and are never shown. ``ends_with_object``: with the brace that closes the first JSON
+    object. ``grammar``: only what it admits is said. ``num_logprobs``: log-probabilities of that many likeliest tokens.
+    """
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    stop: Sequence[str] = ()
+    ends_with_object: bool = False
+    grammar: Grammar | None = None
+    num_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One generated token and the text that became certain with it, often "". The last one has a ``finish``.
 
-    ``stop``: the model ended its turn (``text`` never holds the end mark). ``length``: ``max_tokens`` were generated.
-    ``context``: the model has no further positions. ``cancelled``: the caller said so; ``token_id`` is None then.
+    ``stop``: the answer ended as it should (``text`` never holds the end mark). ``length``: ``max_tokens`` were
+    generated, and an answer to a schema is cut short. ``context``: the model has no further positions. ``cancelled``:
+    the caller said so. ``failed``: in a batch alone, for the reason in ``error``. ``token_id`` is None in the last two.
+
+    ``logprob`` is that of the token, ``likeliest`` are token ids with theirs, likeliest first: of the model's own
+    distribution, before the schema, the temperature and what follows it. They are there where they were asked for.
     """
 
     text: str
     token_id: int | None
     finish: Finish | None = None
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+    error: MlxftError | None = None
 
 
 class PromptCache:
@@ -54,7 +80,7 @@ class PromptCache:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._layers: list[Any] = make_prompt_cache(model)
+        self.layers: list[Any] = make_prompt_cache(model)
         self.ids: list[int] = []
 
     def rewind(self, prompt_ids: Sequence[int]) -> list[int]:
@@ -68,8 +94,8 @@ class PromptCache:
                 break
             same += 1
         surplus = len(self.ids) - same
-        if surplus and can_trim_prompt_cache(self._layers):
-            trim_prompt_cache(self._layers, surplus)
+        if surplus and can_trim_prompt_cache(self.layers):
+            trim_prompt_cache(self.layers, surplus)
             del self.ids[same:]
         elif surplus:
             self.clear()
@@ -77,15 +103,15 @@ class PromptCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._layers = make_prompt_cache(self._model)
+        self.layers = make_prompt_cache(self._model)
         self.ids = []
 
     def advance(self, ids: Sequence[int]) -> mx.array:
         """Feed ``ids`` and return the logits after the last, (V,), not yet evaluated; the cache is."""
         try:
-            with _cpu_forms(self._model, len(ids)):
-                logits = cast(Any, self._model)(mx.array([list(ids)]), cache=self._layers)[0, -1]  # (V,)
-            mx.eval([layer.state for layer in self._layers])
+            with cpu_forms(self._model, 1, len(ids)):
+                logits = cast(Any, self._model)(mx.array([list(ids)]), cache=self.layers)[0, -1]  # (V,)
+            mx.eval([layer.state for layer in self.layers])
         except BaseException:
             self.clear()  # some layers may hold the tokens and others not
             raise
@@ -127,6 +153,77 @@ class Detokenizer:
         return whole[len(before) :]
 
 
+class Answer:
+    """One answer as it grows. Whoever computes the logits, alone or as a row of a batch, hands them to ``take``."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, request: Request) -> None:
+        """Raises ``ModelError`` for a prompt that is empty or too long, ``UsageError`` for settings at odds."""
+        self._room = _room(model, request.prompt_ids)
+        sampling = request.sampling
+        if request.grammar is not None and sampling.repetition_penalty != 1:
+            raise UsageError(
+                f"a schema and repetition_penalty = {sampling.repetition_penalty:g} do not go together: the penalty "
+                "falls on brackets and quotes first",
+                "set repetition_penalty to 1",
+            )
+        if request.grammar is not None and request.stop:
+            raise UsageError("a schema and a stop text do not go together: the schema says where the answer ends")
+        self.ids = list(request.prompt_ids)
+        self._request = request
+        self._index = 0
+        self._ends = tokenizer.stop_token_ids
+        self._text = Detokenizer(tokenizer, self.ids[-4:])
+        self._constraint = None if request.grammar is None else Constraint(request.grammar)
+        has_end = self._constraint is not None
+        self._endings = Endings(request.stop, ends_with_object=request.ends_with_object and not has_end)
+
+    def take(self, logits: mx.array) -> Piece:
+        """Draw the next token from ``logits`` (V,); the last piece has a ``finish``, and nothing may follow it.
+
+        Raises ``ModelError`` where the grammar cannot go on.
+        """
+        request, constraint = self._request, self._constraint
+        allowed = logits if constraint is None else constraint.mask(logits)
+        token_id = sample_token(allowed, self.ids, request.sampling, self._index)
+        logprob, likeliest = log_probabilities(logits, token_id, request.num_logprobs)
+        self.ids.append(token_id)
+        self._index += 1
+        is_end = token_id in self._ends
+        is_complete = is_end or (constraint is not None and constraint.advance(token_id))
+        text = "" if is_end else self._endings.feed(self._text.add(token_id))
+        finish: Finish | None = None
+        if is_complete:
+            finish = "stop"
+        elif self._index == request.sampling.max_tokens:
+            finish = "length"
+        elif self._index == self._room:
+            finish = "context"
+        if finish is not None and not self._endings.is_reached:
+            text += self.rest()
+        if constraint is not None:
+            constraint.hear(text, is_last=finish == "stop")
+        return Piece(text, token_id, "stop" if self._endings.is_reached else finish, logprob, likeliest)
+
+    def rest(self) -> str:
+        """The text that waits for more, when none will come."""
+        return self._endings.feed(self._text.finish()) + self._endings.finish()
+
+
+def log_probabilities(
+    logits: mx.array, token_id: int, count: int
+) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """Log-probability of ``token_id``, and the ``count`` likeliest ids of ``logits`` (V,) with theirs."""
+    if not count:
+        return None, ()
+    values = np.array(logits.astype(mx.float32), dtype=np.float64)
+    values -= values.max()
+    values -= np.log(np.exp(values).sum())
+    count = min(count, len(values))
+    ids = np.argpartition(-values, count - 1)[:count]
+    ids = ids[np.lexsort((ids, -values[ids]))]
+    return float(values[token_id]), tuple((int(one), float(values[one])) for one in ids)
+
+
 def generate_tokens(
     model: nn.Module,
     tokenizer: Tokenizer,
@@ -135,13 +232,20 @@ def generate_tokens(
     *,
     cache: PromptCache | None = None,
     stop: Callable[[], bool] | None = None,
+    stop_texts: Sequence[str] = (),
+    ends_with_object: bool = False,
+    grammar: Grammar | None = None,
+    num_logprobs: int = 0,
 ) -> Iterator[Piece]:
     """Answer ``prompt_ids`` token by token; ``model`` is in eval mode. The last piece has a ``finish``.
 
     With a ``cache`` only what differs from the last prompt and answer is computed. ``stop`` is asked before every
-    token and every 512 tokens of the prompt. Raises ``ModelError`` for an empty prompt or one that is too long.
+    token and every 512 tokens of the prompt. The other options are those of ``Request``. Raises ``ModelError`` for an
+    empty prompt or one that is too long, and where a grammar cannot go on.
     """
-    room = _room(model, prompt_ids)
+    answer = Answer(
+        model, tokenizer, Request(prompt_ids, sampling, stop_texts, ends_with_object, grammar, num_logprobs)
+    )
     cache = cache or PromptCache(model)
     rest = cache.rewind(prompt_ids)
     for start in range(0, len(rest) - 1, PREFILL_TOKENS):
@@ -149,23 +253,14 @@ def generate_tokens(
             yield Piece("", None, "cancelled")
             return
         cache.advance(rest[start : min(start + PREFILL_TOKENS, len(rest) - 1)])
-    text = Detokenizer(tokenizer, prompt_ids[-4:])
-    tokens = list(prompt_ids)
-    for index in range(sampling.max_tokens):
+    for _ in range(sampling.max_tokens):
         if stop is not None and stop():
-            yield Piece(text.finish(), None, "cancelled")
+            yield Piece(answer.rest(), None, "cancelled")
             return
-        token_id = sample_token(cache.advance(tokens[-1:]), tokens, sampling, index)
-        tokens.append(token_id)
-        if token_id in tokenizer.stop_token_ids:
-            yield Piece(text.finish(), token_id, "stop")
+        piece = answer.take(cache.advance(answer.ids[-1:]))
+        yield piece
+        if piece.finish is not None:
             return
-        shown = text.add(token_id)
-        last = index + 1 == sampling.max_tokens
-        if last or index + 1 == room:
-            yield Piece(shown + text.finish(), token_id, "length" if last else "context")
-            return
-        yield Piece(shown, token_id)
 
 
 def generate_text(model: nn.Module, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: Sampling) -> str:
@@ -173,13 +268,13 @@ def generate_text(model: nn.Module, tokenizer: Tokenizer, prompt_ids: Sequence[i
     return "".join(piece.text for piece in generate_tokens(model, tokenizer, prompt_ids, sampling))
 
 
-def _cpu_forms(model: nn.Module, num_tokens: int) -> AbstractContextManager[None]:
-    """What computes ``num_tokens`` positions of one row faster on a CPU; nothing on a GPU."""
+def cpu_forms(model: nn.Module, num_rows: int, num_tokens: int) -> AbstractContextManager[None]:
+    """What computes ``num_tokens`` positions of ``num_rows`` rows faster on a CPU; nothing on a GPU."""
     if mx.default_device().type != mx.DeviceType.cpu:
         return nullcontext()
-    if num_tokens == 1:
+    if num_rows == num_tokens == 1:
         return column_products()
-    return numpy_math(model) if num_tokens >= _NUMPY_TOKENS else nullcontext()
+    return numpy_math(model) if num_rows * num_tokens >= _NUMPY_TOKENS else nullcontext()
 
 
 def _room(model: nn.Module, prompt_ids: Sequence[int]) -> int | None:

@@ -14,6 +14,7 @@ from mlx_finetune.hardware.auto import Facts, Resolved
 from mlx_finetune.hardware.chips import flops_per_token
 from mlx_finetune.hardware.forecast import forecast_arithmetic
 from mlx_finetune.hardware.layout import epoch_positions
+from mlx_finetune.hardware.memory import MemoryPlan
 from mlx_finetune.hardware.profile import (
     FILE_NAME,
     Happened,
@@ -33,12 +34,16 @@ from mlx_finetune.units import format_bytes, format_step
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a run will be compared with. ``step_flops`` are the operations of a step, padding included."""
+    """What a run will be compared with. ``step_flops`` are the operations of a step, padding included.
+
+    ``memory`` is the arithmetic; a run of ``whole_steps`` has seen all rows (None: others compute a part of each step).
+    """
 
     machine: str
     key: str
     planned: Planned
-    arithmetic_peak_bytes: int
+    memory: MemoryPlan
+    whole_steps: int | None
     step_flops: float
 
 
@@ -109,7 +114,8 @@ def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> E
         planned = Planned(forecast.peak_bytes.expected, seconds, is_measured=False)
     num_reused = resolved.kept.num_blocks if resolved.kept else 0
     each = flops_per_token(facts.shape, resolved.recipe.lora, recompute=recompute, num_reused=num_reused)
-    return Expected(machine, key, planned, resolved.memory.total, per_step * each)
+    whole_steps = resolved.steps_per_epoch if facts.num_processes == 1 else None
+    return Expected(machine, key, planned, resolved.memory, whole_steps, per_step * each)
 
 
 def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison | None:
@@ -121,7 +127,8 @@ def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison |
         peak_bytes=state.peak_memory_bytes,
         step_seconds=seconds,
         flops_per_second=expected.step_flops / seconds,
-        arithmetic_peak_bytes=expected.arithmetic_peak_bytes,
+        memory_ratio=expected.memory.factor(state.peak_memory_bytes),
+        is_whole=expected.whole_steps is not None and state.step >= expected.whole_steps,
     )
     assert math.isfinite(happened.flops_per_second), "a step took some time"
     try:

@@ -1,6 +1,8 @@
 """Answers to prompts, and files of prompts: every row gets one, or says why not."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from mlx_finetune.app.open import Opened, open_name
 from mlx_finetune.commands.generate import command
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import DataError, MlxftError, Problem
-from mlx_finetune.model.generate import PromptCache, generate_text
+from mlx_finetune.model.batches import BatchDecoder
+from mlx_finetune.model.generate import Piece, PromptCache, generate_text
 from mlx_finetune.recipe.schema import ChatRecipe
 
 CHAT = ChatRecipe.model_validate({"max_tokens": 8})
@@ -185,3 +188,142 @@ def test_wrong_arguments_are_sentences_with_exit_code_2(
     assert isinstance(result.exception, MlxftError)
     assert says in result.exception.message
     assert result.exception.exit_code == 2
+
+
+def test_a_file_in_batches_has_the_rows_of_one_by_one_in_its_order(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a", "<|im_start|>", "Where is it, and why is it there?", "b", "When?", "c"]
+    (place / "many.jsonl").write_text("".join(json.dumps({"prompt": one, "id": one[:1]}) + "\n" for one in prompts))
+    options = ("--file", "many.jsonl", "--max-tokens", "10", "--stop", "th")
+    one = run(place, "keeper", *options, monkeypatch=monkeypatch)
+    many = run(place, "keeper", *options, "--batch", "3", monkeypatch=monkeypatch)
+    rows, batched = ([json.loads(line) for line in result.stdout.splitlines()] for result in (one, many))
+    for row in (*rows, *batched):
+        row.pop("seconds", None)
+    assert batched == rows
+    assert [row["prompt"] for row in batched] == prompts
+    assert one.return_value == many.return_value == 1
+    assert "5 answers: " in many.stderr
+    assert many.stderr.count("error: many.jsonl:2: ") == 1
+
+
+def test_rows_that_are_whole_are_kept_when_a_batch_is_interrupted(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = BatchDecoder.step
+    taken: list[int] = []
+
+    def interrupted(decoder: BatchDecoder) -> list[tuple[int, Piece]]:
+        taken.append(1)
+        if len(taken) == 10:
+            raise KeyboardInterrupt
+        return step(decoder)
+
+    monkeypatch.setattr(BatchDecoder, "step", interrupted)
+    chats = [CHAT.model_copy(update={"max_tokens": count}) for count in (30, 3)]
+    made = sampling_of
+    monkeypatch.setattr(
+        "mlx_finetune.app.generate.sampling_of", lambda chat, seed: made(chats[0] if seed == 0 else chats[1], seed)
+    )
+    rows: list[object] = []
+    with pytest.raises(KeyboardInterrupt):
+        rows.extend(
+            row["prompt"] for row, _ in answer_rows(answerer(opened), prompts("a", "b", "c"), print, max_rows=2)
+        )
+    assert rows == ["b", "c"]  # "a" was not whole
+
+
+def test_clean_json_prints_the_first_object_alone_and_says_where_there_is_none(
+    place: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ['Sure: ```json\n{"a": "}"}\n``` and {"b": 2}', "no object {here", '{"cut": ']
+    monkeypatch.setattr(
+        "mlx_finetune.app.generate.generate_tokens", lambda *_, **__: iter([Piece(said[0], 5), Piece("", 2, "stop")])
+    )
+    result = run(place, "keeper", "--prompt", "a", "--clean", "json", monkeypatch=monkeypatch)
+    assert (result.stdout, result.return_value) == ('{"a": "}"}\n', 0)
+    for text in said[1:]:
+        monkeypatch.setattr(
+            "mlx_finetune.app.generate.generate_tokens", lambda *_, text=text, **__: iter([Piece(text, 5, "length")])
+        )
+        result = run(place, "keeper", "--prompt", "a", "--clean", "json", monkeypatch=monkeypatch)
+        assert (result.stdout, result.return_value) == ("", 1)
+        assert f"error: the answer holds no JSON object: {text.strip()}" in result.stderr
+    (place / "p.txt").write_text("a\n")
+    result = run(place, "keeper", "--file", "p.txt", "--clean", "json", monkeypatch=monkeypatch)
+    row = json.loads(result.stdout)
+    assert (row["answer"], row["text"], row["error"]) == (None, said[2], "the answer holds no JSON object")
+    assert result.return_value == 1
+    assert "; 1 rows failed" in result.stderr
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"mood": {"enum": ["good", "bad"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["mood", "count"],
+    "additionalProperties": False,
+}
+
+
+def test_a_schema_holds_every_answer_and_what_ran_out_is_truncated(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "s.json").write_text(json.dumps(SCHEMA))
+    (place / "p.txt").write_text("a\nb\nc\n")
+    for batch in ((), ("--batch", "2")):
+        result = run(
+            place,
+            "keeper",
+            "--file",
+            "p.txt",
+            "--schema",
+            "s.json",
+            "--max-tokens",
+            "60",
+            *batch,
+            monkeypatch=monkeypatch,
+        )
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert result.return_value == 0
+        assert [(row["finish"], row["truncated"]) for row in rows] == [("stop", False)] * 3
+        for row in rows:
+            assert set(json.loads(row["answer"])) == {"mood", "count"}
+    cut = run(place, "keeper", "--prompt", "a", "--schema", "s.json", "--max-tokens", "4", monkeypatch=monkeypatch)
+    assert cut.stdout.startswith('{"m')
+    assert "it was truncated before the JSON was whole" in cut.stderr
+    assert "maxLength and maxItems" in cut.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--prompt", "a", "--batch", "4"), "--batch answers the prompts of a file"),
+        (("--prompt", "a", "--stop", ""), "--stop is empty"),
+        (("--prompt", "a", "--schema", "s.json", "--stop", "x"), "--schema and --stop do not go together"),
+        (("--prompt", "a", "--schema", "s.json", "--clean", "json"), "--schema and --clean do not go together"),
+        (
+            ("--prompt", "a", "--schema", "s.json", "--set", "repetition_penalty=1.2"),
+            "--schema and repetition_penalty = 1.2 do not go together",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    place: Path, arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "s.json").write_text(json.dumps(SCHEMA))
+    result = run(place, "keeper", *arguments, monkeypatch=monkeypatch)
+    assert isinstance(result.exception, MlxftError)
+    assert says in result.exception.message
+    assert result.exception.exit_code == 2
+
+
+def test_answers_one_by_one_need_nothing_of_mlx_lms_generator(place: Path, tiny_model: Callable[..., Path]) -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from mlx_finetune.commands.generate import command\n"
+        f"CliRunner().invoke(command, [{str(tiny_model('llama'))!r}, '--prompt', 'a', '--max-tokens', '2'])\n"
+        "assert 'mlx_finetune.model.generate' in sys.modules\n"
+        "print([name for name in ('mlx_lm.generate', 'transformers', 'llguidance') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr

@@ -281,7 +281,7 @@ def test_earlier_runs_correct_the_arithmetic_and_the_plan_says_so(tiny_model: Ca
     text = "\n".join(plan_lines(plan, name="x"))
     assert "corrected by 16 runs on this machine" in text
     assert "x 1.38" in text
-    assert plan.forecast.peak_bytes.expected == round(plan.resolved.memory.total * known.memory_factor)
+    assert plan.forecast.peak_bytes.expected == plan.resolved.memory.corrected(known.memory_factor)
     assert "a step, from the speed of earlier runs on this machine" in text
 
 

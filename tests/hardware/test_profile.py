@@ -25,7 +25,7 @@ from mlx_finetune.recipe.schema import Recipe
 
 GB = 10**9
 PLANNED = Planned(2e9, 2.0, is_measured=True)
-HAPPENED = Happened(2_200_000_000, 3.0, 1e12, 2 * GB)
+HAPPENED = Happened(2_200_000_000, 3.0, 1e12, 1.1)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_only_the_newest_plans_stay(path: Path) -> None:
 
 def test_only_the_newest_runs_count(path: Path) -> None:
     for number in range(KEPT_RUNS + 2):
-        happened = Happened(2 * GB, 2.0 + number / 10, 1e12 + number, 2 * GB)
+        happened = Happened(2 * GB, 2.0 + number / 10, 1e12 + number, 1.0)
         record_run(path, "mac", "", PLANNED, happened)
     known = read_profile(path).of("mac")
     assert len(known.time_ratios) == len(known.memory_ratios) == len(known.flops_per_second) == KEPT_RUNS
@@ -86,10 +86,18 @@ def test_a_plan_by_arithmetic_teaches_nothing_about_measured_times(path: Path) -
 
 
 def test_runs_of_toys_and_runs_that_are_another_thing_than_planned_teach_nothing(path: Path) -> None:
-    record_run(path, "mac", "", PLANNED, Happened(20_000_000, 0.1, 1e9, 10_000_000))
+    record_run(path, "mac", "", PLANNED, Happened(20_000_000, 0.1, 1e9, 2.0))
     assert read_profile(path).of("mac") == Corrections()
-    record_run(path, "mac", "", PLANNED, Happened(2 * GB, 200.0, 1e12, 2 * GB))
+    record_run(path, "mac", "", PLANNED, Happened(2 * GB, 200.0, 1e12, 1.0))
     assert read_profile(path).of("mac").time_ratios == ()
+
+
+def test_a_run_that_saw_a_part_teaches_only_where_it_took_more_than_planned(path: Path) -> None:
+    for ratio in (0.57, 0.99, 1.3):
+        record_run(path, "mac", "", PLANNED, Happened(2 * GB, 3.0, 1e12, ratio, is_whole=False))
+    known = read_profile(path).of("mac")
+    assert known.memory_ratios == (1.3,)
+    assert len(known.time_ratios) == len(known.flops_per_second) == 3
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,40 @@ def test_learned_positions_end_the_answer_and_too_long_a_prompt_is_refused(token
         next(generate_tokens(model, tokenizer, [], GREEDY))
 
 
+def test_a_stop_text_ends_an_answer_across_tokens_and_is_not_shown(tokenizer: Any) -> None:
+    model = scripted("one two END three", tokenizer)
+    many = Sampling(temperature=0, max_tokens=40)
+    pieces = list(generate_tokens(model, tokenizer, PROMPT, many, stop_texts=("never", " END")))
+    assert "".join(piece.text for piece in pieces) == "one two"
+    assert pieces[-1].finish == "stop"
+    assert pieces[-1].token_id not in tokenizer.stop_token_ids
+    model = scripted("one EN", tokenizer)
+    pieces = list(generate_tokens(model, tokenizer, PROMPT, many, stop_texts=("END",)))
+    assert "".join(piece.text for piece in pieces) == "one EN"  # what was held back was no stop text
+
+
+def test_an_answer_can_end_with_its_first_object(tokenizer: Any) -> None:
+    model = scripted('ok {"a": {"b": "}"}} and more', tokenizer, end=False)
+    many = Sampling(temperature=0, max_tokens=60)
+    pieces = list(generate_tokens(model, tokenizer, PROMPT, many, ends_with_object=True))
+    assert "".join(piece.text for piece in pieces) == 'ok {"a": {"b": "}"}}'
+    assert pieces[-1].finish == "stop"
+
+
+def test_an_end_in_the_text_that_waited_is_an_end_too(tokenizer: Any) -> None:
+    start = tokenizer.encode("\u00e9").ids[0]  # half a character, shown as U+FFFD when nothing follows
+    pieces = list(
+        generate_tokens(
+            Scripted([start], tokenizer.vocab_size),
+            tokenizer,
+            PROMPT,
+            Sampling(temperature=0, max_tokens=1),
+            stop_texts=("\ufffd",),
+        )
+    )
+    assert [(piece.text, piece.finish) for piece in pieces] == [("", "stop")]
+
+
 def test_the_same_seed_gives_the_same_answer(tokenizer: Any) -> None:
     model = make_model("llama")
     settings = Sampling(temperature=1.0, max_tokens=20, seed=4)

@@ -1,6 +1,7 @@
 """After a run: the plan beside what happened, in one line and in the profile."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,17 +73,32 @@ def test_without_a_plan_the_arithmetic_is_compared_and_after_a_run_its_speed_too
 def test_the_next_run_decides_with_what_the_last_one_took(emitted: list[Event]) -> None:
     resolved = resolve_auto(ASKED, facts())
     expected = expect_run(ASKED, facts(), resolved, emitted.append)
-    compare_run(expected, finished(peak=2 * resolved.memory.total), emitted.append)
+    compare_run(expected, finished(peak=resolved.memory.corrected(2.0)), emitted.append)
     corrected = with_corrections(facts())
     assert corrected.memory_factor == pytest.approx(2 ** (1 / 5))
-    assert resolve_auto(ASKED, corrected).peak_bytes == round(resolved.memory.total * 2 ** (1 / 5))
+    weights, beyond = resolved.memory.weights, resolved.memory.total - resolved.memory.weights
+    assert weights > 0
+    assert resolve_auto(ASKED, corrected).peak_bytes == weights + round(beyond * 2 ** (1 / 5))
+
+
+@pytest.mark.parametrize(("steps", "processes", "is_learned"), [(9, 1, False), (10, 1, True), (10, 2, False)])
+def test_a_short_run_and_one_of_several_processes_do_not_make_the_next_plan_smaller(
+    steps: int, processes: int, is_learned: bool, emitted: list[Event]
+) -> None:
+    known = replace(facts(), num_processes=processes)
+    resolved = resolve_auto(ASKED, known)
+    assert resolved.steps_per_epoch == 10
+    state = finished(peak=resolved.memory.corrected(0.6))
+    state.step = steps
+    compare_run(expect_run(ASKED, known, resolved, emitted.append), state, emitted.append)
+    assert (with_corrections(facts()).memory_factor < 1) == is_learned
 
 
 def test_batch_and_recomputation_that_are_automatic_use_the_correction() -> None:
     tight = Facts(np.array([513] * 40), read_shape(TINYLLAMA), Machine(False, 22 * 10**9, 0, "x"))
     plain = resolve_auto(ASKED, tight)
     assert (plain.batch_size, plain.recipe.training.gradient_checkpointing) == (4, False)
-    worse = Facts(tight.lengths, tight.shape, tight.machine, memory_factor=2.0)
+    worse = Facts(tight.lengths, tight.shape, tight.machine, memory_factor=3.0)
     corrected = resolve_auto(ASKED, worse)
     assert corrected.recipe.training.gradient_checkpointing is True
     assert corrected.peak_bytes <= corrected.limits.memory_bytes
@@ -104,7 +120,7 @@ def test_a_run_without_a_step_is_not_compared(emitted: list[Event]) -> None:
 
 
 def test_the_comparison_as_values_has_both_sides() -> None:
-    compared = Comparison(Planned(2e9, 1.5, is_measured=True), Happened(10**9, 3.0, 1e12, 10**9))
+    compared = Comparison(Planned(2e9, 1.5, is_measured=True), Happened(10**9, 3.0, 1e12, 1.0))
     assert compared.to_json() == {
         "is_measured": True,
         "planned_peak_bytes": 2_000_000_000,

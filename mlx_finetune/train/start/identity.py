@@ -26,15 +26,13 @@ FREE_KEYS = frozenset(
         "training.keep_checkpoints",
         "training.max_minutes",
         "training.save_at",
-        "eval.prompts",
-        "eval.max_new_tokens",
         "hardware.memory_limit",
         "hardware.wired_limit",
         "hardware.cache_limit",
         "hardware.min_battery_percent",
     }
 )
-FREE_SECTIONS = ("chat",)
+FREE_SECTIONS = ("chat", "eval")
 #: Keys of [training] that runs of earlier versions do not name, and what those runs did.
 SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
 _DEFAULTS_SINCE: Mapping[str, object] = {"training.reuse_frozen_layers": "auto"}

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mlx_finetune.hardware import blas
 
@@ -65,7 +65,7 @@ INTENT = closed(
 )
 #: For the cost: an answer that goes on as long as it is let.
 ENDLESS = closed({"timeline": {"type": "array", "minItems": 1000, "items": EVENT}})
-WILD = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+WILD: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 class Task(NamedTuple):
@@ -143,7 +143,7 @@ def mask_cost(model: Any, tokenizer: Any, grammar: Any) -> float:
         masked = constraint.mask(logits)
         mx.eval(masked)
         spent = time.perf_counter() - started
-        token = int(mx.random.categorical(masked, key=mx.random.key(index)).item())
+        token = cast(int, mx.random.categorical(masked, key=mx.random.key(index)).item())
         if token in tokenizer.stop_token_ids:
             break
         started = time.perf_counter()

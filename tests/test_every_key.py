@@ -51,6 +51,8 @@ FLIPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lora.use_dora": (("lora.use_dora=true",), ()),
     "lora.use_rslora": (("lora.use_rslora=true",), ()),
     "data.path": (("data.path={other_rows}",), ()),
+    "data.corrections": (("data.corrections={corrections}",), ()),
+    "data.corrections_weight": (("data.corrections_weight=3",), ("data.corrections={corrections}",)),
     "data.format": (("data.format=alpaca",), ()),
     "data.columns": (('data.columns={{messages = "talk"}}',), ()),
     "data.val_split": (("data.val_split=0.5",), ()),
@@ -156,6 +158,8 @@ def folder(tmp_path_factory):
     write_rows(folder / "rows.jsonl", 20)
     write_rows(folder / "other.jsonl", 19)
     (folder / "template.jinja").write_text(TEMPLATE)
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]
+    (folder / "corrections.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     with (folder / "text.jsonl").open("w") as file:
         for index in range(20):
             file.write(json.dumps({"text": f"{index} green bottles " * (1 + index % 3)}) + "\n")
@@ -172,6 +176,7 @@ def run_with(folder, tiny_model):
         "other_rows": folder / "other.jsonl",
         "template": folder / "template.jinja",
         "text": folder / "text.jsonl",
+        "corrections": folder / "corrections.jsonl",
     }
     done: dict[tuple[str, ...], list[str]] = {}
 

@@ -39,6 +39,7 @@ CASES = {
     "timeline-smollm2": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "llama-3.1-8b-alpaca": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
     "voice-pythia-1.4b": ("gpt_neox", ("query_key_value",), 16 * 2 * 256, "alpaca"),
+    "voice-smollm2": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
     "quickstart": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
@@ -152,3 +153,17 @@ def test_the_timeline_recipe_runs_unchanged_on_a_tiny_gpt2(tmp_path, monkeypatch
     assert losses[100] < losses[0] - 1
     assert [event.step for event in events if isinstance(event, Sampled)] == [0, 25, 50, 75, 100]
     assert run.checkpoint(100).is_dir()
+
+
+def test_the_voice_recipe_trains_on_its_own_data_with_a_gpt_neox(tmp_path):
+    from tiny import write_tiny_model
+
+    model = write_tiny_model(tmp_path / "model", "gpt_neox", chat_template=False)
+    changes = {"model": model, "data.path": RECIPES.parent / "data" / "voice", "output_dir": tmp_path / "run"}
+    changes |= {"training.max_steps": 2, "eval.max_new_tokens": 4}
+    run = train(RECIPES / "voice-pythia-1.4b.toml", overrides=tuple(f"{key}={value}" for key, value in changes.items()))
+    events = [record.event for record in read_events(run.file(rundir.EVENTS))]
+    assert {type(event).__name__ for event in events} >= {"RunStarted", "Evaluated", "Sampled", "RunFinished"}
+    assert any(
+        np.abs(weight).max() > 0 for key, weight in load_file(run.file(rundir.MLX_WEIGHTS)).items() if "lora_b" in key
+    )

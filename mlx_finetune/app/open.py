@@ -6,7 +6,7 @@ quantised base, the same system message. ``chat`` and ``generate`` start here.
 
 import functools
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -23,14 +23,14 @@ from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.limits import compute_dtype, read_machine
 from mlx_finetune.model import hub
 from mlx_finetune.model.adapter_base import recorded_sha256
-from mlx_finetune.model.adapter_files import load_adapter
+from mlx_finetune.model.adapter_files import hash_adapter, load_adapter
 from mlx_finetune.model.catalogue import find_entry, nearest_names
 from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.lora import AdapterSpec, adapter_layers, detach_adapter, fix_norms
 from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
-from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe, Recipe
+from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe, Recipe, ServeRecipe
 from mlx_finetune.rundir import RunDir, list_runs
 
 Report = Callable[[Phase | Notice], None]
@@ -53,8 +53,13 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Ready to answer. ``spec`` is None without an adapter; ``load_base`` loads what a fully trained model began as."""
+    """Ready to answer. ``spec`` is None without an adapter; ``load_base`` loads what a fully trained model began as.
 
+    ``adapter_sha256`` is that of the adapter's files of weights (``hash_adapter``), None without an adapter; ``serve``
+    what its recipe wants served.
+    """
+
+    located: Located
     name: str
     model: nn.Module
     info: ModelInfo
@@ -62,7 +67,14 @@ class Opened:
     data: DataRecipe
     chat: ChatRecipe
     spec: AdapterSpec | None
+    adapter_sha256: str | None
     load_base: Callable[[], nn.Module] | None
+    serve: ServeRecipe
+
+    @property
+    def run(self) -> RunDir | None:
+        """The run it comes from."""
+        return self.located.run
 
     @property
     def has_base(self) -> bool:
@@ -75,29 +87,57 @@ def open_name(name: str, *, base: Path, report: Report) -> Opened:
 
     Raises ``RunError`` or ``ModelError`` with the names there are.
     """
-    located = locate(name, base=base)
-    if located.notice:
-        report(Notice("warning", located.notice))
-    recipe = read_recipe(located, report)
-    local = _fetch(located, report)
-    report(Phase("load", detail=local.name))
+    return next(open_each([name], base=base, report=report))
+
+
+def open_each(names: Sequence[str], *, base: Path, report: Report) -> Generator[Opened]:
+    """Open several names on one base, which is loaded once; each is attached to it until the next one is asked for.
+
+    Raises as ``open_name`` does, and ``ModelError`` for a name whose base is another or was quantised otherwise.
+    """
+    first: tuple[str, LoadedModel, int | None] | None = None
+    for name in names:
+        located = locate(name, base=base)
+        if located.notice:
+            report(Notice("warning", located.notice))
+        recipe = read_recipe(located, report)
+        local = _fetch(located, report)
+        bits = recipe.quantize if recipe is not None and located.adapter is not None else None
+        if first is None:
+            report(Phase("load", detail=local.name))
+            first = name, _load(local, recipe if located.adapter is not None else None, report), bits
+        elif (local.sha256, bits) != (first[1].info.sha256, first[2]):
+            raise ModelError(
+                f"{name} does not share the base of {first[0]}",
+                "adapters of one base, quantised alike, can be open together",
+            )
+        yield _attach(located, recipe, first[1], local, report)
+
+
+def _attach(located: Located, recipe: Recipe | None, loaded: LoadedModel, local: LocalModel, report: Report) -> Opened:
     is_adapter = located.adapter is not None
-    loaded = _load(local, recipe if is_adapter else None, report)
-    spec = None if located.adapter is None else load_adapter(loaded.model, located.adapter)
+    if located.adapter is not None:
+        spec = load_adapter(loaded.model, located.adapter)
+    else:
+        spec = None
+        detach_adapter(loaded.model)
     loaded.model.freeze()
     loaded.model.eval()
     fix_norms(loaded.model)
     tokenizer = load_tokenizer(_tokenizer_folder(located, local))  # a run keeps its template with its tokenizer
-    check_ids(loaded.model, [tokenizer.largest_id()], f"the tokenizer of {name}")
+    check_ids(loaded.model, [tokenizer.largest_id()], f"the tokenizer of {located.name}")
     return Opened(
-        name=name,
+        located=located,
+        name=located.name,
         model=loaded.model,
         info=loaded.info,
         tokenizer=tokenizer,
         data=recipe.data if recipe else DataRecipe.model_validate({"path": "-"}),
         chat=recipe.chat if recipe else ChatRecipe.model_validate({}),
         spec=spec,
+        adapter_sha256=None if located.adapter is None else hash_adapter(located.adapter),
         load_base=None if is_adapter or "model" not in located.facts else _base_loader(located, report),
+        serve=recipe.serve if recipe else ServeRecipe.model_validate({}),
     )
 
 

@@ -117,10 +117,11 @@ def compare_command(first: str, second: str, as_json: bool) -> None:
 @command.command("rm", short_help="Remove run folders, for good.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def remove_command(runs: tuple[str, ...], yes: bool) -> None:
-    """Remove run folders with their adapters and checkpoints, for good."""
-    from mlx_finetune.app.runs import check_removable, remove_run, run_bytes
-    from mlx_finetune.rundir import find_run
+@click.option("--corrections", is_flag=True, help="Remove the answers put right in chats too.")
+def remove_command(runs: tuple[str, ...], yes: bool, corrections: bool) -> None:
+    """Remove run folders with their adapters and checkpoints, for good. What /fix wrote in chats stays."""
+    from mlx_finetune.app.runs import check_removable, count_corrections, remove_run, run_bytes
+    from mlx_finetune.rundir import CORRECTIONS, find_run
     from mlx_finetune.units import format_bytes
 
     folders = [find_run(name, base=Path.cwd()) for name in runs]
@@ -128,13 +129,16 @@ def remove_command(runs: tuple[str, ...], yes: bool) -> None:
         check_removable(folder)
     for folder in folders:
         size = format_bytes(run_bytes(folder))
+        count = count_corrections(folder)
+        what = f"{size}, {count} corrections" + (" too" if corrections else " stay") if count else size
         if not yes:
             if not sys.stdin.isatty():
-                raise RunError(f"{folder.path} ({size}) is not removed without being asked", "add --yes")
-            if not click.confirm(f"remove {folder.path} ({size})?", err=True):
+                raise RunError(f"{folder.path} ({what}) is not removed without being asked", "add --yes")
+            if not click.confirm(f"remove {folder.path} ({what})?", err=True):
                 continue
-        remove_run(folder)
-        click.echo(f"removed {folder.path}, {size}", err=True)
+        remove_run(folder, with_corrections=corrections)
+        stays = f"; its {count} corrections stay in {folder.file(CORRECTIONS)}" if count and not corrections else ""
+        click.echo(f"removed {folder.path}, {size}{stays}", err=True)
 
 
 def read_settings(run: "RunDir") -> dict[str, object]:

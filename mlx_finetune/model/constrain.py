@@ -11,8 +11,8 @@ takes tens of microseconds (``benchmarks/constraints.py``).
 """
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import mlx.core as mx
@@ -24,9 +24,10 @@ from mlx_finetune.scoring.json_text import NotJsonError, parse
 
 if TYPE_CHECKING:  # 0.15 s, for those who have a schema
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 #: White space between parts is not admitted; what cannot be enforced is an error, whatever the schema says about it.
-_OPTIONS = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+_OPTIONS: "JsonCompileOptions" = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 _PROBE = '{"a": [1, "b c\\u00e9 \\u6771"], "d": "\\n"}'
 _HINT = "leave these keywords out: what cannot be enforced can still be checked afterwards (mlxft eval)"
 _LONGEST_REASON = 300
@@ -45,9 +46,10 @@ class Grammar:
         if schema is False:
             raise DataError("the schema is `false`, which admits nothing", "write the schema of a JSON object")
         vocabulary = _vocabulary(tokenizer)
+        _refuse_tokens(tokenizer, schema)
         rules = {} if schema is True else {key: value for key, value in schema.items() if key != "x-guidance"}
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(rules), overrides=dict(_OPTIONS))
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(rules), overrides=_OPTIONS)
         except (ValueError, RecursionError) as error:
             raise DataError(f"the schema cannot be enforced: {_short(str(error))}", _HINT) from None
         self._matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
@@ -86,7 +88,7 @@ class Constraint:
         allowed[:count] = bits[:count]
         if not allowed.any():
             raise ModelError("the schema asks for a text that no token of this model can go on with")
-        return mx.where(mx.array(allowed), logits, mx.array(-mx.inf, logits.dtype))
+        return mx.where(mx.array(cast(Any, allowed)), logits, mx.array(-mx.inf, logits.dtype))
 
     def advance(self, token_id: int) -> bool:
         """Note that ``token_id``, which is no end mark, came next; True when the answer is complete with it.
@@ -144,6 +146,41 @@ def _vocabulary(tokenizer: ModelTokenizer) -> "LLTokenizer":
         raise ModelError("a schema cannot be used with this tokenizer: what its tokens stand for depends on others")
     _vocabularies[tokenizer] = made
     return made
+
+
+def _refuse_tokens(tokenizer: ModelTokenizer, schema: object) -> None:
+    """Raise ``DataError`` where a name or value that an answer may have to hold contains an added token's text.
+
+    llguidance 1.9 would ask for that token and then not take it
+    (``test_a_schema_that_names_a_control_token_is_refused``).
+    """
+    added = set(tokenizer.control_tokens.values())
+    for text in _literals(schema):
+        found = added.intersection(tokenizer.encode(json.dumps(text, ensure_ascii=False)).ids)
+        if found:
+            raise DataError(
+                f"the schema holds {text[:80]!r}, of which {tokenizer.decode(sorted(found)[:1])!r} is a token of its "
+                "own in this tokenizer, never said as text",
+                "write it in other words",
+            )
+
+
+def _literals(schema: object) -> Iterator[str]:
+    """The names of properties and the texts under ``enum`` and ``const``, wherever they stand."""
+    stack: list[tuple[object, bool]] = [(schema, False)]
+    while stack:
+        value, is_literal = stack.pop()
+        if isinstance(value, dict):
+            for key, item in cast(dict[str, object], value).items():
+                if is_literal:
+                    yield key
+                if key == "properties" and isinstance(item, dict):
+                    yield from cast(dict[str, object], item)
+                stack.append((item, is_literal or key in ("enum", "const")))
+        elif isinstance(value, list):
+            stack += [(item, is_literal) for item in cast(list[object], value)]
+        elif is_literal and isinstance(value, str):
+            yield value
 
 
 def _short(reason: str) -> str:

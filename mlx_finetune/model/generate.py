@@ -4,13 +4,13 @@ One token is computed when it is asked for, so the cache never holds a token tha
 repair; the price on a GPU is the gap between two tokens that a pipelined loop would hide.
 
 On a CPU a prompt is read with exponentials in numpy (``cpu_math``), and one token with products that copy no weight
-(``single_row``): SmolLM2-135M in fp32 reads 1.6 times and says 1.1 times as many tokens a second as mlx_lm's loop
+(``few_rows``): SmolLM2-135M in fp32 reads 1.6 times and says 1.1 times as many tokens a second as mlx_lm's loop
 (``benchmarks/generation_speed.py``). Names of modules are replaced meanwhile, so one thread at a time may generate.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import mlx.core as mx
@@ -22,10 +22,10 @@ from mlx_finetune.errors import MlxftError, ModelError, UsageError
 from mlx_finetune.model.constrain import Constraint, Grammar
 from mlx_finetune.model.cpu_math import numpy_math
 from mlx_finetune.model.endings import Endings
+from mlx_finetune.model.few_rows import MOST_ROWS, few_row_products
 from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.sampling import Sampling, sample_token
 from mlx_finetune.model.segments import learned_positions
-from mlx_finetune.model.single_row import column_products
 from mlx_finetune.model.upstream import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
 PREFILL_TOKENS = 512
@@ -42,6 +42,7 @@ class Request:
 
     ``stop``: texts that end it and are never shown. ``ends_with_object``: with the brace that closes the first JSON
     object. ``grammar``: only what it admits is said. ``num_logprobs``: log-probabilities of that many likeliest tokens.
+    ``logit_bias``: token id -> what is added to its logit, before everything else.
     """
 
     prompt_ids: Sequence[int]
@@ -50,6 +51,7 @@ class Request:
     ends_with_object: bool = False
     grammar: Grammar | None = None
     num_logprobs: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class Answer:
         self.ids = list(request.prompt_ids)
         self._request = request
         self._index = 0
+        self._bias: mx.array | None = None
         self._ends = tokenizer.stop_token_ids
         self._text = Detokenizer(tokenizer, self.ids[-4:])
         self._constraint = None if request.grammar is None else Constraint(request.grammar)
@@ -183,7 +186,8 @@ class Answer:
         Raises ``ModelError`` where the grammar cannot go on.
         """
         request, constraint = self._request, self._constraint
-        allowed = logits if constraint is None else constraint.mask(logits)
+        biased = self._biased(logits)
+        allowed = biased if constraint is None else constraint.mask(biased)
         token_id = sample_token(allowed, self.ids, request.sampling, self._index)
         logprob, likeliest = log_probabilities(logits, token_id, request.num_logprobs)
         self.ids.append(token_id)
@@ -203,6 +207,18 @@ class Answer:
         if constraint is not None:
             constraint.hear(text, is_last=finish == "stop")
         return Piece(text, token_id, "stop" if self._endings.is_reached else finish, logprob, likeliest)
+
+    def _biased(self, logits: mx.array) -> mx.array:
+        """``logits`` (V,) with the biases of the request; ids that the model does not have are nobody's."""
+        if not self._request.logit_bias:
+            return logits
+        if self._bias is None:
+            bias = np.zeros(logits.shape[-1], np.float32)
+            for token_id, value in self._request.logit_bias.items():
+                if 0 <= token_id < len(bias):
+                    bias[token_id] = value
+            self._bias = mx.array(bias)
+        return logits + self._bias
 
     def rest(self) -> str:
         """The text that waits for more, when none will come."""
@@ -272,8 +288,8 @@ def cpu_forms(model: nn.Module, num_rows: int, num_tokens: int) -> AbstractConte
     """What computes ``num_tokens`` positions of ``num_rows`` rows faster on a CPU; nothing on a GPU."""
     if mx.default_device().type != mx.DeviceType.cpu:
         return nullcontext()
-    if num_rows == num_tokens == 1:
-        return column_products()
+    if num_rows * num_tokens <= MOST_ROWS:
+        return few_row_products()
     return numpy_math(model) if num_rows * num_tokens >= _NUMPY_TOKENS else nullcontext()
 
 

@@ -28,6 +28,12 @@ def _find_embedding(model: nn.Module) -> nn.Module | None:
     return None
 
 
+def num_embeddings(model: nn.Module) -> int | None:
+    """Rows of the token embedding; None for an architecture that calls it by another name."""
+    table = _find_embedding(model)
+    return None if table is None else cast("mx.array", table["weight"]).shape[0]
+
+
 def check_ids(model: nn.Module, ids: Iterable[int], what: str) -> None:
     """Raise ``ModelError`` where ``what`` has a token id without a row in the embedding: MLX would read past its end.
 

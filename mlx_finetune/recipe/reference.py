@@ -25,6 +25,8 @@ def _sections() -> Iterator[str]:
         yield from ["", *_section((name,), f"[{name}]")]
         if name == "data":
             yield from ["", *_section((name, "sources", 0), "[[data.sources]]")]
+        if name == "serve":
+            yield from ["", *_section((name, "endpoints", 0), "[[serve.endpoints]]")]
 
 
 def _section(path: Sequence[str | int], heading: str) -> list[str]:

@@ -5,6 +5,7 @@ yet are absent here; ``recipe.load`` refuses them with a sentence. ``"auto"`` me
 with its reason into ``resolved.toml`` before step 1. Nothing here reads a file; nothing here imports mlx.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -64,6 +65,7 @@ class SourceRecipe(Section):
     )
 
 
+Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
 DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
@@ -80,6 +82,14 @@ class DataRecipe(Section):
     valid: Text | None = Field(None, description="Validation file; goes with train.")
     test: Text | None = Field(None, description="Test file; goes with train.")
     sources: Sources = Field((), description="Several training sources, each with a weight.")
+    corrections: Corrections = Field(
+        False,
+        description="Train on answers put right by /fix in chats too: true takes those of the run in output_dir and of "
+        "the run that adapter names; otherwise run folders, runs or files (the last correction of a question counts).",
+    )
+    corrections_weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="How often each correction is seen in an epoch."
+    )
     format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
     columns: dict[str, str] = Field(
         {}, description='Our field name to the name in the file, for instance instruction = "question".'
@@ -254,6 +264,46 @@ class HardwareRecipe(Section):
     )
 
 
+with warnings.catch_warnings():
+    # ``schema`` is also the name of a method of pydantic that was replaced by another; nothing here calls it.
+    warnings.filterwarnings("ignore", message='Field name "schema"')
+
+    class EndpointRecipe(Section):
+        """[[serve.endpoints]]: one address of mlxft serve that takes a text and answers with JSON of one schema."""
+
+        path: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")] = Field(
+            description="What follows the server's address: timeline is asked at http://127.0.0.1:8080/timeline."
+        )
+        schema: Text = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
+            description="JSON Schema file of the answers; counts from the recipe's folder, and is kept with the run."
+        )
+        prompt: Annotated[str, Field(pattern=r"\{text\}")] = Field(
+            "{text}", description="The prompt; {text} stands for the text that was sent."
+        )
+
+
+Endpoints = Annotated[
+    tuple[EndpointRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[EndpointRecipe])
+]
+
+
+class ServeRecipe(Section):
+    """[serve]: what mlxft serve offers besides OpenAI's interface."""
+
+    endpoints: Endpoints = Field((), description="Addresses that take a text and answer with JSON of one schema.")
+
+    @model_validator(mode="after")
+    def _paths_differ(self) -> Self:
+        paths = [endpoint.path for endpoint in self.endpoints]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        taken = sorted(set(paths) & {"v1", "health"})
+        problems = [f"`endpoints` has the path {path!r} twice; give each a path of its own" for path in twice]
+        problems += [
+            f"`endpoints` has the path {path!r}, which the server needs itself; choose another" for path in taken
+        ]
+        return refuse(self, problems)
+
+
 class Recipe(Section):
     """One run: a model, the data, what is trained and how."""
 
@@ -275,6 +325,7 @@ class Recipe(Section):
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
     eval: EvalRecipe = Field(default_factory=lambda: EvalRecipe.model_validate({}))
     chat: ChatRecipe = Field(default_factory=lambda: ChatRecipe.model_validate({}))
+    serve: ServeRecipe = Field(default_factory=lambda: ServeRecipe.model_validate({}))
     hardware: HardwareRecipe = Field(default_factory=lambda: HardwareRecipe.model_validate({}))
 
     @property
@@ -301,4 +352,4 @@ class Recipe(Section):
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "data", "training", "eval", "chat", "hardware")
+    return ("lora", "data", "training", "eval", "chat", "serve", "hardware")

@@ -12,7 +12,7 @@ import pytest
 from random_models import make_model
 
 from mlx_finetune.errors import ModelError, UsageError
-from mlx_finetune.model.batches import BatchDecoder, Piece, Request, check_batchable
+from mlx_finetune.model.batches import SHORT_PROMPT, BatchDecoder, Piece, Request, check_batchable
 from mlx_finetune.model.constrain import Grammar
 from mlx_finetune.model.generate import PREFILL_TOKENS, generate_tokens
 from mlx_finetune.model.sampling import Sampling
@@ -121,6 +121,33 @@ def test_a_long_prompt_is_read_in_parts_while_others_speak(tokenizer: Any) -> No
     assert spoke == [[first], [first], [first, second], [first, second]]
     short = [decoder.add(Request([40, 41], GREEDY)) for _ in range(2)]
     assert {number for number, _ in decoder.step()} == {first, second, *short}  # short ones are read in one step
+
+
+class Recording(nn.Module):
+    """A model that notes the shapes it is asked for."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.layers = inner.layers
+        self.shapes: list[Any] = []
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        self.shapes = [*self.shapes, tuple(tokens.shape)]
+        return self.inner(tokens, cache=cache)
+
+
+def test_short_prompts_of_about_one_length_are_read_together(tokenizer: Any) -> None:
+    model = Recording(make_model("llama"))
+    decoder = BatchDecoder(model, tokenizer)
+    lengths = (5, 6, 4, 60, 1, 2 * SHORT_PROMPT, 3)
+    requests = [Request(list(range(3, 96))[:length] + [7] * (length - 93), GREEDY) for length in lengths]
+    for request in requests:
+        decoder.add(request)
+    decoder.step()
+    assert model.shapes == [(3, 5), (1, 59), (1, 255), (1, 2), (7, 1)]
+    answers = [ids(one_by_one(model.inner, tokenizer, request)) for request in requests]
+    assert [ids(said) for said in together(BatchDecoder(model, tokenizer), requests)] == answers
 
 
 def test_learned_positions_end_a_row_and_no_other(tokenizer: Any) -> None:

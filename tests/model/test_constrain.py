@@ -62,7 +62,7 @@ SCHEMAS: dict[str, Schema] = {
         "additionalProperties": False,
     },
 }
-WILD = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+WILD: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +83,12 @@ def answer(model: Any, tokenizer: Any, grammar: Grammar, **settings: Any) -> lis
 def test_every_answer_of_a_random_model_that_ends_is_valid(name: str, model: Any, tokenizer: Any) -> None:
     grammar = Grammar(tokenizer, SCHEMAS[name])
     ended = 0
-    for seed in range(12):
+    for seed in range(6):
         pieces = answer(model, tokenizer, grammar, seed=seed, max_tokens=250, **WILD)
         if pieces[-1].finish == "stop":
             ended += 1
             jsonschema.validate(json.loads("".join(piece.text for piece in pieces)), SCHEMAS[name])
-    assert ended >= 10
+    assert ended >= 5
 
 
 def test_an_answer_ends_with_its_last_brace_and_needs_no_end_mark(model: Any, tokenizer: Any) -> None:
@@ -167,7 +167,7 @@ class Saying(nn.Module):
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         logits = mx.zeros((1, tokens.shape[1], 320))
-        if tokens.shape[1] == 1 and int(tokens[0, 0].item()) != 30:
+        if tokens.shape[1] == 1 and tokens[0, 0].item() != 30:
             logits[0, -1, self.ids[self.count]] = 9.0
             self.count += 1
         return logits
@@ -234,19 +234,28 @@ def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused(tmp_path: Path) -> Non
         Grammar(load_tokenizer(tmp_path), TIMELINE)
 
 
-def test_added_tokens_that_are_not_special_stand_for_their_text(tmp_path: Path, model: Any) -> None:
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": ["yes", "a <think> b"]},
+        {"const": {"<|im_end|>": 1}},
+        {"type": "array", "items": {"type": "object", "properties": {"<think>": {"type": "string"}}}},
+    ],
+)
+def test_a_schema_that_names_a_control_token_is_refused(schema: Schema, tmp_path: Path) -> None:
     backend = make_tokenizer()
     backend.add_tokens([AddedToken("<think>", special=False)])
     backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
     tokenizer = load_tokenizer(tmp_path)
-    constraint = Constraint(Grammar(tokenizer, {"enum": ["<think>"]}))
-    assert constraint.advance(tokenizer.encode('"').ids[0]) is False
-    thought = tokenizer.control_tokens["<think>"]
+    with pytest.raises(DataError, match="is a token of its own in this tokenizer"):
+        Grammar(tokenizer, schema)
+    described = {**TIMELINE, "description": "no <think> and no <|im_end|>"}
+    constraint = Constraint(Grammar(tokenizer, described))
+    for token in tokenizer.encode('{"timeline":[{"ts":"').ids:
+        constraint.advance(token)
     masked = np.array(constraint.mask(mx.zeros((320,))))
-    if np.isfinite(masked[thought]):  # then it must count as its text
-        constraint.advance(thought)
-        assert constraint.advance(tokenizer.encode('"').ids[0]) is True
+    assert not np.isfinite(masked[list(tokenizer.control_tokens.values())]).any()  # inside a text neither
 
 
 TOKENIZERS = {
@@ -266,7 +275,7 @@ def real_tokenizer(name: str, folder: Path, shared: Callable[..., Path]) -> Any:
         (folder / "merges.txt").write_bytes(path.with_name("gpt2_merges.txt").read_bytes())
     else:
         (folder / ("tokenizer.json" if path.suffix == ".json" else "tokenizer.model")).write_bytes(path.read_bytes())
-    if name != "llama2":
+    if name == "gpt-neox":
         (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
     return load_tokenizer(folder)
 

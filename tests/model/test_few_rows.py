@@ -1,4 +1,4 @@
-"""One row as a column: the same numbers, and nothing left behind."""
+"""A few rows by blocks of the weight: the same numbers, and nothing left behind."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from random_models import make_model
 
+from mlx_finetune.model.few_rows import LAYERS_AT_ONCE, few_row_products
 from mlx_finetune.model.generate import PromptCache
-from mlx_finetune.model.single_row import LAYERS_AT_ONCE, column_products
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -16,21 +16,32 @@ def test_it_is_the_product_of_the_layer(shape: tuple[int, ...], bias: bool) -> N
     layer = nn.Linear(24, 16, bias=bias)
     x = mx.random.normal(shape, key=mx.random.key(0))
     expected = np.array(layer(x))
-    with column_products():
+    with few_row_products():
         for _ in range(LAYERS_AT_ONCE + 1):
             np.testing.assert_allclose(np.array(layer(x)), expected, rtol=0, atol=1e-6)
         layer.set_dtype(mx.bfloat16)
         assert layer(x.astype(mx.bfloat16)).dtype == mx.bfloat16
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16, 17])
+@pytest.mark.parametrize(("out", "width"), [(1536, 576), (2000, 640), (1031, 1024), (8, 70_000), (40, 40_000)])
+def test_large_weights_are_taken_by_blocks_with_the_same_sums(rows: int, out: int, width: int) -> None:
+    layer, tied = nn.Linear(width, out), nn.Embedding(out, width)
+    x = mx.random.normal((rows, 1, width), key=mx.random.key(0))
+    expected, logits = np.array(layer(x)), np.array(tied.as_linear(x))
+    with few_row_products():
+        np.testing.assert_allclose(np.array(layer(x)), expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(np.array(tied.as_linear(x)), logits, rtol=0, atol=1e-4)
+
+
 def test_the_class_is_as_before_after_it_also_after_an_error() -> None:
-    before = nn.Linear.__call__
-    with column_products():
+    before, tied = nn.Linear.__call__, nn.Embedding.as_linear
+    with few_row_products():
         assert nn.Linear.__call__ is not before
     assert nn.Linear.__call__ is before
-    with pytest.raises(ValueError, match="matmul"), column_products():
+    with pytest.raises(ValueError, match="second to last dimension"), few_row_products():
         nn.Linear(24, 16)(mx.zeros((1, 23)))
-    assert nn.Linear.__call__ is before
+    assert (nn.Linear.__call__, nn.Embedding.as_linear) == (before, tied)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt2", "gpt_neox"])
@@ -48,14 +59,14 @@ def test_the_cache_gives_the_logits_of_the_plain_model(family: str, lengths: tup
     assert mx.fast.scaled_dot_product_attention is before
 
 
-def test_one_token_goes_through_columns_and_a_prompt_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_tokens_go_through_blocks_and_a_prompt_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
-    monkeypatch.setattr("mlx_finetune.model.generate.column_products", lambda: _noting("column", used))
+    monkeypatch.setattr("mlx_finetune.model.generate.few_row_products", lambda: _noting("few", used))
     monkeypatch.setattr("mlx_finetune.model.generate.numpy_math", lambda _: _noting("numpy", used))
     cache = PromptCache(make_model("llama"))
-    for count in (40, 1, 8):
+    for count in (40, 1, 8, 20):
         cache.advance([5] * count)
-    assert used == (["numpy", "column"] if mx.default_device() == mx.Device(mx.cpu) else [])
+    assert used == (["numpy", "few", "few"] if mx.default_device() == mx.Device(mx.cpu) else [])
 
 
 def _noting(name: str, used: list[str]):

@@ -1,0 +1,1 @@
+"""A model and its adapters over HTTP, in the shape of OpenAI's interface."""

@@ -1,0 +1,35 @@
+"""The schemas of [serve]: read before anything else of a run and kept in its folder, where ``mlxft serve`` looks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlx_finetune import durable, rundir
+from mlx_finetune.recipe.load import LoadedRecipe
+from mlx_finetune.rundir import RunDir
+from mlx_finetune.scoring.json_schema import Schema, read_schema
+
+
+def read_schemas(loaded: LoadedRecipe, run: RunDir) -> Mapping[str, Schema]:
+    """Path of each endpoint -> its schema. A name counts from the recipe's folder.
+
+    A run that goes on where that file is no longer there takes its own copy. Raises ``DataError`` for a schema that
+    cannot be read or used.
+    """
+    folder = loaded.path.absolute().parent
+    found: dict[str, Schema] = {}
+    for endpoint in loaded.recipe.serve.endpoints:
+        file, kept = folder / Path(endpoint.schema).expanduser(), _kept(run, endpoint.path)
+        found[endpoint.path] = read_schema(kept if kept.is_file() and not file.is_file() else file)
+    return found
+
+
+def keep_schemas(run: RunDir, schemas: Mapping[str, Schema]) -> None:
+    """Write them into the run folder."""
+    if schemas:
+        durable.make_folder(run.file(rundir.SCHEMAS))
+    for path, schema in schemas.items():
+        durable.write_json(_kept(run, path), schema)
+
+
+def _kept(run: RunDir, path: str) -> Path:
+    return run.file(rundir.SCHEMAS) / f"{path}.json"

@@ -6,6 +6,7 @@ Gemma has 1 key/value head, Llama 2. An adapter on a layer has ``rank * (inputs 
 """
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -139,12 +140,12 @@ def tokenizer_of(rows: Path) -> Tokenizer:
 @pytest.mark.slow
 def test_the_timeline_recipe_runs_unchanged_on_a_tiny_gpt2(tmp_path, monkeypatch):
     """All of its 100 steps on its own rows: only the weights are small and random."""
-    rows = RECIPES.parent / "data" / "timeline"
+    rows = shutil.copytree(RECIPES.parent / "data" / "timeline", tmp_path / "data" / "timeline")
+    recipe = shutil.copy(RECIPES / "timeline-dialogpt.toml", tmp_path)
     monkeypatch.setattr(tiny, "CONTEXT", 1024)
     monkeypatch.setattr(tiny, "make_tokenizer", lambda: tokenizer_of(rows / "train.jsonl"))
-    monkeypatch.chdir(RECIPES.parent)
     model = tiny.write_tiny_model(tmp_path / "model", "gpt2", chat_template=False)
-    run = train(RECIPES / "timeline-dialogpt.toml", overrides=(f"model={model}", f"output_dir={tmp_path / 'run'}"))
+    run = train(Path(recipe), overrides=(f"model={model}", f"output_dir={tmp_path / 'run'}"))
     events = [record.event for record in read_events(run.file(rundir.EVENTS))]
     started = next(event for event in events if isinstance(event, RunStarted))
     assert (started.train_rows, started.valid_rows, started.total_steps) == (395, 16, 100)

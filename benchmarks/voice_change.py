@@ -1,7 +1,7 @@
 """Did a training change the voice? Base and tuned answers to the held-out instructions of data/voice, by category.
 
     python benchmarks/voice_change.py --check                # the classifiers on held-out written rows; no model, 2 s
-    python benchmarks/voice_change.py adapters/voice-smollm2 [--answers FILE] [--rows N] [--tokens 112] [--seed 1]
+    python benchmarks/voice_change.py adapters/voice-smollm2 [--rows N] [--tokens 112] [--seed 1] [--at-once 1]
 
 Each instruction is answered by the run and by its base, one after the other in turns, with the run's own [chat]
 settings and one seed an instruction. Answers go to a JSON Lines file as they come and are not made again: delete the
@@ -12,7 +12,8 @@ file to start anew. What is measured:
   not far above one half would make the rest of the table worthless.
 * habits that can be counted, and the share of the answer that is quoted from the training texts, five words at a time;
 * ``loss``: nats a token of the written held-out answer, and what the difference is over the rows;
-* the time of an answer, tokens/s of all answers, and their lengths.
+* the length of an answer, its time, and tokens/s of one answer; where several were made at once (the text is the same)
+  these are times in company, each longer than alone.
 
 Differences are tuned minus base over the same instructions, with 95 % intervals of a paired bootstrap. They say how
 certain it is that the sound changed, not that the answers became better.
@@ -21,6 +22,7 @@ certain it is that the sound changed, not that the answers became better.
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,7 @@ class Answered:
     instruction: str
     answer: str
     finish: str
+    at_once: int
     tokens: int
     seconds: float
     loss_sum: float
@@ -72,6 +75,7 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=0, help="instructions of each category; 0 is all")
     options.add_argument("--tokens", type=int, default=112, help="longest answer")
     options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--at-once", type=int, default=1, help="answers that are made together")
     given = options.parse_args()
     rows = read_voice(given.data)
     print_check(rows)
@@ -80,7 +84,7 @@ def main() -> None:
     if given.run is None:
         options.error("name a run, or give --check")
     path = given.answers or Path(given.run) / "voice_answers.jsonl"
-    found = answer_all(given, held_out(rows, given.rows), path)
+    found = complete(given, held_out(rows, given.rows), path)
     print("\n".join(table(rows, found)))
 
 
@@ -106,51 +110,65 @@ def print_check(rows: Rows) -> None:
         )
 
 
-def answer_all(given: argparse.Namespace, rows: Sequence[VoiceRow], path: Path) -> list[Answered]:
+def complete(given: argparse.Namespace, rows: Sequence[VoiceRow], path: Path) -> list[Answered]:
     """The answers in ``path``, and those that it lacks, appended as they come."""
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     known = {(one.side, one.instruction): one for one in (Answered(**json.loads(line)) for line in lines)}
     wanted = [(side, row) for row in rows for side in SIDES]
     if any((side, row.instruction) not in known for side, row in wanted):
         ask = asker(given)
-        ask("base", rows[0], 0, 4), ask("tuned", rows[0], 0, 4)  # the first touches the weights
+        for side in SIDES:
+            ask(side, [(0, rows[0])], 4)  # the first touches the weights
+        groups = [list(enumerate(rows))[start : start + given.at_once] for start in range(0, len(rows), given.at_once)]
         with path.open("a", encoding="utf-8") as file:
-            for place, row in enumerate(rows):
-                for side in SIDES if place % 2 else SIDES[::-1]:
-                    if (side, row.instruction) not in known:
-                        known[side, row.instruction] = ask(side, row, place, given.tokens)
-                        file.write(json.dumps(asdict(known[side, row.instruction])) + "\n")
-                        file.flush()
+            for number, group in enumerate(groups):
+                for side in SIDES if number % 2 else SIDES[::-1]:
+                    missing = [(place, row) for place, row in group if (side, row.instruction) not in known]
+                    for one in ask(side, missing, given.tokens) if missing else ():
+                        known[side, one.instruction] = one
+                        file.write(json.dumps(asdict(one)) + "\n")
+                    file.flush()
     return [known[side, row.instruction] for side, row in wanted]
 
 
-def asker(given: argparse.Namespace) -> Callable[[str, VoiceRow, int, int], Answered]:
-    """What answers one row: (side, row, its number, most tokens)."""
+def asker(given: argparse.Namespace) -> Callable[[str, Sequence[tuple[int, VoiceRow]], int], list[Answered]]:
+    """What answers rows: (side, rows with their numbers, most tokens)."""
     print(blas.prepare().reason)  # before mlx is imported
-    from mlx_finetune.app.generate import answer, prompt_ids, question, sampling_of
+    from mlx_finetune.app.eval.answers import answer_all
+    from mlx_finetune.app.generate import prompt_ids, question, sampling_of
     from mlx_finetune.app.open import base_model, open_name
     from mlx_finetune.dataset.formats import Instruction
     from mlx_finetune.dataset.template import tokenize
+    from mlx_finetune.model.batches import Request
 
     opened = open_name(given.run, base=Path.cwd(), report=lambda _: None)
 
-    def ask(side: str, row: VoiceRow, place: int, most: int) -> Answered:
-        example = Instruction(row.instruction, "", row.output, "test", place)
-        (written,) = tokenize([example], opened.tokenizer, opened.data, task="sft").rows
-        ids = prompt_ids(question(row.instruction, opened.chat), opened.tokenizer, opened.data)
-        sampling = replace(sampling_of(opened.chat, given.seed + place), max_tokens=most)
-
-        def reply(model: Any) -> Answered:
+    def ask(side: str, rows: Sequence[tuple[int, VoiceRow]], most: int) -> list[Answered]:
+        examples = [Instruction(row.instruction, "", row.output, "test", place) for place, row in rows]
+        written = tokenize(examples, opened.tokenizer, opened.data, task="sft").rows
+        ids = [prompt_ids(question(row.instruction, opened.chat), opened.tokenizer, opened.data) for _, row in rows]
+        seeds = [given.seed + place for place, _ in rows]
+        sampling = [replace(sampling_of(opened.chat, seed), max_tokens=most) for seed in seeds]
+        requests = [Request(*pair) for pair in zip(ids, sampling, strict=True)]
+        with base_model(opened) if side == "base" else nullcontext(opened.model) as model:
             with blas.single_threaded():  # as chat and generate do
-                said = answer(model, opened.tokenizer, ids, sampling)
-            loss = loss_of(model, written.ids, written.loss_mask)
-            counts = (said.finish, said.answer_tokens, said.seconds, loss, int(written.loss_mask.sum()))
-            return Answered(side, row.category, row.instruction, said.text, *counts)
-
-        if side == "tuned":
-            return reply(opened.model)
-        with base_model(opened) as model:
-            return reply(model)
+                said = dict(answer_all(model, opened.tokenizer, requests, at_once=given.at_once))
+            losses = [loss_of(model, one.ids, one.loss_mask) for one in written]
+        return [
+            Answered(
+                side,
+                row.category,
+                row.instruction,
+                said[index].text,
+                said[index].finish,
+                given.at_once,
+                said[index].answer_tokens,
+                said[index].seconds,
+                losses[index],
+                int(written[index].loss_mask.sum()),
+            )
+            for index, (_, row) in enumerate(rows)
+        ]
 
     return ask
 
@@ -174,7 +192,13 @@ def table(rows: Rows, found: Sequence[Answered]) -> list[str]:
         base, tuned = ([place for place in chosen if found[place].side == side] for side in SIDES)
         if not base:
             continue
-        lines += ["", f"### {name} ({len(base)} instructions)", "", "| | base | tuned | difference (95 %) |"]
+        at_once = " or ".join(str(one) for one in sorted({found[place].at_once for place in chosen}))
+        lines += [
+            "",
+            f"### {name} ({len(base)} instructions, {at_once} at once)",
+            "",
+            "| | base | tuned | difference (95 %) |",
+        ]
         lines += ["|---|---|---|---|"]
         lines += [_row(measure, np.array(values), base, tuned) for measure, values in measures.items()]
         lines += [_loss_row(found, base, tuned), _speed_row(found, base, tuned)]

@@ -40,7 +40,7 @@ CASES = {
     "timeline-smollm2": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "llama-3.1-8b-alpaca": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
     "voice-pythia-1.4b": ("gpt_neox", ("query_key_value",), 16 * 2 * 256, "alpaca"),
-    "voice-smollm2": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
+    "voice-smollm2": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
     "quickstart": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
@@ -72,6 +72,8 @@ def run_recipe(tmp_path):
         data = write_data(tmp_path / "rows.jsonl", layout)
         overrides = [f"model={model}", f"data.path={data}", f"output_dir={tmp_path / 'run'}"]
         recipe = load_recipe(RECIPES / f"{name}.toml").recipe
+        if recipe.lora and recipe.lora.num_layers != "all":
+            overrides.append("lora.num_layers=1")  # half of the tiny model's blocks, as of the real one's
         if recipe.training.max_steps or recipe.training.epochs:
             overrides.append(f"training.max_steps={steps}")
         return train(RECIPES / f"{name}.toml", overrides=tuple(overrides)), model

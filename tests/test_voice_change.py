@@ -11,7 +11,7 @@ import pytest
 import voice_change
 import voice_style
 from conftest import ROOT
-from voice_change import Answered, answer_all, held_out, loss_of, table
+from voice_change import Answered, complete, held_out, loss_of, table
 from voice_style import Classifier, check, copied_share, grams, habits, read_voice, train_classifier
 
 from mlx_finetune.scoring.intervals import wilson
@@ -88,7 +88,7 @@ def test_held_out_rows_are_taken_evenly_from_the_categories() -> None:
 
 def answered(side: str, place: int, text: str, loss: float) -> Answered:
     row = held_out(ROWS, 0)[place]
-    return Answered(side, row.category, row.instruction, text, "stop", 10, 2.0 if side == "base" else 1.0, loss, 10)
+    return Answered(side, row.category, row.instruction, text, "stop", 1, 10, 2.0 if side == "base" else 1.0, loss, 10)
 
 
 def test_the_table_has_means_differences_and_intervals_for_each_category_and_for_all() -> None:
@@ -101,8 +101,8 @@ def test_the_table_has_means_differences_and_intervals_for_each_category_and_for
     ]
     lines = table(ROWS, found)
     assert [line for line in lines if line.startswith("###")] == [
-        "### marketing (2 instructions)",
-        "### all (2 instructions)",
+        "### marketing (2 instructions, 1 at once)",
+        "### all (2 instructions, 1 at once)",
     ]
     assert "| closing aside | 0.00 | 1.00 | +1.00 (+1.00 to +1.00) |" in lines
     assert "| loss of the written answers | 3.000 | 2.050 | -0.950 (-1.000 to -0.900) |" in lines
@@ -127,7 +127,13 @@ def test_answers_of_both_sides_are_kept_and_not_made_again(
 
     recipe = ROOT / "recipes" / "voice-smollm2.toml"
     folder = tmp_path / "run"
-    limits = ["training.max_steps=1", "training.batch_size=1", "data.max_seq_length=512", "eval.max_new_tokens=4"]
+    limits = [
+        "lora.num_layers=1",
+        "training.max_steps=1",
+        "training.batch_size=1",
+        "data.max_seq_length=512",
+        "eval.max_new_tokens=4",
+    ]
     overrides = [
         f"model={tiny_model('llama')}",
         f"data.path={ROOT / 'data' / 'voice'}",
@@ -135,7 +141,7 @@ def test_answers_of_both_sides_are_kept_and_not_made_again(
         *limits,
     ]
     train(recipe, overrides=tuple(overrides))
-    monkeypatch.setattr(sys, "argv", ["voice_change.py", str(folder), "--rows", "1", "--tokens", "5"])
+    monkeypatch.setattr(sys, "argv", ["voice_change.py", str(folder), "--rows", "1", "--tokens", "5", "--at-once", "2"])
     voice_change.main()
     first = capsys.readouterr().out
     kept = [json.loads(line) for line in (folder / "voice_answers.jsonl").read_text().splitlines()]
@@ -147,23 +153,30 @@ def test_answers_of_both_sides_are_kept_and_not_made_again(
     voice_change.main()
     again = capsys.readouterr().out
     assert first.endswith(again)
-    assert "### all (3 instructions)" in again
+    assert "### all (3 instructions, 2 at once)" in again
 
 
 def test_an_answer_that_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, path = held_out(ROWS, 1), tmp_path / "answers.jsonl"
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, list[str]]] = []
 
-    def ask(side: str, row: voice_style.VoiceRow, place: int, most: int) -> Answered:
-        asked.append((side, row.instruction))
-        return Answered(side, row.category, row.instruction, "", "stop", most, 1.0, 1.0, 1)
+    def ask(side: str, numbered: list[tuple[int, voice_style.VoiceRow]], most: int) -> list[Answered]:
+        asked.append((side, [row.instruction for _, row in numbered]))
+        return [
+            Answered(side, row.category, row.instruction, str(place), "stop", 2, most, 1.0, 1.0, 1)
+            for place, row in numbered
+        ]
 
     monkeypatch.setattr(voice_change, "asker", lambda given: ask)
-    given = voice_change.argparse.Namespace(tokens=9)
-    whole = answer_all(given, rows, path)
-    assert [one.tokens for one in whole] == [9] * 6
+    given = voice_change.argparse.Namespace(tokens=9, at_once=2)
+    whole = complete(given, rows, path)
+    assert [(one.side, one.answer, one.tokens) for one in whole] == [
+        (side, str(place), 9) for place in range(3) for side in ("base", "tuned")
+    ]
+    warm_up = [("base", [rows[0].instruction]), ("tuned", [rows[0].instruction])]
+    assert asked[:2] == warm_up
     lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:-1]) + "\n")
+    path.write_text("\n".join([*lines[:2], *lines[3:]]) + "\n")
     asked.clear()
-    assert answer_all(given, rows, path) == whole
-    assert len(asked) == 3  # two that warm up, and the missing one
+    assert complete(given, rows, path) == whole
+    assert asked == [*warm_up, ("base", [rows[0].instruction])]

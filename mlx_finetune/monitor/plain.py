@@ -56,8 +56,8 @@ class PlainView:
             self._write(lines_for(record, self._summary))
 
     def _is_worth_a_line(self, phase: Phase, previous: Phase | None, now: float) -> bool:
-        """Before step 1: a phase when it begins, and how far it is every ten seconds."""
-        if self._summary.started is not None:
+        """While a training or its continuation is prepared: a phase when it begins, and every ten seconds how far."""
+        if not self._summary.is_preparing:
             return False
         is_new = previous is None or (previous.name, previous.detail) != (phase.name, phase.detail)
         if is_new or now - self._phase_line_time >= PHASE_SECONDS:

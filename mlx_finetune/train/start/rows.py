@@ -86,7 +86,7 @@ def _make_rows(recipe: Recipe, objective: Objective, tokenizer: ModelTokenizer, 
         def progress(done: int, total: int, name: str = name) -> None:
             emit(Phase("tokenise", detail=name, done=done, total=total, unit="rows"))
 
-        tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress)
+        tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress, name)
         _report(name, tokenized[name].report, emit)
     return CachedSplits(tokenized, splits.problems, splits.content_hash)
 

@@ -133,7 +133,7 @@ def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport
     """The report on a recipe's data; tokens only where every row can be used."""
     from mlx_finetune.dataset.check import check_files
     from mlx_finetune.dataset.corpus import TRAINABLE, load_splits, locate_sources
-    from mlx_finetune.recipe.load import load_recipe
+    from mlx_finetune.recipe.load import load_recipe, naming_recipe
 
     recipe = load_recipe(path, overrides).recipe
     located = [source.located for source in locate_sources(recipe.data, Path())]
@@ -142,7 +142,8 @@ def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport
         return report, None
     from mlx_finetune.app.data_tokens import count_tokens
 
-    return report, count_tokens(recipe, load_splits(recipe.data, base=Path()), Path(), _phase)
+    with naming_recipe(path, overrides):
+        return report, count_tokens(recipe, load_splits(recipe.data, base=Path()), Path(), _phase)
 
 
 def _phase(phase: "Phase") -> None:

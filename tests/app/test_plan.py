@@ -167,6 +167,16 @@ def test_validation_rows_that_cannot_be_used_are_refused_as_in_a_training(tiny_m
         plan("pythia-1.4b", data=data)
 
 
+def test_the_way_out_names_the_recipe_that_was_planned() -> None:
+    Path("rows.jsonl").write_text("")
+    Path("my recipe.toml").write_text(
+        'model = "pythia-1.4b"\noutput_dir = "o"\n[lora]\n[data]\npath = "rows.jsonl"\nformat = "text"\n'
+    )
+    error = call("plan", "my recipe.toml", "--no-measure", "--set", "seed=3").exception
+    assert isinstance(error, DataError)
+    assert error.hint == "mlxft data check 'my recipe.toml' --set seed=3"
+
+
 BIG = {
     "model_type": "llama",
     "hidden_size": 4096,

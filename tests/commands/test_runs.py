@@ -9,7 +9,17 @@ from journal import HALVED, records, step, whole_run
 
 from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Continued, Paused, Record, RunStarted, RunStopped, TimeJump, to_json
+from mlx_finetune.events import (
+    Continued,
+    Evaluated,
+    Paused,
+    Record,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    TimeJump,
+    to_json,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +53,21 @@ def test_the_list_shows_status_steps_and_losses() -> None:
     assert table["stopped"][:5] == ["stopped", "gpt2", "stopped", "2/100", "- -> -"]
     assert table["killed"][2] == "interrupted"
     assert "next: mlxft runs show stopped" in result.stderr
+
+
+def test_the_list_shows_the_loss_of_the_weights_in_the_folder() -> None:
+    journal = [record for record in whole_run() if not isinstance(record.event, Evaluated | RunFinished)]
+    worse = [
+        Evaluated(0, 0.5, 100, True, 0.1),
+        Evaluated(20, 0.7, 100, False, 0.1),
+        Evaluated(40, 0.6, 100, False, 0.1),
+    ]
+    ended = RunFinished(40, "finished", 0.5, 0.5, 0, 0.6, 65.0, 12_345, 2 * 10**9, result_step=40)
+    write_run("worse", [*journal, *records(*worse, ended)])
+    (line,) = [line for line in call("list").stdout.splitlines() if line.startswith("worse ")]
+    assert "0.5000 -> 0.6000" in line
+    (facts,) = [run for run in json.loads(call("list", "--json").stdout) if run["name"] == "worse"]
+    assert (facts["best_loss"], facts["result_loss"]) == (0.6, 0.6)
 
 
 def test_runs_alone_is_the_list() -> None:

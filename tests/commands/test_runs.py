@@ -100,6 +100,15 @@ def test_show_prints_settings_losses_and_answers() -> None:
         assert line in text.splitlines(), line
 
 
+def test_show_ends_with_what_can_be_done_with_the_run(tmp_path: Path) -> None:
+    assert call("show", "killed").stderr.endswith("nothing was saved: the command that started it starts it anew\n")
+    info = {"recipe_path": "my.toml", "started_in": str(tmp_path), "overrides": ["seed=3"]}
+    Path("adapters/killed/run.json").write_text(json.dumps(info))
+    assert call("show", "killed").stderr.endswith("to go on: mlxft train my.toml --set seed=3 --resume\n")
+    Path("adapters/finished/adapter_config.json").write_text("{}")
+    assert call("show", "finished").stderr.endswith("next: mlxft chat finished\n")
+
+
 def test_show_adds_up_pauses_and_sleep_where_there_were_any() -> None:
     low, sleep = Paused(1, "the battery is at 19%"), TimeJump(30.0, was_asleep=True)
     started = RunStarted("waited", "gpt2", "sft", 0, 100, 50, 8, 0, 10, 100, "CPU", "float32")

@@ -44,7 +44,7 @@ from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.model.catalogue import find_entry
-from mlx_finetune.model.config import read_config
+from mlx_finetune.model.config import read_config, refuse_more_blocks
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import counted
@@ -143,6 +143,7 @@ def make_plan(
         shape, bits = _read_config(local)
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
+    _check_blocks(recipe, shape)
     facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
     run = base / recipe.run_folder
     facts = _with_tokens(facts, tokens, run, is_here=mac is None)
@@ -247,6 +248,12 @@ def _read_config(local: LocalModel) -> tuple[ModelShape, int | None]:
         return read_shape(config), bits if isinstance(bits, int) else None
     except ValueError as error:
         raise ModelError(f"{local.name}: {error}", "the plan cannot tell this model's size") from error
+
+
+def _check_blocks(recipe: Recipe, shape: ModelShape) -> None:
+    """Refuse an adapter on more blocks than there are, as the training does. Raises ``ModelError``."""
+    if shape.is_exact and recipe.lora is not None and recipe.lora.num_layers != "all":
+        refuse_more_blocks(recipe.lora.num_layers, shape.num_layers)
 
 
 def _guess(recipe: Recipe) -> ModelShape:

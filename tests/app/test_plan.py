@@ -126,6 +126,11 @@ def test_a_name_that_matches_no_layer_is_warned_about(tiny_model: Callable[..., 
     assert "lora.target_modules names no layer of this model; it has c_attn, c_fc, c_proj" in made.warnings
 
 
+def test_an_adapter_on_more_blocks_than_there_are_is_refused_as_in_a_training(tiny_model: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match="num_layers = 3, but the model has 2 blocks"):
+        plan(tiny_model("llama"), lora={"rank": 4, "num_layers": 3})
+
+
 def test_no_training_row_is_an_error() -> None:
     Path("rows.jsonl").write_text("")
     with pytest.raises(DataError):

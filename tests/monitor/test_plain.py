@@ -78,6 +78,11 @@ def test_a_continued_run_shows_its_phases_like_a_new_one() -> None:
     ]
 
 
+def test_one_step_on_one_row_is_not_many() -> None:
+    one = dataclasses.replace(STARTED, total_steps=1, steps_per_epoch=1, train_rows=1, valid_rows=0)
+    assert shown(one)[1] == "1 step, 1 in an epoch; 1 training row, 0 for validation"
+
+
 def test_control_characters_of_an_answer_never_reach_the_terminal() -> None:
     (line,) = shown(Sampled(0, "q", "a\x1b[2Jb\x07\nc"))
     assert line == "step 0  q -> a [2Jb c"

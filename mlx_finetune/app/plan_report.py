@@ -9,7 +9,7 @@ from mlx_finetune.app.fitting import Fix
 from mlx_finetune.app.plan import Plan
 from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.hardware.shapes import adapted_layers, target_linears
-from mlx_finetune.units import format_bytes, format_count, format_energy, format_seconds, format_step
+from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
 LABEL_WIDTH = 9
@@ -88,7 +88,10 @@ def _model_lines(plan: Plan) -> Iterator[str]:
 def _data_lines(plan: Plan) -> Iterator[str]:
     rows, tokens = plan.rows, plan.tokens
     corrected = f" ({rows['corrections']:,} of them corrections)" if "corrections" in rows else ""
-    counts = f"{rows['train']:,} rows to train on{corrected}, {rows['valid']:,} to validate, {rows['test']:,} to test"
+    counts = (
+        f"{counted(rows['train'], 'row')} to train on{corrected}, {rows['valid']:,} to validate, "
+        f"{rows['test']:,} to test"
+    )
     yield f"{counts}; {plan.data_format}"
     lengths = tokens.lengths
     share = f", {tokens.target_share:.0%} of them targets ({tokens.method})" if tokens.target_share is not None else ""
@@ -102,23 +105,28 @@ def _data_lines(plan: Plan) -> Iterator[str]:
         if bucket.count:
             bar = "#" * max(1, round(BAR_WIDTH * bucket.count / most))
             yield f"{bucket.low:>7} - {bucket.high - 1:<6} {bucket.count:>7}  {bar}"
-    limit = plan.recipe.data.max_seq_length
-    total = lengths.count + (tokens.num_cut if plan.recipe.data.truncation == "drop" else 0)
+    data = plan.recipe.data
+    if not tokens.num_cut:
+        yield f"no row is longer than max_seq_length = {data.max_seq_length}"
+        return
+    total = lengths.count + (tokens.num_cut if data.truncation == "drop" else 0)
+    more, fate = {"drop": ("more ", "left out"), "keep-end": ("", "cut"), "split": ("", "split")}[data.truncation]
     yield (
-        f"{tokens.num_cut} rows ({tokens.num_cut / max(1, total):.1%}) are longer than max_seq_length = {limit} "
-        f"({plan.recipe.data.truncation})"
+        f"{counted(tokens.num_cut, f'{more}row')} ({tokens.num_cut / max(1, total):.1%}) "
+        f"{'is' if tokens.num_cut == 1 else 'are'} longer than max_seq_length = {data.max_seq_length} and {fate}"
     )
 
 
 def _run_lines(plan: Plan) -> Iterator[str]:
     resolved = plan.resolved
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
-    what = f"packs of {resolved.packed_length} tokens" if resolved.packed_length else "rows"
+    what = counted(resolved.batch_size, "pack" if resolved.packed_length else "row")
+    what += f" of {resolved.packed_length} tokens" if resolved.packed_length else ""
     accumulation = resolved.recipe.training.gradient_accumulation_steps
     times = f", {accumulation} times a step" if accumulation > 1 else ""
     yield (
-        f"{resolved.total_steps:,} steps, {resolved.steps_per_epoch:,} in an epoch ({epochs:.2f} epochs); "
-        f"{resolved.batch_size} {what} at once{times}"
+        f"{counted(resolved.total_steps, 'step')}, {resolved.steps_per_epoch:,} in an epoch ({epochs:.2f} epochs); "
+        f"{what} at once{times}"
     )
 
 

@@ -48,8 +48,10 @@ def print_plan(
 ) -> int:
     """Plan, print, and return the exit code; ``train --dry-run`` prints the same without measuring."""
     from mlx_finetune.app.plan_report import plan_json, plan_lines, train_command, warning_lines
+    from mlx_finetune.recipe.load import naming_recipe
 
-    plan, overrides, profile_warning = _plan(path, overrides, measures=measures, predict=predict, fix=fix)
+    with naming_recipe(path, overrides):
+        plan, overrides, profile_warning = _plan(path, overrides, measures=measures, predict=predict, fix=fix)
     options = [part for one in overrides for part in ("--set", one)]
     if as_json:
         click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides), ensure_ascii=False))

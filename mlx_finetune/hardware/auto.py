@@ -210,8 +210,8 @@ class _Decisions:
         asked = recipe.training.reuse_frozen_layers
         impossible = kept_states.why_impossible(recipe, facts.shape, facts.num_processes)
         if asked is True and impossible:
-            hint = 'write reuse_frozen_layers = "auto" under [training]'
-            raise RecipeError([Problem("", f"training.reuse_frozen_layers = true: {impossible}", hint)])
+            what = f"training.reuse_frozen_layers = true: {impossible}"
+            raise RecipeError([Problem("", what, kept_states.way_out(impossible))])
         kept = None if impossible or asked is False else self._states_to_keep()
         reason = impossible
         if kept is not None:

@@ -89,7 +89,7 @@ def test_the_page_says_everything_a_person_decides_by(tiny_model: Callable[..., 
         "plan of demo.toml",
         "llama, 2 blocks",
         "rows to train on",
-        "longer than max_seq_length = 2048 (drop)",
+        "no row is longer than max_seq_length = 2048",
         "steps",
         "rank 4 on 7 layers in each of 2 blocks; the adapter's output is multiplied by 8",
         "frozen weights",
@@ -126,10 +126,60 @@ def test_a_name_that_matches_no_layer_is_warned_about(tiny_model: Callable[..., 
     assert "lora.target_modules names no layer of this model; it has c_attn, c_fc, c_proj" in made.warnings
 
 
+def test_an_adapter_on_more_blocks_than_there_are_is_refused_as_in_a_training(tiny_model: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match="num_layers = 3, but the model has 2 blocks"):
+        plan(tiny_model("llama"), lora={"rank": 4, "num_layers": 3})
+
+
 def test_no_training_row_is_an_error() -> None:
     Path("rows.jsonl").write_text("")
     with pytest.raises(DataError):
         plan("pythia-1.4b")
+
+
+def write_rows(path: str, num_short: int, num_long: int) -> None:
+    """Rows of about 35 tokens, then rows of several hundred."""
+    rows = [{"prompt": f"What is {n}?", "completion": "Much. " * (1 if n < num_short else 120)} for n in range(99)]
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows[: num_short + num_long]))
+
+
+def test_rows_that_are_left_out_are_not_counted_as_rows_to_train_on(tiny_model: Callable[..., Path]) -> None:
+    write_rows("train.jsonl", 12, 1)
+    write_rows("valid.jsonl", 2, 3)
+    data = {"train": "train.jsonl", "valid": "valid.jsonl", "max_seq_length": 128}
+    for model in (tiny_model("llama"), "pythia-1.4b"):
+        lines = list(plan_lines(plan(model, data=data), name="x"))
+        assert any("12 rows to train on, 2 to validate, 0 to test" in line for line in lines)
+        limit = "1 more row (7.7%) is longer than max_seq_length = 128 and left out"
+        assert any(line.strip() == limit for line in lines)
+    made = plan(tiny_model("llama"), data=data)
+    assert "validation data: 3 rows longer than max_seq_length and left out" in made.warnings
+    cut = list(plan_lines(plan(tiny_model("llama"), data={**data, "truncation": "keep-end"}), name="x"))
+    assert any(line.strip() == "1 row (7.7%) is longer than max_seq_length = 128 and cut" for line in cut)
+
+
+def test_validation_rows_that_cannot_be_used_are_refused_as_in_a_training(tiny_model: Callable[..., Path]) -> None:
+    write_rows("train.jsonl", 9, 0)
+    write_rows("valid.jsonl", 0, 1)
+    data = {"train": "train.jsonl", "valid": "valid.jsonl", "max_seq_length": 128}
+    with pytest.raises(DataError, match="the only validation row cannot be used") as caught:
+        plan(tiny_model("llama"), data=data)
+    assert (
+        caught.value.hint == 'raise data.max_seq_length, or keep the end of long rows with data.truncation = "keep-end"'
+    )
+    assert caught.value.problems[0].where == "valid.jsonl:1"
+    with pytest.raises(DataError, match="every validation row seems longer"):
+        plan("pythia-1.4b", data=data)
+
+
+def test_the_way_out_names_the_recipe_that_was_planned() -> None:
+    Path("rows.jsonl").write_text("")
+    Path("my recipe.toml").write_text(
+        'model = "pythia-1.4b"\noutput_dir = "o"\n[lora]\n[data]\npath = "rows.jsonl"\nformat = "text"\n'
+    )
+    error = call("plan", "my recipe.toml", "--no-measure", "--set", "seed=3").exception
+    assert isinstance(error, DataError)
+    assert error.hint == "mlxft data check 'my recipe.toml' --set seed=3"
 
 
 BIG = {

@@ -135,7 +135,7 @@ def test_the_run_is_compared_with_its_plan_and_the_profile_learns(written: str) 
     assert metrics["peak_memory_bytes"] == pytest.approx(planned["peak_bytes"]["expected"], rel=0.1)  # of 2 MB
     events = [json.loads(line) for line in Path("adapters/x/events.jsonl").read_text().splitlines()]
     assert re.fullmatch(
-        r"peak memory [\d.]+ MB of [\d.]+ MB planned \([+-]\d+%\), \S+ m?s a step of \S+ m?s \([+-]\d+%\)",
+        r"peak memory [\d.]+ MB of [\d.]+ MB planned \([+-]\d+%\), \S+ m?s a step of \S+ m?s planned \([+-]\d+%\)",
         events[-1]["planned"],
     )
     assert json.loads(Path("cache/profile.json").read_text())["plans"] == {}

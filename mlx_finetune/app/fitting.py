@@ -3,8 +3,7 @@
 The cost of a change is the time for a token it learns from, as a ratio to the recipe as it is: by the operations that
 recomputation, fewer adapted blocks or other lengths mean, and by what smaller microbatches and quantised weights were
 seen to cost (``HALVING``, ``QUANTIZED``: E, to be measured on Metal). Rows that are left out are said, not counted as
-time gained. Changes with the same result are preferred to those that learn less; those that are named stand in the
-order of their cost.
+time gained: ways with the same result come before all that learn less, and among equals the quicker one is first.
 """
 
 import shlex
@@ -75,7 +74,7 @@ class _Change:
 
 
 def find_fixes(recipe: Recipe, facts: Facts) -> tuple[Fix, ...]:
-    """At most three ways to fit in the order of their cost in time; empty where nothing helps.
+    """At most three ways to fit, those with the same result first, then by their cost in time; empty where none helps.
 
     Of each kind of change the weakest that is enough. Where fewer than three are enough alone, pairs are tried, then
     everything together.
@@ -106,8 +105,7 @@ def find_fixes(recipe: Recipe, facts: Facts) -> tuple[Fix, ...]:
         strongest = {change.kind: change for change in changes}
         together = plan(*strongest.values())
         return (together,) if together is not None else ()
-    best = sorted((fix for _, fix in found), key=_order)[:NUM_FIXES]
-    return tuple(sorted(best, key=lambda fix: fix.relative_time))
+    return tuple(sorted((fix for _, fix in found), key=_order)[:NUM_FIXES])
 
 
 def _order(fix: Fix) -> tuple[bool, float]:

@@ -73,22 +73,23 @@ class _Change:
     penalty: float = 1.0
 
 
-def find_fixes(recipe: Recipe, facts: Facts) -> tuple[Fix, ...]:
+def find_fixes(recipe: Recipe, facts: Facts, *, margin: float = 1.0) -> tuple[Fix, ...]:
     """At most three ways to fit, those with the same result first, then by their cost in time; empty where none helps.
 
-    Of each kind of change the weakest that is enough. Where fewer than three are enough alone, pairs are tried, then
-    everything together.
+    Of each kind of change the weakest that is enough for ``margin`` times the peak. Where fewer than three are enough
+    alone, or none with the same result is, pairs are tried, then everything together.
     """
     now = _seconds_per_token(resolve_auto(recipe, facts), facts)
     changes = list(_changes(recipe, facts))
 
     def plan(*chosen: _Change) -> Fix | None:
-        return _planned(recipe, facts, chosen, now)
+        return _planned(recipe, facts, chosen, now, margin)
 
     found = _weakest(changes, lambda change: plan(change))
-    if len(found) < NUM_FIXES:
+    are_few = len(found) < NUM_FIXES
+    if are_few or not any(fix.keeps_result for _, fix in found):
         enough = {change.kind for change, _ in found}
-        rest = [change for change in changes if change.kind not in enough]
+        rest = [change for change in changes if change.kind not in enough and (are_few or change.keeps_result)]
         pairs = [
             (one, other, fix)
             for at, one in enumerate(rest)
@@ -121,7 +122,7 @@ def _weakest(changes: Sequence[_Change], plan: Callable[[_Change], Fix | None]) 
     return list(found.values())
 
 
-def _planned(recipe: Recipe, facts: Facts, changes: Sequence[_Change], now: float) -> Fix | None:
+def _planned(recipe: Recipe, facts: Facts, changes: Sequence[_Change], now: float, margin: float) -> Fix | None:
     """The fix that ``changes`` are together; None where they do not make it fit or do not go together."""
     settings = {name: value for change in changes for name, value in change.settings.items()}
     changed = _apply(recipe, settings)
@@ -130,7 +131,7 @@ def _planned(recipe: Recipe, facts: Facts, changes: Sequence[_Change], now: floa
         resolved = resolve_auto(changed, shortened)
     except (MlxftError, ValueError):
         return None
-    if resolved.peak_bytes > resolved.limits.memory_bytes:
+    if margin * resolved.peak_bytes > resolved.limits.memory_bytes:
         return None
     penalty = float(np.prod([change.penalty for change in changes]))
     keeps_result = all(change.keeps_result for change in changes)

@@ -36,7 +36,7 @@ from mlx_finetune.hardware.forecast import (
     plan_beside,
 )
 from mlx_finetune.hardware.layout import epoch_positions, why_unpackable
-from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.measured import Measured
 from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.profile import Corrections
@@ -45,6 +45,7 @@ from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.model.config import read_config
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.units import format_bytes
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -97,6 +98,11 @@ class Plan:
     def fits_memory(self) -> bool:
         """True where the expected peak is within the limit."""
         return round(self.forecast.peak_bytes.expected) <= self.resolved.limits.memory_bytes
+
+    @property
+    def is_tight(self) -> bool:
+        """True where it fits, but would not at the upper end of the peak's error bar."""
+        return self.fits_memory and round(self.forecast.peak_bytes.high) > self.resolved.limits.memory_bytes
 
     @property
     def fits_disk(self) -> bool:
@@ -152,7 +158,7 @@ def make_plan(
         resolved=resolved,
         trainable=trainable,
         disk=disk,
-        warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
+        warnings=_warnings(recipe, splits, facts, trainable, resolved, tokens),
         fixes=(),
     )
     return _with_fixes(plan)
@@ -197,7 +203,12 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
 
 
 def _with_fixes(plan: Plan) -> Plan:
-    return plan if plan.fits_memory else replace(plan, fixes=find_fixes(plan.recipe, plan.facts))
+    """Ways to make it fit, or to fit with room for the upper end of the error bar."""
+    if plan.fits_memory and not plan.is_tight:
+        return plan
+    peak = plan.forecast.peak_bytes
+    margin = peak.high / peak.expected if plan.is_tight else 1.0
+    return replace(plan, fixes=find_fixes(plan.recipe, plan.facts, margin=margin))
 
 
 def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: Mac | None, disk: DiskPlan) -> Forecast:
@@ -296,9 +307,10 @@ def num_characters(example: Example) -> int:
 
 
 def _warnings(
-    recipe: Recipe, splits: Splits, shape: ModelShape, trainable: int, resolved: Resolved, tokens: TokenCount
+    recipe: Recipe, splits: Splits, facts: Facts, trainable: int, resolved: Resolved, tokens: TokenCount
 ) -> tuple[str, ...]:
     """What a person should know before starting."""
+    shape, machine = facts.shape, facts.machine
     found = [f"{one.where}: {one.message}" if one.where else one.message for one in splits.problems]
     found += [f"training data: {sentence}" for sentence in tokens.lost]
     if recipe.lora is not None and not target_linears(shape, recipe.lora) and shape.is_exact:
@@ -308,6 +320,12 @@ def _warnings(
         found.append(
             f"the longest row has {tokens.lengths.longest} tokens, and the model reads {shape.context_length}; set "
             f"data.max_seq_length = {shape.context_length}"
+        )
+    limit, memory = resolved.limits.memory_bytes, machine.memory_bytes
+    if limit > memory:
+        found.append(
+            f"hardware.memory_limit = {format_bytes(limit)} is more than the {format_bytes(memory)} of the whole "
+            f"machine; left out it is {format_bytes(memory_limit(machine))}"
         )
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     seen = tokens.lengths.total * (tokens.target_share or 0.5) * epochs

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from mlx_finetune.app.fitting import Fix
 from mlx_finetune.app.plan import Plan
+from mlx_finetune.hardware.limits import memory_limit
 from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.hardware.shapes import adapted_layers, target_linears
+from mlx_finetune.model.catalogue import CATALOGUE
 from mlx_finetune.units import format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
@@ -51,23 +53,40 @@ def warning_lines(plan: Plan, *, command: str) -> Iterator[str]:
     """Warnings, and what stands against a start with ways out; ``command`` is the one that made this plan."""
     for warning in plan.warnings:
         yield f"warning: {warning}"
+    peak, limit = plan.forecast.peak_bytes, format_bytes(plan.resolved.limits.memory_bytes)
     if not plan.fits_memory:
-        yield (
-            f"error: this training needs about {format_bytes(plan.forecast.peak_bytes.expected)}, and the limit is "
-            f"{format_bytes(plan.resolved.limits.memory_bytes)}"
-        )
-        for number, fix in enumerate(plan.fixes, start=1):
-            yield f"hint: {number}. {fix.sentence()}"
-        if plan.fixes:
-            yield f"hint: plan with one of them: {command} --fix 1"
-        else:
-            yield "hint: no setting makes it fit; choose a smaller model: mlxft models list"
-    elif plan.forecast.peak_bytes.high > plan.resolved.limits.memory_bytes:
-        yield "warning: it fits if the peak is what is expected, not if it is at the upper end of the error bar"
+        yield f"error: this training needs about {format_bytes(peak.expected)}, and the limit is {limit}"
+        yield from _ways_out(plan, f"plan with one of them: {command} --fix 1")
+    elif plan.is_tight:
+        high = format_bytes(peak.high)
+        yield f"warning: it fits if the peak is what is expected, not at the upper end of the error bar, {high}"
+        yield from _ways_out(plan, f"for room to spare plan with one of them: {command} --fix 1")
     if not plan.fits_disk:
         disk = plan.disk
         yield f"error: {format_bytes(disk.needed)} of disk are needed and {format_bytes(disk.free)} are free"
         yield "hint: make room, set training.keep_checkpoints = 1, or choose another output_dir"
+
+
+def _ways_out(plan: Plan, closing: str) -> Iterator[str]:
+    """The fixes with their numbers and ``closing``; a limit that was set too low; else a smaller model."""
+    for number, fix in enumerate(plan.fixes, start=1):
+        yield f"hint: {number}. {fix.sentence()}"
+    if plan.fixes:
+        yield f"hint: {closing}"
+    own, peak = memory_limit(plan.machine), plan.forecast.peak_bytes
+    is_raised_enough = plan.recipe.hardware.memory_limit != "auto" and peak.expected <= own
+    is_raised_enough = is_raised_enough and own > plan.resolved.limits.memory_bytes
+    if is_raised_enough:
+        asked = format_bytes(plan.resolved.limits.memory_bytes)
+        left_out = f"{format_bytes(own)} on {'that Mac' if plan.mac else 'this machine'}, where it fits"
+        yield f"hint: hardware.memory_limit = {asked} was asked for; left out it is {left_out}"
+    if plan.is_tight or plan.fixes or is_raised_enough:
+        return
+    smaller = [one for one in CATALOGUE if one.num_parameters < plan.shape.num_parameters]
+    if smaller:
+        yield "hint: no setting makes it fit; choose a smaller model: mlxft models list"
+    else:
+        yield "hint: no setting makes it fit, and no model of mlxft models list is smaller: it takes more memory"
 
 
 def _model_lines(plan: Plan) -> Iterator[str]:
@@ -222,6 +241,7 @@ def plan_json(plan: Plan, *, path: Path | None = None, overrides: Sequence[str] 
         "fits": plan.fits,
         "fits_memory": plan.fits_memory,
         "fits_disk": plan.fits_disk,
+        "is_tight": plan.is_tight,
         "machine": plan.mac.name if plan.mac else plan.machine.chip,
         "is_this_machine": plan.mac is None,
         "model": {

@@ -5,6 +5,7 @@ the run folder and shared, so an access token anywhere in it is refused, and nev
 """
 
 import re
+import shlex
 import stat
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,11 @@ class LoadedRecipe:
     path: Path
     overrides: tuple[str, ...]
     notices: tuple[str, ...] = ()
+
+    def command(self, name: str) -> str:
+        """``mlxft NAME RECIPE`` with the overrides, quoted for a shell."""
+        options = [part for one in self.overrides for part in ("--set", one)]
+        return shlex.join(["mlxft", name, str(self.path), *options])
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

@@ -91,6 +91,32 @@ def test_a_way_that_leaves_rows_out_is_not_cheap_because_it_is_quick() -> None:
     assert fixes[0].keeps_result
 
 
+def test_a_pair_that_keeps_the_result_is_looked_for_where_no_single_way_does() -> None:
+    def peak(batch_size: int, *, recompute: bool) -> int:
+        sizes = {"batch_size": batch_size, "gradient_accumulation_steps": 8 // batch_size}
+        training = sizes | {"gradient_checkpointing": recompute}
+        return resolve_auto(Recipe.model_validate(values(training=training)), facts()).peak_bytes
+
+    limit = (peak(1, recompute=True) + min(peak(1, recompute=False), peak(2, recompute=True))) // 2
+    training = {"batch_size": 8, "gradient_checkpointing": False}
+    fixes = find_fixes(Recipe.model_validate(values(training=training, hardware={"memory_limit": limit})), facts())
+    assert [fix.keeps_result for fix in fixes] == [True, *[False] * (NUM_FIXES - 1)]
+    assert dict(fixes[0].settings) == {
+        "training.gradient_checkpointing": "true",
+        "training.batch_size": "1",
+        "training.gradient_accumulation_steps": "8",
+    }
+
+
+def test_with_a_margin_only_what_leaves_that_much_room_is_named() -> None:
+    recipe = Recipe.model_validate(TIGHT["batch"])
+    limit = resolve_auto(recipe, facts()).limits.memory_bytes
+    close, roomy = find_fixes(recipe, facts()), find_fixes(recipe, facts(), margin=2.0)
+    assert any(fix.peak_bytes > limit / 2 for fix in close)
+    assert roomy
+    assert all(fix.peak_bytes <= limit / 2 for fix in roomy)
+
+
 def test_what_keeps_the_result_is_preferred_and_said() -> None:
     given = values(training={"batch_size": 4, "gradient_checkpointing": False}, hardware={"memory_limit": 15 * GB})
     fixes = find_fixes(Recipe.model_validate(given), facts())

@@ -285,10 +285,63 @@ def test_earlier_runs_correct_the_arithmetic_and_the_plan_says_so(tiny_model: Ca
     assert "a step, from the speed of earlier runs on this machine" in text
 
 
-def test_a_peak_near_the_limit_is_warned_about(tiny_model: Callable[..., Path]) -> None:
+def test_a_peak_near_the_limit_is_warned_about_with_ways_to_have_room(tiny_model: Callable[..., Path]) -> None:
     plan = with_measured(arithmetic(tiny_model, hardware={"memory_limit": 301 * 10**6}), FOUND)
     assert plan.fits
-    assert any("upper end of the error bar" in line for line in warning_lines(plan, command="mlxft plan x"))
+    assert plan.is_tight
+    assert plan.fixes
+    high = plan.forecast.peak_bytes.high / plan.forecast.peak_bytes.expected
+    assert all(high * fix.peak_bytes <= 301 * 10**6 for fix in plan.fixes)
+    lines = list(warning_lines(plan, command="mlxft plan x"))
+    assert any("not at the upper end of the error bar, 309.0 MB" in line for line in lines)
+    assert f"hint: 1. {plan.fixes[0].sentence()}" in lines
+    assert "hint: for room to spare plan with one of them: mlxft plan x --fix 1" in lines
+    assert any("hardware.memory_limit = 301.0 MB was asked for; left out it is" in line for line in lines)
+
+
+def test_a_way_to_have_room_is_planned_with_its_number(written: str) -> None:
+    roomy = ("--no-measure", "--json", "--set", "training.batch_size=8")
+    peak = json.loads(call("plan", written, *roomy).stdout)["forecast"]["peak_bytes"]
+    limit = f"hardware.memory_limit={round((peak['expected'] + peak['high']) / 2)}"
+    tight = json.loads(call("plan", written, *roomy, "--set", limit).stdout)
+    assert tight["fits"]
+    assert tight["is_tight"]
+    fixed = json.loads(call("plan", written, *roomy, "--set", limit, "--fix", "1").stdout)
+    assert fixed["fits"]
+    assert not fixed["is_tight"]
+    assert fixed["command"] == tight["fixes"][0]["command"]
+
+
+def test_a_limit_that_was_set_is_named_as_what_can_be_changed(written: str) -> None:
+    result = call("plan", written, "--no-measure", "--set", "hardware.memory_limit=1MB")
+    assert result.return_value == 3
+    assert re.search(
+        r"hardware.memory_limit = 1\.0 MB was asked for; left out it is .+ on this machine, where it fits",
+        result.stderr,
+    )
+    assert "mlxft models list" not in result.stderr  # the tiny model is smaller than all in the list
+
+
+def test_where_nothing_helps_a_smaller_model_is_named_only_where_there_is_one(
+    tiny_model: Callable[..., Path],
+) -> None:
+    small = replace(CPU, memory_bytes=10**6)
+    recipe = arithmetic(tiny_model).recipe
+    lines = list(warning_lines(make_plan(recipe, base=Path.cwd(), machine=small), command="mlxft plan x"))
+    assert (
+        lines[-1] == "hint: no setting makes it fit, and no model of mlxft models list is smaller: it takes more memory"
+    )
+    large = recipe.model_copy(update={"model": "pythia-1.4b"})
+    lines = list(warning_lines(make_plan(large, base=Path.cwd(), machine=small), command="mlxft plan x"))
+    assert lines[-1] == "hint: no setting makes it fit; choose a smaller model: mlxft models list"
+
+
+def test_a_limit_beyond_the_memory_of_the_machine_is_warned_about(tiny_model: Callable[..., Path]) -> None:
+    plan = arithmetic(tiny_model, hardware={"memory_limit": 5 * 10**12})
+    assert "hardware.memory_limit = 5.0 TB is more than the 16.0 GB of the whole machine; left out it is 12.8 GB" in (
+        plan.warnings
+    )
+    assert not any("memory_limit" in one for one in arithmetic(tiny_model).warnings)
 
 
 # --- every end of the measuring process ---

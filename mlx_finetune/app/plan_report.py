@@ -15,6 +15,7 @@ from mlx_finetune.units import format_bytes, format_count, format_energy, format
 
 BAR_WIDTH = 24
 LABEL_WIDTH = 9
+FROZEN = "frozen weights"
 
 _SOURCES = {
     "measured": "measured on this machine",
@@ -100,8 +101,14 @@ def _model_lines(plan: Plan) -> Iterator[str]:
         f"{plan.recipe.model}: {shape.model_type}, {shape.num_layers} blocks, {about}"
         f"{format_count(shape.num_parameters)} parameters, {plan.source}"
     )
-    if not plan.machine.on_gpu and plan.recipe.quantize is not None:
-        yield f"quantize = {plan.recipe.quantize}: on a CPU the same numbers are written out as float32"
+    bits = _quantised_bits(plan)
+    if bits and not plan.machine.on_gpu:
+        yield f"{bits} bits a weight: on a CPU the same numbers are written out as float32, which saves no memory"
+
+
+def _quantised_bits(plan: Plan) -> int | None:
+    """Those that the recipe asks for, or that the base has on disk."""
+    return plan.recipe.quantize or plan.facts.stored_bits
 
 
 def _data_lines(plan: Plan) -> Iterator[str]:
@@ -159,19 +166,22 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     """The terms of the arithmetic, then the peak with its error bar and where that comes from."""
     memory, limits = plan.resolved.memory, plan.resolved.limits
     what = "weights learned, gradients, optimizer" if plan.recipe.lora is None else "adapter, gradients, optimizer"
-    terms = [("frozen weights", memory.weights)] if memory.weights else []
+    terms = [(FROZEN, memory.weights)] if memory.weights else []
     terms += [(what, memory.trainable)]
     if memory.activations + memory.logits >= memory.update:
         terms += [("activations", memory.activations), ("logits", memory.logits)]
     else:
         terms += [("the update itself", memory.update)]
     if plan.measured is None:
+        is_written_out = bool(_quantised_bits(plan)) and not plan.machine.on_gpu
         for label, num_bytes in terms:
-            yield f"{label:<40}{format_bytes(num_bytes):>10}"
+            note = "  written out as float32" if is_written_out and label == FROZEN else ""
+            yield f"{label:<40}{format_bytes(num_bytes):>10}{note}"
         runs = plan.corrections.num_runs
         if runs and plan.mac is None:
-            factor = plan.corrections.memory_factor
-            yield f"{f'corrected by {runs} runs on this machine':<40}{f'x {factor:.2f}':>10}"
+            change = plan.resolved.peak_bytes - memory.total
+            share = f"all but the frozen weights x {plan.corrections.memory_factor:.2f}"
+            yield f"{f'corrected by {runs} runs on this machine':<40}{_signed(change):>10}  {share}"
     verdict = "fits" if plan.fits_memory else "does not fit"
     source = "measured on the longest rows" if plan.measured else "by arithmetic"
     limit = format_bytes(limits.memory_bytes)
@@ -179,6 +189,10 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     if plan.measured is not None:
         yield f"the whole process took {format_bytes(plan.measured.process_bytes)} while it was measured"
     yield f"{'kept for reuse, given back when needed':<40}{format_bytes(limits.cache_bytes):>10}  at most"
+
+
+def _signed(num_bytes: int) -> str:
+    return f"{'-' if num_bytes < 0 else '+'}{format_bytes(abs(num_bytes))}"
 
 
 def _time_lines(plan: Plan) -> Iterator[str]:

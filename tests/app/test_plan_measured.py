@@ -279,10 +279,29 @@ def test_earlier_runs_correct_the_arithmetic_and_the_plan_says_so(tiny_model: Ca
     known = Corrections(memory_ratios=(1.5,) * 16, flops_per_second=(1e9,))
     plan = make_plan(recipe, base=Path.cwd(), machine=CPU, corrections=known)
     text = "\n".join(plan_lines(plan, name="x"))
-    assert "corrected by 16 runs on this machine" in text
-    assert "x 1.38" in text
+    change = plan.resolved.peak_bytes - plan.resolved.memory.total
+    line = next(one for one in text.splitlines() if "corrected by 16 runs on this machine" in one)
+    assert line.endswith(f" +{format_bytes(change)}  all but the frozen weights x 1.38")
+    assert change == pytest.approx(0.38 * (plan.resolved.memory.total - plan.resolved.memory.weights), rel=0.01)
     assert plan.forecast.peak_bytes.expected == plan.resolved.memory.corrected(known.memory_factor)
     assert "a step, from the speed of earlier runs on this machine" in text
+
+
+def test_quantised_weights_save_nothing_on_a_cpu_and_the_page_says_why(tiny_model: Callable[..., Path]) -> None:
+    asked, plain = arithmetic(tiny_model, quantize=4), arithmetic(tiny_model)
+    stored = replace(plain, facts=replace(plain.facts, stored_bits=4))
+    why = "4 bits a weight: on a CPU the same numbers are written out as float32, which saves no memory"
+    for plan, is_said in ((asked, True), (stored, True), (plain, False), (with_measured(asked, FOUND), True)):
+        page = "\n".join(plan_lines(plan, name="x"))
+        assert (why in page) == is_said
+        assert bool(re.search(r"frozen weights .* MB|frozen weights .* kB", page)) == (plan.measured is None)
+        assert ("B  written out as float32" in page) == (is_said and plan.measured is None)
+
+
+def test_every_limit_of_a_mac_has_its_reason_in_words(written: str) -> None:
+    page = call("plan", written, "--predict", "M4 64GB").stdout
+    assert "what Metal recommends, or what leaves macOS 15 %" in page
+    assert not re.search(r"\bW\b", page.replace(" W,", ""))
 
 
 def test_a_peak_near_the_limit_is_warned_about_with_ways_to_have_room(tiny_model: Callable[..., Path]) -> None:

@@ -122,10 +122,12 @@ def make_plan(
     machine: Machine,
     corrections: Corrections | None = None,
     mac: Mac | None = None,
+    num_processes: int = 1,
 ) -> Plan:
     """The plan of ``recipe`` by arithmetic; relative paths are looked up in ``base``.
 
-    ``mac`` is another machine than this one, which ``machine`` describes then. Raises ``MlxftError`` like a training.
+    ``mac`` is another machine than this one, which ``machine`` describes then; ``num_processes`` train together. Raises
+    ``MlxftError`` like a training.
     """
     splits = _load_rows(recipe, base)
     local = find_local(recipe)
@@ -138,6 +140,7 @@ def make_plan(
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
     facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
+    facts = replace(facts, num_processes=num_processes)
     run = base / recipe.run_folder
     facts = _with_tokens(facts, tokens, len(splits.valid), run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
@@ -332,6 +335,10 @@ def _warnings(
     if recipe.lora is not None and 0 < trainable < seen:
         found.append(
             f"{seen:,.0f} targets for {trainable:,} adapter parameters: a higher lora.rank may learn more of them"
+        )
+    if facts.num_processes > 1:
+        found.append(
+            f"{facts.num_processes} processes train together: the memory is that of each, the time that of one alone"
         )
     if not splits.valid:
         found.append("no validation rows: nothing will tell whether it learned or memorised; see data.val_split")

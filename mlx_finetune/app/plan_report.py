@@ -248,8 +248,10 @@ def _decision_lines(plan: Plan) -> Iterator[str]:
         yield f"{key} = {shown}  # {reason}"
 
 
-def plan_json(plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, object]:
-    """The plan as plain values. ``path`` and ``overrides`` are what the commands of the fixes are made of."""
+def plan_json(
+    plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), hostfile: Path | None = None
+) -> dict[str, object]:
+    """The plan as plain values. ``path``, ``overrides`` and ``hostfile`` are what the commands in it are made of."""
     resolved, forecast = plan.resolved, plan.forecast
     return {
         "fits": plan.fits,
@@ -295,14 +297,15 @@ def plan_json(plan: Plan, *, path: Path | None = None, overrides: Sequence[str] 
         "recipe": resolved.recipe.model_dump(mode="json"),
         "reasons": dict(resolved.reasons),
         "warnings": list(plan.warnings),
-        "fixes": [_fix(fix, path, overrides) for fix in plan.fixes],
-        "command": train_command(path, overrides),
+        "fixes": [_fix(fix, path, overrides, hostfile) for fix in plan.fixes],
+        "command": train_command(path, overrides, hostfile),
     }
 
 
-def train_command(path: Path | None, overrides: Sequence[str]) -> str:
+def train_command(path: Path | None, overrides: Sequence[str], hostfile: Path | None = None) -> str:
     """What trains the recipe that was planned, quoted for a shell."""
     options = [part for one in overrides for part in ("--set", one)]
+    options += [] if hostfile is None else ["--hostfile", str(hostfile)]
     return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
 
 
@@ -310,7 +313,7 @@ def _range(value: Range | None) -> dict[str, float] | None:
     return value.to_json() if value is not None else None
 
 
-def _fix(fix: Fix, path: Path | None, overrides: Sequence[str]) -> dict[str, object]:
+def _fix(fix: Fix, path: Path | None, overrides: Sequence[str], hostfile: Path | None) -> dict[str, object]:
     return {
         "settings": dict(fix.settings),
         "options": fix.options,
@@ -318,5 +321,5 @@ def _fix(fix: Fix, path: Path | None, overrides: Sequence[str]) -> dict[str, obj
         "relative_time": fix.relative_time,
         "peak_bytes": fix.peak_bytes,
         "keeps_result": fix.keeps_result,
-        "command": train_command(path, fix.merged(overrides)),
+        "command": train_command(path, fix.merged(overrides), hostfile),
     }

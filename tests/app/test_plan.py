@@ -15,7 +15,7 @@ from mlx_finetune.app.plan import Plan, find_local, make_plan, num_characters
 from mlx_finetune.app.plan_report import plan_json, plan_lines
 from mlx_finetune.cli import root
 from mlx_finetune.dataset.formats import Instruction, Messages, Text
-from mlx_finetune.errors import DataError, DoesNotFitError, ModelError
+from mlx_finetune.errors import DataError, DoesNotFitError, ModelError, UsageError
 from mlx_finetune.hardware.auto import Facts, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.shapes import read_shape
@@ -204,6 +204,34 @@ def test_dry_run_prints_the_plan_and_makes_nothing(written: str, here: Path) -> 
     assert planned.stdout.startswith("plan of demo.toml")
     assert "next: mlxft train demo.toml" in planned.stderr
     assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_dry_run_with_a_hostfile_plans_for_all_its_processes_and_keeps_it_in_the_command(written: str) -> None:
+    Path("two.json").write_text('[{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1"}]')
+    options = ("--set", "lora.num_layers=1", "--set", "training.epochs=9", "--dry-run")
+    alone, both = call("train", written, *options), call("train", written, *options, "--hostfile", "two.json")
+    assert alone.return_value == both.return_value == 0
+    assert "reuse_frozen_layers = true" in alone.stdout
+    assert "reuse_frozen_layers = false  # 2 processes share the rows" in both.stdout
+    assert "2 processes train together: the memory is that of each, the time that of one alone" in both.stderr
+    assert both.stderr.endswith("--set training.epochs=9 --hostfile two.json\n")
+    as_json = call("train", written, *options, "--json", "--hostfile", "two.json")
+    assert json.loads(as_json.stdout)["command"].endswith("--hostfile two.json")
+
+
+def test_a_hostfile_is_checked_by_a_dry_run_as_by_a_training(written: str) -> None:
+    Path("rdma.json").write_text('{"backend": "jaccl", "hosts": [{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1"}]}')
+    for more in ((), ("--dry-run",)):
+        result = call("train", written, "--hostfile", "rdma.json", *more)
+        assert isinstance(result.exception, UsageError)
+        assert '127.0.0.1 has 0 entries in "rdma"' in result.exception.message
+
+
+def test_a_hostfile_with_one_host_is_said_to_be_no_company(written: str) -> None:
+    Path("one.json").write_text('[{"ssh": "127.0.0.1"}]')
+    result = call("train", written, "--hostfile", "one.json", "--dry-run")
+    assert result.return_value == 0
+    assert "warning: one.json lists one host: this machine trains alone" in result.stderr
 
 
 def test_a_plan_that_does_not_fit_exits_with_three(written: str) -> None:

@@ -137,28 +137,14 @@ def _check(path: Path, hosts: Hosts) -> None:
     if any("=" not in entry for entry in hosts.envs):
         raise UsageError(f'{path}: "envs" are written NAME=VALUE', 'for example: "envs": ["MLX_METAL_FAST_SYNCH=1"]')
 
-    if hosts.num_ranks > 1 and hosts.backend != "ring":
-        _check_devices(path, hosts)
 
+def check_rdma(path: Path, hosts: Hosts, system: str = sys.platform, run: Runner = run_program) -> None:
+    """Refuse RDMA where this system has none or devices are missing: ranks would wait for it without a word.
 
-def _check_devices(path: Path, hosts: Hosts) -> None:
-    """Refuse what mlx would wait for without a word: a host without a device towards the others."""
-    hint = f"mlx.distributed_config --over thunderbolt writes it; for example: {_RDMA_EXAMPLE}"
-    for number, host in enumerate(hosts.hosts):
-        if len(host.rdma) != hosts.num_ranks:
-            count = f"{len(host.rdma)} entries"
-            raise UsageError(f'{path}: {host.ssh} has {count} in "rdma" for {hosts.num_ranks} hosts', hint)
-        towards = [bool(device) for other, device in enumerate(host.rdma) if other != number]
-        if not (all(towards) if hosts.backend == "jaccl" else any(towards)):
-            raise UsageError(f'{path}: {host.ssh} names no device towards another host in "rdma"', hint)
-
-
-def check_system(hosts: Hosts, system: str = sys.platform, run: Runner = run_program) -> None:
-    """Refuse RDMA where this system has none, as ranks would wait for it without end. Raises ``UsageError``.
-
+    Raises ``UsageError``.
     ``system`` and ``run`` are this machine's in all but tests.
     """
-    if hosts.backend == "ring":
+    if hosts.backend == "ring" or hosts.num_ranks == 1:
         return
     version = (run(["/usr/bin/sw_vers", "-productVersion"]) or "") if system == "darwin" else ""
     numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
@@ -168,6 +154,19 @@ def check_system(hosts: Hosts, system: str = sys.platform, run: Runner = run_pro
             f"the backend {hosts.backend} is RDMA over Thunderbolt 5, which macOS has from 26.2 on; this is {here}",
             'use the ring, over any cable: leave out "backend"',
         )
+    _check_devices(path, hosts)
+
+
+def _check_devices(path: Path, hosts: Hosts) -> None:
+    """Refuse a host without a device towards the others."""
+    hint = f"mlx.distributed_config --over thunderbolt writes it; for example: {_RDMA_EXAMPLE}"
+    for number, host in enumerate(hosts.hosts):
+        if len(host.rdma) != hosts.num_ranks:
+            count = f"{len(host.rdma)} entries"
+            raise UsageError(f'{path}: {host.ssh} has {count} in "rdma" for {hosts.num_ranks} hosts', hint)
+        towards = [bool(device) for other, device in enumerate(host.rdma) if other != number]
+        if not (all(towards) if hosts.backend == "jaccl" else any(towards)):
+            raise UsageError(f'{path}: {host.ssh} names no device towards another host in "rdma"', hint)
 
 
 def free_port(hosts: Hosts, process: int) -> int:

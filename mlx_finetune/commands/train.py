@@ -143,10 +143,10 @@ def _with_hosts(request: "TrainRequest", hostfile: Path | None) -> "TrainRequest
 
 def _read_hosts(hostfile: Path) -> "Hosts":
     """The machines of ``hostfile``, as far as they can be used from here. Raises ``UsageError``."""
-    from mlx_finetune.app.hosts import check_system, read_hostfile
+    from mlx_finetune.app.hosts import check_rdma, read_hostfile
 
     hosts = read_hostfile(hostfile)
-    check_system(hosts)
+    check_rdma(hostfile, hosts)
     if hosts.num_ranks == 1:
         click.echo(f"warning: {hostfile} lists one host: this machine trains alone", err=True)
     return hosts

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from mlx_finetune.app import hosts
-from mlx_finetune.app.hosts import Host, Hosts, check_system, free_port, read_hostfile, remote_command
+from mlx_finetune.app.hosts import Host, Hosts, check_rdma, free_port, read_hostfile, remote_command
 from mlx_finetune.errors import UsageError
 from mlx_finetune.hardware.place import Place, read_place
 
 MAC2 = {"ssh": "mac2.local", "ips": ["10.0.0.2"]}
 HERE = {"ssh": "localhost", "ips": ["10.0.0.1", "10.1.0.1"]}
+HOSTFILE = Path("hosts.json")
 RDMA = [HERE | {"rdma": [None, "rdma_en2"]}, MAC2 | {"rdma": ["rdma_en2", None]}]
 
 
@@ -61,9 +62,6 @@ def test_an_address_as_the_name_need_not_be_repeated(tmp_path: Path):
         ([HERE, MAC2 | {"ips": 5}], '"ips" of mac2.local are 5, no list of addresses'),
         ([HERE, MAC2 | {"ips": [5]}], '"ips" of mac2.local are [5], no list of addresses'),
         ([HERE, MAC2 | {"rdma": "rdma_en2"}], "\"rdma\" of mac2.local are 'rdma_en2', no list of devices"),
-        ({"hosts": [HERE, MAC2], "backend": "jaccl"}, 'localhost has 0 entries in "rdma" for 2 hosts'),
-        ({"hosts": [RDMA[0], MAC2], "backend": "jaccl-ring"}, 'mac2.local has 0 entries in "rdma"'),
-        ({"hosts": [RDMA[0], MAC2 | {"rdma": [None, None]}], "backend": "jaccl"}, "mac2.local names no device towards"),
         ([MAC2, HERE], "the first host is mac2.local, but rank 0 runs here"),
         ([HERE, {"ssh": "mac2.local"}], 'mac2.local has no address in "ips"'),
         ({"hosts": [HERE, MAC2], "backend": "mpi"}, "not 'mpi'"),
@@ -129,14 +127,33 @@ def test_what_ssh_runs_is_quoted_twice_and_its_own_errors_are_heard():
 def test_rdma_is_refused_where_the_system_has_none(system: str, version: str):
     over_rdma = Hosts((Host("localhost"), Host("mac2")), "jaccl")
     with pytest.raises(UsageError, match=r"macOS has from 26\.2 on") as refused:
-        check_system(over_rdma, system, lambda _: version)
+        check_rdma(HOSTFILE, over_rdma, system, lambda _: version)
     assert '"backend"' in refused.value.hint
-    check_system(Hosts(over_rdma.hosts), system, lambda _: version)
+    check_rdma(HOSTFILE, Hosts(over_rdma.hosts), system, lambda _: version)
 
 
 @pytest.mark.parametrize("version", ["26.2", "26.10.1", "27.0"])
-def test_rdma_is_tried_where_the_system_has_it(version: str):
-    check_system(Hosts((Host("localhost"), Host("mac2")), "jaccl-ring"), "darwin", lambda _: version)
+def test_rdma_is_tried_where_the_system_has_it(tmp_path: Path, version: str):
+    for backend in ("jaccl", "jaccl-ring"):
+        hosts = read_hostfile(write(tmp_path, {"hosts": RDMA, "backend": backend}))
+        check_rdma(HOSTFILE, hosts, "darwin", lambda _: version)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "backend", "message"),
+    [
+        ([HERE, MAC2], "jaccl", 'localhost has 0 entries in "rdma" for 2 hosts'),
+        ([RDMA[0], MAC2], "jaccl-ring", 'mac2.local has 0 entries in "rdma" for 2 hosts'),
+        ([RDMA[0], MAC2 | {"rdma": [None, None]}], "jaccl", "mac2.local names no device towards another host"),
+        ([RDMA[0], MAC2 | {"rdma": [None, None]}], "jaccl-ring", "mac2.local names no device towards another host"),
+    ],
+)
+def test_rdma_without_its_devices_is_refused(tmp_path: Path, hosts: list[object], backend: str, message: str):
+    found = read_hostfile(write(tmp_path, {"hosts": hosts, "backend": backend}))
+    with pytest.raises(UsageError) as refused:
+        check_rdma(HOSTFILE, found, "darwin", lambda _: "26.2")
+    assert message in refused.value.message
+    assert "mlx.distributed_config" in refused.value.hint
 
 
 def place(tmp_path: Path, addresses: list[list[str]], rank: int) -> Place:

@@ -231,9 +231,10 @@ def _energy_lines(plan: Plan) -> Iterator[str]:
 def _disk_lines(plan: Plan) -> Iterator[str]:
     disk = plan.disk
     what = "adapter" if plan.recipe.lora is not None else "model"
+    free = "" if plan.mac else f" of {format_bytes(disk.free)} free"
     yield (
         f"{what} {format_bytes(disk.adapter)}, a checkpoint {format_bytes(disk.checkpoint)}; "
-        f"{format_bytes(disk.needed)} at most of {format_bytes(disk.free)} free"
+        f"{format_bytes(disk.needed)} at most{free}"
     )
     yield f"{plan.forecast.disk_bytes.text(exact_bytes)} when it has finished"
 
@@ -293,7 +294,7 @@ def plan_json(
         "measured": plan.measured.to_json() if plan.measured else None,
         "memory_bytes": {**asdict(resolved.memory), "total": resolved.memory.total},
         "limits": asdict(resolved.limits),
-        "disk_bytes": asdict(plan.disk),
+        "disk_bytes": asdict(plan.disk) | ({"free": None} if plan.mac else {}),
         "recipe": resolved.recipe.model_dump(mode="json"),
         "reasons": dict(resolved.reasons),
         "warnings": list(plan.warnings),

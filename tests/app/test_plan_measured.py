@@ -15,10 +15,12 @@ from mlx_finetune.app.plan import Plan, make_plan, with_measured
 from mlx_finetune.app.plan_report import exact_bytes, plan_json, plan_lines, warning_lines
 from mlx_finetune.cli import root
 from mlx_finetune.errors import DoesNotFitError, MlxftError, RunError
+from mlx_finetune.hardware.chips import parse_mac
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.ranges import Range
+from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_bytes, format_energy, format_seconds, format_step
 
@@ -177,6 +179,16 @@ def test_another_mac_is_planned_from_the_table(written: str) -> None:
     assert values["forecast"]["step_seconds"]["low"] < values["forecast"]["step_seconds"]["high"]
     assert "not calibrated" in call("plan", written, "--predict", "M5 Pro 48GB").stdout
     assert "not calibrated" not in call("plan", written, "--predict", "M5 48GB").stdout
+
+
+def test_the_disk_of_another_mac_is_not_that_of_this_machine(written: str) -> None:
+    page = call("plan", written, "--predict", "M4 16GB")
+    assert re.search(r"a checkpoint .* at most$", page.stdout, re.MULTILINE)
+    assert " free" not in page.stdout
+    assert json.loads(call("plan", written, "--predict", "M4 16GB", "--json").stdout)["disk_bytes"]["free"] is None
+    full = make_plan(load_recipe(Path(written)).recipe, base=Path.cwd(), machine=CPU, mac=parse_mac("M4 16GB"))
+    assert replace(full, disk=replace(full.disk, free=0)).fits_disk
+    assert not replace(full, mac=None, disk=replace(full.disk, free=0)).fits_disk
 
 
 def test_an_unknown_mac_lists_what_is_known(written: str) -> None:

@@ -45,9 +45,10 @@ from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.model.config import read_config
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.units import format_bytes
+from mlx_finetune.units import format_bytes, format_seconds
 
 CHARACTERS_PER_TOKEN = 4
+BUSY_SHARE = 0.1  # of the processors, from which on other programs are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,18 @@ def _with_tokens(facts: Facts, tokens: TokenCount, num_valid: int, run: Path, *,
 
 
 def with_measured(plan: Plan, measured: Measured) -> Plan:
-    """The plan with the forecast that follows from what was measured on this machine."""
+    """The plan with the forecast that follows from what was measured on this machine.
+
+    Where the time was up before the longest rows it stays as it was, with a warning that says so.
+    """
+    if not measured.has_longest:
+        others = f"other programs used {measured.others_share:.0%} of the processors"
+        why = others if measured.others_share >= BUSY_SHARE else f"{format_seconds(measured.startup_seconds)} to load"
+        warning = (
+            f"nothing was measured: the time for it was up after {format_seconds(measured.seconds)}, before the "
+            f"longest rows ({why}); memory and time are by arithmetic, and planning again may find more time"
+        )
+        return replace(plan, warnings=(*plan.warnings, warning))
     beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
     disk_bytes, on_gpu = plan.forecast.disk_bytes, plan.machine.on_gpu
     forecast = forecast_measured(

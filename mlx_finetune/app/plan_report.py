@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlx_finetune.app.fitting import Fix
-from mlx_finetune.app.plan import Plan
+from mlx_finetune.app.plan import BUSY_SHARE, Plan
 from mlx_finetune.hardware.limits import memory_limit
 from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.hardware.shapes import adapted_layers, target_linears
@@ -217,8 +217,11 @@ def _measuring_lines(plan: Plan) -> Iterator[str]:
     measured = plan.measured
     assert measured is not None, "nothing was measured"
     many = len(measured.microbatches)
-    share = f"; other programs used {measured.others_share:.0%} of the processors" * (measured.others_share >= 0.1)
-    yield f"{many} microbatches were timed in {format_seconds(measured.seconds)}{share}"
+    share = f"; other programs used {measured.others_share:.0%} of the processors" * (
+        measured.others_share >= BUSY_SHARE
+    )
+    cut = ", and then the time for it was up" * measured.is_cut_short
+    yield f"{many} microbatches were timed in {format_seconds(measured.seconds)}{cut}{share}"
 
 
 def _energy_lines(plan: Plan) -> Iterator[str]:

@@ -31,8 +31,9 @@ def command(
 ) -> int:
     """Rows, tokens, steps, memory, time and disk of RECIPE, and the reason for every automatic choice.
 
-    Takes a few real steps on the longest and on typical rows (under half a minute) and changes nothing. Exits with 3
-    where it does not fit, with ways to make it fit; --fix N plans with one of them and prints the command.
+    Takes a few real steps on the longest and on typical rows and changes nothing: under half a minute, on a machine
+    that is busy with other programs more. Exits with 3 where it does not fit, with ways to make it fit; --fix N plans
+    with one of them and prints the command.
     """
     return print_plan(recipe, overrides, as_json=as_json, measures=not no_measure, predict=predict, fix=fix)
 
@@ -132,12 +133,16 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
 
     talk = LoadingTalk()
     if sys.stderr.isatty():
-        click.echo("measuring real steps on the longest and on typical rows, under half a minute ...", err=True)
+        click.echo(
+            "measuring real steps on the longest and on typical rows, under half a minute on an idle machine ...",
+            err=True,
+        )
     try:
         measured = with_measured(plan, measure(loaded.path, loaded.overrides, talk))
     finally:
         talk.clear()
-    _remember(measured)
+    if measured.measured is not None:
+        _remember(measured)
     if system_sensors().read_power().on_battery:
         warning = "measured on battery, where a laptop may be slower than on mains power"
         return replace(measured, warnings=(*measured.warnings, warning))

@@ -90,8 +90,9 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
     frozen = _Frozen(prepared)
     steps = _Steps(prepared, clock, frozen)
     is_complete = steps.time(order[:NUM_FIRST])
-    validation = _time_validation(prepared, clock, frozen)
-    answer_seconds = _time_answer(prepared)
+    has_longest = is_complete or len(steps.timed) > 1
+    validation = _time_validation(prepared, clock, frozen) if has_longest else []
+    answer_seconds = _time_answer(prepared) if has_longest else None
     is_complete = is_complete and steps.time(order[NUM_FIRST:])
     while is_complete and len(steps.timed) < MAX_TIMED and steps.seconds < LEAST_SECONDS:
         is_complete = steps.time(order[NUM_FIRST:])
@@ -113,6 +114,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
         seconds=clock.elapsed,
         is_cut_short=not is_complete,
         pass_seconds=frozen.pass_seconds,
+        has_longest=has_longest,
     )
 
 
@@ -185,16 +187,22 @@ class _Steps:
         return sum(one.seconds for one in self.timed) + sum(self.updates)
 
     def time(self, shapes: Sequence[Shape]) -> bool:
-        """Time a microbatch of each shape; False where the time was up before that. Two are timed in any case."""
+        """Time a microbatch of each shape; False where the time was up before that.
+
+        The first is timed in any case; the second, the longest, unless not even as short a one as the first fits in.
+        """
         for shape in shapes:
             if shape not in self._located:  # a shape that only later epochs have
                 continue
-            if len(self.timed) > 1 and not self._clock.allows(self._expected(shape)):
+            if self.timed and not self._clock.allows(self._least(shape)):
                 return False
             self._take(shape)
         return True
 
-    def _expected(self, shape: Shape) -> float:
+    def _least(self, shape: Shape) -> float:
+        """Seconds that ``shape`` will take, by those before; what the first took, cold as it was, tells no more."""
+        if len(self.timed) == 1:
+            return self.timed[0].seconds
         positions = shape[0] * shape[1]
         return max(one.seconds * positions / (one.rows * one.length) for one in self.timed[-3:])
 

@@ -280,6 +280,27 @@ def test_text_and_json_agree(tiny_model: Callable[..., Path]) -> None:
             assert re.search(rf"{bucket['low']} - {bucket['high'] - 1} +{bucket['count']}  #", text)
 
 
+def test_what_was_not_measured_for_want_of_time_is_said_and_the_plan_stays_as_it_was(
+    tiny_model: Callable[..., Path],
+) -> None:
+    plan = arithmetic(tiny_model)
+    busy = with_measured(plan, replace(FOUND, has_longest=False, is_cut_short=True, others_share=0.85, seconds=43.0))
+    assert busy == replace(plan, warnings=busy.warnings)
+    (said,) = (one for one in busy.warnings if one not in plan.warnings)
+    assert "nothing was measured: the time for it was up after 43.0 s, before the longest rows" in said
+    assert "other programs used 85% of the processors" in said
+    slow = with_measured(plan, replace(FOUND, has_longest=False, others_share=0.0, startup_seconds=40.0))
+    assert "(40.0 s to load)" in slow.warnings[-1]
+
+
+def test_a_measuring_that_was_cut_short_is_said(tiny_model: Callable[..., Path]) -> None:
+    for is_cut_short in (True, False):
+        page = "\n".join(
+            plan_lines(with_measured(arithmetic(tiny_model), replace(FOUND, is_cut_short=is_cut_short)), name="x")
+        )
+        assert ("timed in 5.0 s, and then the time for it was up" in page) == is_cut_short
+
+
 def test_energy_is_never_invented(tiny_model: Callable[..., Path]) -> None:
     plan = with_measured(arithmetic(tiny_model), replace(FOUND, watts=None))
     assert "energy   not available: no power sensor here" in "\n".join(plan_lines(plan, name="x"))

@@ -135,9 +135,21 @@ def measure_and_run(prepared: Prepared) -> tuple[int, int]:
 
 
 def test_when_the_time_is_up_two_microbatches_are_enough(prepared: Prepared) -> None:
-    found = measure_run(prepared, clock(2.0, 2000.0))
+    found = measure_run(prepared, clock(2.0, 3.0, 2000.0))
     assert len(found.microbatches) == 2
     assert found.is_cut_short
+    assert found.has_longest
+    assert found.validation
+
+
+def test_when_the_time_is_up_after_the_first_nothing_else_is_begun(prepared: Prepared) -> None:
+    """On a machine that is busy with other things even that may take a minute."""
+    found = measure_run(prepared, clock(2.0, 2000.0))
+    assert len(found.microbatches) == 1
+    assert found.is_cut_short
+    assert not found.has_longest
+    assert not found.validation
+    assert found.answer_seconds is None
 
 
 def test_nothing_is_begun_that_would_end_too_late() -> None:

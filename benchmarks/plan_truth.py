@@ -28,11 +28,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 from safetensors.numpy import save_file
-from tiny import write_tiny_model
-
-from mlx_finetune.model.catalogue import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from tiny import write_tiny_model  # noqa: E402
+
+from mlx_finetune.model.catalogue import cache_folder  # noqa: E402
+
 SHARED = ROOT.parent / "shared"
 FIGURES = ("peak_bytes", "step_seconds", "finish_seconds", "disk_bytes")
 WANTED = 0.95
@@ -280,10 +283,17 @@ def coverage(results: list[dict[str, object]]) -> Iterator[str]:
 def main() -> int:
     """Run what is missing of the trials, then print the coverage of all that are in the file."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("plan_truth.json"))
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mlxft-plan-truth")
+    parser.add_argument("--trials", type=int, default=20, help="trainings to plan and run (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them (%(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("plan_truth.json"), help="JSON file that is gone on with (%(default)s)"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "mlxft-plan-truth",
+        help="folder for models and runs (%(default)s)",
+    )
     parser.add_argument("--small", action="store_true", help="without SmolLM2-135M")
     given = parser.parse_args()
     results = json.loads(given.results.read_text()) if given.results.is_file() else []

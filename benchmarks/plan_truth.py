@@ -154,13 +154,15 @@ def _rows(path: Path, fields: tuple[str, str], count: int, rng: random.Random) -
         yield json.dumps({"prompt": text, "completion": row[answer]}) + "\n"
 
 
-def run_trial(number: int, folder: Path, environment: Mapping[str, str], model: str) -> dict[str, object]:
-    """Plan, train, compare; what came of it. Raises ``RuntimeError`` with the last words of a command that failed."""
+def run_trial(number: int, folder: Path, environment: Mapping[str, str], model: str) -> dict[str, object] | None:
+    """Plan, train, compare; what came of it, None where no time was left to measure. Raises ``RuntimeError`` with the last words of a command that failed."""
     values = make_trial(number, folder, model)
     recipe = str(folder / "recipe.toml")
     began = time.monotonic()
     plan = json.loads(_mlxft(["plan", recipe, "--json"], environment))
     plan_seconds = time.monotonic() - began
+    if plan["measured"] is None:
+        return None
     began, busy, own = time.monotonic(), _busy_seconds(), _children_seconds()
     _mlxft(["train", recipe, "--json"], environment)
     wall = time.monotonic() - began
@@ -306,7 +308,11 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         model = choose_model(number, given.work, is_small=given.small)
-        results.append(run_trial(number, folder, environment, model))
+        result = run_trial(number, folder, environment, model)
+        if result is None:
+            print(f"trial {number}: nothing was measured, the machine is too busy; run it again", flush=True)
+            continue
+        results.append(result)
         given.results.write_text(json.dumps(results, indent=1))
         show(results[-1])
         shutil.rmtree(folder, ignore_errors=True)

@@ -147,8 +147,8 @@ def check_rdma(path: Path, hosts: Hosts, system: str = sys.platform, run: Runner
     if hosts.backend == "ring" or hosts.num_ranks == 1:
         return
     version = (run(["/usr/bin/sw_vers", "-productVersion"]) or "") if system == "darwin" else ""
-    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
-    if numbers < list(_RDMA_SINCE):
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < _RDMA_SINCE:
         here = f"macOS {version}" if version else system
         raise UsageError(
             f"the backend {hosts.backend} is RDMA over Thunderbolt 5, which macOS has from 26.2 on; this is {here}",

@@ -1,8 +1,9 @@
-"""The measuring process of a plan: ``python -m mlx_finetune.train.measure --recipe PATH``. It leaves nothing behind.
+"""The measuring process of a plan: ``python -m mlx_finetune.train.measure --recipe PATH --budget SECONDS``.
 
-It prepares the run as training does and takes real steps on its real batches: the longest first, because that is the
-peak memory, then typical ones, until the time allowed is used up. What it found is the last line of its stdout, after
-the events of loading, one JSON object each; errors go to stderr as ``error:`` and ``hint:`` lines.
+It leaves nothing behind. It prepares the run as training does and takes real steps on its real batches: the shortest to
+warm up, the longest, because that is the peak memory, then typical ones, until the time allowed is used up. What it
+found is the last line of its stdout, after the events of loading, one JSON object each; errors go to stderr as
+``error:`` and ``hint:`` lines.
 """
 
 import argparse
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
     from mlx_finetune.dataset.stream import Batch
     from mlx_finetune.train.start.prepare import Prepared
 
-BUDGET_SECONDS = 25.0  # since the start of the process; nothing is begun that would end later
 LEAST_SECONDS = 4.0  # of timed steps, so that a machine with other programs shows how it is in the mean
 MAX_TIMED = 400
 MAX_SEEN = 200  # steps whose microbatches are looked at for the largest
@@ -62,7 +62,7 @@ class Clock:
     """Times from the start of this process; ``time`` and ``began`` are arguments for the tests."""
 
     began: float
-    budget: float = BUDGET_SECONDS
+    budget: float
     time: Callable[[], float] = time.time
 
     @property
@@ -365,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mlx_finetune.train.measure", allow_abbrev=False)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--budget", type=float, default=BUDGET_SECONDS)
+    parser.add_argument("--budget", type=float, required=True)
     given = parser.parse_args(arguments)
     clock = Clock(psutil.Process().create_time(), given.budget)
     try:

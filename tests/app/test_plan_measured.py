@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from mlx_finetune.app import measuring
 from mlx_finetune.app.measuring import measure
 from mlx_finetune.app.plan import Plan, make_plan, with_measured
 from mlx_finetune.app.plan_report import exact_bytes, plan_json, plan_lines, warning_lines
@@ -49,6 +50,7 @@ FOUND = Measured(
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measuring, "BUDGET_SECONDS", 600)  # however busy the machine is
     rows = [
         {
             "messages": [
@@ -405,7 +407,8 @@ def ended(script: str) -> Measured:
 
 def test_what_the_process_prints_last_is_the_result() -> None:
     line = json.dumps({"measured": FOUND.to_json()})
-    script = f"import sys; assert sys.argv[1:] == ['--recipe', 'demo.toml', '--set', 'seed=3']; print({line!r})"
+    given = ["--recipe", "demo.toml", "--budget", "600", "--set", "seed=3"]
+    script = f"import sys; assert sys.argv[1:] == {given}; print({line!r})"
     assert ended(script) == FOUND
 
 

@@ -161,7 +161,7 @@ def test_what_cannot_be_prepared_is_told_on_stderr_with_its_code(
     tmp_path: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_recipe(tmp_path, tiny_model("llama"), packing="false")
-    code = measure.main(["--recipe", str(path), "--set", f"data.path={tmp_path / 'none.jsonl'}"])
+    code = measure.main(["--recipe", str(path), "--budget", "25", "--set", f"data.path={tmp_path / 'none.jsonl'}"])
     said = capsys.readouterr()
     assert code == 1
     assert said.err.startswith("error: ")

@@ -205,8 +205,9 @@ def train(
         others.end(has_failed=bool(code))
         tail = (*_tail(output, 0), *_log_tail(run.file(LOG), run_log_size))
     if others.has_ended_first and outcome is None:
-        return Ended(1, log_tail=(f"error: {others.failure}", "hint: mend that, then give the same command again"))
-    if others.failure and code > 0:
+        return Ended(1, log_tail=(f"error: {others.failure}", f"hint: {others.hint}"))
+    is_said = any(f"error: {one}" in tail for one in others.errors)  # by rank 0, which met the same
+    if others.failure and code > 0 and not is_said:
         view.say(others.failure)
     killed_by = signal.Signals(-code) if code < 0 else None
     if code and signals.received and (killed_by in signals.received or signals.kill_time is not None):

@@ -39,7 +39,7 @@ from mlx_finetune.hardware.forecast import (
     plan_beside,
 )
 from mlx_finetune.hardware.layout import epoch_positions, why_unpackable
-from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.measured import Measured
 from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.profile import Corrections
@@ -48,9 +48,10 @@ from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.model.config import read_config, refuse_more_blocks
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.units import counted
+from mlx_finetune.units import counted, format_bytes, format_seconds
 
 CHARACTERS_PER_TOKEN = 4
+BUSY_SHARE = 0.1  # of the processors, from which on other programs are named
 
 _BY_LENGTH = {
     "too_long": "longer than max_seq_length and left out",
@@ -112,9 +113,14 @@ class Plan:
         return round(self.forecast.peak_bytes.expected) <= self.resolved.limits.memory_bytes
 
     @property
+    def is_tight(self) -> bool:
+        """True where it fits, but would not at the upper end of the peak's error bar."""
+        return self.fits_memory and round(self.forecast.peak_bytes.high) > self.resolved.limits.memory_bytes
+
+    @property
     def fits_disk(self) -> bool:
-        """True where the checkpoints find room."""
-        return self.disk.needed <= self.disk.free
+        """True where the checkpoints find room; of another Mac nobody knows."""
+        return self.mac is not None or self.disk.needed <= self.disk.free
 
     @property
     def fits(self) -> bool:
@@ -129,10 +135,12 @@ def make_plan(
     machine: Machine,
     corrections: Corrections | None = None,
     mac: Mac | None = None,
+    num_processes: int = 1,
 ) -> Plan:
     """The plan of ``recipe`` by arithmetic; relative paths are looked up in ``base``.
 
-    ``mac`` is another machine than this one, which ``machine`` describes then. Raises ``MlxftError`` like a training.
+    ``mac`` is another machine than this one, which ``machine`` describes then; ``num_processes`` train together. Raises
+    ``MlxftError`` like a training.
     """
     splits = _load_rows(recipe, base)
     local = find_local(recipe)
@@ -146,6 +154,7 @@ def make_plan(
     known = corrections or Corrections()
     _check_blocks(recipe, shape)
     facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
+    facts = replace(facts, num_processes=num_processes)
     run = base / recipe.run_folder
     facts = _with_tokens(facts, tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
@@ -166,7 +175,7 @@ def make_plan(
         resolved=resolved,
         trainable=trainable,
         disk=disk,
-        warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
+        warnings=_warnings(recipe, splits, facts, trainable, resolved, tokens),
         fixes=(),
     )
     return _with_fixes(plan)
@@ -199,7 +208,18 @@ def _with_tokens(facts: Facts, tokens: TokenCount, run: Path, *, is_here: bool) 
 
 
 def with_measured(plan: Plan, measured: Measured) -> Plan:
-    """The plan with the forecast that follows from what was measured on this machine."""
+    """The plan with the forecast that follows from what was measured on this machine.
+
+    Where the time was up before the longest rows it stays as it was, with a warning that says so.
+    """
+    if not measured.has_longest:
+        others = f"other programs used {measured.others_share:.0%} of the processors"
+        why = others if measured.others_share >= BUSY_SHARE else f"{format_seconds(measured.startup_seconds)} to load"
+        warning = (
+            f"nothing was measured: the time for it was up after {format_seconds(measured.seconds)}, before the "
+            f"longest rows ({why}); memory and time are by arithmetic, and planning again may find more time"
+        )
+        return replace(plan, warnings=(*plan.warnings, warning))
     beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
     disk_bytes, on_gpu = plan.forecast.disk_bytes, plan.machine.on_gpu
     forecast = forecast_measured(
@@ -216,7 +236,12 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
 
 
 def _with_fixes(plan: Plan) -> Plan:
-    return plan if plan.fits_memory else replace(plan, fixes=find_fixes(plan.recipe, plan.facts))
+    """Ways to make it fit, or to fit with room for the upper end of the error bar."""
+    if plan.fits_memory and not plan.is_tight:
+        return plan
+    peak = plan.forecast.peak_bytes
+    margin = peak.high / peak.expected if plan.is_tight else 1.0
+    return replace(plan, fixes=find_fixes(plan.recipe, plan.facts, margin=margin))
 
 
 def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: Mac | None, disk: DiskPlan) -> Forecast:
@@ -333,9 +358,10 @@ def num_characters(example: Example) -> int:
 
 
 def _warnings(
-    recipe: Recipe, splits: Splits, shape: ModelShape, trainable: int, resolved: Resolved, tokens: TokenCount
+    recipe: Recipe, splits: Splits, facts: Facts, trainable: int, resolved: Resolved, tokens: TokenCount
 ) -> tuple[str, ...]:
     """What a person should know before starting."""
+    shape, machine = facts.shape, facts.machine
     found = [f"{one.where}: {one.message}" if one.where else one.message for one in splits.problems]
     found += tokens.lost
     if recipe.lora is not None and not target_linears(shape, recipe.lora) and shape.is_exact:
@@ -346,11 +372,21 @@ def _warnings(
             f"the longest row has {tokens.lengths.longest} tokens, and the model reads {shape.context_length}; set "
             f"data.max_seq_length = {shape.context_length}"
         )
+    limit, memory = resolved.limits.memory_bytes, machine.memory_bytes
+    if limit > memory:
+        found.append(
+            f"hardware.memory_limit = {format_bytes(limit)} is more than the {format_bytes(memory)} of the whole "
+            f"machine; left out it is {format_bytes(memory_limit(machine))}"
+        )
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     seen = tokens.lengths.total * (tokens.target_share or 0.5) * epochs
     if recipe.lora is not None and 0 < trainable < seen:
         found.append(
             f"{seen:,.0f} targets for {trainable:,} adapter parameters: a higher lora.rank may learn more of them"
+        )
+    if facts.num_processes > 1:
+        found.append(
+            f"{facts.num_processes} processes train together: the memory is that of each, the time that of one alone"
         )
     if not splits.valid:
         found.append("no validation rows: nothing will tell whether it learned or memorised; see data.val_split")

@@ -44,6 +44,11 @@ class LoadedRecipe:
     overrides: tuple[str, ...]
     notices: tuple[str, ...] = ()
 
+    def command(self, name: str) -> str:
+        """``mlxft NAME RECIPE`` with the overrides, quoted for a shell."""
+        options = [part for one in self.overrides for part in ("--set", one)]
+        return shlex.join(["mlxft", name, str(self.path), *options])
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """The recipe in ``path`` with ``overrides`` applied. Raises ``RecipeError`` with every problem, in file order."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from mlx_finetune.app.plan import Plan, find_local, make_plan, num_characters
 from mlx_finetune.app.plan_report import plan_json, plan_lines
 from mlx_finetune.cli import root
 from mlx_finetune.dataset.formats import Instruction, Messages, Text
-from mlx_finetune.errors import DataError, ModelError
+from mlx_finetune.errors import DataError, DoesNotFitError, ModelError, UsageError
 from mlx_finetune.hardware.auto import Facts, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.shapes import read_shape
+from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe
 
 CPU = Machine(on_gpu=False, memory_bytes=16 * 10**9, working_set_bytes=0, chip="x86_64")
@@ -206,10 +208,24 @@ def test_every_way_to_fit_that_is_named_makes_it_fit() -> None:
     assert any("quantize=8" in fix.options for fix in fixes)
 
 
-def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
+def test_what_does_not_fit_is_refused_with_the_numbers_and_a_command_that_can_be_typed() -> None:
     facts = Facts(np.array([500] * 9), read_shape(BIG), CPU)
-    with pytest.raises(Exception, match=r"the training needs about 3\d\.\d GB, and the memory limit is 12\.8 GB"):
-        refuse_too_large(resolve_auto(recipe("x"), facts))
+    with pytest.raises(DoesNotFitError) as caught:
+        refuse_too_large(resolve_auto(recipe("x"), facts), recipe("x").hardware, CPU, plan="mlxft plan x.toml")
+    assert re.fullmatch(r"the training needs about 3\d\.\d GB, and the memory limit is 12\.8 GB", caught.value.message)
+    assert "mlxft plan x.toml" in caught.value.hint
+
+
+def test_a_limit_that_was_set_lower_than_the_machines_is_said_where_training_refuses(written: str) -> None:
+    loaded = load_recipe(Path(written), ["hardware.memory_limit=1MB"])
+    facts = Facts(np.array([500] * 9), read_shape(BIG), CPU)
+    resolved = resolve_auto(loaded.recipe, facts)
+    with pytest.raises(DoesNotFitError) as caught:
+        refuse_too_large(resolved, loaded.recipe.hardware, CPU, plan=loaded.command("plan"))
+    assert caught.value.hint == (
+        "what would make it fit is listed by: mlxft plan demo.toml --set hardware.memory_limit=1MB, and "
+        "hardware.memory_limit, which was set, may be left out: 12.8 GB here"
+    )
 
 
 def test_characters_are_those_of_what_is_said() -> None:
@@ -238,6 +254,34 @@ def test_dry_run_prints_the_plan_and_makes_nothing(written: str, here: Path) -> 
     assert planned.stdout.startswith("plan of demo.toml")
     assert "next: mlxft train demo.toml" in planned.stderr
     assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_dry_run_with_a_hostfile_plans_for_all_its_processes_and_keeps_it_in_the_command(written: str) -> None:
+    Path("two.json").write_text('[{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1"}]')
+    options = ("--set", "lora.num_layers=1", "--set", "training.epochs=9", "--dry-run")
+    alone, both = call("train", written, *options), call("train", written, *options, "--hostfile", "two.json")
+    assert alone.return_value == both.return_value == 0
+    assert "reuse_frozen_layers = true" in alone.stdout
+    assert "reuse_frozen_layers = false  # 2 processes share the rows" in both.stdout
+    assert "2 processes train together: the memory is that of each, the time that of one alone" in both.stderr
+    assert both.stderr.endswith("--set training.epochs=9 --hostfile two.json\n")
+    as_json = call("train", written, *options, "--json", "--hostfile", "two.json")
+    assert json.loads(as_json.stdout)["command"].endswith("--hostfile two.json")
+
+
+def test_a_hostfile_is_checked_by_a_dry_run_as_by_a_training(written: str) -> None:
+    Path("rdma.json").write_text('{"backend": "jaccl", "hosts": [{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1"}]}')
+    for more in ((), ("--dry-run",)):
+        result = call("train", written, "--hostfile", "rdma.json", *more)
+        assert isinstance(result.exception, UsageError)
+        assert "jaccl" in result.exception.message or '"rdma"' in result.exception.message
+
+
+def test_a_hostfile_with_one_host_is_said_to_be_no_company(written: str) -> None:
+    Path("one.json").write_text('[{"ssh": "127.0.0.1"}]')
+    result = call("train", written, "--hostfile", "one.json", "--dry-run")
+    assert result.return_value == 0
+    assert "warning: one.json lists one host: this machine trains alone" in result.stderr
 
 
 def test_a_plan_that_does_not_fit_exits_with_three(written: str) -> None:

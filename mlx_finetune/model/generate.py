@@ -1,7 +1,8 @@
 """A stream of tokens from a model, with a KV cache that is reused between turns.
 
 One token is computed when it is asked for, so the cache never holds a token that was not shown, and stopping needs no
-repair; the price on a GPU is the gap between two tokens that a pipelined loop would hide.
+repair; the price on a GPU is the gap between two tokens that a pipelined loop would hide. Tokens that a grammar leaves
+no choice about are not computed at all: they are read with the next one.
 
 On a CPU a prompt is read with exponentials in numpy (``cpu_math``), and one token with products that copy no weight
 (``few_rows``): SmolLM2-135M in fp32 reads 1.6 times and says 1.1 times as many tokens a second as mlx_lm's loop
@@ -174,6 +175,7 @@ class Answer:
         self._request = request
         self._index = 0
         self._bias: mx.array | None = None
+        self._num_logits = 0
         self._ends = tokenizer.stop_token_ids
         self._text = Detokenizer(tokenizer, self.ids[-4:])
         self._constraint = None if request.grammar is None else Constraint(request.grammar)
@@ -185,11 +187,26 @@ class Answer:
 
         Raises ``ModelError`` where the grammar cannot go on.
         """
-        request, constraint = self._request, self._constraint
+        self._num_logits = logits.shape[-1]
         biased = self._biased(logits)
-        allowed = biased if constraint is None else constraint.mask(biased)
-        token_id = sample_token(allowed, self.ids, request.sampling, self._index)
-        logprob, likeliest = log_probabilities(logits, token_id, request.num_logprobs)
+        allowed = biased if self._constraint is None else self._constraint.mask(biased)
+        token_id = sample_token(allowed, self.ids, self._request.sampling, self._index)
+        return self.say(token_id, *log_probabilities(logits, token_id, self._request.num_logprobs))
+
+    def forced(self) -> int | None:
+        """The next token, where the grammar leaves no choice and nobody asks how likely it was; None before ``take``.
+
+        It needs no logits of its own: a stretch of such tokens goes through the model with the one behind it.
+        """
+        if self._constraint is None or self._request.num_logprobs:
+            return None
+        token_id = self._constraint.forced()
+        is_known = token_id is not None and token_id < self._num_logits and token_id not in self._ends
+        return token_id if is_known else None
+
+    def say(self, token_id: int, logprob: float | None = None, likeliest: tuple[tuple[int, float], ...] = ()) -> Piece:
+        """Go on with ``token_id``."""
+        request, constraint = self._request, self._constraint
         self.ids.append(token_id)
         self._index += 1
         is_end = token_id in self._ends
@@ -273,7 +290,8 @@ def generate_tokens(
         if stop is not None and stop():
             yield Piece(answer.rest(), None, "cancelled")
             return
-        piece = answer.take(cache.advance(answer.ids[-1:]))
+        forced = answer.forced()
+        piece = answer.take(cache.advance(answer.ids[len(cache.ids) :])) if forced is None else answer.say(forced)
         yield piece
         if piece.finish is not None:
             return

@@ -111,6 +111,8 @@ def _changed_lines(title: str, rows: Sequence[Changed]) -> Iterator[str]:
 def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield ""
     notes: list[str] = []
+    if report.categories:
+        notes.append("Every figure of every category is in the CSV and JSON.")
     if evaluation.has_work("answer"):
         notes.append(f"Answers are greedy, of at most {evaluation.answer_tokens} tokens.")
     for name, one in report.texts.items():

@@ -113,6 +113,7 @@ ELSEWHERE = {
     "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",
     "training.on_nonfinite": "tests/train/test_loop.py: stopped or skipped",
     "chat.max_tokens": "tests/app/test_open.py: the longest answer of chat and generate",
+    "serve.endpoints": "tests/serving/test_tasks.py: addresses of the server",
     "hardware.memory_limit": "test_limits_are_handed_to_mlx",
     "hardware.wired_limit": "test_limits_are_handed_to_mlx",
     "hardware.cache_limit": "test_limits_are_handed_to_mlx",

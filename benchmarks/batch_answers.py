@@ -5,8 +5,9 @@
 Real questions (../shared/data/alpaca) through the chat template, greedy, every answer at most ``--tokens`` long. Sides:
 ``one by one`` is what ``mlxft generate --file`` does, ``batch`` the same with ``--batch``, ``mlx_lm`` its
 ``BatchGenerator`` with as many rows, whose tokens are compared too. One process with one copy of the weights; each
-repeat runs every side, in an order that rotates; tokens per second count reading the prompts. Ratios are those of one
-repeat. ``--drawn`` draws with the seed of each row instead (mlx_lm draws otherwise, so it stands out).
+repeat runs every side, in an order that rotates; tokens per second count reading the prompts, by the clock and, in
+brackets, of the processor, which others on the machine disturb less. Ratios are those of one repeat. ``--drawn`` draws
+with the seed of each row instead (mlx_lm draws otherwise, so it stands out).
 """
 
 import argparse
@@ -43,29 +44,34 @@ def measure(given: argparse.Namespace) -> None:
     """Run the repeats and print the figures."""
     sides = prepare(given)
     names = list(sides)
-    rates: dict[str, list[float]] = {name: [] for name in names}
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     said: dict[str, Answers] = {}
     for repeat in range(given.repeats + 1):
         turn = repeat % len(names)
         for name in (*names[turn:], *names[:turn]):
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             said[name] = sides[name]()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             if repeat:  # the first touches the weights
-                rates[name].append(sum(map(len, said[name])) / (time.perf_counter() - started))
+                tokens = sum(map(len, said[name]))
+                rates[name].append((tokens / wall, tokens / cpu))
     one = names[0]
     for name in names:
         same = sum(ours == theirs for ours, theirs in zip(said[name], said[one], strict=True))
+        walls = [wall for wall, _ in rates[name]]
         print(
-            f"{name:<12} {statistics.median(rates[name]):7.2f} tokens/s (best {max(rates[name]):7.2f}), "
+            f"{name:<12} {statistics.median(walls):7.2f} tokens/s (best {max(walls):7.2f}), "
             f"{ratios(rates, name, one)} of one by one; same answers {same} of {len(said[one])}"
         )
-    print(f"batch / mlx_lm: {ratios(rates, 'batch', 'mlx_lm')}" if "mlx_lm" in rates else "")
+    if "mlx_lm" in rates:
+        print(f"batch / mlx_lm: {ratios(rates, 'batch', 'mlx_lm')}")
 
 
-def ratios(rates: Mapping[str, Sequence[float]], first: str, second: str) -> str:
-    """Median and least of the ratios, repeat by repeat."""
-    found = [ours / theirs for ours, theirs in zip(rates[first], rates[second], strict=True)]
-    return f"{statistics.median(found):.2f}x (min {min(found):.2f})"
+def ratios(rates: Mapping[str, Sequence[tuple[float, float]]], first: str, second: str) -> str:
+    """Median and least of the ratios, repeat by repeat; in brackets those of processor time."""
+    pairs = list(zip(rates[first], rates[second], strict=True))
+    wall, cpu = ([ours[part] / theirs[part] for ours, theirs in pairs] for part in (0, 1))
+    return f"{statistics.median(wall):.2f}x (min {min(wall):.2f}) [{statistics.median(cpu):.2f}x (min {min(cpu):.2f})]"
 
 
 def read_questions(count: int) -> list[str]:

@@ -216,7 +216,8 @@ def report(name: str, schema: Schema, said: "Sequence[Sequence[Piece]]") -> None
     from mlx_finetune.scoring.json_schema import Validator
     from mlx_finetune.scoring.json_text import NotJsonError, parse
 
-    validator, formats = Validator(schema), jsonschema.FormatChecker()
+    validator = Validator(schema)
+    strict: Any = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
     finishes = [pieces[-1].finish for pieces in said]
     valid = with_formats = 0
     for pieces in said:
@@ -226,7 +227,7 @@ def report(name: str, schema: Schema, said: "Sequence[Sequence[Piece]]") -> None
             except NotJsonError:
                 continue
             valid += validator.is_valid(value)
-            with_formats += jsonschema.Draft202012Validator(schema, format_checker=formats).is_valid(value)
+            with_formats += strict.is_valid(value)
     print(
         f"{name}: {len(said)} answers, {finishes.count('stop')} ended, {valid} of these valid ({with_formats} formats "
         f"included), {finishes.count('length')} truncated, {finishes.count('failed')} failed",

@@ -28,6 +28,7 @@ LOCK = ".lock"  # held by the training process, with its process id
 SUPERVISOR = ".supervisor"  # held by the process that starts it again after a crash
 RUN_INFO = "run.json"
 CARD = "README.md"
+CORRECTIONS = "corrections.jsonl"  # answers that a person put right in a chat; chats add to it, training only reads it
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -35,6 +36,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
 MODEL_FOLDER = "model"  # a fully trained model
+EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -52,7 +54,9 @@ _RUN_FILES = frozenset(
             SUPERVISOR,
             RUN_INFO,
             CARD,
+            CORRECTIONS,
             MODEL_FOLDER,
+            EVALUATIONS,
             SCHEMAS,
             "report.html",
         ),

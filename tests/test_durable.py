@@ -1,8 +1,12 @@
 """A file is whole or absent, what was written is what is read, and nothing is written through a link."""
 
+import fcntl
 import hashlib
 import os
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -111,3 +115,80 @@ def test_removing_a_link_leaves_what_it_names(tmp_path):
     durable.remove_tree(tmp_path / "folder")
     durable.remove_tree(tmp_path / "never there")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_is_added_behind_what_is_there_and_flushed_before_the_return(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "lines", []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_size) or real(descriptor)
+    )
+    durable.append_line(path, b"one\n")
+    assert flushed[0] == 4
+    assert len(flushed) == 2, "the name of a new file is flushed too"
+    path.write_bytes(b"one\ntw")
+    durable.append_line(path, b"three\n")
+    assert path.read_bytes() == b"one\ntw\nthree\n", "somebody's line without an end is ended, not cut"
+    assert durable.count_bytes(path) == len(path.read_bytes())
+    assert durable.count_bytes(tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_line_that_the_disk_does_not_take_whole_is_not_there(tmp_path, monkeypatch, call):
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\n")
+    real = os.write
+
+    def full(*arguments):
+        if call == "write" and len(arguments[1]) == 4:
+            return real(arguments[0], arguments[1][:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space") as caught:
+        durable.append_line(path, b"two\n")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"one\n"
+
+
+def test_lines_of_several_processes_are_whole_also_where_these_are_killed(tmp_path):
+    path = tmp_path / "lines"
+    code = (
+        "import sys; from pathlib import Path; from mlx_finetune import durable\n"
+        "line = (sys.argv[2] * 5000 + '\\n').encode()\n"
+        "while True: durable.append_line(Path(sys.argv[1]), line)\n"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "abc"]
+    try:
+        while not path.exists() or len(set(path.read_bytes())) < 4 or path.stat().st_size < 60 * 5001:
+            time.sleep(0.05)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert {len(line) for line in lines} == {5001}
+    assert all(len(set(line[:-1])) == 1 for line in lines), "no line has two writers"
+    assert {line[:1] for line in lines} == {b"a", b"b", b"c"}
+
+
+def test_a_line_is_not_added_through_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="is a link"):
+        durable.append_line(tmp_path / "link", b"one\n")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_was_removed_while_its_lock_was_awaited_is_made_anew(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    path.write_bytes(b"old\n")
+    real, removed = fcntl.flock, []
+
+    def late(descriptor, kind):
+        if not removed:
+            removed.append(path.unlink())
+        real(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    durable.append_line(path, b"new\n")
+    assert path.read_bytes() == b"new\n"

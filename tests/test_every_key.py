@@ -51,6 +51,8 @@ FLIPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lora.use_dora": (("lora.use_dora=true",), ()),
     "lora.use_rslora": (("lora.use_rslora=true",), ()),
     "data.path": (("data.path={other_rows}",), ()),
+    "data.corrections": (("data.corrections={corrections}",), ()),
+    "data.corrections_weight": (("data.corrections_weight=3",), ("data.corrections={corrections}",)),
     "data.format": (("data.format=alpaca",), ()),
     "data.columns": (('data.columns={{messages = "talk"}}',), ()),
     "data.val_split": (("data.val_split=0.5",), ()),
@@ -112,6 +114,14 @@ ELSEWHERE = {
     "training.gradient_checkpointing": "test_gradient_checkpointing_recomputes_the_blocks",
     "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",
     "training.on_nonfinite": "tests/train/test_loop.py: stopped or skipped",
+    "eval.tasks": "tests/app/eval/test_evaluate.py: what is measured",
+    "eval.max_rows": "tests/app/eval/test_evaluate.py: how many rows",
+    "eval.gates": "tests/app/eval/test_evaluate.py: exit code 4",
+    "eval.schema": "tests/app/eval/test_evaluate.py: a second figure, constrained",
+    "eval.category": "tests/app/eval/test_evaluate.py: every figure split",
+    "eval.shots": "tests/app/eval/test_evaluate.py: one more side",
+    "eval.labels": "tests/app/eval/test_evaluate.py: other classes",
+    "eval.answer_tokens": "tests/app/eval/test_evaluate.py: the longest answer",
     "chat.max_tokens": "tests/app/test_open.py: the longest answer of chat and generate",
     "serve.endpoints": "tests/serving/test_tasks.py: addresses of the server",
     "hardware.memory_limit": "test_limits_are_handed_to_mlx",
@@ -149,6 +159,8 @@ def folder(tmp_path_factory):
     write_rows(folder / "rows.jsonl", 20)
     write_rows(folder / "other.jsonl", 19)
     (folder / "template.jinja").write_text(TEMPLATE)
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]
+    (folder / "corrections.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     with (folder / "text.jsonl").open("w") as file:
         for index in range(20):
             file.write(json.dumps({"text": f"{index} green bottles " * (1 + index % 3)}) + "\n")
@@ -165,6 +177,7 @@ def run_with(folder, tiny_model):
         "other_rows": folder / "other.jsonl",
         "template": folder / "template.jinja",
         "text": folder / "text.jsonl",
+        "corrections": folder / "corrections.jsonl",
     }
     done: dict[tuple[str, ...], list[str]] = {}
 

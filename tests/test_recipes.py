@@ -6,17 +6,21 @@ Gemma has 1 key/value head, Llama 2. An adapter on a layer has ``rank * (inputs 
 """
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from safetensors.numpy import load_file
 from small_runs import train
+from tiny import SPECIAL_TOKENS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.template import render_prompt
-from mlx_finetune.events import RunStarted, read_events
+from mlx_finetune.events import Evaluated, RunStarted, Sampled, read_events
 from mlx_finetune.model.adapter_files import load_adapter
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.generate import generate_tokens
@@ -32,9 +36,11 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 #: recipe -> architecture, names of adapted layers, trainable weights, rows
 CASES = {
     "constraints-gemma-2b": ("gemma", ATTENTION, 8 * 2 * (128 + 80 + 80 + 128), "messages"),
-    "timeline-dialogpt": ("gpt2", ("c_attn", "c_proj", "c_fc"), 8 * 2 * (256 + 128 + 320 + 320), "pairs"),
+    "timeline-dialogpt": ("gpt2", ("c_attn", "c_proj", "c_fc"), 8 * 2 * (256 + 128 + 320 + 320), "messages"),
+    "timeline-smollm2": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "llama-3.1-8b-alpaca": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
     "voice-pythia-1.4b": ("gpt_neox", ("query_key_value",), 16 * 2 * 256, "alpaca"),
+    "voice-smollm2": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "alpaca"),
     "quickstart": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
@@ -51,7 +57,6 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
                 {"role": "assistant", "content": f"Left of {n + 1}."},
             ]
         },
-        "pairs": lambda n: {"prompt": f"On day {n} it came.", "completion": json.dumps({"ts": n, "event": "came"})},
         "alpaca": lambda n: {"instruction": f"Add {n}.", "input": f"{n}" * (n % 2), "output": f"It is {2 * n}."},
         "text": lambda n: {"text": f"Chapter {n}. " + "And then it rained. " * (n % 7)},
     }
@@ -62,13 +67,13 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
 @pytest.fixture
 def run_recipe(tmp_path):
     def run(name, *, steps=4, model=None):
-        from tiny import write_tiny_model
-
         architecture, _, _, layout = CASES[name]
-        model = model or write_tiny_model(tmp_path / "model", architecture, chat_template=name not in BASE_MODELS)
+        model = model or tiny.write_tiny_model(tmp_path / "model", architecture, chat_template=name not in BASE_MODELS)
         data = write_data(tmp_path / "rows.jsonl", layout)
         overrides = [f"model={model}", f"data.path={data}", f"output_dir={tmp_path / 'run'}"]
         recipe = load_recipe(RECIPES / f"{name}.toml").recipe
+        if recipe.lora and recipe.lora.num_layers != "all":
+            overrides.append("lora.num_layers=1")  # half of the tiny model's blocks, as of the real one's
         if recipe.training.max_steps or recipe.training.epochs:
             overrides.append(f"training.max_steps={steps}")
         return train(RECIPES / f"{name}.toml", overrides=tuple(overrides)), model
@@ -117,3 +122,51 @@ def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_re
         assert pieces[-1].finish in ("stop", "length")
         seen.append({name: value.tolist() for name, value in adapter_parameters(model).items()})
     assert all(one != other for one, other in pairwise(seen))
+
+
+def tokenizer_of(rows: Path) -> Tokenizer:
+    """A byte-level BPE of 1,000 pieces learned from ``rows``, so that they are about as long as with GPT-2's own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        rows.read_text("utf-8").splitlines(),
+        trainers.BpeTrainer(
+            vocab_size=1000, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    return tokenizer
+
+
+@pytest.mark.slow
+def test_the_timeline_recipe_runs_unchanged_on_a_tiny_gpt2(tmp_path, monkeypatch):
+    """All of its 100 steps on its own rows: only the weights are small and random."""
+    rows = shutil.copytree(RECIPES.parent / "data" / "timeline", tmp_path / "data" / "timeline")
+    recipe = shutil.copy(RECIPES / "timeline-dialogpt.toml", tmp_path)
+    monkeypatch.setattr(tiny, "CONTEXT", 1024)
+    monkeypatch.setattr(tiny, "make_tokenizer", lambda: tokenizer_of(rows / "train.jsonl"))
+    model = tiny.write_tiny_model(tmp_path / "model", "gpt2", chat_template=False)
+    run = train(Path(recipe), overrides=(f"model={model}", f"output_dir={tmp_path / 'run'}"))
+    events = [record.event for record in read_events(run.file(rundir.EVENTS))]
+    started = next(event for event in events if isinstance(event, RunStarted))
+    assert (started.train_rows, started.valid_rows, started.total_steps) == (395, 16, 100)
+    losses = {event.step: event.loss for event in events if isinstance(event, Evaluated)}
+    assert list(losses) == [0, 25, 50, 75, 100]
+    assert losses[100] < losses[0] - 1
+    assert [event.step for event in events if isinstance(event, Sampled)] == [0, 25, 50, 75, 100]
+    assert run.checkpoint(100).is_dir()
+
+
+def test_the_voice_recipe_trains_on_its_own_data_with_a_gpt_neox(tmp_path):
+    from tiny import write_tiny_model
+
+    model = write_tiny_model(tmp_path / "model", "gpt_neox", chat_template=False)
+    changes = {"model": model, "data.path": RECIPES.parent / "data" / "voice", "output_dir": tmp_path / "run"}
+    changes |= {"training.max_steps": 2, "eval.max_new_tokens": 4}
+    run = train(RECIPES / "voice-pythia-1.4b.toml", overrides=tuple(f"{key}={value}" for key, value in changes.items()))
+    events = [record.event for record in read_events(run.file(rundir.EVENTS))]
+    assert {type(event).__name__ for event in events} >= {"RunStarted", "Evaluated", "Sampled", "RunFinished"}
+    assert any(
+        np.abs(weight).max() > 0 for key, weight in load_file(run.file(rundir.MLX_WEIGHTS)).items() if "lora_b" in key
+    )

@@ -23,7 +23,7 @@ from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.limits import compute_dtype, read_machine
 from mlx_finetune.model import hub
 from mlx_finetune.model.adapter_base import recorded_sha256
-from mlx_finetune.model.adapter_files import load_adapter
+from mlx_finetune.model.adapter_files import hash_adapter, load_adapter
 from mlx_finetune.model.catalogue import find_entry, nearest_names
 from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
@@ -55,9 +55,11 @@ class Located:
 class Opened:
     """Ready to answer. ``spec`` is None without an adapter; ``load_base`` loads what a fully trained model began as.
 
-    ``run`` is the run it comes from, ``serve`` what its recipe wants served.
+    ``adapter_sha256`` is that of the adapter's files of weights (``hash_adapter``), None without an adapter; ``serve``
+    what its recipe wants served.
     """
 
+    located: Located
     name: str
     model: nn.Module
     info: ModelInfo
@@ -65,9 +67,14 @@ class Opened:
     data: DataRecipe
     chat: ChatRecipe
     spec: AdapterSpec | None
+    adapter_sha256: str | None
     load_base: Callable[[], nn.Module] | None
     serve: ServeRecipe
-    run: RunDir | None
+
+    @property
+    def run(self) -> RunDir | None:
+        """The run it comes from."""
+        return self.located.run
 
     @property
     def has_base(self) -> bool:
@@ -93,7 +100,7 @@ def open_each(names: Sequence[str], *, base: Path, report: Report) -> Generator[
         located = locate(name, base=base)
         if located.notice:
             report(Notice("warning", located.notice))
-        recipe = _read_recipe(located, report)
+        recipe = read_recipe(located, report)
         local = _fetch(located, report)
         bits = recipe.quantize if recipe is not None and located.adapter is not None else None
         if first is None:
@@ -120,6 +127,7 @@ def _attach(located: Located, recipe: Recipe | None, loaded: LoadedModel, local:
     tokenizer = load_tokenizer(_tokenizer_folder(located, local))  # a run keeps its template with its tokenizer
     check_ids(loaded.model, [tokenizer.largest_id()], f"the tokenizer of {located.name}")
     return Opened(
+        located=located,
         name=located.name,
         model=loaded.model,
         info=loaded.info,
@@ -127,9 +135,9 @@ def _attach(located: Located, recipe: Recipe | None, loaded: LoadedModel, local:
         data=recipe.data if recipe else DataRecipe.model_validate({"path": "-"}),
         chat=recipe.chat if recipe else ChatRecipe.model_validate({}),
         spec=spec,
+        adapter_sha256=None if located.adapter is None else hash_adapter(located.adapter),
         load_base=None if is_adapter or "model" not in located.facts else _base_loader(located, report),
         serve=recipe.serve if recipe else ServeRecipe.model_validate({}),
-        run=located.run,
     )
 
 
@@ -214,7 +222,7 @@ def _facts(path: Path) -> Mapping[str, object]:
     return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
-def _read_recipe(located: Located, report: Report) -> Recipe | None:
+def read_recipe(located: Located, report: Report) -> Recipe | None:
     """The resolved recipe of the run, None where there is no run or another version wrote it (said by a notice)."""
     facts = _facts(located.run.file(rundir.RUN_INFO)) if located.run else {}
     if "resolved" not in facts:

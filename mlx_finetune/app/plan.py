@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mlx_finetune import rundir
 from mlx_finetune.app.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
+from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.stream import epoch_lengths
@@ -146,7 +147,7 @@ def make_plan(
         mac=mac,
         measured=None,
         forecast=_forecast(resolved, facts, known, mac, disk),
-        rows={"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)},
+        rows=_count_rows(splits, recipe),
         data_format=splits.format,
         tokens=tokens,
         resolved=resolved,
@@ -160,10 +161,16 @@ def make_plan(
 
 def _load_rows(recipe: Recipe, base: Path) -> Splits:
     rundir.check_folder(recipe.run_folder)
-    splits = load_splits(recipe.data, base=base)
+    splits = load_splits(recipe.data, base=base, corrections=find_corrections(recipe, base=base))
     if not splits.train:
         raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
     return splits
+
+
+def _count_rows(splits: Splits, recipe: Recipe) -> Mapping[str, int]:
+    """Rows by split; the corrections among the training rows beside them where the recipe includes any."""
+    counts = {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)}
+    return counts if recipe.data.corrections is False else counts | {"corrections": splits.num_corrections}
 
 
 def _with_tokens(facts: Facts, tokens: TokenCount, num_valid: int, run: Path, *, is_here: bool) -> Facts:

@@ -87,7 +87,8 @@ def _model_lines(plan: Plan) -> Iterator[str]:
 
 def _data_lines(plan: Plan) -> Iterator[str]:
     rows, tokens = plan.rows, plan.tokens
-    counts = f"{rows['train']:,} rows to train on, {rows['valid']:,} to validate, {rows['test']:,} to test"
+    corrected = f" ({rows['corrections']:,} of them corrections)" if "corrections" in rows else ""
+    counts = f"{rows['train']:,} rows to train on{corrected}, {rows['valid']:,} to validate, {rows['test']:,} to test"
     yield f"{counts}; {plan.data_format}"
     lengths = tokens.lengths
     share = f", {tokens.target_share:.0%} of them targets ({tokens.method})" if tokens.target_share is not None else ""

@@ -15,6 +15,7 @@ from rich.style import Style
 from rich.text import Text as RichText
 
 from mlx_finetune.dataset.corpus import Splits, load_splits
+from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.explain import ExplainedRow, ExplainedToken, State, explain
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport
@@ -52,7 +53,7 @@ def show_preview(
     is_recipe = target.endswith(".toml")
     recipe = _recipe_of(target, overrides, model) if is_recipe else _bare_recipe(target, overrides, model)
     folder = base or Path()
-    splits = load_splits(recipe.data, base=folder)
+    splits = load_splits(recipe.data, base=folder, corrections=find_corrections(recipe, base=folder))
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     local = fetch_model(recipe.model, revision=recipe.revision, report=lambda phase: _note_phase(notes, phase))
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import RunDir
 
@@ -44,16 +44,34 @@ def check_removable(run: RunDir) -> None:
         raise RunError(f"{run.path} also holds what no run wrote: {shown}", "move that away, or remove it by hand")
 
 
-def remove_run(run: RunDir) -> None:
+def count_corrections(run: RunDir) -> int:
+    """Answers that were put right in chats with this run. Raises ``RunError`` where they cannot be read."""
+    try:
+        with run.file(rundir.CORRECTIONS).open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise RunError(f"{run.file(rundir.CORRECTIONS)} cannot be read: {error.strerror}") from error
+
+
+def remove_run(run: RunDir, *, with_corrections: bool = False) -> None:
     """Remove the folder and everything in it; links inside are removed, not followed. Raises ``RunError``.
 
-    It is renamed first, so that a removal that is cut short leaves no half run under its name.
+    It is renamed first, so that a removal that is cut short leaves no half run under its name. What a person wrote
+    stays: the corrections are put back into an otherwise empty folder, where the next run may begin, unless
+    ``with_corrections`` says otherwise.
     """
     check_removable(run)
     path = run.path.absolute()
     trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
     try:
         path.rename(trash)
+        kept = trash / rundir.CORRECTIONS
+        if kept.is_file() and not with_corrections:
+            durable.make_folder(path)
+            content = kept.read_bytes()  # added, not moved: a chat may have begun a new file by now
+            durable.append_line(path / rundir.CORRECTIONS, content if content.endswith(b"\n") else content + b"\n")
         shutil.rmtree(trash)
     except OSError as error:
         raise RunError(f"{error.filename or path} cannot be removed: {error.strerror}") from error

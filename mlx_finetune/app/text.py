@@ -7,18 +7,30 @@ _QUOTES = '"""'
 
 
 def needs_more(text: str) -> bool:
-    """True while an input goes on in the next line: an open triple quote, or a backslash at the end."""
-    if text.lstrip().startswith(_QUOTES):
+    """True while an input goes on in the next line: an open triple quote, or a backslash at the end.
+
+    The quotes may follow a slash command.
+    """
+    _, body = _after_command(text)
+    if body.startswith(_QUOTES):
         return text.count(_QUOTES) < 2
     return text.endswith("\\")
 
 
 def join_input(text: str) -> str:
     """The text that was meant: without triple quotes around it, and without backslashes before line ends."""
-    bare = text.strip()
+    command, body = _after_command(text)
+    bare = body.strip()
     if bare.startswith(_QUOTES) and bare.count(_QUOTES) >= 2:
-        return bare.removeprefix(_QUOTES).partition(_QUOTES)[0].strip("\n")
+        return command + bare.removeprefix(_QUOTES).partition(_QUOTES)[0].strip("\n")
     return text.replace("\\\n", "\n").removesuffix("\\")
+
+
+def _after_command(text: str) -> tuple[str, str]:
+    """The slash command at the front with the blank after it, and what follows; "" and the text without one."""
+    bare = text.lstrip()
+    command, blank, body = bare.partition(" ")
+    return (command + blank, body.lstrip()) if bare.startswith("/") and blank else ("", bare)
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_finetune.errors import UsageError
+
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
-    from mlx_finetune.app.chat import Chat
+    from mlx_finetune.app.chat.repl import Chat
     from mlx_finetune.app.open import Opened
 
 
@@ -24,22 +27,33 @@ if TYPE_CHECKING:
 @click.argument("name", metavar="RUN_OR_MODEL")
 @click.option("--system", metavar="TEXT", help="System message, in place of the recipe's.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any key of [chat], e.g. temperature=0.")
+@click.option(
+    "--schema", type=click.Path(path_type=Path), metavar="FILE", help="Hold answers to this JSON Schema (/schema)."
+)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Fixes the draws; a new one each time without it.")
-def command(name: str, system: str | None, settings: tuple[str, ...], seed: int | None) -> int:
+def command(name: str, system: str | None, settings: tuple[str, ...], schema: Path | None, seed: int | None) -> int:
     """Talk with a run, a checkpoint, an adapter folder or a model.
 
-    /help lists the commands of a chat, Ctrl-C stops a reply, Ctrl-D leaves. Without a terminal, each line of stdin is
-    a message and the replies go to stdout.
+    /help lists the commands of a chat: /fix puts the last answer right, and it becomes a row to train on. Ctrl-C stops
+    a reply, Ctrl-D leaves. Without a terminal, each line of stdin is a message and the replies go to stdout.
     """
     from mlx_finetune.commands.opening import open_for_answers
 
     changes = [*settings, *([f"system={system}"] if system is not None else [])]
+    if schema is not None:
+        from mlx_finetune.scoring.json_schema import read_schema
+
+        read_schema(schema)  # a slip is found before the model is loaded
     opened = open_for_answers(name, changes)
-    from mlx_finetune.app.chat import Chat
+    from mlx_finetune.app.chat.repl import Chat
+    from mlx_finetune.app.chat.settings import hold_to_schema
 
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PipeScreen()
-    chat = Chat(opened, screen, chat=opened.chat, seed=int.from_bytes(os.urandom(4)) >> 1 if seed is None else seed)
+    seed = int.from_bytes(os.urandom(4)) >> 1 if seed is None else seed
+    chat = Chat(opened, screen, chat=opened.chat, seed=seed, clock=time.time)
+    if schema is not None:
+        hold_to_schema(chat.session, schema)
     if is_terminal:
         for line in banner(opened):
             screen.talk(line)
@@ -68,6 +82,11 @@ class PipeScreen:
     def stopping(self) -> Generator[Callable[[], bool] | None]:
         """A reply without a way to stop it."""
         yield None
+
+    def edit(self, text: str) -> str:
+        """There is nobody to edit ``text``."""
+        del text
+        raise UsageError("there is no terminal to edit in", "/fix TEXT gives the right answer in the same line")
 
 
 class TerminalScreen:
@@ -104,6 +123,12 @@ class TerminalScreen:
         finally:
             signal.signal(signal.SIGINT, before)
 
+    def edit(self, text: str) -> str:
+        """What a person makes of ``text`` in the editor. Raises ``UsageError``."""
+        from mlx_finetune.commands.editor import edit_text
+
+        return edit_text(text)
+
     @property
     def width(self) -> int:
         """Columns of the terminal now."""
@@ -124,7 +149,8 @@ def banner(opened: "Opened") -> Iterator[str]:
     if opened.chat.system:
         yield f"system: {opened.chat.system}"
     compare = ", /compare TEXT asks base and adapter" if opened.has_base else ""
-    yield f"/help lists the commands{compare}, Ctrl-D leaves"
+    fix = ", /fix puts an answer right" if opened.located.run is not None else ""
+    yield f"/help lists the commands{compare}{fix}, Ctrl-D leaves"
 
 
 def _serve_terminal(chat: "Chat") -> None:
@@ -169,7 +195,7 @@ def _prompt_session() -> "PromptSession[str]":
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-    from mlx_finetune.app.chat import COMMANDS
+    from mlx_finetune.app.chat.repl import COMMANDS
     from mlx_finetune.app.text import needs_more
 
     keys = KeyBindings()
@@ -214,8 +240,18 @@ def _history_file() -> Path | None:
 
 
 def _say_next(name: str, chat: "Chat") -> None:
-    if chat.saved_to is not None:
-        path = shlex.quote(str(chat.saved_to))
+    from mlx_finetune.rundir import RESOLVED
+
+    session = chat.session
+    run = session.opened.located.run
+    if session.num_corrections and run is not None:
+        here = Path.cwd().resolve()
+        shown = run.path.relative_to(here) if run.path.is_relative_to(here) else run.path
+        recipe, corrections = (shlex.quote(str(path)) for path in (shown / RESOLVED, shown))
+        what = f"--set data.corrections={corrections} --set output_dir={corrections}-next"
+        click.echo(f"next: train on what you put right: mlxft train {recipe} {what}", err=True)
+    elif session.saved_to is not None:
+        path = shlex.quote(str(session.saved_to))
         click.echo(f"next: train on what you saved: mlxft train RECIPE --set data.path={path}", err=True)
     else:
         click.echo(f"next: mlxft generate {shlex.quote(name)} --prompt 'Why is the sky blue?'", err=True)

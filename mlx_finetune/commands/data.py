@@ -131,16 +131,20 @@ def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport
     """The report on a recipe's data; tokens only where every row can be used."""
     from mlx_finetune.dataset.check import check_files
     from mlx_finetune.dataset.corpus import TRAINABLE, load_splits, locate_sources
+    from mlx_finetune.dataset.corrections import find_corrections
     from mlx_finetune.recipe.load import load_recipe
 
     recipe = load_recipe(path, overrides).recipe
+    corrections = find_corrections(recipe, base=Path())
     located = [source.located for source in locate_sources(recipe.data, Path())]
+    located += [{"train": corrections}] if corrections else []
     report = check_files(located, columns=recipe.data.columns, format=recipe.data.format, trainable=TRAINABLE)
     if report.num_errors:
         return report, None
     from mlx_finetune.app.data_tokens import count_tokens
 
-    return report, count_tokens(recipe, load_splits(recipe.data, base=Path()), Path(), _phase)
+    splits = load_splits(recipe.data, base=Path(), corrections=corrections)
+    return report, count_tokens(recipe, splits, Path(), _phase)
 
 
 def _phase(phase: "Phase") -> None:

@@ -1,4 +1,4 @@
-"""``mlxft runs``: list, show and remove runs. Reads journals and small files; never imports mlx."""
+"""``mlxft runs``: list, show, compare and remove runs. Reads journals and small files; never imports mlx."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSO
 @click.group(invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show or remove runs. RUN is a folder, or a name under adapters/."""
+    """List, show, compare or remove runs. RUN is a folder, or a name under adapters/."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_command)
 
@@ -68,27 +68,64 @@ def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None
 @click.argument("run")
 @as_json_option
 def show_command(run: str, as_json: bool) -> None:
-    """Settings, losses, answers and checkpoints of RUN."""
+    """Settings, losses, answers, checkpoints, evaluations and corrections of RUN."""
+    from mlx_finetune.app.eval.between_runs import kept_verdicts
+    from mlx_finetune.app.runs import count_corrections
     from mlx_finetune.monitor.run_report import report_json, report_lines
-    from mlx_finetune.rundir import find_run
+    from mlx_finetune.rundir import CORRECTIONS, find_run
 
     folder = find_run(run, base=Path.cwd())
     facts, settings = read_facts(folder), read_settings(folder)
+    verdicts, num_corrections = kept_verdicts(folder), count_corrections(folder)
     if as_json:
-        click.echo(json.dumps(report_json(facts, settings), ensure_ascii=False))
+        more = {"evaluations": verdicts, "num_corrections": num_corrections}
+        click.echo(json.dumps(report_json(facts, settings) | more, ensure_ascii=False))
         return
     for line in report_lines(facts, settings):
         click.echo(line)
+    if verdicts:
+        click.echo("\nevaluations")
+    for name, sentence in verdicts.items():
+        click.echo(f"  {name}  {sentence}")
+    if num_corrections:
+        click.echo(f"\n{CORRECTIONS}: {num_corrections} answers put right in chats")
     click.echo(f"\nnext: mlxft chat {shlex.quote(run)}", err=True)
+
+
+@command.command("compare", short_help="Two runs: recipes and evaluations.")
+@click.argument("first")
+@click.argument("second")
+@as_json_option
+def compare_command(first: str, second: str, as_json: bool) -> None:
+    """What the recipes of two runs say differently, and which run did better on the same rows.
+
+    Only evaluations of the same name and of the same rows are ranked; mlxft eval makes them.
+    """
+    from mlx_finetune.app.eval.between_runs import compare_runs, comparison_json, comparison_lines
+    from mlx_finetune.rundir import find_run
+
+    folders = [find_run(name, base=Path.cwd()) for name in (first, second)]
+    if folders[0].path.resolve() == folders[1].path.resolve():
+        raise RunError(f"{first} and {second} are the same run", "name two different ones")
+    found = compare_runs(*folders)
+    if as_json:
+        click.echo(json.dumps(comparison_json(found), ensure_ascii=False))
+        return
+    for line in comparison_lines(found):
+        click.echo(line)
+    if not any(not one.refusal for one in found.evaluations):
+        names = [shlex.quote(name) for name in (first, second)]
+        click.echo(f"\nnext: mlxft eval {names[0]} --data ROWS, and mlxft eval {names[1]} --data ROWS", err=True)
 
 
 @command.command("rm", short_help="Remove run folders, for good.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def remove_command(runs: tuple[str, ...], yes: bool) -> None:
-    """Remove run folders with their adapters and checkpoints, for good."""
-    from mlx_finetune.app.runs import check_removable, remove_run, run_bytes
-    from mlx_finetune.rundir import find_run
+@click.option("--corrections", is_flag=True, help="Remove the answers put right in chats too.")
+def remove_command(runs: tuple[str, ...], yes: bool, corrections: bool) -> None:
+    """Remove run folders with their adapters and checkpoints, for good. What /fix wrote in chats stays."""
+    from mlx_finetune.app.runs import check_removable, count_corrections, remove_run, run_bytes
+    from mlx_finetune.rundir import CORRECTIONS, find_run
     from mlx_finetune.units import format_bytes
 
     folders = [find_run(name, base=Path.cwd()) for name in runs]
@@ -96,13 +133,16 @@ def remove_command(runs: tuple[str, ...], yes: bool) -> None:
         check_removable(folder)
     for folder in folders:
         size = format_bytes(run_bytes(folder))
+        count = count_corrections(folder)
+        what = f"{size}, {count} corrections" + (" too" if corrections else " stay") if count else size
         if not yes:
             if not sys.stdin.isatty():
-                raise RunError(f"{folder.path} ({size}) is not removed without being asked", "add --yes")
-            if not click.confirm(f"remove {folder.path} ({size})?", err=True):
+                raise RunError(f"{folder.path} ({what}) is not removed without being asked", "add --yes")
+            if not click.confirm(f"remove {folder.path} ({what})?", err=True):
                 continue
-        remove_run(folder)
-        click.echo(f"removed {folder.path}, {size}", err=True)
+        remove_run(folder, with_corrections=corrections)
+        stays = f"; its {count} corrections stay in {folder.file(CORRECTIONS)}" if count and not corrections else ""
+        click.echo(f"removed {folder.path}, {size}{stays}", err=True)
 
 
 def read_settings(run: "RunDir") -> dict[str, object]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_finetune.dataset.corpus import refused_format
+from mlx_finetune.dataset.corrections import correction_of
 from mlx_finetune.dataset.examples import read_file
 from mlx_finetune.dataset.formats import (
     Example,
@@ -136,12 +137,16 @@ def _scan_file(
     before = len(scan.keys)
     for row in read_file(file, scan.errors):
         layout = counter.add(row)
-        if layout is None:
-            continue
         try:
-            scan.add(example_of(row, layout))
+            if file.num_bytes is not None:
+                scan.add(correction_of(row))
+            elif layout is not None:
+                scan.add(example_of(row, layout))
         except RowError as error:
             scan.errors(error.problem)
+    if file.num_bytes is not None:
+        scan.files.append(FileSummary(file.source, split, "corrections", len(scan.keys) - before))
+        return
     detected = counter.result()
     for problem in detected.problems:
         scan.errors(problem)

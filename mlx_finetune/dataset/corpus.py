@@ -6,11 +6,13 @@ and 9 bytes a row are kept.
 """
 
 import hashlib
+import itertools
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlx_finetune.dataset.corrections import contradicted, correction_of, first_bytes, prompt_of
 from mlx_finetune.dataset.examples import FileExamples, SplitFile, read_file, stamps_of
 from mlx_finetune.dataset.formats import DetectedFormat, Example, FormatCounter, example_of
 from mlx_finetune.dataset.problems import Findings, RowError
@@ -28,6 +30,8 @@ TRAINABLE = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")
 KEPT_ROWS = 50_000
 
 _SPLITS = ("train", "valid", "test")
+CORRECTED = "corrections"
+_REPLACED = 255  # the side of a correction that a later one of the same prompt takes the place of
 
 #: Format -> what its rows are, what they are for, and how sft can use them all the same.
 _REFUSED = {
@@ -55,6 +59,7 @@ class Splits:
     """The examples of a recipe. ``content_hash`` is the SHA-256 of all files' bytes, in order; ``format`` of the first.
 
     ``problems`` are warnings (duplicates across given files, sides left empty); ``counts`` has the rows of each split.
+    The last ``num_corrections`` of the training rows are corrections.
     """
 
     train: Sequence[Example]
@@ -65,6 +70,7 @@ class Splits:
     content_hash: str
     problems: tuple[Problem, ...]
     counts: Mapping[str, int]
+    num_corrections: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +81,14 @@ class Source:
     weight: float
 
 
-def load_splits(data: DataRecipe, *, base: Path, kept_rows: int = KEPT_ROWS) -> Splits:
+def load_splits(
+    data: DataRecipe, *, base: Path, corrections: Sequence[DataFile] = (), kept_rows: int = KEPT_ROWS
+) -> Splits:
     """Read and split everything [data] names; paths count from ``base``. Raises ``DataError`` with all problems.
 
     Sides depend on content alone (``split``) and on no seed, so that runs of different seeds can be compared and an
-    adapter trained further under another seed never meets its validation rows.
+    adapter trained further under another seed never meets its validation rows. The rows of ``corrections`` stand behind
+    the other training rows and on no other side.
     """
     reading = _Reading(kept_rows)
     sources = locate_sources(data, base)
@@ -88,7 +97,7 @@ def load_splits(data: DataRecipe, *, base: Path, kept_rows: int = KEPT_ROWS) -> 
         for source in sources
         for split, files in source.located.items()
         for file in files
-    ]
+    ] + [SplitFile(file, CORRECTED, data.corrections_weight, stamps_of(file)) for file in corrections]
     formats = [detected for one in split_files if (detected := reading.read(one, data))]
     files = [one.file for one in split_files]
     findings = reading.findings
@@ -121,8 +130,9 @@ class _Reading:
 
     def __init__(self, kept_rows: int) -> None:
         self.findings = Findings()
-        self.keys = {name: array("Q") for name in _SPLITS}
-        self.examples: dict[str, list[Example]] | None = {name: [] for name in _SPLITS}
+        self.keys = {name: array("Q") for name in (*_SPLITS, CORRECTED)}
+        self.prompt_keys = array("Q")  # of the corrections
+        self.examples: dict[str, list[Example]] | None = {name: [] for name in (*_SPLITS, CORRECTED)}
         self._spare_rows = kept_rows
 
     def add(self, split: str, example: Example) -> None:
@@ -135,6 +145,9 @@ class _Reading:
 
     def read(self, one: SplitFile, data: DataRecipe) -> str:
         """Add the examples of one file; returns the name of its format, empty where there is none."""
+        if one.file.num_bytes is not None:
+            self._read_corrections(one)
+            return "messages"
         counter = FormatCounter(data.columns, data.format)
         for row in read_file(one.file, self.findings):
             layout = counter.add(row)
@@ -152,6 +165,21 @@ class _Reading:
         if detected.name in _REFUSED:
             self.findings(refused_format(detected, one.file))
         return detected.name
+
+    def _read_corrections(self, one: SplitFile) -> None:
+        for row in read_file(one.file, self.findings):
+            try:
+                example = correction_of(row)
+            except RowError as error:
+                self.findings(error.problem)
+                continue
+            self.prompt_keys.append(content_key(prompt_of(example)))
+            self.add(one.split, replace(example, weight=one.weight))
+
+    def sides_of_corrections(self) -> bytes:
+        """TRAIN for each correction but those that a later one replaces."""
+        last = {key: place for place, key in enumerate(self.prompt_keys)}
+        return bytes(TRAIN if last[key] == place else _REPLACED for place, key in enumerate(self.prompt_keys))
 
 
 def refused_format(detected: DetectedFormat, file: DataFile) -> Problem:
@@ -172,17 +200,25 @@ def _split(
     val_split = 0.0 if has_valid else data.val_split
     test_split = 0.0 if has_test or has_valid else data.test_split  # files that are given win over shares of train
     sides = bytes(choose_sides(keys["train"], val_split, test_split))
+    corrected = reading.sides_of_corrections()
 
-    def examples(split: str, sides: bytes, side: int) -> Sequence[Example]:
+    def examples(split: str, sides: bytes, side: int, *more: str) -> Sequence[Example]:
         if reading.examples is None:
-            return FileExamples([one for one in split_files if one.split == split], data, sides, side)
-        return tuple(row for row, its in zip(reading.examples[split], sides, strict=True) if its == side)
+            return FileExamples([one for one in split_files if one.split in (split, *more)], data, sides, side)
+        rows = itertools.chain(*(reading.examples[name] for name in (split, *more)))
+        return tuple(row for row, its in zip(rows, sides, strict=True) if its == side)
 
-    train = examples("train", sides, TRAIN)
+    train = examples("train", sides + corrected, TRAIN, CORRECTED)
     given = {name: examples(name, bytes(len(keys[name])), 0) for name in ("valid", "test")}
     valid = given["valid"] or examples("train", sides, VALID)
     test = given["test"] or examples("train", sides, TEST)
     warnings = [*_leaks(keys, given)] if has_valid or has_test else []
+    held_out = {key for key, side in zip(keys["train"], sides, strict=True) if side != TRAIN}
+    if not held_out.isdisjoint(keys[CORRECTED]):
+        message = "a correction is a validation or test row too, word for word: its loss there says little"
+        warnings.append(Problem(next(one.file.source for one in split_files if one.split == CORRECTED), message))
+    if corrected and reading.examples is not None:
+        warnings += contradicted(train[: -corrected.count(TRAIN)], train[-corrected.count(TRAIN) :])
     files = [one.file for one in split_files]
     if val_split > 0 and not valid:
         warnings.append(Problem(files[0].source, "too few different rows for a validation set; all are trained on"))
@@ -195,11 +231,12 @@ def _split(
         hash_files(files),
         tuple(warnings),
         {"train": len(train), "valid": len(valid), "test": len(test)},
+        corrected.count(TRAIN),
     )
 
 
 def _leaks(keys: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[Example]]) -> Iterator[Problem]:
-    known = set(keys["train"])
+    known = {*keys["train"], *keys[CORRECTED]}
     for split, name in (("valid", "validation"), ("test", "test")):
         again = [place for place, key in enumerate(keys[split]) if key in known]
         if again:
@@ -212,9 +249,15 @@ def _leaks(keys: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[Examp
 
 
 def hash_files(files: Sequence[DataFile]) -> str:
-    """SHA-256 over the bytes of every file, in order; of a split of a Hugging Face data set, over its Arrow files."""
+    """SHA-256 over the bytes of every file, in order; of a split of a Hugging Face data set, over its Arrow files.
+
+    Of a file of corrections the bytes that count are hashed.
+    """
     digest = hashlib.sha256()
     for file in files:
+        if file.num_bytes is not None:
+            digest.update(first_bytes(file))
+            continue
         for path in table_files(file) if file.table else [file.path]:
             with path.open("rb") as stream:
                 while chunk := stream.read(1 << 20):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import overload
 
+from mlx_finetune.dataset.corrections import correction_of, read_corrections
 from mlx_finetune.dataset.formats import Example, example_of
 from mlx_finetune.dataset.layouts import find_layout
 from mlx_finetune.dataset.problems import Findings, RowError
@@ -65,11 +66,14 @@ class FileExamples(Sequence[Example]):
             raise _changed(self._files[-1].file)
 
     def _example(self, row: Row, file: DataFile, weight: float) -> Example:
-        layout = find_layout(row.fields, self._data.columns, self._data.format)
-        if layout is None:
-            raise _changed(file)
         try:
-            example = example_of(row, layout)
+            if file.num_bytes is None:
+                layout = find_layout(row.fields, self._data.columns, self._data.format)
+                if layout is None:
+                    raise _changed(file)
+                example = example_of(row, layout)
+            else:
+                example = correction_of(row)
         except RowError as error:
             raise _changed(file) from error
         return replace(example, weight=weight) if weight != 1.0 else example
@@ -93,12 +97,19 @@ def read_file(file: DataFile, report: Report) -> Iterator[Row]:
     """Rows of one located file, wherever it comes from."""
     if file.table:
         return read_table(file, report)
+    if file.num_bytes is not None:
+        return read_corrections(file, report)
     return read_rows(file.path, source=file.source, report=report)
 
 
 def stamps_of(file: DataFile) -> Stamps:
-    """Size, time of the last change and number of every file behind ``file``; empty where one cannot be looked at."""
+    """Size, time of the last change and number of every file behind ``file``; empty where one cannot be looked at.
+
+    Of a file of corrections only the number: chats may add to it.
+    """
     try:
+        if file.num_bytes is not None:
+            return ((file.num_bytes, 0, file.path.stat().st_ino),)
         stats = [path.stat() for path in (table_files(file) if file.table else [file.path])]
     except OSError:
         return ()

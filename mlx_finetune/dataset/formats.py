@@ -32,13 +32,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """A conversation in the shape of ``turns``; assistant turns are targets."""
+    """A conversation in the shape of ``turns``; assistant turns are targets, or only the last one."""
 
     messages: tuple[Turn, ...]
     tools: Tools | None
     source: str
     line: int
     weight: float = 1.0
+    only_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

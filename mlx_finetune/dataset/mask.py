@@ -46,18 +46,25 @@ class Renderer:
     tokenizer: Tokenizer
     arguments: Mapping[str, object]
 
-    def conversation(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[Rendering]:
+    def conversation(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None, *, only_last: bool = False
+    ) -> list[Rendering]:
         """One rendering with every assistant turn, or one for each where the template rewrites earlier turns.
 
-        Empty where there is no assistant turn. Raises ``DataError`` where the template refuses the conversation or
-        none of the three ways applies.
+        With ``only_last`` there is a span for the last assistant turn alone. Empty where there is no assistant turn.
+        Raises ``DataError`` where the template refuses the conversation or none of the three ways applies.
         """
         turns = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
         if not turns:
             return []
+        earlier = turns[:-1] if only_last else []
+        turns = turns[-1:] if only_last else turns
         tagged = self.tokenizer.assistant_spans(messages, tools=tools, arguments=self.arguments)
         if tagged is not None:
             text, spans = tagged
+            if earlier:
+                before = self.tokenizer.assistant_spans(messages[: turns[0]], tools=tools, arguments=self.arguments)
+                spans = spans[len(before[1]) if before else 0 :]
             if not any(end > start for start, end in spans):
                 raise DataError("the generation tags of the chat template mark nothing in this conversation")
             for turn in turns:
@@ -69,11 +76,13 @@ class Renderer:
             return [Rendering(whole, found, TEXT_PREFIX, tuple(messages))]
         return [self._last_turn(messages[: turn + 1], tools) for turn in turns]
 
-    def last_turn(self, messages: Sequence[Message], tools: Sequence[Message] | None, method: str) -> Rendering:
+    def last_turn(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None, method: str, *, only_last: bool = False
+    ) -> Rendering:
         """The conversation again after a cut, its mask made as before (see ``Rendering.method``)."""
         if method == TURN_BY_TURN:
             return self._last_turn(messages, tools)
-        renderings = self.conversation(messages, tools)
+        renderings = self.conversation(messages, tools, only_last=only_last)
         if len(renderings) != 1:
             raise DataError("the chat template rewrites earlier turns of this conversation")
         return renderings[0]

@@ -19,7 +19,7 @@ from mlx_finetune.dataset.sources.plain import read_plain
 from mlx_finetune.dataset.sources.tables import read_csv, read_tsv
 from mlx_finetune.errors import Problem
 
-__all__ = ["Report", "Row", "read_rows"]
+__all__ = ["Report", "Row", "read_lines_of", "read_rows"]
 
 
 def read_rows(path: Path, *, source: str | None = None, report: Report) -> Iterator[Row]:
@@ -30,6 +30,14 @@ def read_rows(path: Path, *, source: str | None = None, report: Report) -> Itera
     except FileProblem as problem:
         where = f"{name}:{problem.line}" if problem.line else name
         report(Problem(where, problem.message, problem.hint))
+
+
+def read_lines_of(stream: BinaryIO, source: str, report: Report) -> Iterator[Row]:
+    """Rows of JSON Lines that are open already, as ``read_rows`` gives them."""
+    try:
+        yield from _read_jsonl(read_lines(stream, source, report), source, report)
+    except FileProblem as problem:
+        report(Problem(f"{source}:{problem.line}", problem.message, problem.hint))
 
 
 def _read(path: Path, source: str, report: Report) -> Iterator[Row]:

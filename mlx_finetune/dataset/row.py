@@ -26,11 +26,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file and how a message names it; ``table`` is the split inside a folder or hub data set of Hugging Face."""
+    """One file and how a message names it; ``table`` is the split inside a folder or hub data set of Hugging Face.
+
+    ``num_bytes`` is set for a file of corrections (``corrections``): so much of it counts, as chats may add to it.
+    """
 
     path: Path
     source: str
     table: str = ""
+    num_bytes: int | None = None
 
 
 #: Ending of a file name (without .gz) -> how it is read.

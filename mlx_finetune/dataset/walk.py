@@ -106,7 +106,8 @@ class Walk:
     def _chat(self, example: Example, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[Draft]:
         self._refuse_marker(self._markers.find_in_messages(messages), "the conversation")
         self._refuse_marker(self._markers.find(tools), "`tools`")
-        renderings = self._renderer.conversation(complete(messages), wrapped_tools(tools))
+        only_last = isinstance(example, Messages) and example.only_last
+        renderings = self._renderer.conversation(complete(messages), wrapped_tools(tools), only_last=only_last)
         self._refuse_stitched(messages, tools, renderings)
         self._note_reasoning(example, messages, renderings)
         if not renderings:
@@ -224,10 +225,12 @@ class Walk:
     def _cut_turns(self, draft: Draft) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | None:
         if draft.rendering is None:
             return None
-        tools = draft.example.tools if isinstance(draft.example, Messages) else None
+        conversation = draft.example if isinstance(draft.example, Messages) else None
+        tools = wrapped_tools(conversation.tools if conversation else None)
+        only_last = conversation is not None and conversation.only_last
         for messages in shorter_conversations(draft.rendering.messages):
             try:
-                again = self._renderer.last_turn(messages, wrapped_tools(tools), draft.method)
+                again = self._renderer.last_turn(messages, tools, draft.method, only_last=only_last)
                 shorter = replace(draft, text=again.text, spans=again.spans, rendering=again)
                 ids, mask = self.ids_and_mask(shorter, self._tokenizer.encode(again.text))
             except DataError:

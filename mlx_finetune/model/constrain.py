@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # 0.15 s, for those who have a schema
 #: White space between parts is not admitted; what cannot be enforced is an error, whatever the schema says about it.
 _OPTIONS: "JsonCompileOptions" = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 _PROBE = '{"a": [1, "b c\\u00e9 \\u6771"], "d": "\\n"}'
-_HINT = "leave these keywords out: what cannot be enforced can still be checked afterwards (mlxft eval)"
+_HINT = "simplify the schema: what cannot be enforced can still be checked afterwards (mlxft eval)"
 _LONGEST_REASON = 300
 
 _vocabularies: "WeakKeyDictionary[ModelTokenizer, LLTokenizer]" = WeakKeyDictionary()
@@ -53,15 +53,13 @@ class Grammar:
         except (ValueError, RecursionError) as error:
             raise DataError(f"the schema cannot be enforced: {_short(str(error))}", _HINT) from None
         self._matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        can_begin = not self._matcher.is_error() and _bits(self._matcher).any()
         if self._matcher.is_error():
             reason = _short(self._matcher.get_error())
-            nothing = "nsatisfiable" in reason
-            raise DataError(
-                f"the schema admits nothing: {reason}" if nothing else f"the schema cannot be enforced: {reason}",
-                "" if nothing else _HINT,
-            )
-        self.num_tokens = vocabulary.vocab_size
-        if not _bits(self._matcher).any():
+            if "nsatisfiable" in reason:
+                raise DataError(f"the schema admits nothing: {reason}", "write the schema of a JSON object")
+            raise DataError(f"the schema cannot be enforced: {reason}", _HINT)
+        if not can_begin:
             raise DataError("the schema admits nothing that this tokenizer can write")
 
     def matcher(self) -> "LLMatcher":

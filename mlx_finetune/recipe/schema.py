@@ -8,52 +8,23 @@ with its reason into ``resolved.toml`` before step 1. Nothing here reads a file;
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from mlx_finetune.units import parse_bytes
-
-Auto = Literal["auto"]
-
-_SectionT = TypeVar("_SectionT")
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_bytes(value: object) -> object:
-    return parse_bytes(value) if isinstance(value, str) and value != "auto" else value
-
-
-Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[Text])]
-Names = Annotated[
-    tuple[Text, ...],
-    Field(min_length=1),
-    BeforeValidator(_as_tuple, json_schema_input_type=Annotated[list[Text], Field(min_length=1)]),
-]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Fractions = Annotated[tuple[Fraction, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[Fraction])]
-Bytes = Annotated[int, Field(ge=10**6, le=10**15)]
-SizeText = Annotated[str, Field(examples=["24 GB"])]
-SizeLimit = Annotated[Auto | Bytes, BeforeValidator(_as_bytes, json_schema_input_type=Auto | Bytes | SizeText)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
-
-
-def _refuse(section: _SectionT, problems: Sequence[str]) -> _SectionT:
-    """``section``, or one ``ValueError`` with a line ``problem; way out`` for each problem (split by ``explain``)."""
-    if problems:
-        raise ValueError("\n".join(problems))
-    return section
-
-
-class Section(BaseModel):
-    """Frozen, strict, unknown keys refused, no NaN, no infinity."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+from mlx_finetune.recipe.evaluation import EvalRecipe
+from mlx_finetune.recipe.fields import (
+    Auto,
+    Count,
+    CountOrZero,
+    Fractions,
+    Names,
+    Section,
+    SizeLimit,
+    Text,
+    as_tuple,
+    refuse,
+)
 
 
 class LoraRecipe(Section):
@@ -94,7 +65,8 @@ class SourceRecipe(Section):
     )
 
 
-Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[SourceRecipe])]
+Corrections = bool | Text | Names
+Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
 DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
 Truncation = Literal["drop", "keep-end", "split"]
@@ -110,6 +82,14 @@ class DataRecipe(Section):
     valid: Text | None = Field(None, description="Validation file; goes with train.")
     test: Text | None = Field(None, description="Test file; goes with train.")
     sources: Sources = Field((), description="Several training sources, each with a weight.")
+    corrections: Corrections = Field(
+        False,
+        description="Train on answers put right by /fix in chats too: true takes those of the run in output_dir and of "
+        "the run that adapter names; otherwise run folders, runs or files (the last correction of a question counts).",
+    )
+    corrections_weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="How often each correction is seen in an epoch."
+    )
     format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
     columns: dict[str, str] = Field(
         {}, description='Our field name to the name in the file, for instance instruction = "question".'
@@ -164,7 +144,7 @@ class DataRecipe(Section):
                 f"`val_split` = {self.val_split} and `test_split` = {self.test_split} leave nothing to train on; "
                 "their sum must be below 1"
             )
-        return _refuse(self, problems)
+        return refuse(self, problems)
 
 
 class TrainingRecipe(Section):
@@ -247,16 +227,7 @@ class TrainingRecipe(Section):
             for first, second in pairs
             if getattr(self, first) is not None and getattr(self, second) is not None
         ]
-        return _refuse(self, problems)
-
-
-class EvalRecipe(Section):
-    """[eval]: what is looked at during training."""
-
-    prompts: Texts = Field((), description="Prompts answered before, during and after training (samples.jsonl).")
-    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
-        64, description="Longest answer to one of these prompts, in tokens."
-    )
+        return refuse(self, problems)
 
 
 class ChatRecipe(Section):
@@ -312,7 +283,7 @@ with warnings.catch_warnings():
 
 
 Endpoints = Annotated[
-    tuple[EndpointRecipe, ...], BeforeValidator(_as_tuple, json_schema_input_type=list[EndpointRecipe])
+    tuple[EndpointRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[EndpointRecipe])
 ]
 
 
@@ -330,7 +301,7 @@ class ServeRecipe(Section):
         problems += [
             f"`endpoints` has the path {path!r}, which the server needs itself; choose another" for path in taken
         ]
-        return _refuse(self, problems)
+        return refuse(self, problems)
 
 
 class Recipe(Section):
@@ -376,7 +347,7 @@ class Recipe(Section):
                 f"`adapter` = {self.adapter!r} without a [lora] section: full fine-tuning has no adapter; "
                 "add [lora] or remove `adapter`"
             )
-        return _refuse(self, problems)
+        return refuse(self, problems)
 
 
 def section_names() -> Sequence[str]:

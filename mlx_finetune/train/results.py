@@ -86,6 +86,7 @@ def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, 
         else "all weights trained"
     )
     data = recipe.data.path or recipe.data.train or ", ".join(source.path for source in recipe.data.sources)
+    corrected = "" if recipe.data.corrections is False else ", and answers put right in chats"
     losses = (
         f"Validation loss {state.first_loss:.4f} before, {state.best_loss:.4f} at its best (step {state.best_step})."
         if state.first_loss is not None and state.best_loss is not None
@@ -109,7 +110,7 @@ tags: [mlx, mlxft, {"lora" if lora else "full"}]
 
 - Base model: `{info.name}` from {source}, revision {info.revision or "none"}, SHA-256 `{info.sha256}`
 - Licence of the base model: {info.license or "unknown; see the base model's page"}
-- Task: {recipe.task}; data: `{data}`
+- Task: {recipe.task}; data: `{data}`{corrected}
 - Settings: {settings}; learning rate {recipe.training.learning_rate}, {recipe.training.lr_scheduler} schedule
 - {state.step} steps, {format_count(state.targets_trained)} targets. {losses}{_restarts(state)}
 

@@ -40,9 +40,9 @@ from mlx_finetune.train.start.identity import (
     Identity,
     differences,
     other_run,
-    recipe_identity,
     version_changes,
 )
+from mlx_finetune.train.start.length import extended_steps, refuse_finished
 from mlx_finetune.train.start.prepare import Prepared, prepare
 from mlx_finetune.train.start.rows import Emit
 from mlx_finetune.train.step import Trainer
@@ -98,6 +98,7 @@ def follow_run(loaded: LoadedRecipe, stop: StopRequest, ranks: Ranks, *, base: P
             safer=Safer.from_json(start["safer"]),
             emit=_ignore,
             stop=stop,
+            corrections=start["corrections"],
             ranks=ranks,
         )
         state = _start_alike(prepared.trainer, RunState(), ranks)
@@ -168,12 +169,18 @@ def _prepare(
         emit(Notice("info", where))
     for sentence in loaded.notices:
         emit(Notice("info", sentence))
-    total_steps = _extended_steps(admission.run_info, request, loaded.recipe, state, emit)
+    total_steps = extended_steps(admission.run_info, request, loaded.recipe, state, emit)
     decided = None if request.fork else _decided(admission.run_info, loaded.recipe)
-    saved = None if request.fork else (admission.run_info or {}).get("safer")
-    safer = request.safer or Safer.from_json(saved)
+    saved = {} if request.fork else admission.run_info or {}
+    safer = request.safer or Safer.from_json(saved.get("safer"))
+    corrections = cast("dict[str, int]", saved.get("corrections", {})) if saved else None
     ranks.share(
-        {"decided": decided and decided.model_dump(mode="json"), "total_steps": total_steps, "safer": safer.to_json()}
+        {
+            "decided": decided and decided.model_dump(mode="json"),
+            "total_steps": total_steps,
+            "safer": safer.to_json(),
+            "corrections": corrections,
+        }
     )
     prepared = prepare(
         loaded,
@@ -183,10 +190,11 @@ def _prepare(
         safer=safer,
         emit=emit,
         stop=stop,
+        corrections=corrections,
         ranks=ranks,
     )
     _check_identity(admission, prepared.identity, request, emit)
-    _refuse_finished(admission, request, state, prepared.total_steps)
+    refuse_finished(admission, request, state, prepared.total_steps)
     return prepared, total_steps is not None
 
 
@@ -202,51 +210,6 @@ def _restored_state(admission: Admission) -> tuple[RunState, list[CutFile]]:
         cut_journal(run.file(rundir.EVENTS), state.journal_bytes),
         cut_journal(run.file(rundir.SAMPLES), state.samples_bytes),
     ]
-
-
-def _extended_steps(
-    run_info: Mapping[str, object] | None, request: Request, recipe: Recipe, state: RunState, emit: Emit
-) -> int | None:
-    """The length of a run that was or is now extended, None where the recipe's own counts.
-
-    A finished run is extended from where it ended, early or not, with new patience. Raises ``RunError`` where
-    ``max_minutes`` leaves it no time.
-    """
-    if run_info is None or not (request.extend or run_info.get("is_extended")):
-        return None
-    if request.fork and not request.extend and _asks_for_another_length(run_info, recipe):
-        return None
-    total = run_info.get("total_steps")
-    if not isinstance(total, int):
-        raise RunError("run.json does not say how long the run was", "choose another output_dir")
-    if request.extend:
-        minutes = recipe.training.max_minutes
-        if minutes is not None and state.train_seconds >= 60 * minutes:
-            raise RunError(
-                f"the run has used up training.max_minutes = {minutes:g}", "allow more: --set training.max_minutes=60"
-            )
-        total = (state.step if run_info.get("status") == "finished" else total) + request.extend
-        state.evaluations_without_improvement = 0
-        emit(Notice("info", f"extended by {request.extend} to {total} steps; the schedule now ends there"))
-    return total
-
-
-def _asks_for_another_length(run_info: Mapping[str, object], recipe: Recipe) -> bool:
-    identity = run_info.get("identity")
-    saved = identity.get("recipe") if isinstance(identity, dict) else None
-    now = recipe_identity(recipe)
-    keys = ("training.max_steps", "training.epochs")
-    return isinstance(saved, dict) and any(saved.get(key) != now.get(key) for key in keys)
-
-
-def _refuse_finished(admission: Admission, request: Request, state: RunState, total_steps: int) -> None:
-    """Refuse to fork a finished run without a step to take."""
-    is_finished = (admission.run_info or {}).get("status") == "finished"
-    if request.fork and is_finished and state.step >= total_steps:
-        raise RunError(
-            f"the run has finished and there is nothing left to train: it is at step {state.step} of {total_steps}",
-            "add --extend 100, or raise training.max_steps",
-        )
 
 
 def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | None:
@@ -334,6 +297,7 @@ def _write_decisions(
         "total_steps": prepared.total_steps,
         "is_extended": is_extended,
         "safer": prepared.safer.to_json(),
+        "corrections": dict(prepared.corrections),
         "model": prepared.info.name,
         "model_source": prepared.source,
         "model_folder": str(prepared.info.folder),

@@ -212,3 +212,21 @@ def test_disk_is_checked_against_what_is_free(tiny_model: Callable[..., Path]) -
     assert made.fits
     assert not full.fits
     assert plan_json(full)["fits_disk"] is False
+
+
+def test_corrections_are_counted_among_the_rows_to_train_on(tiny_model: Callable[..., Path]) -> None:
+    path = Path("adapters/old/corrections.jsonl")
+    path.parent.mkdir(parents=True)
+    path.write_text(Path("rows.jsonl").read_text().replace("What is", "Say").replace("It is", "Aye,"))
+    data = {"path": "rows.jsonl", "val_split": 0.0, "test_split": 0.0}
+    without = plan(tiny_model("llama"), data=data)
+    made = plan(tiny_model("llama"), data=data | {"corrections": "old"})
+    assert made.rows == {"train": 80, "valid": 0, "test": 0, "corrections": 40}
+    assert made.tokens.lengths.count == 80
+    assert made.resolved.steps_per_epoch > without.resolved.steps_per_epoch
+    assert "80 rows to train on (40 of them corrections), 0 to" in "\n".join(plan_lines(made, name="x"))
+    assert plan_json(made)["rows"] == made.rows
+    none = plan(tiny_model("llama"), data=data | {"corrections": True})
+    assert none.rows["corrections"] == 0
+    with pytest.raises(DataError, match=r"data.corrections = 'missing'"):
+        plan(tiny_model("llama"), data=data | {"corrections": "missing"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.app.runs import foreign_entries, is_running, remove_run, run_bytes
+from mlx_finetune.app.runs import count_corrections, foreign_entries, is_running, remove_run, run_bytes
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import RunDir
 
@@ -69,3 +69,36 @@ def test_a_folder_that_also_holds_other_things_is_refused_with_their_names(run: 
     with pytest.raises(RunError, match=r"thesis\.tex"):
         remove_run(run)
     assert (run.path / "thesis.tex").is_file()
+
+
+def test_corrections_stay_when_their_run_is_removed(run: RunDir) -> None:
+    run.file("corrections.jsonl").write_text('{"messages": []}\n\n{"messages": []}')
+    assert count_corrections(run) == 2
+    remove_run(run)
+    assert [entry.name for entry in run.path.iterdir()] == ["corrections.jsonl"]
+    assert run.file("corrections.jsonl").read_text() == '{"messages": []}\n\n{"messages": []}\n'
+    assert [entry.name for entry in run.path.parent.iterdir()] == ["demo"]
+    assert not run.is_run()
+
+
+def test_corrections_go_with_their_run_where_that_is_asked_for(run: RunDir) -> None:
+    run.file("corrections.jsonl").write_text('{"messages": []}\n')
+    remove_run(run, with_corrections=True)
+    assert list(run.path.parent.iterdir()) == []
+
+
+def test_what_a_chat_adds_while_its_run_is_removed_is_there_afterwards(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.file("corrections.jsonl").write_text("one\n")
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        moved = real(self, target)
+        self.mkdir()
+        (self / "corrections.jsonl").write_text("two\n")
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename)
+    remove_run(run)
+    assert sorted(run.file("corrections.jsonl").read_text().split()) == ["one", "two"]

@@ -15,6 +15,11 @@ from mlx_finetune.app.text import join_input, needs_more, printable, shorten, si
         ('"""one\ntwo"""', False, "one\ntwo"),
         ('"""\none\n\ntwo\n"""', False, "one\n\ntwo"),
         ('say """ twice', False, 'say """ twice'),
+        ('/fix """one', True, '/fix """one'),
+        ('/fix """\none\n\ntwo\n"""', False, "/fix one\n\ntwo"),
+        ("/fix one\\\ntwo", False, "/fix one\ntwo"),
+        ('/fix say """ twice', False, '/fix say """ twice'),
+        ("/fix", False, "/fix"),
         ("", False, ""),
     ],
 )

@@ -133,3 +133,26 @@ def test_checking_a_bare_path_imports_no_mlx_and_no_transformers(folder: Path) -
         0,
         "no errors, 0 warnings; next: mlxft data stats good.jsonl",
     )
+
+
+def test_check_of_a_recipe_counts_its_corrections_and_finds_what_is_wrong_with_them(
+    folder: Path, tiny_model: Callable[..., Path]
+) -> None:
+    path = folder / "adapters" / "old" / "corrections.jsonl"
+    path.parent.mkdir(parents=True)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path.write_text(json.dumps({"messages": turns, "origin": {}}) + "\n")
+    made = recipe(folder, tiny_model("llama"))
+    result = run("check", made, "--set", "data.corrections=old")
+    assert result.return_value == 0
+    assert "adapters/old/corrections.jsonl: 1 rows, format corrections" in result.stdout.splitlines()
+    report = json.loads(run("check", made, "--set", "data.corrections=old", "--json").stdout)
+    assert (report["rows"], report["tokens"]["count"]) == ({"train": 61}, 61)
+    with path.open("a") as file:
+        file.write('{"messages": []}\n{\n')
+    bad = run("check", made, "--set", "data.corrections=old")
+    assert bad.return_value == 1
+    assert "error: adapters/old/corrections.jsonl:2: `messages` is empty" in bad.stderr
+    assert "error: adapters/old/corrections.jsonl:3: not JSON: " in bad.stderr
+    missing = run("check", made, "--set", "data.corrections=none").exception
+    assert isinstance(missing, DataError)

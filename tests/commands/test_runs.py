@@ -119,3 +119,20 @@ def test_one_run_that_cannot_be_removed_keeps_all() -> None:
     result = call("rm", "killed", "stopped", "--yes")
     assert isinstance(result.exception, RunError)
     assert Path("adapters/killed").is_dir()
+
+
+def test_removing_a_run_names_its_corrections_and_leaves_them_unless_asked() -> None:
+    path = Path("adapters/finished/corrections.jsonl")
+    path.write_text('{"messages": []}\n{"messages": []}\n')
+    assert "corrections.jsonl: 2 answers put right in chats" in call("show", "finished").stdout.splitlines()
+    assert json.loads(call("show", "finished", "--json").stdout)["num_corrections"] == 2
+    assert "put right" not in call("show", "killed").stdout
+    asked = call("rm", "finished")
+    assert isinstance(asked.exception, RunError)
+    assert "2 corrections stay) is not removed without being asked" in asked.exception.message
+    result = call("rm", "finished", "--yes")
+    assert result.stderr.endswith(f"; its 2 corrections stay in {path.absolute()}\n")
+    assert path.read_text().count("messages") == 2
+    Path("adapters/killed/corrections.jsonl").write_text('{"messages": []}\n')
+    assert "stay" not in call("rm", "killed", "--yes", "--corrections").stderr
+    assert not Path("adapters/killed").exists()

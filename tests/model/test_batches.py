@@ -140,6 +140,7 @@ class Recording(nn.Module):
 def test_short_prompts_of_about_one_length_are_read_together(tokenizer: Any) -> None:
     model = Recording(make_model("llama"))
     decoder = BatchDecoder(model, tokenizer)
+    model.shapes = []
     lengths = (5, 6, 4, 60, 1, 2 * SHORT_PROMPT, 3)
     requests = [Request(list(range(3, 96))[:length] + [7] * (length - 93), GREEDY) for length in lengths]
     for request in requests:
@@ -230,6 +231,61 @@ def test_a_model_that_cannot_be_batched_is_named_and_still_answers_one_by_one(to
     answers = together(BatchDecoder(model, tokenizer, max_rows=1), requests)
     assert [ids(said) for said in answers] == [ids(one_by_one(model, tokenizer, request)) for request in requests]
     check_batchable(make_model("mamba"))
+
+
+def peculiar(kind: str) -> Any:
+    """Architectures of mlx-lm that do not answer several rows."""
+    from mlx_lm.models import gemma2, gpt_bigcode
+
+    if kind == "gemma2":
+        arguments: Any = gemma2.ModelArgs(
+            kind, hidden_size=64, num_hidden_layers=2, intermediate_size=96, num_attention_heads=4, head_dim=16,
+            rms_norm_eps=1e-5, vocab_size=96, num_key_value_heads=2,
+        )  # fmt: skip
+        model: Any = gemma2.Model(arguments)
+    else:
+        arguments = gpt_bigcode.ModelArgs(
+            kind, n_embd=64, n_layer=2, n_inner=96, n_head=4, n_positions=64, layer_norm_epsilon=1e-5, vocab_size=96
+        )
+        model = gpt_bigcode.Model(arguments)
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_bigcode"])
+def test_an_architecture_that_fails_on_rows_is_refused_before_it_is_asked(kind: str, tokenizer: Any) -> None:
+    model = peculiar(kind)
+    with pytest.raises(ModelError, match=rf"a {kind} model answers one prompt at a time: "):
+        BatchDecoder(model, tokenizer)
+    request = Request(PROMPTS[0], GREEDY)
+    answer = together(BatchDecoder(model, tokenizer, max_rows=1), [request])
+    assert [ids(said) for said in answer] == [ids(one_by_one(model, tokenizer, request))]
+
+
+class Mixing(Recording):
+    """A model whose rows see each other."""
+
+    model_type = "mixing"
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        logits = super().__call__(tokens, cache)
+        return 0.7 * logits + 0.3 * mx.mean(logits, axis=0, keepdims=True)
+
+
+def test_a_model_that_says_something_else_in_a_batch_is_refused_and_others_are_tried_once(tokenizer: Any) -> None:
+    with pytest.raises(ModelError, match="mixing model answers one prompt at a time: it says something else"):
+        BatchDecoder(Mixing(make_model("llama")), tokenizer)
+    model = Recording(make_model("llama"))
+    before = list(dict(model.parameters()))
+    for _ in range(2):
+        check_batchable(model)
+    assert model.shapes == [(1, 3), (1, 1), (1, 2), (2, 1)]
+    assert list(dict(model.parameters())) == before
+    for family in FAMILIES:
+        half = make_model(family)
+        half.set_dtype(mx.bfloat16)
+        check_batchable(half)
 
 
 def test_memory_returns_when_rows_go(tokenizer: Any) -> None:

@@ -189,6 +189,7 @@ class Saying(nn.Module):
         ({"type": "text"}, "text"),
         ({"$ref": "https://example.org/schema.json"}, "cannot be enforced"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"$ref": "#"}, "cannot be enforced"),
         ({"x-guidance": {"lenient": True}, "uniqueItems": True, "type": "array"}, "uniqueItems"),
     ],
 )

@@ -78,6 +78,15 @@ def test_training_keeps_the_schema_with_the_run(tmp_path: Path, tiny_model: Call
     ] == [SCHEMA]
 
 
+def test_a_schema_beside_the_data_is_found_from_where_the_command_is_given(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    loaded = recipe_with(tmp_path / "recipes", path="events", schema="data/events.json")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "events.json").write_text(json.dumps(SCHEMA))
+    assert read_schemas(loaded, RunDir(tmp_path / "run")) == {"events": SCHEMA}
+
+
 def test_a_schema_that_is_not_there_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.json cannot be read"):
         read_schemas(recipe_with(tmp_path, path="events", schema="none.json"), RunDir(tmp_path / "run"))

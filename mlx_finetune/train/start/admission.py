@@ -15,7 +15,18 @@ from mlx_finetune import durable
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import EVENTS, LOCK, RUN_INFO, SUPERVISOR, RunDir, busy, is_run_file, lock_holder, take_lock
+from mlx_finetune.rundir import (
+    CORRECTIONS,
+    EVENTS,
+    LOCK,
+    RUN_INFO,
+    SUPERVISOR,
+    RunDir,
+    busy,
+    is_run_file,
+    lock_holder,
+    take_lock,
+)
 from mlx_finetune.train.checkpoints.commit import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.results import read_run_info
 from mlx_finetune.train.start.identity import other_run, recipe_differences, recipe_identity
@@ -171,7 +182,8 @@ def _refuse_foreign(run: RunDir) -> None:
     """Refuse a folder that holds no run, but files that one would write over. Raises ``RunError``."""
     if run.file(RUN_INFO).is_file() or run.checkpoints() or _is_journal(run.file(EVENTS)):
         return
-    names = sorted(entry.name for entry in run.path.iterdir() if is_run_file(entry.name) and entry.name[0] != ".")
+    found = [entry.name for entry in run.path.iterdir() if is_run_file(entry.name) and entry.name[0] != "."]
+    names = sorted(name for name in found if name != CORRECTIONS)  # no run writes over those
     if names:
         raise RunError(
             f"{run.path} holds no run, but {', '.join(names[:5])}, which a run would write over",

@@ -10,7 +10,7 @@ from mlx_finetune.scoring.json_schema import Schema, read_schema
 
 
 def read_schemas(loaded: LoadedRecipe, run: RunDir) -> Mapping[str, Schema]:
-    """Path of each endpoint -> its schema. A name counts from the recipe's folder.
+    """Path of each endpoint -> its schema. A name counts from the recipe's folder, else, like data, from here.
 
     A run that goes on where that file is no longer there takes its own copy. Raises ``DataError`` for a schema that
     cannot be read or used.
@@ -18,7 +18,8 @@ def read_schemas(loaded: LoadedRecipe, run: RunDir) -> Mapping[str, Schema]:
     folder = loaded.path.absolute().parent
     found: dict[str, Schema] = {}
     for endpoint in loaded.recipe.serve.endpoints:
-        file, kept = folder / Path(endpoint.schema).expanduser(), _kept(run, endpoint.path)
+        name, kept = Path(endpoint.schema).expanduser(), _kept(run, endpoint.path)
+        file = name if name.is_file() and not (folder / name).is_file() else folder / name
         found[endpoint.path] = read_schema(kept if kept.is_file() and not file.is_file() else file)
     return found
 

@@ -26,18 +26,20 @@ FREE_KEYS = frozenset(
         "training.keep_checkpoints",
         "training.max_minutes",
         "training.save_at",
-        "eval.prompts",
-        "eval.max_new_tokens",
         "hardware.memory_limit",
         "hardware.wired_limit",
         "hardware.cache_limit",
         "hardware.min_battery_percent",
     }
 )
-FREE_SECTIONS = ("chat", "serve")
+FREE_SECTIONS = ("chat", "eval", "serve")
 #: Keys of [training] that runs of earlier versions do not name, and what those runs did.
 SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
-_DEFAULTS_SINCE: Mapping[str, object] = {"training.reuse_frozen_layers": "auto"}
+_DEFAULTS_SINCE: Mapping[str, object] = {
+    "training.reuse_frozen_layers": "auto",
+    "data.corrections": False,
+    "data.corrections_weight": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_finetune import durable, rundir
+from mlx_finetune import rundir
 from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
@@ -25,7 +25,7 @@ from mlx_finetune.hardware.metal import apply_limits
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.shapes import ModelShape
 from mlx_finetune.model.adapter_base import check_base
-from mlx_finetune.model.adapter_files import load_adapter
+from mlx_finetune.model.adapter_files import hash_adapter, load_adapter
 from mlx_finetune.model.blockwise import is_chain
 from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
@@ -73,6 +73,7 @@ class Prepared:
     rows: TokenRows
     num_valid_rows: int
     kept: KeptStates | None
+    corrections: Mapping[str, int]
 
 
 def prepare(
@@ -84,30 +85,27 @@ def prepare(
     safer: Safer,
     emit: Emit,
     stop: StopRequest,
+    corrections: Mapping[str, int] | None = None,
     ranks: Ranks = ALONE,
 ) -> Prepared:
     """Load and decide everything. Relative paths are looked up in ``base``.
 
     ``decided`` is the resolved recipe of the run that is resumed: its choices count again, whatever this machine would
-    choose now. ``total_steps`` replaces the recipe's length for an extended run. ``safer`` says how much more carefully
-    than the recipe it is carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks
-    would train must be the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
+    choose now; ``corrections`` are those it began with (``dataset.corrections``), None for those there are now.
+    ``total_steps`` replaces the length of an extended run. ``safer`` says how much more carefully than the recipe it is
+    carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks would train must be
+    the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
     adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
-
-    def report(event: Event) -> None:
-        """Report, and leave in the middle of a long download or a long file where that was asked for."""
-        emit(event)
-        stop.raise_if_asked("before the first step")
-
+    report = _leaving(emit, stop)
     local = fetch_model(asked.model, revision=asked.revision, report=report)
     stop.raise_if_asked("before the first step")
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
-    rows = read_rows(asked, objective, tokenizer, base, report)
+    rows = read_rows(asked, objective, tokenizer, base, report, corrections)
     facts = with_corrections(read_facts(local.folder, rows, asked, num_processes=ranks.size))
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
@@ -125,6 +123,16 @@ def prepare(
     resolved = settle_reuse(resolved, split, asked)
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
+
+
+def _leaving(emit: Emit, stop: StopRequest) -> Emit:
+    """``emit`` that leaves in the middle of a long download or a long file where that was asked for."""
+
+    def report(event: Event) -> None:
+        emit(event)
+        stop.raise_if_asked("before the first step")
+
+    return report
 
 
 def _recipe_of(asked: Recipe, decided: Recipe | None, base: Path, ranks: Ranks) -> Recipe:
@@ -216,6 +224,7 @@ def _assemble(
         rows=rows.train,
         num_valid_rows=len(rows.valid),
         kept=resolved.kept,
+        corrections=rows.corrections,
     )
 
 
@@ -338,11 +347,7 @@ def adapter_folder(name: str, base: Path) -> Path:
 
 
 def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: TrainingRows, base: Path) -> Identity:
-    adapter = ""
-    if recipe.adapter:
-        folder = adapter_folder(recipe.adapter, base)
-        names = (rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS)
-        adapter = " ".join(durable.hash_file(folder / name) for name in names if (folder / name).is_file())
+    adapter = hash_adapter(adapter_folder(recipe.adapter, base)) if recipe.adapter else ""
     return Identity(
         recipe=recipe_identity(recipe),
         data_sha256=rows.content_hash,

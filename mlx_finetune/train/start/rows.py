@@ -1,6 +1,6 @@
 """The rows of a run as tokens, what was lost on the way, and the facts that automatic choices are made from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_finetune import durable
-from mlx_finetune.dataset.corpus import hash_files, load_splits, locate_sources
+from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
+from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
+from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
@@ -46,24 +48,40 @@ _LOSSES = {
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Rows to train on and to evaluate; ``content_hash`` is the SHA-256 of the files they come from."""
+    """Rows to train on and to evaluate; ``content_hash`` is the SHA-256 of the files they come from.
+
+    ``corrections`` has the bytes of each file of corrections that is among them.
+    """
 
     train: TokenRows
     valid: TokenRows
     content_hash: str
+    corrections: Mapping[str, int]
 
 
-def read_rows(recipe: Recipe, objective: Objective, tokenizer: ModelTokenizer, base: Path, emit: Emit) -> TrainingRows:
+def read_rows(
+    recipe: Recipe,
+    objective: Objective,
+    tokenizer: ModelTokenizer,
+    base: Path,
+    emit: Emit,
+    corrections: Mapping[str, int] | None = None,
+) -> TrainingRows:
     """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on.
 
-    Rows that an earlier start has made of the same files, with the same settings and code, are taken as they are.
+    Rows that an earlier start has made of the same files, with the same settings and code, are taken as they are. Of
+    files of corrections the bytes count that ``corrections`` says, or all that are there now.
     """
     emit(Phase("read", detail=recipe.data.path or recipe.data.train or "sources"))
+    now = find_corrections(recipe, base=base)
+    corrected = now if corrections is None else as_at_start(now, corrections)
+    if recipe.data.corrections is not False:
+        emit(Notice("info", corrections_sentence(corrected)))
     cache = TokenCache(cache_folder() / TOKENS)
-    key, content_hash = _key(recipe, tokenizer, base)
+    key, content_hash = _key(recipe, tokenizer, base, corrected)
     found = cache.load(key) if key else None
     if found is None:
-        made = _make_rows(recipe, objective, tokenizer, base, emit)
+        made = _make_rows(recipe, objective, tokenizer, base, emit, corrected)
         found = _store(cache, key, made, emit) if made.content_hash == content_hash else made
     else:
         _report_all(found, emit)
@@ -73,12 +91,19 @@ def read_rows(recipe: Recipe, objective: Objective, tokenizer: ModelTokenizer, b
             "no training row is left: every one was too long, had no target or could not be rendered",
             "see which and why with: mlxft data check RECIPE",
         )
-    return TrainingRows(train, valid, found.content_hash)
+    return TrainingRows(train, valid, found.content_hash, note_sizes(corrected))
 
 
-def _make_rows(recipe: Recipe, objective: Objective, tokenizer: ModelTokenizer, base: Path, emit: Emit) -> CachedSplits:
+def _make_rows(
+    recipe: Recipe,
+    objective: Objective,
+    tokenizer: ModelTokenizer,
+    base: Path,
+    emit: Emit,
+    corrections: Sequence[DataFile],
+) -> CachedSplits:
     """Read, render and tokenise; what is to be said is said as it is found."""
-    splits = load_splits(recipe.data, base=base)
+    splits = load_splits(recipe.data, base=base, corrections=corrections)
     _report_problems(splits.problems, emit)
     tokenized: dict[str, TokenizedSplit] = {}
     for name, examples in (("train", splits.train), ("valid", splits.valid)):
@@ -102,7 +127,7 @@ def _store(cache: TokenCache, key: str, made: CachedSplits, emit: Emit) -> Cache
     return cache.load(key) or made
 
 
-def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path) -> tuple[str, str]:
+def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path, corrections: Sequence[DataFile]) -> tuple[str, str]:
     """The key of the rows that ``recipe`` makes, and the hash of its files; empty where these cannot be read.
 
     Everything of [data] is in it but ``packing``, which comes after the tokens.
@@ -111,6 +136,7 @@ def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path) -> tuple[str, st
     files = [
         (split, file) for source in locate_sources(data, base) for split, its in source.located.items() for file in its
     ]
+    files += [(CORRECTED, file) for file in corrections]
     prompt = base / Path(data.prompt_template).expanduser()
     try:
         content_hash = hash_files([file for _, file in files])

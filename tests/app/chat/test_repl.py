@@ -1,81 +1,36 @@
 """What each line of a chat does, what the model reads for it, and that Ctrl-C and errors lose nothing."""
 
 import json
-import os
-import pty
-import select
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from answering_runs import write_run
 from click.testing import CliRunner
-from conftest import ROOT
+from talks import Recorder, TerminalChat, contents, start
 from tiny import write_tiny_model
 
-from mlx_finetune.app.chat import COMMANDS, Chat
+from mlx_finetune.app.chat.repl import COMMANDS
 from mlx_finetune.app.generate import sampling_of
 from mlx_finetune.app.open import Opened, open_name
 from mlx_finetune.commands.chat import command
 from mlx_finetune.dataset.template import render_prompt
+from mlx_finetune.errors import DataError
 from mlx_finetune.model.generate import PromptCache, generate_text
-
-
-class Recorder:
-    """A screen that remembers; ``stop_after`` pieces of text it asks the reply to stop."""
-
-    def __init__(self, width: int = 0, stop_after: int | None = None) -> None:
-        self.width = width
-        self.stop_after = stop_after
-        self.said: list[str] = []
-        self.pieces: list[str] = []
-
-    def talk(self, text: str) -> None:
-        self.said.append(text)
-
-    def data(self, text: str) -> None:
-        self.pieces.append(text)
-
-    @contextmanager
-    def stopping(self) -> Generator[Callable[[], bool] | None]:
-        before = len(self.pieces)
-        yield lambda: self.stop_after is not None and len(self.pieces) - before >= self.stop_after
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    write_run(folder / "adapters" / "keeper", tiny_model("llama"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def opened(place: Path) -> Opened:
-    return open_name("keeper", base=place, report=lambda _: None)
-
-
-def start(opened: Opened, screen: Recorder | None = None) -> tuple[Chat, Recorder]:
-    screen = screen or Recorder()
-    return Chat(opened, screen, chat=opened.chat, seed=1), screen
-
-
-def contents(chat: Chat) -> list[str]:
-    return [str(turn["content"]) for turn in chat.conversation.turns]
 
 
 def test_a_reply_is_that_of_the_whole_conversation(opened: Opened) -> None:
     chat, screen = start(opened)
     chat.take("Where?")
-    messages = chat.conversation.messages()[:-1]
+    messages = chat.session.conversation.messages()[:-1]
     ids = render_prompt(messages, opened.tokenizer, opened.data)
     assert [turn["role"] for turn in messages] == ["system", "user"]
     assert (
-        "".join(screen.pieces) == generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.chat, 1)) + "\n"
+        "".join(screen.pieces)
+        == generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.session.chat, 1)) + "\n"
     )
     assert screen.said == ["(cut after 8 tokens; /set max_tokens 16 allows more)"]
 
@@ -93,10 +48,10 @@ def test_the_second_turn_reads_only_what_is_new(opened: Opened, monkeypatch: pyt
     chat.take("Where is the light?")
     first = sum(read)
     read.clear()
-    chat.conversation.turns[-1] = {"role": "assistant", "content": "There."}
+    chat.session.conversation.turns[-1] = {"role": "assistant", "content": "There."}
     chat.take("When?")
-    prompt = render_prompt(chat.conversation.messages()[:-1], opened.tokenizer, opened.data)
-    shared = len(render_prompt(chat.conversation.messages()[:2], opened.tokenizer, opened.data))
+    prompt = render_prompt(chat.session.conversation.messages()[:-1], opened.tokenizer, opened.data)
+    shared = len(render_prompt(chat.session.conversation.messages()[:2], opened.tokenizer, opened.data))
     assert first == shared + 7
     assert sum(read) == len(prompt) - shared + 7
     read.clear()
@@ -111,23 +66,23 @@ def test_replies_with_and_without_a_cache_are_the_same(opened: Opened) -> None:
     for text in ("Where?", "When?", "/undo", "Why?", "How?"):
         chat.take(text)
     for index in (1, 3, 5):
-        turns = chat.conversation.turns[:index]
+        turns = chat.session.conversation.turns[:index]
         system = [{"role": "system", "content": "Be brief."}]
         ids = render_prompt([*system, *turns], opened.tokenizer, opened.data)
-        expected = generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.chat, 0))
-        assert chat.conversation.turns[index]["content"] == expected
+        expected = generate_text(opened.model, opened.tokenizer, ids, sampling_of(chat.session.chat, 0))
+        assert chat.session.conversation.turns[index]["content"] == expected
 
 
 def test_stopping_a_reply_keeps_it_as_far_as_it_came(opened: Opened) -> None:
     chat, screen = start(opened, Recorder(stop_after=3))
-    chat.chat = chat.chat.model_copy(update={"max_tokens": 200, "temperature": 1.0})
+    chat.session.chat = chat.session.chat.model_copy(update={"max_tokens": 200, "temperature": 1.0})
     chat.take("Where?")
     assert screen.said == ["(stopped)"]
     assert contents(chat) == ["Where?", "".join(screen.pieces[:-1])]
     screen.stop_after = 0
     chat.take("When?")
     assert screen.said[-1] == "(stopped before the first word; the question was not kept)"
-    assert len(chat.conversation.turns) == 2
+    assert len(chat.session.conversation.turns) == 2
 
 
 def test_control_markers_in_a_question_or_system_message_are_refused_and_nothing_changes(opened: Opened) -> None:
@@ -136,12 +91,12 @@ def test_control_markers_in_a_question_or_system_message_are_refused_and_nothing
     chat.take("/system <|im_start|>")
     assert chat.failures == 2
     assert "control marker '<|im_end|>'" in screen.said[0]
-    assert chat.conversation.turns == []
-    assert chat.conversation.system == "Be brief."
+    assert chat.session.conversation.turns == []
+    assert chat.session.conversation.system == "Be brief."
 
 
 def test_a_marker_in_a_reply_does_not_end_the_conversation(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_finetune.app import chat as module
+    from mlx_finetune.app.chat import session as module
     from mlx_finetune.app.generate import Reply
 
     monkeypatch.setattr(module, "answer", lambda *a, **k: Reply("Aye<|im_<|im_start|>end|>.", "stop", 5, 4, 0.1))
@@ -161,9 +116,9 @@ def test_undo_new_and_system_change_the_conversation(opened: Opened) -> None:
     chat.take("/new")
     assert contents(chat) == []
     chat.take("/system Be long.")
-    assert chat.conversation.messages() == [{"role": "system", "content": "Be long."}]
+    assert chat.session.conversation.messages() == [{"role": "system", "content": "Be long."}]
     chat.take("/system -")
-    assert chat.conversation.messages() == []
+    assert chat.session.conversation.messages() == []
     assert screen.said[-1] == "no system message"
     chat.take("/undo")
     assert (chat.failures, screen.said[-1]) == (1, "error: there is nothing to take back")
@@ -197,9 +152,9 @@ def test_a_seed_repeats_the_draws(opened: Opened) -> None:
 def test_set_checks_like_the_recipe_and_shows_what_holds(opened: Opened) -> None:
     chat, screen = start(opened)
     chat.take("/set top-p 0.5")
-    assert (chat.chat.top_p, screen.said[-1]) == (0.5, "top-p = 0.5")
+    assert (chat.session.chat.top_p, screen.said[-1]) == (0.5, "top-p = 0.5")
     chat.take("/set max_tokens=3")
-    assert chat.chat.max_tokens == 3
+    assert chat.session.chat.max_tokens == 3
     chat.take("/set temperature 11")
     assert screen.said[-2] == "error: `temperature` = 11: input should be less than or equal to 10"
     chat.take("/set seed -1")
@@ -264,10 +219,10 @@ def test_a_saved_chat_is_loaded_and_goes_on(opened: Opened, tmp_path: Path) -> N
     chat.take(f"/save '{tmp_path}/my talks'")
     assert screen.said[-1] == f"saved as row 1 of {tmp_path}/my talks.jsonl"
     row = json.loads((tmp_path / "my talks.jsonl").read_text("utf-8"))
-    assert row == {"messages": chat.conversation.messages()}
+    assert row == {"messages": chat.session.conversation.messages()}
     other, screen = start(opened)
     other.take(f"/load '{tmp_path}/my talks'")
-    assert other.conversation.messages() == chat.conversation.messages()
+    assert other.session.conversation.messages() == chat.session.conversation.messages()
     assert screen.said[0] == f"2 turns from {tmp_path}/my talks.jsonl"
     other.take("/save")
     assert screen.said[-2] == "error: /save needs one file name"
@@ -281,7 +236,7 @@ def test_a_model_without_a_chat_template_answers_each_question_by_itself(tmp_pat
         chat.take(text)
     ids = render_prompt([{"role": "user", "content": "When?"}], base.tokenizer, base.data)
     assert "### Instruction:\nWhen?" in base.tokenizer.decode(ids)
-    expected = generate_text(base.model, base.tokenizer, ids, sampling_of(chat.chat, 0))
+    expected = generate_text(base.model, base.tokenizer, ids, sampling_of(chat.session.chat, 0))
     assert contents(chat)[3] == expected
     assert chat.failures == 0, screen.said
 
@@ -321,44 +276,90 @@ def test_a_piped_line_that_is_not_utf8_is_refused_and_the_next_one_answered(
 
 
 def test_in_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(place: Path, tmp_path: Path) -> None:
-    leader, follower = pty.openpty()
-    environment = os.environ | {
-        "TERM": "xterm",
-        "PROMPT_TOOLKIT_NO_CPR": "1",
-        "MLXFT_CACHE": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
-    }
-    child = subprocess.Popen(
-        [sys.executable, "-m", "mlx_finetune", "chat", "keeper", "--set", "max_tokens=100000"],
-        stdin=follower, stdout=follower, stderr=follower, cwd=place, env=environment, start_new_session=True,
-    )  # fmt: skip
-    os.close(follower)
-    seen = ""
-
-    def wait_for(text: str, seconds: float = 60) -> None:
-        nonlocal seen
-        end = time.monotonic() + seconds
-        while text not in seen:
-            assert time.monotonic() < end, f"{text!r} never came: {seen!r}"
-            if select.select([leader], [], [], 0.1)[0]:
-                seen += os.read(leader, 65536).decode("utf-8", "replace")
-        seen = seen.partition(text)[2]
-
+    talk = TerminalChat(place, "keeper", "--set", "max_tokens=100000", MLXFT_CACHE=str(tmp_path))
     try:
-        wait_for("Ctrl-D leaves")
-        wait_for(">\x08")
-        os.write(leader, b"Where?\r")
-        wait_for("Where?")
+        talk.wait_for("Ctrl-D leaves")
+        talk.type("Where?\r")
+        talk.wait_for("Where?")
         time.sleep(0.3)
-        child.send_signal(signal.SIGINT)
-        wait_for("(stopped)")
-        wait_for(">\x08")
-        os.write(leader, b"\x04")
-        wait_for("next: mlxft generate keeper")
-        assert child.wait(10) == 0
+        talk.child.send_signal(signal.SIGINT)
+        talk.wait_for("(stopped)")
+        talk.type("\x04")
+        talk.wait_for("next: mlxft generate keeper")
+        assert talk.child.wait(10) == 0
     finally:
-        child.kill()
-        os.close(leader)
+        talk.close()
     history = tmp_path / "chat_history"
     assert "+Where?" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
+
+
+def test_in_a_terminal_an_answer_is_put_right_in_the_editor(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    run = tmp_path / "adapters" / "keeper"
+    write_run(run, tiny_model("llama"))
+    editor = tmp_path / "my editor"
+    editor.write_text(
+        f"#!{sys.executable}\nimport os, signal, sys\nos.kill(os.getppid(), signal.SIGINT)\n"
+        "assert sys.stdin.isatty() and sys.stdout.isatty()\nprint('EDITING ' + sys.argv[1])\n"
+        "open(sys.argv[-1], 'w').write('There,\\nof \\u00e0ll places.\\n')\nsys.exit(int(sys.argv[1]))\n"
+    )
+    editor.chmod(0o755)
+    talk = TerminalChat(tmp_path, "keeper", MLXFT_CACHE=str(tmp_path), VISUAL=f"'{editor}' 0", EDITOR="no-such-editor")
+    try:
+        assert "/fix puts an answer right" in talk.wait_for("Ctrl-D leaves")
+        talk.type("Where?\r")
+        talk.type("/fix\r")
+        talk.wait_for("EDITING 0")
+        talk.wait_for("kept as correction 1 of")
+        talk.type('/fix """\rOver\r\rthere."""\r')
+        talk.wait_for("kept as correction 2 of")
+        talk.type("/edit 1\r")
+        talk.wait_for("EDITING 0")
+        talk.wait_for("turn 1 was asked anew")
+        talk.type("/history\r")
+        talk.wait_for("1 user       There, of \u00e0ll places.")
+        talk.type("\x04")
+        folder = "--set data.corrections=adapters/keeper --set output_dir=adapters/keeper-next"
+        talk.wait_for(f"next: train on what you put right: mlxft train adapters/keeper/resolved.toml {folder}")
+        assert talk.child.wait(10) == 0
+    finally:
+        talk.close()
+    rows = [json.loads(line) for line in (run / "corrections.jsonl").read_text("utf-8").splitlines()]
+    assert [row["messages"][-1]["content"] for row in rows] == ["There,\nof \u00e0ll places.", "Over\n\nthere."]
+
+
+@pytest.mark.parametrize(("visual", "says"), [("no-such-editor", "there is no such program"), ("false", "code 1")])
+def test_in_a_terminal_an_editor_that_does_not_work_is_a_sentence(place: Path, tmp_path: Path, visual: str, says: str):
+    talk = TerminalChat(place, "keeper", MLXFT_CACHE=str(tmp_path), VISUAL=visual)
+    try:
+        talk.type("/edit\r")
+        talk.wait_for(says)
+        talk.type("/history\r")
+        talk.wait_for("nothing has been said yet")
+        talk.type("\x04")
+        assert talk.child.wait(60) == 0
+    finally:
+        talk.close()
+
+
+def test_a_schema_may_be_given_from_the_start(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "place.json"
+    path.write_text('{"enum": ["here", "there"]}')
+    result = pipe(place, "Where?\n", monkeypatch, "--schema", str(path), "--set", "max_tokens=40")
+    assert result.stdout in ('"here"\n', '"there"\n')
+    path.write_text("{")
+    monkeypatch.setattr("mlx_finetune.commands.opening.open_for_answers", None)
+    assert isinstance(pipe(place, "", monkeypatch, "--schema", str(path)).exception, DataError)
+
+
+def test_a_pipe_may_put_answers_right_and_has_no_editor(
+    tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "adapters" / "keeper"
+    write_run(run, tiny_model("llama"))
+    result = pipe(tmp_path, 'Where?\n/fix """\nThere,\nof all places.\n"""\n/fix\n/edit 1\n', monkeypatch)
+    assert result.return_value == 1
+    assert result.stderr.count("error: there is no terminal to edit in") == 2
+    (row,) = [json.loads(line) for line in (run / "corrections.jsonl").read_text().splitlines()]
+    assert row["messages"][-1]["content"] == "There,\nof all places."
+    assert "data.corrections=adapters/keeper" in result.stderr.splitlines()[-1]

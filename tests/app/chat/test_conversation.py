@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.app.conversation import Conversation, load_conversation, reply_turn, save_conversation
+from mlx_finetune.app.chat.conversation import Conversation, load_conversation, reply_turn, save_conversation
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.errors import DataError, RunError

@@ -1,0 +1,81 @@
+"""Many prompts answered: one at a time, or several at once through one model; either way the same greedy answers.
+
+One at a time an answer's own speed is measured: the time to its first token, and from there to its last. Several at
+once give more tokens a second together, and each of them takes longer.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import mlx.nn as nn
+
+from mlx_finetune.dataset.tokens import Tokenizer
+from mlx_finetune.errors import MlxftError
+from mlx_finetune.model.batches import BatchDecoder, Request
+from mlx_finetune.model.generate import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer. ``seconds`` run from the start of its prompt to its last token; ``error`` says why there is none."""
+
+    text: str
+    finish: str
+    prompt_tokens: int
+    answer_tokens: int
+    first_seconds: float
+    seconds: float
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _Work:
+    place: int
+    request: Request
+    started: float
+    first: float = 0.0
+    num_tokens: int = 0
+    texts: list[str] = field(default_factory=list[str])
+
+    def take(self, piece: Piece) -> Answer | None:
+        """The answer when ``piece`` is its last."""
+        now = time.perf_counter()
+        if piece.token_id is not None:
+            self.num_tokens += 1
+            self.first = self.first or now
+        self.texts.append(piece.text)
+        if piece.finish is None:
+            return None
+        if piece.finish == "failed":
+            return failed(self.request, piece.error or MlxftError("the answer could not go on"))
+        first, whole = (self.first or now) - self.started, now - self.started
+        num_prompt = len(self.request.prompt_ids)
+        return Answer("".join(self.texts), piece.finish, num_prompt, self.num_tokens, first, whole)
+
+
+def answer_all(
+    model: nn.Module, tokenizer: Tokenizer, requests: Sequence[Request], *, at_once: int
+) -> Iterator[tuple[int, Answer]]:
+    """Each answer with the place of its request, as they are finished; one that cannot be answered has an ``error``."""
+    decoder = BatchDecoder(model, tokenizer, max_rows=at_once)
+    waiting = deque(enumerate(requests))
+    at_work: dict[int, _Work] = {}
+    while waiting or at_work:
+        while waiting and len(at_work) < at_once:
+            place, request = waiting.popleft()
+            work = _Work(place, request, time.perf_counter())
+            try:
+                at_work[decoder.add(request)] = work
+            except MlxftError as error:
+                yield place, failed(request, error)
+        for number, piece in decoder.step():
+            answer = at_work[number].take(piece)
+            if answer is not None:
+                yield at_work.pop(number).place, answer
+
+
+def failed(request: Request, error: MlxftError) -> Answer:
+    """What stands in the place of an answer that could not be given."""
+    return Answer("", "failed", len(request.prompt_ids), 0, 0.0, 0.0, error.message)

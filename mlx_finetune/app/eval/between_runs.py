@@ -1,0 +1,263 @@
+"""Two runs side by side: what their recipes say differently, and what their evaluations measured on the same rows.
+
+Figures are ranked only where they are of the same thing: the same rows with the same settings. Losses and perplexities
+under two tokenizers count different tokens; they give way to bits per byte. Reads files only; needs no model.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from pydantic import ValidationError
+
+from mlx_finetune import rundir
+from mlx_finetune.app.eval.figures import Result, change, corrected, figure
+from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
+from mlx_finetune.app.eval.measures import Measure, measures_of
+from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
+from mlx_finetune.errors import RunError
+from mlx_finetune.recipe.resolve import diff_recipes
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.rundir import RunDir
+
+_JOURNAL_END, _JSON_END = ".rows.jsonl", ".json"
+#: Keys of an identity that must be equal -> how a person calls them.
+_MUST_MATCH = {
+    "version": "version of mlxft's measuring",
+    "data_sha256": "data",
+    "rows_sha256": "rows",
+    "labels": "labels",
+    "schema_sha256": "schema",
+    "answer_tokens": "longest answer",
+}
+#: Measure -> the one that takes its place where the tokenizers differ; "" is none.
+_OF_TOKENS = {
+    "loss": "answer_bits_per_byte",
+    "perplexity": "bits_per_byte",
+    "general_perplexity": "general_bits_per_byte",
+}
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A finished evaluation in a run folder. ``rows`` are its lines, of the run itself and not of its base."""
+
+    name: str
+    identity: Mapping[str, object]
+    rows: tuple[Measured, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One evaluation of both runs: results with a figure for each, or the reason why they are not ranked."""
+
+    name: str
+    results: tuple[Result, ...]
+    refusal: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs by the names of their columns. ``recipe`` has (key, first, second) where they differ."""
+
+    first: str
+    second: str
+    recipe: tuple[tuple[str, object, object], ...]
+    evaluations: tuple[Compared, ...]
+
+
+def compare_runs(first: RunDir, second: RunDir) -> Comparison:
+    """Everything that can be compared. Raises ``RunError`` where a run has no settings or a damaged result."""
+    names = _names(first, second)
+    kept = [{one: _kept(run, one) for one in kept_names(run)} for run in (first, second)]
+    shared = [name for name in kept[0] if name in kept[1]]
+    return Comparison(
+        *names,
+        tuple(diff_recipes(_recipe(first), _recipe(second))),
+        tuple(_compared(kept[0][name], kept[1][name], *names) for name in shared),
+    )
+
+
+def kept_names(run: RunDir) -> Sequence[str]:
+    """The names of the finished evaluations of a run, sorted."""
+    folder = run.file(rundir.EVALUATIONS)
+    found = sorted(path.name.removesuffix(_JOURNAL_END) for path in folder.glob(f"*{_JOURNAL_END}"))
+    return [name for name in found if (folder / f"{name}{_JSON_END}").is_file()]
+
+
+def kept_verdicts(run: RunDir) -> dict[str, str]:
+    """The sentence of each finished evaluation by its name; a file that holds none is left out."""
+    found: dict[str, str] = {}
+    for name in kept_names(run):
+        try:
+            fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{_JSON_END}").read_bytes())
+            found[name] = str(fields["verdict"]["sentence"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return found
+
+
+def comparison_json(comparison: Comparison) -> dict[str, object]:
+    """Plain values."""
+    return {
+        "first": comparison.first,
+        "second": comparison.second,
+        "recipe": [{"key": key, "first": one, "second": other} for key, one, other in comparison.recipe],
+        "evaluations": [
+            {
+                "name": one.name,
+                "refusal": one.refusal,
+                "notes": list(one.notes),
+                "measures": [
+                    {
+                        "name": result.measure.name,
+                        "sides": {side: asdict(found) for side, found in result.figures.items()},
+                        "change": asdict(result.change) if result.change else None,
+                        "is_better": result.is_better,
+                        "is_worse": result.is_worse,
+                    }
+                    for result in one.results
+                ],
+            }
+            for one in comparison.evaluations
+        ],
+    }
+
+
+def comparison_lines(comparison: Comparison) -> Iterator[str]:
+    """The comparison for a person."""
+    from mlx_finetune.app.eval.table import table, wrapped
+    from mlx_finetune.recipe.values import shown
+
+    first, second = comparison.first, comparison.second
+    yield f"{first} and {second}"
+    yield ""
+    yield "recipe" if comparison.recipe else "their recipes are the same"
+    for key, one, other in comparison.recipe:
+        texts = ["-" if value is None else shown(value) for value in (one, other)]
+        yield f"  {key:<34}{texts[0]} -> {texts[1]}"
+    if not comparison.evaluations:
+        yield ""
+        yield from wrapped(
+            "They have no evaluation of the same name, so nothing is ranked: a validation loss during training is of "
+            "each run's own rows. mlxft eval makes one."
+        )
+    for one in comparison.evaluations:
+        yield ""
+        if one.refusal:
+            yield from wrapped(f"evaluation {one.name}: not ranked, {one.refusal}")
+            continue
+        yield from wrapped(f"evaluation {one.name}: {verdict(one, second)}")
+        yield ""
+        yield from table(one.results, first, second)
+        for note in one.notes:
+            yield from wrapped(note)
+
+
+def verdict(compared: Compared, second: str) -> str:
+    """One sentence about the second run beside the first."""
+    better = [one.measure.title for one in compared.results if one.is_better]
+    worse = [one.measure.title for one in compared.results if one.is_worse]
+    if not better and not worse:
+        return "no proof of any difference."
+    parts = [f"{word} in {', '.join(found)}" for word, found in (("better", better), ("worse", worse)) if found]
+    rest = "" if len(better) + len(worse) == _num_tested(compared) else "; no proof of a difference in the rest"
+    return f"{second} is {' and '.join(parts)}{rest}."
+
+
+def _num_tested(compared: Compared) -> int:
+    return sum(one.measure.is_tested and one.change is not None for one in compared.results)
+
+
+def _names(first: RunDir, second: RunDir) -> tuple[str, str]:
+    """The folders' own names where they differ, else their paths, else A and B."""
+    for names in (
+        (first.path.name, second.path.name),
+        (str(first.path), str(second.path)),
+    ):
+        if names[0] != names[1] and BASE not in names and TUNED not in names:
+            return names
+    return "A", "B"
+
+
+def _recipe(run: RunDir) -> Recipe:
+    try:
+        facts = json.loads(run.file(rundir.RUN_INFO).read_bytes())
+        return Recipe.model_validate(facts["resolved"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise RunError(
+            f"the settings of {run.path} cannot be read: {type(error).__name__}",
+            "a run is compared from its first step on, and by the version of mlxft that made it",
+        ) from None
+
+
+def _kept(run: RunDir, name: str) -> Kept:
+    path: Path = run.file(rundir.EVALUATIONS) / f"{name}{_JOURNAL_END}"
+    lines = read_lines(path)
+    identity = next(lines, {}).get("identity")
+    if not isinstance(identity, dict):
+        raise RunError(f"{path} does not begin with what was evaluated", "evaluate again under another --name")
+    rows = [one for one in map(measured_of, lines) if one.side in (TUNED, MODEL) and not one.error]
+    return Kept(name, cast("dict[str, object]", identity), tuple(rows))
+
+
+def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
+    same_tokens = all(one.identity.get(key) == other.identity.get(key) for key in ("tokenizer_sha256", "data"))
+    differing = [
+        words
+        for key, words in _MUST_MATCH.items()
+        if one.identity.get(key) != other.identity.get(key) and (same_tokens or key != "answer_tokens")
+    ]
+    if differing:
+        return Compared(one.name, (), f"because they are of different {', '.join(differing)}")
+    measures = _shared_measures(one, other)
+    notes: list[str] = []
+    if not same_tokens:
+        measures = _without_tokens(measures)
+        notes.append(
+            "Their tokenizers, templates or masks differ: losses and perplexities count different tokens, so bits per "
+            "byte stand in their place."
+        )
+    results = [_result(measure, one, other, first, second) for measure in measures]
+    return Compared(one.name, tuple(corrected([found for found in results if found is not None])), "", tuple(notes))
+
+
+def _shared_measures(one: Kept, other: Kept) -> Sequence[Measure]:
+    has_schema = bool(one.identity.get("schema_sha256"))
+    found = [
+        measures_of(cast("list[str]", kept.identity.get("tasks", [])), has_schema=has_schema) for kept in (one, other)
+    ]
+    names = {measure.name for measure in found[1]}
+    return [measure for measure in found[0] if measure.name in names]
+
+
+def _without_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
+    """Bits per byte in the place of what is of tokens, tested and shown as those were."""
+    instead = set(_OF_TOKENS.values())
+    return [
+        replace(measure, is_tested=True, is_shown=True) if measure.name in instead else measure
+        for measure in measures
+        if measure.name not in _OF_TOKENS
+    ]
+
+
+def _result(measure: Measure, one: Kept, other: Kept, first: str, second: str) -> Result | None:
+    columns = [
+        {
+            row.row: row.values[measure.name]
+            for row in kept.rows
+            if row.work == measure.work and measure.name in row.values
+        }
+        for kept in (one, other)
+    ]
+    shared = columns[0].keys() & columns[1].keys()
+    sides = [{row: values[row] for row in sorted(shared)} for values in columns]
+    figures = [figure(measure, rows, seed=SEED) for rows in sides]
+    if figures[0] is None or figures[1] is None:
+        return None
+    changed = change(measure, sides[0], sides[1], seed=SEED)
+    return Result(measure, {first: figures[0], second: figures[1]}, changed)

@@ -1,0 +1,332 @@
+"""The work of an evaluation: every row on every side, a few rows at a time, each result written as soon as it is known.
+
+Sides take turns every few rows, so that what is there after an interruption is paired. A row that fails is written down
+with its reason, and the others go on. What the journal has already is not measured again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.app.eval import knowledge, measures
+from mlx_finetune.app.eval.answers import Answer, answer_all
+from mlx_finetune.app.eval.journal import Journal, Measured
+from mlx_finetune.app.eval.likelihoods import LikelihoodModel, Losses, Scored, stride_of, window_of
+from mlx_finetune.app.eval.prompts import Continuation
+from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
+from mlx_finetune.app.eval.setup import Evaluation
+from mlx_finetune.app.eval.subject import Side
+from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.tokens import Tokens
+from mlx_finetune.errors import MlxftError, Problem
+from mlx_finetune.model.batches import Request
+from mlx_finetune.model.sampling import Sampling
+
+SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 16, 2, 64
+_LOSS_ROWS, _LABEL_ROWS, _QUESTION_ROWS = 64, 8, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one kind of work is: ``done`` of ``total`` rows, on all sides together."""
+
+    work: str
+    done: int
+    total: int
+
+
+#: Measures some rows on one side.
+_Do = Callable[[nn.Module, Side, Sequence[int]], Iterable[Measured]]
+
+
+class Measuring:
+    """Fills the journal of one evaluation."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        journal: Journal,
+        show: Callable[[Progress], None],
+        report: Callable[[Problem, str], None],
+    ) -> None:
+        """``report`` is told of each row that fails, with what was asked."""
+        self._evaluation = evaluation
+        self._journal = journal
+        self._show = show
+        self._report = report
+        self._tokenizer = evaluation.subject.opened.tokenizer
+        self._scorer = AnswerScorer(evaluation.tasks, evaluation.labels, evaluation.validator)
+
+    def run(self) -> None:
+        """Do what is left to do. What was measured when a ``KeyboardInterrupt`` comes is in the journal."""
+        evaluation, rows = self._evaluation, range(len(self._evaluation.rows))
+        plain = [side for side in evaluation.sides if not side.shots]
+        if evaluation.has_work(measures.LOSS):
+            self._each(measures.LOSS, plain, rows, _LOSS_ROWS, self._losses)
+        if evaluation.has_work(measures.TEXT):
+            self._text(measures.TEXT, plain, [row.question for row in evaluation.rows])
+        if evaluation.has_work(measures.LABELS):
+            self._each(measures.LABELS, evaluation.sides, rows, _LABEL_ROWS, self._label_rows)
+        at_once = 4 * evaluation.at_once
+        if evaluation.has_work(measures.ANSWER):
+            self._each(measures.ANSWER, evaluation.sides, rows, at_once, self._answers)
+        if evaluation.has_work(measures.CONSTRAINED):
+            self._each(measures.CONSTRAINED, plain, rows, at_once, self._constrained)
+        if "general" in evaluation.tasks:
+            self._text(measures.GENERAL_TEXT, plain, knowledge.paragraphs())
+            questions = range(len(knowledge.questions()))
+            self._each(measures.GENERAL_ANSWER, plain, questions, _QUESTION_ROWS, self._questions)
+        if "speed" in evaluation.tasks:
+            self._speed(plain)
+
+    def _each(self, work: str, sides: Sequence[Side], rows: Sequence[int], size: int, do: _Do) -> None:
+        """``do`` for a few rows on one side, then the same rows on the next."""
+        total = len(rows) * len(sides)
+        done = sum((work, side.name, row) in self._journal for side in sides for row in rows)
+        if work in (measures.ANSWER, measures.CONSTRAINED) and done < total:
+            self._warm_up(sides)
+        for start in range(0, len(rows), size):
+            for side in sides:
+                left = [row for row in rows[start : start + size] if (work, side.name, row) not in self._journal]
+                if not left:
+                    continue
+                self._show(Progress(work, done, total))
+                with self._evaluation.subject.model(side) as model:
+                    for measured in do(model, side, left):
+                        self._journal.add(measured)
+                        done += 1
+                        self._show(Progress(work, done, total))
+
+    def _warm_up(self, sides: Sequence[Side]) -> None:
+        """Two tokens from each side: what is done once, the first time, is no part of an answer's time."""
+        request = Request([self._tokenizer.eos_token_id], Sampling(temperature=0.0, max_tokens=2))
+        for side in sides:
+            with self._evaluation.subject.model(side) as model:
+                list(answer_all(model, self._tokenizer, [request], at_once=1))
+
+    # --- likelihoods ---
+
+    def _losses(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
+        """The loss of each row as it was trained, over its targets."""
+        kept: list[tuple[int, list[Tokens]]] = []
+        for row in rows:
+            try:
+                kept.append((row, self._evaluation.prompter.trained(self._evaluation.rows[row].example)))
+            except MlxftError as error:
+                yield self._failure(measures.LOSS, side, row, error.message)
+        pieces = [piece for _, tokens in kept for piece in tokens]
+        scored = [Scored(piece.ids, np.flatnonzero(piece.loss_mask)) for piece in pieces]
+        losses = iter(LikelihoodModel(model).losses(scored))
+        for row, tokens in kept:
+            found = np.concatenate([next(losses) for _ in tokens])
+            targets = [piece.ids[piece.loss_mask] for piece in tokens]
+            num_bytes = sum(len(self._decoded(ids).encode("utf-8")) for ids in targets)
+            yield self._summed(
+                measures.LOSS, side, row, {"loss": (found, len(found)), "answer_bits_per_byte": (found, num_bytes)}
+            )
+
+    def _text(self, work: str, sides: Sequence[Side], texts: Sequence[str]) -> None:
+        """Texts joined by end marks, read in windows; each text has the losses of its own tokens."""
+        total = len(texts) * len(sides)
+        for number, side in enumerate(sides):
+            self._show(Progress(work, number * len(texts), total))
+            if all((work, side.name, row) in self._journal for row in range(len(texts))):
+                continue
+            ids, owners = self._joined(texts)
+            with self._evaluation.subject.model(side) as model:
+                window = window_of(model, self._evaluation.subject.opened.info.context_length)
+                losses, places = LikelihoodModel(model).text_losses(ids, window, stride_of(window))
+            first = len(self._decoded(ids[:1]).encode("utf-8"))  # never scored, so its bytes do not count either
+            for row, text in enumerate(texts):
+                own = losses[owners[places] == row]
+                num_bytes = len(text.encode("utf-8")) - (first if row == 0 else 0)
+                front = "" if work == measures.TEXT else "general_"
+                values = {f"{front}perplexity": (own, len(own)), f"{front}bits_per_byte": (own, num_bytes)}
+                self._journal.add(self._summed(work, side, row, values))
+        self._show(Progress(work, total, total))
+
+    def _joined(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The tokens of all texts, an end mark after each, and which text each token is of."""
+        end = self._tokenizer.eos_token_id
+        parts = [[*encoding.ids, end] for encoding in self._tokenizer.encode_batch(texts)]
+        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return np.concatenate([np.array(part, np.int32) for part in parts]), owners
+
+    def _label_rows(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
+        """The likelihood of every label with its end mark, as the whole answer: the likeliest is the prediction.
+
+        The raw sum, not the mean over tokens: with the end mark the labels are different whole answers, so the sum is
+        the probability that the model gives exactly this one; a mean would favour long labels.
+        """
+        labels, likelihoods = self._evaluation.labels, LikelihoodModel(model)
+        for row in rows:
+            one = self._evaluation.rows[row]
+            try:
+                made = [self._evaluation.prompter.continuation(one, label, self._shots(side)) for label in labels]
+            except MlxftError as error:
+                yield self._failure(measures.LABELS, side, row, error.message)
+                continue
+            sums = [float(losses.sum(dtype=np.float64)) for losses in likelihoods.losses([_scored(c) for c in made])]
+            if not np.isfinite(sums).all():
+                yield self._failure(measures.LABELS, side, row, "a likelihood is not a finite number")
+                continue
+            likeliest = labels[int(np.argmin(sums))]
+            values: Values = label_values(labels, one.reference, likeliest, generated=False)
+            nats = {f"nats:{label}": (total,) for label, total in zip(labels, sums, strict=True)}
+            yield Measured(measures.LABELS, side.name, row, values | nats, answer=likeliest)
+
+    # --- answers ---
+
+    def _answers(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
+        """The answers to the rows' prompts, greedy, with what every task says about them."""
+
+        def values(row: int, answer: Answer) -> Values:
+            return self._scorer.values(self._evaluation.rows[row].reference, answer.text)
+
+        return self._answered(measures.ANSWER, model, side, rows, values)
+
+    def _constrained(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
+        """The same held to the schema. An answer that its budget cut short is not valid, and never repaired."""
+
+        def values(row: int, answer: Answer) -> Values:
+            reference, validator = self._evaluation.rows[row].reference, self._evaluation.validator
+            found = json_values(reference, answer.text if answer.finish == "stop" else "", validator)
+            return {f"{name}_constrained": value for name, value in found.items()}
+
+        return self._answered(measures.CONSTRAINED, model, side, rows, values, is_constrained=True)
+
+    def _answered(
+        self,
+        work: str,
+        model: nn.Module,
+        side: Side,
+        rows: Sequence[int],
+        values: Callable[[int, Answer], Values],
+        *,
+        is_constrained: bool = False,
+    ) -> Iterator[Measured]:
+        def request(row: int) -> Request:
+            prompt = self._evaluation.prompter.row_prompt(self._evaluation.rows[row], self._shots(side))
+            return self._request(prompt, is_constrained=is_constrained)
+
+        return self._requested(work, model, side, rows, request, values)
+
+    def _requested(
+        self,
+        work: str,
+        model: nn.Module,
+        side: Side,
+        rows: Sequence[int],
+        request: Callable[[int], Request],
+        values: Callable[[int, Answer], Values],
+    ) -> Iterator[Measured]:
+        """What is asked about each row, answered and scored; a row that cannot be asked or answered has failed."""
+        asked: list[tuple[int, Request]] = []
+        for row in rows:
+            try:
+                asked.append((row, request(row)))
+            except MlxftError as error:
+                yield self._failure(work, side, row, error.message)
+        at_once = self._evaluation.at_once
+        for place, answer in answer_all(model, self._tokenizer, [one for _, one in asked], at_once=at_once):
+            row = asked[place][0]
+            if answer.error:
+                yield self._failure(work, side, row, answer.error)
+            else:
+                yield _answer(work, side, row, answer, values(row, answer))
+
+    def _questions(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
+        """The general questions, as a user would ask them: without any of the rows' own turns."""
+        sampling = Sampling(temperature=0.0, max_tokens=knowledge.ANSWER_TOKENS)
+
+        def request(row: int) -> Request:
+            question = knowledge.questions()[row].question
+            return Request(self._evaluation.prompter.prompt([{"role": "user", "content": question}]), sampling)
+
+        def values(row: int, answer: Answer) -> Values:
+            return {"general_questions": (float(knowledge.questions()[row].is_right(answer.text)),)}
+
+        return self._requested(measures.GENERAL_ANSWER, model, side, rows, request, values)
+
+    def _speed(self, sides: Sequence[Side]) -> None:
+        """A few rows, one at a time, base and tuned in turn; the first answers warm up and do not count."""
+        num_rows = len(self._evaluation.rows)
+        step = max(1, num_rows // SPEED_ROWS)
+        rows = list(range(0, num_rows, step))[:SPEED_ROWS]
+        left = [row for row in rows if any((measures.SPEED, side.name, row) not in self._journal for side in sides)]
+        for side in sides if left else ():
+            with self._evaluation.subject.model(side) as model:
+                list(self._timed(model, side, left[:SPEED_WARM_UP]))
+        self._each(measures.SPEED, sides, rows, 1, self._timed)
+
+    def _timed(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
+        for row in rows:
+            try:
+                request = self._request(self._evaluation.prompter.row_prompt(self._evaluation.rows[row]))
+            except MlxftError as error:
+                yield self._failure(measures.SPEED, side, row, error.message)
+                continue
+            limit = min(SPEED_TOKENS, request.sampling.max_tokens)
+            request = replace(request, sampling=replace(request.sampling, max_tokens=limit))
+            for _, answer in answer_all(model, self._tokenizer, [request], at_once=1):
+                yield _answer(measures.SPEED, side, row, answer, {})
+
+    def _request(self, prompt: Sequence[int], *, is_constrained: bool = False) -> Request:
+        sampling = Sampling(temperature=0.0, max_tokens=self._evaluation.answer_tokens)
+        has_json = "json" in self._evaluation.tasks
+        return Request(
+            prompt,
+            sampling,
+            ends_with_object=has_json,
+            grammar=self._evaluation.grammar if is_constrained else None,
+        )
+
+    def _shots(self, side: Side) -> Sequence[Example]:
+        return self._evaluation.chosen.shots if side.shots else ()
+
+    def _summed(self, work: str, side: Side, row: int, losses: dict[str, tuple[Losses, int]]) -> Measured:
+        """Sums over counts of a row; a row whose loss is not finite has failed, one without a count has no value."""
+        values: Values = {
+            name: (float(found.sum(dtype=np.float64)), float(count)) for name, (found, count) in losses.items() if count
+        }
+        if not all(np.isfinite(total) for total, _ in values.values()):
+            return self._failure(work, side, row, "the loss is not a finite number")
+        return Measured(work, side.name, row, values)
+
+    def _failure(self, work: str, side: Side, row: int, why: str) -> Measured:
+        """A row that could not be measured, which is said at once and kept with its prompt."""
+        if work in (measures.GENERAL_ANSWER, measures.GENERAL_TEXT):
+            texts = (
+                knowledge.paragraphs() if work == measures.GENERAL_TEXT else [q.question for q in knowledge.questions()]
+            )
+            where, prompt = f"general set, {row + 1}", texts[row]
+        else:
+            where, prompt = self._evaluation.rows[row].where, self._evaluation.rows[row].question
+        self._report(Problem(where, f"{why} ({work}, {side.name})"), prompt)
+        return Measured(work, side.name, row, {}, error=why, prompt=prompt)
+
+    def _decoded(self, ids: NDArray[np.int32]) -> str:
+        return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+
+def _scored(continuation: Continuation) -> Scored:
+    end = len(continuation.ids)
+    return Scored(continuation.ids, np.arange(end - continuation.num_targets, end))
+
+
+def _answer(work: str, side: Side, row: int, answer: Answer, values: Values) -> Measured:
+    return Measured(
+        work,
+        side.name,
+        row,
+        values,
+        answer.text,
+        answer.finish,
+        answer.prompt_tokens,
+        answer.answer_tokens,
+        round(answer.first_seconds, 6),
+        round(answer.seconds, 6),
+    )

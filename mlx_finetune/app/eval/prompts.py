@@ -1,0 +1,134 @@
+"""Rows to tokens: as they were trained, for their loss; as a prompt, with examples in front or without, for an answer.
+
+The same template code as in training. Examples in front are turns of their own where the model has a chat template;
+elsewhere each is prompt and answer in one text, a blank line after it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.app.eval.rows import EvalRow, prompt_and_reference
+from mlx_finetune.dataset.control import ControlMarkers
+from mlx_finetune.dataset.conversation import single_exchange
+from mlx_finetune.dataset.formats import Example, Instruction, Messages
+from mlx_finetune.dataset.prompts import load_prompt_template
+from mlx_finetune.dataset.tokens import Message, Tokenizer, Tokens
+from mlx_finetune.dataset.walk import Walk
+from mlx_finetune.errors import DataError
+from mlx_finetune.recipe.schema import DataRecipe
+
+_BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Tokens whose last ``num_targets`` are the answer with its end mark, the rest the prompt."""
+
+    ids: NDArray[np.int32]
+    num_targets: int
+
+
+class Prompter:
+    """What makes tokens of rows for one model and recipe."""
+
+    def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
+        self._tokenizer = tokenizer
+        self._walk = Walk(tokenizer, data, task=task, base=base)
+        answers = data.model_copy(update={"mask_prompt": True})
+        self._answers = Walk(tokenizer, answers, task="sft", base=base)
+        self._markers = ControlMarkers(tokenizer)
+        by_prompt = data.prompt_template != "auto" or not tokenizer.has_chat_template
+        self._template = load_prompt_template(data.prompt_template, base=base) if by_prompt else None
+
+    def trained(self, example: Example) -> list[Tokens]:
+        """The row as training sees it, often one sequence. Raises ``DataError`` where nothing of it can be used."""
+        return self._rows(self._walk, example)
+
+    def prompt(self, messages: Sequence[Message], *, example: Example | None = None) -> list[int]:
+        """The tokens of a question without examples in front. Raises ``DataError``."""
+        if self._template is None:
+            tools = example.tools if isinstance(example, Messages) else None
+            return self._walk.prompt_ids(messages, tools)
+        instruction, context = _instruction(messages, example)
+        return self._encoded(self._template.prompt(instruction, context))
+
+    def row_prompt(self, row: EvalRow, shots: Sequence[Example] = ()) -> list[int]:
+        """The tokens of a row's prompt with ``shots`` in front of it. Raises ``DataError``."""
+        if not row.prompt:
+            raise DataError("the row has no question with an answer")
+        if not shots:
+            return self.prompt(row.prompt, example=row.example)
+        if self._template is None:
+            return self.prompt(_with_shots(row.prompt, shots), example=row.example)
+        texts = [self._whole(shot) for shot in shots]
+        instruction, context = _instruction(row.prompt, row.example)
+        return self._encoded(_BETWEEN.join([*texts, self._template.prompt(instruction, context)]))
+
+    def continuation(self, row: EvalRow, answer: str, shots: Sequence[Example] = ()) -> Continuation:
+        """The row's prompt followed by ``answer`` and its end mark. Raises ``DataError``."""
+        alone = self.prompt(row.prompt, example=row.example)
+        (tokens,) = self._rows(self._answers, _answered(row.example, answer))[-1:]
+        start = int(np.flatnonzero(tokens.loss_mask)[-1]) + 1
+        whole = tokens.ids[:start]  # what some templates write after the end mark is nobody's choice
+        if list(whole[: len(alone)]) != alone:
+            raise DataError("the answer changes how its prompt is read, so it has no probability of its own")
+        front = self.row_prompt(row, shots) if shots else alone
+        targets = whole[len(alone) :]
+        return Continuation(np.concatenate([np.array(front, np.int32), targets]), len(targets))
+
+    def _rows(self, walk: Walk, example: Example) -> list[Tokens]:
+        rows: list[Tokens] = []
+        for draft in walk.drafts(example):
+            encoding = walk.without_merged_border(draft, self._tokenizer.encode(draft.text))
+            rows += walk.rows(draft, encoding)
+        problems = [problem for outcome in walk.take_tally().outcomes().values() for problem in outcome.rows]
+        if not rows:
+            why = problems[0] if problems else None
+            raise DataError(why.message if why else "nothing of the row can be learned", why.hint if why else "")
+        return rows
+
+    def _whole(self, shot: Example) -> str:
+        assert self._template is not None
+        prompt, answer = prompt_and_reference(shot)
+        instruction, context = _instruction(prompt, shot)
+        text = self._template.prompt(instruction, context) + answer + self._template.ending(instruction, context)
+        return text.rstrip()
+
+    def _encoded(self, text: str) -> list[int]:
+        marker = self._markers.find(text)
+        if marker:
+            raise DataError(f"the prompt holds the control marker {marker!r}", "write it in other words")
+        begins = self._walk.edge_texts()[0] and self._tokenizer.bos_token_id is not None
+        head = [self._tokenizer.bos_token_id] if begins else []
+        return [id_ for id_ in head if id_ is not None] + self._tokenizer.encode(text).ids
+
+
+def _instruction(messages: Sequence[Message], example: Example | None) -> tuple[str, str]:
+    """Instruction and input for a prompt template."""
+    if isinstance(example, Instruction):
+        return example.instruction, example.input
+    instruction, context, _ = single_exchange([*messages, {"role": "assistant", "content": ""}])
+    return instruction, context
+
+
+def _with_shots(prompt: Sequence[Message], shots: Sequence[Example]) -> list[Message]:
+    """The examples as turns between the system turn of the prompt and the rest of it."""
+    turns: list[Message] = [turn for turn in prompt if turn["role"] == "system"]
+    for shot in shots:
+        asked, answer = prompt_and_reference(shot)
+        turns += [turn for turn in asked if turn["role"] != "system"]
+        turns.append({"role": "assistant", "content": answer})
+    return turns + [turn for turn in prompt if turn["role"] != "system"]
+
+
+def _answered(example: Example, answer: str) -> Example:
+    """The row with another last answer."""
+    if isinstance(example, Instruction):
+        return replace(example, output=answer)
+    assert isinstance(example, Messages)
+    last = max(place for place, turn in enumerate(example.messages) if turn["role"] == "assistant")
+    return replace(example, messages=(*example.messages[:last], {"role": "assistant", "content": answer}))

@@ -1,0 +1,185 @@
+"""``NAME.rows.jsonl`` while it is measured, ``NAME.json`` and ``NAME.csv`` at its end; none is overwritten.
+
+A name belongs to one identity. Evaluating the same again shows what is there; anything else takes the next free name
+(``test``, ``test-2``), or is refused where the user has named it.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+
+from mlx_finetune import durable
+from mlx_finetune.app.eval.figures import Change, Figure, Result
+from mlx_finetune.app.eval.journal import read_lines
+from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed
+from mlx_finetune.app.eval.setup import Evaluation
+from mlx_finetune.errors import RunError
+
+FORMAT_VERSION = 1
+JOURNAL_END, JSON_END, CSV_END = ".rows.jsonl", ".json", ".csv"
+_MAX_NAMES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The files of one evaluation."""
+
+    folder: Path
+    name: str
+
+    def file(self, end: str) -> Path:
+        """One of them, by its end."""
+        return self.folder / f"{self.name}{end}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this evaluation has been finished before."""
+        return self.file(JSON_END).is_file()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether something of it has been measured before."""
+        return self.file(JOURNAL_END).is_file()
+
+
+def choose_place(folder: Path, named: str | None, default: str, identity: Mapping[str, object]) -> Place:
+    """Where this evaluation is kept. Raises ``RunError`` where ``named`` holds another one."""
+    if named is not None:
+        place = Place(folder, named)
+        if not _is_free(place, identity):
+            what = f"holds another evaluation: {_difference(place, identity)}" if place.is_begun else "is taken"
+            raise RunError(f"{folder / named} {what}", "choose another --name; nothing is overwritten")
+        return place
+    for number in count(1):
+        place = Place(folder, default if number == 1 else f"{default}-{number}")
+        if _is_free(place, identity):
+            return place
+        if number == _MAX_NAMES:
+            break
+    raise RunError(f"{folder} holds {_MAX_NAMES} evaluations named {default}", "name this one: --name NAME")
+
+
+def _is_free(place: Place, identity: Mapping[str, object]) -> bool:
+    """Nobody's, or this evaluation's own."""
+    if not place.is_begun:
+        return not any(place.file(end).exists() for end in (JSON_END, CSV_END))
+    return _identity(place) == json.loads(json.dumps(identity))
+
+
+def _identity(place: Place) -> Mapping[str, object]:
+    found = next(read_lines(place.file(JOURNAL_END)), {}).get("identity")
+    return found if isinstance(found, dict) else {}
+
+
+def _difference(place: Place, identity: Mapping[str, object]) -> str:
+    old, new = _identity(place), json.loads(json.dumps(identity))
+    keys = [key for key in new if old.get(key) != new[key]]
+    return f"other {', '.join(keys[:4]).replace('_sha256', '')}" if keys and old else "of another version"
+
+
+def write_results(place: Place, evaluation: Evaluation, report: Report, *, measured: str, seconds: float) -> None:
+    """NAME.json and NAME.csv, whole or not at all. Raises ``OSError``."""
+    durable.write_text(place.file(CSV_END), csv_text(report))
+    fields = report_json(evaluation, report) | {"name": place.name, "measured": measured, "seconds": round(seconds, 1)}
+    durable.write_json(place.file(JSON_END), fields)
+
+
+def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
+    """Everything as plain values."""
+    opened, chosen = evaluation.subject.opened, evaluation.chosen
+    return {
+        "format_version": FORMAT_VERSION,
+        "subject": opened.name,
+        "model": opened.info.name,
+        "identity": dict(evaluation.identity),
+        "data": {
+            "source": chosen.source,
+            "split": chosen.split,
+            "num_rows": len(chosen.rows),
+            "num_held_out": chosen.num_held_out,
+        },
+        "tasks": list(evaluation.tasks),
+        "tasks_reason": evaluation.reason,
+        "is_whole": report.is_whole,
+        "verdict": asdict(report.verdict),
+        "measures": [_result_json(one) for one in report.results],
+        "categories": [_category_json(one) for one in report.categories],
+        "answers": _plain(report.answers),
+        "at_once": evaluation.at_once,
+        "speed": _plain(report.speed),
+        "texts": {name: asdict(one) for name, one in report.texts.items()},
+        "lead": report.lead,
+        "gained": [_changed_json(one) for one in report.gains],
+        "lost": [_changed_json(one) for one in report.losses],
+        "gates": [{"gate": str(one.gate), "value": one.value, "is_met": one.is_met} for one in report.gates],
+        "failed": [asdict(one) for one in report.failed],
+    }
+
+
+def csv_text(report: Report) -> str:
+    """One line for each figure and change, over all rows (category "") and over each category."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("category", "measure", "side", "value", "low", "high", "rows", "p", "p_holm"))
+    for line in _csv_lines(report):
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def _csv_lines(report: Report) -> Iterator[tuple[object, ...]]:
+    everything = Category("", 0, report.results, report.answers)
+    for category in (everything, *report.categories):
+        for one in category.results:
+            for side, figure in one.figures.items():
+                yield category.name, one.measure.name, side, *_numbers(figure), figure.num_rows, "", ""
+            for side, change in (("change", one.change), ("change from examples", one.to_shots)):
+                if change is not None:
+                    p_holm = change.p_holm if one.measure.is_tested and not category.name else ""
+                    yield category.name, one.measure.name, side, *_numbers(change), change.num_rows, change.p, p_holm
+        for side, answers in category.answers.items():
+            for name, value in (
+                ("answer_tokens", answers.length.median),
+                ("answer_seconds", answers.seconds.median),
+                ("answer_tokens_per_second", answers.tokens_per_second),
+            ):
+                yield category.name, name, side, value, "", "", answers.num_answers, "", ""
+
+
+def _numbers(figure: Figure | Change) -> tuple[float, float, float]:
+    return figure.value, figure.low, figure.high
+
+
+def _result_json(one: Result) -> dict[str, object]:
+    return {
+        "name": one.measure.name,
+        "task": one.measure.task,
+        "title": one.measure.title,
+        "is_higher_better": one.measure.is_higher_better,
+        "is_tested": one.measure.is_tested,
+        "sides": {side: asdict(figure) for side, figure in one.figures.items()},
+        "change": asdict(one.change) if one.change else None,
+        "change_from_examples": asdict(one.to_shots) if one.to_shots else None,
+        "is_better": one.is_better,
+        "is_worse": one.is_worse,
+    }
+
+
+def _category_json(one: Category) -> dict[str, object]:
+    return {
+        "name": one.name,
+        "num_rows": one.num_rows,
+        "measures": [_result_json(result) for result in one.results],
+        "answers": _plain(one.answers),
+    }
+
+
+def _plain(found: Mapping[str, Answers] | Mapping[str, Speed]) -> dict[str, object]:
+    return {side: asdict(one) for side, one in found.items()}
+
+
+def _changed_json(one: Changed) -> dict[str, object]:
+    return asdict(one)

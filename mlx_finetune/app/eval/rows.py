@@ -1,0 +1,199 @@
+"""Which rows are evaluated: held out by the run's own split, or those of --data; always the same ones of too many.
+
+Base and tuned answer the same rows, so what makes a row hard for both cancels out. Rows of the test split come first;
+without one the validation rows are taken, and that is said, because the kept weights were chosen by their loss. Memory
+is that of the chosen rows.
+"""
+
+import heapq
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune.dataset.conversation import instruction_turns
+from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
+from mlx_finetune.dataset.examples import read_file
+from mlx_finetune.dataset.formats import Example, FormatCounter, Instruction, Messages, Text, example_of
+from mlx_finetune.dataset.problems import Findings, RowError, show_names
+from mlx_finetune.dataset.split import content_key
+from mlx_finetune.dataset.tokens import Message
+from mlx_finetune.errors import DataError, Problem
+from mlx_finetune.recipe.schema import DataRecipe
+
+#: Categories that are shown apart; more are not a way to split figures.
+MAX_CATEGORIES = 50
+#: [data] path of a model that no run has trained.
+NO_DATA = "-"
+_SPLIT_NAMES = {"test": "test", "valid": "validation", "train": "all"}
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRow:
+    """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
+
+    ``key`` is the hash of the content, the same in every evaluation.
+    """
+
+    key: str
+    where: str
+    category: str
+    example: Example
+    prompt: tuple[Message, ...]
+    reference: str
+
+    @property
+    def question(self) -> str:
+        """The last turn before the answer, or the text, for a person."""
+        if isinstance(self.example, Text):
+            return self.example.text
+        return str(self.prompt[-1]["content"]) if self.prompt else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The rows of one evaluation. ``sha256`` is that of the data files; ``num_held_out`` counts those left out too."""
+
+    rows: tuple[EvalRow, ...]
+    split: str
+    source: str
+    sha256: str
+    num_held_out: int
+    shots: tuple[Example, ...]
+    notices: tuple[Problem, ...] = ()
+
+
+def choose_rows(
+    data: DataRecipe,
+    *,
+    base: Path,
+    training_base: Path,
+    given: str | None,
+    max_rows: int,
+    category: str | None,
+    shots: int,
+    seed: int,
+) -> Chosen:
+    """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
+
+    Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``.
+
+    Raises ``DataError`` where nothing is held out, the column ``category`` is missing, or there are too few rows for
+    ``shots``.
+    """
+    recipe = data if given is None else data_of(given, data)
+    splits = load_splits(recipe, base=base)
+    name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
+    if name is None and given is None:
+        raise DataError(
+            "nothing is held out: the data of this run has no test rows and no validation rows",
+            "name rows that it was not trained on: --data FILE",
+        )
+    held: Sequence[Example] = getattr(splits, name or "train")
+    chosen = smallest(held, max_rows)
+    categories = read_categories(recipe, base, category, chosen) if category else {}
+    source = given or data.path or data.test or data.train or "the sources of the recipe"
+    return Chosen(
+        tuple(_row(example, categories) for example in chosen),
+        _SPLIT_NAMES[name or "train"],
+        source,
+        splits.content_hash,
+        len(held),
+        draw_shots(_training_rows(splits, data, training_base, given) if shots else (), shots, seed),
+        splits.problems,
+    )
+
+
+def data_of(given: str, data: DataRecipe) -> DataRecipe:
+    """[data] with ``given`` in the place of its files, nothing of it set aside; layout and template stay."""
+    places = {"path": given, "train": None, "valid": None, "test": None, "sources": ()}
+    return DataRecipe.model_validate(data.model_dump() | places | {"val_split": 0.0, "test_split": 0.0})
+
+
+def smallest(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most ``count`` of ``examples``, in their order: those whose content hashes are smallest, as if drawn."""
+    if len(examples) <= count:
+        return list(examples)
+    keyed = ((content_key(example, salt="evaluation"), place, example) for place, example in enumerate(examples))
+    return [example for _, _, example in sorted(heapq.nsmallest(count, keyed), key=lambda item: item[1])]
+
+
+def draw_shots(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
+    """``count`` training rows, drawn by ``seed`` alone. Raises ``DataError`` where there are fewer."""
+    if not count:
+        return ()
+    if len(examples) < count:
+        raise DataError(
+            f"{count} examples are wanted in each prompt, and there are {len(examples)} training rows for them",
+            f"--shots {len(examples)} or fewer; a model without a run has no training rows",
+        )
+    # random.sample of a seeded Random: the same in every version since Python 3.2.
+    return tuple(examples[place] for place in random.Random(f"shots {seed}").sample(range(len(examples)), count))
+
+
+def _training_rows(splits: Splits, data: DataRecipe, base: Path, given: str | None) -> Sequence[Example]:
+    """Rows that examples are drawn from: the run's own, whatever is evaluated; of a model's, those beside --data."""
+    if given is None or data.path == NO_DATA:
+        return splits.train if splits.test or splits.valid else ()
+    return load_splits(data, base=base).train
+
+
+def read_categories(
+    data: DataRecipe, base: Path, column: str, examples: Sequence[Example]
+) -> Mapping[tuple[str, int, int], str]:
+    """What stands in ``column`` of the rows that ``examples`` came from, by file, line and content.
+
+    Examples keep what is learned and no other column, so the files are read once more. Raises ``DataError`` where a row
+    has no such column, or there are more than 50 categories.
+    """
+    wanted = {(example.source, example.line) for example in examples}
+    found: dict[tuple[str, int, int], str] = {}
+    for source in locate_sources(data, base):
+        for file in (file for files in source.located.values() for file in files):
+            counter = FormatCounter(data.columns, data.format)
+            for row in read_file(file, Findings()):
+                layout = counter.add(row)
+                if layout is None or (row.source, row.line) not in wanted:
+                    continue
+                if row.fields.get(column) in (None, ""):
+                    have = show_names(list(row.fields))
+                    raise DataError(
+                        f"{row.where}: the row has no `{column}` to split by; it has {have}",
+                        "name another: --category COLUMN",
+                    )
+                try:
+                    key = content_key(example_of(row, layout))
+                except RowError:
+                    continue  # load_splits has refused such rows
+                found[row.source, row.line, key] = _category(row.fields[column])
+    names = set(found.values())
+    if len(names) > MAX_CATEGORIES:
+        raise DataError(
+            f"the column `{column}` has {len(names)} different values; figures are split by {MAX_CATEGORIES} at most",
+            "name a column with a topic or a kind of request",
+        )
+    return found
+
+
+def _category(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return " ".join(text.split())[:60]
+
+
+def _row(example: Example, categories: Mapping[tuple[str, int, int], str]) -> EvalRow:
+    key = content_key(example)
+    category = categories.get((example.source, example.line, key), "")
+    prompt, reference = prompt_and_reference(example)
+    return EvalRow(f"{key:016x}", f"{example.source}:{example.line}", category, example, prompt, reference)
+
+
+def prompt_and_reference(example: Example) -> tuple[tuple[Message, ...], str]:
+    """The turns before the last answer of a row, and that answer; nothing for text."""
+    if isinstance(example, Text):
+        return (), ""
+    assert isinstance(example, Instruction | Messages), "load_splits refuses the other kinds"
+    turns: tuple[Message, ...] = (
+        instruction_turns(example) if isinstance(example, Instruction) else tuple(example.messages)
+    )
+    last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
+    return (turns[:last], str(turns[last]["content"])) if last > 0 else ((), "")

@@ -1,0 +1,228 @@
+"""From a subject and [eval] to everything that one evaluation needs: rows, tasks, labels, schema, limits, identity.
+
+Tasks that nobody named are chosen by the rows, by a rule that looks at references only, never at an answer: JSON
+objects, then numbers behind ####, then a few classes, then short answers, else the loss alone leads.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune.app.eval.measures import Measure, measures_of
+from mlx_finetune.app.eval.prompts import Prompter
+from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
+from mlx_finetune.app.eval.score import is_json_object
+from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
+from mlx_finetune.dataset.formats import Text
+from mlx_finetune.errors import DataError, UsageError
+from mlx_finetune.model.constrain import Grammar
+from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
+from mlx_finetune.scoring.bleu import check_installed
+from mlx_finetune.scoring.json_schema import Schema, Validator, read_schema
+from mlx_finetune.scoring.labels import named_label
+
+#: Version of the lines of a journal and of what they mean.
+VERSION = 1
+MAX_LABELS = 50
+_SHORT_WORDS = 6
+_EXTRA_TOKENS = 16
+_MAX_AUTO_TOKENS = 1024
+#: Keys of [data] that decide which tokens a model is given.
+_DATA_KEYS = (
+    "format",
+    "columns",
+    "max_seq_length",
+    "mask_prompt",
+    "chat_template",
+    "template_arguments",
+    "prompt_template",
+    "truncation",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation, ready to be measured."""
+
+    subject: Subject
+    recipe: EvalRecipe
+    chosen: Chosen
+    tasks: tuple[str, ...]
+    reason: str
+    measures: tuple[Measure, ...]
+    sides: tuple[Side, ...]
+    labels: tuple[str, ...]
+    validator: Validator | None
+    grammar: Grammar | None
+    gates: tuple[Gate, ...]
+    answer_tokens: int
+    prompter: Prompter
+    at_once: int
+    identity: Mapping[str, object]
+
+    @property
+    def rows(self) -> tuple[EvalRow, ...]:
+        """The rows that are evaluated."""
+        return self.chosen.rows
+
+    def has_work(self, work: str) -> bool:
+        """Whether some figure needs this kind of work."""
+        return any(measure.work == work for measure in self.measures)
+
+
+def prepare(subject: Subject, recipe: EvalRecipe, *, given: str | None, at_once: int, base: Path) -> Evaluation:
+    """Choose rows and tasks and read labels and schema; paths given by the user count from ``base``.
+
+    Raises ``UsageError`` or ``DataError`` for what does not go together.
+    """
+    if given is None and has_no_data(subject):
+        raise UsageError(f"{subject.opened.name} has no held-out rows of its own", "name some: --data FILE_OR_FOLDER")
+    chosen = choose_rows(
+        subject.data,
+        base=subject.folder if given is None else base,
+        training_base=subject.folder,
+        given=given,
+        max_rows=recipe.max_rows,
+        category=recipe.category,
+        shots=recipe.shots,
+        seed=subject.seed,
+    )
+    schema = _schema(recipe, subject, base)
+    tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(chosen.rows)
+    if schema is not None and "json" not in tasks:
+        tasks, reason = ("json", *tasks), reason
+    _check_tasks(tasks, chosen.rows)
+    labels = _labels(recipe, chosen.rows) if "labels" in tasks else ()
+    measures = measures_of(tasks, has_schema=schema is not None)
+    answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
+    return Evaluation(
+        subject,
+        recipe,
+        chosen,
+        tasks,
+        reason,
+        measures,
+        subject.sides(recipe.shots),
+        labels,
+        Validator(schema) if schema is not None else None,
+        Grammar(subject.opened.tokenizer, schema) if schema is not None else None,
+        _gates(recipe, measures),
+        answer_tokens,
+        Prompter(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder),
+        at_once,
+        _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once},
+    )
+
+
+def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
+    """The tasks for rows whose recipe names none, the one that leads first, and why."""
+    if all(isinstance(row.example, Text) for row in rows):
+        return ("perplexity", "general"), "the rows are plain text"
+    references = [row.reference for row in rows if row.reference]
+    if references and all(is_json_object(text) for text in references):
+        return ("json", "loss", "general"), "every reference is a JSON object"
+    if references and all("####" in text for text in references):
+        return ("number", "loss", "general"), "every reference ends with a number behind ####"
+    lengths = sorted(len(text.split()) for text in references)
+    is_short = bool(lengths) and lengths[len(lengths) // 2] <= _SHORT_WORDS
+    if is_short and len(set(references)) <= min(MAX_LABELS, len(references) // 4):
+        return ("labels", "loss", "general"), f"the references are {len(set(references))} different classes"
+    if is_short:
+        return ("exact_match", "token_f1", "loss", "general"), "the references are short"
+    return ("loss", "rouge", "general"), "the references are free text"
+
+
+def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
+    answering = [task for task in tasks if task not in ("loss", "perplexity", "general", "speed")]
+    are_text = all(isinstance(row.example, Text) for row in rows)
+    if are_text and answering:
+        raise UsageError(
+            f"the task `{answering[0]}` needs questions with answers, and the rows are plain text",
+            "leave it out: loss, perplexity and general need no questions",
+        )
+    if "perplexity" in tasks and not are_text:
+        raise UsageError(
+            "the task `perplexity` is of plain text, and the rows are questions with answers",
+            "name `loss`, which is of the answers, or give a text: --data FILE",
+        )
+    if "bleu" in tasks:
+        check_installed()
+
+
+def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:
+    if recipe.schema is None:
+        return None
+    path = Path(recipe.schema).expanduser()
+    here, there = base / path, subject.folder / path
+    return read_schema(here if here.exists() or not there.exists() else there)
+
+
+def _labels(recipe: EvalRecipe, rows: Sequence[EvalRow]) -> tuple[str, ...]:
+    references = dict.fromkeys(row.reference.strip() for row in rows if row.reference)
+    labels = recipe.labels or tuple(sorted(references))
+    if len(labels) > MAX_LABELS:
+        raise DataError(
+            f"the answers of the rows are {len(labels)} different texts; that is too many for classes",
+            'name the classes: [eval] labels = ["good", "bad"], or leave the task labels out',
+        )
+    if len(labels) < 2:
+        raise DataError("the task labels needs at least two classes", 'name them: [eval] labels = ["good", "bad"]')
+    strange = next((row for row in rows if row.reference and named_label(row.reference, labels) is None), None)
+    if strange is not None:
+        raise DataError(
+            f"{strange.where}: the reference {strange.reference[:60]!r} names none of the labels",
+            f"labels are {', '.join(labels[:8])}",
+        )
+    return tuple(labels)
+
+
+def _gates(recipe: EvalRecipe, measures: Sequence[Measure]) -> tuple[Gate, ...]:
+    gates = [gate for text in recipe.gates if (gate := parse_gate(text))]
+    names = [measure.name for measure in measures]
+    for gate in gates:
+        if gate.measure not in names:
+            raise UsageError(
+                f"the gate `{gate}` is about {gate.measure}, which is not measured here",
+                f"measured are {', '.join(names)}; --tasks adds others",
+            )
+    return tuple(gates)
+
+
+def _answer_tokens(recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow]) -> int:
+    """As given, or twice the tokens of the longest reference and a few more, so that no good answer is cut."""
+    if recipe.answer_tokens != "auto":
+        return recipe.answer_tokens
+    encoded = subject.opened.tokenizer.encode_batch([row.reference for row in rows])
+    longest = max((len(encoding.ids) for encoding in encoded), default=0)
+    return min(2 * longest + _EXTRA_TOKENS, max(_MAX_AUTO_TOKENS, longest + _EXTRA_TOKENS))
+
+
+def _identity(
+    subject: Subject,
+    recipe: EvalRecipe,
+    chosen: Chosen,
+    tasks: Sequence[str],
+    labels: Sequence[str],
+    schema: Schema | None,
+    answer_tokens: int,
+) -> dict[str, object]:
+    """What decides the figures: two evaluations with the same identity measure the same thing."""
+    data = subject.data.model_dump(mode="json")
+    rows = hashlib.sha256("\n".join(f"{row.key} {row.category}" for row in chosen.rows).encode()).hexdigest()
+    shots = [f"{shot.source}:{shot.line}" for shot in chosen.shots]
+    return {
+        "version": VERSION,
+        **subject.hashes(),
+        "task": subject.task,
+        "data": {key: data[key] for key in _DATA_KEYS},
+        "data_sha256": chosen.sha256,
+        "rows_sha256": rows,
+        "tasks": list(tasks),
+        "labels": list(labels),
+        "schema_sha256": hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest() if schema else "",
+        "category": recipe.category or "",
+        "answer_tokens": answer_tokens,
+        "shots": shots,
+    }

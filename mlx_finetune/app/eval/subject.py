@@ -1,0 +1,130 @@
+"""What is evaluated: a run with its base, or a model alone, and the hashes by which its figures are kept apart."""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import mlx.nn as nn
+
+from mlx_finetune import durable, rundir
+from mlx_finetune.app.eval.rows import NO_DATA
+from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
+from mlx_finetune.app.open import Located, Opened, Report, base_model, locate, open_name, read_recipe
+from mlx_finetune.recipe.schema import DataRecipe, Recipe
+from mlx_finetune.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the columns of a result: whose answers, with how many examples in each prompt."""
+
+    name: str
+    is_base: bool
+    shots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A run or a model. ``folder`` is where paths of its recipe count from; ``run`` is None for a model alone."""
+
+    opened: Opened
+    run: RunDir | None
+    recipe: Recipe | None
+    folder: Path
+    trained_data_sha256: str
+    model_sha256: str
+    adapter_sha256: str
+
+    @property
+    def task(self) -> str:
+        """sft or pretrain: which tokens a loss is of."""
+        return self.recipe.task if self.recipe else "sft"
+
+    @property
+    def seed(self) -> int:
+        """Draws the examples and the resamples."""
+        return self.recipe.seed if self.recipe else 0
+
+    @property
+    def data(self) -> DataRecipe:
+        """[data] of the run, or the defaults."""
+        return self.opened.data
+
+    def sides(self, shots: int) -> tuple[Side, ...]:
+        """The columns: base and tuned, the base with examples too where there are any; a model alone likewise."""
+        if not self.opened.has_base:
+            alone = Side(MODEL, is_base=False)
+            return (alone, Side(shots_name(MODEL, shots), is_base=False, shots=shots)) if shots else (alone,)
+        base, tuned = Side(BASE, is_base=True), Side(TUNED, is_base=False)
+        return (base, Side(shots_name(BASE, shots), is_base=True, shots=shots), tuned) if shots else (base, tuned)
+
+    @contextmanager
+    def model(self, side: Side) -> Generator[nn.Module]:
+        """The model of one side while the block runs; the adapter is off for the base."""
+        if not side.is_base:
+            yield self.opened.model
+            return
+        with base_model(self.opened) as model:
+            model.eval()
+            yield model
+
+    def hashes(self) -> dict[str, object]:
+        """SHA-256 of model, adapter and tokenizer; ``adapter`` is empty without one."""
+        return {
+            "model_sha256": self.model_sha256,
+            "adapter_sha256": self.adapter_sha256,
+            "tokenizer_sha256": self.opened.tokenizer.settings_hash,
+        }
+
+
+def shots_name(side: str, shots: int) -> str:
+    """``base 4-shot``."""
+    return f"{side} {shots}-shot"
+
+
+def open_subject(name: str, *, base: Path, report: Report) -> Subject:
+    """Load what ``name`` stands for. Raises ``RunError`` or ``ModelError``."""
+    located = locate(name, base=base)
+    recipe = read_recipe(located, lambda _: None)
+    opened = open_name(name, base=base, report=report)
+    facts = _run_facts(located)
+    started_in = facts.get("started_in")
+    folder = Path(started_in) if isinstance(started_in, str) and Path(started_in).is_dir() else base
+    identity = facts.get("identity")
+    trained = cast("Mapping[str, object]", identity).get("data_sha256") if isinstance(identity, dict) else None
+    return Subject(
+        opened,
+        located.run,
+        recipe,
+        folder if located.run else base,
+        trained if isinstance(trained, str) else "",
+        opened.info.sha256,
+        _adapter_sha256(located),
+    )
+
+
+def has_no_data(subject: Subject) -> bool:
+    """True where rows must be named: there is no run, or none whose recipe can be read."""
+    return subject.recipe is None or subject.data.path == NO_DATA
+
+
+def _run_facts(located: Located) -> Mapping[str, object]:
+    if located.run is None:
+        return located.facts
+    import json
+
+    try:
+        value = json.loads(located.run.file(rundir.RUN_INFO).read_bytes())
+    except (OSError, ValueError):
+        return located.facts
+    return cast("dict[str, object]", value) if isinstance(value, dict) else located.facts
+
+
+def _adapter_sha256(located: Located) -> str:
+    if located.adapter is None:
+        return ""
+    names = (rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS)
+    files = [located.adapter / name for name in names if (located.adapter / name).is_file()]
+    return durable.hash_file(files[0]) if files else ""

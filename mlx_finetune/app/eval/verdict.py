@@ -1,0 +1,120 @@
+"""What the figures say, as sentences made from tests.
+
+The measure that leads was named first, by the user or by the rule that looked at the references, so nobody picks the
+best of many afterwards. "It learned it" means: the corrected test of the leading measure says so. Every other tested
+measure is looked at for a loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mlx_finetune.app.eval.figures import Change, Result
+
+#: The sides of a run: its base alone, and with what was trained; and the one side of a model.
+BASE, TUNED, MODEL = "base", "tuned", "model"
+FEW_ROWS = 30
+
+Outcome = Literal["learned", "unproven", "worse", "alone"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``sentence`` for a person; ``outcome`` of the leading measure, and the other measures that changed for sure."""
+
+    outcome: Outcome
+    sentence: str
+    better: tuple[str, ...] = ()
+    worse: tuple[str, ...] = ()
+
+
+def judge(results: Sequence[Result], *, has_base: bool) -> Verdict:
+    """The verdict over all measures; ``alone`` where there is nothing to compare with."""
+    tested = [one for one in results if one.measure.is_tested and one.change is not None]
+    if not has_base:
+        return Verdict("alone", "There is nothing to compare with: these are the model's own figures.")
+    if not tested:
+        return Verdict("unproven", "Too little was measured for a verdict.")
+    lead, others = tested[0], tested[1:]
+    better = [one for one in others if one.is_better]
+    worse = [one for one in others if one.is_worse]
+    if lead.is_better:
+        outcome, opening = "learned", "It learned it"
+    elif lead.is_worse:
+        outcome, opening = "worse", "It got worse"
+    else:
+        outcome, opening = "unproven", "No proof that it learned it"
+    parts = [f"{opening}: {_lead(lead)}"]
+    if outcome != "learned" and better:
+        parts.append(f"better: {_list(better)}")
+    if worse:
+        parts.append(f"worse: {_list(worse)}")
+    elif others:
+        parts.append("nothing else got worse" if outcome != "unproven" else "nothing got worse for sure")
+    sentences = [_few(lead), f"{'; '.join(parts)}.", _with_shots(lead)]
+    names = tuple(tuple(one.measure.name for one in found) for found in (better, worse))
+    return Verdict(outcome, " ".join(text for text in sentences if text), *names)
+
+
+def amount(result: Result, side: str) -> str:
+    """The figure of one side in words: ``41 of 50 right``, ``loss of the answers 1.94``."""
+    figure = result.figures[side]
+    if figure.num_right is not None:
+        return f"{figure.num_right} of {figure.num_rows}"
+    return number(figure.value)
+
+
+def number(value: float) -> str:
+    """Two or three digits that matter."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _lead(lead: Result) -> str:
+    assert lead.change is not None
+    after, before = amount(lead, TUNED), amount(lead, BASE)
+    what = (
+        f"{after} right, was {before}"
+        if lead.measure.kind == "right"
+        else f"{lead.measure.title} {after}, was {before}"
+    )
+    return f"{what} ({_interval(lead, lead.change)})"
+
+
+def _interval(result: Result, change: Change) -> str:
+    if change.is_factor:
+        return f"95 % interval of the factor {change.low:.2f} to {change.high:.2f}"
+    if result.measure.is_higher_better:
+        return f"95 % interval of the gain {change.low:.2f} to {change.high:.2f}"
+    return f"95 % interval of the change {change.low:.2f} to {change.high:.2f}"
+
+
+def _few(lead: Result) -> str:
+    change = lead.change
+    if change is None or change.num_rows >= FEW_ROWS:
+        return ""
+    rows = "One row proves" if change.num_rows == 1 else f"{change.num_rows} rows prove"
+    what = "factor" if change.is_factor else "gain" if lead.measure.is_higher_better else "change"
+    return f"{rows} little: the {what} may be anything from {change.low:.2f} to {change.high:.2f}."
+
+
+def _with_shots(lead: Result) -> str:
+    if lead.to_shots is None:
+        return ""
+    side = next(name for name in lead.figures if name not in (BASE, TUNED))
+    gap = lead.to_shots
+    return (
+        f"With {_examples(side)} in its prompt the base has {amount(lead, side)} "
+        f"({_interval(lead, gap).replace('gain', 'gain over that').replace('change', 'change from that')})."
+    )
+
+
+def _examples(side: str) -> str:
+    """``base 4-shot`` -> ``4 examples``."""
+    shots = side.rpartition(" ")[2].removesuffix("-shot")
+    return "1 example" if shots == "1" else f"{shots} examples"
+
+
+def _list(results: Sequence[Result]) -> str:
+    return ", ".join(f"{one.measure.title} {amount(one, TUNED)}, was {amount(one, BASE)}" for one in results)

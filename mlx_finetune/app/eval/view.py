@@ -1,0 +1,157 @@
+"""A report for a person, in lines of at most 80 columns."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from mlx_finetune.app.eval import measures as works
+from mlx_finetune.app.eval.figures import Result
+from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed, Timing
+from mlx_finetune.app.eval.setup import Evaluation
+from mlx_finetune.app.eval.table import TITLE, WIDTH, table, value, wrapped
+from mlx_finetune.app.eval.verdict import BASE, TUNED, number
+from mlx_finetune.app.text import shorten
+from mlx_finetune.units import format_seconds
+
+_SHOWN_ROWS = 3
+
+
+def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
+    """The verdict first, then what it is made from."""
+    yield from wrapped(_heading(evaluation, report))
+    yield ""
+    yield from wrapped(report.verdict.sentence)
+    yield ""
+    yield from table(report.results, BASE, TUNED)
+    yield from _categories(report.categories, report.results)
+    yield from _answer_lines(report.answers, evaluation.at_once)
+    yield from _speed_lines(report.speed)
+    yield from _changed_lines(f"gained most, {report.lead}", report.gains)
+    yield from _changed_lines(f"lost most, {report.lead}", report.losses)
+    yield from _footnotes(evaluation, report)
+    yield from _gates(report)
+
+
+def _heading(evaluation: Evaluation, report: Report) -> str:
+    opened, chosen = evaluation.subject.opened, evaluation.chosen
+    what = f"{opened.name} ({opened.info.name} with adapter)" if opened.spec else f"{opened.name} ({opened.info.name})"
+    if len(chosen.rows) < chosen.num_held_out:
+        rows = f"{len(chosen.rows)} of {chosen.num_held_out} {chosen.split} rows"
+    else:
+        rows = f"all {len(chosen.rows)} rows" if chosen.split == "all" else f"{len(chosen.rows)} {chosen.split} rows"
+    start = "" if report.is_whole else "interrupted, figures are of what was measured so far; "
+    return f"{start}{what} on {rows} of {chosen.source}"
+
+
+def _categories(categories: Sequence[Category], results: Sequence[Result]) -> Iterator[str]:
+    """For each category one line a side: its first figures, length, time and speed of the answers."""
+    if not categories:
+        return
+    has_answers = any(category.answers for category in categories)
+    shown = [one.measure for one in results if one.measure.is_shown and one.measure.task != "general"]
+    leads = shown[: 2 if has_answers else 4]
+    yield ""
+    titles = "".join(f"{shorten(measure.name, 13):>14}" for measure in leads)
+    yield f"{'by category':<15}{'':<11}{titles}" + (f"{'tokens':>8}{'seconds':>9}{'tok/s':>7}" if has_answers else "")
+    for category in categories:
+        sides = list(dict.fromkeys(side for one in category.results for side in one.figures))
+        for side in sides:
+            found = {one.measure.name: one.figures.get(side) for one in category.results}
+            cells = "".join(f"{value(f) if (f := found.get(measure.name)) else '-':>14}" for measure in leads)
+            name = f"{shorten(category.name, 14):<15}" if side == sides[0] else " " * 15
+            yield f"{name}{side:<11}{cells}{_answer_cells(category.answers.get(side))}".rstrip()
+
+
+def _answer_cells(answers: Answers | None) -> str:
+    if answers is None:
+        return ""
+    return f"{answers.length.median:>8.0f}{answers.seconds.median:>9.1f}{answers.tokens_per_second:>7.1f}"
+
+
+def _answer_lines(answers: Mapping[str, Answers], at_once: int) -> Iterator[str]:
+    if not answers:
+        return
+    yield ""
+    how = "one at a time" if at_once == 1 else f"{at_once} at a time"
+    yield f"answers, {how}: tokens and seconds of one (median, 95 % below)"
+    for side, one in answers.items():
+        cut = f"; {one.num_cut} of {one.num_answers} cut at the limit" if one.num_cut else ""
+        yield (
+            f"  {side:<{TITLE - 2}}{one.length.median:.0f}, {one.length.p95:.0f} tokens; "
+            f"{one.seconds.median:.1f}, {one.seconds.p95:.1f} s{cut}"
+        )
+
+
+def _speed_lines(speed: Mapping[str, Speed]) -> Iterator[str]:
+    if not speed:
+        return
+    yield ""
+    yield f"{'one at a time':<{TITLE - 8}}{'prompt tok/s':>17}{'answer tok/s':>17}{'first token, s':>17}{'tokens':>8}"
+    for side, one in speed.items():
+        cells = "".join(f"{_pair(timing):>17}" for timing in (one.prefill, one.decode, one.first_seconds))
+        yield f"  {side:<{TITLE - 10}}{cells}{one.length.median:>8.0f}"
+    yield "  median, and in brackets what 95 % of the answers are better than"
+
+
+def _pair(timing: Timing) -> str:
+    return f"{number(timing.median)} ({number(timing.p95)})"
+
+
+def _changed_lines(title: str, rows: Sequence[Changed]) -> Iterator[str]:
+    if not rows:
+        return
+    yield ""
+    yield title
+    for one in rows[:_SHOWN_ROWS]:
+        yield f"  {shorten(one.where, 40)}  {number(one.before)} -> {number(one.after)}"
+        yield f"    asked  {shorten(one.question, WIDTH - 11)}"
+        if one.base_answer or one.tuned_answer:
+            yield f"    base   {shorten(one.base_answer, WIDTH - 11)}"
+            yield f"    tuned  {shorten(one.tuned_answer, WIDTH - 11)}"
+
+
+def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
+    yield ""
+    notes: list[str] = []
+    if evaluation.has_work("answer"):
+        notes.append(f"Answers are greedy, of at most {evaluation.answer_tokens} tokens.")
+    for name, one in report.texts.items():
+        what = f"{one.tokens} tokens, window {one.window}, stride {one.stride}, tokenizer {one.tokenizer}"
+        notes.append(f"{name}: {what}; comparable with the same of all four only.")
+    if any(one.change for one in report.results):
+        notes.append("better and worse: the test of a change, corrected for their number (Holm), finds p < 0.05.")
+    if evaluation.reason:
+        notes.append(f"The tasks were chosen because {evaluation.reason}; --tasks names others.")
+    if evaluation.chosen.split == "validation":
+        notes.append("There are no test rows: these validation rows chose the weights, so the figures flatter them.")
+    if report.failed:
+        notes.append(
+            f"{len(report.failed)} rows could not be measured (first: {report.failed[0].where}: "
+            f"{report.failed[0].message})."
+        )
+    for note in notes:
+        yield from wrapped(note)
+
+
+def _gates(report: Report) -> Iterator[str]:
+    for one in report.gates if report.is_whole else ():
+        found = "nothing measured" if one.value is None else f"found {number(one.value)}"
+        span = f" ({number(one.figure.low)} to {number(one.figure.high)})" if one.figure else ""
+        yield f"gate {'met' if one.is_met else 'missed'}: {one.gate}: {found}{span}"
+
+
+#: Kind of work -> what is being done.
+_DOING = {
+    works.LOSS: "losses of the rows",
+    works.TEXT: "perplexity of the text",
+    works.LABELS: "likelihoods of the classes",
+    works.ANSWER: "answers",
+    works.CONSTRAINED: "answers held to the schema",
+    works.GENERAL_TEXT: "general text",
+    works.GENERAL_ANSWER: "general questions",
+    works.SPEED: "speed",
+}
+
+
+def progress_line(work: str, done: int, total: int, seconds: float) -> str:
+    """``answers: 24 of 100, 3m 10s left``; how long is said from a twentieth on."""
+    left = f", {format_seconds(seconds / done * (total - done))} left" if done and done * 20 >= total else ""
+    return f"{_DOING[work]}: {done} of {total}{left}"

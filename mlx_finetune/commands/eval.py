@@ -1,0 +1,221 @@
+"""``mlxft eval``: what a run learned and what it forgot, measured on rows it has not seen; the report on stdout."""
+
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mlx_finetune.app.eval.measure import Progress
+    from mlx_finetune.app.eval.run import Finished
+    from mlx_finetune.app.eval.setup import Evaluation
+    from mlx_finetune.app.eval.subject import Subject
+    from mlx_finetune.errors import Problem
+    from mlx_finetune.recipe.evaluation import EvalRecipe
+
+GATE_MISSED = 4
+INTERRUPTED = 130
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@click.command()
+@click.argument("name", metavar="RUN_OR_MODEL")
+@click.option(
+    "--tasks",
+    multiple=True,
+    metavar="TASK,...",
+    help="What to measure, the one that matters most first: loss, perplexity, exact_match, token_f1, labels, rouge, "
+    "bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. Give it again for each check.",
+)
+@click.option("--data", metavar="FILE", help="Rows in the place of the run's held-out ones; a model needs some.")
+@click.option("--max-rows", type=click.IntRange(1), metavar="N", help="Most rows; always the same ones of more.")
+@click.option(
+    "--shots", type=click.IntRange(0, 64), metavar="K", help="One more baseline: K training rows as examples."
+)
+@click.option("--category", metavar="COLUMN", help="Split every figure by this column of the rows.")
+@click.option("--schema", metavar="FILE", help="JSON Schema: validity is measured free and constrained by it.")
+@click.option("--batch", type=click.IntRange(1, 256), metavar="N", help="Answers at once; 1 times each alone.")
+@click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer in tokens.")
+@click.option(
+    "--gate", "gates", multiple=True, metavar="GATE", help='Such as "json_valid >= 0.95"; missed: exit code 4.'
+)
+@click.option("--name", "named", metavar="NAME", help="Name of the result in the run's eval/ folder.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the result there instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the figures as CSV.")
+def command(
+    name: str,
+    tasks: tuple[str, ...],
+    data: str | None,
+    max_rows: int | None,
+    shots: int | None,
+    category: str | None,
+    schema: str | None,
+    batch: int | None,
+    max_tokens: int | None,
+    gates: tuple[str, ...],
+    named: str | None,
+    out: Path | None,
+    as_json: bool,
+    as_csv: bool,
+) -> int:
+    """Compare a run with its base on rows it was not trained on: a verdict in words, and the figures it is made from.
+
+    Without --tasks the recipe's [eval] decides, else the rows. Results are kept in the run folder under eval/; Ctrl-C
+    keeps what was measured, and the same command goes on. Exits with 4 where a gate is missed.
+    """
+    from mlx_finetune.errors import UsageError
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv are two forms of the same report", "give one of them")
+    given = {
+        "tasks": split_tasks(tasks) or None,
+        "gates": gates or None,
+        "max_rows": max_rows,
+        "shots": shots,
+        "category": category,
+        "schema": schema,
+        "answer_tokens": max_tokens,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    evaluation = _prepared(name, changes, named, data, batch)
+    finished = _measured(evaluation, named, out)
+    _print(evaluation, finished, as_json=as_json, as_csv=as_csv)
+    if not finished.report.is_whole:
+        return INTERRUPTED
+    return 0 if all(one.is_met for one in finished.report.gates) else GATE_MISSED
+
+
+def split_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """``("loss,json", "regex:a,b")`` -> loss, json and one check: what has a colon is taken whole."""
+    return tuple(
+        part.strip() for task in tasks for part in ([task] if ":" in task else task.split(",")) if part.strip()
+    )
+
+
+def _prepared(
+    name: str, changes: Mapping[str, object], named: str | None, data: str | None, batch: int | None
+) -> "Evaluation":
+    from mlx_finetune.errors import UsageError
+    from mlx_finetune.recipe.evaluation import EvalRecipe
+
+    if named is not None and not _NAME.fullmatch(named):
+        raise UsageError(f"{named[:60]!r} cannot be the name of a result", "use letters, digits, dots and dashes")
+    _with_changes(EvalRecipe.model_validate({}), changes)  # a slip is found before the model is loaded
+    subject = _opened(name)
+    from mlx_finetune.app.eval.run import rows_at_once
+    from mlx_finetune.app.eval.setup import prepare
+
+    recipe = subject.recipe.eval if subject.recipe else EvalRecipe.model_validate({})
+    at_once = rows_at_once(subject, batch, _say)
+    evaluation = prepare(subject, _with_changes(recipe, changes), given=data, at_once=at_once, base=Path.cwd())
+    for problem in evaluation.chosen.notices:
+        click.echo(f"warning: {problem.where}: {problem.message}", err=True)
+    if subject.trained_data_sha256 and data is None and subject.trained_data_sha256 != evaluation.chosen.sha256:
+        click.echo("warning: the data files have changed since the training: a row may have been trained on", err=True)
+    return evaluation
+
+
+def _with_changes(recipe: "EvalRecipe", changes: Mapping[str, object]) -> "EvalRecipe":
+    from mlx_finetune.recipe.evaluation import change_recipe
+
+    return change_recipe(recipe, changes)
+
+
+def _opened(name: str) -> "Subject":
+    import os
+
+    from mlx_finetune.commands.opening import LoadingTalk
+    from mlx_finetune.hardware import blas
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # see commands/opening.py
+    blas.prepare()  # before mlx is imported
+    from mlx_finetune.app.eval.subject import open_subject
+
+    talk = LoadingTalk()
+    try:
+        return open_subject(name, base=Path.cwd(), report=talk)
+    finally:
+        talk.clear()
+
+
+def _measured(evaluation: "Evaluation", named: str | None, out: Path | None) -> "Finished":
+    from mlx_finetune.app.eval.run import evaluate
+    from mlx_finetune.app.text import shorten
+
+    bar = _Bar()
+
+    def report(problem: "Problem", prompt: str) -> None:
+        bar.clear()
+        click.echo(f"error: {problem.where}: {problem.message}\n  asked: {shorten(prompt)}", err=True)
+
+    try:
+        return evaluate(evaluation, named=named, out=out, show=bar, say=_say, report=report)
+    finally:
+        bar.clear()
+
+
+class _Bar:
+    """How far it is, on one line of a terminal that is overwritten; elsewhere one line when a kind of work begins."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._work = ""
+        self._started, self._first = 0.0, 0
+
+    def __call__(self, progress: "Progress") -> None:
+        from mlx_finetune.app.eval.view import progress_line
+
+        if progress.work != self._work:
+            self._work, self._started, self._first = progress.work, time.monotonic(), progress.done
+            if not self._is_terminal:
+                click.echo(progress_line(progress.work, progress.done, progress.total, 0.0), err=True)
+        if self._is_terminal:
+            done, total = progress.done - self._first, progress.total - self._first
+            line = progress_line(progress.work, done, total, time.monotonic() - self._started)
+            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._is_terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _shown(path: Path) -> str:
+    """``path`` as it is named from here."""
+    here = Path.cwd().resolve()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_csv: bool) -> None:
+    from mlx_finetune.app.eval.results import csv_text, report_json
+    from mlx_finetune.app.eval.view import report_lines
+
+    report, place = finished.report, finished.place
+    if as_json:
+        click.echo(json.dumps(report_json(evaluation, report), ensure_ascii=False))
+    elif as_csv:
+        click.echo(csv_text(report), nl=False)
+    else:
+        for line in report_lines(evaluation, report):
+            click.echo(line)
+    name = shlex.quote(evaluation.subject.opened.name)
+    path = _shown(place.file("")) if place is not None else ""
+    if not report.is_whole:
+        kept = f"; the same command goes on from there ({path}.rows.jsonl)" if place else ""
+        click.echo(f"\ninterrupted{kept}", err=True)
+    elif place is not None:
+        click.echo(f"\nkept in {path}.json and .csv", err=True)
+        click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
+    else:
+        click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)

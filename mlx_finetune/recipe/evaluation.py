@@ -1,0 +1,212 @@
+"""[eval]: the prompts shown during a training, and what ``mlxft eval`` measures afterwards.
+
+The words for tasks and gates are checked here, so that a slip is found before a training and not after it. What a task
+measures is in ``app/eval``.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from mlx_finetune.errors import UsageError
+from mlx_finetune.recipe.fields import Auto, Count, Section, Text, Texts, refuse
+from mlx_finetune.recipe.values import shown_name
+
+#: Task -> what it measures, for help and error messages.
+TASKS: dict[str, str] = {
+    "loss": "loss of the held-out answers",
+    "perplexity": "perplexity and bits per byte of plain text",
+    "exact_match": "answers equal to the reference",
+    "token_f1": "words shared with the reference",
+    "labels": "accuracy and macro F1 of a class",
+    "rouge": "ROUGE-1, -2, -L and -Lsum",
+    "bleu": "BLEU, with the package sacrebleu",
+    "number": "the final number of the answer",
+    "json": "JSON that parses, fits the schema, has the right fields",
+    "speed": "tokens a second, one answer at a time",
+    "general": "what was known before: plain text and short questions",
+}
+#: Check -> what stands behind its colon.
+CHECKS: dict[str, str] = {"regex": "a pattern", "contains": "a text", "max_length": "a number of characters"}
+#: Measure -> the task that it comes from.
+MEASURES: dict[str, str] = {
+    "loss": "loss",
+    "answer_bits_per_byte": "loss",
+    "perplexity": "perplexity",
+    "bits_per_byte": "perplexity",
+    "exact_match": "exact_match",
+    "token_f1": "token_f1",
+    "accuracy": "labels",
+    "macro_f1": "labels",
+    "accuracy_generated": "labels",
+    "macro_f1_generated": "labels",
+    "rouge1": "rouge",
+    "rouge2": "rouge",
+    "rougeL": "rouge",
+    "rougeLsum": "rouge",
+    "bleu": "bleu",
+    "number": "number",
+    "number_found": "number",
+    "json_parses": "json",
+    "json_valid": "json",
+    "json_fields": "json",
+    "json_valid_constrained": "json",
+    "json_fields_constrained": "json",
+    "general_questions": "general",
+    "general_perplexity": "general",
+    "general_bits_per_byte": "general",
+}
+_GATE = re.compile(r"\s*(?P<measure>\S.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*")
+
+Sign = Literal[">=", "<=", ">", "<"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a figure must reach: ``measure sign bound``."""
+
+    measure: str
+    sign: Sign
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.measure} {self.sign} {self.bound:g}"
+
+    def is_met(self, value: float) -> bool:
+        """Whether ``value`` is on the right side of the bound; a value that is not a number never is."""
+        return {
+            ">=": value >= self.bound,
+            "<=": value <= self.bound,
+            ">": value > self.bound,
+            "<": value < self.bound,
+        }[self.sign]
+
+
+def split_task(task: str) -> tuple[str, str]:
+    """The name of a task and what stands behind its colon: ``regex:^A`` is regex and ^A; "" where there is none."""
+    name, mark, argument = task.partition(":")
+    return (name, argument) if mark else (task, "")
+
+
+def task_problem(task: str) -> str:
+    """What is wrong with the name of a task, ``problem; way out`` on one line; "" for a good one."""
+    name, argument = split_task(task)
+    task = _word(task)
+    known = f"tasks are {', '.join(TASKS)}, and regex:, contains:, max_length:"
+    if name in CHECKS:
+        if not argument:
+            return f"the task `{task}` needs {CHECKS[name]} behind the colon; write for instance {_example(name)}"
+        return _argument_problem(name, argument)
+    if name in TASKS and ":" in task:
+        return f"the task `{name}` takes nothing behind a colon; write {name}"
+    if name in TASKS:
+        return ""
+    near = get_close_matches(name, [*TASKS, *CHECKS], 1)
+    return f"there is no task `{_word(name)}`; {f'did you mean {near[0]}? ' if near else ''}{known}"
+
+
+def _argument_problem(name: str, argument: str) -> str:
+    if name == "max_length" and not (argument.isascii() and argument.isdigit() and 0 < int(argument) <= 10**9):
+        return (
+            f"the task `max_length:{_word(argument)}` needs a number of characters; write for instance max_length:280"
+        )
+    if name == "regex":
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a pattern that a later Python reads otherwise is no slip of today
+                re.compile(argument)
+        except (re.error, RecursionError, OverflowError) as error:
+            return f"the pattern of `regex:{_word(argument)}` cannot be read: {error}; see Python's re for the syntax"
+    return ""
+
+
+def _word(text: str) -> str:
+    """A word of the recipe as it may stand in a rule: on one line, without the marks that rules are split by."""
+    return shown_name(text).replace("; ", ";").replace("`", "'")
+
+
+def _example(name: str) -> str:
+    return {"regex": "regex:^Aye", "contains": "contains:Aye", "max_length": "max_length:280"}[name]
+
+
+def parse_gate(text: str) -> Gate | None:
+    """The gate in ``json_valid >= 0.95``; None where it has another form."""
+    match = _GATE.fullmatch(text)
+    if match is None:
+        return None
+    sign: Sign = match["sign"]  # pyright: ignore[reportAssignmentType]
+    return Gate(match["measure"], sign, float(match["bound"]))
+
+
+def gate_problem(text: str) -> str:
+    """What is wrong with a gate, ``problem; way out`` on one line; "" for a good one."""
+    gate, text = parse_gate(text), _word(text)
+    if gate is None:
+        return f"the gate `{text}` is not of the form measure >= number; write for instance json_valid >= 0.95"
+    if gate.measure in MEASURES or split_task(gate.measure)[0] in CHECKS:
+        return ""
+    near = get_close_matches(gate.measure, MEASURES, 1)
+    hint = f"did you mean {near[0]}?" if near else f"measures are {', '.join(MEASURES)}, and any check"
+    return f"the gate `{text}` names no measure; {hint}"
+
+
+with warnings.catch_warnings():
+    # ``schema`` is also the name of a method of pydantic that was replaced by another; nothing here calls it.
+    warnings.filterwarnings("ignore", message='Field name "schema"')
+
+    class EvalRecipe(Section):
+        """[eval]: what is looked at during training, and what ``mlxft eval`` measures afterwards."""
+
+        prompts: Texts = Field((), description="Prompts answered before, during and after training (samples.jsonl).")
+        max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
+            64, description="Longest answer to one of these prompts, in tokens."
+        )
+        tasks: Texts = Field(
+            (),
+            description="What mlxft eval measures, the one that matters most first: loss, perplexity, exact_match, "
+            "token_f1, labels, rouge, bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. "
+            "Left out, the rows decide.",
+        )
+        max_rows: Count = Field(
+            200, description="Most held-out rows that are evaluated; of more, always the same ones are taken."
+        )
+        gates: Texts = Field(
+            (),
+            description='What mlxft eval must find, such as "json_valid >= 0.95"; it exits with 4 where it does not.',
+        )
+        schema: Text | None = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
+            None, description="JSON Schema file for the task json: validity is measured free and constrained by it."
+        )
+        category: Text | None = Field(
+            None, description="Column of the rows that splits every figure, such as a topic or a kind of request."
+        )
+        shots: Annotated[int, Field(ge=0, le=64)] = Field(
+            0, description="Training rows put in front of each prompt, for one more baseline: the base with examples."
+        )
+        labels: Texts = Field((), description="The classes of the task labels; left out, the answers of the rows.")
+        answer_tokens: Auto | Annotated[int, Field(ge=1, le=65536)] = Field(
+            "auto",
+            description="Longest answer in an evaluation, in tokens; auto is twice the longest reference and 16 more.",
+        )
+
+        @model_validator(mode="after")
+        def _words(self) -> Self:
+            rows = [("`tasks`: ", task_problem(task)) for task in self.tasks]
+            rows += [("`gates`: ", gate_problem(gate)) for gate in self.gates]
+            return refuse(self, [where + problem for where, problem in rows if problem])
+
+
+def change_recipe(recipe: EvalRecipe, changes: Mapping[str, object]) -> EvalRecipe:
+    """[eval] with some keys changed, as a command line does. Raises ``UsageError`` with the first problem."""
+    try:
+        return EvalRecipe.model_validate(recipe.model_dump() | dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        rules = str(first.get("ctx", {}).get("error", first["msg"])).splitlines()
+        message, _, hint = rules[0].rpartition("; ")
+        raise UsageError(message.partition("`: ")[2] or rules[0], hint if message else "") from None

@@ -1,0 +1,176 @@
+"""Two runs side by side: what differs in their recipes, and who did better on the same rows."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from answering_runs import write_adapter
+from click.testing import CliRunner
+from click.testing import Result as Called
+from eval_runs import change_facts, evaluation_of, write_place, write_rows
+
+from mlx_finetune.app.eval.between_runs import Compared, compare_runs, comparison_lines, verdict
+from mlx_finetune.app.eval.figures import Change, Result
+from mlx_finetune.app.eval.measures import measures_of
+from mlx_finetune.app.eval.run import evaluate
+from mlx_finetune.commands.runs import command
+from mlx_finetune.errors import MlxftError, RunError
+from mlx_finetune.rundir import RunDir
+
+TinyModel = Callable[..., Path]
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_model: TinyModel) -> Path:
+    """Two runs of one base whose adapters and recipes differ."""
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    other = place / "adapters" / "other"
+    shutil.copytree(place / "adapters" / "keeper", other)
+    write_adapter(other, tiny_model("llama"), seed=2)
+    change_facts(place, {"lora": {"rank": 8}, "training": {"learning_rate": 3e-4}}, other)
+    return place
+
+
+def measure(place: Path, name: str, tasks: tuple[str, ...] = ("loss", "token_f1"), *, answer_tokens: int = 4) -> None:
+    evaluation = evaluation_of(place, tasks, name=name, answer_tokens=answer_tokens)
+    evaluate(evaluation, named=None, out=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None)
+
+
+def run_of(place: Path, name: str) -> RunDir:
+    return RunDir(place / "adapters" / name)
+
+
+def test_recipes_are_compared_key_by_key_and_figures_row_by_row(place: Path) -> None:
+    for name in ("keeper", "other"):
+        measure(place, name, ("loss", "token_f1", "general"))
+    found = compare_runs(run_of(place, "keeper"), run_of(place, "other"))
+    assert found.recipe == (("lora.rank", 16, 8), ("training.learning_rate", "auto", 0.0003))
+    (one,) = found.evaluations
+    assert (one.name, one.refusal) == ("test", "")
+    loss = one.results[0]
+    kept = {
+        name: json.loads((place / f"adapters/{name}/eval/test.json").read_text())["measures"]
+        for name in ("keeper", "other")
+    }
+    for name, measures in kept.items():
+        assert loss.figures[name].value == pytest.approx(measures[0]["sides"]["tuned"]["value"])
+    assert loss.change is not None
+    assert loss.change.value == pytest.approx(loss.figures["other"].value - loss.figures["keeper"].value)
+    assert loss.change.low < loss.change.value < loss.change.high
+    lines = list(comparison_lines(found))
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("  lora.rank") and line.endswith("16 -> 8") for line in lines)
+    assert f"evaluation test: {verdict(one, 'other')}" in " ".join(lines)
+
+
+def test_the_sentence_names_what_is_better_and_what_is_worse() -> None:
+    measures = measures_of(["loss", "exact_match", "token_f1"], has_schema=False)
+
+    def result(name: str, value: float, p_holm: float) -> Result:
+        measure = next(one for one in measures if one.name == name)
+        return Result(measure, {}, Change(value, value, value, 40, p_holm, p_holm))
+
+    loss, right, words = result("loss", -0.5, 0.01), result("exact_match", -0.4, 0.02), result("token_f1", 0.1, 0.4)
+    assert verdict(Compared("test", (loss, right, words)), "B") == (
+        "B is better in loss of the answers and worse in exactly right; no proof of a difference in the rest."
+    )
+    assert verdict(Compared("test", (loss,)), "B") == "B is better in loss of the answers."
+    assert verdict(Compared("test", (words,)), "B") == "no proof of any difference."
+
+
+def test_other_rows_are_not_ranked(place: Path) -> None:
+    measure(place, "keeper")
+    write_rows(place / "rows.jsonl", 70)
+    measure(place, "other")
+    (one,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
+    assert one.results == ()
+    assert one.refusal == "because they are of different data, rows"
+
+
+def test_another_longest_answer_is_not_ranked(place: Path) -> None:
+    measure(place, "keeper", ("token_f1",))
+    measure(place, "other", ("token_f1",), answer_tokens=9)
+    (one,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
+    assert "longest answer" in one.refusal
+
+
+def test_under_another_tokenizer_only_bits_per_byte_are_ranked(place: Path) -> None:
+    for name in ("keeper", "other"):
+        measure(place, name, ("loss", "general", "token_f1"))
+    path = place / "adapters/other/eval/test.rows.jsonl"
+    lines = path.read_text().splitlines()
+    head = json.loads(lines[0])
+    head["identity"] |= {"tokenizer_sha256": "0" * 64, "answer_tokens": 99}
+    path.write_text("\n".join([json.dumps(head), *lines[1:]]) + "\n")
+    (one,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
+    names = [result.measure.name for result in one.results]
+    assert names == ["answer_bits_per_byte", "general_questions", "general_bits_per_byte", "token_f1"]
+    assert all(result.measure.is_shown for result in one.results)
+    assert "bits per byte stand in their place" in one.notes[0]
+
+
+def test_without_an_evaluation_the_recipes_alone_are_compared(place: Path) -> None:
+    measure(place, "keeper")
+    found = compare_runs(run_of(place, "keeper"), run_of(place, "other"))
+    assert found.evaluations == ()
+    assert "They have no evaluation of the same name" in " ".join(comparison_lines(found))
+    unfinished = place / "adapters/other/eval"
+    unfinished.mkdir()
+    shutil.copy(place / "adapters/keeper/eval/test.rows.jsonl", unfinished)
+    assert compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations == ()
+
+
+def test_a_run_without_settings_is_refused(place: Path) -> None:
+    (place / "adapters/other/run.json").write_text("{}")
+    with pytest.raises(RunError, match=r"settings of .*other cannot be read"):
+        compare_runs(run_of(place, "keeper"), run_of(place, "other"))
+
+
+def call(place: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Called:
+    monkeypatch.chdir(place)
+    return CliRunner().invoke(command, list(arguments))
+
+
+def test_the_command_prints_both_forms_and_names_the_next_step(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = call(place, "compare", "keeper", "other", monkeypatch=monkeypatch)
+    assert text.stdout.splitlines()[0] == "keeper and other"
+    assert "next: mlxft eval keeper" in text.stderr
+    measure(place, "keeper")
+    measure(place, "other")
+    report = json.loads(call(place, "compare", "keeper", "other", "--json", monkeypatch=monkeypatch).stdout)
+    assert report["recipe"][0] == {"key": "lora.rank", "first": 16, "second": 8}
+    assert report["evaluations"][0]["measures"][0]["name"] == "loss"
+    same = call(place, "compare", "keeper", "adapters/keeper", monkeypatch=monkeypatch)
+    assert isinstance(same.exception, MlxftError)
+    assert "the same run" in same.exception.message
+
+
+def test_the_page_of_a_run_has_the_verdict_of_each_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "evaluations" not in call(place, "show", "keeper", monkeypatch=monkeypatch).stdout
+    measure(place, "keeper")
+    sentence = json.loads((place / "adapters/keeper/eval/test.json").read_text())["verdict"]["sentence"]
+    (place / "adapters/keeper/eval/odd.json").write_text("[]")
+    (place / "adapters/keeper/eval/odd.rows.jsonl").write_text("")
+    assert f"  test  {sentence}" in call(place, "show", "keeper", monkeypatch=monkeypatch).stdout.splitlines()
+    report = json.loads(call(place, "show", "keeper", "--json", monkeypatch=monkeypatch).stdout)
+    assert report["evaluations"] == {"test": sentence}
+
+
+def test_comparing_needs_no_mlx(place: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfrom mlx_finetune.commands.runs import command\n"
+        "command.main(['compare', 'keeper', 'other'], standalone_mode=False)\nprint('mlx.core' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_an_evaluation_is_a_part_of_its_run_that_can_be_removed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(place, "keeper")
+    assert call(place, "rm", "keeper", "--yes", monkeypatch=monkeypatch).exit_code == 0
+    assert not (place / "adapters/keeper").exists()

@@ -1,0 +1,100 @@
+"""Which rows are evaluated, what belongs to each, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from eval_runs import write_rows
+
+from mlx_finetune.app.eval.rows import choose_rows, draw_shots, smallest
+from mlx_finetune.dataset.corpus import load_splits
+from mlx_finetune.errors import DataError
+from mlx_finetune.recipe.schema import DataRecipe
+
+
+def choose(folder: Path, *, max_rows: int = 200, category: str | None = None, shots: int = 0, given=None, **data):
+    recipe = DataRecipe.model_validate({"path": "rows.jsonl"} | data)
+    return choose_rows(
+        recipe,
+        base=folder,
+        training_base=folder,
+        given=given,
+        max_rows=max_rows,
+        category=category,
+        shots=shots,
+        seed=3,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "rows.jsonl")
+    return tmp_path
+
+
+def test_the_test_split_of_the_run_is_taken_and_nothing_of_the_others(folder: Path) -> None:
+    found = choose(folder)
+    splits = load_splits(DataRecipe.model_validate({"path": "rows.jsonl"}), base=folder)
+    assert found.split == "test"
+    assert [row.where for row in found.rows] == [f"{one.source}:{one.line}" for one in splits.test]
+    assert found.sha256 == splits.content_hash
+    row = found.rows[0]
+    assert row.question.startswith("What colour is box ")
+    assert row.reference in ("red", "blue", "green")
+
+
+def test_without_test_rows_the_validation_rows_are_and_without_those_nothing(folder: Path) -> None:
+    assert choose(folder, test_split=0.0).split == "validation"
+    with pytest.raises(DataError, match="nothing is held out") as caught:
+        choose(folder, test_split=0.0, val_split=0.0)
+    assert "--data" in caught.value.hint
+
+
+def test_data_that_is_given_is_taken_whole(folder: Path) -> None:
+    write_rows(folder / "mine.jsonl", 7)
+    found = choose(folder, given="mine.jsonl")
+    assert (found.split, len(found.rows), found.source) == ("all", 7, "mine.jsonl")
+
+
+def test_of_too_many_rows_always_the_same_ones_are_taken_whatever_their_order(folder: Path) -> None:
+    rows = load_splits(DataRecipe.model_validate({"path": "rows.jsonl"}), base=folder).train
+    chosen = smallest(rows, 9)
+    again = smallest(list(reversed(rows)), 9)
+    assert [row.line for row in chosen] == sorted(row.line for row in again)
+    assert {row.line for row in smallest(rows, 5)} <= {row.line for row in chosen}
+    assert smallest(rows, 1000) == list(rows)
+
+
+def test_a_category_is_any_column_of_the_row(folder: Path) -> None:
+    found = choose(folder, category="topic")
+    for row in found.rows:
+        line = json.loads((folder / "rows.jsonl").read_text().splitlines()[row.example.line - 1])
+        assert row.category == line["topic"]
+
+
+def test_categories_of_rows_on_one_line_are_told_apart(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "completion": f"a{n}", "kind": ["x", "y"]} for n in range(4)]
+    rows[1]["kind"] = "z"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    found = choose(tmp_path, path="rows.json", given="rows.json", category="kind")
+    assert [row.category for row in found.rows] == ["x, y", "z", "x, y", "x, y"]
+
+
+def test_a_missing_column_and_too_many_categories_are_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:\d+: the row has no `kind`"):
+        choose(folder, category="kind")
+    write_rows(folder / "many.jsonl", 70)
+    with pytest.raises(DataError, match="has 70 different values"):
+        choose(folder, given="many.jsonl", category="note")
+
+
+def test_examples_are_training_rows_drawn_by_the_seed_alone(folder: Path) -> None:
+    train = load_splits(DataRecipe.model_validate({"path": "rows.jsonl"}), base=folder).train
+    found = choose(folder, shots=3)
+    assert found.shots == draw_shots(train, 3, 3) == choose(folder, shots=3, max_rows=1).shots
+    assert all(shot in train for shot in found.shots)
+    assert draw_shots(train, 3, 4) != found.shots
+    write_rows(folder / "mine.jsonl", 7)
+    assert choose(folder, shots=3, given="mine.jsonl").shots == found.shots
+    with pytest.raises(DataError, match="there are 2 training rows"):
+        draw_shots(train[:2], 3, 0)

@@ -1,0 +1,91 @@
+"""The sentence that says what was learned: what is in it for every kind of outcome."""
+
+from collections.abc import Mapping, Sequence
+
+from mlx_finetune.app.eval.figures import Result, change, corrected, figure
+from mlx_finetune.app.eval.measures import LOSS, Measure
+from mlx_finetune.app.eval.verdict import Verdict, judge
+
+Rows = Mapping[int, tuple[float, ...]]
+RIGHT = Measure("number", "number", "answer", "right", "right number", is_tested=True)
+OTHER = Measure("general_questions", "general", "general answer", "right", "general questions", is_tested=True)
+LOSS_MEASURE = Measure("loss", "loss", LOSS, "ratio", "loss of the answers", is_higher_better=False, is_tested=True)
+
+
+def rates(right: int, total: int) -> Rows:
+    return {row: (float(row < right),) for row in range(total)}
+
+
+def losses(nats: float, total: int) -> Rows:
+    return {row: (nats * 10 + 0.1 * (row % 5), 10.0) for row in range(total)}
+
+
+def verdict(*measured: tuple[Measure, Rows, Rows], shots: Rows | None = None) -> Verdict:
+    results: list[Result] = []
+    for measure, base, tuned in measured:
+        columns = {"base": base, "tuned": tuned} | ({"base 4-shot": shots} if shots is not None else {})
+        figures = {side: made for side, rows in columns.items() if (made := figure(measure, rows, seed=0))}
+        to_shots = change(measure, shots, tuned, seed=0) if shots is not None else None
+        results.append(Result(measure, figures, change(measure, base, tuned, seed=0), to_shots))
+    return judge(corrected(results), has_base=True)
+
+
+def test_it_learned_it_and_nothing_else_got_worse() -> None:
+    found = verdict((RIGHT, rates(12, 50), rates(41, 50)), (OTHER, rates(30, 40), rates(30, 40)))
+    assert found.outcome == "learned"
+    assert found.sentence == (
+        "It learned it: 41 of 50 right, was 12 of 50 (95 % interval of the gain 0.41 to 0.69); nothing else got worse."
+    )
+
+
+def test_what_it_forgot_is_named_with_its_figures() -> None:
+    found = verdict((RIGHT, rates(12, 50), rates(41, 50)), (OTHER, rates(38, 40), rates(10, 40)))
+    assert found.worse == ("general_questions",)
+    assert found.sentence.endswith("; worse: general questions 10 of 40, was 38 of 40.")
+
+
+def test_without_proof_it_says_so_and_what_else_got_better() -> None:
+    found = verdict((RIGHT, rates(12, 50), rates(14, 50)), (LOSS_MEASURE, losses(3.0, 50), losses(2.0, 50)))
+    assert found.outcome == "unproven"
+    assert found.better == ("loss",)
+    assert found.sentence.startswith("No proof that it learned it: 14 of 50 right, was 12 of 50 (95 % interval")
+    assert "; better: loss of the answers 2.02, was 3.02; nothing got worse for sure." in found.sentence
+
+
+def test_a_leading_measure_that_fell_is_said_first() -> None:
+    found = verdict((RIGHT, rates(41, 50), rates(12, 50)))
+    assert (found.outcome, found.sentence.partition(":")[0]) == ("worse", "It got worse")
+
+
+def test_few_rows_put_the_interval_first() -> None:
+    found = verdict((RIGHT, rates(0, 12), rates(12, 12)))
+    assert found.sentence.startswith("12 rows prove little: the gain may be anything from 0.66 to 1.00. It learned it:")
+    assert "prove little" not in verdict((RIGHT, rates(0, 30), rates(30, 30))).sentence
+    few = verdict((RIGHT, rates(0, 5), rates(5, 5)))  # McNemar's p is 0.0625: five of five prove nothing
+    assert few.outcome == "unproven"
+
+
+def test_a_loss_that_falls_is_a_gain() -> None:
+    found = verdict((LOSS_MEASURE, losses(3.0, 40), losses(2.0, 40)))
+    assert found.outcome == "learned"
+    assert found.sentence.startswith("It learned it: loss of the answers 2.02, was 3.02 (95 % interval of the change")
+
+
+def test_the_base_with_examples_is_set_beside_it() -> None:
+    found = verdict((RIGHT, rates(12, 50), rates(41, 50)), shots=rates(20, 50))
+    assert "With 4 examples in its prompt the base has 20 of 50 (95 % interval of the gain over that" in found.sentence
+
+
+def test_without_a_base_or_without_figures_there_is_no_verdict() -> None:
+    assert judge([], has_base=False).outcome == "alone"
+    assert judge([], has_base=True).sentence == "Too little was measured for a verdict."
+
+
+def test_holm_over_many_tasks_takes_a_chance_finding_back() -> None:
+    chance = (RIGHT, rates(3, 40), rates(9, 40))  # p = 0.031 alone
+    others: Sequence[tuple[Measure, Rows, Rows]] = [
+        (Measure(f"m{n}", "regex", "answer", "right", f"m{n}", is_tested=True), rates(5, 40), rates(5, 40))
+        for n in range(4)
+    ]
+    assert verdict(chance).outcome == "learned"
+    assert verdict(chance, *others).outcome == "unproven"

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.tokenizer import ModelTokenizer
@@ -72,6 +73,7 @@ class Constraint:
 
     def __init__(self, grammar: Grammar) -> None:
         self._matcher = grammar.matcher()
+        self._next: NDArray[np.uint8] | None = None  # what may come next, where it has been asked for
         self._said: list[str] = []
 
     def mask(self, logits: mx.array) -> mx.array:
@@ -79,8 +81,7 @@ class Constraint:
 
         Raises ``ModelError`` where no token is left.
         """
-        bits = _bits(self._matcher)
-        self._check()
+        bits = self._bits()
         allowed = np.zeros(logits.shape[-1], np.bool_)
         count = min(len(bits), len(allowed))
         allowed[:count] = bits[:count]
@@ -94,8 +95,20 @@ class Constraint:
         Raises ``ModelError`` for a token that ``mask`` hid, which is drawn from logits that are not numbers alone.
         """
         self._matcher.consume_token(token_id)
+        self._next = None
         self._check()
         return self._matcher.is_stopped()
+
+    def forced(self) -> int | None:
+        """The token that comes next whatever the logits are; None where there is a choice."""
+        (only,) = np.nonzero(self._bits())
+        return int(only[0]) if len(only) == 1 else None
+
+    def _bits(self) -> NDArray[np.uint8]:
+        if self._next is None:
+            self._next = _bits(self._matcher)
+            self._check()
+        return self._next
 
     def hear(self, text: str, *, is_last: bool) -> None:
         """Note the text that was said. Raises ``ModelError`` where the whole is JSON that some readers refuse.
@@ -120,7 +133,7 @@ class Constraint:
             raise ModelError(f"the answer cannot be held to its schema any longer: {reason}", "use a simpler schema")
 
 
-def _bits(matcher: "LLMatcher") -> np.ndarray:
+def _bits(matcher: "LLMatcher") -> NDArray[np.uint8]:
     """(V,) of the tokenizer, filled up to a multiple of 32 with zeros: 1 where the token may come next."""
     return np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
 

@@ -7,7 +7,8 @@ its own that loads the same BLAS with the same number of threads; while one is a
 both, in an order that turns, with questions that no repeat asked before; what both know already is the beginning of the
 template, which mlx_lm finds in its prompt cache. A client is a thread with one connection that asks one question after
 the other. Greedy; a bias forbids the end marks, so that every answer has ``--tokens`` tokens. Ratios are those of one
-repeat. ``--extras`` adds rows: seeded draws (mlx_lm serves these one at a time), answers to a JSON Schema (it has none:
+repeat; so that a busy machine can be told from a slow server, processor time is printed too, per token of the answers.
+``--extras`` adds rows: seeded draws (mlx_lm serves these one at a time), answers to a JSON Schema (it has none:
 its free answers stand beside them) and two adapters in turn (it loads the model anew for each change).
 """
 
@@ -28,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ROOT.parent / "shared/data/alpaca/alpaca_2k.jsonl"
 SCHEMA = {
@@ -46,9 +49,19 @@ class Side:
     """A running server. ``adapt`` puts the i-th of two adapters into a request, where one is asked for."""
 
     name: str
+    process: psutil.Process
     port: int
     token: str
     adapt: Callable[[int], Fields]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What one repeat gave. ``processor`` is processor seconds of the server for each token of the answers."""
+
+    requests: float
+    tokens: float
+    processor: float
 
 
 @dataclass(frozen=True)
@@ -96,9 +109,9 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
 
 def measure(
     case: Case, sides: Sequence[Side], questions: Iterator[str], given: argparse.Namespace
-) -> Mapping[str, list[tuple[float, float]]]:
-    """Name of each side -> (requests/s, answer tokens/s) of each repeat."""
-    rates: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
+) -> Mapping[str, list[Rate]]:
+    """Name of each side -> what each repeat gave."""
+    rates: dict[str, list[Rate]] = {side.name: [] for side in sides}
     for repeat in range(given.repeats):
         asked = [[next(questions) for _ in range(given.requests)] for _ in range(case.clients)]
         for side in sides if repeat % 2 == 0 else sides[::-1]:
@@ -106,8 +119,8 @@ def measure(
     return rates
 
 
-def run(side: Side, case: Case, asked: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """Requests/s and answer tokens/s of all clients together."""
+def run(side: Side, case: Case, asked: Sequence[Sequence[str]]) -> Rate:
+    """What all clients together get."""
     counts: list[int] = []
     failures: list[str] = []
     ready = threading.Barrier(case.clients + 1)
@@ -133,30 +146,38 @@ def run(side: Side, case: Case, asked: Sequence[Sequence[str]]) -> tuple[float, 
     for thread in threads:
         thread.start()
     ready.wait()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), processor_seconds(side)
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - began
     if failures:
         raise SystemExit(f"{side.name}: {failures[0]}")
-    return len(counts) / seconds, sum(counts) / seconds
+    used = processor_seconds(side) - used
+    return Rate(len(counts) / seconds, sum(counts) / seconds, used / max(sum(counts), 1))
 
 
-def report(case: Case, rates: Mapping[str, list[tuple[float, float]]]) -> None:
-    """One line: medians, and median and least of the ratios repeat by repeat."""
+def processor_seconds(side: Side) -> float:
+    """Of the server so far."""
+    times = side.process.cpu_times()
+    return times.user + times.system
+
+
+def report(case: Case, rates: Mapping[str, list[Rate]]) -> None:
+    """Medians of both, then the median and the least of the ratios repeat by repeat."""
     ours, theirs = rates["mlxft"], rates["mlx_lm"]
-    ratios = [a[0] / b[0] for a, b in zip(ours, theirs, strict=True)]
-    tokens = [a[1] / b[1] for a, b in zip(ours, theirs, strict=True)]
-    print(
-        f"{case.name:<22} mlxft {_median(ours, 0):6.2f} requests/s {_median(ours, 1):7.1f} tokens/s   "
-        f"mlx_lm {_median(theirs, 0):6.2f} requests/s {_median(theirs, 1):7.1f} tokens/s   "
-        f"requests {statistics.median(ratios):.2f}x (min {min(ratios):.2f}), tokens {statistics.median(tokens):.2f}x",
-        flush=True,
+    by_clock = [a.requests / b.requests for a, b in zip(ours, theirs, strict=True)]
+    by_processor = [b.processor / a.processor for a, b in zip(ours, theirs, strict=True)]
+    sides = "   ".join(
+        f"{name} {statistics.median(rate.requests for rate in of):5.2f} requests/s "
+        f"{statistics.median(rate.tokens for rate in of):6.1f} tokens/s "
+        f"{1e3 * statistics.median(rate.processor for rate in of):6.1f} ms/token"
+        for name, of in rates.items()
     )
+    print(f"{case.name:<22} {sides}   clock {_ratio(by_clock)}, processor {_ratio(by_processor)}", flush=True)
 
 
-def _median(rates: Sequence[tuple[float, float]], index: int) -> float:
-    return statistics.median(rate[index] for rate in rates)
+def _ratio(found: Sequence[float]) -> str:
+    return f"{statistics.median(found):.2f}x (min {min(found):.2f})"
 
 
 def read_questions() -> Iterator[str]:
@@ -216,12 +237,14 @@ def started(given: argparse.Namespace, place: Path, model: Path, folder: Path) -
         sides = [
             Side(
                 "mlxft",
+                psutil.Process(processes[0].pid),
                 own,
                 (place / "token").read_text().strip(),
                 lambda index: {"model": ("one", "two")[index]} if index >= 0 else base,
             ),
             Side(
                 "mlx_lm",
+                psutil.Process(processes[1].pid),
                 port,
                 "none",
                 lambda index: {"adapters": str(folder / "adapters" / ("one", "two")[index])} if index >= 0 else {},

@@ -123,6 +123,7 @@ ELSEWHERE = {
     "eval.labels": "tests/app/eval/test_evaluate.py: other classes",
     "eval.answer_tokens": "tests/app/eval/test_evaluate.py: the longest answer",
     "chat.max_tokens": "tests/app/test_open.py: the longest answer of chat and generate",
+    "serve.endpoints": "tests/serving/test_tasks.py: addresses of the server",
     "hardware.memory_limit": "test_limits_are_handed_to_mlx",
     "hardware.wired_limit": "test_limits_are_handed_to_mlx",
     "hardware.cache_limit": "test_limits_are_handed_to_mlx",

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_finetune.dataset.template import Tokenizer
 from mlx_finetune.errors import MlxftError, ModelError
@@ -99,7 +100,14 @@ class BatchDecoder:
             if not self._rows:
                 return []
             logits = self._forward()
-            pieces = [(row.number, _take(row.answer, logits[index])) for index, row in enumerate(self._rows)]
+            values = np.asarray(logits)  # evaluated: a greedy answer needs no more of MLX
+            pieces = [
+                (
+                    row.number,
+                    row.answer.take_likeliest(values[index]) if row.answer.is_plain else _take(row, logits[index]),
+                )
+                for index, row in enumerate(self._rows)
+            ]
             self._keep([index for index, (_, piece) in enumerate(pieces) if piece.finish is None])
         except BaseException:
             self._clear()  # some layers may hold the tokens and others not
@@ -187,10 +195,10 @@ class BatchDecoder:
         self._evaluate_caches()
 
     def _forward(self) -> mx.array:
-        """Logits (B, V) after the last token of every row, evaluated."""
+        """Logits (B, V) after the last token of every row, fp32, evaluated."""
         last = mx.array([[row.answer.ids[-1]] for row in self._rows])  # (B, 1)
         with cpu_forms(self._model, len(self._rows), 1):
-            logits = cast(Any, self._model)(last, cache=self._layers)[:, -1]
+            logits = cast(Any, self._model)(last, cache=self._layers)[:, -1].astype(mx.float32)
         mx.eval(logits, [layer.state for layer in self._layers])
         return logits
 
@@ -250,11 +258,11 @@ def _try_rows(model: nn.Module) -> str:
     return "" if cast(float, difference.item()) <= bound else "it says something else in a batch than alone"
 
 
-def _take(answer: Answer, logits: mx.array) -> Piece:
+def _take(row: _Row, logits: mx.array) -> Piece:
     try:
-        return answer.take(logits)
+        return row.answer.take(logits)
     except MlxftError as error:
-        return Piece(answer.rest(), None, "failed", error=error)
+        return Piece(row.answer.rest(), None, "failed", error=error)
 
 
 def _merged(caches: Sequence[Sequence[Any]]) -> list[Any]:

@@ -174,7 +174,7 @@ class Answer:
         self.ids = list(request.prompt_ids)
         self._request = request
         self._index = 0
-        self._bias: mx.array | None = None
+        self._bias: np.ndarray | None = None
         self._num_logits = 0
         self._ends = tokenizer.stop_token_ids
         self._text = Detokenizer(tokenizer, self.ids[-4:])
@@ -188,7 +188,8 @@ class Answer:
         Raises ``ModelError`` where the grammar cannot go on.
         """
         self._num_logits = logits.shape[-1]
-        biased = self._biased(logits)
+        bias = self._bias_of(self._num_logits)
+        biased = logits if bias is None else logits + mx.array(bias)
         allowed = biased if self._constraint is None else self._constraint.mask(biased)
         token_id = sample_token(allowed, self.ids, self._request.sampling, self._index)
         return self.say(token_id, *log_probabilities(logits, token_id, self._request.num_logprobs))
@@ -225,17 +226,26 @@ class Answer:
             constraint.hear(text, is_last=finish == "stop")
         return Piece(text, token_id, "stop" if self._endings.is_reached else finish, logprob, likeliest)
 
-    def _biased(self, logits: mx.array) -> mx.array:
-        """``logits`` (V,) with the biases of the request; ids that the model does not have are nobody's."""
-        if not self._request.logit_bias:
-            return logits
-        if self._bias is None:
-            bias = np.zeros(logits.shape[-1], np.float32)
+    @property
+    def is_plain(self) -> bool:
+        """True where the next token is the likeliest one, whatever was said before."""
+        sampling = self._request.sampling
+        is_greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
+        return is_greedy and self._constraint is None and not self._request.num_logprobs
+
+    def take_likeliest(self, logits: np.ndarray) -> Piece:
+        """``take`` where ``is_plain``, without another trip to MLX. ``logits`` (V,), fp32."""
+        bias = self._bias_of(len(logits))
+        return self.say(int((logits if bias is None else logits + bias).argmax()))
+
+    def _bias_of(self, size: int) -> np.ndarray | None:
+        """(V,) to be added to logits; ids that the model does not have are nobody's."""
+        if self._bias is None and self._request.logit_bias:
+            self._bias = np.zeros(size, np.float32)
             for token_id, value in self._request.logit_bias.items():
-                if 0 <= token_id < len(bias):
-                    bias[token_id] = value
-            self._bias = mx.array(bias)
-        return logits + self._bias
+                if 0 <= token_id < size:
+                    self._bias[token_id] = value
+        return self._bias
 
     def rest(self) -> str:
         """The text that waits for more, when none will come."""

@@ -16,6 +16,7 @@ from processes import wait_until
 from servers import NEVER_ENDS, Server, environment, user
 
 from mlx_finetune.app.serve.addresses import is_loopback, take_port
+from mlx_finetune.app.serve.models import open_rack
 from mlx_finetune.commands.serve import command
 from mlx_finetune.errors import MlxftError, RunError, UsageError
 
@@ -82,15 +83,32 @@ def serve(place: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_second_server_on_the_port_says_one_error(place: Path) -> None:
-    server = Server(place, "keeper")
+def test_a_second_server_on_the_port_says_one_error_and_a_token_is_shown_once(place: Path) -> None:
+    first = Server(place, "keeper")
     try:
-        code, said = serve(place, "keeper", "--port", str(server.port))
+        assert f"token: {first.token}" in first.said()
+        code, said = serve(place, "keeper", "--port", str(first.port))
         assert code == 1
-        assert said.splitlines()[0] == f"error: port {server.port} is taken: another server is running there"
-        assert server.health()["status"] == "ok"
+        assert said.splitlines()[0] == f"error: port {first.port} is taken: another server is running there"
+        assert first.health()["status"] == "ok"
+        second = Server(place, "keeper", "--set", "max_tokens=3", "--set", "system=")
+        try:
+            assert second.token == first.token
+            assert second.token not in second.said()
+            assert str(place / "state" / "serve-token") in second.said()
+            status, said = second.chat(logit_bias=NEVER_ENDS)  # settings of the command line stand in for the recipe's
+            assert (status, said["usage"]["completion_tokens"]) == (200, 3)
+        finally:
+            second.close()
     finally:
-        server.close()
+        first.close()
+
+
+def test_names_that_cannot_be_served_leave_with_one_error(place: Path) -> None:
+    code, said = serve(place, "keeper", "adapters/keeper", "--port", "0")
+    assert code == 2
+    assert said.splitlines()[0] == "error: two of the names would be called 'keeper'"
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -98,31 +116,33 @@ def test_a_second_server_on_the_port_says_one_error(place: Path) -> None:
     [
         (["nothing"], "there is no run, folder or model 'nothing'"),
         (["keeper", "stranger"], "stranger does not share the base of keeper"),
-        (["keeper", "adapters/keeper"], "would be called 'keeper'"),
     ],
 )
-def test_names_that_cannot_be_served_are_one_error(place: Path, names: list[str], message: str) -> None:
-    code, said = serve(place, *names, "--port", "0")
-    assert code in (1, 2)
-    assert message in said
-    assert "Traceback" not in said
+def test_names_that_do_not_go_together_are_refused(place: Path, names: list[str], message: str) -> None:
+    with pytest.raises(MlxftError, match=message):
+        open_rack(names, base=place, report=lambda _: None, max_rows=2, change=lambda chat: chat)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def stream(server: Server, **fields: object) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    """A streamed answer that has begun."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    asked = {"messages": [user("Hello")], "logit_bias": NEVER_ENDS, "stream": True, **fields}
+    connection.request("POST", "/v1/chat/completions", json.dumps(asked), server.headers())
+    return connection, connection.getresponse()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_answers_end_and_leaves_with_its_code(place: Path, number: int) -> None:
     server = Server(place, "keeper")
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        asked = {"messages": [user("Hello")], "max_tokens": 300, "logit_bias": NEVER_ENDS, "stream": True}
-        connection.request("POST", "/v1/chat/completions", json.dumps(asked), server.headers())
-        answer = connection.getresponse()
+        connection, answer = stream(server, max_tokens=300)
         first = answer.read(100)
         server.process.send_signal(number)
-        rest = answer.read()
+        said = first + answer.read()
         answer.close()
         connection.close()
-        assert (first + rest).endswith(b"data: [DONE]\n\n")
-        assert (first + rest).count(b'"finish_reason":"length"') == 1
+        assert said.endswith(b"data: [DONE]\n\n")
+        assert said.count(b'"finish_reason":"length"') == 1
         assert server.process.wait(60) == 128 + number
         assert server.said().splitlines()[-1] == "ended"
         assert "Traceback" not in server.said()
@@ -132,61 +152,30 @@ def test_a_signal_lets_answers_end_and_leaves_with_its_code(place: Path, number:
         server.close()
 
 
-def test_a_second_signal_ends_answers_too(place: Path) -> None:
-    server = Server(place, "keeper", "--max-rows", "1")
-    try:
-        with server.socket() as connection:
-            body = json.dumps({"messages": [user("Hello")], "max_tokens": 450, "logit_bias": NEVER_ENDS, "n": 8})
-            lines = "".join(f"{name}: {value}\r\n" for name, value in server.headers().items())
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{server.port}\r\n{lines}"
-            connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
-            wait_until(lambda: server.health()["running"])
-            server.process.send_signal(signal.SIGINT)
-            wait_until(lambda: _refuses(server))
-            server.process.send_signal(signal.SIGINT)
-            assert server.process.wait(60) == 130
-        assert "Traceback" not in server.said()
-    finally:
-        server.close()
-
-
-def _refuses(server: Server) -> bool:
-    try:
-        server.socket().close()
-    except OSError:
-        return True
-    return False
-
-
-def test_the_token_is_shown_once(place: Path, tmp_path: Path) -> None:
-    file = str(tmp_path / "token")
-    said = []
-    for _ in range(2):
-        server = Server(place, "keeper", "--token-file", file, "--max-rows=1")
-        said.append(server.said())
-        server.close()
-    token = Path(file).read_text().strip()
-    assert token in said[0]
-    assert token not in said[1]
-    assert file in said[1]
-
-
-def test_without_a_token_the_doors_stay_shut_to_pages(place: Path) -> None:
-    server = Server(place, "keeper", "--no-token")
+def test_a_second_signal_ends_answers_too_and_pages_stay_out_without_a_token(place: Path) -> None:
+    server = Server(place, "keeper", "--max-rows", "1", "--no-token")
     try:
         assert server.ask("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 200
         assert server.ask("GET", "/v1/models", headers={})[0] == 200
         assert server.ask("GET", "/v1/models", headers={"origin": "http://evil.example"})[0] == 403
         assert server.ask("GET", "/v1/models", headers={"host": "evil.example"})[0] == 403
+        connection, answer = stream(server, max_tokens=450, n=8)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: refuses(server))
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.wait(60) == 129
+        assert b"[DONE]" not in answer.read()
+        answer.close()
+        connection.close()
+        assert "Traceback" not in server.said()
     finally:
         server.close()
 
 
-def test_settings_of_the_command_line_stand_in_for_the_recipes(place: Path) -> None:
-    server = Server(place, "keeper", "--set", "max_tokens=3", "--set", "system=")
+def refuses(server: Server) -> bool:
+    """True when nobody listens any more."""
     try:
-        status, said = server.chat(logit_bias=NEVER_ENDS)
-        assert status == 200
-        assert said["usage"]["completion_tokens"] == 3
-    finally:
-        server.close()
+        server.socket().close()
+    except OSError:
+        return True
+    return False

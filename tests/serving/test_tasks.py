@@ -1,14 +1,17 @@
 """Endpoints of a recipe: text in, JSON of the schema out; and the schema goes the whole way from a recipe to them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
 import pytest
 from servers import SCHEMA, Server
-from small_runs import write_recipe
+from small_runs import train, write_recipe
 
 from mlx_finetune import rundir
+from mlx_finetune.app.open import open_name
+from mlx_finetune.app.serve.tasks import read_tasks
 from mlx_finetune.errors import DataError, RecipeError
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir
@@ -63,6 +66,16 @@ def test_a_schema_counts_from_the_recipe_and_is_kept_with_the_run(tmp_path: Path
     assert json.loads(kept.read_text()) == SCHEMA
     (tmp_path / "events.json").unlink()  # a run that goes on has its own copy
     assert read_schemas(loaded, run) == {"events": SCHEMA}
+
+
+def test_training_keeps_the_schema_with_the_run(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    (tmp_path / "events.json").write_text(json.dumps(SCHEMA))
+    path = write_recipe(tmp_path, tiny_model("llama"))
+    path.write_text(path.read_text() + '\n[[serve.endpoints]]\npath = "events"\nschema = "events.json"\n')
+    run = train(path, overrides=("training.max_steps=1",))
+    assert [
+        task.schema for task in read_tasks(open_name(str(run.path), base=tmp_path, report=lambda _: None)).values()
+    ] == [SCHEMA]
 
 
 def test_a_schema_beside_the_data_is_found_from_where_the_command_is_given(tmp_path: Path, monkeypatch) -> None:

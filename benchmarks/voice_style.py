@@ -75,7 +75,7 @@ class Classifier:
     """
 
     def __init__(self, voice: Sequence[str], plain: Sequence[str], view: View) -> None:
-        self._view = view
+        self._view: View = view
         texts = [*voice, *plain]
         seen = Counter(gram for text in texts for gram in set(grams(text, view)))
         self._columns = {gram: place for place, gram in enumerate(sorted(g for g, count in seen.items() if count > 1))}

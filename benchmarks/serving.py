@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +193,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 @contextmanager
-def started(given: argparse.Namespace, place: Path, model: Path, folder: Path) -> Iterator[list[Side]]:
+def started(given: argparse.Namespace, place: Path, model: Path, folder: Path) -> Generator[list[Side]]:
     """Both servers, warmed up."""
     rows = max(map(int, given.clients.split(",")))
     ours = ["-m", "mlx_finetune", "serve", "one", "two", "--port", "0", "--max-rows", str(rows), "--queue", "64"]

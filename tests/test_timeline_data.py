@@ -160,7 +160,7 @@ def test_every_answer_is_compact_and_valid(validator: jsonschema.Draft202012Vali
         {"timeline": [{"ts": "1'", "event": "goal, A", "fan_sentiment": "joy"}] * 21},
     ],
 )
-def test_the_schema_refuses_what_is_no_timeline(validator: jsonschema.Draft202012Validator, value: object) -> None:
+def test_the_schema_refuses_what_is_no_timeline(validator: jsonschema.Draft202012Validator, value: Any) -> None:
     assert not validator.is_valid(value)
 
 

@@ -161,7 +161,7 @@ def test_a_signal_between_two_children_reaches_the_next(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         ended = train(TrainRequest(Path("demo.toml")), RunDir(tmp_path / "run"), view, signals, command=command)
     assert ended.exit_code == 143
-    assert view.said == ["SIGTERM: stopping once the work at hand is saved"]
+    assert view.said == ["SIGTERM: stopping before the next step"]
 
 
 def test_the_childs_arguments_carry_everything_that_was_asked() -> None:

@@ -155,7 +155,10 @@ def _rows(path: Path, fields: tuple[str, str], count: int, rng: random.Random) -
 
 
 def run_trial(number: int, folder: Path, environment: Mapping[str, str], model: str) -> dict[str, object] | None:
-    """Plan, train, compare; what came of it, None where no time was left to measure. Raises ``RuntimeError`` with the last words of a command that failed."""
+    """Plan, train, compare; what came of it, None where no time was left to measure.
+
+    Raises ``RuntimeError`` with the last words of a command that failed.
+    """
     values = make_trial(number, folder, model)
     recipe = str(folder / "recipe.toml")
     began = time.monotonic()

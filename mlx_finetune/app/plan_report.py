@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlx_finetune.app.fitting import Fix
 from mlx_finetune.app.plan import BUSY_SHARE, Plan
+from mlx_finetune.hardware.forecast import Forecast
 from mlx_finetune.hardware.limits import memory_limit
 from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.hardware.shapes import adapted_layers, target_linears
@@ -265,7 +266,7 @@ def plan_json(
     plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), hostfile: Path | None = None
 ) -> dict[str, object]:
     """The plan as plain values. ``path``, ``overrides`` and ``hostfile`` are what the commands in it are made of."""
-    resolved, forecast = plan.resolved, plan.forecast
+    resolved = plan.resolved
     return {
         "fits": plan.fits,
         "fits_memory": plan.fits_memory,
@@ -292,15 +293,7 @@ def plan_json(
             "batch_size": resolved.batch_size,
             "packed_length": resolved.packed_length,
         },
-        "forecast": {
-            "source": forecast.source,
-            "is_calibrated": forecast.is_calibrated,
-            "peak_bytes": forecast.peak_bytes.to_json(),
-            "step_seconds": _range(forecast.step_seconds),
-            "finish_seconds": _range(forecast.finish_seconds),
-            "disk_bytes": forecast.disk_bytes.to_json(),
-            "joules": _range(forecast.joules),
-        },
+        "forecast": _forecast_json(plan.forecast),
         "corrections": asdict(plan.corrections)
         | {"memory_factor": plan.corrections.memory_factor, "time_factor": plan.corrections.time_factor},
         "measured": plan.measured.to_json() if plan.measured else None,
@@ -320,6 +313,18 @@ def train_command(path: Path | None, overrides: Sequence[str], hostfile: Path | 
     options = [part for one in overrides for part in ("--set", one)]
     options += [] if hostfile is None else ["--hostfile", str(hostfile)]
     return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
+
+
+def _forecast_json(forecast: Forecast) -> dict[str, object]:
+    return {
+        "source": forecast.source,
+        "is_calibrated": forecast.is_calibrated,
+        "peak_bytes": forecast.peak_bytes.to_json(),
+        "step_seconds": _range(forecast.step_seconds),
+        "finish_seconds": _range(forecast.finish_seconds),
+        "disk_bytes": forecast.disk_bytes.to_json(),
+        "joules": _range(forecast.joules),
+    }
 
 
 def _range(value: Range | None) -> dict[str, float] | None:

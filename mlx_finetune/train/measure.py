@@ -1,7 +1,7 @@
 """The measuring process of a plan: ``python -m mlx_finetune.train.measure --recipe PATH --budget SECONDS``.
 
-It leaves nothing behind. It prepares the run as training does and takes real steps on its real batches: the shortest to
-warm up, the longest, because that is the peak memory, then typical ones, until the time allowed is used up. What it
+It leaves nothing behind. It prepares the run as training does and takes real steps on its real batches: the shortest
+to warm up, the longest, because that is the peak memory, then typical ones, until the time allowed is used up. What it
 found is the last line of its stdout, after the events of loading, one JSON object each; errors go to stderr as
 ``error:`` and ``hint:`` lines.
 """
@@ -39,18 +39,8 @@ MAX_TIMED = 400
 MAX_SEEN = 200  # steps whose microbatches are looked at for the largest
 TRIES = 4  # of the largest: whether both threads of a CPU reach their peaks together is chance
 NUM_FIRST = 4  # shapes timed before the validation set and an answer are
-QUANTILES = (
-    0.5,
-    0.5,
-    0.9,
-    1.0,
-    0.2,
-    0.5,
-    0.75,
-    0.35,
-    0.6,
-    0.95,
-)  # of the positions of the run's microbatches, in this order
+#: Of the positions of the run's microbatches, in this order.
+QUANTILES = (0.5, 0.5, 0.9, 1.0, 0.2, 0.5, 0.75, 0.35, 0.6, 0.95)
 ANSWER_TOKENS = 6
 VALID_SHARE = 0.15  # of the budget at most for the validation set
 

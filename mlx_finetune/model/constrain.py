@@ -7,7 +7,7 @@ tokens is said to be cut short and never repaired. Keywords that llguidance does
 passes here passes a validator.
 
 Making a grammar costs 0.1 to 1 s for the tokenizer (kept as long as that is) and milliseconds for the schema; a mask
-takes tens of microseconds (``benchmarks/constraints.py``).
+for 50,000 tokens, applied, 0.1 to 0.2 ms (``benchmarks/constraints.py``).
 """
 
 import json

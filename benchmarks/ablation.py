@@ -300,9 +300,9 @@ def run_pass(trainer: Any, steps: Sequence[Sequence[Any]]) -> Pass:
 def main() -> None:
     """Every variant in turns with the whole."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=16, help="blocks with an adapter, the last ones (%(default)s)")
+    parser.add_argument("--batch", type=int, default=4, help="rows at once (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="passes of each line (%(default)s)")
     parser.add_argument("--only", help="parts of the names of the variants to run, with commas between them")
     given = parser.parse_args()
     if not ROWS.is_file():

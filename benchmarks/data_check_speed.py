@@ -41,8 +41,8 @@ def write_rows(path: Path, num_rows: int, num_words: int) -> None:
 def main() -> None:
     """Write, check, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--words", type=int, default=30)
+    parser.add_argument("--rows", type=int, default=200_000, help="conversations in the file (%(default)s)")
+    parser.add_argument("--words", type=int, default=30, help="random words in each turn (%(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"

@@ -64,8 +64,14 @@ STAGES = {
 def main() -> int:
     """Print what was asked for; 1 where a bound is not kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="*",
+        default=[10_000, 100_000, 1_000_000],
+        help="numbers of rows, a table line each (%(default)s)",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="passes of each side of the ratio (%(default)s)")
     parser.add_argument("--only-table", action="store_true", help="leave out the comparison with the tokenizer alone")
     for name in ("--start", "--train"):  # in a process of its own
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)

@@ -158,10 +158,18 @@ def computed_bytes(trainable: int, size: int) -> float:
 def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--set", dest="settings", action="append", default=[])
-    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way (%(default)s)")
+    parser.add_argument("--steps", type=int, default=6, help="steps of a run; the first is not counted (%(default)s)")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        help="KEY=VALUE of the quickstart's recipe; may be repeated",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], help="name of a way to run; may be repeated; without it all"
+    )
     given = parser.parse_args()
     chosen = [way for way in ways() if not given.only or way.name in given.only]
     found: dict[str, list[Measured]] = {way.name: [] for way in chosen}

@@ -51,8 +51,8 @@ def show(title: str, trials: SaveTrials | TrainTrials, every: int) -> bool:
 def main() -> int:
     """All tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--saves-only", action="store_true")
+    parser.add_argument("--every", type=int, default=1, help="take one trial in so many (%(default)s)")
+    parser.add_argument("--saves-only", action="store_true", help="only the table of a save")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1"}
     with memory_folder() as folder:

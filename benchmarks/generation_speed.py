@@ -27,11 +27,11 @@ TEXT = "The lighthouse keeper wrote down the weather of every hour, and nobody h
 def main() -> None:
     """Read the options and measure."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="smollm2-135m")
+    options.add_argument("--model", default="smollm2-135m", help="catalogue name or folder (%(default)s)")
     options.add_argument("--prompt", type=int, default=500, help="tokens of the prompt")
     options.add_argument("--tokens", type=int, default=64, help="tokens to generate")
-    options.add_argument("--repeats", type=int, default=7)
-    options.add_argument("--rank", type=int, default=16)
+    options.add_argument("--repeats", type=int, default=7, help="runs of each way (%(default)s)")
+    options.add_argument("--rank", type=int, default=16, help="rank of the adapter (%(default)s)")
     options.add_argument("--dora", action="store_true", help="a DoRA adapter instead of LoRA")
     given = options.parse_args()
     print(blas.prepare().reason)

@@ -295,11 +295,18 @@ def line(side: str, name: str, batch_size: int, found: dict[str, Any], rate: flo
 def main() -> None:
     """Every shape, batch size and side, in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", nargs="*", default=["smollm2-135m", "llama-3.1-8b:4"])
-    parser.add_argument("--batch", nargs="*", type=int, default=[4, 16])
-    parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument(
+        "--shape",
+        nargs="*",
+        default=["smollm2-135m", "llama-3.1-8b:4"],
+        help="models by the shape of their config, with :4 in 4 bits (%(default)s)",
+    )
+    parser.add_argument(
+        "--batch", nargs="*", type=int, default=[4, 16], help="rows at once, one race each (%(default)s)"
+    )
+    parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="who takes part (%(default)s)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of a run (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each side (%(default)s)")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:

@@ -33,7 +33,7 @@ def measure(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, lis
 def main() -> int:
     """Print the table; 1 where the worst ratio is over the limit."""
     parser = argparse.ArgumentParser(description="Cost of each help text against python -c pass.")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="starts of each command (%(default)s)")
     rounds = parser.parse_args().rounds
     from mlx_finetune.cli import COMMANDS
 

@@ -329,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--kills", type=int, default=1000, help="processes to kill (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="fixes the plan: which runs, how many kills, their aims")
     parser.add_argument(
         "--by",

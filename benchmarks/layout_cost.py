@@ -22,7 +22,7 @@ SHORT_ROWS = 64
 def main() -> None:
     """Print both comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="passes over the rows for each layout (%(default)s)")
     given = parser.parse_args()
     from mlx_finetune.hardware import blas
 

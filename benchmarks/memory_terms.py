@@ -269,7 +269,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="settings whose line contains this")
     parser.add_argument("--quick", action="store_true", help="every fourth setting")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="steps of a setting (%(default)s)")
     parser.add_argument("--apart", action="store_true", help="do not make the halves meet")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -215,6 +215,55 @@ MUTATIONS = (
         'derive_key(self._seed + id(self) % 97, "noise", part)',
         RUNS,
     ),
+    Mutation(
+        "evaluation: half a line stays in a journal",
+        "mlx_finetune/app/eval/journal.py",
+        "        _cut_half_line(self.path)\n",
+        "",
+        ("tests/app/eval/test_journal.py",),
+    ),
+    Mutation(
+        "evaluation: lines of another identity are taken up",
+        "mlx_finetune/app/eval/journal.py",
+        "        if saved != json.loads(json.dumps(identity)):\n",
+        "        if saved is None:\n",
+        ("tests/app/eval/test_journal.py",),
+    ),
+    Mutation(
+        "evaluation: tokens are scored again in the next window",
+        "mlx_finetune/app/eval/likelihoods.py",
+        "        first = max(end, start + 1)\n",
+        "        first = start + 1\n",
+        ("tests/app/eval/test_likelihoods.py",),
+    ),
+    Mutation(
+        "evaluation: no correction for several tests",
+        "mlx_finetune/app/eval/figures.py",
+        "    adjusted = holm([one.change.p for one in tested if one.change is not None])\n",
+        "    adjusted = [one.change.p for one in tested if one.change is not None]\n",
+        ("tests/app/eval/test_figures.py", "tests/app/eval/test_verdict.py"),
+    ),
+    Mutation(
+        "evaluation: rows of one side alone are compared",
+        "mlx_finetune/app/eval/figures.py",
+        "    both = [row for row in first if row in second]\n",
+        "    both, second = list(first), {**first, **second}\n",
+        ("tests/app/eval/test_figures.py",),
+    ),
+    Mutation(
+        "evaluation: few rows are not said to be few",
+        "mlx_finetune/app/eval/verdict.py",
+        "FEW_ROWS = 30\n",
+        "FEW_ROWS = 0\n",
+        ("tests/app/eval/test_verdict.py",),
+    ),
+    Mutation(
+        "evaluation: runs are ranked on other rows",
+        "mlx_finetune/app/eval/between_runs.py",
+        "    if differing:\n",
+        "    if False:\n",
+        ("tests/app/eval/test_between_runs.py",),
+    ),
 )
 
 

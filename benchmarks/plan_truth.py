@@ -28,11 +28,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 from safetensors.numpy import save_file
-from tiny import write_tiny_model
-
-from mlx_finetune.model.catalogue import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from tiny import write_tiny_model  # noqa: E402
+
+from mlx_finetune.model.catalogue import cache_folder  # noqa: E402
+
 SHARED = ROOT.parent / "shared"
 FIGURES = ("peak_bytes", "step_seconds", "finish_seconds", "disk_bytes")
 WANTED = 0.95
@@ -151,13 +154,18 @@ def _rows(path: Path, fields: tuple[str, str], count: int, rng: random.Random) -
         yield json.dumps({"prompt": text, "completion": row[answer]}) + "\n"
 
 
-def run_trial(number: int, folder: Path, environment: Mapping[str, str], model: str) -> dict[str, object]:
-    """Plan, train, compare; what came of it. Raises ``RuntimeError`` with the last words of a command that failed."""
+def run_trial(number: int, folder: Path, environment: Mapping[str, str], model: str) -> dict[str, object] | None:
+    """Plan, train, compare; what came of it, None where no time was left to measure.
+
+    Raises ``RuntimeError`` with the last words of a command that failed.
+    """
     values = make_trial(number, folder, model)
     recipe = str(folder / "recipe.toml")
     began = time.monotonic()
     plan = json.loads(_mlxft(["plan", recipe, "--json"], environment))
     plan_seconds = time.monotonic() - began
+    if plan["measured"] is None:
+        return None
     began, busy, own = time.monotonic(), _busy_seconds(), _children_seconds()
     _mlxft(["train", recipe, "--json"], environment)
     wall = time.monotonic() - began
@@ -280,10 +288,17 @@ def coverage(results: list[dict[str, object]]) -> Iterator[str]:
 def main() -> int:
     """Run what is missing of the trials, then print the coverage of all that are in the file."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("plan_truth.json"))
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mlxft-plan-truth")
+    parser.add_argument("--trials", type=int, default=20, help="trainings to plan and run (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them (%(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("plan_truth.json"), help="JSON file that is gone on with (%(default)s)"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "mlxft-plan-truth",
+        help="folder for models and runs (%(default)s)",
+    )
     parser.add_argument("--small", action="store_true", help="without SmolLM2-135M")
     given = parser.parse_args()
     results = json.loads(given.results.read_text()) if given.results.is_file() else []
@@ -296,7 +311,11 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         model = choose_model(number, given.work, is_small=given.small)
-        results.append(run_trial(number, folder, environment, model))
+        result = run_trial(number, folder, environment, model)
+        if result is None:
+            print(f"trial {number}: nothing was measured, the machine is too busy; run it again", flush=True)
+            continue
+        results.append(result)
         given.results.write_text(json.dumps(results, indent=1))
         show(results[-1])
         shutil.rmtree(folder, ignore_errors=True)

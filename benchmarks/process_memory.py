@@ -75,10 +75,12 @@ def measure(cell: Cell, work: Path, rows: int, cache: str, changes: Mapping[str,
 def main() -> None:
     """Measure every variant in turns, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--cell", type=int, default=7)
-    parser.add_argument("--rows", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--work", type=Path, required=True, help="work folder of versus_mlx_lm.py")
+    parser.add_argument(
+        "--cell", type=int, default=7, help="number of the race's cell whose rows are trained (%(default)s)"
+    )
+    parser.add_argument("--rows", type=int, default=24, help="rows of it (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each variant (%(default)s)")
     parser.add_argument("--only", default="", help="variants whose name contains this, and the first")
     given = parser.parse_args()
     cell = next(one for one in CELLS if one.number == given.cell)

@@ -59,11 +59,18 @@ def mean_loss(model: Any, rows: Path) -> tuple[float, int]:
 def main() -> None:
     """Write the losses in the order of the adapters, the base's first with ``--base``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", action="store_true")
-    parser.add_argument("--adapter", nargs=2, action="append", default=[], metavar=("CONFIG", "WEIGHTS"))
+    parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--rows", type=Path, required=True, help="valid-tokens.jsonl of race_rows.py")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the losses")
+    parser.add_argument("--base", action="store_true", help="also the base without an adapter")
+    parser.add_argument(
+        "--adapter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("CONFIG", "WEIGHTS"),
+        help="adapter_config.json and weights; may be repeated",
+    )
     given = parser.parse_args()
     adapters = [*([None] if given.base else []), *(tuple(pair) for pair in given.adapter)]
     losses = [mean_loss(load(given.model, adapter), given.rows)[0] for adapter in adapters]

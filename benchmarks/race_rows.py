@@ -222,9 +222,9 @@ def prepare(work: Path, data: Path, cell: Cell) -> None:
 def main() -> None:
     """Prepare one cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cell", type=json.loads, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="work folder of the race")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--cell", type=json.loads, required=True, help="a cell of the race, as JSON")
     given = parser.parse_args()
     from mlx_finetune.hardware import blas
 

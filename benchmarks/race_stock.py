@@ -104,9 +104,9 @@ def measure_product() -> float:
 def main() -> None:
     """Train, then write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--trainer", default="mlx-lm", choices=list(TRAINERS))
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--config", required=True, help="configuration of mlx_lm.lora")
+    parser.add_argument("--trainer", default="mlx-lm", choices=list(TRAINERS), help="whose trainer it is (%(default)s)")
     given = parser.parse_args()
     report = blas.prepare()
     import mlx.core as mx

@@ -120,11 +120,15 @@ def run(recipe: Path, overrides: list[str], folder: Path, *, bare: bool = False)
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/quickstart.toml")
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--pairs", type=int, default=0)
-    parser.add_argument("--child", type=Path)
-    parser.add_argument("--bare", action="store_true")
+    parser.add_argument(
+        "--recipe", type=Path, default=ROOT / "recipes/quickstart.toml", help="recipe to train (%(default)s)"
+    )
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], help="KEY=VALUE of the recipe; may be repeated"
+    )
+    parser.add_argument("--pairs", type=int, default=0, help="pairs of whole runs, with and without (%(default)s)")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     given, rest = parser.parse_known_args()
     if given.child:
         overrides = [part for value in given.overrides for part in ("--set", value)]

@@ -40,8 +40,10 @@ load_model(Path(sys.argv[1]))
 def main() -> int:
     """Print the table; 1 where the ratio is above the bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.toml"))
+    parser.add_argument("--rounds", type=int, default=5, help="starts of each side (%(default)s)")
+    parser.add_argument(
+        "--recipe", type=Path, default=Path("recipes/quickstart.toml"), help="recipe to start (%(default)s)"
+    )
     options = parser.parse_args()
     model = fetch_model(load_recipe(options.recipe, ()).recipe.model, report=lambda phase: None).folder
     seconds: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}

@@ -213,15 +213,26 @@ def parse_peers(values: Sequence[str]) -> dict[str, str]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", help="numbers, for instance 1,3")
-    parser.add_argument("--repeats", type=int, default=3)
+    cells = "; ".join(f"{cell.number}: {cell.name}" for cell in CELLS)
+    parser.add_argument("--cells", help=f"numbers, for instance 1,3; without it all: {cells}")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side in a cell (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="two small cells, one repeat, a fresh results file")
     parser.add_argument("--grad-checkpoint", action="store_true", help="both sides with recomputation as well")
     parser.add_argument("--no-loss", action="store_true", help="measure no validation losses")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="another rival")
     parser.add_argument("--table", action="store_true", help="measure nothing, print the table")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "race")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "build" / "race",
+        help="folder for model, rows, runs and results (%(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data",
+        help="folder with the data sets of the cells (%(default)s)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -248,6 +259,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends what was started, too
     if not given.table:
         race.run()
+    if not race.runs:
+        raise SystemExit(f"nothing is measured in {results}: run it without --table first")
     table = race.table()
     results.with_suffix(".md").write_text(table + "\n", "utf-8")
     print(table)

@@ -15,8 +15,8 @@ file to start anew. What is measured:
 * the length of an answer, its time, and tokens/s of one answer; where several were made at once (the text is the same)
   these are times in company, each longer than alone.
 
-Differences are tuned minus base over the same instructions, with 95 % intervals of a paired bootstrap. They say how
-certain it is that the sound changed, not that the answers became better.
+Differences are tuned minus base over the same instructions, with 95 % intervals: of a paired bootstrap, of
+shares of answers Newcombe's. They say how certain it is that the sound changed, not that the answers became better.
 """
 
 import argparse
@@ -43,10 +43,11 @@ from voice_style import (
 )
 
 from mlx_finetune.hardware import blas
-from mlx_finetune.scoring.intervals import paired_bootstrap, paired_ratio, wilson
+from mlx_finetune.scoring.intervals import Interval, paired_bootstrap, paired_ratio, wilson
 
 VIEWS: Mapping[View, str] = {"words": "voice, words alone", "whole": "voice, whole text"}
 SIDES = ("base", "tuned")
+RATES = ("closing aside", "figure", "names the office", "ended by itself")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +223,24 @@ def measured(rows: Rows, found: Sequence[Answered]) -> dict[str, list[float]]:
 
 
 def _row(name: str, values: Any, base: Sequence[int], tuned: Sequence[int]) -> str:
-    change = paired_bootstrap(values[list(base)], values[list(tuned)], seed=0)
-    low, high = change.interval.low, change.interval.high
-    means = f"{values[list(base)].mean():.2f} | {values[list(tuned)].mean():.2f}"
-    return f"| {name} | {means} | {change.value:+.2f} ({low:+.2f} to {high:+.2f}) |"
+    before, after = values[list(base)], values[list(tuned)]
+    value, interval = _rate_change(before, after) if name in RATES else _mean_change(before, after)
+    sure = f"{interval.low:+.2f} to {interval.high:+.2f}"
+    return f"| {name} | {before.mean():.2f} | {after.mean():.2f} | {value:+.2f} ({sure}) |"
+
+
+def _mean_change(before: Any, after: Any) -> tuple[float, Interval]:
+    change = paired_bootstrap(before, after, seed=0)
+    return change.value, change.interval
+
+
+def _rate_change(before: Any, after: Any) -> tuple[float, Interval]:
+    """The change of a share of answers; a bootstrap would be sure of one that is the same in every row."""
+    from mlx_finetune.app.eval.figures import paired_rates
+
+    pairs = list(zip((before > 0).tolist(), (after > 0).tolist(), strict=True))
+    counts = [pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
+    return float(after.mean() - before.mean()), paired_rates(*counts)
 
 
 def _loss_row(found: Sequence[Answered], base: Sequence[int], tuned: Sequence[int]) -> str:

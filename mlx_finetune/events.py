@@ -167,7 +167,8 @@ class TimeJump:
 class RunFinished:
     """The run came to its end and the adapter is in place. Losses are of the validation set, None without one.
 
-    ``planned`` says in one line how far the plan was from what happened, "" where there was none.
+    ``planned`` says in one line how far the plan was from what happened, "" where there was none. The result has the
+    weights of ``result_step``; None in journals of versions before it was written.
     """
 
     kind: ClassVar[str] = "run_finished"
@@ -181,6 +182,17 @@ class RunFinished:
     targets_trained: int
     peak_memory_bytes: int
     planned: str = ""
+    result_step: int | None = None
+
+    @property
+    def is_best_the_result(self) -> bool:
+        """True where the weights in the run folder are those with the best loss; step 0 has none of its own."""
+        return (self.best_step or self.step) == (self.result_step or self.best_step) and bool(self.best_step)
+
+    @property
+    def result_loss(self) -> float | None:
+        """Validation loss of the weights in the run folder."""
+        return self.best_loss if self.is_best_the_result or self.last_loss is None else self.last_loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,11 @@ def format_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def counted(count: int, word: str) -> str:
+    """``(1, "row")`` -> ``"1 row"``, ``(1200, "row")`` -> ``"1,200 rows"``."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
 def format_energy(joules: float) -> str:
     """``7_200_000`` -> ``"2.00 kWh"``, ``1800`` -> ``"0.50 Wh"``."""
     hours = joules / 3600

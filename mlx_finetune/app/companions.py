@@ -6,6 +6,7 @@ is gone, because its connections close; where it cannot, because it still waits 
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ LEAVE_SECONDS = 10.0  # for the others to leave after rank 0
 FAILED_SECONDS = 3.0  # the same where rank 0 has failed: they may still wait for its connection
 KILL_SECONDS = 5.0
 MAX_LINES = 5
+SSH_FAILED = 255  # ssh itself could not connect, or lost its connection
 
 _INSISTING = (signal.SIGTERM, signal.SIGKILL)
 
@@ -35,22 +37,40 @@ class _Companion:
     process: subprocess.Popen[bytes]
     output: Path
 
+    def lines(self) -> list[str]:
+        """What it wrote."""
+        return [line.strip() for line in self.output.read_text("utf-8", "replace").splitlines() if line.strip()]
+
+    def errors(self) -> tuple[str, ...]:
+        """What it said of itself as an error, without its number."""
+        start = f"rank {self.rank}: error: "
+        return tuple(line.removeprefix(start) for line in self.lines() if line.startswith(start))
+
+    def hint(self) -> str:
+        """What to do about its end."""
+        if self.process.returncode == SSH_FAILED and not self.host.is_here:
+            try_it = shlex.join(["ssh", "--", self.host.ssh, "true"])
+            return f"this has to work without a password: {try_it} (docs/several-macs.md, step 2)"
+        return "mend that, then give the same command again"
+
     def describe(self) -> str:
         """How it ended, in words, with its last words."""
         code = self.process.returncode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        lines = [line.strip() for line in self.output.read_text("utf-8", "replace").splitlines() if line.strip()]
-        said = "; ".join(lines[-MAX_LINES:])
+        said = "; ".join(self.lines()[-MAX_LINES:])
         return f"rank {self.rank} on {self.host.ssh} {how}" + (f": {said}" if said else "")
 
 
 @dataclass(slots=True)
 class Companions:
     """Those of one training process. ``environment`` is what rank 0 needs to find them; ``failure`` says, once they
-    have ended, which of them failed by itself and how. ``patience`` are the seconds that rank 0 has to notice it."""
+    have ended, which of them failed by itself and how, ``hint`` what to do, ``errors`` what it called an error itself.
+    ``patience`` are the seconds that rank 0 has to notice it."""
 
     environment: dict[str, str] = field(default_factory=dict[str, str])
     failure: str = ""
+    hint: str = ""
+    errors: tuple[str, ...] = ()
     patience: float = NOTICE_SECONDS
     _running: list[_Companion] = field(default_factory=list[_Companion])
     _deadline: float | None = None
@@ -98,7 +118,8 @@ class Companions:
             return
         failed = [one for one in self._running if one.process.poll()]
         failed.sort(key=lambda one: one.process.returncode == 1)  # one that only lost its neighbour says 1
-        self.failure = failed[0].describe() if failed else ""
+        if failed:
+            self.failure, self.hint, self.errors = failed[0].describe(), failed[0].hint(), failed[0].errors()
         for one in self._running:
             for number in _INSISTING:
                 if one.process.poll() is None:

@@ -7,14 +7,17 @@ from mlx_finetune.dataset.check import DataReport
 from mlx_finetune.dataset.stats import Lengths
 from mlx_finetune.dataset.tokens import Outcome
 from mlx_finetune.errors import Problem
-from mlx_finetune.units import format_count
+from mlx_finetune.units import counted, format_count
 
 BAR_WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """The rows of all splits in tokens: ``num_cut`` are longer than ``max_seq_length``; shares are 0 to 1."""
+    """The rows of all splits in tokens: ``num_cut`` are longer than ``max_seq_length``; shares are 0 to 1.
+
+    ``outcomes`` are those of a training, what becomes of rows that are too long included; ``errors`` would stop it.
+    """
 
     lengths: Lengths
     max_seq_length: int
@@ -23,6 +26,7 @@ class TokenReport:
     target_share: float
     method: str
     outcomes: Mapping[str, Outcome]
+    errors: tuple[Problem, ...] = ()
 
     @property
     def cut_share(self) -> float:
@@ -31,8 +35,23 @@ class TokenReport:
 
     @property
     def num_warnings(self) -> int:
-        """Rows that are cut, refused or changed on the way to tokens."""
-        return self.num_cut + sum(outcome.count for outcome in self.outcomes.values())
+        """Rows that are dropped, cut, refused or changed on the way to tokens."""
+        return sum(outcome.count for outcome in self.outcomes.values())
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The first rows of each outcome."""
+        return tuple(problem for outcome in self.outcomes.values() for problem in outcome.rows)
+
+
+def num_errors(report: DataReport, tokens: TokenReport | None) -> int:
+    """What a training would refuse: rows, files, and splits without a row that can be used."""
+    return report.num_errors + (len(tokens.errors) if tokens else 0)
+
+
+def num_warnings(report: DataReport, tokens: TokenReport | None) -> int:
+    """Rows and files with something to know, those not listed included."""
+    return report.num_warnings + (tokens.num_warnings if tokens else 0)
 
 
 def report_json(report: DataReport, tokens: TokenReport | None = None) -> Mapping[str, object]:
@@ -40,10 +59,10 @@ def report_json(report: DataReport, tokens: TokenReport | None = None) -> Mappin
     fields: dict[str, object] = {
         "files": [asdict(file) for file in report.files],
         "rows": dict(report.rows),
-        "num_errors": report.num_errors,
-        "errors": [asdict(problem) for problem in report.errors],
-        "num_warnings": report.num_warnings,
-        "warnings": [asdict(problem) for problem in report.warnings],
+        "num_errors": num_errors(report, tokens),
+        "errors": [asdict(problem) for problem in (*report.errors, *(tokens.errors if tokens else ()))],
+        "num_warnings": num_warnings(report, tokens),
+        "warnings": [asdict(problem) for problem in (*report.warnings, *(tokens.warnings if tokens else ()))],
         "num_duplicates": report.num_duplicates,
         "num_leaks": report.num_leaks,
         "lengths": asdict(report.lengths),
@@ -65,21 +84,23 @@ def report_json(report: DataReport, tokens: TokenReport | None = None) -> Mappin
 
 def problem_lines(report: DataReport, tokens: TokenReport | None = None) -> Iterator[str]:
     """``error:``, ``warning:`` and ``hint:`` lines of every problem kept, errors first."""
-    for level, problems in (("error", report.errors), ("warning", report.warnings)):
+    errors = (*report.errors, *(tokens.errors if tokens else ()))
+    for level, problems in (("error", errors), ("warning", report.warnings)):
         for problem in problems:
             yield from _problem_lines(level, problem)
     if tokens is None:
         return
     if tokens.num_cut:
         limit = f"max_seq_length = {tokens.max_seq_length}"
-        yield f"warning: {tokens.num_cut} rows ({tokens.cut_share:.1%}) are longer than {limit}"
+        verb = "is" if tokens.num_cut == 1 else "are"
+        yield f"warning: {counted(tokens.num_cut, 'row')} ({tokens.cut_share:.1%}) {verb} longer than {limit}"
         yield f"hint: truncation = {tokens.truncation}; 99 % of the rows have at most {tokens.lengths.p99} tokens"
     for name, outcome in tokens.outcomes.items():
         rest = outcome.count - len(outcome.rows)
         for problem in outcome.rows:
             yield from _problem_lines("warning", Problem(problem.where, problem.message, ""))
         if rest > 0:
-            yield f"warning: {rest} more rows: {name.replace('_', ' ')}"
+            yield f"warning: {rest:,} more: {name.replace('_', ' ')}"
 
 
 def _problem_lines(level: str, problem: Problem) -> Iterator[str]:
@@ -92,16 +113,19 @@ def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
     """Files, formats, repeats and lengths, for a person."""
     for file in report.files:
         split = f" [{file.split}]" if len(report.rows) > 1 else ""
-        yield f"{file.source}{split}: {file.rows} rows, format {file.format or 'unknown'}"
+        yield f"{file.source}{split}: {counted(file.rows, 'row')}, format {file.format or 'unknown'}"
     if report.num_duplicates:
-        yield f"{report.num_duplicates} of {report.num_rows} rows repeat an earlier one"
+        verb = "repeats" if report.num_duplicates == 1 else "repeat"
+        yield f"{report.num_duplicates} of {counted(report.num_rows, 'row')} {verb} an earlier one"
     if report.num_leaks:
-        yield f"{report.num_leaks} rows stand in more than one split"
+        verb = "stands" if report.num_leaks == 1 else "stand"
+        yield f"{counted(report.num_leaks, 'row')} {verb} in more than one split"
     lengths = tokens.lengths if tokens else report.lengths
     yield from _length_lines(lengths)
     if tokens is not None:
         limit = f"max_seq_length = {tokens.max_seq_length}"
-        yield f"{tokens.cut_share:.1%} of the rows are longer than {limit} (truncation = {tokens.truncation})"
+        share = f"{tokens.cut_share:.1%} of the rows are" if tokens.num_cut else "no row is"
+        yield f"{share} longer than {limit} (truncation = {tokens.truncation})"
         yield f"{tokens.target_share:.1%} of the tokens are targets ({tokens.method})"
 
 
@@ -112,7 +136,7 @@ def stats_lines(report: DataReport, tokens: TokenReport | None = None) -> Iterat
         yield "turns by role: " + ", ".join(f"{role} {count}" for role, count in report.roles.items())
         shown = list(report.turns.items())[:10]
         more = ", ..." if len(report.turns) > len(shown) else ""
-        yield "turns in a row: " + ", ".join(f"{number} in {count} rows" for number, count in shown) + more
+        yield "turns in a row: " + ", ".join(f"{number} in {counted(count, 'row')}" for number, count in shown) + more
 
 
 def _length_lines(lengths: Lengths) -> Iterator[str]:

@@ -3,8 +3,7 @@
 The cost of a change is the time for a token it learns from, as a ratio to the recipe as it is: by the operations that
 recomputation, fewer adapted blocks or other lengths mean, and by what smaller microbatches and quantised weights were
 seen to cost (``HALVING``, ``QUANTIZED``: E, to be measured on Metal). Rows that are left out are said, not counted as
-time gained. Changes with the same result are preferred to those that learn less; those that are named stand in the
-order of their cost.
+time gained: ways with the same result come before all that learn less, and among equals the quicker one is first.
 """
 
 import shlex
@@ -74,22 +73,23 @@ class _Change:
     penalty: float = 1.0
 
 
-def find_fixes(recipe: Recipe, facts: Facts) -> tuple[Fix, ...]:
-    """At most three ways to fit in the order of their cost in time; empty where nothing helps.
+def find_fixes(recipe: Recipe, facts: Facts, *, margin: float = 1.0) -> tuple[Fix, ...]:
+    """At most three ways to fit, those with the same result first, then by their cost in time; empty where none helps.
 
-    Of each kind of change the weakest that is enough. Where fewer than three are enough alone, pairs are tried, then
-    everything together.
+    Of each kind of change the weakest that is enough for ``margin`` times the peak. Where fewer than three are enough
+    alone, or none with the same result is, pairs are tried, then everything together.
     """
     now = _seconds_per_token(resolve_auto(recipe, facts), facts)
     changes = list(_changes(recipe, facts))
 
     def plan(*chosen: _Change) -> Fix | None:
-        return _planned(recipe, facts, chosen, now)
+        return _planned(recipe, facts, chosen, now, margin)
 
     found = _weakest(changes, lambda change: plan(change))
-    if len(found) < NUM_FIXES:
+    are_few = len(found) < NUM_FIXES
+    if are_few or not any(fix.keeps_result for _, fix in found):
         enough = {change.kind for change, _ in found}
-        rest = [change for change in changes if change.kind not in enough]
+        rest = [change for change in changes if change.kind not in enough and (are_few or change.keeps_result)]
         pairs = [
             (one, other, fix)
             for at, one in enumerate(rest)
@@ -106,8 +106,7 @@ def find_fixes(recipe: Recipe, facts: Facts) -> tuple[Fix, ...]:
         strongest = {change.kind: change for change in changes}
         together = plan(*strongest.values())
         return (together,) if together is not None else ()
-    best = sorted((fix for _, fix in found), key=_order)[:NUM_FIXES]
-    return tuple(sorted(best, key=lambda fix: fix.relative_time))
+    return tuple(sorted((fix for _, fix in found), key=_order)[:NUM_FIXES])
 
 
 def _order(fix: Fix) -> tuple[bool, float]:
@@ -123,7 +122,7 @@ def _weakest(changes: Sequence[_Change], plan: Callable[[_Change], Fix | None]) 
     return list(found.values())
 
 
-def _planned(recipe: Recipe, facts: Facts, changes: Sequence[_Change], now: float) -> Fix | None:
+def _planned(recipe: Recipe, facts: Facts, changes: Sequence[_Change], now: float, margin: float) -> Fix | None:
     """The fix that ``changes`` are together; None where they do not make it fit or do not go together."""
     settings = {name: value for change in changes for name, value in change.settings.items()}
     changed = _apply(recipe, settings)
@@ -132,7 +131,7 @@ def _planned(recipe: Recipe, facts: Facts, changes: Sequence[_Change], now: floa
         resolved = resolve_auto(changed, shortened)
     except (MlxftError, ValueError):
         return None
-    if resolved.peak_bytes > resolved.limits.memory_bytes:
+    if margin * resolved.peak_bytes > resolved.limits.memory_bytes:
         return None
     penalty = float(np.prod([change.penalty for change in changes]))
     keeps_result = all(change.keeps_result for change in changes)

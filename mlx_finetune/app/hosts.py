@@ -11,19 +11,26 @@ import os
 import shlex
 import socket
 import stat
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from mlx_finetune.errors import UsageError
+from mlx_finetune.hardware.device import Runner, run_program
 from mlx_finetune.hardware.place import BLAS_THREADS, JACCL_FILE, RANK, RING_FILE
 
 FIRST_PORT = 32323  # that of mlx.launch
 PORT_STEP = 100
 MAX_PORT_TRIES = 20
 BACKENDS = ("ring", "jaccl", "jaccl-ring")
+_RDMA_SINCE = (26, 2)
 _EXAMPLE = '[{"ssh": "localhost", "ips": ["10.0.0.1"]}, {"ssh": "mac2.local", "ips": ["10.0.0.2"]}]'
+_RDMA_EXAMPLE = (
+    '{"backend": "jaccl", "hosts": [{"ssh": "localhost", "ips": ["10.0.0.1"], "rdma": [null, "rdma_en2"]}, '
+    '{"ssh": "mac2.local", "ips": ["10.0.0.2"], "rdma": ["rdma_en2", null]}]}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +86,9 @@ def read_hostfile(path: Path) -> Hosts:
         raise UsageError(f"{path} is no JSON: {error}", f"for example: {_EXAMPLE}") from error
     fields = cast(dict[str, object], found) if isinstance(found, dict) else {"hosts": found}
     entries = fields.get("hosts")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry.get("ssh") for entry in entries):
-        raise UsageError(f'{path}: every host needs a name, "ssh"', f"for example: {_EXAMPLE}")
-    hosts = tuple(_host(entry) for entry in cast(list[dict[str, object]], entries))
+    if not isinstance(entries, list):
+        raise UsageError(f"{path} has no list of hosts", f"for example: {_EXAMPLE}")
+    hosts = tuple(_host(path, number, entry) for number, entry in enumerate(cast(list[object], entries)))
     envs = fields.get("envs") or []
     variables = tuple(str(entry) for entry in cast(list[object], envs)) if isinstance(envs, list) else (str(envs),)
     found_hosts = Hosts(hosts, str(fields.get("backend") or "ring"), variables)
@@ -89,13 +96,26 @@ def read_hostfile(path: Path) -> Hosts:
     return found_hosts
 
 
-def _host(entry: Mapping[str, object]) -> Host:
-    """One entry. A name that is an address need not be repeated."""
-    name, ips, rdma = str(entry["ssh"]), entry.get("ips") or [], entry.get("rdma") or []
-    addresses = tuple(str(address) for address in ips) if isinstance(ips, list) else ()
+def _host(path: Path, number: int, entry: object) -> Host:
+    """One entry. A name that is an address need not be repeated. Raises ``UsageError``."""
+    example = f"for example: {_EXAMPLE}"
+    if not isinstance(entry, dict):
+        raise UsageError(f'{path}: host {number} is {entry!r}, no object with "ssh" and "ips"', example)
+    fields = cast(dict[str, object], entry)
+    name = fields.get("ssh")
+    if not isinstance(name, str) or not name:
+        raise UsageError(f'{path}: host {number} has no name, "ssh"', example)
+    if name.startswith("-"):
+        raise UsageError(f"{path}: the name {name!r} begins with -, which ssh takes for an option", example)
+    ips, rdma = fields.get("ips") or [], fields.get("rdma") or []
+    if not isinstance(ips, list) or not all(isinstance(one, str) for one in cast(list[object], ips)):
+        raise UsageError(f'{path}: "ips" of {name} are {ips!r}, no list of addresses', example)
+    if not isinstance(rdma, list):
+        raise UsageError(f'{path}: "rdma" of {name} are {rdma!r}, no list of devices', f"for example: {_RDMA_EXAMPLE}")
+    addresses = tuple(cast(list[str], ips))
     if not addresses and name.replace(".", "").isdigit():
         addresses = (name,)
-    return Host(name, addresses, tuple(rdma) if isinstance(rdma, list) else ())
+    return Host(name, addresses, tuple(cast(list[object], rdma)))
 
 
 def _check(path: Path, hosts: Hosts) -> None:
@@ -116,6 +136,37 @@ def _check(path: Path, hosts: Hosts) -> None:
         raise UsageError(f'{path}: {", ".join(without)} has no address in "ips"', f"for example: {_EXAMPLE}")
     if any("=" not in entry for entry in hosts.envs):
         raise UsageError(f'{path}: "envs" are written NAME=VALUE', 'for example: "envs": ["MLX_METAL_FAST_SYNCH=1"]')
+
+
+def check_rdma(path: Path, hosts: Hosts, system: str = sys.platform, run: Runner = run_program) -> None:
+    """Refuse RDMA where this system has none or devices are missing: ranks would wait for it without a word.
+
+    Raises ``UsageError``.
+    ``system`` and ``run`` are this machine's in all but tests.
+    """
+    if hosts.backend == "ring" or hosts.num_ranks == 1:
+        return
+    version = (run(["/usr/bin/sw_vers", "-productVersion"]) or "") if system == "darwin" else ""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < _RDMA_SINCE:
+        here = f"macOS {version}" if version else system
+        raise UsageError(
+            f"the backend {hosts.backend} is RDMA over Thunderbolt 5, which macOS has from 26.2 on; this is {here}",
+            'use the ring, over any cable: leave out "backend"',
+        )
+    _check_devices(path, hosts)
+
+
+def _check_devices(path: Path, hosts: Hosts) -> None:
+    """Refuse a host without a device towards the others."""
+    hint = f"mlx.distributed_config --over thunderbolt writes it; for example: {_RDMA_EXAMPLE}"
+    for number, host in enumerate(hosts.hosts):
+        if len(host.rdma) != hosts.num_ranks:
+            count = f"{len(host.rdma)} entries"
+            raise UsageError(f'{path}: {host.ssh} has {count} in "rdma" for {hosts.num_ranks} hosts', hint)
+        towards = [bool(device) for other, device in enumerate(host.rdma) if other != number]
+        if not (all(towards) if hosts.backend == "jaccl" else any(towards)):
+            raise UsageError(f'{path}: {host.ssh} names no device towards another host in "rdma"', hint)
 
 
 def free_port(hosts: Hosts, process: int) -> int:
@@ -151,7 +202,7 @@ def remote_command(
         script += [f"{name}=$(mktemp)", f'printf %s {shlex.quote(content)} > "${name}"', f"export {name}"]
     script += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     script.append(f"exec {shlex.join(command)}")
-    return ["ssh", "-tt", "-o", "LogLevel=QUIET", host.ssh, shlex.join(["/bin/sh", "-c", " && ".join(script)])]
+    return ["ssh", "-tt", "-o", "LogLevel=ERROR", "--", host.ssh, shlex.join(["/bin/sh", "-c", " && ".join(script)])]
 
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:

@@ -111,6 +111,7 @@ class Signals:
     pending: deque[signal.Signals] = field(default_factory=deque[signal.Signals])
     announced: int = 0
     kill_time: float | None = None
+    is_training: bool = False  # a step may be at work, whose result is saved first
 
     def receive(self, number: int, frame: object) -> None:
         """Signal handler; the sentence is printed later, outside the handler."""
@@ -123,7 +124,7 @@ class Signals:
 
     def attach(self, child: subprocess.Popen[bytes]) -> None:
         """From now on ``child`` gets what arrives, and what arrived since the last one ended."""
-        self.child = child
+        self.child, self.is_training = child, False
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -145,9 +146,12 @@ class Signals:
             if number == signal.SIGINT and self.received[: self.announced].count(number) > 1:
                 self.say("leaving at once; everything up to the last checkpoint is safe")
             elif number == signal.SIGINT:
-                self.say("stopping once the work at hand is saved; press Ctrl-C again to leave at once")
+                self.say(f"{self._stopping()}; press Ctrl-C again to leave at once")
             elif self.announced == 1:  # a terminal that closes may send more than one
-                self.say(f"{number.name}: stopping once the work at hand is saved")
+                self.say(f"{number.name}: {self._stopping()}")
+
+    def _stopping(self) -> str:
+        return f"stopping {'once the work at hand is saved' if self.is_training else 'before the next step'}"
 
 
 @contextmanager
@@ -201,8 +205,9 @@ def train(
         others.end(has_failed=bool(code))
         tail = (*_tail(output, 0), *_log_tail(run.file(LOG), run_log_size))
     if others.has_ended_first and outcome is None:
-        return Ended(1, log_tail=(f"error: {others.failure}", "hint: mend that, then give the same command again"))
-    if others.failure and code > 0:
+        return Ended(1, log_tail=(f"error: {others.failure}", f"hint: {others.hint}"))
+    is_said = any(f"error: {one}" in tail for one in others.errors)  # by rank 0, which met the same
+    if others.failure and code > 0 and not is_said:
         view.say(others.failure)
     killed_by = signal.Signals(-code) if code < 0 else None
     if code and signals.received and (killed_by in signals.received or signals.kill_time is not None):
@@ -256,7 +261,7 @@ def _follow(
             if isinstance(record.event, RunFinished | RunStopped | RunFailed):
                 outcome = record.event
             if isinstance(record.event, RunStarted):
-                others.patience = SAVE_SECONDS
+                others.patience, signals.is_training = SAVE_SECONDS, True
             view.show(record)
         signals.announce()
         signals.insist()

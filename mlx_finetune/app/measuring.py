@@ -20,6 +20,7 @@ from mlx_finetune.events import Phase, from_json
 from mlx_finetune.hardware.measured import Measured
 
 MODULE = "mlx_finetune.train.measure"
+BUDGET_SECONDS = 25.0  # since the start of the process; nothing is begun that would end later
 LIMIT_SECONDS = 300.0  # a microbatch that takes minutes cannot be cut short; the budget of the process is far less
 LOG_LINES = 40
 
@@ -34,7 +35,14 @@ def measure(
     Raises ``DoesNotFitError`` where it ran out of memory, ``RunError`` for every other end without a result.
     """
     start = list(command) if command is not None else [sys.executable, "-m", MODULE]
-    arguments = [*start, "--recipe", str(recipe), *(part for one in overrides for part in ("--set", one))]
+    arguments = [
+        *start,
+        "--recipe",
+        str(recipe),
+        "--budget",
+        str(BUDGET_SECONDS),
+        *(part for one in overrides for part in ("--set", one)),
+    ]
     with tempfile.TemporaryFile() as errors:
         try:
             child = subprocess.Popen(

@@ -207,7 +207,7 @@ def _locate_run(name: str, run: RunDir) -> Located:
             return Located(name, None, str(model), run, facts, notice)
     raise RunError(
         f"{run.path} has no adapter yet: nothing was saved before it ended",
-        f"train it first: mlxft train {run.path / rundir.RECIPE}",
+        f"see how it ended, and how it goes on: mlxft runs show {run.name}",
     )
 
 

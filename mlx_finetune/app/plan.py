@@ -7,7 +7,7 @@ Where the model is on this machine its own tokenizer counts the tokens. Where it
 token is taken to be four characters and the sizes come from the catalogue's parameter count, and the plan says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from mlx_finetune.app.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.token_rows import rows_of
+from mlx_finetune.dataset.tokens import TokenizeReport
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
@@ -37,30 +39,41 @@ from mlx_finetune.hardware.forecast import (
     plan_beside,
 )
 from mlx_finetune.hardware.layout import epoch_positions, why_unpackable
-from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.measured import Measured
 from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.model.catalogue import find_entry
-from mlx_finetune.model.config import read_config
+from mlx_finetune.model.config import read_config, refuse_more_blocks
 from mlx_finetune.model.fetch import LocalModel, fetch_model
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.units import counted, format_bytes, format_seconds
 
 CHARACTERS_PER_TOKEN = 4
+BUSY_SHARE = 0.1  # of the processors, from which on other programs are named
+
+_BY_LENGTH = {
+    "too_long": "longer than max_seq_length and left out",
+    "cut": "cut to max_seq_length",
+    "split": "split at max_seq_length",
+}
+_NOT_USED = {"refused": "that could not be rendered", "no_target": "with nothing to learn"}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
     """The training rows in tokens. ``num_cut`` rows are longer than ``max_seq_length``; a share is None where only the
     real tokenizer could tell it, and so are the targets of the row that has most. ``lost`` names what else became of
-    rows."""
+    rows, validation rows included; ``num_valid`` of those are used, with ``valid_positions`` to predict from."""
 
     lengths: Lengths
     num_cut: int
     target_share: float | None
     method: str
     lost: tuple[str, ...]
+    num_valid: int
+    valid_positions: int
     most_targets: int | None = None
 
 
@@ -100,9 +113,14 @@ class Plan:
         return round(self.forecast.peak_bytes.expected) <= self.resolved.limits.memory_bytes
 
     @property
+    def is_tight(self) -> bool:
+        """True where it fits, but would not at the upper end of the peak's error bar."""
+        return self.fits_memory and round(self.forecast.peak_bytes.high) > self.resolved.limits.memory_bytes
+
+    @property
     def fits_disk(self) -> bool:
-        """True where the checkpoints find room."""
-        return self.disk.needed <= self.disk.free
+        """True where the checkpoints find room; of another Mac nobody knows."""
+        return self.mac is not None or self.disk.needed <= self.disk.free
 
     @property
     def fits(self) -> bool:
@@ -117,10 +135,12 @@ def make_plan(
     machine: Machine,
     corrections: Corrections | None = None,
     mac: Mac | None = None,
+    num_processes: int = 1,
 ) -> Plan:
     """The plan of ``recipe`` by arithmetic; relative paths are looked up in ``base``.
 
-    ``mac`` is another machine than this one, which ``machine`` describes then. Raises ``MlxftError`` like a training.
+    ``mac`` is another machine than this one, which ``machine`` describes then; ``num_processes`` train together. Raises
+    ``MlxftError`` like a training.
     """
     splits = _load_rows(recipe, base)
     local = find_local(recipe)
@@ -132,9 +152,11 @@ def make_plan(
         shape, bits = _read_config(local)
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
+    _check_blocks(recipe, shape)
     facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
+    facts = replace(facts, num_processes=num_processes)
     run = base / recipe.run_folder
-    facts = _with_tokens(facts, tokens, len(splits.valid), run, is_here=mac is None)
+    facts = _with_tokens(facts, tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
     disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
@@ -147,13 +169,13 @@ def make_plan(
         mac=mac,
         measured=None,
         forecast=_forecast(resolved, facts, known, mac, disk),
-        rows=_count_rows(splits, recipe),
+        rows=_count_rows(splits, tokens, recipe),
         data_format=splits.format,
         tokens=tokens,
         resolved=resolved,
         trainable=trainable,
         disk=disk,
-        warnings=_warnings(recipe, splits, shape, trainable, resolved, tokens),
+        warnings=_warnings(recipe, splits, facts, trainable, resolved, tokens),
         fixes=(),
     )
     return _with_fixes(plan)
@@ -167,27 +189,37 @@ def _load_rows(recipe: Recipe, base: Path) -> Splits:
     return splits
 
 
-def _count_rows(splits: Splits, recipe: Recipe) -> Mapping[str, int]:
+def _count_rows(splits: Splits, tokens: TokenCount, recipe: Recipe) -> Mapping[str, int]:
     """Rows by split; the corrections among the training rows beside them where the recipe includes any."""
-    counts = {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)}
+    counts = {"train": tokens.lengths.count, "valid": tokens.num_valid, "test": len(splits.test)}
     return counts if recipe.data.corrections is False else counts | {"corrections": splits.num_corrections}
 
 
-def _with_tokens(facts: Facts, tokens: TokenCount, num_valid: int, run: Path, *, is_here: bool) -> Facts:
-    """How much is learned of a row, and what it takes to keep hidden states of all; validation rows are taken to be as
-    long as the others."""
+def _with_tokens(facts: Facts, tokens: TokenCount, run: Path, *, is_here: bool) -> Facts:
+    """How much is learned of a row, and what it takes to keep hidden states of all."""
     lengths = tokens.lengths
     return replace(
         facts,
         most_targets=tokens.most_targets,
         train_positions=lengths.total - lengths.count,
-        valid_positions=round((lengths.mean - 1) * num_valid),
+        valid_positions=tokens.valid_positions,
         free_disk_bytes=free_bytes(run) if is_here else None,
     )
 
 
 def with_measured(plan: Plan, measured: Measured) -> Plan:
-    """The plan with the forecast that follows from what was measured on this machine."""
+    """The plan with the forecast that follows from what was measured on this machine.
+
+    Where the time was up before the longest rows it stays as it was, with a warning that says so.
+    """
+    if not measured.has_longest:
+        others = f"other programs used {measured.others_share:.0%} of the processors"
+        why = others if measured.others_share >= BUSY_SHARE else f"{format_seconds(measured.startup_seconds)} to load"
+        warning = (
+            f"nothing was measured: the time for it was up after {format_seconds(measured.seconds)}, before the "
+            f"longest rows ({why}); memory and time are by arithmetic, and planning again may find more time"
+        )
+        return replace(plan, warnings=(*plan.warnings, warning))
     beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
     disk_bytes, on_gpu = plan.forecast.disk_bytes, plan.machine.on_gpu
     forecast = forecast_measured(
@@ -204,7 +236,12 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
 
 
 def _with_fixes(plan: Plan) -> Plan:
-    return plan if plan.fits_memory else replace(plan, fixes=find_fixes(plan.recipe, plan.facts))
+    """Ways to make it fit, or to fit with room for the upper end of the error bar."""
+    if plan.fits_memory and not plan.is_tight:
+        return plan
+    peak = plan.forecast.peak_bytes
+    margin = peak.high / peak.expected if plan.is_tight else 1.0
+    return replace(plan, fixes=find_fixes(plan.recipe, plan.facts, margin=margin))
 
 
 def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: Mac | None, disk: DiskPlan) -> Forecast:
@@ -245,6 +282,12 @@ def _read_config(local: LocalModel) -> tuple[ModelShape, int | None]:
         raise ModelError(f"{local.name}: {error}", "the plan cannot tell this model's size") from error
 
 
+def _check_blocks(recipe: Recipe, shape: ModelShape) -> None:
+    """Refuse an adapter on more blocks than there are, as the training does. Raises ``ModelError``."""
+    if shape.is_exact and recipe.lora is not None and recipe.lora.num_layers != "all":
+        refuse_more_blocks(recipe.lora.num_layers, shape.num_layers)
+
+
 def _guess(recipe: Recipe) -> ModelShape:
     entry = find_entry(recipe.model)
     if entry is None:
@@ -262,31 +305,43 @@ def _count_tokens(
     from mlx_finetune.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
-    split = tokenize(splits.train, tokenizer, recipe.data, task=recipe.task, base=base)
+    split, valid = (
+        tokenize(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
+        for name, examples in (("train", splits.train), ("valid", splits.valid))
+    )
     lengths = epoch_lengths(split.rows, recipe.seed)
     report = split.report
-    cut = sum(report.count(outcome) for outcome in ("too_long", "cut", "split"))
-    lost = tuple(
-        f"{report.count(outcome)} rows {words}"
-        for outcome, words in (("refused", "could not be rendered"), ("no_target", "have nothing to learn"))
-        if report.count(outcome)
-    )
-    summary = summarize_lengths([len(row.ids) for row in split.rows], "tokens")
+    cut = sum(report.count(outcome) for outcome in _BY_LENGTH)
+    lost = (*_lost("training", report, _NOT_USED), *_lost("validation", valid.report, {**_BY_LENGTH, **_NOT_USED}))
+    rows = rows_of(split.rows)
+    summary = summarize_lengths(rows.lengths.tolist(), "tokens")
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
-    most = rows_of(split.rows).most_targets()
-    return lengths, TokenCount(summary, cut, report.target_share, report.method, lost, most), beside
+    positions = int(num_states(rows_of(valid.rows).lengths).sum())
+    share, most = report.target_share, rows.most_targets()
+    return lengths, TokenCount(summary, cut, share, report.method, lost, len(valid.rows), positions, most), beside
+
+
+def _lost(name: str, report: TokenizeReport, kinds: Mapping[str, str]) -> Iterator[str]:
+    """What became of rows of one split, as sentences."""
+    for outcome, words in kinds.items():
+        if number := report.count(outcome):
+            yield f"{name} data: {counted(number, 'row')} {words}"
 
 
 def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer], TokenCount]:
     """Four characters a token; rows that would be too long are dropped or cut as the recipe says."""
-    lengths = np.array([max(2, num_characters(one) // CHARACTERS_PER_TOKEN) for one in splits.train], np.int64)
     limit = recipe.data.max_seq_length
-    num_cut = int(np.count_nonzero(lengths > limit))
-    kept = lengths[lengths <= limit] if recipe.data.truncation == "drop" else np.minimum(lengths, limit)
-    if not len(kept):
-        raise DataError(f"every row seems longer than max_seq_length = {limit}", "raise data.max_seq_length")
+
+    def estimate(examples: Sequence[Example], name: str) -> tuple[NDArray[np.int64], int]:
+        lengths = np.array([max(2, num_characters(one) // CHARACTERS_PER_TOKEN) for one in examples], np.int64)
+        kept = lengths[lengths <= limit] if recipe.data.truncation == "drop" else np.minimum(lengths, limit)
+        if len(examples) and not len(kept):
+            raise DataError(f"every {name} row seems longer than max_seq_length = {limit}", "raise data.max_seq_length")
+        return kept, int(np.count_nonzero(lengths > limit))
+
+    (kept, num_cut), (valid, _) = estimate(splits.train, "training"), estimate(splits.valid, "validation")
     summary = summarize_lengths(kept.tolist(), "tokens")
-    return kept, TokenCount(summary, num_cut, None, "", ())
+    return kept, TokenCount(summary, num_cut, None, "", (), len(valid), int(num_states(valid).sum()))
 
 
 def num_characters(example: Example) -> int:
@@ -303,11 +358,12 @@ def num_characters(example: Example) -> int:
 
 
 def _warnings(
-    recipe: Recipe, splits: Splits, shape: ModelShape, trainable: int, resolved: Resolved, tokens: TokenCount
+    recipe: Recipe, splits: Splits, facts: Facts, trainable: int, resolved: Resolved, tokens: TokenCount
 ) -> tuple[str, ...]:
     """What a person should know before starting."""
+    shape, machine = facts.shape, facts.machine
     found = [f"{one.where}: {one.message}" if one.where else one.message for one in splits.problems]
-    found += [f"training data: {sentence}" for sentence in tokens.lost]
+    found += tokens.lost
     if recipe.lora is not None and not target_linears(shape, recipe.lora) and shape.is_exact:
         names = ", ".join(sorted({one.name.rpartition(".")[2] for one in shape.linears}))
         found.append(f"lora.target_modules names no layer of this model; it has {names}")
@@ -316,11 +372,21 @@ def _warnings(
             f"the longest row has {tokens.lengths.longest} tokens, and the model reads {shape.context_length}; set "
             f"data.max_seq_length = {shape.context_length}"
         )
+    limit, memory = resolved.limits.memory_bytes, machine.memory_bytes
+    if limit > memory:
+        found.append(
+            f"hardware.memory_limit = {format_bytes(limit)} is more than the {format_bytes(memory)} of the whole "
+            f"machine; left out it is {format_bytes(memory_limit(machine))}"
+        )
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     seen = tokens.lengths.total * (tokens.target_share or 0.5) * epochs
     if recipe.lora is not None and 0 < trainable < seen:
         found.append(
             f"{seen:,.0f} targets for {trainable:,} adapter parameters: a higher lora.rank may learn more of them"
+        )
+    if facts.num_processes > 1:
+        found.append(
+            f"{facts.num_processes} processes train together: the memory is that of each, the time that of one alone"
         )
     if not splits.valid:
         found.append("no validation rows: nothing will tell whether it learned or memorised; see data.val_split")

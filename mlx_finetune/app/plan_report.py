@@ -6,13 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlx_finetune.app.fitting import Fix
-from mlx_finetune.app.plan import Plan
+from mlx_finetune.app.plan import BUSY_SHARE, Plan
+from mlx_finetune.hardware.limits import memory_limit
 from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.hardware.shapes import adapted_layers, target_linears
-from mlx_finetune.units import format_bytes, format_count, format_energy, format_seconds, format_step
+from mlx_finetune.model.catalogue import CATALOGUE
+from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
 LABEL_WIDTH = 9
+FROZEN = "frozen weights"
 
 _SOURCES = {
     "measured": "measured on this machine",
@@ -51,23 +54,40 @@ def warning_lines(plan: Plan, *, command: str) -> Iterator[str]:
     """Warnings, and what stands against a start with ways out; ``command`` is the one that made this plan."""
     for warning in plan.warnings:
         yield f"warning: {warning}"
+    peak, limit = plan.forecast.peak_bytes, format_bytes(plan.resolved.limits.memory_bytes)
     if not plan.fits_memory:
-        yield (
-            f"error: this training needs about {format_bytes(plan.forecast.peak_bytes.expected)}, and the limit is "
-            f"{format_bytes(plan.resolved.limits.memory_bytes)}"
-        )
-        for number, fix in enumerate(plan.fixes, start=1):
-            yield f"hint: {number}. {fix.sentence()}"
-        if plan.fixes:
-            yield f"hint: plan with one of them: {command} --fix 1"
-        else:
-            yield "hint: no setting makes it fit; choose a smaller model: mlxft models list"
-    elif plan.forecast.peak_bytes.high > plan.resolved.limits.memory_bytes:
-        yield "warning: it fits if the peak is what is expected, not if it is at the upper end of the error bar"
+        yield f"error: this training needs about {format_bytes(peak.expected)}, and the limit is {limit}"
+        yield from _ways_out(plan, f"plan with one of them: {command} --fix 1")
+    elif plan.is_tight:
+        high = format_bytes(peak.high)
+        yield f"warning: it fits if the peak is what is expected, not at the upper end of the error bar, {high}"
+        yield from _ways_out(plan, f"for room to spare plan with one of them: {command} --fix 1")
     if not plan.fits_disk:
         disk = plan.disk
         yield f"error: {format_bytes(disk.needed)} of disk are needed and {format_bytes(disk.free)} are free"
         yield "hint: make room, set training.keep_checkpoints = 1, or choose another output_dir"
+
+
+def _ways_out(plan: Plan, closing: str) -> Iterator[str]:
+    """The fixes with their numbers and ``closing``; a limit that was set too low; else a smaller model."""
+    for number, fix in enumerate(plan.fixes, start=1):
+        yield f"hint: {number}. {fix.sentence()}"
+    if plan.fixes:
+        yield f"hint: {closing}"
+    own, peak = memory_limit(plan.machine), plan.forecast.peak_bytes
+    is_raised_enough = plan.recipe.hardware.memory_limit != "auto" and peak.expected <= own
+    is_raised_enough = is_raised_enough and own > plan.resolved.limits.memory_bytes
+    if is_raised_enough:
+        asked = format_bytes(plan.resolved.limits.memory_bytes)
+        left_out = f"{format_bytes(own)} on {'that Mac' if plan.mac else 'this machine'}, where it fits"
+        yield f"hint: hardware.memory_limit = {asked} was asked for; left out it is {left_out}"
+    if plan.is_tight or plan.fixes or is_raised_enough:
+        return
+    smaller = [one for one in CATALOGUE if one.num_parameters < plan.shape.num_parameters]
+    if smaller:
+        yield "hint: no setting makes it fit; choose a smaller model: mlxft models list"
+    else:
+        yield "hint: no setting makes it fit, and no model of mlxft models list is smaller: it takes more memory"
 
 
 def _model_lines(plan: Plan) -> Iterator[str]:
@@ -81,14 +101,23 @@ def _model_lines(plan: Plan) -> Iterator[str]:
         f"{plan.recipe.model}: {shape.model_type}, {shape.num_layers} blocks, {about}"
         f"{format_count(shape.num_parameters)} parameters, {plan.source}"
     )
-    if not plan.machine.on_gpu and plan.recipe.quantize is not None:
-        yield f"quantize = {plan.recipe.quantize}: on a CPU the same numbers are written out as float32"
+    bits = _quantised_bits(plan)
+    if bits and not plan.machine.on_gpu:
+        yield f"{bits} bits a weight: on a CPU the same numbers are written out as float32, which saves no memory"
+
+
+def _quantised_bits(plan: Plan) -> int | None:
+    """Those that the recipe asks for, or that the base has on disk."""
+    return plan.recipe.quantize or plan.facts.stored_bits
 
 
 def _data_lines(plan: Plan) -> Iterator[str]:
     rows, tokens = plan.rows, plan.tokens
     corrected = f" ({rows['corrections']:,} of them corrections)" if "corrections" in rows else ""
-    counts = f"{rows['train']:,} rows to train on{corrected}, {rows['valid']:,} to validate, {rows['test']:,} to test"
+    counts = (
+        f"{counted(rows['train'], 'row')} to train on{corrected}, {rows['valid']:,} to validate, "
+        f"{rows['test']:,} to test"
+    )
     yield f"{counts}; {plan.data_format}"
     lengths = tokens.lengths
     share = f", {tokens.target_share:.0%} of them targets ({tokens.method})" if tokens.target_share is not None else ""
@@ -102,23 +131,28 @@ def _data_lines(plan: Plan) -> Iterator[str]:
         if bucket.count:
             bar = "#" * max(1, round(BAR_WIDTH * bucket.count / most))
             yield f"{bucket.low:>7} - {bucket.high - 1:<6} {bucket.count:>7}  {bar}"
-    limit = plan.recipe.data.max_seq_length
-    total = lengths.count + (tokens.num_cut if plan.recipe.data.truncation == "drop" else 0)
+    data = plan.recipe.data
+    if not tokens.num_cut:
+        yield f"no row is longer than max_seq_length = {data.max_seq_length}"
+        return
+    total = lengths.count + (tokens.num_cut if data.truncation == "drop" else 0)
+    more, fate = {"drop": ("more ", "left out"), "keep-end": ("", "cut"), "split": ("", "split")}[data.truncation]
     yield (
-        f"{tokens.num_cut} rows ({tokens.num_cut / max(1, total):.1%}) are longer than max_seq_length = {limit} "
-        f"({plan.recipe.data.truncation})"
+        f"{counted(tokens.num_cut, f'{more}row')} ({tokens.num_cut / max(1, total):.1%}) "
+        f"{'is' if tokens.num_cut == 1 else 'are'} longer than max_seq_length = {data.max_seq_length} and {fate}"
     )
 
 
 def _run_lines(plan: Plan) -> Iterator[str]:
     resolved = plan.resolved
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
-    what = f"packs of {resolved.packed_length} tokens" if resolved.packed_length else "rows"
+    what = counted(resolved.batch_size, "pack" if resolved.packed_length else "row")
+    what += f" of {resolved.packed_length} tokens" if resolved.packed_length else ""
     accumulation = resolved.recipe.training.gradient_accumulation_steps
     times = f", {accumulation} times a step" if accumulation > 1 else ""
     yield (
-        f"{resolved.total_steps:,} steps, {resolved.steps_per_epoch:,} in an epoch ({epochs:.2f} epochs); "
-        f"{resolved.batch_size} {what} at once{times}"
+        f"{counted(resolved.total_steps, 'step')}, {resolved.steps_per_epoch:,} in an epoch ({epochs:.2f} epochs); "
+        f"{what} at once{times}"
     )
 
 
@@ -141,19 +175,22 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     """The terms of the arithmetic, then the peak with its error bar and where that comes from."""
     memory, limits = plan.resolved.memory, plan.resolved.limits
     what = "weights learned, gradients, optimizer" if plan.recipe.lora is None else "adapter, gradients, optimizer"
-    terms = [("frozen weights", memory.weights)] if memory.weights else []
+    terms = [(FROZEN, memory.weights)] if memory.weights else []
     terms += [(what, memory.trainable)]
     if memory.activations + memory.logits >= memory.update:
         terms += [("activations", memory.activations), ("logits", memory.logits)]
     else:
         terms += [("the update itself", memory.update)]
     if plan.measured is None:
+        is_written_out = bool(_quantised_bits(plan)) and not plan.machine.on_gpu
         for label, num_bytes in terms:
-            yield f"{label:<40}{format_bytes(num_bytes):>10}"
+            note = "  written out as float32" if is_written_out and label == FROZEN else ""
+            yield f"{label:<40}{format_bytes(num_bytes):>10}{note}"
         runs = plan.corrections.num_runs
         if runs and plan.mac is None:
-            factor = plan.corrections.memory_factor
-            yield f"{f'corrected by {runs} runs on this machine':<40}{f'x {factor:.2f}':>10}"
+            change = plan.resolved.peak_bytes - memory.total
+            share = f"all but the frozen weights x {plan.corrections.memory_factor:.2f}"
+            yield f"{f'corrected by {runs} runs on this machine':<40}{_signed(change):>10}  {share}"
     verdict = "fits" if plan.fits_memory else "does not fit"
     source = "measured on the longest rows" if plan.measured else "by arithmetic"
     limit = format_bytes(limits.memory_bytes)
@@ -161,6 +198,10 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     if plan.measured is not None:
         yield f"the whole process took {format_bytes(plan.measured.process_bytes)} while it was measured"
     yield f"{'kept for reuse, given back when needed':<40}{format_bytes(limits.cache_bytes):>10}  at most"
+
+
+def _signed(num_bytes: int) -> str:
+    return f"{'-' if num_bytes < 0 else '+'}{format_bytes(abs(num_bytes))}"
 
 
 def _time_lines(plan: Plan) -> Iterator[str]:
@@ -185,8 +226,11 @@ def _measuring_lines(plan: Plan) -> Iterator[str]:
     measured = plan.measured
     assert measured is not None, "nothing was measured"
     many = len(measured.microbatches)
-    share = f"; other programs used {measured.others_share:.0%} of the processors" * (measured.others_share >= 0.1)
-    yield f"{many} microbatches were timed in {format_seconds(measured.seconds)}{share}"
+    share = f"; other programs used {measured.others_share:.0%} of the processors" * (
+        measured.others_share >= BUSY_SHARE
+    )
+    cut = ", and then the time for it was up" * measured.is_cut_short
+    yield f"{many} microbatches were timed in {format_seconds(measured.seconds)}{cut}{share}"
 
 
 def _energy_lines(plan: Plan) -> Iterator[str]:
@@ -199,9 +243,10 @@ def _energy_lines(plan: Plan) -> Iterator[str]:
 def _disk_lines(plan: Plan) -> Iterator[str]:
     disk = plan.disk
     what = "adapter" if plan.recipe.lora is not None else "model"
+    free = "" if plan.mac else f" of {format_bytes(disk.free)} free"
     yield (
         f"{what} {format_bytes(disk.adapter)}, a checkpoint {format_bytes(disk.checkpoint)}; "
-        f"{format_bytes(disk.needed)} at most of {format_bytes(disk.free)} free"
+        f"{format_bytes(disk.needed)} at most{free}"
     )
     yield f"{plan.forecast.disk_bytes.text(exact_bytes)} when it has finished"
 
@@ -216,13 +261,16 @@ def _decision_lines(plan: Plan) -> Iterator[str]:
         yield f"{key} = {shown}  # {reason}"
 
 
-def plan_json(plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, object]:
-    """The plan as plain values. ``path`` and ``overrides`` are what the commands of the fixes are made of."""
+def plan_json(
+    plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), hostfile: Path | None = None
+) -> dict[str, object]:
+    """The plan as plain values. ``path``, ``overrides`` and ``hostfile`` are what the commands in it are made of."""
     resolved, forecast = plan.resolved, plan.forecast
     return {
         "fits": plan.fits,
         "fits_memory": plan.fits_memory,
         "fits_disk": plan.fits_disk,
+        "is_tight": plan.is_tight,
         "machine": plan.mac.name if plan.mac else plan.machine.chip,
         "is_this_machine": plan.mac is None,
         "model": {
@@ -258,18 +306,19 @@ def plan_json(plan: Plan, *, path: Path | None = None, overrides: Sequence[str] 
         "measured": plan.measured.to_json() if plan.measured else None,
         "memory_bytes": {**asdict(resolved.memory), "total": resolved.memory.total},
         "limits": asdict(resolved.limits),
-        "disk_bytes": asdict(plan.disk),
+        "disk_bytes": asdict(plan.disk) | ({"free": None} if plan.mac else {}),
         "recipe": resolved.recipe.model_dump(mode="json"),
         "reasons": dict(resolved.reasons),
         "warnings": list(plan.warnings),
-        "fixes": [_fix(fix, path, overrides) for fix in plan.fixes],
-        "command": train_command(path, overrides),
+        "fixes": [_fix(fix, path, overrides, hostfile) for fix in plan.fixes],
+        "command": train_command(path, overrides, hostfile),
     }
 
 
-def train_command(path: Path | None, overrides: Sequence[str]) -> str:
+def train_command(path: Path | None, overrides: Sequence[str], hostfile: Path | None = None) -> str:
     """What trains the recipe that was planned, quoted for a shell."""
     options = [part for one in overrides for part in ("--set", one)]
+    options += [] if hostfile is None else ["--hostfile", str(hostfile)]
     return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
 
 
@@ -277,7 +326,7 @@ def _range(value: Range | None) -> dict[str, float] | None:
     return value.to_json() if value is not None else None
 
 
-def _fix(fix: Fix, path: Path | None, overrides: Sequence[str]) -> dict[str, object]:
+def _fix(fix: Fix, path: Path | None, overrides: Sequence[str], hostfile: Path | None) -> dict[str, object]:
     return {
         "settings": dict(fix.settings),
         "options": fix.options,
@@ -285,5 +334,5 @@ def _fix(fix: Fix, path: Path | None, overrides: Sequence[str]) -> dict[str, obj
         "relative_time": fix.relative_time,
         "peak_bytes": fix.peak_bytes,
         "keeps_result": fix.keeps_result,
-        "command": train_command(path, fix.merged(overrides)),
+        "command": train_command(path, fix.merged(overrides), hostfile),
     }

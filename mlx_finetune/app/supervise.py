@@ -70,6 +70,8 @@ def supervise(
             if signals.received:
                 stopped = Ending("stopped", "stopped", "it was stopped before it was started again")
                 return Supervised(128 + signals.received[0], ended, stopped)
+        if ending.kind == "crashed" and request.num_ranks > 1:
+            ending = replace(ending, message=f"rank 0: {ending.message}")
         if ending.kind == "crashed" and ended.outcome is None and not signals.received:
             _record_end(run, ending)
     return Supervised(_exit_code(ended, ending), ended, ending)

@@ -25,7 +25,8 @@ def ended_lines(supervised: "Supervised", summary: "Summary", run: RunDir, go_on
     ended, ending = supervised.ended, supervised.ending
     checkpoints = run.checkpoints()
     saved = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved"
-    again = go_on if checkpoints else []
+    has_begun = run.file(RUN_INFO).is_file()  # without a checkpoint it goes on from the start
+    again = go_on if checkpoints or has_begun else []
     if ended.outcome is not None and ending.kind not in ("crashed", "no_space"):
         return outcome_lines(ended.outcome, summary, run, go_on)
     match ending.kind:

@@ -1,6 +1,7 @@
 """``mlxft data``: check, preview, stats and split. Nothing here imports mlx; tokens are counted only for a recipe."""
 
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,15 +38,15 @@ def command() -> None:
 def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Every problem in the data at once; exit code 1 where there are errors."""
     report, tokens = _examine(target, overrides)
-    from mlx_finetune.app.data_report import problem_lines, report_json, summary_lines
+    from mlx_finetune.app.data_report import num_errors, problem_lines, report_json, summary_lines
 
     if as_json:
         click.echo(json.dumps(report_json(report, tokens), ensure_ascii=False, indent=1))
     else:
         _print(problem_lines(report, tokens), err=True)
         _print(summary_lines(report, tokens))
-        click.echo(_verdict(report, tokens, target), err=True)
-    return 1 if report.num_errors else 0
+        click.echo(_verdict(report, tokens, target, overrides), err=True)
+    return 1 if num_errors(report, tokens) else 0
 
 
 @command.command()
@@ -55,15 +56,16 @@ def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
 def stats(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Rows, lengths, roles and repeats."""
     report, tokens = _examine(target, overrides)
-    from mlx_finetune.app.data_report import report_json, stats_lines
+    from mlx_finetune.app.data_report import num_errors, report_json, stats_lines
+    from mlx_finetune.units import counted
 
     if as_json:
         click.echo(json.dumps(report_json(report, tokens), ensure_ascii=False, indent=1))
     else:
         _print(stats_lines(report, tokens))
-        if report.num_errors:
-            click.echo(f"{_counted(report.num_errors, 'error')}; see: mlxft data check {target}", err=True)
-    return 1 if report.num_errors else 0
+        if errors := num_errors(report, tokens):
+            click.echo(f"{counted(errors, 'error')}; see: {_typed('data check', target, overrides)}", err=True)
+    return 1 if num_errors(report, tokens) else 0
 
 
 @command.command(short_help="Rows as the model sees them, token by token.")
@@ -132,7 +134,7 @@ def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport
     from mlx_finetune.dataset.check import check_files
     from mlx_finetune.dataset.corpus import TRAINABLE, load_splits, locate_sources
     from mlx_finetune.dataset.corrections import find_corrections
-    from mlx_finetune.recipe.load import load_recipe
+    from mlx_finetune.recipe.load import load_recipe, naming_recipe
 
     recipe = load_recipe(path, overrides).recipe
     corrections = find_corrections(recipe, base=Path())
@@ -143,8 +145,9 @@ def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport
         return report, None
     from mlx_finetune.app.data_tokens import count_tokens
 
-    splits = load_splits(recipe.data, base=Path(), corrections=corrections)
-    return report, count_tokens(recipe, splits, Path(), _phase)
+    with naming_recipe(path, overrides):
+        splits = load_splits(recipe.data, base=Path(), corrections=corrections)
+        return report, count_tokens(recipe, splits, Path(), _phase)
 
 
 def _phase(phase: "Phase") -> None:
@@ -158,13 +161,17 @@ def _print(lines: Iterable[str], *, err: bool = False) -> None:
         click.echo(line, err=err)
 
 
-def _verdict(report: "DataReport", tokens: "TokenReport | None", target: str) -> str:
-    warnings = _counted(report.num_warnings + (tokens.num_warnings if tokens else 0), "warning")
-    if report.num_errors:
-        return f"{_counted(report.num_errors, 'error')}, {warnings}: a training would refuse this data"
-    following = f"mlxft train {target}" if target.endswith(".toml") else f"mlxft data stats {target}"
-    return f"no errors, {warnings}; next: {following}"
+def _verdict(report: "DataReport", tokens: "TokenReport | None", target: str, overrides: tuple[str, ...]) -> str:
+    from mlx_finetune.app.data_report import num_errors, num_warnings
+    from mlx_finetune.units import counted
+
+    warnings = counted(num_warnings(report, tokens), "warning")
+    if errors := num_errors(report, tokens):
+        return f"{counted(errors, 'error')}, {warnings}: a training would refuse this data"
+    following = "train" if target.endswith(".toml") else "data stats"
+    return f"no errors, {warnings}; next: {_typed(following, target, overrides)}"
 
 
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+def _typed(command: str, target: str, overrides: tuple[str, ...]) -> str:
+    options = [part for one in overrides for part in ("--set", one)]
+    return shlex.join(["mlxft", *command.split(), target, *options])

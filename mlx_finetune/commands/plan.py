@@ -31,8 +31,9 @@ def command(
 ) -> int:
     """Rows, tokens, steps, memory, time and disk of RECIPE, and the reason for every automatic choice.
 
-    Takes a few real steps on the longest and on typical rows (under half a minute) and changes nothing. Exits with 3
-    where it does not fit, with ways to make it fit; --fix N plans with one of them and prints the command.
+    Takes a few real steps on the longest and on typical rows and changes nothing: under half a minute, on a machine
+    that is busy with other programs more. Exits with 3 where it does not fit, with ways to make it fit; --fix N plans
+    with one of them and prints the command.
     """
     return print_plan(recipe, overrides, as_json=as_json, measures=not no_measure, predict=predict, fix=fix)
 
@@ -45,14 +46,23 @@ def print_plan(
     measures: bool = False,
     predict: str | None = None,
     fix: int | None = None,
+    hostfile: Path | None = None,
+    num_processes: int = 1,
 ) -> int:
-    """Plan, print, and return the exit code; ``train --dry-run`` prints the same without measuring."""
-    from mlx_finetune.app.plan_report import plan_json, plan_lines, train_command, warning_lines
+    """Plan, print, and return the exit code; ``train --dry-run`` prints the same without measuring.
 
-    plan, overrides, profile_warning = _plan(path, overrides, measures=measures, predict=predict, fix=fix)
+    ``num_processes`` train together, those of ``hostfile`` where that is given.
+    """
+    from mlx_finetune.app.plan_report import plan_json, plan_lines, train_command, warning_lines
+    from mlx_finetune.recipe.load import naming_recipe
+
+    with naming_recipe(path, overrides):
+        plan, overrides, profile_warning = _plan(
+            path, overrides, measures=measures, predict=predict, fix=fix, num_processes=num_processes
+        )
     options = [part for one in overrides for part in ("--set", one)]
     if as_json:
-        click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides), ensure_ascii=False))
+        click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides, hostfile=hostfile), ensure_ascii=False))
     else:
         for line in plan_lines(plan, name=str(path)):
             click.echo(line)
@@ -63,12 +73,18 @@ def print_plan(
     if not plan.fits:
         return DOES_NOT_FIT
     if not as_json:
-        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides)}", err=True)
+        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides, hostfile)}", err=True)
     return 0
 
 
 def _plan(
-    path: Path, overrides: Sequence[str], *, measures: bool, predict: str | None, fix: int | None
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    measures: bool,
+    predict: str | None,
+    fix: int | None,
+    num_processes: int,
 ) -> "tuple[Plan, Sequence[str], str]":
     """The plan, the overrides that are in it, and a warning about the profile of this machine."""
     from mlx_finetune.app.plan import make_plan
@@ -86,7 +102,14 @@ def _plan(
     known = profile.of(machine_key(machine)) if mac is None else Corrections()
 
     def plan_of(loaded: "LoadedRecipe") -> "Plan":
-        plan = make_plan(loaded.recipe, base=Path.cwd(), machine=machine, corrections=known, mac=mac)
+        plan = make_plan(
+            loaded.recipe,
+            base=Path.cwd(),
+            machine=machine,
+            corrections=known,
+            mac=mac,
+            num_processes=num_processes,
+        )
         return _measured(plan, loaded) if measures and mac is None and plan.fits and plan.source else plan
 
     plan = plan_of(loaded)
@@ -112,12 +135,16 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
 
     talk = LoadingTalk()
     if sys.stderr.isatty():
-        click.echo("measuring real steps on the longest and on typical rows, under half a minute ...", err=True)
+        click.echo(
+            "measuring real steps on the longest and on typical rows, under half a minute on an idle machine ...",
+            err=True,
+        )
     try:
         measured = with_measured(plan, measure(loaded.path, loaded.overrides, talk))
     finally:
         talk.clear()
-    _remember(measured)
+    if measured.measured is not None:
+        _remember(measured)
     if system_sensors().read_power().on_battery:
         warning = "measured on battery, where a laptop may be slower than on mains power"
         return replace(measured, warnings=(*measured.warnings, warning))

@@ -89,7 +89,20 @@ def show_command(run: str, as_json: bool) -> None:
         click.echo(f"  {name}  {sentence}")
     if num_corrections:
         click.echo(f"\n{CORRECTIONS}: {num_corrections} answers put right in chats")
-    click.echo(f"\nnext: mlxft chat {shlex.quote(run)}", err=True)
+    click.echo(f"\n{_following(folder, facts, shlex.quote(run))}", err=True)
+
+
+def _following(run: "RunDir", facts: "RunFacts", name: str) -> str:
+    """What to do next: talk with what there is; else watch it, go on with it, or start it again."""
+    from mlx_finetune.commands.closing import recorded_go_on_lines
+    from mlx_finetune.rundir import ADAPTER_CONFIG, MODEL_FOLDER
+
+    if facts.checkpoints or run.file(ADAPTER_CONFIG).is_file() or run.file(MODEL_FOLDER).is_dir():
+        return f"next: mlxft chat {name}"
+    if facts.is_running:
+        return f"next: mlxft monitor {name}"
+    go_on = recorded_go_on_lines(run)
+    return go_on[0] if go_on else "nothing was saved: the command that started it starts it anew"
 
 
 @command.command("compare", short_help="Two runs: recipes and evaluations.")

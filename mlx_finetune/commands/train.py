@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
+    from mlx_finetune.app.hosts import Hosts
     from mlx_finetune.app.launch import TrainRequest, View
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.schema import Recipe
@@ -58,9 +59,7 @@ def command(
     if place.rank:
         return 0 if dry_run else _follow(recipe, overrides)
     if dry_run:
-        from mlx_finetune.commands.plan import print_plan
-
-        return print_plan(recipe, overrides, as_json=as_json)
+        return _dry_run(recipe, overrides, hostfile, place.size, as_json=as_json)
     from mlx_finetune.app.launch import TrainRequest
 
     request = TrainRequest(recipe, overrides, resume, fork, extend, num_ranks=place.size)
@@ -68,6 +67,16 @@ def command(
     for line in lines:
         click.echo(line, err=True)
     return code
+
+
+def _dry_run(
+    recipe: Path, overrides: Sequence[str], hostfile: Path | None, num_processes: int, *, as_json: bool
+) -> int:
+    from mlx_finetune.commands.plan import print_plan
+
+    if hostfile is not None:
+        num_processes = _read_hosts(hostfile).num_ranks
+    return print_plan(recipe, overrides, as_json=as_json, hostfile=hostfile, num_processes=num_processes)
 
 
 def _start(
@@ -116,7 +125,7 @@ def _train(
 
 def _with_hosts(request: "TrainRequest", hostfile: Path | None) -> "TrainRequest":
     """The request with the machines of ``hostfile``. Raises ``UsageError``."""
-    from mlx_finetune.app.hosts import fill_stdin, read_hostfile
+    from mlx_finetune.app.hosts import fill_stdin
     from mlx_finetune.errors import UsageError
 
     if hostfile is None:
@@ -128,8 +137,19 @@ def _with_hosts(request: "TrainRequest", hostfile: Path | None) -> "TrainRequest
             "--hostfile starts the other ranks itself, and mlx.launch has started this one",
             "leave out --hostfile, or mlx.launch",
         )
-    hosts = read_hostfile(hostfile)
+    hosts = _read_hosts(hostfile)
     return replace(request, hostfile=hostfile, hosts=hosts, num_ranks=hosts.num_ranks)
+
+
+def _read_hosts(hostfile: Path) -> "Hosts":
+    """The machines of ``hostfile``, as far as they can be used from here. Raises ``UsageError``."""
+    from mlx_finetune.app.hosts import check_rdma, read_hostfile
+
+    hosts = read_hostfile(hostfile)
+    check_rdma(hostfile, hosts)
+    if hosts.num_ranks == 1:
+        click.echo(f"warning: {hostfile} lists one host: this machine trains alone", err=True)
+    return hosts
 
 
 def _follow(recipe: Path, overrides: Sequence[str]) -> int:

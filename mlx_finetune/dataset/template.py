@@ -36,6 +36,8 @@ __all__ = ["Encoding", "TokenizeReport", "TokenizedSplit", "Tokenizer", "Tokens"
 
 BATCH_ROWS = 256
 
+_SPLIT_NAMES = {"": "", "train": "training ", "valid": "validation ", "test": "test "}
+
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
@@ -55,11 +57,14 @@ def tokenize(
     task: str,
     progress: Callable[[int, int], None] | None = None,
     base: Path | None = None,
+    split: str = "",
+    may_be_empty: bool = False,
 ) -> TokenizedSplit:
     """Rows of at most ``data.max_seq_length`` tokens with their masks, in the order of ``examples``.
 
     ``progress`` is called with (examples done, all examples). ``base`` is the folder a prompt template's path starts
-    from. Raises ``DataError`` for preference and label rows, and where examples were given but none is left.
+    from. Raises ``DataError`` for preference and label rows, and, unless it ``may_be_empty``, where examples were given
+    but none is left; it then says which ``split`` (train, valid or test) they are.
     """
     walk = Walk(tokenizer, data, task=task, base=base)
     builder = RowsBuilder()
@@ -81,9 +86,23 @@ def tokenize(
         if progress is not None:
             progress(done, len(examples))
     report = walk.report(totals, done, methods, tally)
-    if done and not totals.num_rows:
-        raise DataError(f"none of the {done} rows can be used", "the problems are listed below", report.problems[:20])
+    if done and not totals.num_rows and not may_be_empty:
+        raise nothing_left(report, data, split)
     return TokenizedSplit(builder.finish() if totals.num_rows else (), report)
+
+
+def nothing_left(report: TokenizeReport, data: DataRecipe, split: str) -> DataError:
+    """The error that no row of ``split`` can be used, with every way out and the first rows of each kind."""
+    what = _SPLIT_NAMES[split]
+    which = f"the only {what}row" if report.num_examples == 1 else f"none of the {report.num_examples:,} {what}rows"
+    can = "cannot be used" if report.num_examples == 1 else "can be used"
+    problems = report.problems
+    hint = next((problem.hint for problem in problems if problem.hint), "correct these rows")
+    if report.count("too_long"):
+        hint = 'raise data.max_seq_length, or keep the end of long rows with data.truncation = "keep-end"'
+    if split == "valid" and data.val_split and data.valid is None:
+        hint += "; without a validation file a larger data.val_split takes more rows, 0 trains without validation"
+    return DataError(f"{which} {can}", hint, problems)
 
 
 def _encoded(examples: Iterable[Example], walk: Walk, tokenizer: Tokenizer, task: str) -> Iterator[_Batch]:

@@ -252,10 +252,14 @@ class Tally:
 
     def add_all(self, other: "Tally") -> None:
         """Count the rows of another tally behind those counted so far."""
-        for outcome, count in other._counts.items():
-            self._counts[outcome] = self._counts.get(outcome, 0) + count
-            kept = self._rows.setdefault(outcome, [])
-            kept += other._rows[outcome][: SHOWN_PER_OUTCOME - len(kept)]
+        self.add_outcomes(other.outcomes())
+
+    def add_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Count rows that were counted elsewhere behind those counted so far."""
+        for name, outcome in outcomes.items():
+            self._counts[name] = self._counts.get(name, 0) + outcome.count
+            kept = self._rows.setdefault(name, [])
+            kept += outcome.rows[: SHOWN_PER_OUTCOME - len(kept)]
 
     def outcomes(self) -> dict[str, Outcome]:
         """Everything counted so far."""

@@ -15,10 +15,10 @@ from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.hardware import kept_states
 from mlx_finetune.hardware.kept_states import KeptStates
 from mlx_finetune.hardware.layout import choose_layout, count_sequences, longest_padded
-from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, plan_limits
+from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, memory_limit, plan_limits
 from mlx_finetune.hardware.memory import Layout, MemoryPlan, plan_memory
 from mlx_finetune.hardware.shapes import ModelShape
-from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
 from mlx_finetune.units import format_bytes
 
 DEFAULT_BATCH_SIZE = 4
@@ -210,8 +210,8 @@ class _Decisions:
         asked = recipe.training.reuse_frozen_layers
         impossible = kept_states.why_impossible(recipe, facts.shape, facts.num_processes)
         if asked is True and impossible:
-            hint = 'write reuse_frozen_layers = "auto" under [training]'
-            raise RecipeError([Problem("", f"training.reuse_frozen_layers = true: {impossible}", hint)])
+            what = f"training.reuse_frozen_layers = true: {impossible}"
+            raise RecipeError([Problem("", what, kept_states.way_out(impossible))])
         kept = None if impossible or asked is False else self._states_to_keep()
         reason = impossible
         if kept is not None:
@@ -285,14 +285,22 @@ class _Decisions:
         )
 
 
-def refuse_too_large(resolved: Resolved) -> None:
-    """Raise ``DoesNotFitError`` where the predicted peak exceeds the memory limit."""
+def refuse_too_large(resolved: Resolved, asked: HardwareRecipe, machine: Machine, *, plan: str) -> None:
+    """Raise ``DoesNotFitError`` where the predicted peak exceeds the memory limit.
+
+    ``asked`` are the limits before anything was decided, ``plan`` is the command that lists ways to make it fit.
+    """
     needed, limit = resolved.peak_bytes, resolved.limits.memory_bytes
-    if needed > limit:
-        raise DoesNotFitError(
-            f"the training needs about {format_bytes(needed)}, and the memory limit is {format_bytes(limit)}",
-            "mlxft plan RECIPE lists what would make it fit; hardware.memory_limit raises the limit",
-        )
+    if needed <= limit:
+        return
+    own = memory_limit(machine)
+    raising = "; hardware.memory_limit raises the limit"
+    if asked.memory_limit != "auto" and limit < own:
+        raising = f", and hardware.memory_limit, which was set, may be left out: {format_bytes(own)} here"
+    raise DoesNotFitError(
+        f"the training needs about {format_bytes(needed)}, and the memory limit is {format_bytes(limit)}",
+        f"what would make it fit is listed by: {plan}{raising}",
+    )
 
 
 def cadence(recipe: Recipe, total: int, per_epoch: int) -> tuple[dict[str, object], dict[str, str]]:

@@ -22,36 +22,40 @@ EXAMPLE = "M4 Max 64GB"
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """A chip with its full-size GPU. ``cpu_cores`` counts performance (M5: super) and efficiency cores."""
+    """A chip with its full-size GPU. ``cpu_cores`` counts performance (M5: super) and efficiency cores.
+
+    ``smaller`` are the GPU cores and the GB of memory of the least Mac that Apple sells with a chip of this name.
+    """
 
     name: str
     cpu_cores: tuple[int, int]
     gpu_cores: int
     tflops: float
     gigabytes_per_second: int
+    smaller: tuple[int, int]
     has_bf16: bool
     is_calibrated: bool = True
 
 
 CHIPS = (
-    Chip("M1", (4, 4), 8, 2.6, 68, has_bf16=False),
-    Chip("M1 Pro", (8, 2), 16, 5.2, 200, has_bf16=False),
-    Chip("M1 Max", (8, 2), 32, 10.4, 400, has_bf16=False),
-    Chip("M1 Ultra", (16, 4), 64, 21.0, 800, has_bf16=False),
-    Chip("M2", (4, 4), 10, 3.6, 100, has_bf16=False),
-    Chip("M2 Pro", (8, 4), 19, 6.8, 200, has_bf16=False),
-    Chip("M2 Max", (8, 4), 38, 13.5, 400, has_bf16=False),
-    Chip("M2 Ultra", (16, 8), 76, 27.2, 800, has_bf16=False),
-    Chip("M3", (4, 4), 10, 4.1, 100, has_bf16=True),
-    Chip("M3 Pro", (6, 6), 18, 7.4, 150, has_bf16=True),
-    Chip("M3 Max", (12, 4), 40, 14.2, 400, has_bf16=True),
-    Chip("M3 Ultra", (24, 8), 80, 28.4, 819, has_bf16=True, is_calibrated=False),
-    Chip("M4", (4, 6), 10, 4.6, 120, has_bf16=True),
-    Chip("M4 Pro", (10, 4), 20, 9.2, 273, has_bf16=True),
-    Chip("M4 Max", (12, 4), 40, 18.4, 546, has_bf16=True),
-    Chip("M5", (4, 6), 10, 5.7, 153, has_bf16=True),
-    Chip("M5 Pro", (6, 12), 20, 11.4, 307, has_bf16=True, is_calibrated=False),
-    Chip("M5 Max", (6, 12), 40, 22.8, 614, has_bf16=True, is_calibrated=False),
+    Chip("M1", (4, 4), 8, 2.6, 68, (7, 8), has_bf16=False),
+    Chip("M1 Pro", (8, 2), 16, 5.2, 200, (14, 16), has_bf16=False),
+    Chip("M1 Max", (8, 2), 32, 10.4, 400, (24, 32), has_bf16=False),
+    Chip("M1 Ultra", (16, 4), 64, 21.0, 800, (48, 64), has_bf16=False),
+    Chip("M2", (4, 4), 10, 3.6, 100, (8, 8), has_bf16=False),
+    Chip("M2 Pro", (8, 4), 19, 6.8, 200, (16, 16), has_bf16=False),
+    Chip("M2 Max", (8, 4), 38, 13.5, 400, (30, 32), has_bf16=False),
+    Chip("M2 Ultra", (16, 8), 76, 27.2, 800, (60, 64), has_bf16=False),
+    Chip("M3", (4, 4), 10, 4.1, 100, (8, 8), has_bf16=True),
+    Chip("M3 Pro", (6, 6), 18, 7.4, 150, (14, 18), has_bf16=True),
+    Chip("M3 Max", (12, 4), 40, 14.2, 400, (30, 36), has_bf16=True),
+    Chip("M3 Ultra", (24, 8), 80, 28.4, 819, (60, 96), has_bf16=True, is_calibrated=False),
+    Chip("M4", (4, 6), 10, 4.6, 120, (8, 16), has_bf16=True),
+    Chip("M4 Pro", (10, 4), 20, 9.2, 273, (16, 24), has_bf16=True),
+    Chip("M4 Max", (12, 4), 40, 18.4, 546, (32, 36), has_bf16=True),
+    Chip("M5", (4, 6), 10, 5.7, 153, (8, 16), has_bf16=True),
+    Chip("M5 Pro", (6, 12), 20, 11.4, 307, (16, 24), has_bf16=True, is_calibrated=False),
+    Chip("M5 Max", (6, 12), 40, 22.8, 614, (32, 36), has_bf16=True, is_calibrated=False),
 )
 
 
@@ -99,10 +103,11 @@ def parse_mac(text: str) -> Mac:
     left = _MEMORY.sub("", _CORES.sub("", match["rest"], count=1), count=1).strip(" ,;/")
     if memory is None or left:
         what = f"does not say how much memory the {chip.name} has" if memory is None else f"has {left!r} in it"
-        raise UsageError(f"{text!r} {what}", f'write for example "{chip.name} 32GB" or "{chip.name} 10-core 32GB"')
+        raise UsageError(f"{text!r} {what}", _example(chip))
     gpu_cores = int(cores[1]) if cores else chip.gpu_cores
-    if not 1 <= gpu_cores <= chip.gpu_cores:
-        raise UsageError(f"the {chip.name} has at most {chip.gpu_cores} GPU cores, not {gpu_cores}")
+    if gpu_cores not in (chip.smaller[0], chip.gpu_cores):
+        message = f"the {chip.name} has {chip.smaller[0]} or {chip.gpu_cores} GPU cores, not {gpu_cores}"
+        raise UsageError(message, _example(chip))
     gigabytes = int(memory[1])
     if not 8 <= gigabytes <= 1024:
         raise UsageError(f"no Mac with Apple silicon has {gigabytes} GB of memory", f'for example "{EXAMPLE}"')
@@ -110,6 +115,12 @@ def parse_mac(text: str) -> Mac:
     working_set = round(working_set_share(num_bytes) * num_bytes)
     machine = Machine(True, num_bytes, working_set, f"Apple {chip.name}", gpu_cores)
     return Mac(chip, gpu_cores, machine)
+
+
+def _example(chip: Chip) -> str:
+    """A Mac that there is."""
+    cores, gigabytes = chip.smaller
+    return f'write for example "{chip.name} {cores}-core {gigabytes}GB"; without cores it has {chip.gpu_cores}'
 
 
 def active_parameters(shape: ModelShape) -> int:

@@ -13,6 +13,8 @@ from mlx_finetune.hardware.shapes import ModelShape, adapted_layers
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_bytes, format_count
 
+EVERY_BLOCK = "every block has an adapter"
+
 LEAST_PASSES = 1.5  # over the rows; the pass before step 1 is one more
 MEMORY_SHARE = 0.25  # of what the plan leaves of the memory limit
 DISK_SHARE = 0.5  # of what is free beside the checkpoints
@@ -36,7 +38,11 @@ class KeptStates:
     def sentence(self) -> str:
         """What is kept, where, and how large it is."""
         place = "in memory" if self.in_memory else "in a file of the run folder until it ends"
-        what = f"{self.num_blocks} blocks learn nothing: what leaves them is computed once"
+        what = (
+            "1 block learns nothing: what leaves it is computed once"
+            if self.num_blocks == 1
+            else f"{self.num_blocks} blocks learn nothing: what leaves them is computed once"
+        )
         return f"{what}, {format_count(self.num_positions)} positions, {format_bytes(self.num_bytes)} kept {place}"
 
 
@@ -50,6 +56,12 @@ def frozen_blocks(shape: ModelShape, recipe: Recipe) -> int:
     return 0 if recipe.lora is None else shape.num_layers - adapted_layers(shape, recipe.lora)
 
 
+def way_out(reason: str) -> str:
+    """The hint where the key was asked for, and is impossible for ``reason``."""
+    hint = 'write reuse_frozen_layers = "auto" under [training]'
+    return f"{hint}, or give fewer blocks an adapter: lora.num_layers" if reason == EVERY_BLOCK else hint
+
+
 def why_impossible(recipe: Recipe, shape: ModelShape, num_processes: int) -> str:
     """Why the states of the frozen blocks cannot be kept, "" where they can, as far as arithmetic knows.
 
@@ -58,7 +70,7 @@ def why_impossible(recipe: Recipe, shape: ModelShape, num_processes: int) -> str
     if recipe.lora is None:
         return "every weight is trained"
     if not frozen_blocks(shape, recipe):
-        return "every block has an adapter"
+        return EVERY_BLOCK
     if recipe.training.neftune_alpha:
         return "neftune_alpha changes what enters the blocks in every step"
     if num_processes > 1:

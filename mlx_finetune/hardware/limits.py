@@ -81,19 +81,21 @@ def plan_limits(
     """
     memory, cache, wired = memory_limit(machine), cache_limit(machine), wired_limit(machine, predicted_bytes)
     if hardware.memory_limit == "auto":
-        rule = "W or what leaves macOS 15 % of the memory" if machine.on_gpu else "80 % of the memory"
+        rule = "what Metal recommends, or what leaves macOS 15 %" if machine.on_gpu else "80 % of the memory"
         reasons["hardware.memory_limit"] = f"{format_bytes(memory)}: {rule}"
     else:
         memory = hardware.memory_limit
     if hardware.cache_limit == "auto":
-        rule = "2 GiB or a tenth of W" if machine.on_gpu else "32 MB or a tenth of the memory"
+        rule = "2 GiB, or a tenth of what Metal recommends" if machine.on_gpu else "32 MB or a tenth of the memory"
         reasons["hardware.cache_limit"] = f"{format_bytes(cache)}: {rule}"
     else:
         cache = hardware.cache_limit
     if hardware.wired_limit != "auto":
         wired = hardware.wired_limit if machine.on_gpu else 0
     elif machine.on_gpu:
-        reasons["hardware.wired_limit"] = f"{format_bytes(wired)}: the plan and 2 GiB more, at most 90 % of W"
+        reasons["hardware.wired_limit"] = (
+            f"{format_bytes(wired)}: the plan and 2 GiB more, at most 90 % of what Metal recommends"
+        )
     else:
         reasons["hardware.wired_limit"] = "nothing is wired on a CPU"
     return Limits(memory, wired, cache)

@@ -45,7 +45,8 @@ class Measured:
     of an answer, None where the recipe has no prompts. ``others_share`` of the processors was used by other programs;
     ``own_share`` is the processor time of this process over the time that went by, 1 and more where it was not held up.
     ``pass_seconds`` go by before step 1 to compute what leaves the frozen blocks, where that is kept.
-    ``is_cut_short``: the time allowed for measuring ended it before all was timed that was meant to be.
+    ``is_cut_short``: the time allowed for measuring ended it before all was timed that was meant to be; without
+    ``has_longest`` even before the longest rows, so that nothing of it tells what a run will take.
     """
 
     startup_seconds: float
@@ -65,6 +66,7 @@ class Measured:
     seconds: float
     is_cut_short: bool
     pass_seconds: float = 0.0
+    has_longest: bool = True
 
     def to_json(self) -> dict[str, object]:
         """Plain values, one key per field."""

@@ -41,6 +41,15 @@ def read_config(folder: Path) -> dict[str, object]:
     return cast("dict[str, object]", config)
 
 
+def refuse_more_blocks(asked: int, num_blocks: int) -> None:
+    """Raise ``ModelError`` where ``lora.num_layers`` asks for more blocks than the model has."""
+    if asked > num_blocks:
+        raise ModelError(
+            f"[lora] num_layers = {asked}, but the model has {num_blocks} blocks",
+            f'write num_layers = "all" or a number from 1 to {num_blocks}',
+        )
+
+
 def _check_nested(path: Path, table: Mapping[str, object]) -> None:
     """Refuse sizes that no model has in any table: layers are built one by one, whether or not there are weights."""
     for key, value in table.items():

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model.adapter_layers import AdapterLayer, DoRALinear, LoRALinear, is_linear, linear_shape
+from mlx_finetune.model.config import refuse_more_blocks
 from mlx_finetune.model.noise import derive_key
 from mlx_finetune.model.upstream import QuantizedSwitchLinear, SwitchLinear
 from mlx_finetune.recipe.schema import LoraRecipe
@@ -139,11 +140,8 @@ def find_target_modules(model: nn.Module, lora: LoraRecipe) -> tuple[str, ...]:
     ``ModelError`` that lists the names there are.
     """
     blocks = blocks_of(model)
-    if lora.num_layers != "all" and lora.num_layers > len(blocks):
-        raise ModelError(
-            f"[lora] num_layers = {lora.num_layers}, but the model has {len(blocks)} blocks",
-            f'write num_layers = "all" or a number from 1 to {len(blocks)}',
-        )
+    if lora.num_layers != "all":
+        refuse_more_blocks(lora.num_layers, len(blocks))
     count = len(blocks) if lora.num_layers == "all" else lora.num_layers
     linears = block_linears(model)
     chosen = [path for path, inside in linears.items() if _is_target(inside, lora.target_modules)]

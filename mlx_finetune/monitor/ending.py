@@ -6,10 +6,13 @@ from collections import Counter
 from mlx_finetune.events import RunFinished, Sampled
 from mlx_finetune.monitor.plain import number, one_line
 from mlx_finetune.monitor.summary import Summary
-from mlx_finetune.units import format_bytes, format_count, format_seconds
+from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
 
 #: Longest part of an answer that is shown beside the other, in lines of its column.
 ANSWER_LINES = 8
+
+#: With fewer validation rows their loss says little.
+FEW_ROWS = 8
 
 _REASONS = {
     "finished": "all steps done",
@@ -23,12 +26,11 @@ def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name
     lines = ["", f"finished at step {finished.step}: {_REASONS.get(finished.reason, finished.reason)}", ""]
     lines += [f"  {line}" for line in learned_lines(summary, finished)]
     lines += compared_lines(summary, finished, width=width)
-    peak = format_bytes(finished.peak_memory_bytes)
+    took = f"{format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets"
+    peak = f"peak memory {format_bytes(finished.peak_memory_bytes)}"
     lines += [
         "",
-        f"  {format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets, "
-        f"peak memory {peak}",
-        *([f"  {finished.planned}"] if finished.planned else []),
+        *([f"  {took}", f"  {finished.planned}"] if finished.planned else [f"  {took}, {peak}"]),
         f"  {what_was_trained(summary)} in {folder}",
         *(f"  {line}" for line in restarted_lines(summary)),
         "",
@@ -57,12 +59,13 @@ def what_was_trained(summary: Summary) -> str:
 
 
 def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
-    """Validation loss before and after, in one or two lines; the training loss where there is no validation set."""
+    """Validation loss of the base and of the result, in up to three lines; the training loss where there is no
+    validation set."""
     first, best, last = finished.first_loss, finished.best_loss, finished.last_loss
     if last is None and best is None:
         smooth = summary.smooth_loss
         return [f"no validation set; training loss at the end {number(smooth, 4)}"] if smooth is not None else []
-    end = best if best is not None else last
+    end = finished.result_loss
     if first is None:
         return [f"validation loss {number(end, 4)}{_best_at(finished)}"]
     assert end is not None, "an end without a loss was handled above"
@@ -73,12 +76,20 @@ def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
     ]
     if end >= first:
         lines.append("it did not learn what the validation rows ask for; a lower learning rate or more rows may help")
+    rows = summary.started.valid_rows if summary.started else 0
+    if 0 < rows < FEW_ROWS:
+        more = "a validation file or a larger data.val_split tells more"
+        lines.append(f"{counted(rows, 'validation row')} {'is' if rows == 1 else 'are'} few to judge by: {more}")
     return lines
 
 
 def _best_at(finished: RunFinished) -> str:
     if finished.best_step is None:
         return ""
+    if not finished.is_best_the_result and finished.last_loss is not None:
+        if finished.best_step == finished.step:
+            return " (at the end)"
+        return f" (at the end, which is the result; best {number(finished.best_loss, 4)} at step {finished.best_step})"
     if finished.last_loss is None or finished.best_step == finished.step:
         return f" (best at step {finished.best_step})"
     return f" (best at step {finished.best_step}; {number(finished.last_loss, 4)} at the end)"

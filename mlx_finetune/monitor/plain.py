@@ -21,7 +21,7 @@ from mlx_finetune.events import (
     TimeJump,
 )
 from mlx_finetune.monitor.summary import Summary
-from mlx_finetune.units import format_bytes, format_count, format_seconds
+from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
 
 STEP_LINES = 100
 ANSWER_WIDTH = 160
@@ -56,8 +56,8 @@ class PlainView:
             self._write(lines_for(record, self._summary))
 
     def _is_worth_a_line(self, phase: Phase, previous: Phase | None, now: float) -> bool:
-        """Before step 1: a phase when it begins, and how far it is every ten seconds."""
-        if self._summary.started is not None:
+        """While a training or its continuation is prepared: a phase when it begins, and every ten seconds how far."""
+        if not self._summary.is_preparing:
             return False
         is_new = previous is None or (previous.name, previous.detail) != (phase.name, phase.detail)
         if is_new or now - self._phase_line_time >= PHASE_SECONDS:
@@ -149,12 +149,12 @@ def started_lines(started: RunStarted) -> list[str]:
     """Two lines: what is trained, and on what."""
     share = started.trainable_parameters / max(1, started.total_parameters)
     where = f"from step {started.first_step + 1} to {started.total_steps}" if started.first_step else ""
-    rows = f"{started.train_rows:,} training rows, {started.valid_rows:,} for validation"
+    rows = f"{counted(started.train_rows, 'training row')}, {started.valid_rows:,} for validation"
     return [
         f"{started.run}: {started.task} of {started.model} on {started.device}, {started.compute_dtype}; trains "
         f"{format_count(started.trainable_parameters)} of {format_count(started.total_parameters)} parameters "
         f"({share:.1%})",
-        f"{where or f'{started.total_steps:,} steps'}, {started.steps_per_epoch:,} in an epoch; {rows}",
+        f"{where or counted(started.total_steps, 'step')}, {started.steps_per_epoch:,} in an epoch; {rows}",
     ]
 
 

@@ -53,8 +53,18 @@ class RunFacts:
     @property
     def best_loss(self) -> float | None:
         """Lowest validation loss after a step."""
-        best = self.summary.best_evaluation
-        return best.loss if best and best.step else None
+        return min((one.loss for one in self.summary.evaluations if one.step and _is_number(one.loss)), default=None)
+
+    @property
+    def result_loss(self) -> float | None:
+        """Validation loss of the weights in the folder, of the best ones so far where it has not finished."""
+        outcome = self.summary.outcome
+        return outcome.result_loss if isinstance(outcome, RunFinished) else self.best_loss
+
+
+def _is_number(loss: float | None) -> bool:
+    """A loss that is not finite is null in the journal."""
+    return loss is not None
 
 
 def table_lines(runs: Sequence[RunFacts]) -> Iterator[str]:
@@ -62,7 +72,7 @@ def table_lines(runs: Sequence[RunFacts]) -> Iterator[str]:
     rows = [("NAME", "MODEL", "STATUS", "STEPS", "VALIDATION LOSS", "SIZE")]
     for run in runs:
         total = run.summary.total_steps
-        losses = f"{_short(run.first_loss)} -> {_short(run.best_loss)}"
+        losses = f"{_short(run.first_loss)} -> {_short(run.result_loss)}"
         steps = f"{run.summary.steps_done}/{total}" if total else "-"
         rows.append((run.name, run.model or "-", run.status, steps, losses, format_bytes(run.num_bytes)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -85,6 +95,7 @@ def facts_json(run: RunFacts) -> dict[str, object]:
         "total_steps": run.summary.total_steps,
         "first_loss": run.first_loss,
         "best_loss": run.best_loss,
+        "result_loss": run.result_loss,
         "num_bytes": run.num_bytes,
     }
 

@@ -32,6 +32,9 @@ Outcome = RunFinished | RunStopped | RunFailed
 SMOOTH_STEPS = 20
 TREND_STEPS = 40
 
+#: The one phase of a training at work; every other one prepares the training, or its continuation.
+_WHILE_TRAINING = "answer"
+
 
 @dataclass(frozen=True, slots=True)
 class LossPoint:
@@ -49,6 +52,7 @@ class Summary:
     def __init__(self) -> None:
         self.phase: Phase | None = None
         self.phase_time: float = 0.0
+        self.is_preparing = False  # before the first step of this process, which may continue a run
         self.started: RunStarted | None = None
         self.started_time: float = 0.0
         self.step: StepDone | None = None
@@ -94,12 +98,14 @@ class Summary:
                 self._restart(event)
             case RunFinished() | RunStopped() | RunFailed():
                 self.outcome, self.phase, self.paused = event, None, None
+                self.is_preparing = False
 
     def _begin(self, event: Phase, time: float) -> None:
         before = self.phase
         if before is None or (before.name, before.detail) != (event.name, event.detail):
             self.phase_time = time
         self.phase, self.outcome = event, None
+        self.is_preparing = self.is_preparing or event.name != _WHILE_TRAINING
 
     def _pause(self, event: Paused | Continued) -> None:
         self.paused = event if isinstance(event, Paused) else None
@@ -127,7 +133,7 @@ class Summary:
     def _start(self, event: RunStarted, time: float) -> None:
         kept = event.first_step
         self.started, self.started_time, self.phase, self.outcome = event, time, None, None
-        self.paused, self._lost_seconds = None, 0.0
+        self.paused, self._lost_seconds, self.is_preparing = None, 0.0, False
         self.step = self.step if self.step is not None and self.step.step <= kept else None
         self.losses = [point for point in self.losses if point.step <= kept]
         self.evaluations = [one for one in self.evaluations if one.step <= kept] if kept else _before_start(self)

@@ -21,7 +21,7 @@ from mlx_finetune.events import (
 from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.plain import amount_done, eta_text, lines_for, number
 from mlx_finetune.monitor.region import Region
-from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.monitor.summary import Outcome, Summary
 from mlx_finetune.units import format_bytes, format_seconds
 
 FRAME_SECONDS = 0.2
@@ -47,11 +47,12 @@ class LiveView:
     def show(self, record: Record) -> None:
         """Fold the record; what should be kept is printed above with the next frame."""
         before, began = self._summary.phase, self._summary.phase_time
+        was_preparing = self._summary.is_preparing
         self._summary.add(record)
         event = record.event
         now = self._summary.phase
         ended = before is not None and (now is None or _title(now) != _title(before))
-        if before is not None and ended and (self._summary.started is None or isinstance(event, RunStarted)):
+        if before is not None and ended and was_preparing and not isinstance(event, Outcome):
             self._above.append(_phase_done(before, record.time - began))
         if isinstance(event, RunStarted | Evaluated | Sampled | Notice | Paused | Continued | TimeJump):
             self._above += [_coloured(line) for line in lines_for(record, self._summary)]
@@ -97,7 +98,7 @@ def frame(summary: Summary, now: float, *, width: int, height: int) -> list[Text
     """The lines at the bottom: the phase before step 1, then the numbers and the loss curve; at most ``height``."""
     if summary.step is None and summary.paused is not None:
         return [Text(f" paused: {summary.paused.reason}", "yellow")][:height]
-    if summary.started is None or (summary.step is None and summary.phase is not None):
+    if summary.started is None or summary.is_preparing or (summary.step is None and summary.phase is not None):
         return [_phase_line(summary, now, width)][:height]
     if summary.step is None:
         waits_for_base = not summary.evaluations and summary.started.first_step == 0 and summary.started.valid_rows

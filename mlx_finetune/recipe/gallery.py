@@ -5,6 +5,7 @@ runs from; of two recipes with one name the first counts.
 """
 
 import json
+import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ def find_recipe(name: str, here: Path = Path()) -> RecipeFile:
 def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
     """Copy the recipe to the file or folder ``destination``, and its schema beside it. Returns what was written.
 
+    The commands in its comments name the copy.
+
     The data of a recipe that comes with an installed package is copied too, where the recipe expects it.
     Never overwrites: raises ``UsageError``.
     """
@@ -65,6 +68,7 @@ def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
     if target.suffix != ".toml":
         raise UsageError(f"{target} is not the name of a recipe", f"write {target}.toml, or a folder that exists")
     text = recipe.path.read_text(encoding="utf-8")
+    text = text.replace(f" recipes/{recipe.path.name}", f" {shlex.quote(str(target))}")  # the commands in its comments
     try:
         with target.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)

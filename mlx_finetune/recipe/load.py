@@ -5,14 +5,16 @@ the run folder and shared, so an access token anywhere in it is refused, and nev
 """
 
 import re
+import shlex
 import stat
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_finetune.errors import Problem, RecipeError
+from mlx_finetune.errors import MlxftError, Problem, RecipeError
 from mlx_finetune.recipe.explain import Finding, KeyPath, check
 from mlx_finetune.recipe.locate import locate_keys
 from mlx_finetune.recipe.overrides import Override, apply_overrides, parse_overrides
@@ -42,6 +44,11 @@ class LoadedRecipe:
     overrides: tuple[str, ...]
     notices: tuple[str, ...] = ()
 
+    def command(self, name: str) -> str:
+        """``mlxft NAME RECIPE`` with the overrides, quoted for a shell."""
+        options = [part for one in self.overrides for part in ("--set", one)]
+        return shlex.join(["mlxft", name, str(self.path), *options])
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """The recipe in ``path`` with ``overrides`` applied. Raises ``RecipeError`` with every problem, in file order."""
@@ -63,6 +70,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         bad = {finding.path for finding in findings}
         findings += [finding for finding in result if finding.path not in bad]
     raise RecipeError(_located(findings, text, str(path), parsed) + problems)
+
+
+def name_recipe(hint: str, path: Path, overrides: Sequence[str]) -> str:
+    """``hint`` with the word RECIPE of its commands replaced by ``path`` and its ``--set`` options, to be typed."""
+    typed = shlex.join([str(path), *(part for one in overrides for part in ("--set", one))])
+    return re.sub(r"\bRECIPE\b", lambda _: typed, hint)
+
+
+@contextmanager
+def naming_recipe(path: Path, overrides: Sequence[str]) -> Generator[None]:
+    """Inside, the hint of an error names the recipe that the command at hand was given (``name_recipe``)."""
+    try:
+        yield
+    except MlxftError as error:
+        error.hint = name_recipe(error.hint, path, overrides)
+        raise
 
 
 _TOKEN_HINT = "remove it and set the environment variable HF_TOKEN instead"

@@ -194,7 +194,7 @@ class TrainingRecipe(Section):
     reuse_frozen_layers: Auto | bool = Field(
         "auto",
         description="Compute what leaves the blocks below the lowest adapter once and keep it for every epoch; auto "
-        "does where that pays and memory or disk have room.",
+        "does where that pays and memory or disk have room. Several processes (--hostfile, mlx.launch) cannot.",
     )
     neftune_alpha: Annotated[float, Field(ge=0, le=1000)] = Field(
         0.0, description="Uniform noise on the embeddings during training (2310.05914); 0 is off, 5 is usual."
@@ -316,7 +316,9 @@ class Recipe(Section):
         "sft", description="sft learns answers to prompts; pretrain learns plain text."
     )
     quantize: Literal[4, 8] | None = Field(
-        None, description="Bits of the frozen base; left out, the weights stay as stored."
+        None,
+        description="Bits of the frozen base on a GPU; left out, the weights stay as stored. On a CPU they are written "
+        "out as float32, quantised or not.",
     )
     output_dir: str = Field(min_length=1, description="The run folder that will be made.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes initial weights, order, dropout, draws.")

@@ -11,17 +11,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.errors import EXIT_NO_SPACE, DataError, Interrupted, MlxftError, RecipeError, TrainingError
-from mlx_finetune.events import Event, EventWriter, RunFailed, RunStopped
+from mlx_finetune.events import Event, EventWriter, Notice, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.place import BLAS_THREADS, Place, blas_threads, read_place
 from mlx_finetune.hardware.safer import Safer
-from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
+from mlx_finetune.recipe.load import LoadedRecipe, load_recipe, name_recipe, naming_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 from mlx_finetune.train.checkpoints.room import refused_writes
 from mlx_finetune.train.signals import StopRequest
@@ -64,7 +65,8 @@ def _follow(request: Request, place: Place, stop: StopRequest) -> int:
         from mlx_finetune.train.run import follow_run
 
         ranks = connect(place)
-        with suppress(OtherRankError, TrainingError):  # a TrainingError comes to all ranks alike
+        named = naming_recipe(loaded.path, loaded.overrides)
+        with suppress(OtherRankError, TrainingError), named:  # a TrainingError comes to all ranks alike
             follow_run(loaded, stop, ranks, base=Path.cwd())
     except MlxftError as error:
         _print_error(error, f"rank {place.rank}: ")
@@ -122,11 +124,24 @@ def _train(
     from mlx_finetune.train.run import train_run  # imports mlx, which must see the BLAS loaded first
 
     ranks = connect(place)
-    stopped_at = train_run(loaded, request, admission, stop, emit, base=Path.cwd(), ranks=ranks)
+    with naming_recipe(loaded.path, loaded.overrides):
+        named = naming_notices(loaded, emit)
+        stopped_at = train_run(loaded, request, admission, stop, named, base=Path.cwd(), ranks=ranks)
     if stopped_at is None:
         return 0
     emit(RunStopped(stopped_at, stop.signal_number))
     return 128 + stop.signal_number
+
+
+def naming_notices(loaded: LoadedRecipe, emit: Callable[[Event], None]) -> Callable[[Event], None]:
+    """``emit`` for events whose hints name the recipe of this process (``name_recipe``)."""
+
+    def named(event: Event) -> None:
+        if isinstance(event, Notice):
+            event = replace(event, hint=name_recipe(event.hint, loaded.path, loaded.overrides))
+        emit(event)
+
+    return named
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Request, int | None]:

@@ -62,7 +62,7 @@ class Comparison:
         seconds = self.happened.step_seconds
         if self.planned.step_seconds:
             planned = self.planned.step_seconds
-            words += f", {format_step(seconds)} a step of {format_step(planned)} ({_miss(seconds, planned)})"
+            words += f", {format_step(seconds)} a step of {format_step(planned)} planned ({_miss(seconds, planned)})"
         return words
 
     def to_json(self) -> dict[str, object]:

@@ -1,8 +1,9 @@
-"""The measuring process of a plan: ``python -m mlx_finetune.train.measure --recipe PATH``. It leaves nothing behind.
+"""The measuring process of a plan: ``python -m mlx_finetune.train.measure --recipe PATH --budget SECONDS``.
 
-It prepares the run as training does and takes real steps on its real batches: the longest first, because that is the
-peak memory, then typical ones, until the time allowed is used up. What it found is the last line of its stdout, after
-the events of loading, one JSON object each; errors go to stderr as ``error:`` and ``hint:`` lines.
+It leaves nothing behind. It prepares the run as training does and takes real steps on its real batches: the shortest to
+warm up, the longest, because that is the peak memory, then typical ones, until the time allowed is used up. What it
+found is the last line of its stdout, after the events of loading, one JSON object each; errors go to stderr as
+``error:`` and ``hint:`` lines.
 """
 
 import argparse
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
     from mlx_finetune.dataset.stream import Batch
     from mlx_finetune.train.start.prepare import Prepared
 
-BUDGET_SECONDS = 25.0  # since the start of the process; nothing is begun that would end later
 LEAST_SECONDS = 4.0  # of timed steps, so that a machine with other programs shows how it is in the mean
 MAX_TIMED = 400
 MAX_SEEN = 200  # steps whose microbatches are looked at for the largest
@@ -62,7 +62,7 @@ class Clock:
     """Times from the start of this process; ``time`` and ``began`` are arguments for the tests."""
 
     began: float
-    budget: float = BUDGET_SECONDS
+    budget: float
     time: Callable[[], float] = time.time
 
     @property
@@ -90,8 +90,9 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
     frozen = _Frozen(prepared)
     steps = _Steps(prepared, clock, frozen)
     is_complete = steps.time(order[:NUM_FIRST])
-    validation = _time_validation(prepared, clock, frozen)
-    answer_seconds = _time_answer(prepared)
+    has_longest = is_complete or len(steps.timed) > 1
+    validation = _time_validation(prepared, clock, frozen) if has_longest else []
+    answer_seconds = _time_answer(prepared) if has_longest else None
     is_complete = is_complete and steps.time(order[NUM_FIRST:])
     while is_complete and len(steps.timed) < MAX_TIMED and steps.seconds < LEAST_SECONDS:
         is_complete = steps.time(order[NUM_FIRST:])
@@ -113,6 +114,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
         seconds=clock.elapsed,
         is_cut_short=not is_complete,
         pass_seconds=frozen.pass_seconds,
+        has_longest=has_longest,
     )
 
 
@@ -185,16 +187,22 @@ class _Steps:
         return sum(one.seconds for one in self.timed) + sum(self.updates)
 
     def time(self, shapes: Sequence[Shape]) -> bool:
-        """Time a microbatch of each shape; False where the time was up before that. Two are timed in any case."""
+        """Time a microbatch of each shape; False where the time was up before that.
+
+        The first is timed in any case; the second, the longest, unless not even as short a one as the first fits in.
+        """
         for shape in shapes:
             if shape not in self._located:  # a shape that only later epochs have
                 continue
-            if len(self.timed) > 1 and not self._clock.allows(self._expected(shape)):
+            if self.timed and not self._clock.allows(self._least(shape)):
                 return False
             self._take(shape)
         return True
 
-    def _expected(self, shape: Shape) -> float:
+    def _least(self, shape: Shape) -> float:
+        """Seconds that ``shape`` will take, by those before; what the first took, cold as it was, tells no more."""
+        if len(self.timed) == 1:
+            return self.timed[0].seconds
         positions = shape[0] * shape[1]
         return max(one.seconds * positions / (one.rows * one.length) for one in self.timed[-3:])
 
@@ -357,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mlx_finetune.train.measure", allow_abbrev=False)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--budget", type=float, default=BUDGET_SECONDS)
+    parser.add_argument("--budget", type=float, required=True)
     given = parser.parse_args(arguments)
     clock = Clock(psutil.Process().create_time(), given.budget)
     try:

@@ -21,7 +21,7 @@ Arrays = tuple[mx.array, ...]
 
 
 class ReadRows(Protocol):
-    """Examples to rows of tokens; paths count from ``base``, ``progress`` is called with (done, total)."""
+    """Examples of a split to rows of tokens; paths count from ``base``, ``progress`` is called with (done, total)."""
 
     def __call__(
         self,
@@ -30,6 +30,7 @@ class ReadRows(Protocol):
         data: DataRecipe,
         base: Path,
         progress: Callable[[int, int], None] | None,
+        split: str,
     ) -> TokenizedSplit: ...
 
 
@@ -74,8 +75,9 @@ def _read_as(task: str) -> ReadRows:
         data: DataRecipe,
         base: Path,
         progress: Callable[[int, int], None] | None,
+        split: str,
     ) -> TokenizedSplit:
-        return tokenize(examples, tokenizer, data, task=task, progress=progress, base=base)
+        return tokenize(examples, tokenizer, data, task=task, progress=progress, base=base, split=split)
 
     return read_rows
 

@@ -40,6 +40,11 @@ def publish(run: RunDir, recipe: Recipe, step: int) -> None:
             durable.copy_file(path, target / path.name)
 
 
+def result_step(recipe: Recipe, state: RunState) -> int:
+    """The step whose weights are the result: the best one, unless the base was best or the last one is asked for."""
+    return (state.best_step if recipe.training.keep_best else None) or state.step
+
+
 def write_metrics(
     run: RunDir,
     recipe: Recipe,
@@ -60,6 +65,7 @@ def write_metrics(
         "first_eval_loss": state.first_loss,
         "best_eval_loss": state.best_loss,
         "best_step": state.best_step,
+        "result_step": result_step(recipe, state),
         "last_eval_loss": state.last_loss,
         "last_train_loss": state.loss,
         "train_seconds": round(state.train_seconds, 3),
@@ -87,11 +93,6 @@ def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, 
     )
     data = recipe.data.path or recipe.data.train or ", ".join(source.path for source in recipe.data.sources)
     corrected = "" if recipe.data.corrections is False else ", and answers put right in chats"
-    losses = (
-        f"Validation loss {state.first_loss:.4f} before, {state.best_loss:.4f} at its best (step {state.best_step})."
-        if state.first_loss is not None and state.best_loss is not None
-        else "There was no validation set."
-    )
     base = entry.hub_id if (entry := find_entry(info.name)) else info.name
     load = (
         f"Load it with `mlxft chat {run.path.name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
@@ -112,12 +113,23 @@ tags: [mlx, mlxft, {"lora" if lora else "full"}]
 - Licence of the base model: {info.license or "unknown; see the base model's page"}
 - Task: {recipe.task}; data: `{data}`{corrected}
 - Settings: {settings}; learning rate {recipe.training.learning_rate}, {recipe.training.lr_scheduler} schedule
-- {state.step} steps, {format_count(state.targets_trained)} targets. {losses}{_restarts(state)}
+- {state.step} steps, {format_count(state.targets_trained)} targets. {_losses(recipe, state)}{_restarts(state)}
 
 {load}
 All settings are in `resolved.toml`, the course of the training in `events.jsonl`.
 """
     durable.write_text(run.file(rundir.CARD), text)
+
+
+def _losses(recipe: Recipe, state: RunState) -> str:
+    """Validation loss of the base and of the weights that are the result."""
+    if state.first_loss is None or state.best_loss is None:
+        return "There was no validation set."
+    before = f"Validation loss {state.first_loss:.4f} before"
+    if result_step(recipe, state) == state.best_step or state.last_loss is None:
+        return f"{before}, {state.best_loss:.4f} at its best (step {state.best_step}), which is the result."
+    end = f"{state.last_loss:.4f} at the end, which is the result"
+    return f"{before}, {end}; it was lowest at step {state.best_step} ({state.best_loss:.4f})."
 
 
 def _restarts(state: RunState) -> str:

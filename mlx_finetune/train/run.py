@@ -27,7 +27,7 @@ from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
 from mlx_finetune.train.ranks import ALONE, Ranks
-from mlx_finetune.train.results import publish, write_card, write_metrics
+from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.admission import Admission, CutFile, RefusedError, Request, cut_journal
@@ -341,7 +341,8 @@ def _finish(run: RunDir, prepared: Prepared, cadence: Cadence, state: RunState, 
     rotate(run, keep_newest=recipe.training.keep_checkpoints, keep_steps=steps_to_keep(cadence, state))
     if recipe.training.keep_best and state.best_step == 0:
         emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
-    publish(run, recipe, (state.best_step if recipe.training.keep_best else None) or state.step)
+    published = result_step(recipe, state)
+    publish(run, recipe, published)
     compared = compare_run(prepared.expected, state, emit)
     write_metrics(run, recipe, prepared.info, state, reason, compared.to_json() if compared else None)
     write_card(run, recipe, prepared.info, state, source=prepared.source)
@@ -357,5 +358,6 @@ def _finish(run: RunDir, prepared: Prepared, cadence: Cadence, state: RunState, 
             targets_trained=state.targets_trained,
             peak_memory_bytes=state.peak_memory_bytes,
             planned=compared.sentence if compared else "",
+            result_step=published,
         )
     )

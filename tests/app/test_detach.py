@@ -79,7 +79,7 @@ def test_ctrl_c_before_the_start_stops_the_run_and_gives_its_code(machine: Machi
     assert command.returncode == 130
     assert said.splitlines() == [
         "load: tiny",
-        "stopping once the work at hand is saved; press Ctrl-C again to leave at once",
+        "stopping before the next step; press Ctrl-C again to leave at once",
         "",
         "stopped before step 1",
     ]

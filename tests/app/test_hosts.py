@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from mlx_finetune.app import hosts
-from mlx_finetune.app.hosts import Host, Hosts, free_port, read_hostfile, remote_command
+from mlx_finetune.app.hosts import Host, Hosts, check_rdma, free_port, read_hostfile, remote_command
 from mlx_finetune.errors import UsageError
 from mlx_finetune.hardware.place import Place, read_place
 
 MAC2 = {"ssh": "mac2.local", "ips": ["10.0.0.2"]}
 HERE = {"ssh": "localhost", "ips": ["10.0.0.1", "10.1.0.1"]}
+HOSTFILE = Path("hosts.json")
+RDMA = [HERE | {"rdma": [None, "rdma_en2"]}, MAC2 | {"rdma": ["rdma_en2", None]}]
 
 
 def write(folder: Path, content: object) -> Path:
@@ -24,8 +26,12 @@ def write(folder: Path, content: object) -> Path:
 def test_both_forms_of_a_hostfile_are_read(tmp_path: Path):
     both = (Host("localhost", ("10.0.0.1", "10.1.0.1")), Host("mac2.local", ("10.0.0.2",)))
     assert read_hostfile(write(tmp_path, [HERE, MAC2])) == Hosts(both)
-    fields = {"backend": "jaccl", "envs": ["A=b=c"], "hosts": [HERE, MAC2]}
-    assert read_hostfile(write(tmp_path, fields)) == Hosts(both, "jaccl", ("A=b=c",))
+    fields = {"backend": "jaccl", "envs": ["A=b=c"], "hosts": RDMA}
+    over_rdma = (
+        Host("localhost", both[0].ips, (None, "rdma_en2")),
+        Host("mac2.local", both[1].ips, ("rdma_en2", None)),
+    )
+    assert read_hostfile(write(tmp_path, fields)) == Hosts(over_rdma, "jaccl", ("A=b=c",))
 
 
 def test_an_address_as_the_name_need_not_be_repeated(tmp_path: Path):
@@ -38,8 +44,24 @@ def test_an_address_as_the_name_need_not_be_repeated(tmp_path: Path):
     [
         ("nonsense", "is no JSON"),
         ([], "lists no host"),
-        ([{"ips": ["10.0.0.1"]}], 'every host needs a name, "ssh"'),
-        ({"backend": "ring"}, 'every host needs a name, "ssh"'),
+        ({"backend": "ring"}, "has no list of hosts"),
+        ({"ssh": "127.0.0.1"}, "has no list of hosts"),
+        ({}, "has no list of hosts"),
+        (3, "has no list of hosts"),
+        ({"hosts": HERE}, "has no list of hosts"),
+        ([1, 2], "host 0 is 1, no object with"),
+        ([HERE, "mac2.local"], "host 1 is 'mac2.local', no object with"),
+        ([{"ips": ["10.0.0.1"]}], 'host 0 has no name, "ssh"'),
+        ([HERE, {"ssh": 5}], 'host 1 has no name, "ssh"'),
+        ([HERE, {"ssh": ""}], 'host 1 has no name, "ssh"'),
+        (
+            [HERE, {"ssh": "-oProxyCommand=touch x", "ips": ["10.0.0.2"]}],
+            "begins with -, which ssh takes for an option",
+        ),
+        ([HERE, MAC2 | {"ips": "10.0.0.2"}], "\"ips\" of mac2.local are '10.0.0.2', no list of addresses"),
+        ([HERE, MAC2 | {"ips": 5}], '"ips" of mac2.local are 5, no list of addresses'),
+        ([HERE, MAC2 | {"ips": [5]}], '"ips" of mac2.local are [5], no list of addresses'),
+        ([HERE, MAC2 | {"rdma": "rdma_en2"}], "\"rdma\" of mac2.local are 'rdma_en2', no list of devices"),
         ([MAC2, HERE], "the first host is mac2.local, but rank 0 runs here"),
         ([HERE, {"ssh": "mac2.local"}], 'mac2.local has no address in "ips"'),
         ({"hosts": [HERE, MAC2], "backend": "mpi"}, "not 'mpi'"),
@@ -91,11 +113,47 @@ def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch):
         assert free_port(Hosts((here, here)), 20) == port - 1 + 7
 
 
-def test_what_ssh_runs_is_quoted_twice():
+def test_what_ssh_runs_is_quoted_twice_and_its_own_errors_are_heard():
     command = remote_command(Host("mac2"), ["python", "it's"], {"A": "b c"}, {"F": '["x"]'}, Path("/some where"))
-    assert command[:5] == ["ssh", "-tt", "-o", "LogLevel=QUIET", "mac2"]
-    assert "/some where" in command[5]
-    assert command[5].startswith("/bin/sh -c ")
+    assert command[:6] == ["ssh", "-tt", "-o", "LogLevel=ERROR", "--", "mac2"]
+    assert "/some where" in command[6]
+    assert command[6].startswith("/bin/sh -c ")
+    assert len(command) == 7
+
+
+@pytest.mark.parametrize(
+    ("system", "version"), [("linux", ""), ("darwin", "26.1"), ("darwin", "15.6.1"), ("darwin", "")]
+)
+def test_rdma_is_refused_where_the_system_has_none(system: str, version: str):
+    over_rdma = Hosts((Host("localhost"), Host("mac2")), "jaccl")
+    with pytest.raises(UsageError, match=r"macOS has from 26\.2 on") as refused:
+        check_rdma(HOSTFILE, over_rdma, system, lambda _: version)
+    assert '"backend"' in refused.value.hint
+    check_rdma(HOSTFILE, Hosts(over_rdma.hosts), system, lambda _: version)
+
+
+@pytest.mark.parametrize("version", ["26.2", "26.10.1", "27.0"])
+def test_rdma_is_tried_where_the_system_has_it(tmp_path: Path, version: str):
+    for backend in ("jaccl", "jaccl-ring"):
+        hosts = read_hostfile(write(tmp_path, {"hosts": RDMA, "backend": backend}))
+        check_rdma(HOSTFILE, hosts, "darwin", lambda _: version)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "backend", "message"),
+    [
+        ([HERE, MAC2], "jaccl", 'localhost has 0 entries in "rdma" for 2 hosts'),
+        ([RDMA[0], MAC2], "jaccl-ring", 'mac2.local has 0 entries in "rdma" for 2 hosts'),
+        ([RDMA[0], MAC2 | {"rdma": [None, None]}], "jaccl", "mac2.local names no device towards another host"),
+        ([RDMA[0], MAC2 | {"rdma": [None, None]}], "jaccl-ring", "mac2.local names no device towards another host"),
+    ],
+)
+def test_rdma_without_its_devices_is_refused(tmp_path: Path, hosts: list[object], backend: str, message: str):
+    found = read_hostfile(write(tmp_path, {"hosts": hosts, "backend": backend}))
+    with pytest.raises(UsageError) as refused:
+        check_rdma(HOSTFILE, found, "darwin", lambda _: "26.2")
+    assert message in refused.value.message
+    assert "mlx.distributed_config" in refused.value.hint
 
 
 def place(tmp_path: Path, addresses: list[list[str]], rank: int) -> Place:

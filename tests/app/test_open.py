@@ -165,8 +165,9 @@ def test_an_unknown_name_gets_near_names_and_no_network(place: Path, name: str, 
 
 def test_a_run_that_saved_nothing_and_a_folder_that_holds_nothing_are_refused(tmp_path: Path, llama: Path) -> None:
     write_facts(tmp_path / "adapters" / "empty", llama)
-    with pytest.raises(RunError, match="has no adapter yet"):
+    with pytest.raises(RunError, match="has no adapter yet") as refused:
         locate("empty", base=tmp_path)
+    assert refused.value.hint.startswith("see how it ended, and how it goes on: mlxft runs show ")
     (tmp_path / "stuff").mkdir()
     with pytest.raises(RunError, match="neither a run nor an adapter nor a model"):
         locate("stuff", base=tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from mlx_finetune.app.plan import Plan, find_local, make_plan, num_characters
 from mlx_finetune.app.plan_report import plan_json, plan_lines
 from mlx_finetune.cli import root
 from mlx_finetune.dataset.formats import Instruction, Messages, Text
-from mlx_finetune.errors import DataError, ModelError
+from mlx_finetune.errors import DataError, DoesNotFitError, ModelError, UsageError
 from mlx_finetune.hardware.auto import Facts, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.shapes import read_shape
+from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe
 
 CPU = Machine(on_gpu=False, memory_bytes=16 * 10**9, working_set_bytes=0, chip="x86_64")
@@ -89,7 +91,7 @@ def test_the_page_says_everything_a_person_decides_by(tiny_model: Callable[..., 
         "plan of demo.toml",
         "llama, 2 blocks",
         "rows to train on",
-        "longer than max_seq_length = 2048 (drop)",
+        "no row is longer than max_seq_length = 2048",
         "steps",
         "rank 4 on 7 layers in each of 2 blocks; the adapter's output is multiplied by 8",
         "frozen weights",
@@ -126,10 +128,60 @@ def test_a_name_that_matches_no_layer_is_warned_about(tiny_model: Callable[..., 
     assert "lora.target_modules names no layer of this model; it has c_attn, c_fc, c_proj" in made.warnings
 
 
+def test_an_adapter_on_more_blocks_than_there_are_is_refused_as_in_a_training(tiny_model: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match="num_layers = 3, but the model has 2 blocks"):
+        plan(tiny_model("llama"), lora={"rank": 4, "num_layers": 3})
+
+
 def test_no_training_row_is_an_error() -> None:
     Path("rows.jsonl").write_text("")
     with pytest.raises(DataError):
         plan("pythia-1.4b")
+
+
+def write_rows(path: str, num_short: int, num_long: int) -> None:
+    """Rows of about 35 tokens, then rows of several hundred."""
+    rows = [{"prompt": f"What is {n}?", "completion": "Much. " * (1 if n < num_short else 120)} for n in range(99)]
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows[: num_short + num_long]))
+
+
+def test_rows_that_are_left_out_are_not_counted_as_rows_to_train_on(tiny_model: Callable[..., Path]) -> None:
+    write_rows("train.jsonl", 12, 1)
+    write_rows("valid.jsonl", 2, 3)
+    data = {"train": "train.jsonl", "valid": "valid.jsonl", "max_seq_length": 128}
+    for model in (tiny_model("llama"), "pythia-1.4b"):
+        lines = list(plan_lines(plan(model, data=data), name="x"))
+        assert any("12 rows to train on, 2 to validate, 0 to test" in line for line in lines)
+        limit = "1 more row (7.7%) is longer than max_seq_length = 128 and left out"
+        assert any(line.strip() == limit for line in lines)
+    made = plan(tiny_model("llama"), data=data)
+    assert "validation data: 3 rows longer than max_seq_length and left out" in made.warnings
+    cut = list(plan_lines(plan(tiny_model("llama"), data={**data, "truncation": "keep-end"}), name="x"))
+    assert any(line.strip() == "1 row (7.7%) is longer than max_seq_length = 128 and cut" for line in cut)
+
+
+def test_validation_rows_that_cannot_be_used_are_refused_as_in_a_training(tiny_model: Callable[..., Path]) -> None:
+    write_rows("train.jsonl", 9, 0)
+    write_rows("valid.jsonl", 0, 1)
+    data = {"train": "train.jsonl", "valid": "valid.jsonl", "max_seq_length": 128}
+    with pytest.raises(DataError, match="the only validation row cannot be used") as caught:
+        plan(tiny_model("llama"), data=data)
+    assert (
+        caught.value.hint == 'raise data.max_seq_length, or keep the end of long rows with data.truncation = "keep-end"'
+    )
+    assert caught.value.problems[0].where == "valid.jsonl:1"
+    with pytest.raises(DataError, match="every validation row seems longer"):
+        plan("pythia-1.4b", data=data)
+
+
+def test_the_way_out_names_the_recipe_that_was_planned() -> None:
+    Path("rows.jsonl").write_text("")
+    Path("my recipe.toml").write_text(
+        'model = "pythia-1.4b"\noutput_dir = "o"\n[lora]\n[data]\npath = "rows.jsonl"\nformat = "text"\n'
+    )
+    error = call("plan", "my recipe.toml", "--no-measure", "--set", "seed=3").exception
+    assert isinstance(error, DataError)
+    assert error.hint == "mlxft data check 'my recipe.toml' --set seed=3"
 
 
 BIG = {
@@ -156,10 +208,24 @@ def test_every_way_to_fit_that_is_named_makes_it_fit() -> None:
     assert any("quantize=8" in fix.options for fix in fixes)
 
 
-def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
+def test_what_does_not_fit_is_refused_with_the_numbers_and_a_command_that_can_be_typed() -> None:
     facts = Facts(np.array([500] * 9), read_shape(BIG), CPU)
-    with pytest.raises(Exception, match=r"the training needs about 3\d\.\d GB, and the memory limit is 12\.8 GB"):
-        refuse_too_large(resolve_auto(recipe("x"), facts))
+    with pytest.raises(DoesNotFitError) as caught:
+        refuse_too_large(resolve_auto(recipe("x"), facts), recipe("x").hardware, CPU, plan="mlxft plan x.toml")
+    assert re.fullmatch(r"the training needs about 3\d\.\d GB, and the memory limit is 12\.8 GB", caught.value.message)
+    assert "mlxft plan x.toml" in caught.value.hint
+
+
+def test_a_limit_that_was_set_lower_than_the_machines_is_said_where_training_refuses(written: str) -> None:
+    loaded = load_recipe(Path(written), ["hardware.memory_limit=1MB"])
+    facts = Facts(np.array([500] * 9), read_shape(BIG), CPU)
+    resolved = resolve_auto(loaded.recipe, facts)
+    with pytest.raises(DoesNotFitError) as caught:
+        refuse_too_large(resolved, loaded.recipe.hardware, CPU, plan=loaded.command("plan"))
+    assert caught.value.hint == (
+        "what would make it fit is listed by: mlxft plan demo.toml --set hardware.memory_limit=1MB, and "
+        "hardware.memory_limit, which was set, may be left out: 12.8 GB here"
+    )
 
 
 def test_characters_are_those_of_what_is_said() -> None:
@@ -188,6 +254,34 @@ def test_dry_run_prints_the_plan_and_makes_nothing(written: str, here: Path) -> 
     assert planned.stdout.startswith("plan of demo.toml")
     assert "next: mlxft train demo.toml" in planned.stderr
     assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_dry_run_with_a_hostfile_plans_for_all_its_processes_and_keeps_it_in_the_command(written: str) -> None:
+    Path("two.json").write_text('[{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1"}]')
+    options = ("--set", "lora.num_layers=1", "--set", "training.epochs=9", "--dry-run")
+    alone, both = call("train", written, *options), call("train", written, *options, "--hostfile", "two.json")
+    assert alone.return_value == both.return_value == 0
+    assert "reuse_frozen_layers = true" in alone.stdout
+    assert "reuse_frozen_layers = false  # 2 processes share the rows" in both.stdout
+    assert "2 processes train together: the memory is that of each, the time that of one alone" in both.stderr
+    assert both.stderr.endswith("--set training.epochs=9 --hostfile two.json\n")
+    as_json = call("train", written, *options, "--json", "--hostfile", "two.json")
+    assert json.loads(as_json.stdout)["command"].endswith("--hostfile two.json")
+
+
+def test_a_hostfile_is_checked_by_a_dry_run_as_by_a_training(written: str) -> None:
+    Path("rdma.json").write_text('{"backend": "jaccl", "hosts": [{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1"}]}')
+    for more in ((), ("--dry-run",)):
+        result = call("train", written, "--hostfile", "rdma.json", *more)
+        assert isinstance(result.exception, UsageError)
+        assert "jaccl" in result.exception.message or '"rdma"' in result.exception.message
+
+
+def test_a_hostfile_with_one_host_is_said_to_be_no_company(written: str) -> None:
+    Path("one.json").write_text('[{"ssh": "127.0.0.1"}]')
+    result = call("train", written, "--hostfile", "one.json", "--dry-run")
+    assert result.return_value == 0
+    assert "warning: one.json lists one host: this machine trains alone" in result.stderr
 
 
 def test_a_plan_that_does_not_fit_exits_with_three(written: str) -> None:

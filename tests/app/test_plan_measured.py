@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from mlx_finetune.app import measuring
 from mlx_finetune.app.measuring import measure
 from mlx_finetune.app.plan import Plan, make_plan, with_measured
 from mlx_finetune.app.plan_report import exact_bytes, plan_json, plan_lines, warning_lines
 from mlx_finetune.cli import root
 from mlx_finetune.errors import DoesNotFitError, MlxftError, RunError
+from mlx_finetune.hardware.chips import parse_mac
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.ranges import Range
+from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_bytes, format_energy, format_seconds, format_step
 
@@ -47,6 +50,7 @@ FOUND = Measured(
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measuring, "BUDGET_SECONDS", 600)  # however busy the machine is
     rows = [
         {
             "messages": [
@@ -135,7 +139,7 @@ def test_the_run_is_compared_with_its_plan_and_the_profile_learns(written: str) 
     assert metrics["peak_memory_bytes"] == pytest.approx(planned["peak_bytes"]["expected"], rel=0.1)  # of 2 MB
     events = [json.loads(line) for line in Path("adapters/x/events.jsonl").read_text().splitlines()]
     assert re.fullmatch(
-        r"peak memory [\d.]+ MB of [\d.]+ MB planned \([+-]\d+%\), \S+ m?s a step of \S+ m?s \([+-]\d+%\)",
+        r"peak memory [\d.]+ MB of [\d.]+ MB planned \([+-]\d+%\), \S+ m?s a step of \S+ m?s planned \([+-]\d+%\)",
         events[-1]["planned"],
     )
     assert json.loads(Path("cache/profile.json").read_text())["plans"] == {}
@@ -177,6 +181,16 @@ def test_another_mac_is_planned_from_the_table(written: str) -> None:
     assert values["forecast"]["step_seconds"]["low"] < values["forecast"]["step_seconds"]["high"]
     assert "not calibrated" in call("plan", written, "--predict", "M5 Pro 48GB").stdout
     assert "not calibrated" not in call("plan", written, "--predict", "M5 48GB").stdout
+
+
+def test_the_disk_of_another_mac_is_not_that_of_this_machine(written: str) -> None:
+    page = call("plan", written, "--predict", "M4 16GB")
+    assert re.search(r"a checkpoint .* at most$", page.stdout, re.MULTILINE)
+    assert " free" not in page.stdout
+    assert json.loads(call("plan", written, "--predict", "M4 16GB", "--json").stdout)["disk_bytes"]["free"] is None
+    full = make_plan(load_recipe(Path(written)).recipe, base=Path.cwd(), machine=CPU, mac=parse_mac("M4 16GB"))
+    assert replace(full, disk=replace(full.disk, free=0)).fits_disk
+    assert not replace(full, mac=None, disk=replace(full.disk, free=0)).fits_disk
 
 
 def test_an_unknown_mac_lists_what_is_known(written: str) -> None:
@@ -268,6 +282,27 @@ def test_text_and_json_agree(tiny_model: Callable[..., Path]) -> None:
             assert re.search(rf"{bucket['low']} - {bucket['high'] - 1} +{bucket['count']}  #", text)
 
 
+def test_what_was_not_measured_for_want_of_time_is_said_and_the_plan_stays_as_it_was(
+    tiny_model: Callable[..., Path],
+) -> None:
+    plan = arithmetic(tiny_model)
+    busy = with_measured(plan, replace(FOUND, has_longest=False, is_cut_short=True, others_share=0.85, seconds=43.0))
+    assert busy == replace(plan, warnings=busy.warnings)
+    (said,) = (one for one in busy.warnings if one not in plan.warnings)
+    assert "nothing was measured: the time for it was up after 43.0 s, before the longest rows" in said
+    assert "other programs used 85% of the processors" in said
+    slow = with_measured(plan, replace(FOUND, has_longest=False, others_share=0.0, startup_seconds=40.0))
+    assert "(40.0 s to load)" in slow.warnings[-1]
+
+
+def test_a_measuring_that_was_cut_short_is_said(tiny_model: Callable[..., Path]) -> None:
+    for is_cut_short in (True, False):
+        page = "\n".join(
+            plan_lines(with_measured(arithmetic(tiny_model), replace(FOUND, is_cut_short=is_cut_short)), name="x")
+        )
+        assert ("timed in 5.0 s, and then the time for it was up" in page) == is_cut_short
+
+
 def test_energy_is_never_invented(tiny_model: Callable[..., Path]) -> None:
     plan = with_measured(arithmetic(tiny_model), replace(FOUND, watts=None))
     assert "energy   not available: no power sensor here" in "\n".join(plan_lines(plan, name="x"))
@@ -279,16 +314,88 @@ def test_earlier_runs_correct_the_arithmetic_and_the_plan_says_so(tiny_model: Ca
     known = Corrections(memory_ratios=(1.5,) * 16, flops_per_second=(1e9,))
     plan = make_plan(recipe, base=Path.cwd(), machine=CPU, corrections=known)
     text = "\n".join(plan_lines(plan, name="x"))
-    assert "corrected by 16 runs on this machine" in text
-    assert "x 1.38" in text
+    change = plan.resolved.peak_bytes - plan.resolved.memory.total
+    line = next(one for one in text.splitlines() if "corrected by 16 runs on this machine" in one)
+    assert line.endswith(f" +{format_bytes(change)}  all but the frozen weights x 1.38")
+    assert change == pytest.approx(0.38 * (plan.resolved.memory.total - plan.resolved.memory.weights), rel=0.01)
     assert plan.forecast.peak_bytes.expected == plan.resolved.memory.corrected(known.memory_factor)
     assert "a step, from the speed of earlier runs on this machine" in text
 
 
-def test_a_peak_near_the_limit_is_warned_about(tiny_model: Callable[..., Path]) -> None:
+def test_quantised_weights_save_nothing_on_a_cpu_and_the_page_says_why(tiny_model: Callable[..., Path]) -> None:
+    asked, plain = arithmetic(tiny_model, quantize=4), arithmetic(tiny_model)
+    stored = replace(plain, facts=replace(plain.facts, stored_bits=4))
+    why = "4 bits a weight: on a CPU the same numbers are written out as float32, which saves no memory"
+    for plan, is_said in ((asked, True), (stored, True), (plain, False), (with_measured(asked, FOUND), True)):
+        page = "\n".join(plan_lines(plan, name="x"))
+        assert (why in page) == is_said
+        assert bool(re.search(r"frozen weights .* MB|frozen weights .* kB", page)) == (plan.measured is None)
+        assert ("B  written out as float32" in page) == (is_said and plan.measured is None)
+
+
+def test_every_limit_of_a_mac_has_its_reason_in_words(written: str) -> None:
+    page = call("plan", written, "--predict", "M4 64GB").stdout
+    assert "what Metal recommends, or what leaves macOS 15 %" in page
+    assert not re.search(r"\bW\b", page.replace(" W,", ""))
+
+
+def test_a_peak_near_the_limit_is_warned_about_with_ways_to_have_room(tiny_model: Callable[..., Path]) -> None:
     plan = with_measured(arithmetic(tiny_model, hardware={"memory_limit": 301 * 10**6}), FOUND)
     assert plan.fits
-    assert any("upper end of the error bar" in line for line in warning_lines(plan, command="mlxft plan x"))
+    assert plan.is_tight
+    assert plan.fixes
+    high = plan.forecast.peak_bytes.high / plan.forecast.peak_bytes.expected
+    assert all(high * fix.peak_bytes <= 301 * 10**6 for fix in plan.fixes)
+    lines = list(warning_lines(plan, command="mlxft plan x"))
+    assert any("not at the upper end of the error bar, 309.0 MB" in line for line in lines)
+    assert f"hint: 1. {plan.fixes[0].sentence()}" in lines
+    assert "hint: for room to spare plan with one of them: mlxft plan x --fix 1" in lines
+    assert any("hardware.memory_limit = 301.0 MB was asked for; left out it is" in line for line in lines)
+
+
+def test_a_way_to_have_room_is_planned_with_its_number(written: str) -> None:
+    roomy = ("--no-measure", "--json", "--set", "training.batch_size=8")
+    peak = json.loads(call("plan", written, *roomy).stdout)["forecast"]["peak_bytes"]
+    limit = f"hardware.memory_limit={round((peak['expected'] + peak['high']) / 2)}"
+    tight = json.loads(call("plan", written, *roomy, "--set", limit).stdout)
+    assert tight["fits"]
+    assert tight["is_tight"]
+    fixed = json.loads(call("plan", written, *roomy, "--set", limit, "--fix", "1").stdout)
+    assert fixed["fits"]
+    assert not fixed["is_tight"]
+    assert fixed["command"] == tight["fixes"][0]["command"]
+
+
+def test_a_limit_that_was_set_is_named_as_what_can_be_changed(written: str) -> None:
+    result = call("plan", written, "--no-measure", "--set", "hardware.memory_limit=1MB")
+    assert result.return_value == 3
+    assert re.search(
+        r"hardware.memory_limit = 1\.0 MB was asked for; left out it is .+ on this machine, where it fits",
+        result.stderr,
+    )
+    assert "mlxft models list" not in result.stderr  # the tiny model is smaller than all in the list
+
+
+def test_where_nothing_helps_a_smaller_model_is_named_only_where_there_is_one(
+    tiny_model: Callable[..., Path],
+) -> None:
+    small = replace(CPU, memory_bytes=10**6)
+    recipe = arithmetic(tiny_model).recipe
+    lines = list(warning_lines(make_plan(recipe, base=Path.cwd(), machine=small), command="mlxft plan x"))
+    assert (
+        lines[-1] == "hint: no setting makes it fit, and no model of mlxft models list is smaller: it takes more memory"
+    )
+    large = recipe.model_copy(update={"model": "pythia-1.4b"})
+    lines = list(warning_lines(make_plan(large, base=Path.cwd(), machine=small), command="mlxft plan x"))
+    assert lines[-1] == "hint: no setting makes it fit; choose a smaller model: mlxft models list"
+
+
+def test_a_limit_beyond_the_memory_of_the_machine_is_warned_about(tiny_model: Callable[..., Path]) -> None:
+    plan = arithmetic(tiny_model, hardware={"memory_limit": 5 * 10**12})
+    assert "hardware.memory_limit = 5.0 TB is more than the 16.0 GB of the whole machine; left out it is 12.8 GB" in (
+        plan.warnings
+    )
+    assert not any("memory_limit" in one for one in arithmetic(tiny_model).warnings)
 
 
 # --- every end of the measuring process ---
@@ -300,7 +407,8 @@ def ended(script: str) -> Measured:
 
 def test_what_the_process_prints_last_is_the_result() -> None:
     line = json.dumps({"measured": FOUND.to_json()})
-    script = f"import sys; assert sys.argv[1:] == ['--recipe', 'demo.toml', '--set', 'seed=3']; print({line!r})"
+    given = ["--recipe", "demo.toml", "--budget", "600", "--set", "seed=3"]
+    script = f"import sys; assert sys.argv[1:] == {given}; print({line!r})"
     assert ended(script) == FOUND
 
 

@@ -15,6 +15,7 @@ import pytest
 from mlx_finetune import durable, rundir
 from mlx_finetune.app.launch import TrainRequest
 from mlx_finetune.app.supervise import Supervised, newest_step, supervise
+from mlx_finetune.commands.closing import ended_lines
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Record, RunFailed, StepDone, read_events
 from mlx_finetune.hardware.safer import Safer
@@ -78,6 +79,16 @@ def abort(step: int, says: str = "") -> Crash:
 @pytest.fixture
 def timeout(shared: Callable[..., Path]) -> str:
     return shared("macos-fixtures", "errors", "watchdog_timeout.txt").read_text("utf-8").strip()
+
+
+def test_a_crash_among_several_ranks_is_not_restarted_and_says_which_rank_it_was(run: RunDir) -> None:
+    supervised = train(run, Recorder(), abort(1), num_ranks=2)
+    assert supervised.ending.kind == "crashed"
+    assert supervised.ending.message.startswith("rank 0: ")
+    go_on = ["to go on: mlxft train demo.toml --resume"]
+    lines = list(ended_lines(supervised, Summary(), run, go_on))
+    assert lines[-1:] == go_on
+    assert any("no checkpoint was saved" in line for line in lines)
 
 
 def test_a_watchdog_is_answered_with_half_a_microbatch_and_the_run_ends_well(run: RunDir, timeout: str) -> None:

@@ -75,8 +75,52 @@ def test_check_with_a_recipe_counts_tokens_targets_and_rows_that_are_cut(
     assert 0 < tokens["num_cut"] == beyond < 60
     assert 0 < tokens["target_share"] < 1
     told = run("check", folder / "recipe.toml", "--set", "data.max_seq_length=4096")
-    assert "0.0% of the rows are longer than max_seq_length = 4096 (truncation = drop)" in told.stdout
-    assert told.stderr.endswith(f"next: mlxft train {folder / 'recipe.toml'}\n")
+    assert "no row is longer than max_seq_length = 4096 (truncation = drop)" in told.stdout
+    assert told.stderr.endswith(f"next: mlxft train {folder / 'recipe.toml'} --set data.max_seq_length=4096\n")
+
+
+def test_rows_that_are_too_long_are_listed_with_file_and_line_and_counted_alike_in_json(
+    folder: Path, tiny_model: Callable[..., Path]
+) -> None:
+    path = recipe(folder, tiny_model("llama"))
+    told = run("check", path)
+    report = json.loads(run("check", path, "--json").stdout)
+    tokens = report["tokens"]
+    long = [one for one in report["warnings"] if one["message"].endswith("are more than max_seq_length = 31: dropped")]
+    assert tokens["outcomes"]["too_long"] == tokens["num_cut"] == report["num_warnings"]
+    assert len(long) == min(20, tokens["num_cut"])
+    assert f"no errors, {report['num_warnings']} warnings" in told.stderr
+    lines = told.stderr.splitlines()
+    assert all(f"warning: {one['where']}: {one['message']}" in lines for one in long)
+    assert f"warning: {tokens['num_cut'] - 20} more: too long" in lines
+
+
+@pytest.mark.parametrize(("truncation", "outcome"), [("keep-end", "cut"), ("split", "split")])
+def test_rows_that_a_training_cuts_or_splits_are_listed_as_such(
+    folder: Path, tiny_model: Callable[..., Path], truncation: str, outcome: str
+) -> None:
+    found = run("check", recipe(folder, tiny_model("llama")), "--set", f"data.truncation={truncation}", "--json")
+    report = json.loads(found.stdout)
+    assert report["tokens"]["outcomes"][outcome] == report["tokens"]["num_cut"] > 0
+    assert report["num_errors"] == 0
+
+
+def test_a_validation_set_without_a_row_that_can_be_used_is_an_error(
+    folder: Path, tiny_model: Callable[..., Path]
+) -> None:
+    path = recipe(folder, tiny_model("llama"))
+    (folder / "long.jsonl").write_text(json.dumps({"prompt": "question " * 9, "completion": "answer " * 40}))
+    named = ("--set", "data.train=good.jsonl", "--set", "data.valid=long.jsonl")
+    path.write_text(path.read_text().replace('path = "good.jsonl"\n', ""))
+    told = run("check", path, *named)
+    assert told.return_value == 1
+    lines = told.stderr.splitlines()
+    assert lines[0] == "error: the only validation row cannot be used"
+    assert lines[1].startswith("hint: raise data.max_seq_length, or keep the end of long rows with data.truncation =")
+    assert any(line.startswith("warning: long.jsonl:1: ") and line.endswith(": dropped") for line in lines)
+    assert lines[-1].startswith("1 error, ")
+    report = json.loads(run("check", path, *named, "--json").stdout)
+    assert (report["num_errors"], report["errors"][0]["message"]) == (1, "the only validation row cannot be used")
 
 
 def test_check_with_a_recipe_lists_errors_before_any_model_is_looked_for(folder: Path) -> None:
@@ -97,7 +141,7 @@ def test_stats_are_data_on_stdout(folder: Path) -> None:
     result = run("stats", "talk.jsonl")
     assert result.return_value == 0
     assert "turns by role: user 1, assistant 1" in result.stdout
-    assert "turns in a row: 2 in 1 rows" in result.stdout
+    assert "turns in a row: 2 in 1 row" in result.stdout
     assert result.stderr == ""
 
 

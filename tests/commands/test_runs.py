@@ -9,7 +9,17 @@ from journal import HALVED, records, step, whole_run
 
 from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Continued, Paused, Record, RunStarted, RunStopped, TimeJump, to_json
+from mlx_finetune.events import (
+    Continued,
+    Evaluated,
+    Paused,
+    Record,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    TimeJump,
+    to_json,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +55,21 @@ def test_the_list_shows_status_steps_and_losses() -> None:
     assert "next: mlxft runs show stopped" in result.stderr
 
 
+def test_the_list_shows_the_loss_of_the_weights_in_the_folder() -> None:
+    journal = [record for record in whole_run() if not isinstance(record.event, Evaluated | RunFinished)]
+    worse = [
+        Evaluated(0, 0.5, 100, True, 0.1),
+        Evaluated(20, 0.7, 100, False, 0.1),
+        Evaluated(40, 0.6, 100, False, 0.1),
+    ]
+    ended = RunFinished(40, "finished", 0.5, 0.5, 0, 0.6, 65.0, 12_345, 2 * 10**9, result_step=40)
+    write_run("worse", [*journal, *records(*worse, ended)])
+    (line,) = [line for line in call("list").stdout.splitlines() if line.startswith("worse ")]
+    assert "0.5000 -> 0.6000" in line
+    (facts,) = [run for run in json.loads(call("list", "--json").stdout) if run["name"] == "worse"]
+    assert (facts["best_loss"], facts["result_loss"]) == (0.6, 0.6)
+
+
 def test_runs_alone_is_the_list() -> None:
     assert call().stdout == call("list").stdout
 
@@ -73,6 +98,15 @@ def test_show_prints_settings_losses_and_answers() -> None:
         "warning: train: 3 of 83 rows are too long",
     ):
         assert line in text.splitlines(), line
+
+
+def test_show_ends_with_what_can_be_done_with_the_run(tmp_path: Path) -> None:
+    assert call("show", "killed").stderr.endswith("nothing was saved: the command that started it starts it anew\n")
+    info = {"recipe_path": "my.toml", "started_in": str(tmp_path), "overrides": ["seed=3"]}
+    Path("adapters/killed/run.json").write_text(json.dumps(info))
+    assert call("show", "killed").stderr.endswith("to go on: mlxft train my.toml --set seed=3 --resume\n")
+    Path("adapters/finished/adapter_config.json").write_text("{}")
+    assert call("show", "finished").stderr.endswith("next: mlxft chat finished\n")
 
 
 def test_show_adds_up_pauses_and_sleep_where_there_were_any() -> None:

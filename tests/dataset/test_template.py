@@ -148,7 +148,7 @@ def test_one_question_and_answer_need_no_chat_template(base: ModelTokenizer) -> 
 
 
 def test_more_turns_without_a_chat_template_are_refused_with_the_way_out(base: ModelTokenizer) -> None:
-    with pytest.raises(DataError, match="none of the 1 rows") as caught:
+    with pytest.raises(DataError, match="the only row cannot be used") as caught:
         run(base, talk("q", "a", "q", "a"))
     assert "has no chat template" in caught.value.problems[0].message
     assert "instruction-tuned" in caught.value.problems[0].hint

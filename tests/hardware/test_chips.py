@@ -1,11 +1,14 @@
 """The chip table, what a user may call a Mac, and the published speeds that the predictor is held to."""
 
+import re
+
 import pytest
 from shapes_of_models import GEMMA_7B, LLAMA_3_8B, LLAMA_7B, MISTRAL_7B, QWEN3_0_6B, QWEN3_8B, TINYLLAMA
 
 from mlx_finetune.errors import UsageError
 from mlx_finetune.hardware.chips import (
     CHIPS,
+    Chip,
     active_parameters,
     find_chip,
     flops_per_token,
@@ -84,7 +87,8 @@ def test_the_working_set_is_that_of_published_macs(gigabytes: int, share: float)
         ("", "no Mac of the chip table"),
         ("M4 Max", "how much memory"),
         ("M4 Max 64GB please", "'please'"),
-        ("M4 Max 80-core 64GB", "at most 40 GPU cores"),
+        ("M4 Max 80-core 64GB", "has 32 or 40 GPU cores, not 80"),
+        ("M4 Max 10-core 32GB", "has 32 or 40 GPU cores, not 10"),
         ("M4 2GB", "has 2 GB"),
     ],
 )
@@ -94,6 +98,17 @@ def test_an_unknown_mac_is_one_error_with_a_way_out(text: str, message: str) -> 
     assert message in caught.value.message
     if "chip table" in message:
         assert all(chip.name in caught.value.hint for chip in CHIPS)
+
+
+@pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
+def test_what_a_hint_gives_as_an_example_is_a_mac_of_that_chip(chip: Chip) -> None:
+    for text in (chip.name, f"{chip.name} 1-core 64GB"):
+        with pytest.raises(UsageError) as caught:
+            parse_mac(text)
+        examples = re.findall(r'"(.+?)"', caught.value.hint)
+        macs = [parse_mac(example) for example in examples]
+        assert [(mac.chip, mac.gpu_cores, mac.machine.memory_bytes // GIB) for mac in macs] == [(chip, *chip.smaller)]
+        assert chip.smaller[0] < chip.gpu_cores
 
 
 def test_a_name_is_found_as_the_system_writes_it() -> None:

@@ -83,6 +83,7 @@ def test_false_is_taken_as_it_is_and_true_needs_no_second_epoch_but_a_frozen_blo
     with pytest.raises(RecipeError, match="reuse_frozen_layers = true: every block has an adapter") as error:
         resolve_auto(recipe(layers="all", reuse_frozen_layers=True), FACTS)
     assert "auto" in error.value.hint
+    assert "lora.num_layers" in error.value.hint
 
 
 def test_a_resolved_recipe_decides_the_same_again() -> None:

@@ -32,8 +32,42 @@ def test_the_report_of_a_finished_run_word_for_word() -> None:
 def test_a_run_that_got_worse_says_that_it_did_not_learn() -> None:
     worse = dataclasses.replace(FINISHED, first_loss=1.0, best_loss=1.0, best_step=0, last_loss=1.4)
     lines = learned_lines(summarise([]), worse)
-    assert lines[0].startswith("validation loss 1.0000 -> 1.0000, 0% higher")
+    assert lines[0] == (
+        "validation loss 1.0000 -> 1.4000, 40% higher (at the end, which is the result; best 1.0000 at step 0)"
+    )
     assert "did not learn" in lines[1]
+
+
+def test_the_loss_is_that_of_the_weights_that_are_the_result() -> None:
+    kept_last = dataclasses.replace(FINISHED, result_step=40)
+    (line,) = learned_lines(summarise([]), kept_last)
+    assert (
+        line == "validation loss 2.5000 -> 1.5000, 40% lower (at the end, which is the result; best 1.2500 at step 30)"
+    )
+    assert kept_last.result_loss == 1.5
+    kept_best = dataclasses.replace(FINISHED, result_step=30)
+    assert learned_lines(summarise([]), kept_best) == learned_lines(summarise([]), FINISHED)
+    assert kept_best.result_loss == FINISHED.result_loss == 1.25
+    best_at_the_end = dataclasses.replace(FINISHED, best_step=40, best_loss=1.5, result_step=40)
+    (line,) = learned_lines(summarise([]), best_at_the_end)
+    assert line == "validation loss 2.5000 -> 1.5000, 40% lower (best at step 40)"
+
+
+def test_a_verdict_from_few_validation_rows_says_so() -> None:
+    one = summarise(records(dataclasses.replace(STARTED, valid_rows=1)))
+    more = "a validation file or a larger data.val_split tells more"
+    assert learned_lines(one, FINISHED)[-1] == f"1 validation row is few to judge by: {more}"
+    few = summarise(records(dataclasses.replace(STARTED, valid_rows=7)))
+    assert learned_lines(few, FINISHED)[-1] == f"7 validation rows are few to judge by: {more}"
+    assert len(learned_lines(summarise(records(STARTED)), FINISHED)) == 1
+
+
+def test_the_peak_is_told_once_beside_what_was_planned() -> None:
+    planned = "peak memory 2.00 GB of 1.90 GB planned (+5%), 1.5 s a step of 1.4 s planned (+7%)"
+    told = dataclasses.replace(FINISHED, planned=planned)
+    lines = finished_lines(summarise(whole_run()), told, folder="adapters/demo", name="demo", width=100)
+    assert [line for line in lines if "peak" in line] == [f"  {planned}"]
+    assert "  1m 05s of training, 12.3k targets" in lines
 
 
 def test_without_a_validation_set_the_training_loss_is_told() -> None:

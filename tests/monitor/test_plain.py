@@ -1,5 +1,6 @@
 """Plain lines: readable in a file, one thing a line, nothing hidden and not too much."""
 
+import dataclasses
 import io
 
 import pytest
@@ -61,6 +62,25 @@ def test_a_phase_is_named_once_and_its_progress_every_ten_seconds() -> None:
         "load: x (40 of 100)",
         "load: x (80 of 100)",
     ]
+
+
+def test_a_continued_run_shows_its_phases_like_a_new_one() -> None:
+    before: list[Event] = [Phase("load", "x"), STARTED, step(1), KILLED]
+    again: list[Event] = [Phase("read", "x"), Phase("load", "x"), Phase("compute frozen blocks", "training rows", 0, 9)]
+    resumed = dataclasses.replace(STARTED, first_step=1)
+    at_work: list[Event] = [step(2), Phase("answer", "Hello?", 0, 1)]
+    lines = shown(*before, *again, resumed, *at_work)
+    assert [line for line in lines if line.startswith(("read", "load", "compute", "answer"))] == [
+        "load: x",
+        "read: x",
+        "load: x",
+        "compute frozen blocks: training rows (0 of 9)",
+    ]
+
+
+def test_one_step_on_one_row_is_not_many() -> None:
+    one = dataclasses.replace(STARTED, total_steps=1, steps_per_epoch=1, train_rows=1, valid_rows=0)
+    assert shown(one)[1] == "1 step, 1 in an epoch; 1 training row, 0 for validation"
 
 
 def test_control_characters_of_an_answer_never_reach_the_terminal() -> None:

@@ -1,5 +1,6 @@
 """The live view: what stands at the bottom at each moment, and that a terminal is left as it was found."""
 
+import dataclasses
 import io
 import os
 import pty
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from journal import HALVED, KILLED, STARTED, records, step, whole_run
 
-from mlx_finetune.events import Continued, Evaluated, Event, Notice, Paused, Phase, TimeJump
+from mlx_finetune.events import Continued, Evaluated, Event, Notice, Paused, Phase, RunStopped, TimeJump
 from mlx_finetune.monitor.region import Region, can_draw
 from mlx_finetune.monitor.summary import Summary, summarise
 from mlx_finetune.monitor.terminal import LiveView, frame
@@ -122,6 +123,32 @@ def test_warnings_scroll_above_the_frame_and_the_cursor_comes_back(terminal: tup
     assert text.count(KILLED.message) == text.count(HALVED.message) == 1
     assert "finishing the step" in text
     assert text.rstrip().endswith("\x1b[?25h")
+
+
+def test_a_continued_run_shows_its_phases_and_not_the_old_steps(terminal: tuple[int, io.TextIOWrapper]) -> None:
+    again: list[Event] = [STARTED, step(1), KILLED, Phase("load", "tiny"), Phase("compute frozen blocks", "rows")]
+    (line,) = lines(summarise(records(*again)))
+    assert line.startswith(" compute frozen blocks rows ")
+    master, stream = terminal
+    view = LiveView(stream, summarise(records(*again[:3])))
+    for record in records(*again[3:], dataclasses.replace(STARTED, first_step=1), step(2), start=1_000_010.0):
+        view.show(record)
+        view.tick(record.time)
+    view.close()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", read_frames(master, 1, end="\x1b[?25h"))
+    assert text.count("load tiny in 1.0 s") == text.count("compute frozen blocks rows in 1.0 s") == 1
+
+
+def test_a_phase_that_was_left_is_not_said_to_be_done(terminal: tuple[int, io.TextIOWrapper]) -> None:
+    master, stream = terminal
+    view = LiveView(stream, Summary())
+    for record in records(Phase("read", "rows"), Phase("load", "tiny"), RunStopped(0, 2)):
+        view.show(record)
+        view.tick(record.time)
+    view.close()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", read_frames(master, 1, end="\x1b[?25h"))
+    assert "read rows in 1.0 s" in text
+    assert "load tiny in" not in text
 
 
 def test_a_narrower_terminal_erases_the_rows_that_were_wrapped(terminal: tuple[int, io.TextIOWrapper]) -> None:

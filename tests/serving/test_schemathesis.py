@@ -63,7 +63,7 @@ def watched(server: Server) -> Generator[list[str]]:
 
 def failures(server: Server) -> list[str]:
     """Lines of the log about answers with a status of 500, and about failures of ours."""
-    return re.findall(r"(?m)^.* (?:500 [0-9.]+ s|failed: .*|in a connection)$", server.said())
+    return re.findall(r"(?m)^.* (?:500 [0-9.]+ s|failed(?:: |, ).*|in a connection)$", server.said())
 
 
 def test_some_hundred_requests_of_every_kind(server: Server, tmp_path: Path) -> None:

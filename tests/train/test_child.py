@@ -17,8 +17,10 @@ import pytest
 from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
-from mlx_finetune.events import RunFinished, RunStarted, RunStopped, StepDone, from_json, read_events
+from mlx_finetune.events import Event, Notice, RunFinished, RunStarted, RunStopped, StepDone, from_json, read_events
+from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir
+from mlx_finetune.train.child import naming_notices
 
 TinyModel = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +89,15 @@ def test_a_killed_process_resumes_to_the_same_bytes_and_its_folder_is_then_refus
     assert error == f"error: {run.path} already holds a run (finished, step 6)"
     assert hint.startswith("hint: continue it with --resume, choose another output_dir")
     assert contents(run) == before
+
+
+def test_a_notice_names_the_recipe_and_its_options_in_the_command_of_its_hint(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["data.max_seq_length=32"])
+    events: list[Event] = []
+    emit = naming_notices(loaded, events.append)
+    emit(Notice("warning", "a row", "see them with file and line: mlxft data check RECIPE"))
+    typed = f"mlxft data check {recipe} --set data.max_seq_length=32"
+    assert events == [Notice("warning", "a row", f"see them with file and line: {typed}")]
 
 
 def test_an_interrupted_process_saves_leaves_with_130_and_the_command_finishes_it_in_json(

@@ -52,7 +52,7 @@ def test_the_plan_of_the_same_recipe_is_found_and_forgotten(emitted: list[Event]
     assert expected.planned == planned
     compared = compare_run(expected, finished(), emitted.append)
     assert compared is not None
-    assert compared.sentence == ("peak memory 7.00 GB of 6.50 GB planned (+8%), 2.00 s a step of 1.90 s (+5%)")
+    assert compared.sentence == ("peak memory 7.00 GB of 6.50 GB planned (+8%), 2.00 s a step of 1.90 s planned (+5%)")
     profile = read_profile(profile_path())
     assert profile.plans == {}
     assert profile.of(machine_key(CPU)).time_ratios == pytest.approx([2.0 / 1.9])
@@ -128,7 +128,7 @@ def test_the_comparison_as_values_has_both_sides() -> None:
         "planned_step_seconds": 1.5,
         "step_seconds": 3.0,
     }
-    assert compared.sentence == "peak memory 1.00 GB of 2.00 GB planned (-50%), 3.00 s a step of 1.50 s (+100%)"
+    assert compared.sentence == "peak memory 1.00 GB of 2.00 GB planned (-50%), 3.00 s a step of 1.50 s planned (+100%)"
 
 
 def test_a_run_writes_the_comparison_into_its_metrics(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:

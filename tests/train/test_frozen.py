@@ -228,7 +228,7 @@ def straight(tiny_model, tmp_path_factory):
 
 def test_a_run_reuses_them_by_itself_and_learns_the_same(straight, tiny_model, tmp_path):
     assert phases(straight)
-    assert "reuse_frozen_layers = true  # 1 blocks learn nothing" in straight.file(rundir.RESOLVED).read_text()
+    assert "reuse_frozen_layers = true  # 1 block learns nothing" in straight.file(rundir.RESOLVED).read_text()
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     plain = train(recipe, overrides=(*SETTINGS, "training.reuse_frozen_layers=false"))
     assert not phases(plain)
@@ -319,8 +319,9 @@ def test_blocks_that_are_no_chain_are_found_when_the_model_is_there(tiny_model, 
 
 def test_asked_for_where_every_block_learns_it_is_refused(tiny_model, tmp_path):
     recipe = write_recipe(tmp_path, tiny_model("llama"))
-    with pytest.raises(RecipeError, match="every block has an adapter"):
+    with pytest.raises(RecipeError, match="every block has an adapter") as refused:
         train(recipe, overrides=("training.neftune_alpha=0", "training.reuse_frozen_layers=true"))
+    assert refused.value.hint.endswith(", or give fewer blocks an adapter: lora.num_layers")
     with pytest.raises(RecipeError, match="neftune_alpha"):
         train(recipe, overrides=("lora.num_layers=1", "training.reuse_frozen_layers=true"))
 

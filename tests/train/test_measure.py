@@ -135,9 +135,21 @@ def measure_and_run(prepared: Prepared) -> tuple[int, int]:
 
 
 def test_when_the_time_is_up_two_microbatches_are_enough(prepared: Prepared) -> None:
-    found = measure_run(prepared, clock(2.0, 2000.0))
+    found = measure_run(prepared, clock(2.0, 3.0, 2000.0))
     assert len(found.microbatches) == 2
     assert found.is_cut_short
+    assert found.has_longest
+    assert found.validation
+
+
+def test_when_the_time_is_up_after_the_first_nothing_else_is_begun(prepared: Prepared) -> None:
+    """On a machine that is busy with other things even that may take a minute."""
+    found = measure_run(prepared, clock(2.0, 2000.0))
+    assert len(found.microbatches) == 1
+    assert found.is_cut_short
+    assert not found.has_longest
+    assert not found.validation
+    assert found.answer_seconds is None
 
 
 def test_nothing_is_begun_that_would_end_too_late() -> None:
@@ -149,7 +161,7 @@ def test_what_cannot_be_prepared_is_told_on_stderr_with_its_code(
     tmp_path: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_recipe(tmp_path, tiny_model("llama"), packing="false")
-    code = measure.main(["--recipe", str(path), "--set", f"data.path={tmp_path / 'none.jsonl'}"])
+    code = measure.main(["--recipe", str(path), "--budget", "25", "--set", f"data.path={tmp_path / 'none.jsonl'}"])
     said = capsys.readouterr()
     assert code == 1
     assert said.err.startswith("error: ")

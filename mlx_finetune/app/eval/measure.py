@@ -25,7 +25,7 @@ from mlx_finetune.errors import MlxftError, Problem
 from mlx_finetune.model.batches import Request
 from mlx_finetune.model.sampling import Sampling
 
-SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 16, 2, 64
+SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 8, 1, 64
 _LOSS_ROWS, _LABEL_ROWS, _QUESTION_ROWS = 64, 8, 20
 
 
@@ -252,7 +252,7 @@ class Measuring:
         return self._requested(measures.GENERAL_ANSWER, model, side, rows, request, values)
 
     def _speed(self, sides: Sequence[Side]) -> None:
-        """A few rows, one at a time, base and tuned in turn; the first answers warm up and do not count."""
+        """A few rows, one at a time, base and tuned in turn; the first answer of each warms up and does not count."""
         num_rows = len(self._evaluation.rows)
         step = max(1, num_rows // SPEED_ROWS)
         rows = list(range(0, num_rows, step))[:SPEED_ROWS]

@@ -24,8 +24,9 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield from _categories(report.categories, report.results)
     yield from _answer_lines(report.answers, evaluation.at_once)
     yield from _speed_lines(report.speed)
-    yield from _changed_lines(f"gained most, {report.lead}", report.gains)
-    yield from _changed_lines(f"lost most, {report.lead}", report.losses)
+    is_rate = any(one.measure.kind == "right" for one in report.results if one.measure.title == report.lead)
+    yield from _changed_lines(f"gained most, {report.lead}", report.gains, is_rate=is_rate)
+    yield from _changed_lines(f"lost most, {report.lead}", report.losses, is_rate=is_rate)
     yield from _footnotes(evaluation, report)
     yield from _gates(report)
 
@@ -95,22 +96,31 @@ def _pair(timing: Timing) -> str:
     return f"{number(timing.median)} ({number(timing.p95)})"
 
 
-def _changed_lines(title: str, rows: Sequence[Changed]) -> Iterator[str]:
+def _changed_lines(title: str, rows: Sequence[Changed], *, is_rate: bool) -> Iterator[str]:
     if not rows:
         return
     yield ""
-    yield title
+    yield shorten(title, WIDTH)
     for one in rows[:_SHOWN_ROWS]:
-        yield f"  {shorten(one.where, 40)}  {number(one.before)} -> {number(one.after)}"
+        before, after = (_score(value, is_rate=is_rate) for value in (one.before, one.after))
+        yield f"  {shorten(one.where, 40)}  {before} -> {after}"
         yield f"    asked  {shorten(one.question, WIDTH - 11)}"
         if one.base_answer or one.tuned_answer:
             yield f"    base   {shorten(one.base_answer, WIDTH - 11)}"
             yield f"    tuned  {shorten(one.tuned_answer, WIDTH - 11)}"
 
 
+def _score(value: float, *, is_rate: bool) -> str:
+    if is_rate:
+        return "right" if value else "wrong"
+    return number(value)
+
+
 def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield ""
     notes: list[str] = []
+    if report.categories:
+        notes.append("Every figure of every category is in the CSV and JSON.")
     if evaluation.has_work("answer"):
         notes.append(f"Answers are greedy, of at most {evaluation.answer_tokens} tokens.")
     for name, one in report.texts.items():

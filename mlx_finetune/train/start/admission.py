@@ -61,6 +61,10 @@ class Request:
         return self.resume or self.fork or self.extend is not None
 
 
+#: What run.json says of a run whose process was killed before it could say more.
+_ENDED = {"running": "interrupted"}
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """A locked run folder. ``checkpoint`` is where to continue, None for step 0; ``run_info`` that of the old run.
@@ -81,6 +85,8 @@ class Admission:
 
 def admit(run: RunDir, request: Request) -> Admission:
     """Make and lock the folder and decide where to start. Raises ``RunError`` with the way out."""
+    if request.continues and not run.path.exists() and not run.path.is_symlink():
+        raise _nothing_to_continue(run)
     _make_folder(run.path)
     _refuse_foreign(run)
     lock = _lock(run)
@@ -95,19 +101,17 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
     sweep(run)
     if not run.file(RUN_INFO).is_file() and not run.checkpoint_folders():
         if request.continues:
-            raise RunError(
-                f"{run.path} holds no run to continue",
-                "start it: the same command without --resume, --fork or --extend",
-            )
+            raise _nothing_to_continue(run)
         cut_journal(run.file(EVENTS), 0)  # of a start that was refused or killed before it decided anything
         return Admission(run, lock, None, None, ())
     damaged: list[str] = []
     info = dict(_read_info(run, damaged))
     if not request.continues:
-        status = f"{info.get('status')}, step {info.get('step')}"
-        raise RunError(
-            f"{run.path} already holds a run ({status})",
-            f"continue it with --resume, choose another output_dir, or remove it with: mlxft runs rm {run.name}",
+        status = str(info.get("status"))
+        further = "train it further with --extend 100" if status == "finished" else "continue it with --resume"
+        raise RunError(  # nobody is at work here: the lock is ours
+            f"{run.path} already holds a run ({_ENDED.get(status, status)}, step {info.get('step')})",
+            f"{further}, choose another output_dir, or remove it with: mlxft runs rm {run.name}",
         )
     if info.get("status") == "finished" and request.extend is None and not request.fork:
         raise RunError(
@@ -122,6 +126,11 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
             "start again with another output_dir; nothing was removed here",
         )
     return Admission(run, lock, checkpoint, info, tuple(damaged))
+
+
+def _nothing_to_continue(run: RunDir) -> RunError:
+    hint = "start it: the same command without --resume, --fork or --extend"
+    return RunError(f"{run.path} holds no run to continue", hint)
 
 
 def _read_info(run: RunDir, damaged: list[str]) -> Mapping[str, object]:

@@ -28,7 +28,7 @@ from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.auto import Resolved
 from mlx_finetune.hardware.disk import SPARE_BYTES, DiskPlan, free_bytes
-from mlx_finetune.hardware.kept_states import KeptStates
+from mlx_finetune.hardware.kept_states import EVERY_BLOCK, KeptStates, way_out
 from mlx_finetune.model.blockwise import is_chain
 from mlx_finetune.model.lora import adapter_parameters
 from mlx_finetune.model.parts import num_frozen_below
@@ -49,13 +49,13 @@ def settle_reuse(resolved: Resolved, split: SplitModel, asked: Recipe) -> Resolv
     num_blocks = num_frozen_below(split.model, adapter_parameters(split.model))
     reason = ""
     if not num_blocks:
-        reason = "every block has an adapter"
+        reason = EVERY_BLOCK
     elif not split.is_split or not is_chain(split):
         reason = "the blocks of this model cannot be taken one after the other"
     if not reason:
         return replace(resolved, kept=replace(resolved.kept, num_blocks=num_blocks))
     if asked.training.reuse_frozen_layers is True:
-        hint = f'write {KEY} = "auto" under [training]'
+        hint = way_out(reason)
         raise RecipeError([Problem("", f"training.{KEY} = true: {reason}", hint)])
     training = resolved.recipe.training.model_copy(update={KEY: False})
     recipe = resolved.recipe.model_copy(update={"training": training})
@@ -121,9 +121,9 @@ def compute_states(
     total, done = int(num_states(rows.lengths).sum()), 0
     groups = groups_by_length(rows.lengths, kept.group_positions)
     for pair in _in_pairs(groups):
-        emit(Phase("compute frozen blocks", detail=name, done=done, total=total, unit="positions"))
         if stop.signal_number:
             return None
+        emit(Phase("compute frozen blocks", detail=name, done=done, total=total, unit="positions"))
         batches = [_batch_of(rows, group) for group in pair]
         for group, found in zip(pair, trainer.entering(batches), strict=True):
             if states is None:

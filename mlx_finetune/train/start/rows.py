@@ -31,18 +31,22 @@ from mlx_finetune.model.parts import check_ids
 from mlx_finetune.model.tokenizer import ModelTokenizer
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective
+from mlx_finetune.units import counted
 
 Emit = Callable[[Event], None]
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 _LOSSES = {
-    "refused": "could not be rendered and were left out",
-    "too_long": "are longer than max_seq_length and were left out",
-    "cut": "were cut to max_seq_length",
-    "split": "were split at max_seq_length",
-    "no_target": "have nothing to learn and were left out",
-    "reasoning_left_out": "lost reasoning that the template does not write",
+    "refused": ("could not be rendered and was left out", "could not be rendered and were left out"),
+    "too_long": (
+        "is longer than max_seq_length and was left out",
+        "are longer than max_seq_length and were left out",
+    ),
+    "cut": ("was cut to max_seq_length", "were cut to max_seq_length"),
+    "split": ("was split at max_seq_length", "were split at max_seq_length"),
+    "no_target": ("has nothing to learn and was left out", "have nothing to learn and were left out"),
+    "reasoning_left_out": ("lost reasoning that the template does not write",) * 2,
 }
 
 
@@ -111,7 +115,7 @@ def _make_rows(
         def progress(done: int, total: int, name: str = name) -> None:
             emit(Phase("tokenise", detail=name, done=done, total=total, unit="rows"))
 
-        tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress)
+        tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress, name)
         _report(name, tokenized[name].report, emit)
     return CachedSplits(tokenized, splits.problems, splits.content_hash)
 
@@ -178,8 +182,9 @@ def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
     for outcome, entry in report.outcomes.items():
         if outcome in _LOSSES and entry.count:
             first = f" (first: {entry.rows[0].where}: {entry.rows[0].message})" if entry.rows else ""
-            what = f"{name}: {entry.count} of {report.num_examples} rows {_LOSSES[outcome]}{first}"
-            emit(Notice("warning", what, "mlxft data check RECIPE lists every one"))
+            of = f"{entry.count} of {counted(report.num_examples, 'row')}"
+            what = f"{name}: {of} {_LOSSES[outcome][entry.count != 1]}{first}"
+            emit(Notice("warning", what, "see them with file and line: mlxft data check RECIPE"))
 
 
 def read_facts(folder: Path, rows: TrainingRows, recipe: Recipe, *, num_processes: int = 1) -> Facts:

@@ -1,5 +1,6 @@
 """Who may start in a run folder: nothing that could be continued is overwritten, nothing else stands in the way."""
 
+import json
 import os
 
 import pytest
@@ -47,6 +48,29 @@ def test_what_a_killed_first_start_left_behind_is_swept_and_nothing_of_a_folder_
     theirs.touch()
     admit(RunDir(theirs.parent), Request(tmp_path / "r.toml")).release()
     assert theirs.exists()
+
+
+def test_a_continuation_of_nothing_makes_no_folder(tmp_path):
+    with pytest.raises(RunError, match="holds no run to continue"):
+        admit(RunDir(tmp_path / "adapters" / "none"), Request(tmp_path / "recipe.toml", resume=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "hint"),
+    [
+        ("finished", "(finished, step 6)", "train it further with --extend 100, choose another output_dir"),
+        ("stopped", "(stopped, step 6)", "continue it with --resume, choose another output_dir"),
+        ("running", "(interrupted, step 6)", "continue it with --resume, choose another output_dir"),
+    ],
+)
+def test_a_run_that_is_there_is_refused_with_the_way_that_goes_on(refused_once, tmp_path, status, said, hint):
+    info = {"format_version": rundir.FORMAT_VERSION, "status": status, "step": 6}
+    refused_once.file(rundir.RUN_INFO).write_text(json.dumps(info))
+    with pytest.raises(RunError) as refused:
+        admit(refused_once, Request(tmp_path / "recipe.toml"))
+    assert refused.value.message.endswith(f"already holds a run {said}")
+    assert refused.value.hint.startswith(hint)
 
 
 def test_checkpoints_without_their_run_are_not_overwritten(refused_once, tmp_path):

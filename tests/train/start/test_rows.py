@@ -91,7 +91,9 @@ def test_a_second_start_reads_and_tokenises_nothing_and_says_the_same(read: Star
     assert_same(again, rows)
     assert said_again == said
     assert any("have nothing to learn" in notice.message for notice in said)
-    assert any("longer than max_seq_length" in notice.message for notice in said)
+    (long,) = [notice for notice in said if "longer than max_seq_length" in notice.message]
+    assert long.message.startswith("train: 6 of 48 rows are longer than max_seq_length and were left out (first: rows.")
+    assert long.hint == "see them with file and line: mlxft data check RECIPE"
     assert len(files(tmp_path)) == 1
 
 

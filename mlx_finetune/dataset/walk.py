@@ -252,17 +252,40 @@ class Walk:
         if not self._by_prompt:
             self._refuse_marker(self._markers.find_in_messages(messages), "the conversation")
             self._refuse_marker(self._markers.find(tools), "`tools`")
-            text = self._tokenizer.render(
-                complete(messages),
-                tools=wrapped_tools(tools),
-                add_generation_prompt=True,
-                arguments=self._data.template_arguments,
-            )
-            return self._tokenizer.encode(text).ids
+            text = self._rendered_prompt(complete(messages), tools)
+            self._refuse_stitched_prompt(complete(messages), tools, text)
+            return self._prompt_encoding(text)
         instruction, _, _ = single_exchange([*messages, {"role": "assistant", "content": ""}])
         self._refuse_marker(self._markers.find(instruction), "the prompt")
         head = [] if self._bos is None else [self._bos]
-        return head + self._tokenizer.encode(self._need_prompt().prompt(instruction, "")).ids
+        return head + self._prompt_encoding(self._need_prompt().prompt(instruction, ""))
+
+    def _rendered_prompt(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> str:
+        return self._tokenizer.render(
+            messages,
+            tools=wrapped_tools(tools),
+            add_generation_prompt=True,
+            arguments=self._data.template_arguments,
+        )
+
+    def _refuse_stitched_prompt(self, messages: Sequence[Message], tools: Sequence[Message] | None, text: str) -> None:
+        """As ``_refuse_stitched``, for the one rendering of a prompt."""
+        if not self._markers.may_hold(messages):
+            return
+        harmless = cast("list[Message]", self._markers.neutral(messages))
+        try:
+            again = self._rendered_prompt(harmless, tools)
+        except DataError:
+            return
+        if self._markers.count(again) != self._markers.count(text):
+            raise DataError("the chat template makes a control marker out of this conversation", _USE_MESSAGES)
+
+    def _prompt_encoding(self, text: str) -> list[int]:
+        encoding = self._tokenizer.encode(text)
+        disguised = self._markers.disguised(text, encoding, np.array(encoding.ids, dtype=np.int32))
+        if disguised:
+            raise DataError(f"characters of the prompt become the control token {disguised!r} in the tokenizer")
+        return encoding.ids
 
     def take_tally(self) -> Tally:
         """What was tallied since the last call."""

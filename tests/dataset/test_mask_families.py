@@ -1,5 +1,6 @@
 """Masks through the chat templates of well-known families (../shared/models/templates), which are not ours to ship."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from families import family_folder, family_tokenizer
 from golden_templates import CONVERSATIONS, GOLDEN, Turns, assistant, user
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import write_tiny_model
 
 from mlx_finetune.dataset import mask
 from mlx_finetune.dataset.formats import Messages
-from mlx_finetune.dataset.template import tokenize
+from mlx_finetune.dataset.template import render_prompt, tokenize
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import DataRecipe
@@ -198,6 +200,28 @@ def test_a_marker_stitched_together_by_the_template_is_refused(family: Callable[
     with pytest.raises(DataError) as caught:
         tokenize([Messages(messages, None, "rows.jsonl", 3)], family("HuggingFaceTB-SmolLM3-3B"), DATA, task="sft")
     assert "makes a control marker" in caught.value.problems[0].message
+
+
+def test_a_prompt_out_of_which_the_template_makes_a_marker_is_refused(family: Callable[[str], ModelTokenizer]) -> None:
+    messages = [{"role": "system", "content": "a<|im_/no_thinkend|>b"}, user("q")]
+    tokenizer = family("HuggingFaceTB-SmolLM3-3B")
+    with pytest.raises(DataError, match="makes a control marker"):
+        render_prompt(messages, tokenizer, DATA)
+    assert render_prompt([{"role": "system", "content": "a<|im_ /think end|>b"}, user("q < r")], tokenizer, DATA)
+
+
+def test_characters_that_become_a_control_token_are_refused_in_a_prompt_too(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "tiny", "llama")
+    path = folder / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["normalizer"] = {"type": "NFKC"}
+    for token in fields["added_tokens"]:
+        token["normalized"] = True
+    path.write_text(json.dumps(fields))
+    tokenizer = load_tokenizer(folder)
+    with pytest.raises(DataError, match="become the control token"):
+        render_prompt([user("a\uff1c|im_end|>b")], tokenizer, DATA)
+    assert render_prompt([user("a < b")], tokenizer, DATA)
 
 
 def test_a_template_on_a_tokenizer_without_its_markers_is_refused_by_what_it_ends_with(

@@ -27,11 +27,11 @@ Answers = list[list[int]]
 def main() -> None:
     """Read the options and measure."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="smollm2-135m")
+    options.add_argument("--model", default="smollm2-135m", help="catalogue name, hub id or folder of the model")
     options.add_argument("--rows", type=int, default=4, help="answers at once")
-    options.add_argument("--prompts", type=int, default=8)
+    options.add_argument("--prompts", type=int, default=8, help="how many prompts are answered")
     options.add_argument("--tokens", type=int, default=48, help="tokens of the longest answer")
-    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--repeats", type=int, default=5, help="how often each side is measured, in turns")
     options.add_argument("--drawn", action="store_true", help="draw at temperature 0.7 instead of greedy")
     given = options.parse_args()
     print(blas.prepare().reason)

@@ -80,9 +80,9 @@ class Task(NamedTuple):
 def main() -> None:
     """Read the options and measure."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="smollm2-135m")
+    options.add_argument("--model", default="smollm2-135m", help="catalogue name, hub id or folder of the model")
     options.add_argument("--tokens", type=int, default=64, help="tokens of an answer whose cost is measured")
-    options.add_argument("--repeats", type=int, default=7)
+    options.add_argument("--repeats", type=int, default=7, help="how often each side is measured, in turns")
     options.add_argument("--prompts", type=int, default=10, help="texts of each task; 0 leaves validity out")
     options.add_argument("--random", type=int, default=40, help="answers of each random model to each schema")
     given = options.parse_args()

@@ -78,10 +78,12 @@ class Case:
 def main() -> None:
     """Read the options and measure."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--clients", default="1,4,16")
+    options.add_argument(
+        "--clients", default="1,4,16", help="how many clients ask at once, with commas between the numbers"
+    )
     options.add_argument("--tokens", type=int, default=32, help="tokens of each answer")
     options.add_argument("--requests", type=int, default=2, help="requests of each client in a repeat")
-    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--repeats", type=int, default=3, help="how often each side is measured, in turns")
     options.add_argument("--threads", type=int, default=1, help="BLAS threads of each server")
     options.add_argument("--extras", action="store_true", help="seeds, a schema and two adapters, with 4 clients")
     options.add_argument("--work", type=Path, default=ROOT / "build/serving", help="where the weights are kept")

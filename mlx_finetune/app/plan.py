@@ -153,9 +153,8 @@ def make_plan(
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
     _check_blocks(recipe, shape)
-    facts = Facts(lengths, shape, machine, why_unpackable(shape.model_type), bits, known.memory_factor)
-    facts = replace(facts, num_processes=num_processes)
-    run = base / recipe.run_folder
+    run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type)
+    facts = Facts(lengths, shape, machine, unpackable, bits, known.memory_factor, num_processes=num_processes)
     facts = _with_tokens(facts, tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)

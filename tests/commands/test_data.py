@@ -189,7 +189,7 @@ def test_check_of_a_recipe_counts_its_corrections_and_finds_what_is_wrong_with_t
     made = recipe(folder, tiny_model("llama"))
     result = run("check", made, "--set", "data.corrections=old")
     assert result.return_value == 0
-    assert "adapters/old/corrections.jsonl: 1 rows, format corrections" in result.stdout.splitlines()
+    assert "adapters/old/corrections.jsonl: 1 row, format corrections" in result.stdout.splitlines()
     report = json.loads(run("check", made, "--set", "data.corrections=old", "--json").stdout)
     assert (report["rows"], report["tokens"]["count"]) == ({"train": 61}, 61)
     with path.open("a") as file:

@@ -87,7 +87,7 @@ def test_a_killed_process_resumes_to_the_same_bytes_and_its_folder_is_then_refus
     assert refused.returncode == 1
     error, hint = refused.stderr.splitlines()
     assert error == f"error: {run.path} already holds a run (finished, step 6)"
-    assert hint.startswith("hint: continue it with --resume, choose another output_dir")
+    assert hint.startswith("hint: train it further with --extend 100, choose another output_dir")
     assert contents(run) == before
 
 

@@ -93,6 +93,7 @@ def load_model(
     num_parameters = sum(array.size for array in flat_arrays(model).values())
     weights = _read_weights(local.folder, files, model, config)
     activation = repairs.repair_activation(model, config)
+    repairs.repair_attention(model, config)
     notices = [Notice("info", f"{local.name}: {change}") for change in changes]
     if activation == "exact gelu":
         notices.append(Notice("info", f"{local.name}: exact gelu, as its config.json says"))

@@ -10,6 +10,7 @@ Each repair has a test in ``tests/model/test_repairs.py`` that fails when upstre
 | any config of transformers 5 | ``rope_theta`` silently 10000, scaling ignored | filled from ``rope_parameters`` |
 | ``hidden_act`` "gelu" in GPT-NeoX, GPT-2 | tanh approximation | exact gelu |
 | Gemma 1 (its "gelu" means the tanh one) | exact gelu: tiny logits 5e-4 off | tanh approximation |
+| Gemma 2, a mask for each row | ``ValueError``; with as many rows as key heads wrong ones | the missing axis |
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_finetune.errors import ModelError
-from mlx_finetune.model.upstream import gemma, gpt2, gpt_neox
+from mlx_finetune.model.upstream import gemma, gemma2, gpt2, gpt_neox
 
 _TANH_GELU = frozenset({"gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_pytorch", "gelu_accurate"})
 _BUFFERS = (".attn.bias", ".attn.masked_bias")
@@ -109,6 +110,23 @@ def repair_activation(model: nn.Module, config: Mapping[str, object]) -> str:
         mlp = ExactNeoxMLP if kind == "gpt_neox" else ExactGpt2MLP
         block.mlp = mlp(cast("Any", model).args)
     return "exact gelu"
+
+
+def repair_attention(model: nn.Module, config: Mapping[str, object]) -> None:
+    """Put in Gemma 2's attention that takes a mask for each row."""
+    if config.get("model_type") == "gemma2":
+        args = cast("Any", model).args
+        for block in cast("list[nn.Module]", model.layers):
+            block.self_attn = MaskedGemma2Attention(args)
+
+
+class MaskedGemma2Attention(gemma2.Attention):
+    """Gemma 2's attention; its scores are (B, key heads, queries each, T, T), and a mask is (B, 1, T, T)."""
+
+    def __call__(self, x: mx.array, mask: mx.array | None = None, cache: Any = None) -> mx.array:
+        if mask is not None and mask.ndim == 4 and self.repeats > 1:
+            mask = mask[:, :, None]  # (B, 1, 1, T, T)
+        return super().__call__(x, mask, cache)
 
 
 class TanhGemmaMLP(gemma.MLP):

@@ -38,7 +38,7 @@ def import_lazily(name: str) -> None:
 
 import_lazily("mlx_lm")
 
-from mlx_lm.models import gemma, gpt2, gpt_neox  # noqa: E402 - after the package has been made lazy
+from mlx_lm.models import gemma, gemma2, gpt2, gpt_neox  # noqa: E402 - after the package has been made lazy
 from mlx_lm.models.base import create_causal_mask  # noqa: E402
 from mlx_lm.models.cache import (  # noqa: E402
     KVCache,
@@ -59,6 +59,7 @@ __all__ = [
     "create_causal_mask",
     "find_architecture",
     "gemma",
+    "gemma2",
     "gpt2",
     "gpt_neox",
     "import_lazily",

@@ -44,6 +44,10 @@ THEIRS = "from mlx_finetune.hardware import blas; blas.prepare(); from mlx_lm.se
 Fields = dict[str, Any]
 
 
+class FailedError(Exception):
+    """A request was not answered."""
+
+
 @dataclass(frozen=True)
 class Side:
     """A running server. ``adapt`` puts the i-th of two adapters into a request, where one is asked for."""
@@ -125,19 +129,29 @@ def run(side: Side, case: Case, asked: Sequence[Sequence[str]]) -> Rate:
     """What all clients together get."""
     counts: list[int] = []
     failures: list[str] = []
-    ready = threading.Barrier(case.clients + 1)
+    ready, connecting = threading.Barrier(case.clients + 1), threading.Lock()
 
     def client(number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", side.port, timeout=600)
+        try:
+            with connecting:  # mlx_lm resets connections that come more than five at a time
+                connection.connect()
+                time.sleep(0.05)
+        except OSError as error:
+            failures.append(repr(error))
         ready.wait()
         for text in asked[number]:
             fields = case.fields if side.name == "mlxft" else case.their_fields
             body = {"messages": [{"role": "user", "content": text}], **fields}
             body |= side.adapt(number % 2) if case.has_adapters else side.adapt(-1)
             headers = {"content-type": "application/json", "authorization": f"Bearer {side.token}"}
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-            answer = connection.getresponse()
-            said = answer.read()
+            try:
+                connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+                answer = connection.getresponse()
+                said = answer.read()
+            except OSError as error:
+                failures.append(repr(error))
+                break
             if answer.status == 200:
                 counts.append(json.loads(said)["usage"]["completion_tokens"])
             else:
@@ -153,7 +167,7 @@ def run(side: Side, case: Case, asked: Sequence[Sequence[str]]) -> Rate:
         thread.join()
     seconds = time.perf_counter() - began
     if failures:
-        raise SystemExit(f"{side.name}: {failures[0]}")
+        raise FailedError(f"{side.name}: {len(failures)} requests failed: {failures[0]}")
     used = processor_seconds(side) - used
     return Rate(len(counts) / seconds, sum(counts) / seconds, used / max(sum(counts), 1))
 
@@ -266,7 +280,7 @@ def answers(side: Side, case: Case) -> bool:
     """True once the server answers."""
     try:
         run(side, case, [["Hello."], ["Good morning."]])
-    except (OSError, threading.BrokenBarrierError, ZeroDivisionError):
+    except FailedError:
         return False
     return True
 

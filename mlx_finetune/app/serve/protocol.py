@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, Request
 HEADER_SECONDS = 10.0
 UNREAD_SECONDS = 30.0
 MAX_HEADER_BYTES = 32_768
+_HELD_UP_SECONDS = 0.2
 #: Above it the oldest connection that asks nothing makes room for a new one.
 MAX_CONNECTIONS = 512
 
@@ -25,6 +26,7 @@ class BoundedProtocol(H11Protocol):
     _header_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
     _made = 0.0
+    _header_due = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -78,7 +80,8 @@ class BoundedProtocol(H11Protocol):
         self.transport.close()
 
     def _start_header_timer(self) -> None:
-        self._header_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        self._header_due = self.loop.time() + HEADER_SECONDS
+        self._header_timer = self.loop.call_at(self._header_due, self._too_slow)
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -92,7 +95,9 @@ class BoundedProtocol(H11Protocol):
 
     def _too_slow(self) -> None:
         self._header_timer = None
-        if self.is_idle:
+        if self.is_idle and self.loop.time() - self._header_due > _HELD_UP_SECONDS:
+            self._start_header_timer()  # it was us who were slow: what came meanwhile has not been read
+        elif self.is_idle:
             self.transport.close()
 
     def _make_room(self) -> None:

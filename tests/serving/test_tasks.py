@@ -68,6 +68,16 @@ def test_a_schema_counts_from_the_recipe_and_is_kept_with_the_run(tmp_path: Path
     assert read_schemas(loaded, run) == {"events": SCHEMA}
 
 
+def test_a_kept_schema_has_its_keys_in_their_order(tmp_path: Path) -> None:
+    """An answer names them in that order, as the rows did that were learned."""
+    schema = {"type": "object", "properties": {"ts": {"type": "string"}, "event": {"type": "string"}}}
+    (tmp_path / "events.json").write_text(json.dumps(schema))
+    loaded, run = recipe_with(tmp_path, path="events", schema="events.json"), RunDir(tmp_path / "run")
+    keep_schemas(run, read_schemas(loaded, run))
+    (tmp_path / "events.json").unlink()
+    assert json.dumps(read_schemas(loaded, run)["events"]) == json.dumps(schema)
+
+
 def test_training_keeps_the_schema_with_the_run(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     (tmp_path / "events.json").write_text(json.dumps(SCHEMA))
     path = write_recipe(tmp_path, tiny_model("llama"))

@@ -1,5 +1,6 @@
 """The schemas of [serve]: read before anything else of a run and kept in its folder, where ``mlxft serve`` looks."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,11 +26,11 @@ def read_schemas(loaded: LoadedRecipe, run: RunDir) -> Mapping[str, Schema]:
 
 
 def keep_schemas(run: RunDir, schemas: Mapping[str, Schema]) -> None:
-    """Write them into the run folder."""
+    """Write them into the run folder, keys in the order in which they stand: an answer is written in that order."""
     if schemas:
         durable.make_folder(run.file(rundir.SCHEMAS))
     for path, schema in schemas.items():
-        durable.write_json(_kept(run, path), schema)
+        durable.write_text(_kept(run, path), json.dumps(schema, indent=2, ensure_ascii=False) + "\n")
 
 
 def _kept(run: RunDir, path: str) -> Path:

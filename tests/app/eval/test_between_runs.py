@@ -58,6 +58,8 @@ def test_recipes_are_compared_key_by_key_and_figures_row_by_row(place: Path) -> 
         assert loss.figures[name].value == pytest.approx(measures[0]["sides"]["tuned"]["value"])
     assert loss.change is not None
     assert loss.change.value == pytest.approx(loss.figures["other"].value - loss.figures["keeper"].value)
+    assert loss.change.low is not None
+    assert loss.change.high is not None
     assert loss.change.low < loss.change.value < loss.change.high
     lines = list(comparison_lines(found))
     assert max(map(len, lines)) <= 80

@@ -85,7 +85,7 @@ def _identity(place: Place) -> Mapping[str, object]:
 
 def _difference(place: Place, identity: Mapping[str, object]) -> str:
     old, new = _identity(place), json.loads(json.dumps(identity))
-    keys = [key for key in new if old.get(key) != new[key]]
+    keys = [str(key) for key in new if old.get(key) != new[key]]
     words = [_WORDS.get(key, key.removesuffix("_sha256")) for key in keys]
     return f"other {', '.join(words)}" if keys and old else "of another version"
 

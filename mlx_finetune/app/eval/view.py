@@ -22,8 +22,9 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield ""
     yield from table(report.results, BASE, TUNED)
     yield from _categories(report.categories, report.results)
-    yield from _answer_lines("answers", report.answers, evaluation.at_once)
-    yield from _answer_lines("answers held to the schema", report.constrained, evaluation.at_once)
+    how = "one at a time" if evaluation.at_once == 1 else f"{evaluation.at_once} at a time"
+    yield from _answer_lines(f"answers, {how}: tokens and seconds of one (median, 95 % below)", report.answers)
+    yield from _answer_lines("answers held to the schema, likewise", report.constrained)
     yield from _speed_lines(report.speed)
     is_rate = any(one.measure.kind == "right" for one in report.results if one.measure.title == report.lead)
     yield from _changed_lines(f"gained most, {report.lead}", report.gains, is_rate=is_rate)
@@ -72,12 +73,11 @@ def _answer_cells(answers: Answers | None) -> str:
     return f"{answers.length.median:>8.0f}{answers.seconds.median:>9.1f}{answers.tokens_per_second:>7.1f}"
 
 
-def _answer_lines(title: str, answers: Mapping[str, Answers], at_once: int) -> Iterator[str]:
+def _answer_lines(title: str, answers: Mapping[str, Answers]) -> Iterator[str]:
     if not answers:
         return
     yield ""
-    how = "one at a time" if at_once == 1 else f"{at_once} at a time"
-    yield f"{title}, {how}: tokens and seconds of one (median, 95 % below)"
+    yield title
     for side, one in answers.items():
         cut = f"; {one.num_cut} of {one.num_answers} cut at the limit" if one.num_cut else ""
         yield (

@@ -34,6 +34,7 @@ def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name
         f"  {what_was_trained(summary)} in {folder}",
         *(f"  {line}" for line in restarted_lines(summary)),
         "",
+        *([f"what it learned, measured: mlxft eval {name}"] if summary.started and summary.started.valid_rows else []),
         f"next: mlxft chat {name}",
     ]
     return lines

@@ -25,6 +25,7 @@ def test_the_report_of_a_finished_run_word_for_word() -> None:
         "  1m 05s of training, 12.3k targets, peak memory 2.0 GB",
         "  adapter in adapters/demo",
         "",
+        "what it learned, measured: mlxft eval demo",
         "next: mlxft chat demo",
     ]
 

@@ -52,12 +52,16 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One evaluation of both runs: results with a figure for each, or the reason why they are not ranked."""
+    """One evaluation of both runs: results with a figure for each, or the reason why they are not ranked.
+
+    ``apart`` are the figures of each run over its own rows then, without a change.
+    """
 
     name: str
     results: tuple[Result, ...]
     refusal: str = ""
     notes: tuple[str, ...] = ()
+    apart: tuple[Result, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +116,21 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
                 "name": one.name,
                 "refusal": one.refusal,
                 "notes": list(one.notes),
-                "measures": [
-                    {
-                        "name": result.measure.name,
-                        "sides": {side: asdict(found) for side, found in result.figures.items()},
-                        "change": asdict(result.change) if result.change else None,
-                        "is_better": result.is_better,
-                        "is_worse": result.is_worse,
-                    }
-                    for result in one.results
-                ],
+                "measures": [_result_json(result) for result in one.results],
+                "apart": [_result_json(result) for result in one.apart],
             }
             for one in comparison.evaluations
         ],
+    }
+
+
+def _result_json(result: Result) -> dict[str, object]:
+    return {
+        "name": result.measure.name,
+        "sides": {side: asdict(found) for side, found in result.figures.items()},
+        "change": asdict(result.change) if result.change else None,
+        "is_better": result.is_better,
+        "is_worse": result.is_worse,
     }
 
 
@@ -149,7 +155,9 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
     for one in comparison.evaluations:
         yield ""
         if one.refusal:
-            yield from wrapped(f"evaluation {one.name}: not ranked, {one.refusal}")
+            yield from wrapped(f"evaluation {one.name}: not ranked, {one.refusal}; each for itself:")
+            yield ""
+            yield from table(one.apart, first, second)
             continue
         yield from wrapped(f"evaluation {one.name}: {verdict(one, second)}")
         yield ""
@@ -213,8 +221,12 @@ def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
         if one.identity.get(key) != other.identity.get(key) and (same_tokens or key != "answer_tokens")
     ]
     if differing:
-        return Compared(one.name, (), f"because they are of different {', '.join(differing)}")
+        refusal = f"because they are of different {', '.join(differing)}"
+        return Compared(one.name, (), refusal, apart=_apart(one, other, first, second))
     measures = _shared_measures(one, other)
+    if not measures:
+        refusal = "because they have no measure in common"
+        return Compared(one.name, (), refusal, apart=_apart(one, other, first, second))
     notes: list[str] = []
     if not same_tokens:
         measures = _without_tokens(measures)
@@ -227,12 +239,36 @@ def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
 
 
 def _shared_measures(one: Kept, other: Kept) -> Sequence[Measure]:
-    has_schema = bool(one.identity.get("schema_sha256"))
-    found = [
-        measures_of(cast("list[str]", kept.identity.get("tasks", [])), has_schema=has_schema) for kept in (one, other)
-    ]
-    names = {measure.name for measure in found[1]}
-    return [measure for measure in found[0] if measure.name in names]
+    names = {measure.name for measure in _measures(other)}
+    return [measure for measure in _measures(one) if measure.name in names]
+
+
+def _measures(kept: Kept) -> Sequence[Measure]:
+    has_schema = bool(kept.identity.get("schema_sha256"))
+    return measures_of(cast("list[str]", kept.identity.get("tasks", [])), has_schema=has_schema)
+
+
+def _apart(one: Kept, other: Kept, first: str, second: str) -> tuple[Result, ...]:
+    """Every measure of either run, each run over all rows of its own."""
+    measures = {measure.name: measure for measure in (*_measures(one), *_measures(other))}
+    found: list[Result] = []
+    for measure in measures.values():
+        made = {
+            name: figure(measure, _values(measure, kept), seed=SEED) for name, kept in ((first, one), (second, other))
+        }
+        figures = {name: value for name, value in made.items() if value is not None}
+        if figures:
+            found.append(Result(measure, figures))
+    return tuple(found)
+
+
+def _values(measure: Measure, kept: Kept) -> dict[int, tuple[float, ...]]:
+    """Those of one run, by row."""
+    return {
+        row.row: row.values[measure.name]
+        for row in kept.rows
+        if row.work == measure.work and measure.name in row.values
+    }
 
 
 def _without_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
@@ -246,14 +282,7 @@ def _without_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
 
 
 def _result(measure: Measure, one: Kept, other: Kept, first: str, second: str) -> Result | None:
-    columns = [
-        {
-            row.row: row.values[measure.name]
-            for row in kept.rows
-            if row.work == measure.work and measure.name in row.values
-        }
-        for kept in (one, other)
-    ]
+    columns = [_values(measure, kept) for kept in (one, other)]
     shared = columns[0].keys() & columns[1].keys()
     sides = [{row: values[row] for row in sorted(shared)} for values in columns]
     figures = [figure(measure, rows, seed=SEED) for rows in sides]

@@ -3,7 +3,8 @@
 Rates have Wilson intervals, the change between two of them Newcombe's, and McNemar's exact test; a bootstrap would give
 an interval of width 0 where no row differs. Means and ratios have bootstrap intervals over rows and a test that flips
 the sign of each row's difference (Fisher 1935): under "no change" either sign was as likely. Its p is exact up to 12
-rows, over 10,000 random flips beyond. All draws are seeded.
+rows, over 10,000 random flips beyond. All draws are seeded. A bootstrap of one row, or of rows that do not differ, has
+nothing to draw from: there is no interval then, since one of width 0 would claim certainty.
 """
 
 import math
@@ -37,11 +38,11 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value with its interval over ``num_rows`` rows; ``num_right`` of them where the value is a rate."""
+    """A value with its interval over ``num_rows`` rows, None where they give none; ``num_right`` of a rate."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_rows: int
     num_right: int | None = None
 
@@ -50,21 +51,22 @@ class Figure:
 class Change:
     """Second side minus first over the same rows, in the unit of the value; for perplexities the factor between them.
 
-    ``p`` is that of the test alone, ``p_holm`` after correction for the other tests of the evaluation.
+    ``low`` and ``high`` are None where the rows give no interval. ``p`` is that of the test alone, ``p_holm`` after
+    correction for the other tests of the evaluation, None where this is none of them.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_rows: int
     p: float
-    p_holm: float = 1.0
+    p_holm: float | None = None
     is_factor: bool = False
 
     @property
     def is_sure(self) -> bool:
         """Whether the correction leaves it a change."""
-        return self.p_holm < ALPHA
+        return self.p_holm is not None and self.p_holm < ALPHA
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +107,13 @@ def figure(measure: Measure, rows: Rows, *, seed: int) -> Figure | None:
             return Figure(num_right / len(values), interval.low, interval.high, len(values), num_right)
         case "mean":
             scores = [value[0] for value in values]
-            interval = bootstrap_mean(scores, seed=seed)
-            return Figure(math.fsum(scores) / len(scores), interval.low, interval.high, len(values))
+            low, high = _ends(bootstrap_mean(scores, seed=seed))
+            return Figure(math.fsum(scores) / len(scores), low, high, len(values))
         case "ratio":
             sums, counts = [value[0] for value in values], [value[1] for value in values]
-            interval = bootstrap_ratio(sums, counts, seed=seed)
             shown = _scaled(measure)
-            value = math.fsum(sums) / math.fsum(counts)
-            return Figure(shown(value), shown(interval.low), shown(interval.high), len(values))
+            low, high = _ends(bootstrap_ratio(sums, counts, seed=seed), shown)
+            return Figure(shown(math.fsum(sums) / math.fsum(counts)), low, high, len(values))
         case "f1":
             return _f1_figure(values, seed=seed)
 
@@ -130,7 +131,7 @@ def change(measure: Measure, first: Rows, second: Rows, *, seed: int) -> Change 
         return _rate_change(before, after)
     difference = paired_bootstrap(before, after, seed=seed)
     p = sign_flip(np.subtract(after, before), seed=seed)
-    return Change(difference.value, difference.interval.low, difference.interval.high, len(both), p)
+    return Change(difference.value, *_ends(difference.interval), len(both), p)
 
 
 def corrected(results: Sequence[Result]) -> list[Result]:
@@ -204,11 +205,17 @@ def _ratio_change(
 ) -> Change:
     difference = paired_ratio(before, after, counts, seed=seed)
     p = sign_flip(np.subtract(after, before), seed=seed)
-    low, high = difference.interval.low, difference.interval.high
-    if measure.scale == "exp":
-        return Change(_exp(difference.value), _exp(low), _exp(high), len(before), p, is_factor=True)
-    factor = 1 / math.log(2) if measure.scale == "bits" else 1.0
-    return Change(difference.value * factor, low * factor, high * factor, len(before), p)
+    shown = _scaled(measure)
+    low, high = _ends(difference.interval, shown)
+    return Change(shown(difference.value), low, high, len(before), p, is_factor=measure.scale == "exp")
+
+
+def _ends(interval: Interval, shown: Callable[[float], float] = float) -> tuple[float, float] | tuple[None, None]:
+    """Both ends as they are shown; None where every resample gave the same, up to rounding."""
+    low, high = interval.low, interval.high
+    if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
+        return None, None
+    return shown(low), shown(high)
 
 
 def _exp(nats: float) -> float:
@@ -237,7 +244,7 @@ def _f1_figure(values: Sequence[tuple[float, ...]], *, seed: int) -> Figure:
         found.append(_macro_f1(np.bincount(places, minlength=count * size * size).reshape(count, size, size)))
     low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
     value = _macro_f1(np.bincount(cells, minlength=size * size).reshape(1, size, size))
-    return Figure(float(value[0]), float(low), float(high), num_rows)
+    return Figure(float(value[0]), *_ends(Interval(float(low), float(high))), num_rows)
 
 
 def _macro_f1(counts: NDArray[np.int64]) -> NDArray[np.float64]:

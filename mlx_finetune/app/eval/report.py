@@ -107,6 +107,7 @@ class Report:
     results: tuple[Result, ...]
     categories: tuple[Category, ...]
     answers: Mapping[str, Answers]
+    constrained: Mapping[str, Answers]
     speed: Mapping[str, Speed]
     texts: Mapping[str, TextFacts]
     lead: str
@@ -126,16 +127,19 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
     names = sorted({row.category for row in evaluation.rows} - {""})
     lead = next((one.measure for one in results if one.measure.is_tested and one.change), None)
     gains, losses = _changed(evaluation, journal, lead)
+    answers = _answers(evaluation.sides, _of(found, works.ANSWER))
+    cut = {side: (one.num_cut, one.num_answers) for side, one in answers.items()}
     return Report(
         tuple(results),
         tuple(_category(evaluation, found, name) for name in names),
-        _answers(evaluation.sides, _of(found, works.ANSWER)),
+        answers,
+        _answers(evaluation.sides, _of(found, works.CONSTRAINED)),
         _speed(evaluation.sides, _of(found, works.SPEED)),
         _texts(evaluation, found),
         lead.title if lead else "",
         gains,
         losses,
-        judge(results, has_base=evaluation.subject.opened.has_base),
+        judge(results, has_base=evaluation.subject.opened.has_base, cut=cut),
         tuple(_gate(gate, results) for gate in evaluation.gates),
         _failed(evaluation, found),
         is_whole,

@@ -22,6 +22,14 @@ from mlx_finetune.errors import RunError
 FORMAT_VERSION = 1
 JOURNAL_END, JSON_END, CSV_END = ".rows.jsonl", ".json", ".csv"
 _MAX_NAMES = 1000
+#: Keys of an identity -> how a person calls them, where that is another word.
+_WORDS = {
+    "data": "settings of [data]",
+    "data_sha256": "data",
+    "answer_tokens": "longest answer",
+    "shots": "examples in the prompt",
+    "at_once": "answers at once",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +85,9 @@ def _identity(place: Place) -> Mapping[str, object]:
 
 def _difference(place: Place, identity: Mapping[str, object]) -> str:
     old, new = _identity(place), json.loads(json.dumps(identity))
-    keys = [key for key in new if old.get(key) != new[key]]
-    return f"other {', '.join(keys[:4]).replace('_sha256', '')}" if keys and old else "of another version"
+    keys = [str(key) for key in new if old.get(key) != new[key]]
+    words = [_WORDS.get(key, key.removesuffix("_sha256")) for key in keys]
+    return f"other {', '.join(words)}" if keys and old else "of another version"
 
 
 def write_results(place: Place, evaluation: Evaluation, report: Report, *, measured: str, seconds: float) -> None:
@@ -109,6 +118,7 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
         "measures": [_result_json(one) for one in report.results],
         "categories": [_category_json(one) for one in report.categories],
         "answers": _plain(report.answers),
+        "constrained_answers": _plain(report.constrained),
         "at_once": evaluation.at_once,
         "speed": _plain(report.speed),
         "texts": {name: asdict(one) for name, one in report.texts.items()},
@@ -138,8 +148,8 @@ def _csv_lines(report: Report) -> Iterator[tuple[object, ...]]:
                 yield category.name, one.measure.name, side, *_numbers(figure), figure.num_rows, "", ""
             for side, change in (("change", one.change), ("change from examples", one.to_shots)):
                 if change is not None:
-                    p_holm = change.p_holm if one.measure.is_tested and not category.name else ""
-                    yield category.name, one.measure.name, side, *_numbers(change), change.num_rows, change.p, p_holm
+                    numbers = (*_numbers(change), change.num_rows, change.p, change.p_holm)
+                    yield category.name, one.measure.name, side, *numbers
         for side, answers in category.answers.items():
             for name, value in (
                 ("answer_tokens", answers.length.median),
@@ -149,7 +159,7 @@ def _csv_lines(report: Report) -> Iterator[tuple[object, ...]]:
                 yield category.name, name, side, value, "", "", answers.num_answers, "", ""
 
 
-def _numbers(figure: Figure | Change) -> tuple[float, float, float]:
+def _numbers(figure: Figure | Change) -> tuple[float, float | None, float | None]:
     return figure.value, figure.low, figure.high
 
 

@@ -18,7 +18,7 @@ from mlx_finetune.dataset.formats import Example, FormatCounter, Instruction, Me
 from mlx_finetune.dataset.problems import Findings, RowError, show_names
 from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.tokens import Message
-from mlx_finetune.errors import DataError, Problem
+from mlx_finetune.errors import DataError, Problem, UsageError
 from mlx_finetune.recipe.schema import DataRecipe
 
 #: Categories that are shown apart; more are not a way to split figures.
@@ -78,9 +78,11 @@ def choose_rows(
 
     Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``.
 
-    Raises ``DataError`` where nothing is held out, the column ``category`` is missing, or there are too few rows for
-    ``shots``.
+    Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
+    is missing, or there are too few rows for ``shots``.
     """
+    if given is not None and not (base / Path(given).expanduser()).exists():
+        raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
     recipe = data if given is None else data_of(given, data)
     splits = load_splits(recipe, base=base)
     name = next((name for name in ("test", "valid") if getattr(splits, name)), None)

@@ -27,6 +27,8 @@ from mlx_finetune.scoring.labels import named_label
 VERSION = 1
 MAX_LABELS = 50
 _SHORT_WORDS = 6
+#: Of classes that nobody named: with more different answers a row, (nearly) each occurs once.
+_MOST_DIFFERENT = 0.8
 _EXTRA_TOKENS = 16
 _MAX_AUTO_TOKENS = 1024
 #: Keys of [data] that decide which tokens a model is given.
@@ -160,8 +162,8 @@ def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:
 
 
 def _labels(recipe: EvalRecipe, rows: Sequence[EvalRow]) -> tuple[str, ...]:
-    references = dict.fromkeys(row.reference.strip() for row in rows if row.reference)
-    labels = recipe.labels or tuple(sorted(references))
+    references = [row.reference.strip() for row in rows if row.reference]
+    labels = recipe.labels or tuple(sorted(set(references)))
     if len(labels) > MAX_LABELS:
         raise DataError(
             f"the answers of the rows are {len(labels)} different texts; that is too many for classes",
@@ -169,6 +171,11 @@ def _labels(recipe: EvalRecipe, rows: Sequence[EvalRow]) -> tuple[str, ...]:
         )
     if len(labels) < 2:
         raise DataError("the task labels needs at least two classes", 'name them: [eval] labels = ["good", "bad"]')
+    if not recipe.labels and len(labels) > _MOST_DIFFERENT * len(references):
+        raise DataError(
+            f"{len(references)} rows have {len(labels)} different answers; these are no classes",
+            'name the classes: [eval] labels = ["good", "bad"], or leave the task labels out',
+        )
     strange = next((row for row in rows if row.reference and named_label(row.reference, labels) is None), None)
     if strange is not None:
         raise DataError(
@@ -208,9 +215,13 @@ def _identity(
     schema: Schema | None,
     answer_tokens: int,
 ) -> dict[str, object]:
-    """What decides the figures: two evaluations with the same identity measure the same thing."""
+    """What decides the figures: two evaluations with the same identity measure the same thing.
+
+    The order of a schema's keys does too: constrained answers are written in it.
+    """
     data = subject.data.model_dump(mode="json")
-    rows = hashlib.sha256("\n".join(f"{row.key} {row.category}" for row in chosen.rows).encode()).hexdigest()
+    # The space ends each key as in results kept so far, where the category followed: they stay comparable.
+    rows = hashlib.sha256("\n".join(f"{row.key} " for row in chosen.rows).encode()).hexdigest()
     shots = [f"{shot.source}:{shot.line}" for shot in chosen.shots]
     return {
         "version": VERSION,
@@ -221,7 +232,7 @@ def _identity(
         "rows_sha256": rows,
         "tasks": list(tasks),
         "labels": list(labels),
-        "schema_sha256": hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest() if schema else "",
+        "schema_sha256": hashlib.sha256(json.dumps(schema).encode()).hexdigest() if schema else "",
         "category": recipe.category or "",
         "answer_tokens": answer_tokens,
         "shots": shots,

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from mlx_finetune.app.eval.figures import Change, Figure, Result
-from mlx_finetune.app.eval.verdict import number
+from mlx_finetune.app.eval.verdict import no_interval, number
 from mlx_finetune.app.text import shorten
 
 WIDTH = 80
@@ -32,7 +32,7 @@ def table(results: Sequence[Result], first: str, second: str) -> Iterator[str]:
         for one in (one for one in shown if side in one.figures):
             figure = one.figures[side]
             title = shorten(one.measure.title, TITLE - 3)
-            yield f"  {title:<{TITLE - 2}}{value(figure):>9}   {number(figure.low)} to {number(figure.high)}"
+            yield f"  {title:<{TITLE - 2}}{value(figure):>9}   {span(figure)}"
 
 
 def value(figure: Figure) -> str:
@@ -40,6 +40,13 @@ def value(figure: Figure) -> str:
     if figure.num_right is not None and figure.num_rows < 1000:
         return f"{figure.num_right}/{figure.num_rows}"
     return number(figure.value)
+
+
+def span(figure: Figure) -> str:
+    """The interval of a figure, or why it has none."""
+    if figure.low is None or figure.high is None:
+        return no_interval(figure)
+    return f"{number(figure.low)} to {number(figure.high)}"
 
 
 def _row(one: Result, first: str, second: str) -> str:
@@ -53,6 +60,9 @@ def _row(one: Result, first: str, second: str) -> str:
 
 
 def _change(change: Change) -> tuple[str, str]:
+    value = f"x {change.value:.2f}" if change.is_factor else f"{change.value:+.2f}"
+    if change.low is None or change.high is None:
+        return value, no_interval(change)
     if change.is_factor:
-        return f"x {change.value:.2f}", f"x {change.low:.2f} to {change.high:.2f}"
-    return f"{change.value:+.2f}", f"{change.low:+.2f} to {change.high:+.2f}"
+        return value, f"x {change.low:.2f} to {change.high:.2f}"
+    return value, f"{change.low:+.2f} to {change.high:+.2f}"

@@ -5,11 +5,13 @@ best of many afterwards. "It learned it" means: the corrected test of the leadin
 measure is looked at for a loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_finetune.app.eval.figures import Change, Result
+from mlx_finetune.app.eval.figures import ALPHA, Change, Figure, Result
+from mlx_finetune.app.eval.measures import ANSWER
+from mlx_finetune.scoring.intervals import holm
 
 #: The sides of a run: its base alone, and with what was trained; and the one side of a model.
 BASE, TUNED, MODEL = "base", "tuned", "model"
@@ -28,8 +30,11 @@ class Verdict:
     worse: tuple[str, ...] = ()
 
 
-def judge(results: Sequence[Result], *, has_base: bool) -> Verdict:
-    """The verdict over all measures; ``alone`` where there is nothing to compare with."""
+def judge(results: Sequence[Result], *, has_base: bool, cut: Mapping[str, tuple[int, int]] | None = None) -> Verdict:
+    """The verdict over all measures; ``alone`` where there is nothing to compare with.
+
+    ``cut`` has for each side how many answers ended at the limit, of how many.
+    """
     tested = [one for one in results if one.measure.is_tested and one.change is not None]
     if not has_base:
         return Verdict("alone", "There is nothing to compare with: these are the model's own figures.")
@@ -51,7 +56,7 @@ def judge(results: Sequence[Result], *, has_base: bool) -> Verdict:
         parts.append(f"worse: {_list(worse)}")
     elif others:
         parts.append("nothing else got worse" if outcome != "unproven" else "nothing got worse for sure")
-    sentences = [_few(lead), f"{'; '.join(parts)}.", _with_shots(lead)]
+    sentences = [_cut(lead, cut or {}), _few(lead), _powerless(tested), f"{'; '.join(parts)}.", _with_shots(lead)]
     names = tuple(tuple(one.measure.name for one in found) for found in (better, worse))
     return Verdict(outcome, " ".join(text for text in sentences if text), *names)
 
@@ -82,7 +87,14 @@ def _lead(lead: Result) -> str:
     return f"{what} ({_interval(lead, lead.change)})"
 
 
+def no_interval(found: Figure | Change) -> str:
+    """Why a bootstrap gave none."""
+    return "one row" if found.num_rows == 1 else "rows all alike"
+
+
 def _interval(result: Result, change: Change) -> str:
+    if change.low is None or change.high is None:
+        return f"no interval: {no_interval(change)}"
     if change.is_factor:
         return f"95 % interval of the factor {change.low:.2f} to {change.high:.2f}"
     if result.measure.is_higher_better:
@@ -95,8 +107,35 @@ def _few(lead: Result) -> str:
     if change is None or change.num_rows >= FEW_ROWS:
         return ""
     rows = "One row proves" if change.num_rows == 1 else f"{change.num_rows} rows prove"
+    if change.low is None or change.high is None:
+        return f"{rows} little."
     what = "factor" if change.is_factor else "gain" if lead.measure.is_higher_better else "change"
     return f"{rows} little: the {what} may be anything from {change.low:.2f} to {change.high:.2f}."
+
+
+def _cut(lead: Result, cut: Mapping[str, tuple[int, int]]) -> str:
+    if lead.measure.work != ANSWER or not any(count for count, _ in cut.values()):
+        return ""
+    found = ", ".join(f"{side} {count} of {total}" for side, (count, total) in cut.items() if count)
+    return (
+        f"Answers were cut at the limit ({found}), so this says little of what they would have been: raise "
+        "--max-tokens."
+    )
+
+
+def _powerless(tested: Sequence[Result]) -> str:
+    """Said where the leading change could not be found whatever the answers: p is at least 2 / 2^rows in each test."""
+    rows = [one.change.num_rows for one in tested if one.change is not None]
+    enough = next(count for count in range(1, 100) if _least_p([max(one, count) for one in rows]) < ALPHA)
+    if enough <= rows[0]:
+        return ""
+    with_rows = f"{rows[0]} row{'' if rows[0] == 1 else 's'} and {len(rows)} test{'' if len(rows) == 1 else 's'}"
+    return f"With {with_rows} no change can be found, however large: that takes {enough} rows."
+
+
+def _least_p(rows: Sequence[int]) -> float:
+    """The smallest corrected p that the first of tests over so many rows can have."""
+    return holm([2.0 ** (1 - count) for count in rows])[0]
 
 
 def _with_shots(lead: Result) -> str:

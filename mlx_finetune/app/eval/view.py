@@ -6,7 +6,7 @@ from mlx_finetune.app.eval import measures as works
 from mlx_finetune.app.eval.figures import Result
 from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed, Timing
 from mlx_finetune.app.eval.setup import Evaluation
-from mlx_finetune.app.eval.table import TITLE, WIDTH, table, value, wrapped
+from mlx_finetune.app.eval.table import TITLE, WIDTH, span, table, value, wrapped
 from mlx_finetune.app.eval.verdict import BASE, TUNED, number
 from mlx_finetune.app.text import shorten
 from mlx_finetune.units import format_seconds
@@ -22,7 +22,9 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield ""
     yield from table(report.results, BASE, TUNED)
     yield from _categories(report.categories, report.results)
-    yield from _answer_lines(report.answers, evaluation.at_once)
+    how = "one at a time" if evaluation.at_once == 1 else f"{evaluation.at_once} at a time"
+    yield from _answer_lines(f"answers, {how}: tokens and seconds of one (median, 95 % below)", report.answers)
+    yield from _answer_lines("answers held to the schema, likewise", report.constrained)
     yield from _speed_lines(report.speed)
     is_rate = any(one.measure.kind == "right" for one in report.results if one.measure.title == report.lead)
     yield from _changed_lines(f"gained most, {report.lead}", report.gains, is_rate=is_rate)
@@ -35,7 +37,8 @@ def _heading(evaluation: Evaluation, report: Report) -> str:
     opened, chosen = evaluation.subject.opened, evaluation.chosen
     what = f"{opened.name} ({opened.info.name} with adapter)" if opened.spec else f"{opened.name} ({opened.info.name})"
     if len(chosen.rows) < chosen.num_held_out:
-        rows = f"{len(chosen.rows)} of {chosen.num_held_out} {chosen.split} rows"
+        split = "" if chosen.split == "all" else f"{chosen.split} "
+        rows = f"{len(chosen.rows)} of {chosen.num_held_out} {split}rows"
     else:
         rows = f"all {len(chosen.rows)} rows" if chosen.split == "all" else f"{len(chosen.rows)} {chosen.split} rows"
     start = "" if report.is_whole else "interrupted, figures are of what was measured so far; "
@@ -43,21 +46,24 @@ def _heading(evaluation: Evaluation, report: Report) -> str:
 
 
 def _categories(categories: Sequence[Category], results: Sequence[Result]) -> Iterator[str]:
-    """For each category one line a side: its first figures, length, time and speed of the answers."""
+    """For each category its rows, and one line a side: its first figures, length, time and speed of the answers."""
     if not categories:
         return
     has_answers = any(category.answers for category in categories)
     shown = [one.measure for one in results if one.measure.is_shown and one.measure.task != "general"]
     leads = shown[: 2 if has_answers else 4]
     yield ""
-    titles = "".join(f"{shorten(measure.name, 13):>14}" for measure in leads)
-    yield f"{'by category':<15}{'':<11}{titles}" + (f"{'tokens':>8}{'seconds':>9}{'tok/s':>7}" if has_answers else "")
+    width = 13 if has_answers else 12
+    titles = "".join(f"{shorten(measure.name, width - 1):>{width}}" for measure in leads)
+    yield f"{'by category':<12}{'rows':>5} {'':<11}{titles}" + (
+        f"{'tokens':>8}{'seconds':>9}{'tok/s':>7}" if has_answers else ""
+    )
     for category in categories:
         sides = list(dict.fromkeys(side for one in category.results for side in one.figures))
         for side in sides:
             found = {one.measure.name: one.figures.get(side) for one in category.results}
-            cells = "".join(f"{value(f) if (f := found.get(measure.name)) else '-':>14}" for measure in leads)
-            name = f"{shorten(category.name, 14):<15}" if side == sides[0] else " " * 15
+            cells = "".join(f"{value(f) if (f := found.get(measure.name)) else '-':>{width}}" for measure in leads)
+            name = f"{shorten(category.name, 11):<12}{category.num_rows:>5} " if side == sides[0] else " " * 18
             yield f"{name}{side:<11}{cells}{_answer_cells(category.answers.get(side))}".rstrip()
 
 
@@ -67,12 +73,11 @@ def _answer_cells(answers: Answers | None) -> str:
     return f"{answers.length.median:>8.0f}{answers.seconds.median:>9.1f}{answers.tokens_per_second:>7.1f}"
 
 
-def _answer_lines(answers: Mapping[str, Answers], at_once: int) -> Iterator[str]:
+def _answer_lines(title: str, answers: Mapping[str, Answers]) -> Iterator[str]:
     if not answers:
         return
     yield ""
-    how = "one at a time" if at_once == 1 else f"{at_once} at a time"
-    yield f"answers, {how}: tokens and seconds of one (median, 95 % below)"
+    yield title
     for side, one in answers.items():
         cut = f"; {one.num_cut} of {one.num_answers} cut at the limit" if one.num_cut else ""
         yield (
@@ -144,8 +149,8 @@ def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
 def _gates(report: Report) -> Iterator[str]:
     for one in report.gates if report.is_whole else ():
         found = "nothing measured" if one.value is None else f"found {number(one.value)}"
-        span = f" ({number(one.figure.low)} to {number(one.figure.high)})" if one.figure else ""
-        yield f"gate {'met' if one.is_met else 'missed'}: {one.gate}: {found}{span}"
+        interval = f" ({span(one.figure)})" if one.figure else ""
+        yield f"gate {'met' if one.is_met else 'missed'}: {one.gate}: {found}{interval}"
 
 
 #: Kind of work -> what is being done.

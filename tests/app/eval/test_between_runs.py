@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from click.testing import Result as Called
 from eval_runs import change_facts, evaluation_of, write_place, write_rows
 
-from mlx_finetune.app.eval.between_runs import Compared, compare_runs, comparison_lines, verdict
+from mlx_finetune.app.eval.between_runs import Compared, compare_runs, comparison_json, comparison_lines, verdict
 from mlx_finetune.app.eval.figures import Change, Result
 from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.run import evaluate
@@ -58,6 +58,8 @@ def test_recipes_are_compared_key_by_key_and_figures_row_by_row(place: Path) -> 
         assert loss.figures[name].value == pytest.approx(measures[0]["sides"]["tuned"]["value"])
     assert loss.change is not None
     assert loss.change.value == pytest.approx(loss.figures["other"].value - loss.figures["keeper"].value)
+    assert loss.change.low is not None
+    assert loss.change.high is not None
     assert loss.change.low < loss.change.value < loss.change.high
     lines = list(comparison_lines(found))
     assert max(map(len, lines)) <= 80
@@ -87,6 +89,21 @@ def test_other_rows_are_not_ranked(place: Path) -> None:
     (one,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
     assert one.results == ()
     assert one.refusal == "because they are of different data, rows"
+
+
+def test_what_is_not_ranked_is_shown_for_each_run_alone(place: Path) -> None:
+    measure(place, "keeper", ("loss",))
+    measure(place, "other", ("token_f1",))
+    (one,) = (found := compare_runs(run_of(place, "keeper"), run_of(place, "other"))).evaluations
+    assert one.refusal == "because they have no measure in common"
+    shown = {result.measure.name: set(result.figures) for result in one.apart}
+    assert shown == {"loss": {"keeper"}, "answer_bits_per_byte": {"keeper"}, "token_f1": {"other"}}
+    assert all(result.change is None for result in one.apart)
+    lines = list(comparison_lines(found))
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("  loss of the answers ") for line in lines)
+    assert any(line.startswith("  words shared (F1) ") for line in lines)
+    assert [each["name"] for each in comparison_json(found)["evaluations"][0]["apart"]] == list(shown)  # pyright: ignore[reportIndexIssue]
 
 
 def test_another_longest_answer_is_not_ranked(place: Path) -> None:

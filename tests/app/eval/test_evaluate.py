@@ -222,6 +222,84 @@ def test_json_is_measured_free_and_constrained(place: Path) -> None:
     assert found["json_parses"] == 0
 
 
+def test_json_and_csv_say_alike_what_was_not_tested_or_has_no_interval(place: Path) -> None:
+    evaluation = evaluation_of(place, ("loss", "exact_match", "rouge"), category="topic", max_rows=2, shots=1)
+    measure(evaluation, named="few")
+    kept = json.loads((place / "adapters/keeper/eval/few.json").read_text())
+    lines = list(csv.DictReader((place / "adapters/keeper/eval/few.csv").read_text().splitlines()))
+    in_csv = {(line["category"], line["measure"], line["side"]): line for line in lines}
+    seen = 0
+    for category, measures in [("", kept["measures"]), *((one["name"], one["measures"]) for one in kept["categories"])]:
+        for one in measures:
+            for key, side in (("change", "change"), ("change_from_examples", "change from examples")):
+                if one[key] is None:
+                    continue
+                line = in_csv[category, one["name"], side]
+                for name in ("low", "high", "p_holm"):
+                    assert line[name] == ("" if one[key][name] is None else str(one[key][name]))
+                is_corrected = one["is_tested"] and not category and key == "change"
+                assert (one[key]["p_holm"] is not None) == is_corrected
+                seen += one[key]["low"] is None
+    assert seen
+
+
+def test_constrained_answers_that_were_cut_are_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "schema.json").write_text(json.dumps({"type": "string", "minLength": 50}))
+    (place / "text.jsonl").write_text('{"prompt": "a", "completion": "{}"}\n{"prompt": "b", "completion": "{}"}\n')
+    given = ("--data", "text.jsonl", "--schema", "schema.json", "--tasks", "json", "--max-tokens", "3")
+    result = run(place, "keeper", *given, monkeypatch=monkeypatch)
+    assert result.exception is None, result.exception
+    where = result.stdout.index("answers held to the schema")
+    assert result.stdout[where:].count("2 of 2 cut at the limit") == 2
+    assert " ".join(result.stdout.split()).count("Answers were cut at the limit (base 2 of 2, tuned 2 of 2)") == 1
+
+
+def test_classes_that_occur_once_each_are_not_classes(place: Path) -> None:
+    write_rows(place / "free.jsonl", 8)
+    text = (place / "free.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in text]
+    for number, row in enumerate(rows):
+        row["messages"][1]["content"] = f"free answer {number}"
+    (place / "free.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="8 rows have 8 different answers") as caught:
+        evaluation_of(place, ("labels",), given="free.jsonl")
+    assert "[eval] labels" in caught.value.hint
+    names = tuple(f"free answer {number}" for number in range(8))
+    assert evaluation_of(place, ("labels",), given="free.jsonl", labels=names).labels == names
+
+
+def test_the_identity_of_rows_is_of_the_rows_and_that_of_a_schema_of_its_order(place: Path) -> None:
+    (place / "one.json").write_text('{"type": "object", "properties": {"a": {}, "b": {}}}')
+    (place / "two.json").write_text('{"type": "object", "properties": {"b": {}, "a": {}}}')
+    plain, split = evaluation_of(place), evaluation_of(place, category="topic")
+    assert plain.identity["rows_sha256"] == split.identity["rows_sha256"]
+    one, two = (evaluation_of(place, ("json",), schema=name) for name in ("one.json", "two.json"))
+    assert one.identity["schema_sha256"] != two.identity["schema_sha256"]
+
+
+def test_a_taken_name_says_everything_that_differs(place: Path) -> None:
+    measure(evaluation_of(place, ("loss",)), named="kinds")
+    other = evaluation_of(place, ("exact_match",), category="topic", shots=1, answer_tokens=5)
+    with pytest.raises(RunError, match=r"other tasks, category, longest answer, examples in the prompt$"):
+        measure(other, named="kinds")
+
+
+def test_a_file_of_rows_that_is_not_there_is_one_error(place: Path) -> None:
+    with pytest.raises(UsageError, match=r"^there is no nope\.jsonl for --data$"):
+        evaluation_of(place, given="nope.jsonl")
+
+
+def test_some_rows_of_a_file_are_not_called_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(place / "mine.jsonl", 6)
+    given = ("--data", "mine.jsonl", "--tasks", "loss", "--category", "topic")
+    some = run(place, "keeper", *given, "--max-rows", "3", monkeypatch=monkeypatch)
+    assert "on 3 of 6 rows of mine.jsonl" in " ".join(some.stdout.split())
+    lines = run(place, "keeper", *given, monkeypatch=monkeypatch).stdout.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("by category"))
+    assert lines[start].split()[:3] == ["by", "category", "rows"]
+    assert lines[start + 1].split()[:3] == ["a", "3", "base"]
+
+
 def test_plain_text_is_measured_by_its_perplexity(place: Path) -> None:
     (place / "text.txt").write_text("The first paragraph is here.\n\nAnd the second one.\n\nA third.\n")
     evaluation = evaluation_of(place, (), given="text.txt")

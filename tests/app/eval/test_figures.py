@@ -36,6 +36,8 @@ def test_a_ratio_is_of_sums_and_its_scales_are_of_the_whole() -> None:
     assert in_bits is not None
     assert plain.value == pytest.approx(1.0)
     assert exp.value == pytest.approx(math.e)
+    assert plain.low is not None
+    assert plain.high is not None
     assert (exp.low, exp.high) == (pytest.approx(math.exp(plain.low)), pytest.approx(math.exp(plain.high)))
     assert in_bits.value == pytest.approx(1 / math.log(2))
 
@@ -43,12 +45,14 @@ def test_a_ratio_is_of_sums_and_its_scales_are_of_the_whole() -> None:
 def test_the_change_of_a_perplexity_is_a_factor() -> None:
     perplexity, _ = measures_of(["perplexity"], has_schema=False)
     before = {row: (10.0 + row, 10.0) for row in range(20)}
-    after = {row: (5.0 + row, 10.0) for row in range(20)}
+    after = {row: (4.0 + row + 2 * (row % 2), 10.0) for row in range(20)}
     found = change(perplexity, before, after, seed=0)
     assert found is not None
     assert found.is_factor
     assert found.value == pytest.approx(math.exp(-0.5))
-    assert found.low == found.high == pytest.approx(found.value)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
     assert found.p < 0.001
     (result,) = corrected([Result(perplexity, {}, found)])
     assert result.is_better
@@ -113,7 +117,7 @@ def test_holm_counts_the_tested_measures_only() -> None:
     shown = Measure("rouge1", "rouge", "answer", "mean", "ROUGE-1")
     results = corrected([Result(RIGHT, {}, sure), Result(MEAN, {}, sure), Result(shown, {}, sure)])
     adjusted = [one.change.p_holm for one in results if one.change]
-    assert adjusted == [pytest.approx(2 * sure.p), pytest.approx(2 * sure.p), 1.0]
+    assert adjusted == [pytest.approx(2 * sure.p), pytest.approx(2 * sure.p), None]
 
 
 def test_macro_f1_is_that_of_the_labels_and_has_an_interval() -> None:
@@ -123,5 +127,37 @@ def test_macro_f1_is_that_of_the_labels_and_has_an_interval() -> None:
     found = figure(measure, {row: (float(a), float(b)) for row, (a, b) in enumerate(pairs)}, seed=0)
     assert found is not None
     assert found.value == pytest.approx(macro_f1([(str(names[a]), names[b]) for a, b in pairs]))
+    assert found.low is not None
+    assert found.high is not None
     assert found.low <= found.value <= found.high
     assert found.low < found.high
+
+
+F1 = next(one for one in measures_of(["labels"], has_schema=False) if one.kind == "f1")
+
+
+@pytest.mark.parametrize(
+    ("measure", "rows"),
+    [
+        (MEAN, {0: (0.25,)}),
+        (MEAN, dict.fromkeys(range(6), (0.1,))),
+        (LOSS_MEASURE, {0: (2.0, 3.0)}),
+        (LOSS_MEASURE, {row: (0.1 * (row + 1), 1.0 + row) for row in range(7)}),
+        (F1, {row: (float(row), float(row)) for row in range(3)}),
+    ],
+)
+def test_one_row_or_rows_that_do_not_differ_have_no_interval(measure: Measure, rows: dict) -> None:
+    found = figure(measure, rows, seed=0)
+    assert found is not None
+    assert (found.low, found.high) == (None, None)
+    if measure.kind != "f1":
+        after = {row: (value[0] + 0.3 * (value[1] if len(value) > 1 else 1), *value[1:]) for row, value in rows.items()}
+        changed = change(measure, rows, after, seed=0)
+        assert changed is not None
+        assert (changed.low, changed.high) == (None, None)
+
+
+def test_a_rate_of_one_row_keeps_its_interval() -> None:
+    found = figure(RIGHT, rates(1), seed=0)
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(0.2065, abs=1e-4), 1.0)

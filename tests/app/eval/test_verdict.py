@@ -17,17 +17,19 @@ def rates(right: int, total: int) -> Rows:
 
 
 def losses(nats: float, total: int) -> Rows:
-    return {row: (nats * 10 + 0.1 * (row % 5), 10.0) for row in range(total)}
+    return {row: (nats * 10 + 0.1 * ((row + int(nats)) % 5), 10.0) for row in range(total)}
 
 
-def verdict(*measured: tuple[Measure, Rows, Rows], shots: Rows | None = None) -> Verdict:
+def verdict(
+    *measured: tuple[Measure, Rows, Rows], shots: Rows | None = None, cut: Mapping[str, tuple[int, int]] | None = None
+) -> Verdict:
     results: list[Result] = []
     for measure, base, tuned in measured:
         columns = {"base": base, "tuned": tuned} | ({"base 4-shot": shots} if shots is not None else {})
         figures = {side: made for side, rows in columns.items() if (made := figure(measure, rows, seed=0))}
         to_shots = change(measure, shots, tuned, seed=0) if shots is not None else None
         results.append(Result(measure, figures, change(measure, base, tuned, seed=0), to_shots))
-    return judge(corrected(results), has_base=True)
+    return judge(corrected(results), has_base=True, cut=cut or {})
 
 
 def test_it_learned_it_and_nothing_else_got_worse() -> None:
@@ -89,3 +91,32 @@ def test_holm_over_many_tasks_takes_a_chance_finding_back() -> None:
     ]
     assert verdict(chance).outcome == "learned"
     assert verdict(chance, *others).outcome == "unproven"
+
+
+def test_rows_and_tests_that_can_find_nothing_are_said() -> None:
+    others = [
+        (Measure(f"m{n}", "regex", "answer", "right", f"m{n}", is_tested=True), rates(5, 6), rates(5, 6))
+        for n in range(9)
+    ]
+    found = verdict((RIGHT, rates(0, 6), rates(6, 6)), *others)
+    assert "With 6 rows and 10 tests no change can be found, however large: that takes 9 rows." in found.sentence
+    assert "can be found" not in verdict((RIGHT, rates(0, 6), rates(6, 6))).sentence
+    assert "With 5 rows and 1 test no change" in verdict((RIGHT, rates(0, 5), rates(5, 5))).sentence
+
+
+def test_a_change_without_an_interval_has_none_in_the_sentence() -> None:
+    found = verdict((LOSS_MEASURE, {0: (20.0, 10.0)}, {0: (10.0, 10.0)}))
+    assert found.sentence.startswith("One row proves little. With 1 row and 1 test no change can be found")
+    assert "loss of the answers 1.00, was 2.00 (no interval: one row)" in found.sentence
+
+
+def test_answers_that_were_cut_are_said_before_the_figures() -> None:
+    measured = (RIGHT, rates(0, 40), rates(0, 40))
+    found = verdict(measured, cut={"base": (3, 40), "tuned": (40, 40)})
+    assert found.sentence.startswith(
+        "Answers were cut at the limit (base 3 of 40, tuned 40 of 40), so this says little of what they would have "
+        "been: raise --max-tokens. No proof that it learned it: 0 of 40 right"
+    )
+    assert "cut" not in verdict(measured, cut={"base": (0, 40), "tuned": (0, 40)}).sentence
+    of_losses = verdict((LOSS_MEASURE, losses(3.0, 40), losses(2.0, 40)), cut={"tuned": (40, 40)})
+    assert "cut" not in of_losses.sentence

@@ -100,6 +100,12 @@ def test_show_prints_settings_losses_and_answers() -> None:
         assert line in text.splitlines(), line
 
 
+def test_show_prints_texts_as_the_recipe_has_them() -> None:
+    line = """prompts = ["14' - Jorrik heads in", "say \\"no\\""]"""
+    Path("adapters/finished/resolved.toml").write_text(f'model = "m"\n[eval]\n{line}\n', "utf-8")
+    assert f"  [eval] {line}" in call("show", "finished").stdout.splitlines()
+
+
 def test_show_ends_with_what_can_be_done_with_the_run(tmp_path: Path) -> None:
     assert call("show", "killed").stderr.endswith("nothing was saved: the command that started it starts it anew\n")
     info = {"recipe_path": "my.toml", "started_in": str(tmp_path), "overrides": ["seed=3"]}

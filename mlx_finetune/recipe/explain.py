@@ -109,7 +109,10 @@ def _at(values: object, path: KeyPath) -> object:
 
 def _missing(path: KeyPath) -> Finding:
     if path not in _REQUIRED:
-        return Finding(path, f"{_label(path[:-1])} has no `{path[-1]}`", f'write {path[-1]} = "data/mine" there')
+        example = describe.property_schema(path).get("examples", ["data/mine"])[0]
+        return Finding(
+            path, f"{_label(path[:-1])} has no `{path[-1]}`", f"write {path[-1]} = {toml_value(example)} there"
+        )
     if path == ("data",):
         return Finding(path, "the recipe has no section [data]", f"add {_REQUIRED[path]}")
     return Finding(path, f"the recipe has no `{path[-1]}`", f"add {_REQUIRED[path]} before the first section")
@@ -155,6 +158,8 @@ def _value_fix(path: KeyPath, value: object) -> str:
     default = schema.get("default")
     if default not in (None, "", [], {}) and isinstance(path[-1], str):
         return f"leave it out for the default, {toml_value(default)}"
+    if "examples" in schema:
+        return f"write for instance {key} = {toml_value(schema['examples'][0])}"
     return "remove it, or write an allowed value"
 
 
@@ -285,11 +290,15 @@ def _mend(values: Values, error: ValidationError) -> None:
             continue
         parent = cast(dict[Any, Any], _at(values, path[:-1]))
         # An optional key goes, so that no rule is broken by a value the user never wrote; [data] needs one source.
-        is_needed = known and (path in _REQUIRED or path[0] == "data" or _is_table(path))
+        is_needed = known and (path in _REQUIRED or path[0] == "data" or _is_table(path) or _is_required(path))
         if item["type"] == "missing" or isinstance(path[-1], int) or is_needed:
             parent[path[-1]] = _valid(path)
         else:
             parent.pop(path[-1], None)
+
+
+def _is_required(path: KeyPath) -> bool:
+    return path[-1] in describe.property_schema(path[:-1]).get("required", ())
 
 
 def _valid(path: KeyPath) -> object:
@@ -307,5 +316,7 @@ def _valid(path: KeyPath) -> object:
         return words[0]
     if option.get("type") in ("integer", "number"):
         return next(option[name] for name in ("minimum", "maximum") if name in option)
-    empty: dict[str, object] = {"string": "x", "boolean": True, "array": [], "object": {}}
+    # Elements of an array may have to differ: a stand-in has its number in it.
+    text = f"x{''.join(str(part) for part in path if isinstance(part, int))}"
+    empty: dict[str, object] = {"string": text, "boolean": True, "array": [], "object": {}}
     return empty[str(option["type"])]

@@ -61,8 +61,7 @@ class Drawn:
 class Session:
     """One chat with one opened model. ``seed`` plus the number of replies so far fixes the draws of the next one.
 
-    ``clock`` gives seconds since 1970. ``schema`` is the file of ``grammar`` and ``validator``; all are None while answers are
-    free.
+    ``clock`` gives seconds since 1970. ``schema`` is the file of ``grammar`` and ``validator``; all None while free.
     ``drafts`` are texts from an editor that could not be used, by command, each behind what it was made of.
     ``replaced`` are the turns before the last edit. ``num_corrections`` counts those that were kept in this chat.
     """

@@ -151,6 +151,8 @@ def _doors(taken: "socket.socket", host: str, cors: tuple[str, ...], token: str 
 
 
 def _greet(served: "tuple[Served, ...]", host: str, port: int, token: "Token | None") -> None:
+    from mlx_finetune.app.serve.asking import asking_lines
+
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"serving {', '.join(one.id for one in served)} at http://{shown}:{port}/v1", err=True)
     for path in dict.fromkeys(path for one in served for path in one.tasks):
@@ -162,6 +164,11 @@ def _greet(served: "tuple[Served, ...]", host: str, port: int, token: "Token | N
         click.echo(f"it is kept in {token.path} and not shown again", err=True)
     else:
         click.echo(f"token: in {token.path}", err=True)
+    here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(shown, shown)
+    token_file = None if token is None else token.path.absolute()
+    endpoint = next((path for one in served for path in one.tasks), None)
+    for line in asking_lines(f"http://{here}:{port}", served[0].id, endpoint, token_file):
+        click.echo(f"ask: {line}", err=True)
     click.echo("Ctrl-C ends it", err=True)
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from mlx_finetune.recipe import describe
 from mlx_finetune.recipe.foreign import recognise
 from mlx_finetune.recipe.later import later_key, later_value
+from mlx_finetune.recipe.overrides import EXCLUDES
 from mlx_finetune.recipe.schema import Recipe, section_names
 from mlx_finetune.recipe.values import shown, shown_name, shown_path, toml_value
 
@@ -29,6 +30,8 @@ _REQUIRED: Mapping[KeyPath, str] = {
     ("output_dir",): 'output_dir = "adapters/mine"',
     ("data",): '[data] and below it path = "data/mine"',
 }
+#: What people write where TOML has no word.
+_NOTHING = ("null", "None", "none", "nil", "~")
 #: Enough rounds for wrong values, then rules inside sections, then rules between them.
 _ROUNDS = 8
 
@@ -155,6 +158,8 @@ def _value_fix(path: KeyPath, value: object) -> str:
     fixed = _near_value(options, value)
     if fixed is not None:
         return f"write {key} = {fixed}" if isinstance(path[-1], str) else f"write {fixed} there"
+    if value in _NOTHING and len(rivals := EXCLUDES.get(tuple(path), ())) == 1:
+        return f"leave it out: setting `{rivals[0]}` takes its place"
     default = schema.get("default")
     if default not in (None, "", [], {}) and isinstance(path[-1], str):
         return f"leave it out for the default, {toml_value(default)}"
@@ -174,15 +179,19 @@ def _near_value(options: Sequence[Mapping[str, Any]], value: object) -> str | No
         elif kind in ("integer", "number"):
             found = _near_number(option, value)
         elif kind == "array":
-            item = option["items"]
-            found = (
-                f"[{toml_value(value)}]" if isinstance(value, str) and value and item.get("type") == "string" else None
-            )
+            found = _near_texts(option["items"], value)
         else:
             found = _near_word(option, value)
         if found is not None:
             return found
     return None
+
+
+def _near_texts(item: Mapping[str, Any], value: object) -> str | None:
+    """A list of the texts in ``value``, which is one itself or a list with something else in it too."""
+    values = cast(list[object], value) if isinstance(value, list) else [value]
+    texts = [text for text in values if isinstance(text, str) and text]
+    return toml_value(texts) if texts and item.get("type") == "string" else None
 
 
 def _near_word(option: Mapping[str, Any], value: object) -> str | None:

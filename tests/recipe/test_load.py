@@ -140,6 +140,16 @@ def test_a_table_of_an_array_has_its_own_line(errors: Errors):
     assert errors(text) == ['r.toml:6: [data.sources[1]] has no `path` / write path = "data/mine" there']
 
 
+def test_a_list_with_a_stranger_in_it_is_offered_without(errors: Errors):
+    (line,) = errors(GOOD.replace("[data]", '[data]\ncorrections = [true, "a"]'))
+    assert line.endswith('/ write corrections = ["a"]')
+
+
+def test_a_null_for_a_key_that_another_replaces_says_so(errors: Errors):
+    (line,) = errors(GOOD, "training.epochs=null")
+    assert line.endswith("/ leave it out: setting `max_steps` takes its place")
+
+
 ENDPOINT = '[[serve.endpoints]]\npath = "a"\nschema = "a.json"\n'
 _PATH_RULE = "must be text of up to 64 of a-z, 0-9, - and _, the first a letter or a digit"
 

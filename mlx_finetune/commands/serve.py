@@ -87,8 +87,10 @@ def _check(
     no_token: bool,
 ) -> None:
     """Refuse what does not go together, before anything is loaded. Raises ``UsageError``."""
-    from mlx_finetune.app.serve.addresses import is_loopback
+    from mlx_finetune.app.serve.addresses import is_address, is_loopback
 
+    if not is_loopback(host) and re.fullmatch(r"[0-9.]+", host) and not is_address(host):
+        raise UsageError(f"--host {host} is not an address", "use 127.0.0.1")
     if not is_loopback(host) and not allow_remote:
         raise UsageError(
             f"--host {host} can be reached from other machines",

@@ -240,6 +240,7 @@ def _history_file() -> Path | None:
 
 
 def _say_next(name: str, chat: "Chat") -> None:
+    from mlx_finetune.commands.runs import example_prompt
     from mlx_finetune.rundir import RESOLVED
 
     session = chat.session
@@ -254,4 +255,4 @@ def _say_next(name: str, chat: "Chat") -> None:
         path = shlex.quote(str(session.saved_to))
         click.echo(f"next: train on what you saved: mlxft train RECIPE --set data.path={path}", err=True)
     else:
-        click.echo(f"next: mlxft generate {shlex.quote(name)} --prompt 'Why is the sky blue?'", err=True)
+        click.echo(f"next: mlxft generate {shlex.quote(name)} --prompt {example_prompt(run)}", err=True)

@@ -64,7 +64,7 @@ def command(
 ) -> int:
     """Answer one prompt or a file of prompts with a run, a checkpoint, an adapter folder or a model."""
     if (prompt is None) == (prompts_file is None):
-        raise UsageError("give either --prompt or --file", f"mlxft generate {name} --prompt 'Why is the sky blue?'")
+        raise UsageError("give either --prompt or --file", _example(name))
     if output and prompts_file and output.exists() and output.samefile(prompts_file):
         raise UsageError(f"{output} is the file the prompts are in", "choose another name for -o")
     if batch is not None and prompts_file is None:
@@ -86,6 +86,18 @@ def command(
     _say_summary(replies, failures, output, seconds, answerer)
     click.echo(f"next: mlxft chat {shlex.quote(name)}", err=True)
     return 1 if failures else 0
+
+
+def _example(name: str) -> str:
+    """The command with a prompt, one of the run's own where ``name`` is a run."""
+    from mlx_finetune.commands.runs import example_prompt
+    from mlx_finetune.rundir import find_run
+
+    try:
+        run = find_run(name, base=Path.cwd())
+    except RunError:
+        run = None
+    return f"mlxft generate {shlex.quote(name)} --prompt {example_prompt(run)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def _plan(
 ) -> "tuple[Plan, Sequence[str], str]":
     """The plan, the overrides that are in it, and a warning about the profile of this machine."""
     from mlx_finetune.app.plan import make_plan
+    from mlx_finetune.commands.named import check_named
     from mlx_finetune.errors import UsageError
     from mlx_finetune.hardware.chips import parse_mac
     from mlx_finetune.hardware.profile import Corrections, Profile, machine_key
@@ -97,6 +98,7 @@ def _plan(
     mac = parse_mac(predict) if predict is not None else None
     loaded = load_recipe(path, overrides)
     check_paths(loaded, Path.cwd())
+    check_named(loaded, Path.cwd())
     machine = mac.machine if mac is not None else _this_machine()
     profile = Profile() if mac is not None else _profile()
     known = profile.of(machine_key(machine)) if mac is None else Corrections()

@@ -72,6 +72,7 @@ def copy(name: str, destination: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array: file, ok, problems.")
 def check(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> int:
     """Check each FILE (or recipe name): every problem with its line, or one line that says what it trains."""
+    from mlx_finetune.commands.named import check_named
     from mlx_finetune.recipe.load import load_recipe
 
     rows: list[dict[str, object]] = []
@@ -80,6 +81,8 @@ def check(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> 
         path = _path_of(file)
         try:
             loaded = load_recipe(path, overrides)
+            if Path(file).exists():  # what comes with the package has its files only once it is copied
+                check_named(loaded, Path.cwd())
         except RecipeError as error:
             problems += error.problems
             found = [dataclasses.asdict(problem) for problem in error.problems]

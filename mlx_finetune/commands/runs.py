@@ -158,6 +158,15 @@ def remove_command(runs: tuple[str, ...], yes: bool, corrections: bool) -> None:
         click.echo(f"removed {folder.path}, {size}{stays}", err=True)
 
 
+def example_prompt(run: "RunDir | None") -> str:
+    """A prompt for a command to be typed, quoted: the first of [eval] of the run, if it is short and on one line."""
+    section = {} if run is None else read_settings(run).get("eval", {})
+    prompts = section.get("prompts") if isinstance(section, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    first = prompts[0] if isinstance(prompts, list) and prompts else ""  # pyright: ignore[reportUnknownVariableType]
+    is_good = isinstance(first, str) and 0 < len(first) <= 200 and first.isprintable()
+    return shlex.quote(first if is_good else "Why is the sky blue?")
+
+
 def read_settings(run: "RunDir") -> dict[str, object]:
     """The resolved recipe of a run as plain tables; the recipe as written where it never came to step 1."""
     import tomllib

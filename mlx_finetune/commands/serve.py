@@ -87,8 +87,10 @@ def _check(
     no_token: bool,
 ) -> None:
     """Refuse what does not go together, before anything is loaded. Raises ``UsageError``."""
-    from mlx_finetune.app.serve.addresses import is_loopback
+    from mlx_finetune.app.serve.addresses import is_address, is_loopback
 
+    if not is_loopback(host) and re.fullmatch(r"[0-9.]+", host) and not is_address(host):
+        raise UsageError(f"--host {host} is not an address", "use 127.0.0.1")
     if not is_loopback(host) and not allow_remote:
         raise UsageError(
             f"--host {host} can be reached from other machines",
@@ -151,6 +153,8 @@ def _doors(taken: "socket.socket", host: str, cors: tuple[str, ...], token: str 
 
 
 def _greet(served: "tuple[Served, ...]", host: str, port: int, token: "Token | None") -> None:
+    from mlx_finetune.app.serve.asking import asking_lines
+
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"serving {', '.join(one.id for one in served)} at http://{shown}:{port}/v1", err=True)
     for path in dict.fromkeys(path for one in served for path in one.tasks):
@@ -162,6 +166,11 @@ def _greet(served: "tuple[Served, ...]", host: str, port: int, token: "Token | N
         click.echo(f"it is kept in {token.path} and not shown again", err=True)
     else:
         click.echo(f"token: in {token.path}", err=True)
+    here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(shown, shown)
+    token_file = None if token is None else token.path.absolute()
+    endpoint = next((path for one in served for path in one.tasks), None)
+    for line in asking_lines(f"http://{here}:{port}", served[0].id, endpoint, token_file):
+        click.echo(f"ask: {line}", err=True)
     click.echo("Ctrl-C ends it", err=True)
 
 

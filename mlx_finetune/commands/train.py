@@ -83,6 +83,7 @@ def _start(
     request: "TrainRequest", hostfile: Path | None, *, detach: bool, as_json: bool, in_background: bool
 ) -> tuple[Sequence[str], int]:
     """Train, or leave that to the background; the last words and the exit code."""
+    from mlx_finetune.commands.named import check_named
     from mlx_finetune.events import read_events
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe
@@ -91,6 +92,8 @@ def _start(
 
     loaded = load_recipe(request.recipe, request.overrides)
     check_paths(loaded, Path.cwd())
+    if not request.continues:
+        check_named(loaded, Path.cwd())
     request = _with_hosts(request, hostfile)
     run = RunDir(loaded.recipe.run_folder)
     summary = Summary()

@@ -155,7 +155,8 @@ def _named(name: str, base: Path) -> tuple[Path, str]:
     found = _of_run(name, base)
     if found is not None:
         return found
-    what = f"holds no {CORRECTIONS}" if path.is_dir() else "is neither a run nor a file"
+    is_there = path.is_dir() or (base / "adapters" / name).is_dir()
+    what = f"holds no {CORRECTIONS}" if is_there else "is neither a run nor a file"
     raise DataError(
         f"{KEY} = {name!r} {what}", f"/fix in a chat with a run writes its {CORRECTIONS}; leave the key out until then"
     )

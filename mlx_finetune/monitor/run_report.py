@@ -8,6 +8,7 @@ from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.ending import restarted_lines
 from mlx_finetune.monitor.plain import notice_lines, number, one_line
 from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.recipe.values import toml_value
 from mlx_finetune.units import format_bytes, format_count, format_seconds
 
 CURVE_WIDTH, CURVE_LINES = 64, 6
@@ -190,7 +191,7 @@ def _value(value: object) -> str:
         return one_line(f"[{', '.join(map(_value, value))}]", 60)
     if isinstance(value, bool):
         return str(value).lower()
-    return one_line(repr(value).replace("'", '"'), 60) if isinstance(value, str) else str(value)
+    return one_line(toml_value(value), 60) if isinstance(value, str) else str(value)
 
 
 def _wrapped(head: str, parts: Sequence[str], width: int = 100) -> Iterator[str]:

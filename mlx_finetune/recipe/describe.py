@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
-from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.recipe.schema import ENDPOINT_PATH, ENDPOINT_PROMPT, Recipe
 from mlx_finetune.recipe.values import toml_value
 
 #: The file name in the ``#:schema`` line of a recipe.
 SCHEMA_NAME = "recipe.schema.json"
 _SCHEMA_TITLE = "mlxft recipe"
+_PATTERNS = {
+    ENDPOINT_PATH: "text of up to 64 of a-z, 0-9, - and _, the first a letter or a digit",
+    ENDPOINT_PROMPT: "text in quotes with {text} in it",
+}
 
 Schema = Mapping[str, Any]
 
@@ -99,6 +103,8 @@ def _phrase(schema: Schema) -> str:
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + _range(schema)
     if kind == "string":
+        if "pattern" in schema:
+            return _PATTERNS[schema["pattern"]]
         if "examples" in schema:
             return f"text such as {toml_value(schema['examples'][0])}"
         return "text in quotes, not empty" if schema.get("minLength") else "text in quotes"

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from mlx_finetune.recipe import describe
 from mlx_finetune.recipe.foreign import recognise
 from mlx_finetune.recipe.later import later_key, later_value
+from mlx_finetune.recipe.overrides import EXCLUDES
 from mlx_finetune.recipe.schema import Recipe, section_names
 from mlx_finetune.recipe.values import shown, shown_name, shown_path, toml_value
 
@@ -29,6 +30,8 @@ _REQUIRED: Mapping[KeyPath, str] = {
     ("output_dir",): 'output_dir = "adapters/mine"',
     ("data",): '[data] and below it path = "data/mine"',
 }
+#: What people write where TOML has no word.
+_NOTHING = ("null", "None", "none", "nil", "~")
 #: Enough rounds for wrong values, then rules inside sections, then rules between them.
 _ROUNDS = 8
 
@@ -109,7 +112,10 @@ def _at(values: object, path: KeyPath) -> object:
 
 def _missing(path: KeyPath) -> Finding:
     if path not in _REQUIRED:
-        return Finding(path, f"{_label(path[:-1])} has no `{path[-1]}`", f'write {path[-1]} = "data/mine" there')
+        example = describe.property_schema(path).get("examples", ["data/mine"])[0]
+        return Finding(
+            path, f"{_label(path[:-1])} has no `{path[-1]}`", f"write {path[-1]} = {toml_value(example)} there"
+        )
     if path == ("data",):
         return Finding(path, "the recipe has no section [data]", f"add {_REQUIRED[path]}")
     return Finding(path, f"the recipe has no `{path[-1]}`", f"add {_REQUIRED[path]} before the first section")
@@ -152,9 +158,13 @@ def _value_fix(path: KeyPath, value: object) -> str:
     fixed = _near_value(options, value)
     if fixed is not None:
         return f"write {key} = {fixed}" if isinstance(path[-1], str) else f"write {fixed} there"
+    if value in _NOTHING and len(rivals := EXCLUDES.get(tuple(path), ())) == 1:
+        return f"leave it out: setting `{rivals[0]}` takes its place"
     default = schema.get("default")
     if default not in (None, "", [], {}) and isinstance(path[-1], str):
         return f"leave it out for the default, {toml_value(default)}"
+    if "examples" in schema:
+        return f"write for instance {key} = {toml_value(schema['examples'][0])}"
     return "remove it, or write an allowed value"
 
 
@@ -169,15 +179,19 @@ def _near_value(options: Sequence[Mapping[str, Any]], value: object) -> str | No
         elif kind in ("integer", "number"):
             found = _near_number(option, value)
         elif kind == "array":
-            item = option["items"]
-            found = (
-                f"[{toml_value(value)}]" if isinstance(value, str) and value and item.get("type") == "string" else None
-            )
+            found = _near_texts(option["items"], value)
         else:
             found = _near_word(option, value)
         if found is not None:
             return found
     return None
+
+
+def _near_texts(item: Mapping[str, Any], value: object) -> str | None:
+    """A list of the texts in ``value``, which is one itself or a list with something else in it too."""
+    values = cast(list[object], value) if isinstance(value, list) else [value]
+    texts = [text for text in values if isinstance(text, str) and text]
+    return toml_value(texts) if texts and item.get("type") == "string" else None
 
 
 def _near_word(option: Mapping[str, Any], value: object) -> str | None:
@@ -285,11 +299,15 @@ def _mend(values: Values, error: ValidationError) -> None:
             continue
         parent = cast(dict[Any, Any], _at(values, path[:-1]))
         # An optional key goes, so that no rule is broken by a value the user never wrote; [data] needs one source.
-        is_needed = known and (path in _REQUIRED or path[0] == "data" or _is_table(path))
+        is_needed = known and (path in _REQUIRED or path[0] == "data" or _is_table(path) or _is_required(path))
         if item["type"] == "missing" or isinstance(path[-1], int) or is_needed:
             parent[path[-1]] = _valid(path)
         else:
             parent.pop(path[-1], None)
+
+
+def _is_required(path: KeyPath) -> bool:
+    return path[-1] in describe.property_schema(path[:-1]).get("required", ())
 
 
 def _valid(path: KeyPath) -> object:
@@ -307,5 +325,7 @@ def _valid(path: KeyPath) -> object:
         return words[0]
     if option.get("type") in ("integer", "number"):
         return next(option[name] for name in ("minimum", "maximum") if name in option)
-    empty: dict[str, object] = {"string": "x", "boolean": True, "array": [], "object": {}}
+    # Elements of an array may have to differ: a stand-in has its number in it.
+    text = f"x{''.join(str(part) for part in path if isinstance(part, int))}"
+    empty: dict[str, object] = {"string": text, "boolean": True, "array": [], "object": {}}
     return empty[str(option["type"])]

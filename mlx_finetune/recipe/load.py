@@ -72,6 +72,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     raise RecipeError(_located(findings, text, str(path), parsed) + problems)
 
 
+def locate_findings(findings: Sequence[Finding], loaded: LoadedRecipe) -> list[Problem]:
+    """What is found wrong with a recipe that was loaded, with the line or the override it belongs to."""
+    return _located(findings, loaded.text, str(loaded.path), parse_overrides(loaded.overrides)[0])
+
+
 def name_recipe(hint: str, path: Path, overrides: Sequence[str]) -> str:
     """``hint`` with the word RECIPE of its commands replaced by ``path`` and its ``--set`` options, to be typed."""
     typed = shlex.join([str(path), *(part for one in overrides for part in ("--set", one))])

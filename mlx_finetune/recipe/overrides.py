@@ -21,7 +21,7 @@ Values = dict[str, Any]
 KeyPath = tuple[str | int, ...]
 
 #: Setting the first key takes the others out of the file.
-_EXCLUDES: dict[KeyPath, tuple[str, ...]] = {
+EXCLUDES: dict[KeyPath, tuple[str, ...]] = {
     ("training", "epochs"): ("max_steps",),
     ("training", "max_steps"): ("epochs",),
     ("training", "warmup_steps"): ("warmup_ratio",),
@@ -155,7 +155,7 @@ def _what(value: object) -> str:
 def _drop_excluded(values: Values, override: Override, given: set[KeyPath]) -> list[str]:
     notices: list[str] = []
     section = override.path[0]
-    for name in _EXCLUDES.get(override.path, ()):
+    for name in EXCLUDES.get(override.path, ()):
         table = values[cast(str, section)]
         if name in table and (section, name) not in given:
             notices.append(f"{override.where} takes the place of {name} = {shown(table.pop(name))} in the file")

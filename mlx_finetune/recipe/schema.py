@@ -65,6 +65,8 @@ class SourceRecipe(Section):
     )
 
 
+#: Patterns of keys; ``describe`` has a phrase for each.
+ENDPOINT_PATH, ENDPOINT_PROMPT = "^[a-z0-9][a-z0-9_-]{0,63}$", r"\{text\}"
 Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
@@ -271,13 +273,15 @@ with warnings.catch_warnings():
     class EndpointRecipe(Section):
         """[[serve.endpoints]]: one address of mlxft serve that takes a text and answers with JSON of one schema."""
 
-        path: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")] = Field(
-            description="What follows the server's address: timeline is asked at http://127.0.0.1:8080/timeline."
+        path: Annotated[str, Field(pattern=ENDPOINT_PATH)] = Field(
+            description="What follows the server's address: timeline is asked at http://127.0.0.1:8080/timeline.",
+            examples=["timeline"],
         )
         schema: Text = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
-            description="JSON Schema file of the answers; counts from the recipe's folder, and is kept with the run."
+            description="JSON Schema file of the answers; counts from the recipe's folder, and is kept with the run.",
+            examples=["timeline.schema.json"],
         )
-        prompt: Annotated[str, Field(pattern=r"\{text\}")] = Field(
+        prompt: Annotated[str, Field(pattern=ENDPOINT_PROMPT)] = Field(
             "{text}", description="The prompt; {text} stands for the text that was sent."
         )
 

@@ -69,6 +69,59 @@ def test_check_reports_every_file_and_leaves_with_2(
     ]
 
 
+NAMED = """model = "m"
+output_dir = "adapters/mine"
+[data]
+path = "d"
+[eval]
+tasks = ["json"]
+gates = ["json_parses >= 0.5", "loss <= 2", "json_valid >= 0.9"]
+[[serve.endpoints]]
+path = "a"
+schema = "nope.json"
+[[serve.endpoints]]
+path = "b"
+schema = "b.json"
+"""
+
+
+def test_check_finds_schemas_that_are_not_there_and_gates_that_are_never_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    Path("b.json").write_text('{"type": "object"}')
+    Path("mine.toml").write_text(NAMED)
+    code, out, err = check(capsys, "mine.toml")
+    assert (code, out) == (2, "")
+    assert [line for line in err if line.startswith("error")] == [
+        "error: mine.toml:7: the gate `loss <= 2` is about loss, which [eval] does not measure",
+        "error: mine.toml:7: the gate `json_valid >= 0.9` is about json_valid, which [eval] does not measure",
+        f"error: mine.toml:10: the schema {tmp_path / 'nope.json'} cannot be read: No such file or directory",
+    ]
+    assert "measured are json_parses, json_fields; `tasks` and `schema` add others" in err[1]
+    Path("nope.json").write_text("{}")
+    code, _, err = check(capsys, "mine.toml", "--set", "eval.schema=b.json", "--set", 'eval.gates=["json_valid > 0"]')
+    assert (code, err) == (0, [])
+    code, _, err = check(capsys, "mine.toml", "--set", "eval.schema=gone.json")
+    assert code == 2
+    assert any(line.startswith("error: --set eval.schema=gone.json: the schema ") for line in err)
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_nothing_begins_with_what_could_not_be_used_afterwards(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    Path("b.json").write_text("{}")
+    Path("mine.toml").write_text(NAMED)
+    with pytest.raises(SystemExit) as caught:
+        main([command, "mine.toml"])
+    assert caught.value.code == 2
+    assert "the gate `loss <= 2` is about loss" in capsys.readouterr().err
+    assert not Path("adapters").exists()
+
+
 def test_check_as_json_holds_every_problem(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

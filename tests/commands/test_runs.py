@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 from journal import HALVED, records, step, whole_run
 
-from mlx_finetune.commands.runs import command
-from mlx_finetune.errors import RunError
+from mlx_finetune.commands.generate import command as generate
+from mlx_finetune.commands.runs import command, example_prompt
+from mlx_finetune.errors import RunError, UsageError
 from mlx_finetune.events import (
     Continued,
     Evaluated,
@@ -20,6 +21,7 @@ from mlx_finetune.events import (
     TimeJump,
     to_json,
 )
+from mlx_finetune.rundir import RunDir
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +102,12 @@ def test_show_prints_settings_losses_and_answers() -> None:
         assert line in text.splitlines(), line
 
 
+def test_show_prints_texts_as_the_recipe_has_them() -> None:
+    line = """prompts = ["14' - Jorrik heads in", "say \\"no\\""]"""
+    Path("adapters/finished/resolved.toml").write_text(f'model = "m"\n[eval]\n{line}\n', "utf-8")
+    assert f"  [eval] {line}" in call("show", "finished").stdout.splitlines()
+
+
 def test_show_ends_with_what_can_be_done_with_the_run(tmp_path: Path) -> None:
     assert call("show", "killed").stderr.endswith("nothing was saved: the command that started it starts it anew\n")
     info = {"recipe_path": "my.toml", "started_in": str(tmp_path), "overrides": ["seed=3"]}
@@ -107,6 +115,25 @@ def test_show_ends_with_what_can_be_done_with_the_run(tmp_path: Path) -> None:
     assert call("show", "killed").stderr.endswith("to go on: mlxft train my.toml --set seed=3 --resume\n")
     Path("adapters/finished/adapter_config.json").write_text("{}")
     assert call("show", "finished").stderr.endswith("next: mlxft chat finished\n")
+
+
+def test_the_prompt_of_an_example_is_the_first_of_the_recipe() -> None:
+    folder = RunDir(Path("adapters/finished"))
+    assert example_prompt(folder) == example_prompt(None) == "'Why is the sky blue?'"
+    for written, shown in (
+        ('["Who goes there?", "b"]', "'Who goes there?'"),
+        ('["two\\nlines"]', example_prompt(None)),
+    ):
+        Path("adapters/finished/resolved.toml").write_text(f"[eval]\nprompts = {written}\n", "utf-8")
+        assert example_prompt(folder) == shown
+
+
+def test_generate_without_a_prompt_suggests_one_of_the_run() -> None:
+    Path("adapters/finished/resolved.toml").write_text('[eval]\nprompts = ["Who?"]\n', "utf-8")
+    for name, shown in (("finished", "'Who?'"), ("smollm2-135m", "'Why is the sky blue?'")):
+        error = CliRunner().invoke(generate, [name]).exception
+        assert isinstance(error, UsageError)
+        assert error.hint == f"mlxft generate {name} --prompt {shown}"
 
 
 def test_show_adds_up_pauses_and_sleep_where_there_were_any() -> None:

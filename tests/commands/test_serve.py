@@ -34,6 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Pa
     [
         (["--host", "0.0.0.0"], "can be reached from other machines"),
         (["--host", "192.168.1.5"], "can be reached from other machines"),
+        (["--host", "300.1.1.1"], "is not an address"),
         (["--host", "::"], "can be reached from other machines"),
         (["--host", "example.com"], "can be reached from other machines"),
         (["--no-token", "--allow-remote"], "every machine of the network"),

@@ -70,8 +70,10 @@ def test_a_run_a_folder_or_a_file_may_be_named_and_must_be_there(tmp_path: Path)
         "mine.jsonl",
         "adapters/old/corrections.jsonl",
     ], "a file that is named twice counts once"
-    with pytest.raises(DataError, match=r"data.corrections = 'none' is neither a run nor a file"):
+    with pytest.raises(DataError, match=r"data.corrections = 'none' holds no corrections.jsonl"):
         find_corrections(recipe(corrections="none"), base=tmp_path)
+    with pytest.raises(DataError, match=r"data.corrections = 'nope' is neither a run nor a file"):
+        find_corrections(recipe(corrections="nope"), base=tmp_path)
     with pytest.raises(DataError, match=r"'adapters/none' holds no corrections.jsonl"):
         find_corrections(recipe(corrections=["old", "adapters/none"]), base=tmp_path)
 

@@ -140,6 +140,45 @@ def test_a_table_of_an_array_has_its_own_line(errors: Errors):
     assert errors(text) == ['r.toml:6: [data.sources[1]] has no `path` / write path = "data/mine" there']
 
 
+def test_a_list_with_a_stranger_in_it_is_offered_without(errors: Errors):
+    (line,) = errors(GOOD.replace("[data]", '[data]\ncorrections = [true, "a"]'))
+    assert line.endswith('/ write corrections = ["a"]')
+
+
+def test_a_null_for_a_key_that_another_replaces_says_so(errors: Errors):
+    (line,) = errors(GOOD, "training.epochs=null")
+    assert line.endswith("/ leave it out: setting `max_steps` takes its place")
+
+
+ENDPOINT = '[[serve.endpoints]]\npath = "a"\nschema = "a.json"\n'
+_PATH_RULE = "must be text of up to 64 of a-z, 0-9, - and _, the first a letter or a digit"
+
+
+@pytest.mark.parametrize("path", ["v1/models", "timeline/", "a b", "-a"])
+def test_a_bad_endpoint_path_is_one_problem_with_the_real_rule(errors: Errors, path: str):
+    text = GOOD + ENDPOINT.replace('"a"', f'"{path}"') * 2
+    assert errors(text) == [
+        f'r.toml:{line}: `serve.endpoints[{index}].path` = "{path}" {_PATH_RULE} / write for instance path = "timeline"'
+        for index, line in enumerate((6, 9))
+    ]
+
+
+def test_a_prompt_without_the_text_and_a_missing_schema_are_said_as_they_are(errors: Errors):
+    assert errors(GOOD + '[[serve.endpoints]]\npath = "a"\nprompt = "no text"\n') == [
+        'r.toml:5: [serve.endpoints[0]] has no `schema` / write schema = "timeline.schema.json" there',
+        'r.toml:7: `serve.endpoints[0].prompt` = "no text" must be text in quotes with {text} in it / '
+        'leave it out for the default, "{text}"',
+    ]
+
+
+def test_a_path_that_is_really_there_twice_is_said_beside_a_wrong_one(errors: Errors):
+    text = GOOD + ENDPOINT * 2 + ENDPOINT.replace('"a"', '"a b"')
+    assert [line.partition(" /")[0] for line in errors(text)] == [
+        "r.toml:5: [serve] `endpoints` has the path 'a' twice",
+        f'r.toml:12: `serve.endpoints[2].path` = "a b" {_PATH_RULE}',
+    ]
+
+
 def test_all_problems_come_at_once_in_file_order(errors: Errors):
     text = 'seed = -1\nmodel = 5\nlora_r = 8\n[training]\nepochs = 1\nmax_steps = 2\nbatch_size = "x"\n'
     text += "[data]\nval_split = 0.6\ntest_split = 0.5\n"

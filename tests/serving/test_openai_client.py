@@ -135,9 +135,13 @@ def test_completions_take_texts_and_token_ids(client: Any, base_id: str) -> None
     assert "".join(event.choices[0].text for event in streamed) == alone[0].choices[0].text
 
 
-def test_tools_reach_the_template_and_do_not_disturb_one_that_has_none(client: Any) -> None:
+def test_tools_are_refused_where_the_template_ignores_them(client: Any) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
-    assert isinstance(say(client, tools=[tool], tool_choice="auto", max_tokens=2), str)
+    with pytest.raises(openai.BadRequestError, match="chat template of alpha ignores tools") as caught:
+        say(client, tools=[tool], tool_choice="auto", max_tokens=2)
+    assert caught.value.param == "tools"
+    assert isinstance(say(client, tools=[tool], tool_choice="none", max_tokens=2), str)
+    assert isinstance(say(client, tools=[], max_tokens=2), str)
     with pytest.raises(openai.BadRequestError):
         say(client, tools=[tool], tool_choice="required")
 

@@ -13,8 +13,9 @@ from mlx_finetune import __version__, durable
 from mlx_finetune.app.chat.conversation import Message, reply_turn
 from mlx_finetune.app.chat.editing import in_editor
 from mlx_finetune.app.chat.session import Session
-from mlx_finetune.errors import RunError, UsageError
+from mlx_finetune.errors import DataError, RunError, UsageError
 from mlx_finetune.rundir import CORRECTIONS
+from mlx_finetune.scoring.json_text import NotJsonError, parse
 
 
 def fix(session: Session, rest: str) -> None:
@@ -44,6 +45,7 @@ def _keep(session: Session, text: str) -> bool:
     right = reply_turn(text)
     if not str(right["content"]).strip():
         raise UsageError("there is no answer after the reasoning", "write the answer after </think>")
+    _check_schema(session, str(right["content"]))
     path = corrections_path(session)
     if path is not None:
         append_correction(path, {"messages": [*session.last_messages(), right], "origin": _origin(session)})
@@ -56,6 +58,21 @@ def _keep(session: Session, text: str) -> bool:
     else:
         session.screen.talk(f"kept as correction {_count(path)} of {path}; the conversation goes on with it")
     return True
+
+
+def _check_schema(session: Session, text: str) -> None:
+    """Refuse an answer against the schema that answers are held to: it would be trained on. Raises ``DataError``."""
+    if session.validator is None:
+        return
+    try:
+        problems = session.validator.problems(parse(text), most=1)
+    except NotJsonError as error:
+        problems = [f"it is not JSON: {error}"]
+    if problems:
+        raise DataError(
+            f"the answer does not keep to {session.schema}: {problems[0]}; nothing was kept",
+            "put it right, or /schema off and /fix it again",
+        )
 
 
 def append_correction(path: Path, row: dict[str, object]) -> None:

@@ -21,6 +21,7 @@ from mlx_finetune.model.constrain import Grammar
 from mlx_finetune.model.generate import PromptCache
 from mlx_finetune.model.sampling import Sampling
 from mlx_finetune.recipe.schema import ChatRecipe
+from mlx_finetune.scoring.json_schema import Validator
 
 
 class Screen(Protocol):
@@ -60,7 +61,7 @@ class Drawn:
 class Session:
     """One chat with one opened model. ``seed`` plus the number of replies so far fixes the draws of the next one.
 
-    ``clock`` gives seconds since 1970. ``schema`` is the file of ``grammar``; both are None while answers are free.
+    ``clock`` gives seconds since 1970. ``schema`` is the file of ``grammar`` and ``validator``; all None while free.
     ``drafts`` are texts from an editor that could not be used, by command, each behind what it was made of.
     ``replaced`` are the turns before the last edit. ``num_corrections`` counts those that were kept in this chat.
     """
@@ -78,6 +79,7 @@ class Session:
         self.num_draws = 0
         self.grammar: Grammar | None = None
         self.schema: Path | None = None
+        self.validator: Validator | None = None
         self.drafts: dict[str, tuple[str, str]] = {}
         self.replaced: list[Message] | None = None
         self.saved_to: Path | None = None

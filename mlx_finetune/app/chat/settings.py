@@ -9,7 +9,7 @@ from mlx_finetune.errors import UsageError
 from mlx_finetune.model.constrain import Grammar
 from mlx_finetune.recipe.sampling import change_setting, setting_key
 from mlx_finetune.recipe.schema import ChatRecipe
-from mlx_finetune.scoring.json_schema import read_schema
+from mlx_finetune.scoring.json_schema import Validator, read_schema
 
 
 def set_one(session: Session, rest: str) -> None:
@@ -66,7 +66,7 @@ def set_schema(session: Session, rest: str) -> None:
     Raises ``MlxftError`` for a file that is no schema, or one that cannot be enforced; the one before holds then.
     """
     if rest == "off":
-        session.grammar = session.schema = None
+        session.grammar = session.schema = session.validator = None
     elif rest:
         names = _split(rest)
         if len(names) != 1:
@@ -78,9 +78,10 @@ def set_schema(session: Session, rest: str) -> None:
 
 def hold_to_schema(session: Session, path: Path) -> None:
     """Hold answers to the schema in ``path``. Raises ``MlxftError`` as ``set_schema`` does."""
-    grammar = Grammar(session.opened.tokenizer, read_schema(path))
+    schema = read_schema(path)
+    grammar = Grammar(session.opened.tokenizer, schema)
     _refuse_penalty(session.chat, path)
-    session.grammar, session.schema = grammar, path
+    session.grammar, session.schema, session.validator = grammar, path, Validator(schema)
 
 
 def _setting_lines(session: Session) -> list[str]:

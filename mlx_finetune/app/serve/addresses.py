@@ -17,6 +17,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_address(host: str) -> bool:
+    """True for an IP address, False for a name and for what is neither."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def take_port(host: str, port: int) -> socket.socket:
     """A bound socket. Raises ``RunError`` for a port that is taken, ``UsageError`` for a host that is not here."""
     try:

@@ -81,7 +81,12 @@ class Preparer:
         tools = None
         if asked.tools and asked.tool_choice != "none":
             tools = [tool.model_dump(exclude_none=True) for tool in asked.tools]
-        return _render(served, _with_system(served, turns), tools)
+        turns = _with_system(served, turns)
+        ids = _render(served, turns, tools)
+        if tools and ids == _render(served, turns, None):
+            message = f"the chat template of {served.id} ignores tools: the model would not see them; leave them out"
+            raise RefusedError(400, message, param="tools")
+        return ids
 
     def _requests(
         self,

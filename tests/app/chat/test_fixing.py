@@ -14,11 +14,13 @@ from talks import Recorder, contents, start
 from tiny import write_tiny_model
 
 from mlx_finetune import __version__, durable
+from mlx_finetune.app.chat.fixing import fix
 from mlx_finetune.app.chat.repl import Chat
 from mlx_finetune.app.open import open_name
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.formats import Messages
+from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.schema import Recipe
 
 
@@ -114,6 +116,29 @@ def test_the_answer_may_be_written_in_the_editor_or_over_several_lines(run: Path
     chat.take("/fix\nOne\n\ntwo")
     assert contents(chat)[1] == "One\n\ntwo"
     assert [row["messages"][-1]["content"] for row in rows(run)] == ["There,\n  behind it.", "One\n\ntwo"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("not json at all", "it is not JSON: "), ('{"n": "one"}', r"\$\.n: "), ("[1]", r"\$: ")]
+)
+def test_an_answer_against_the_schema_is_refused_until_it_is_off(
+    run: Path, tmp_path: Path, text: str, why: str
+) -> None:
+    schema = tmp_path / "n.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}}')
+    chat, _ = chat_with("keeper", tmp_path)
+    chat.take("Where?")
+    before = contents(chat)
+    chat.take(f"/schema {schema}")
+    with pytest.raises(DataError, match=f"does not keep to {schema}: {why}") as caught:
+        fix(chat.session, text)
+    assert "/schema off" in caught.value.hint
+    assert contents(chat) == before
+    assert not (run / "corrections.jsonl").exists()
+    chat.take('/fix {"n": 1}')
+    chat.take("/schema off")
+    chat.take(f"/fix {text}")
+    assert [row["messages"][-1]["content"] for row in rows(run)] == ['{"n": 1}', text]
 
 
 def test_reasoning_belongs_to_its_own_answer(run: Path, tmp_path: Path) -> None:

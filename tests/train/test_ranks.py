@@ -273,7 +273,7 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on_with_another_number_of_ranks(
         assert "rank 1 on localhost was ended by SIGKILL" in said
         assert "error: another rank has gone: " in said
     else:
-        assert "error: the training process was killed" in said
+        assert "error: rank 0: the training process was killed" in said
     assert f"--hostfile {tmp_path / 'hosts.json'} --resume" in said
     assert ranks_at_work(recipe) == {}
     damaged: list[str] = []

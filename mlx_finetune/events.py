@@ -68,6 +68,35 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Resources:
+    """What the machine did over the last few seconds; None where no source told. Shares of 100, bytes, watts.
+
+    ``process_bytes`` is the memory of the training process as the system counts it, ``energy_joules`` what the run has
+    used so far of the chip or the machine; ``throttled`` says what is slowed down, "" where nothing is.
+    """
+
+    kind: ClassVar[str] = "resources"
+    step: int
+    cpu_percent: float | None = None
+    gpu_percent: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    process_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
+    pressure: str | None = None
+    swap_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    watts: float | None = None
+    cpu_watts: float | None = None
+    gpu_watts: float | None = None
+    energy_joules: float | None = None
+    temperature_celsius: float | None = None
+    throttled: str | None = None
+    on_battery: bool | None = None
+    battery_percent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """Loss over the whole validation set, in nats per target."""
 
@@ -218,6 +247,7 @@ Event = (
     Phase
     | RunStarted
     | StepDone
+    | Resources
     | Evaluated
     | Sampled
     | CheckpointSaved
@@ -237,6 +267,7 @@ _KINDS: Mapping[str, type[Event]] = {
         Phase,
         RunStarted,
         StepDone,
+        Resources,
         Evaluated,
         Sampled,
         CheckpointSaved,

@@ -28,6 +28,8 @@ LOCK = ".lock"  # held by the training process, with its process id
 SUPERVISOR = ".supervisor"  # held by the process that starts it again after a crash
 RUN_INFO = "run.json"
 CARD = "README.md"
+REPORT = "report.html"
+MICROSCOPE = "microscope.json"  # the loss of every token of some rows, base and adapter
 CORRECTIONS = "corrections.jsonl"  # answers that a person put right in a chat; chats add to it, training only reads it
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
@@ -54,11 +56,12 @@ _RUN_FILES = frozenset(
             SUPERVISOR,
             RUN_INFO,
             CARD,
+            REPORT,
+            MICROSCOPE,
             CORRECTIONS,
             MODEL_FOLDER,
             EVALUATIONS,
             SCHEMAS,
-            "report.html",
         ),
         *(ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
         *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),

@@ -16,6 +16,7 @@ from mlx_finetune.events import (
     Paused,
     Phase,
     Record,
+    Resources,
     Restarted,
     RunFailed,
     RunFinished,
@@ -56,7 +57,9 @@ class Summary:
         self.started: RunStarted | None = None
         self.started_time: float = 0.0
         self.step: StepDone | None = None
+        self.steps: list[StepDone] = []
         self.losses: list[LossPoint] = []
+        self.resources: list[Resources] = []
         self.evaluations: list[Evaluated] = []
         self.samples: list[Sampled] = []
         self.checkpoints: list[CheckpointSaved] = []
@@ -82,14 +85,8 @@ class Summary:
                 self._start(event, record.time)
             case StepDone():
                 self._add_step(event, record.time)
-            case Evaluated():
-                self.evaluations.append(event)
-            case Sampled():
-                self.samples.append(event)
-            case CheckpointSaved():
-                self.checkpoints.append(event)
-            case Notice():
-                self.notices.append(event)
+            case Resources() | Evaluated() | Sampled() | CheckpointSaved() | Notice():
+                self._keep(event)
             case Paused() | Continued():
                 self._pause(event)
             case TimeJump():
@@ -99,6 +96,20 @@ class Summary:
             case RunFinished() | RunStopped() | RunFailed():
                 self.outcome, self.phase, self.paused = event, None, None
                 self.is_preparing = False
+
+    def _keep(self, event: Resources | Evaluated | Sampled | CheckpointSaved | Notice) -> None:
+        """Append what is only collected."""
+        match event:
+            case Resources():
+                self.resources.append(event)
+            case Evaluated():
+                self.evaluations.append(event)
+            case Sampled():
+                self.samples.append(event)
+            case CheckpointSaved():
+                self.checkpoints.append(event)
+            case Notice():
+                self.notices.append(event)
 
     def _begin(self, event: Phase, time: float) -> None:
         before = self.phase
@@ -135,7 +146,9 @@ class Summary:
         self.started, self.started_time, self.phase, self.outcome = event, time, None, None
         self.paused, self._lost_seconds, self.is_preparing = None, 0.0, False
         self.step = self.step if self.step is not None and self.step.step <= kept else None
+        self.steps = [one for one in self.steps if one.step <= kept]
         self.losses = [point for point in self.losses if point.step <= kept]
+        self.resources = [one for one in self.resources if one.step <= kept]
         self.evaluations = [one for one in self.evaluations if one.step <= kept] if kept else _before_start(self)
         self.samples = [one for one in self.samples if one.step <= kept]
         self.checkpoints = [one for one in self.checkpoints if one.step <= kept]
@@ -148,6 +161,7 @@ class Summary:
 
     def _add_step(self, event: StepDone, time: float) -> None:
         self.step, self.phase = event, None
+        self.steps.append(event)
         if event.loss is None:  # pyright: ignore[reportUnnecessaryComparison] a loss that is not finite is null on file
             return
         smooth = event.loss
@@ -169,6 +183,11 @@ class Summary:
         if self.step is not None:
             return self.step.step
         return self.started.first_step if self.started else 0
+
+    @property
+    def resource(self) -> Resources | None:
+        """What the machine did when it was last looked at."""
+        return self.resources[-1] if self.resources else None
 
     @property
     def first_evaluation(self) -> Evaluated | None:

@@ -39,7 +39,8 @@ from kill_state import fingerprint, read_state, read_status
 from kill_trial import KINDS, PHASES, ROOT, Trial, load_everything, settings, start_trial, write_inputs
 
 from mlx_finetune import rundir
-from mlx_finetune.events import RunStarted, StepDone, read_events
+from mlx_finetune.events import RunStarted, StepDone
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import RunDir
 
 POLL_SECONDS = 1e-4

@@ -20,7 +20,8 @@ from pathlib import Path
 from race_cells import CELLS, Cell, our_recipe
 
 from mlx_finetune.app.launch import CHILD_MODULE, child_environment
-from mlx_finetune.events import StepDone, read_events
+from mlx_finetune.events import StepDone
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import EVENTS
 
 ROOT = Path(__file__).resolve().parents[1]

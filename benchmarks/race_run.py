@@ -21,7 +21,8 @@ import psutil
 from race_cells import OURS, RECOMPUTE, STOCK, Cell, base_arm, our_recipe, stock_config
 from race_rows import read_json_lines
 
-from mlx_finetune.events import Restarted, StepDone, read_events
+from mlx_finetune.events import Restarted, StepDone
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import EVENTS, MLX_WEIGHTS, RunDir, checkpoint_step
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlx_finetune.events import RunStarted, read_events
+from mlx_finetune.events import RunStarted
+from mlx_finetune.journal import read_events
 from mlx_finetune.model.fetch import fetch_model
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import EVENTS

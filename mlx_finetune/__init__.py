@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlx_finetune.errors import MlxftError
-    from mlx_finetune.events import read_events
+    from mlx_finetune.journal import read_events
     from mlx_finetune.recipe.load import load_recipe
     from mlx_finetune.recipe.schema import Recipe
     from mlx_finetune.rundir import RunDir, find_run, list_runs

@@ -20,7 +20,8 @@ from pathlib import Path
 from fake_child import STARTED, step, wait_for_ever
 
 from mlx_finetune import durable, rundir
-from mlx_finetune.events import CheckpointSaved, EventWriter, Restarted, RunFailed, RunFinished
+from mlx_finetune.events import CheckpointSaved, Restarted, RunFailed, RunFinished
+from mlx_finetune.journal import EventWriter
 from mlx_finetune.rundir import RunDir
 
 

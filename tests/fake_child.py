@@ -9,7 +9,6 @@ from pathlib import Path
 from mlx_finetune.events import (
     CheckpointSaved,
     Evaluated,
-    EventWriter,
     Phase,
     RunFailed,
     RunFinished,
@@ -18,6 +17,7 @@ from mlx_finetune.events import (
     Sampled,
     StepDone,
 )
+from mlx_finetune.journal import EventWriter
 
 STARTED = RunStarted("demo", "tiny", "sft", 0, 6, 3, 24, 4, 1000, 50_000, "cpu", "float32", 8 * 10**9)
 

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_finetune.events import Evaluated, StepDone, read_events
+from mlx_finetune.events import Evaluated, StepDone
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import EVENTS, RunDir
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,8 @@ A signal from outside lands at a moment nobody chose; this one always lands at t
 import os
 import sys
 
-from mlx_finetune.events import Event, EventWriter, StepDone
+from mlx_finetune.events import Event, StepDone
+from mlx_finetune.journal import EventWriter
 from mlx_finetune.train import child
 
 

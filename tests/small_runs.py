@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_finetune.events import Evaluated, Event, EventWriter, Sampled, StepDone, read_events
+from mlx_finetune.events import Evaluated, Event, Sampled, StepDone
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.sensors import Memory, Power, Sensors
+from mlx_finetune.journal import EventWriter, read_events
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import EVENTS, RunDir
 from mlx_finetune.train.run import train_run

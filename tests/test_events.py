@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.events import EventFollower, Notice, Phase, to_json
+from mlx_finetune.events import Notice, Phase, to_json
+from mlx_finetune.journal import EventFollower
 
 
 @pytest.fixture

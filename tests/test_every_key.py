@@ -15,7 +15,8 @@ from small_runs import train, write_recipe, write_rows
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import MlxftError
-from mlx_finetune.events import RunStarted, StepDone, read_events, to_json
+from mlx_finetune.events import RunStarted, StepDone, to_json
+from mlx_finetune.journal import read_events
 from mlx_finetune.recipe import schema
 
 TEMPLATE = (

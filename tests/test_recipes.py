@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.template import render_prompt
-from mlx_finetune.events import Evaluated, RunStarted, Sampled, read_events
+from mlx_finetune.events import Evaluated, RunStarted, Sampled
+from mlx_finetune.journal import read_events
 from mlx_finetune.model.adapter_files import load_adapter
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.generate import generate_tokens

@@ -19,7 +19,8 @@ from pathlib import Path
 from fake_child import STARTED, step, wait_for_ever
 
 from mlx_finetune import durable, rundir
-from mlx_finetune.events import CheckpointSaved, EventWriter, Phase, Restarted, RunFailed, RunFinished, RunStopped
+from mlx_finetune.events import CheckpointSaved, Phase, Restarted, RunFailed, RunFinished, RunStopped
+from mlx_finetune.journal import EventWriter
 from mlx_finetune.rundir import RunDir
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 from mlx_finetune.app.launch import POLL_SECONDS, Signals, TrainRequest, View, forwarding
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import EventFollower, Record, RunStarted
+from mlx_finetune.events import Record, RunStarted
+from mlx_finetune.journal import EventFollower
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from mlx_finetune.app.launch import POLL_SECONDS, View
 from mlx_finetune.app.runs import is_running
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import EventFollower, from_json
+from mlx_finetune.events import from_json
+from mlx_finetune.journal import EventFollower
 from mlx_finetune.rundir import EVENTS, RunDir, list_runs
 
 LOOK_SECONDS = 0.5  # between two looks at the lock of the run

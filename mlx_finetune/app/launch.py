@@ -23,8 +23,9 @@ from mlx_finetune.app.companions import SAVE_SECONDS, Companions, companions
 from mlx_finetune.app.endings import Ended, Outcome
 from mlx_finetune.app.hosts import Hosts
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import EventFollower, Record, RunFailed, RunFinished, RunStarted, RunStopped
+from mlx_finetune.events import Record, RunFailed, RunFinished, RunStarted, RunStopped
 from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.journal import EventFollower
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 
 CHILD_MODULE = "mlx_finetune.train.child"

@@ -18,8 +18,9 @@ from typing import cast
 from mlx_finetune.app.endings import SMALLER, Ended, Ending, read_ending
 from mlx_finetune.app.launch import TrainRequest, View, forwarding, train
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import EventWriter, Restarted, RunFailed, RunStopped
+from mlx_finetune.events import Restarted, RunFailed, RunStopped
 from mlx_finetune.hardware.safer import Safer, next_safer
+from mlx_finetune.journal import EventWriter
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import (
     EVENTS,

@@ -23,7 +23,7 @@ def command(run: str | None, as_json: bool) -> int:
     from mlx_finetune.app.follow import follow, latest_run
     from mlx_finetune.app.launch import forwarding
     from mlx_finetune.commands.train import choose_view
-    from mlx_finetune.events import EventFollower
+    from mlx_finetune.journal import EventFollower
     from mlx_finetune.monitor.jsonl import JsonView
     from mlx_finetune.monitor.plain import state_lines
     from mlx_finetune.monitor.summary import Summary

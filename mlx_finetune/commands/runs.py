@@ -28,7 +28,7 @@ def command(ctx: click.Context) -> None:
 def read_facts(run: "RunDir") -> "RunFacts":
     """Everything the listing and the report of a run need."""
     from mlx_finetune.app.runs import is_running, run_bytes
-    from mlx_finetune.events import read_events
+    from mlx_finetune.journal import read_events
     from mlx_finetune.monitor.run_report import RunFacts
     from mlx_finetune.monitor.summary import summarise
     from mlx_finetune.rundir import EVENTS, RunDir

@@ -21,7 +21,8 @@ def command(run: str | None, now: bool) -> int:
     """
     from mlx_finetune.app.follow import only_running
     from mlx_finetune.app.stop import stop
-    from mlx_finetune.events import EventFollower, RunFailed, RunFinished, RunStopped
+    from mlx_finetune.events import RunFailed, RunFinished, RunStopped
+    from mlx_finetune.journal import EventFollower
     from mlx_finetune.rundir import EVENTS, find_run
 
     folder = find_run(run, base=Path()) if run else only_running(Path("adapters"))

@@ -84,7 +84,7 @@ def _start(
 ) -> tuple[Sequence[str], int]:
     """Train, or leave that to the background; the last words and the exit code."""
     from mlx_finetune.commands.named import check_named
-    from mlx_finetune.events import read_events
+    from mlx_finetune.journal import read_events
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe
     from mlx_finetune.recipe.paths import check_paths

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.errors import EXIT_NO_SPACE, DataError, Interrupted, MlxftError, RecipeError, TrainingError
-from mlx_finetune.events import Event, EventWriter, Notice, RunFailed, RunStopped
+from mlx_finetune.events import Event, Notice, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.place import BLAS_THREADS, Place, blas_threads, read_place
 from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.journal import EventWriter
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe, name_recipe, naming_recipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 from mlx_finetune.train.checkpoints.room import refused_writes

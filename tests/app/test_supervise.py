@@ -17,8 +17,9 @@ from mlx_finetune.app.launch import TrainRequest
 from mlx_finetune.app.supervise import Supervised, newest_step, supervise
 from mlx_finetune.commands.closing import ended_lines
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Record, RunFailed, StepDone, read_events
+from mlx_finetune.events import Record, RunFailed, StepDone
 from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.journal import read_events
 from mlx_finetune.monitor.summary import Summary, summarise
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir

@@ -13,7 +13,8 @@ from bad_models import MODELS
 from small_runs import write_recipe
 
 from mlx_finetune import rundir
-from mlx_finetune.events import RunFailed, read_events
+from mlx_finetune.events import RunFailed
+from mlx_finetune.journal import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

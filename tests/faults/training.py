@@ -14,7 +14,8 @@ from small_runs import course, write_recipe
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import EXIT_NO_SPACE
-from mlx_finetune.events import CheckpointSaved, RunFailed, read_events
+from mlx_finetune.events import CheckpointSaved, RunFailed
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.commit import newest_checkpoint
 

@@ -19,7 +19,8 @@ from small_runs import write_recipe
 from tiny import write_tiny_model
 
 from mlx_finetune import rundir
-from mlx_finetune.events import RunStopped, read_events
+from mlx_finetune.events import RunStopped
+from mlx_finetune.journal import read_events
 from mlx_finetune.model.hub import is_hub_id
 from mlx_finetune.rundir import RunDir
 

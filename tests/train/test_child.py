@@ -17,7 +17,8 @@ import pytest
 from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
-from mlx_finetune.events import Event, Notice, RunFinished, RunStarted, RunStopped, StepDone, from_json, read_events
+from mlx_finetune.events import Event, Notice, RunFinished, RunStarted, RunStopped, StepDone, from_json
+from mlx_finetune.journal import read_events
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.child import naming_notices

@@ -11,7 +11,8 @@ from talks import contents, start
 from mlx_finetune import rundir
 from mlx_finetune.app.open import open_name
 from mlx_finetune.errors import DataError, RunError
-from mlx_finetune.events import Notice, RunStarted, StepDone, read_events
+from mlx_finetune.events import Notice, RunStarted, StepDone
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import RunDir
 
 QUESTION = "Who keeps the light?"

@@ -16,9 +16,10 @@ from mlx_finetune.dataset.stream import make_batch
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import RecipeError, RunError
-from mlx_finetune.events import Phase, StepDone, read_events
+from mlx_finetune.events import Phase, StepDone
 from mlx_finetune.hardware import kept_states
 from mlx_finetune.hardware.kept_states import KeptStates
+from mlx_finetune.journal import read_events
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.lora import adapter_parameters, attach_adapter

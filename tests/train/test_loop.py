@@ -12,7 +12,8 @@ from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import TrainingError
-from mlx_finetune.events import Notice, read_events
+from mlx_finetune.events import Notice
+from mlx_finetune.journal import read_events
 from mlx_finetune.train import loop, objective
 
 

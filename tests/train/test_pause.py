@@ -12,8 +12,9 @@ from watched import MAINS, ROOMY, FakeMachine
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import RecipeError
-from mlx_finetune.events import CheckpointSaved, Continued, Event, Paused, StepDone, TimeJump, read_events
+from mlx_finetune.events import CheckpointSaved, Continued, Event, Paused, StepDone, TimeJump
 from mlx_finetune.hardware.sensors import Memory, Power
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train import loop
 from mlx_finetune.train.signals import StopRequest

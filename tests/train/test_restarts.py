@@ -6,8 +6,9 @@ import pytest
 from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
-from mlx_finetune.events import Restarted, StepDone, read_events
+from mlx_finetune.events import Restarted, StepDone
 from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.journal import read_events
 
 NO_NOISE = ("lora.dropout=0.0", "training.neftune_alpha=0.0", "eval.prompts=[]")
 

@@ -1,0 +1,116 @@
+"""The journal of a run: an append-only JSON Lines file of events, the only link from training to whoever watches.
+
+One event is one line and one write; a torn last line is skipped by every reader. Reading needs nothing but this module
+and ``events``.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mlx_finetune import durable
+from mlx_finetune.events import Event, Record, from_json, to_json
+
+
+class EventWriter:
+    """Appends events to one file; every event is one unbuffered write.
+
+    A line that was torn, by a full disk or a process that died, is ended before the next one begins.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._path = path
+        self._descriptor = durable.open_append(path)
+        self._is_torn = not _ends_a_line(path)
+
+    def __call__(self, event: Event) -> None:
+        """Report ``event`` now."""
+        line = to_json(event, self._clock()).encode("utf-8") + b"\n"
+        line, self._is_torn = b"\n" * self._is_torn + line, True
+        durable.append(self._path, self._descriptor, line)
+        self._is_torn = False
+
+    def sync(self) -> None:
+        """Flush to the disk what was reported. Raises ``OSError`` that names the file."""
+        with durable.naming(self._path):
+            durable.sync_file(self._descriptor)
+
+    def close(self) -> None:
+        """No more events follow."""
+        os.close(self._descriptor)
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read_events(path: Path) -> Iterator[Record]:
+    """All events of a journal in order; torn or unknown lines are left out. Empty where there is no file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for index, line in enumerate(file):
+            record = from_json(line, index)
+            if record is not None:
+                yield record
+
+
+class EventFollower:
+    """Reads a journal that grows: each call of ``poll`` yields the whole lines that were added since the last.
+
+    A resumed run first cuts the journal back to its checkpoint and goes on from there; then the lines from the first
+    that differs are new. Costs a hash for each line.
+    """
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        """``from_end`` leaves out what is there now."""
+        self._path = path
+        self._lines: list[int] = []  # hashes of the lines up to _offset
+        self._offset = 0
+        self._last = b""  # the line that ends at _offset
+        self._stamp: tuple[int, int] | None = None
+        if from_end:
+            for _ in self.poll():
+                pass
+
+    def poll(self) -> Iterator[Record]:
+        """New events, in order; nothing where the file does not exist yet or did not change."""
+        try:
+            status = self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        stamp = (status.st_size, status.st_mtime_ns)
+        if stamp == self._stamp:
+            return
+        with self._path.open("rb") as file:
+            self._go_back(file)
+            *lines, _ = file.read().split(b"\n")  # a torn last line is read again once it is whole
+        for line in lines:
+            self._last = line + b"\n"
+            self._offset += len(self._last)
+            self._lines.append(hash(self._last))
+            record = from_json(line, len(self._lines) - 1)
+            if record is not None:
+                yield record
+        self._stamp = stamp
+
+    def _go_back(self, file: BinaryIO) -> None:
+        """Stand at the end of what was read before, or after the last line of it that is still in the file."""
+        file.seek(self._offset - len(self._last))
+        if file.read(len(self._last)) == self._last:
+            return
+        file.seek(0)
+        self._offset, self._last = 0, b""
+        for count, known in enumerate(self._lines):
+            line = file.readline()
+            if hash(line) != known:
+                del self._lines[count:]
+                break
+            self._offset, self._last = self._offset + len(line), line
+        file.seek(self._offset)

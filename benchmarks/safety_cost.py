@@ -36,7 +36,7 @@ TIMED = (
     ("mlx_finetune.train.checkpoints.contents", "save_checkpoint", "commits: writing, flushing, reading back"),
     ("mlx_finetune.train.checkpoints.contents", "rotate", "commits: rotation"),
     ("mlx_finetune.train.watch", "Watch.reason_to_pause", "watching power, memory and clocks"),
-    ("mlx_finetune.events", "EventWriter.__call__", "journal"),
+    ("mlx_finetune.journal", "EventWriter.__call__", "journal"),
 )
 
 

@@ -98,7 +98,7 @@ def ask_hub(hub_id: str, revision: str | None, *, timeout: float) -> HubModel:
         raise HubUnreachableError("the hub is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     api = HfApi()
     get_session()  # imports the client now: on a busy machine that takes seconds, which are not the hub's
-    question = _in_thread(lambda: api.model_info(hub_id, revision=revision, timeout=timeout, files_metadata=True))
+    question = in_thread(lambda: api.model_info(hub_id, revision=revision, timeout=timeout, files_metadata=True))
     try:
         info = question.result(timeout)
     except TimeoutError as error:
@@ -161,7 +161,7 @@ def download(model: HubModel, *, cache: Path, report: Report) -> Path:
     before = folder_bytes(repository)
     disable_progress_bars()  # ours is drawn from Phase events
     try:
-        future = _in_thread(fetch_all)
+        future = in_thread(fetch_all)
         for _ in _until_done(future):
             done = min(total, cached + max(0, folder_bytes(repository) - before))
             report(Phase("download", detail=f"{model.hub_id} from the hub", done=done, total=total, unit="bytes"))
@@ -258,7 +258,7 @@ def _no_safetensors(hub_id: str, names: Sequence[str]) -> ModelError:
     )
 
 
-def _in_thread(work: Callable[[], T]) -> "Future[T]":
+def in_thread(work: Callable[[], T]) -> "Future[T]":
     """Run ``work`` beside us; a thread that hangs does not keep the process alive."""
     future: Future[T] = Future()
 

@@ -207,7 +207,7 @@ def remote_command(
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """The user's own choices about computing that count on every machine."""
-    names = ("MLX_", BLAS_THREADS)
+    names = ("MLX_", "AGX_", BLAS_THREADS)
     return {name: value for name, value in environment.items() if name.startswith(names)}
 
 

@@ -6,16 +6,19 @@ source does not say, or says in a way we do not know, is None and never 0; one t
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, TypeVar
 
 import psutil
 
 from mlx_finetune.hardware.macos import Level, parse_level, parse_level_and_swap, parse_swap
-from mlx_finetune.hardware.power import Power, read_power
+from mlx_finetune.hardware.power import UNKNOWN, Power, read_power
 from mlx_finetune.hardware.programs import Runner, run_program
 
+FIRST_SECONDS = 1.0
 _SYSCTL = "/usr/sbin/sysctl"
 _LEVEL, _SWAP = "kern.memorystatus_vm_pressure_level", "vm.swapusage"
 
@@ -41,6 +44,42 @@ def system_sensors(*, system: str = sys.platform, run: Runner = run_program) -> 
     if system == "darwin":
         return Sensors(partial(read_power, system, run), partial(read_memory, run))
     return Sensors(partial(read_power, system, run), _psutil_memory)
+
+
+T = TypeVar("T")
+
+
+class Aside(Generic[T]):
+    """Reads in a thread, so that whoever calls never waits for a tool that hangs: a call gives what the reading begun
+    by the call before has found, and ``unknown`` where that still goes on. The first waits, ``FIRST_SECONDS`` at most.
+    """
+
+    def __init__(self, read: Callable[[], T], unknown: T) -> None:
+        self._read = read
+        self._unknown = self._found = unknown
+        self._thread: threading.Thread | None = None
+
+    def __call__(self) -> T:
+        """What was read, once."""
+        is_first = self._thread is None
+        if self._thread is not None and self._thread.is_alive():
+            return self._unknown
+        found, self._found = self._found, self._unknown
+        self._thread = threading.Thread(target=self._work, name="read aside", daemon=True)
+        self._thread.start()
+        if is_first:
+            self._thread.join(FIRST_SECONDS)
+            found = self._found
+        return found
+
+    def _work(self) -> None:
+        self._found = self._read()
+
+
+def read_aside(sensors: Sensors) -> Sensors:
+    """``sensors`` for a thread that must not wait."""
+    nothing = Memory(level=None, swap_bytes=None)
+    return Sensors(Aside(sensors.read_power, UNKNOWN), Aside(sensors.read_memory, nothing))
 
 
 def read_memory(run: Runner) -> Memory:

@@ -158,7 +158,7 @@ def test_switches_that_change_no_bit_may_differ_on_a_resume(recipe: Path) -> Non
 
     run = train(recipe, stop_after=2)
     free = ("hardware.max_ops_per_buffer=20", "hardware.relax_gpu_watchdog=false", "hardware.sample_seconds=1")
-    with pytest.raises(RunError, match="hardware.tf32: was 'auto', is now False"):
+    with pytest.raises(RunError, match=r"hardware\.tf32: was 'auto', is now False"):
         train(recipe, overrides=(*free, "hardware.tf32=false"), resume=True)
     train(recipe, overrides=free, resume=True)
     kinds = [type(record.event).__name__ for record in read_events(run.file(rundir.EVENTS))]

@@ -19,6 +19,8 @@ _SOURCES = {"AC Power": False, "Battery Power": True, "UPS Power": True}
 _MODES: dict[str, PowerMode] = {"0": "automatic", "1": "low", "2": "high"}
 _LIMIT = re.compile(r"^\s*(CPU_Scheduler_Limit|CPU_Speed_Limit)\s*=\s*(\d{1,3})[ \t]*\n", re.MULTILINE)
 _NOTHING = re.compile(r"^Note: No (thermal|performance) warning level has been recorded[ \t]*\n", re.MULTILINE)
+_WARNING = re.compile(r"\b(Thermal|Performance) Warning Level = (\d{1,6})[ \t]*\n")
+_WARNED = {"Thermal": "macOS warns of heat", "Performance": "macOS warns of lower performance"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,16 @@ def parse_power_modes(text: str) -> Mapping[str, PowerMode]:
 def parse_throttling(text: str) -> str | None:
     """What ``pmset -g therm`` says is slowed down, in words; "" where nothing is, None where it says neither.
 
-    Apple silicon prints no limit at all while it is nominal.
+    Apple silicon prints no limit at all while it is nominal; a warning has a level, 0 once it is over (pmset.c).
     """
     limits = dict(_LIMIT.findall(text))
     names = {"CPU_Speed_Limit": "the processor's speed", "CPU_Scheduler_Limit": "its time for programs"}
     slowed = [f"{name} at {int(limits[key])} %" for key, name in names.items() if int(limits.get(key, 100)) < 100]
+    warnings = _WARNING.findall(text)
+    slowed += [f"{_WARNED[kind]} (level {int(level)})" for kind, level in warnings if int(level)]
     if slowed:
         return ", ".join(slowed)
-    return "" if len(limits) == len(names) or len(_NOTHING.findall(text)) == 2 else None
+    return "" if len(limits) == len(names) or len(_NOTHING.findall(text)) + len(warnings) == 2 else None
 
 
 def read_power(system: str, run: Runner) -> Power:

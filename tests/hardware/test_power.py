@@ -61,6 +61,16 @@ def test_nonsense_is_unknown_and_never_nominal(text: str) -> None:
     assert parse_throttling(text) is None
 
 
+NO_PERFORMANCE = "Note: No performance warning level has been recorded\n"
+
+
+def test_a_recorded_warning_counts_until_its_level_is_0_again() -> None:
+    warned = "2026-09-23 14:05:31 -0700 Thermal Warning Level = 5\n" + NO_PERFORMANCE
+    assert parse_throttling(warned) == "macOS warns of heat (level 5)"
+    assert parse_throttling(warned.replace("= 5", "= 0")) == ""
+    assert parse_throttling("Thermal Warning Level = 5") is None, "the number may go on"
+
+
 def test_the_newer_word_counts_where_both_stand() -> None:
     assert parse_power_mode(" lowpowermode 0\n powermode 2\n") == "high"
 

@@ -95,4 +95,5 @@ def pick_run(desk: Desk, given: Sequence[str], prompt: str) -> RunDir:
 
 def label(run: RunDir) -> str:
     """A run in a menu: its name and what became of it."""
-    return f"{run.path.name}   {read_state(run).words}".rstrip()
+    words = read_state(run).words
+    return f"{run.path.name} ({words})" if words else run.path.name

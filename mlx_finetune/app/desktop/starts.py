@@ -67,7 +67,7 @@ def offers(desk: Desk) -> Sequence[Offer]:
         except RecipeError:
             state = None
         found.append(Offer(_from(desk, file.path), file.purpose or file.model, state))
-    return sorted(found, key=lambda one: (_rank(one), one.path.stem))
+    return sorted(found, key=lambda one: (_rank(one), one.path.is_absolute(), one.path.stem))
 
 
 def _rank(offer: Offer) -> int:

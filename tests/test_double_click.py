@@ -126,7 +126,10 @@ def test_shellcheck_has_nothing_to_say_about_them(tmp_path: Path) -> None:
         assert (path.name, done.stdout) == (path.name, "")
 
 
-NOT_IN_BASH_3 = r"declare -A|mapfile|readarray|\$\{\w+,|\$\{\w+\^|&>>|\|&|\[\[ -v|wait -n|printf '%\(|coproc|local -n|\$EPOCH|\$'\\u"
+NOT_IN_BASH_3 = (
+    r"declare -A|mapfile|readarray|\$\{\w+,|\$\{\w+\^|&>>|\|&|\[\[ -v|wait -n|printf '%\(|coproc|local -n"
+    r"|\$EPOCH|\$'\\u"
+)
 EMPTY_ARRAY = r'"\$\{\w+\[@\]\}"'  # an empty one is an error under set -u in bash 3.2
 NOT_BSD = (
     r"\b(timeout|flock|setsid|nproc|realpath|tac|shuf|numfmt)\b|sed -i|grep -P|readlink -f|date -d|stat -c|cp -t"

@@ -135,11 +135,13 @@ def start_alone(arguments: Sequence[str], log: Path) -> int:
 
     try:
         with log.open("ab") as file:
-            return subprocess.Popen(
+            started = subprocess.Popen(
                 [*_MLXFT, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-            ).pid
+            )
     except OSError as error:
         raise RunError(f"{error.filename or log}: {error.strerror}", "mlxft doctor") from error
+    started.returncode = 0  # nobody here waits for it
+    return started.pid
 
 
 def ask_line(prompt: str) -> str:

@@ -10,6 +10,7 @@ from mlx_finetune.app.doctor.models import HubState
 from mlx_finetune.app.doctor.places import Folder
 from mlx_finetune.hardware.blas import BlasReport
 from mlx_finetune.hardware.device import Device, Metal
+from mlx_finetune.hardware.power import Power
 
 GB = 10**9
 LINUX = Device("linux", "Debian 12", "x86_64", "AMD EPYC", 2, 24 * GB, 20 * GB, False, Metal(False, "", "", None, None))
@@ -22,7 +23,9 @@ MAC = Device(
     16 * GB,
     8 * GB,
     False,
-    Metal(True, "Apple M4", "applegpu_g16g", 11 * GB, GB),
+    Metal(True, "Apple M4", "applegpu_g16g", 11 * GB, 8_250_000_000),
+    power=Power(on_battery=False, percent=None),
+    power_mode="automatic",
 )
 #: The user works in the checkout and has not put its launcher on PATH.
 TYPED = Typed(
@@ -66,11 +69,9 @@ HEALTHY_MAC = Facts(
     hub=REACHED,
     cached=("smollm2-135m",),
     mac=MacState(
-        power_mode="automatic",
         display_sleep_minutes=10,
         sleep_minutes=1,
-        on_battery=False,
-        speed_percent=100,
+        throttled="",
         pressure="normal",
         swap_bytes=0,
         wired_limit_mb=0,

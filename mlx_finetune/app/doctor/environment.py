@@ -268,7 +268,7 @@ _IMPORT_ERRORS: tuple[tuple[str, str, str], ...] = (
     (
         r"No Metal device",
         "there is no GPU that Metal can use here: a session without a desktop, a sandbox or a virtual machine",
-        "log in at the Mac itself, open Terminal there, then: {mlxft} doctor",
+        "log in at the Mac itself, open Terminal there, then: mlxft doctor",
     ),
     (r"incompatible architecture|wrong architecture", "mlx was installed for another kind of processor", ""),
     (
@@ -283,7 +283,7 @@ _IMPORT_ERRORS: tuple[tuple[str, str, str], ...] = (
 def _broken_mlx(error: str, typed: Typed) -> tuple[str, str]:
     for pattern, message, command in _IMPORT_ERRORS:
         if re.search(pattern, error):
-            return message, command.format(mlxft=typed.mlxft) or typed.rebuild()
+            return message, typed.command(command) or typed.rebuild()
     return f"mlx does not work: {error}", typed.rebuild()
 
 

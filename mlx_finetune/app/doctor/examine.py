@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx_finetune
+from mlx_finetune.app.desktop.installed import check, quarantine
+from mlx_finetune.app.desktop.launcher import find_target
 from mlx_finetune.app.doctor.environment import (
     PACKAGES,
     Environment,
@@ -38,9 +40,12 @@ from mlx_finetune.app.doctor.places import Folder, look_at, place_problems
 from mlx_finetune.app.doctor.runs import CRASH_FOLDERS, Crash, RunEnd, read_crashes, read_ends, run_problems
 from mlx_finetune.app.doctor.system import memory_problems, speed_problems, system_problems, wheel_problems
 from mlx_finetune.hardware import blas
-from mlx_finetune.hardware.device import Device, Runner, read_device, read_metal, read_wheel_tag, run_program
+from mlx_finetune.hardware.device import Device, read_device, read_metal, read_wheel_tag
 from mlx_finetune.hardware.limits import Machine, working_set_share
+from mlx_finetune.hardware.metal import Setting, explain_settings
+from mlx_finetune.hardware.programs import Runner, run_program
 from mlx_finetune.model.catalogue import CachedModel, cache_folder, cached_models, hub_cache_folder
+from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.rundir import RunDir
 
@@ -56,7 +61,8 @@ class Facts:
     """All that is known. ``versions`` has None for a package that is missing, ``gflops`` None where not measured.
 
     ``mac`` is None on other systems, ``needs`` without a recipe; ``cached`` names the models on this disk;
-    ``launchers`` are (what is wrong, command) for those on the Desktop and in the project.
+    ``launchers`` are (what is wrong, command) for those on the Desktop and in the project; ``settings`` are what MLX is
+    told before it starts.
     """
 
     typed: Typed
@@ -76,6 +82,7 @@ class Facts:
     crashes: tuple[Crash, ...] = ()
     launchers: tuple[tuple[str, str], ...] = ()
     needs: Needs | None = None
+    settings: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +131,13 @@ def examine(asked: Asked | None = None, recipe: LoadedRecipe | None = None) -> F
         mac=read_mac(asked.run, _marked_paths(typed)) if is_mac else None,
         runs=tuple(read_ends(asked.base, now, asked.go_on)),
         crashes=tuple(read_crashes(CRASH_FOLDERS, now)) if is_mac else (),
-        launchers=tuple(_project_launchers(typed)),
+        launchers=(*_project_launchers(typed), *(_desktop_launchers(asked, typed) if is_mac else ())),
+        settings=explain_settings(
+            recipe.recipe.hardware if recipe is not None else HardwareRecipe.model_validate({}),
+            machine_of(device),
+            asked.variables,
+            asked.system,
+        ),
     )
     if recipe is None:
         return facts
@@ -213,10 +226,24 @@ def _project_launchers(typed: Typed) -> Iterator[tuple[str, str]]:
         yield message, "chmod +x " + " ".join(typed.path(path) for path in closed)
 
 
+def _desktop_launchers(asked: Asked, typed: Typed) -> Iterator[tuple[str, str]]:
+    """What ``mlxft launchers check`` finds about those on the Desktop; nothing where none of ours is there."""
+    target = find_target(asked.base, package=asked.package, prefix=Path(sys.prefix), python=Path(sys.executable))
+
+    def marked(path: Path) -> str | None:
+        return quarantine(path, asked.run)
+
+    with suppress(OSError):
+        for one in check((asked.home or Path.home()) / "Desktop", target, read_quarantine=marked):
+            yield one.message, typed.command(one.command)
+
+
 def find_problems(facts: Facts) -> tuple[Finding, ...]:
     """Everything wrong, blockers first, each with the command that mends it."""
     typed, device = facts.typed, facts.device
-    system = system_problems(device, typed, is_virtual=facts.mac is not None and facts.mac.is_virtual)
+    system = system_problems(
+        device, typed, is_virtual=device.is_virtual or (facts.mac is not None and facts.mac.is_virtual)
+    )
     is_impossible = any(finding.level == "blocker" for finding in system)
     says_the_same = "No Metal device" in facts.mlx_error
     found = [
@@ -247,4 +274,5 @@ def machine_of(device: Device) -> Machine:
         working_set_bytes=working_set or round(working_set_share(device.memory_bytes) * device.memory_bytes),
         chip=device.chip,
         gpu_cores=device.gpu_cores,
+        macos=device.macos_version,
     )

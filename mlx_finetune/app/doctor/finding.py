@@ -1,6 +1,7 @@
 """A finding of the doctor, and the words in which a user types its remedy on this machine."""
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -41,6 +42,12 @@ class Typed:
     def path(self, path: str) -> str:
         """``path`` as it is typed from the current folder, quoted."""
         return _typed_path(Path(path), Path(self.base))
+
+    def command(self, text: str) -> str:
+        """``text`` with every ``mlxft`` in it as this user types it, from another folder by its whole path."""
+        away = shlex.quote(f"{self.root}/launchers/mlxft") if self.mlxft.startswith("./") else self.mlxft
+        typed = away if text.startswith("cd ") else self.mlxft
+        return re.sub(r"(?<![\w./-])mlxft(?= [a-z])", lambda _: typed, text)
 
     def rebuild(self, *, prefix: str = "") -> str:
         """The command that makes the environment anew; ``prefix`` goes before the launcher."""

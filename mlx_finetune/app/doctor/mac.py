@@ -1,25 +1,25 @@
-"""How a Mac is set up: power, sleep, heat, memory pressure, the limit on the GPU's memory, quarantine marks.
+"""How a Mac is set up: sleep, heat, memory pressure, the GPU's memory limit, quarantine marks. Power is in Device.
 
 Each is asked of a small program of macOS, through ``run``; what one does not say is None, and one that fails does not
 blank the others. Nothing is changed, and nothing here needs an administrator.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from mlx_finetune.app.doctor.finding import Finding, Typed
-from mlx_finetune.hardware.device import Device, Runner
+from mlx_finetune.hardware.device import Device
 from mlx_finetune.hardware.limits import GIB
-from mlx_finetune.hardware.sensors import Level, parse_level, parse_power, parse_swap
+from mlx_finetune.hardware.macos import Level
+from mlx_finetune.hardware.power import PMSET, parse_power_modes, parse_throttling
+from mlx_finetune.hardware.programs import Runner
+from mlx_finetune.hardware.sensors import system_sensors
 from mlx_finetune.units import format_bytes
 
-PowerMode = Literal["automatic", "low", "high"]
 QUARANTINE = "com.apple.quarantine"
 
-_PMSET, _SYSCTL, _XATTR = "/usr/bin/pmset", "/usr/sbin/sysctl", "/usr/bin/xattr"
-_POWER_MODES: Mapping[str, PowerMode] = {"0": "automatic", "1": "low", "2": "high"}
+_SYSCTL, _XATTR = "/usr/sbin/sysctl", "/usr/bin/xattr"
 #: A working set above this share of the memory was raised by hand: the largest that macOS chooses is 0.84 (MACOS.md).
 _LARGEST_SHARE = 0.85
 #: And one below this was lowered: the smallest that it chooses is 0.66.
@@ -32,17 +32,14 @@ class MacState:
     """Settings and state of a Mac; None is "not known". Minutes of 0 mean never.
 
     ``power_key`` is the name under which this macOS keeps the power mode; ``low_on_battery``: it goes into Low Power
-    Mode when it is unplugged. ``speed_percent`` is 100 unless the processor is held back because of heat.
+    Mode when it is unplugged. ``throttled`` says in words what is held back, "" where nothing is.
     """
 
-    power_mode: PowerMode | None = None
     power_key: str = "lowpowermode"
     low_on_battery: bool = False
     display_sleep_minutes: int | None = None
     sleep_minutes: int | None = None
-    on_battery: bool | None = None
-    battery_percent: int | None = None
-    speed_percent: int | None = None
+    throttled: str | None = None
     pressure: Level | None = None
     swap_bytes: int | None = None
     wired_limit_mb: int | None = None
@@ -52,21 +49,18 @@ class MacState:
 
 def read_mac(run: Runner, paths: Sequence[str]) -> MacState:
     """Ask a Mac; ``paths`` are the existing files and folders whose quarantine mark matters."""
-    settings = parse_settings(run([_PMSET, "-g"]) or "")
-    custom = parse_custom(run([_PMSET, "-g", "custom"]) or "")
-    power = parse_power(run([_PMSET, "-g", "batt"]) or "")
-    key = "powermode" if "powermode" in settings else "lowpowermode"
+    settings = parse_settings(run([PMSET, "-g"]) or "")
+    modes = parse_power_modes(run([PMSET, "-g", "custom"]) or "")
+    heat = run([PMSET, "-g", "therm"])
+    memory = system_sensors(system="darwin", run=run).read_memory()
     return MacState(
-        power_mode=_POWER_MODES.get(settings.get(key, "")),
-        power_key=key,
-        low_on_battery=custom.get("Battery Power", {}).get(key) == "1",
-        display_sleep_minutes=_minutes(settings, "displaysleep"),
-        sleep_minutes=_minutes(settings, "sleep"),
-        on_battery=power.on_battery,
-        battery_percent=power.percent,
-        speed_percent=parse_speed(run([_PMSET, "-g", "therm"]) or ""),
-        pressure=parse_level(run([_SYSCTL, "-n", "kern.memorystatus_vm_pressure_level"]) or ""),
-        swap_bytes=parse_swap(run([_SYSCTL, "-n", "vm.swapusage"]) or ""),
+        power_key="powermode" if "powermode" in settings else "lowpowermode",
+        low_on_battery=modes.get("Battery Power") == "low",
+        display_sleep_minutes=_integer(settings.get("displaysleep")),
+        sleep_minutes=_integer(settings.get("sleep")),
+        throttled=parse_throttling(f"{heat}\n") if heat else None,
+        pressure=memory.level,
+        swap_bytes=memory.swap_bytes,
         wired_limit_mb=_integer(run([_SYSCTL, "-n", "iogpu.wired_limit_mb"])),
         is_virtual=_integer(run([_SYSCTL, "-n", "kern.hv_vmm_present"])) == 1,
         quarantined=parse_quarantine(run([_XATTR, "-l", *paths]) or "", paths) if paths else (),
@@ -78,31 +72,12 @@ def parse_settings(text: str) -> dict[str, str]:
     return dict(re.findall(r"^\s(\S.*?)\s+(\S+)(?:\s+\(.*)?$", text, re.MULTILINE))
 
 
-def parse_custom(text: str) -> dict[str, dict[str, str]]:
-    """Power source to its settings in ``pmset -g custom``; a Mac without a battery has one source."""
-    parts = re.split(r"^(\w[\w ]*):\s*$", text, flags=re.MULTILINE)
-    return {source: parse_settings(part) for source, part in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-def parse_speed(text: str) -> int | None:
-    """``CPU_Speed_Limit`` in ``pmset -g therm``; 100 where it says that no warning was recorded, None for anything
-    else."""
-    match = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", text)
-    if match is not None:
-        return int(match[1]) if int(match[1]) <= 100 else None
-    return 100 if "No performance warning level" in text else None
-
-
 def parse_quarantine(text: str, paths: Sequence[str]) -> tuple[str, ...]:
     """Those of ``paths`` that ``xattr -l`` shows a quarantine mark for; it names the file only where it got several."""
     marks = re.findall(rf"^(?:(.+): )?{re.escape(QUARANTINE)}: ", text, re.MULTILINE)
     if len(paths) == 1:
         return tuple(paths) if marks else ()
     return tuple(path for path in paths if path in marks)
-
-
-def _minutes(settings: Mapping[str, str], name: str) -> int | None:
-    return _integer(settings.get(name))
 
 
 def _integer(text: str | None) -> int | None:
@@ -116,7 +91,7 @@ def _integer(text: str | None) -> int | None:
 
 def mac_problems(state: MacState, device: Device, typed: Typed) -> Iterator[Finding]:
     """What makes a Mac slow or a training on it end; nothing for one that is set up well."""
-    yield from _power_problems(state, typed)
+    yield from _power_problems(state, device)
     yield from _memory_problems(state, device)
     if state.quarantined:
         shown = " ".join(typed.path(path) for path in state.quarantined)
@@ -133,8 +108,9 @@ def _names(paths: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _power_problems(state: MacState, typed: Typed) -> Iterator[Finding]:
-    if state.power_mode == "low":
+def _power_problems(state: MacState, device: Device) -> Iterator[Finding]:
+    power = device.power
+    if device.is_low_power:
         yield Finding(
             "warning",
             "Low Power Mode is on: the GPU computes more slowly",
@@ -143,14 +119,14 @@ def _power_problems(state: MacState, typed: Typed) -> Iterator[Finding]:
     elif state.low_on_battery:
         message = "on battery this Mac goes into Low Power Mode, and computes more slowly then"
         yield Finding("note", message, f"sudo pmset -b {state.power_key} 0")
-    if state.on_battery:
-        charge = "" if state.battery_percent is None else f" ({state.battery_percent} % left)"
+    if power.on_battery:
+        charge = "" if power.percent is None else f" ({power.percent} % left)"
         message = f"it runs on battery{charge}: slower, and a training waits when the charge is low"
-        is_low = state.battery_percent is not None and state.battery_percent <= _LOW_PERCENT
+        is_low = power.percent is not None and power.percent <= _LOW_PERCENT
         yield Finding("warning" if is_low else "note", message, "pmset -g batt   # connect it to power")
-    if state.speed_percent is not None and state.speed_percent < 100:
-        message = f"the processor is held at {state.speed_percent} % of its speed because this Mac is hot"
-        yield Finding("warning", message, "pmset -g therm   # let it cool until CPU_Speed_Limit is 100")
+    if state.throttled:
+        message = f"this Mac is held back because it is hot: {state.throttled}"
+        yield Finding("warning", message, "pmset -g therm   # let it cool until it shows no limit below 100")
     if state.display_sleep_minutes == 0:
         message = "the display never sleeps; macOS can end long work on the GPU while it has to draw"
         yield Finding("note", message, "pmset displaysleepnow   # while a training runs")
@@ -165,7 +141,8 @@ def _memory_problems(state: MacState, device: Device) -> Iterator[Finding]:
     if not working_set or not device.memory_bytes:
         return
     share, spare = working_set / device.memory_bytes, device.memory_bytes - working_set
-    is_raised = bool(state.wired_limit_mb) or share > _LARGEST_SHARE
+    assert device.metal is not None
+    is_raised = bool(state.wired_limit_mb) or device.metal.is_working_set_raised or share > _LARGEST_SHARE
     allowed = f"{format_bytes(working_set)} of {format_bytes(device.memory_bytes)}"
     reset = "sudo sysctl iogpu.wired_limit_mb=0   # macOS then decides itself"
     if is_raised and spare < max(4 * GIB, round(0.15 * device.memory_bytes)):

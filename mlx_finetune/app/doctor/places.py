@@ -142,13 +142,7 @@ def _guarded(folder: Folder, typed: Typed) -> Finding:
     }[folder.guard]
     message = f"{what} lies in {folder.path}: {why}"
     if folder.name != "project":
-        return Finding(
-            "warning", message, f"mkdir -p ~/mlxft-runs && cd ~/mlxft-runs && {_from_anywhere(typed)} doctor"
-        )
+        there = typed.command("cd ~/mlxft-runs && mlxft doctor")
+        return Finding("warning", message, f"mkdir -p ~/mlxft-runs && {there}")
     name = shlex.quote(Path(folder.path).name)
     return Finding("warning", message, f"mv {shlex.quote(folder.path)} ~/ && cd ~/{name} && ./launchers/mlxft doctor")
-
-
-def _from_anywhere(typed: Typed) -> str:
-    """The command as it is typed from another folder."""
-    return shlex.quote(f"{typed.root}/launchers/mlxft") if typed.root and typed.mlxft != "mlxft" else typed.mlxft

@@ -38,7 +38,7 @@ _PANICS: tuple[tuple[str, str, str], ...] = (
     (
         r"completeMemory\(\) prepare count underflow",
         "macOS restarted because of an error in its own GPU driver, which nothing here can prevent",
-        "{mlxft} train RECIPE --resume   # it goes on from its last checkpoint",
+        "mlxft train RECIPE --resume   # it goes on from its last checkpoint",
     ),
 )
 _JETSAM = re.compile(r'"largestProcess"\s*:\s*"(python[\w.]*)"', re.IGNORECASE)
@@ -140,7 +140,7 @@ def read_crash(name: str, text: str) -> Crash | None:
     jetsam = _JETSAM.search(text) if name.startswith("JetsamEvent") else None
     if jetsam is not None:
         message = f"memory ran out, and {jetsam[1]} had the most of it"
-        return Crash(name, message, "{mlxft} plan RECIPE   # says what needs less")
+        return Crash(name, message, "mlxft plan RECIPE   # says what needs less")
     if not name.lower().startswith("python"):
         return None
     ending = read_ending(Ended(1, killed_by=signal.SIGABRT, log_tail=(text,)))
@@ -154,7 +154,7 @@ def run_problems(ends: Sequence[RunEnd], crashes: Sequence[Crash], typed: Typed)
     """The ends of the last runs with the command that goes on, and crash reports that no run tells about."""
     for end in ends:
         show = f"{typed.mlxft} runs show {shlex.quote(end.name)}"
-        again = end.go_on.replace("mlxft train", f"{typed.mlxft} train", 1) if end.go_on else show
+        again = typed.command(end.go_on) if end.go_on else show
         match end.kind:
             case "failed":
                 hint = f"; {end.hint}" if end.hint else ""
@@ -167,4 +167,4 @@ def run_problems(ends: Sequence[RunEnd], crashes: Sequence[Crash], typed: Typed)
     told = " ".join(end.message for end in ends)
     for message, command in dict.fromkeys((crash.message, crash.command) for crash in crashes):
         if message not in told:
-            yield Finding("warning", f"in the last days: {message}", command.format(mlxft=typed.mlxft) or "-")
+            yield Finding("warning", f"in the last days: {message}", typed.command(command) or "-")

@@ -11,7 +11,11 @@ from mlx_finetune.app.doctor.mac import MacState
 from mlx_finetune.app.doctor.models import HubState, Needs
 from mlx_finetune.app.doctor.places import Folder
 from mlx_finetune.app.text import printable
+from mlx_finetune.hardware.device import Device
+from mlx_finetune.hardware.metal import Setting
 from mlx_finetune.units import format_bytes
+
+_WIDTH = 16
 
 
 def to_json(facts: Facts, findings: Sequence[Finding]) -> dict[str, object]:
@@ -29,7 +33,8 @@ def sections(facts: Facts) -> dict[str, list[tuple[str, str]]]:
     told = {
         "Versions": _versions(facts),
         "Machine": _machine(facts),
-        "Settings": [] if facts.mac is None else _settings(facts.mac),
+        "Settings": [] if facts.mac is None else _settings(facts.mac, facts.device),
+        "Told to MLX": _told_to_mlx(facts.settings),
         "Folders": [(folder.name, _folder_text(folder)) for folder in facts.folders],
         "Hub": [("hub", _hub_text(facts.hub)), ("token", _token_text(facts.hub))],
         "Recipe": [] if facts.needs is None else _needs_rows(facts.needs),
@@ -66,19 +71,28 @@ def _machine(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
-def _settings(mac: MacState) -> list[tuple[str, str]]:
-    source = {None: "not known", True: "battery", False: "mains"}[mac.on_battery]
-    charge = "" if mac.battery_percent is None else f", battery at {mac.battery_percent} %"
+def _settings(mac: MacState, device: Device) -> list[tuple[str, str]]:
+    source = {None: "not known", True: "battery", False: "mains"}[device.power.on_battery]
+    charge = "" if device.power.percent is None else f", battery at {device.power.percent} %"
     modes = {None: "not known", "automatic": "automatic", "low": "Low Power Mode", "high": "High Power Mode"}
     limit = {None: "not known", 0: "chosen by macOS"}.get(mac.wired_limit_mb, f"set to {mac.wired_limit_mb} MiB")
     return [
-        ("power", f"{source}{charge}; {modes[mac.power_mode]}"),
-        ("heat", {None: "not known", 100: "no limit"}.get(mac.speed_percent, f"held at {mac.speed_percent} %")),
+        ("power", f"{source}{charge}; {modes[device.power_mode]}"),
+        ("heat", {None: "not known", "": "nothing is held back"}.get(mac.throttled, f"{mac.throttled}")),
         ("display sleeps", f"{_after(mac.display_sleep_minutes)}; it may, and a training goes on"),
         ("Mac sleeps", f"{_after(mac.sleep_minutes)}, never while it trains; a closed lid sleeps regardless"),
         ("GPU memory limit", limit),
         ("memory pressure", mac.pressure or "not known"),
         ("swap in use", "not known" if mac.swap_bytes is None else format_bytes(mac.swap_bytes)),
+    ]
+
+
+def _told_to_mlx(settings: Sequence[Setting]) -> list[tuple[str, str]]:
+    """Limits, and those variables that are set or decided by somebody; the rest is MLX's own."""
+    return [
+        (one.name if len(one.name) <= _WIDTH else one.key.removeprefix("hardware."), one.reason or f"{one.value}")
+        for one in settings
+        if one.value is not None
     ]
 
 

@@ -172,7 +172,8 @@ def test_a_whole_mac_is_examined_through_its_tools(shared: Callable[..., Path], 
             "pmset -g therm": recorded("pmset", "therm_throttled.txt"),
             "pmset -g custom": recorded("pmset", "custom_laptop_lowpower_on_battery.txt"),
             "sw_vers -productVersion": "15.6",
-            "sysctl -n machdep.cpu.brand_string": "Apple M1",
+            "sysctl -n hw.memsize machdep.cpu.brand_string": recorded("sysctl", "m3ultra_n_form.txt").strip(),
+            "sysctl hw": recorded("sysctl", "m1.txt").strip(),
             "sysctl -n sysctl.proc_translated": "0",
             "sysctl -n kern.memorystatus_vm_pressure_level": "2",
             "sysctl -n vm.swapusage": recorded("sysctl", "swapusage_n_form.txt"),
@@ -180,11 +181,12 @@ def test_a_whole_mac_is_examined_through_its_tools(shared: Callable[..., Path], 
     )
     facts = examine.examine(Asked(tmp_path, {}, system="darwin", run=run, home=tmp_path))
     assert facts.mac is not None
-    assert (facts.mac.power_mode, facts.mac.on_battery, facts.mac.battery_percent) == ("low", True, 19)
-    assert (facts.mac.speed_percent, facts.mac.pressure, facts.mac.swap_bytes) == (62, "warning", 5_115_541_586)
+    assert (facts.device.is_low_power, facts.device.power.on_battery, facts.device.power.percent) == (True, True, 19)
+    assert (facts.mac.pressure, facts.mac.swap_bytes) == ("warning", 5_115_540_931)
     assert (facts.mac.display_sleep_minutes, facts.mac.sleep_minutes) == (10, 1)
     assert facts.mac.wired_limit_mb is None
-    assert facts.device.chip == "Apple M1"
+    assert (facts.device.chip, facts.device.memory_bytes) == ("Apple M3 Ultra", 549_755_813_888)
+    assert [setting.name for setting in facts.settings][:3] == ["memory limit", "wired limit", "cache limit"]
     assert {"project", "runs"} <= {folder.name for folder in facts.folders}
     said = " ".join(finding.message for finding in examine.find_problems(facts))
     for word in ("Low Power Mode", "19 % left", "62 %", "memory is short"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
 
 EXIT_BLOCKED = 3
 _COLOURS = {"blocker": "red", "warning": "yellow", "note": "cyan"}
-_REMEDY = "  mend it: "
+_REMEDY = {"blocker": "  mend it: ", "warning": "  mend it: ", "note": "  type: "}
 
 
 @click.command()
@@ -68,7 +68,7 @@ def _can_examine() -> bool:
 
         typed = how_to_type(package=Path(mlx_finetune.__file__).resolve().parent, base=Path.cwd())
         click.echo(f"blocker: the environment is damaged: {error}")
-        click.echo(f"{_REMEDY}{typed.rebuild()}")
+        click.echo(f"{_REMEDY['blocker']}{typed.rebuild()}")
         return False
     return True
 
@@ -118,7 +118,7 @@ def plain_lines(
     """The report without colour or boxes, one fact a line."""
     lines = [f"{label:<16} {value}" for rows in sections.values() for label, value in rows]
     for finding in findings:
-        lines += [f"{finding.level}: {finding.message}", f"{_REMEDY}{finding.command}"]
+        lines += [f"{finding.level}: {finding.message}", f"{_REMEDY[finding.level]}{finding.command}"]
     return [*lines, last]
 
 
@@ -140,7 +140,7 @@ def _draw(sections: Mapping[str, Sequence[tuple[str, str]]], findings: "Sequence
     for finding in findings:
         console.print(Text.assemble((f"{finding.level}: ", f"bold {_COLOURS[finding.level]}"), finding.message))
         # Never wrapped: a command that is copied must stay one line, and the terminal breaks it without a blank.
-        console.print(Text.assemble(_REMEDY, (finding.command, "bold")), soft_wrap=True)
+        console.print(Text.assemble(_REMEDY[finding.level], (finding.command, "bold")), soft_wrap=True)
     if findings:
         console.print()
     is_blocked = any(finding.level == "blocker" for finding in findings)

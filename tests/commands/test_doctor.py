@@ -44,7 +44,7 @@ def test_plain_lines_show_each_problem_with_its_command():
         "warning: slow",
         "  mend it: wait",
         "note: the display never sleeps",
-        "  mend it: pmset displaysleepnow",
+        "  type: pmset displaysleepnow",
         "end",
     ]
 

@@ -47,8 +47,10 @@ _SENTENCE = re.compile(
     r"(?:rank \d+: )?(?:error: |hint: |warning: |setup: )|SIG[A-Z]+: |stopping |leaving at once|it goes on from step"
     r"|the training process |macOS ended |the GPU |more buffers were |\[METAL\]|\[metal::|libc\+\+abi: "
     r"|Traceback \(most recent call last\)|During handling of |The above exception |Fatal Python error|Abort trap"
-    r"|Segmentation fault|Killed"
+    r"|Segmentation fault|Killed|(?:note|restarted|failed): |step \d+: |training .* from step \d+ to |finished after step "
+    r"|stopped after step "
 )
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[+-]\d{4})? ")
 _FRAME = re.compile(r"""\s+File "[^"]*", line \d+(?:, in .*)?$""")
 _EXCEPTION = re.compile(r"(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit|Killed)(?::|$)")
 _WARNING = re.compile(r"\S+\.py:\d+: \w+Warning: ")
@@ -123,9 +125,11 @@ class Redactor:
     def _log_line(self, line: str, *, is_code: bool) -> str | None:
         if _FRAME.match(line):
             return self.text(line)
-        is_known = _SENTENCE.match(line) or _EXCEPTION.match(line) or _WARNING.match(line)
+        stamp = match[0] if (match := _STAMP.match(line)) else ""
+        said = line.removeprefix(stamp)
+        is_known = _SENTENCE.match(said) or _EXCEPTION.match(said) or _WARNING.match(said)
         if is_known or (is_code and line.startswith("    ")):  # below a frame stands code, of a library or ours
-            return self.sentence(line)
+            return stamp + self.sentence(said)
         return None
 
     def _repeats_a_row(self, text: str) -> bool:

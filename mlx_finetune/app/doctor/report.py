@@ -8,8 +8,9 @@ import getpass
 import importlib.metadata
 import os
 import platform
+import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from mlx_finetune.app.doctor.run_extract import run_parts, training_of
 from mlx_finetune.app.doctor.runs import newest_runs
 from mlx_finetune.app.doctor.words import sections
 from mlx_finetune.errors import RunError
+from mlx_finetune.hardware.programs import Runner, run_program
 
 DEFAULT_NAME = "mlxft-doctor.txt"
 _MAX_NUMBER = 1000
@@ -30,6 +32,29 @@ _MORE_PACKAGES = (
     *("mlx-metal", "mlx-cpu", "safetensors", "huggingface-hub", "pydantic", "psutil", "rich", "textual", "starlette"),
     *("prompt-toolkit", "llguidance", "jinja2", "ngsolve-openblas"),
 )
+
+
+#: Small programs of macOS whose whole answer shows how it is read, should we read it wrongly.
+_PROGRAMS = (
+    ("/usr/bin/sw_vers",),
+    ("/usr/bin/pmset", "-g"),
+    ("/usr/bin/pmset", "-g", "custom"),
+    ("/usr/bin/pmset", "-g", "batt"),
+    ("/usr/bin/pmset", "-g", "therm"),
+    ("/usr/sbin/sysctl", "kern.memorystatus_vm_pressure_level"),
+    ("/usr/sbin/sysctl", "vm.swapusage"),
+    ("/usr/sbin/sysctl", "iogpu.wired_limit_mb"),
+    ("/usr/sbin/sysctl", "iogpu.rsrc_limit"),
+    ("/usr/sbin/sysctl", "machdep.cpu.brand_string"),
+    ("/usr/bin/vm_stat",),
+    ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator"),
+)
+#: Of the register of devices only these lines: others hold numbers that belong to one machine.
+_REGISTER_LINE = re.compile(
+    r"PerformanceStatistics|gpu-core-count|\"model\"|GPUConfigurationVariable|Utilization|memory"
+)
+_NUMBER_OF_ONE = re.compile(r"\(id=\d+\)")
+_MAX_ANSWER_LINES = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +83,16 @@ def read_person(variables: Mapping[str, str]) -> Person:
 
 
 def make_report(
-    facts: Facts, findings: Sequence[Finding], *, base: Path, variables: Mapping[str, str], person: Person, now: float
+    facts: Facts,
+    findings: Sequence[Finding],
+    *,
+    base: Path,
+    variables: Mapping[str, str],
+    person: Person,
+    now: float,
+    run_tool: Runner = run_program,
 ) -> Report:
-    """The report; ``base`` is the folder whose newest run is in it."""
+    """The report; ``base`` is the folder whose newest run is in it. ``run_tool`` starts the Mac's own programs."""
     run = next(iter(newest_runs(base, now)), None)
     redactor = make_redactor(person, variables, training_of(run, base) if run is not None else Training())
     told = {
@@ -72,6 +104,7 @@ def make_report(
         *told.items(),
         ("Environment", _environment(facts, redactor)),
         *(run_parts(run, redactor) if run is not None else [("Newest run", ["none in the last days"])]),
+        ("Answers of macOS", list(_answers(facts, redactor, run_tool))),
     ]
     body = "\n".join(f"\n## {heading}\n\n" + "\n".join(lines) for heading, lines in parts if lines)
     return Report(f"{_head(redactor, now)}{body}\n", dict(redactor.counts))
@@ -109,6 +142,21 @@ def _environment(facts: Facts, redactor: Redactor) -> list[str]:
         f"{'more packages':<16} {', '.join(versions)}",
         *(f"{name}={redactor.text(value)}" for name, value in (environment.variables or {}).items()),
     ]
+
+
+def _answers(facts: Facts, redactor: Redactor, run_tool: Runner) -> Iterator[str]:
+    """What MLX and the small programs of a Mac say, word for word but for people and serial numbers."""
+    if facts.device.system != "darwin":
+        return
+    yield f"mlx: {facts.device.metal}"
+    for command in _PROGRAMS:
+        answer = run_tool(command)
+        yield f"$ {' '.join([command[0].rpartition('/')[2], *command[1:]])}"
+        lines = ["[no answer]"] if answer is None else answer.splitlines()
+        if command[0].endswith("ioreg"):
+            lines = [line for line in lines if _REGISTER_LINE.search(line)]
+        for line in lines[:_MAX_ANSWER_LINES]:
+            yield f"  {redactor.text(_NUMBER_OF_ONE.sub('(id)', line))}"
 
 
 def write_report(report: Report, path: Path | None, base: Path) -> Path:

@@ -8,8 +8,9 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from mlx_finetune.events import (
     Notice,
     Paused,
     Record,
+    Resources,
     Restarted,
     RunFailed,
     RunFinished,
@@ -58,7 +60,7 @@ def run_parts(run: RunDir, redactor: Redactor) -> Iterator[tuple[str, list[str]]
         return
     checkpoints = ", ".join(path.name for path in run.checkpoints()[-5:]) or "none"
     lines = [line for record in records if (line := _event_line(record, redactor)) is not None]
-    yield "Newest run", [f"checkpoints: {checkpoints}", *lines[-MAX_EVENTS:]]
+    yield "Newest run", [f"checkpoints: {checkpoints}", *lines[-MAX_EVENTS:], *_last_resources(records)]
     log = _read(run.file(LOG)).splitlines()[-MAX_LOG_LINES:]
     yield "Its log", redactor.log(log) or ["empty"]
     text = _read(run.file(RESOLVED))
@@ -76,11 +78,12 @@ def _event_line(record: Record, redactor: Redactor) -> str | None:
             )
         case StepDone():
             said = (
-                f"step {event.step}: loss {event.loss}, norm {event.grad_norm}, {format_step(event.step_seconds)}, "
-                f"{format_bytes(event.active_memory_bytes)}, peak {format_bytes(event.peak_memory_bytes)}"
+                f"step {event.step}: loss {_short(event.loss)}, norm {_short(event.grad_norm)}, "
+                f"{format_step(event.step_seconds)}, {format_bytes(event.active_memory_bytes)}, "
+                f"peak {format_bytes(event.peak_memory_bytes)}"
             )
         case Evaluated():
-            said = f"step {event.step}: validation loss {event.loss}"
+            said = f"step {event.step}: validation loss {_short(event.loss)}"
         case CheckpointSaved():
             said = f"step {event.step}: saved {format_bytes(event.num_bytes)} in {event.seconds:.1f} s"
         case Restarted():
@@ -102,6 +105,23 @@ def _event_line(record: Record, redactor: Redactor) -> str | None:
         case _:
             return None
     return f"{datetime.fromtimestamp(record.time, UTC):%m-%d %H:%M:%S} {said}"
+
+
+def _short(number: float | None) -> str:
+    """Null in the journal is a number that was not finite."""
+    return "not finite" if number is None else f"{number:.5g}"
+
+
+def _last_resources(records: Sequence[Record]) -> Iterator[str]:
+    """What the machine did at the last look; what no source told is left out."""
+    found = next((one.event for one in reversed(records) if isinstance(one.event, Resources)), None)
+    if found is not None:
+        known = {name: value for name, value in asdict(found).items() if value is not None}
+        yield "the machine: " + ", ".join(f"{name} {_plain_number(value)}" for name, value in known.items())
+
+
+def _plain_number(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else f"{value}"
 
 
 def redact_key(line: str, redactor: Redactor) -> str:

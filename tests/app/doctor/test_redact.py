@@ -128,6 +128,16 @@ def test_a_log_keeps_lines_of_known_kinds_only():
     assert ours.counts["line of the log"] == 5
 
 
+def test_lines_with_a_time_in_front_are_known_by_what_follows():
+    stamp = "2026-11-26 18:04:05+0100 "
+    lines = [f"{stamp}note: the row 'grey' is long", f"{stamp}step 4: validation loss 2.5", f"{stamp}{ROW}"]
+    assert redactor().log(lines) == [
+        f"{stamp}note: the row [quoted] is long",
+        f"{stamp}step 4: validation loss 2.5",
+        "[1 line left out: they may hold training text]",
+    ]
+
+
 def test_lines_of_metal_that_were_recorded_pass_whole(shared):
     for path in sorted(shared("macos-fixtures", "errors").glob("*.txt")):
         for line in path.read_text("utf-8").splitlines():

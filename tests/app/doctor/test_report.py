@@ -2,11 +2,12 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from doctor_facts import HEALTHY, MODELS
+from doctor_facts import HEALTHY, HEALTHY_MAC, MODELS, answering
 
 from mlx_finetune.app.doctor.environment import Environment
 from mlx_finetune.app.doctor.finding import Finding
@@ -20,6 +21,7 @@ from mlx_finetune.events import (
     Evaluated,
     Notice,
     Phase,
+    Resources,
     Restarted,
     RunFailed,
     RunStarted,
@@ -77,6 +79,7 @@ def trained(base: Path) -> RunDir:
         Phase("load", ROW),
         Sampled(0, PROMPT, ANSWER),
         StepDone(1, 0.1, 2.125, 1e-4, 1.0, 10, 12, 0.0, 1.5, 10.0, 3_000_000, 4_000_000),
+        Resources(1, cpu_percent=97.123456, gpu_percent=None, pressure="normal"),
         Evaluated(1, 2.0, 10, is_best=True, seconds=1.0),
         CheckpointSaved(1, f"{HOME}/x", 5_000_000, 0.5),
         Notice("warning", f"the row '{ROW[:25]}' is long", MAIL),
@@ -117,8 +120,9 @@ def test_what_helps_is_in_the_report(text: str):
         "models           ~/Library/Caches/mlxft: 3.0 GB, 80.0 GB free",
         "processor        AMD EPYC, 2 cores",
         "PYTHONPATH=~/x",
-        "step 1: loss 2.125, norm 1.0, 1.50 s, 3.0 MB, peak 4.0 MB",
+        "step 1: loss 2.125, norm 1, 1.50 s, 3.0 MB, peak 4.0 MB",
         "started at step 0 of 10: sft, 5 rows, 100 of 200 parameters, float32",
+        "the machine: step 1, cpu_percent 97.123, pressure normal",
         '  File "~/mlxft/x.py", line 3, in f',
         "KeyError: [quoted]",
         "RuntimeError: [matmul] Last dimension of first input",
@@ -145,6 +149,33 @@ def test_without_a_run_there_is_still_a_report(tmp_path: Path):
     report = make_report(HEALTHY, (), base=tmp_path, variables={}, person=PERSON, now=time.time())
     assert "## Newest run\n\nnone in the last days\n" in report.text
     assert "Taken out here: 4 x user." in report.text  # whose folders they are
+
+
+def test_a_macs_own_answers_are_in_it_without_serial_numbers(tmp_path: Path, shared: Callable[..., Path]):
+    def recorded(*parts: str) -> str:
+        return shared("macos-fixtures", *parts).read_text("utf-8")
+
+    answers = {
+        "pmset -g batt": recorded("pmset", "batt_low.txt"),
+        "pmset -g therm": recorded("pmset", "therm_throttled.txt"),
+        "ioreg -r -d 1 -w 0 -c IOAccelerator": recorded("ioreg", "m1_8core.txt")
+        + '\n  "IOPlatformSerialNumber" = "C02Z"\n',
+    }
+    report = make_report(
+        HEALTHY_MAC, (), base=tmp_path, variables={}, person=PERSON, now=time.time(), run_tool=answering(answers)
+    )
+    told = report.text[report.text.index("## Answers of macOS") :]
+    assert "  Now drawing from 'Battery Power'" in told
+    assert "-InternalBattery-0 (id)" in told
+    assert "CPU_Speed_Limit \t= 62" in told
+    assert "PerformanceStatistics" in told
+    assert "$ vm_stat\n  [no answer]\n" in told
+    assert "C02Z" not in told
+    assert "24182883" not in told
+    assert (
+        "## Answers of macOS"
+        not in make_report(HEALTHY, (), base=tmp_path, variables={}, person=PERSON, now=time.time()).text
+    )
 
 
 def test_a_run_that_is_half_gone_is_no_reason_to_fail(tmp_path: Path):

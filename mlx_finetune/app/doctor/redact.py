@@ -47,8 +47,8 @@ _SENTENCE = re.compile(
     r"(?:rank \d+: )?(?:error: |hint: |warning: |setup: )|SIG[A-Z]+: |stopping |leaving at once|it goes on from step"
     r"|the training process |macOS ended |the GPU |more buffers were |\[METAL\]|\[metal::|libc\+\+abi: "
     r"|Traceback \(most recent call last\)|During handling of |The above exception |Fatal Python error|Abort trap"
-    r"|Segmentation fault|Killed|(?:note|restarted|failed): |step \d+: |training .* from step \d+ to |finished after step "
-    r"|stopped after step "
+    r"|Segmentation fault|Killed|(?:note|restarted|failed): |step \d+: |training .* from step \d+ to "
+    r"|finished after step |stopped after step "
 )
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[+-]\d{4})? ")
 _FRAME = re.compile(r"""\s+File "[^"]*", line \d+(?:, in .*)?$""")

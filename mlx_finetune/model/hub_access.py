@@ -4,11 +4,10 @@ Nothing is fetched. A token that is kept here is sent to the hub only, to learn 
 """
 
 import os
-import re
 from pathlib import Path
 from typing import Literal
 
-from mlx_finetune.model.hub import in_thread
+from mlx_finetune.model.hub import in_thread, why_unreachable
 
 #: Whether a model may be fetched: by anyone or with the token that is kept here, only after its licence was accepted,
 #: or not at all; "unknown" where the hub gave no answer.
@@ -59,7 +58,7 @@ def ask_reachable(*, timeout: float) -> tuple[str | None, bool]:
     except TimeoutError:
         return f"no answer within {timeout:g} s", False
     except Exception as error:  # whatever the HTTP library raises
-        return _why(error), False
+        return why_unreachable(error), False
 
 
 def ask_access(hub_id: str, *, timeout: float) -> Access:
@@ -78,18 +77,3 @@ def ask_access(hub_id: str, *, timeout: float) -> Access:
     except Exception:  # no answer in time, or whatever the HTTP library raises
         return "unknown"
     return "open"
-
-
-def _why(error: Exception) -> str:
-    """The reason in words that a person may know; the library's own name for it where there are none."""
-    text = str(error)
-    for pattern, said in (
-        (r"Name or service not known|nodename nor servname|name resolution|getaddrinfo", "its name is not known here"),
-        (r"CERTIFICATE_VERIFY_FAILED|certificate verify", "its certificate is not trusted here"),
-        (r"Connection refused", "the connection is refused"),
-        (r"unreachable|No route", "there is no network"),
-        (r"timed out|Timeout", "it does not answer"),
-    ):
-        if re.search(pattern, text, re.IGNORECASE):
-            return said
-    return type(error).__name__

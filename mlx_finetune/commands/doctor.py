@@ -131,7 +131,7 @@ def _draw(sections: Mapping[str, Sequence[tuple[str, str]]], findings: "Sequence
     for heading, rows in sections.items():
         console.print(Text(heading, style="bold"))
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", min_width=16)
+        table.add_column(style="dim", min_width=18)
         table.add_column(overflow="fold")
         for label, value in rows:
             table.add_row(Text(f"  {label}"), Text(value))

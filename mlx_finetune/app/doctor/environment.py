@@ -100,7 +100,7 @@ class Environment:
 def read_environment(variables: Mapping[str, str], root: str) -> Environment:
     """The environment of this process; ``root`` is the checkout, "" without one."""
     prefix, base_prefix = Path(sys.prefix), Path(sys.base_prefix)
-    conda = next((str(folder) for folder in (prefix, base_prefix) if (folder / "conda-meta").is_dir()), "")
+    conda = next((str(folder) for folder in (prefix, base_prefix) if os.path.isdir(folder / "conda-meta")), "")
     return Environment(
         prefix=str(prefix),
         damaged=tuple(find_damage(importlib.metadata.distributions())),
@@ -198,10 +198,10 @@ def read_leftovers(root: Path) -> Iterator[Leftover]:
     owner = _number(root / ".venv.lock" / "pid")
     if owner is not None and _is_running(owner):
         return
-    if (root / ".venv.lock").is_dir():
+    if os.path.isdir(root / ".venv.lock"):
         yield Leftover(str(root / ".venv.lock"), owner, "")
     for name in (".venv.part", ".venv.old"):
-        if (root / name).is_dir():
+        if os.path.isdir(root / name):
             yield Leftover(str(root / name), None, _last_error(root / name / "setup.log"))
 
 
@@ -294,7 +294,8 @@ def _in_the_way(environment: Environment, typed: Typed) -> Iterator[Finding]:
     for through in dict.fromkeys(one.through for one in environment.outside):
         here = [one for one in environment.outside if one.through == through]
         names = ", ".join(one.package for one in here)
-        message = f"{names} come from {here[0].folder} through {through}, not from the environment of mlxft"
+        verb = "comes" if len(here) == 1 else "come"
+        message = f"{names} {verb} from {here[0].folder} through {through}, not from the environment of mlxft"
         away = "unset PYTHONPATH" if through == "PYTHONPATH" else "export PYTHONNOUSERSITE=1"
         yield Finding("warning", message, f"{away} && {ours or typed.mlxft} doctor")
     if environment.conda and environment.conda == environment.prefix:

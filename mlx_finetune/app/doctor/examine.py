@@ -213,7 +213,7 @@ def _marked_paths(typed: Typed) -> list[str]:
         paths += [Path(typed.root), *sorted(Path(typed.root, "launchers").glob("*"))]
     for folder in (Path(entry) for entry in sys.path if entry.endswith("site-packages")):
         paths += [*sorted((folder / "mlx").glob("core*.so")), *sorted((folder / "mlx" / "lib").glob("*.dylib"))]
-    return [str(path) for path in paths if path.exists()]
+    return [str(path) for path in paths if os.path.exists(path)]
 
 
 def _project_launchers(typed: Typed) -> Iterator[tuple[str, str]]:

@@ -68,7 +68,7 @@ class Typed:
         """The command that trains from ``recipe``, or from the quickstart's for ""; it can be typed as it is."""
         if recipe:
             return f"{self.mlxft} train {shlex.quote(recipe)}"
-        if Path(self.base, _QUICKSTART).is_file():
+        if os.path.isfile(os.path.join(self.base, _QUICKSTART)):
             return f"{self.mlxft} train {_QUICKSTART}"
         if self.root:
             return f"cd {shlex.quote(self.root)} && ./launchers/mlxft train {_QUICKSTART}"
@@ -92,7 +92,7 @@ def how_to_type(
 
     An alias cannot be seen from here; then the launcher's path is right as well.
     """
-    root = package.parent if (package.parent / "launchers" / "mlxft").is_file() else None
+    root = package.parent if os.path.isfile(package.parent / "launchers" / "mlxft") else None
     if which("mlxft"):
         mlxft = "mlxft"
     elif root is not None:

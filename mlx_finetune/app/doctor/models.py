@@ -3,6 +3,7 @@
 The hub is asked one small question, within seconds, and only where it may be asked at all. Nothing is fetched.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +61,11 @@ def read_needs(
     """What ``loaded`` needs, started from ``base``. ``ask`` asks the hub about a model; None where it is not asked."""
     recipe = loaded.recipe
     entry = find_entry(recipe.model)
-    path = Path(recipe.model).expanduser()
+    is_there = os.path.exists(os.path.expanduser(recipe.model))
     is_local = entry is None and not is_hub_id(recipe.model)
-    is_local = is_local or (entry is None and path.exists())
+    is_local = is_local or (entry is None and is_there)
     hub_id = "" if is_local else entry.hub_id if entry is not None else recipe.model
-    is_here = path.exists() if is_local else any(hub_id in (one.name, *_ids(one.name)) for one in cached)
+    is_here = is_there if is_local else any(hub_id in (one.name, *_ids(one.name)) for one in cached)
     problems: list[tuple[str, str]] = []
     if is_local and not is_here:
         problems.append((f"there is no file or folder {recipe.model}", "correct `model` in the recipe"))

@@ -19,6 +19,7 @@ from mlx_finetune.units import format_bytes
 GB = 10**9
 MIN_FREE_BYTES = 2 * GB
 LOW_FREE_BYTES = 10 * GB
+_SAME_BYTES = 10**8
 
 Guard = Literal["", "private", "icloud", "cloud", "volume"]
 
@@ -32,6 +33,7 @@ class Folder:
     """A folder we keep things in. ``num_bytes`` is 0 where it does not exist yet; it can be made then if writable.
 
     ``refused`` is what the system says when it is looked into, "" where it lets us. ``guard``: who watches over it.
+    ``nearest`` is itself or the folder above it that exists, which is the user's own where ``is_own``.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Folder:
     is_writable: bool
     refused: str = ""
     guard: Guard = ""
+    nearest: str = ""
+    is_own: bool = True
 
 
 def look_at(name: str, path: Path, *, home: Path | None = None, is_counted: bool = True) -> Folder:
@@ -53,9 +57,9 @@ def look_at(name: str, path: Path, *, home: Path | None = None, is_counted: bool
     exists = standing == path and not refused
     with_size = exists and is_counted
     try:
-        free = shutil.disk_usage(standing).free
+        free, owner = shutil.disk_usage(standing).free, os.stat(standing).st_uid
     except OSError:
-        free = 0
+        free, owner = 0, -1
     return Folder(
         name,
         str(path),
@@ -65,6 +69,8 @@ def look_at(name: str, path: Path, *, home: Path | None = None, is_counted: bool
         os.access(standing, os.W_OK | os.X_OK),
         refused,
         guard_of(path, home) if home is not None else "",
+        str(standing),
+        owner in (os.getuid(), -1),
     )
 
 
@@ -100,18 +106,32 @@ def guard_of(path: Path, home: Path, *, real: Callable[[str], str] = os.path.rea
 
 def place_problems(folders: Sequence[Folder], typed: Typed) -> Iterator[Finding]:
     """Folders that cannot be used, have little room, or are watched over."""
+    short: dict[int, list[Folder]] = {}  # of one volume, as far as the room tells
     for folder in folders:
         if folder.refused:
             yield Finding("blocker", *_refused(folder, typed))
         elif not folder.is_writable:
-            yield Finding("blocker", f"{folder.path} cannot be written to", _made_writable(folder, typed))
+            what = "written to" if folder.exists else f"made, {folder.nearest} is not writable"
+            yield Finding("blocker", f"{folder.path} cannot be {what}", _made_writable(folder, typed))
         elif folder.name != "project" and folder.free_bytes < LOW_FREE_BYTES:
-            level = "blocker" if folder.free_bytes < MIN_FREE_BYTES else "warning"
-            message = f"only {format_bytes(folder.free_bytes)} free for {folder.name} in {folder.path}"
-            yield Finding(level, message, f"{typed.mlxft} models list   # then: {typed.mlxft} models rm NAME")
-    guarded = [folder for folder in folders if folder.guard and folder.name in ("project", "runs")]
+            short.setdefault(folder.free_bytes // _SAME_BYTES, []).append(folder)
+    for together in short.values():
+        yield _short_of_room(together, typed)
+    guarded = sorted((one for one in folders if one.guard), key=lambda one: one.name != "project")
+    guarded = [folder for folder in guarded if folder.name in ("project", "runs")]
     if guarded:
         yield _guarded(guarded[0], typed)
+
+
+def _short_of_room(folders: Sequence[Folder], typed: Typed) -> Finding:
+    free = min(folder.free_bytes for folder in folders)
+    where = ", ".join(f"{folder.name} in {folder.path}" for folder in folders)
+    what = "runs" if all(folder.name == "runs" for folder in folders) else "models"
+    return Finding(
+        "blocker" if free < MIN_FREE_BYTES else "warning",
+        f"only {format_bytes(free)} free for {where}",
+        f"{typed.mlxft} {what} list   # then: {typed.mlxft} {what} rm NAME",
+    )
 
 
 def _made_writable(folder: Folder, typed: Typed) -> str:
@@ -119,7 +139,14 @@ def _made_writable(folder: Folder, typed: Typed) -> str:
         return f"MLXFT_CACHE=FOLDER {typed.mlxft} doctor"
     if folder.name == "hub cache":
         return f"HF_HUB_CACHE=FOLDER {typed.mlxft} doctor"
-    return f"chmod u+rwx {typed.path(folder.path)}"
+    if not folder.is_own:
+        return _elsewhere(typed)
+    return f"chmod u+rwx {typed.path(folder.nearest or folder.path)}"
+
+
+def _elsewhere(typed: Typed) -> str:
+    """The command that begins in a folder of the user's own."""
+    return "mkdir -p ~/mlxft-runs && " + typed.command("cd ~/mlxft-runs && mlxft doctor")
 
 
 def _refused(folder: Folder, typed: Typed) -> tuple[str, str]:
@@ -142,7 +169,6 @@ def _guarded(folder: Folder, typed: Typed) -> Finding:
     }[folder.guard]
     message = f"{what} lies in {folder.path}: {why}"
     if folder.name != "project":
-        there = typed.command("cd ~/mlxft-runs && mlxft doctor")
-        return Finding("warning", message, f"mkdir -p ~/mlxft-runs && {there}")
+        return Finding("warning", message, _elsewhere(typed))
     name = shlex.quote(Path(folder.path).name)
     return Finding("warning", message, f"mv {shlex.quote(folder.path)} ~/ && cd ~/{name} && ./launchers/mlxft doctor")

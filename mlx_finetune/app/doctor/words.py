@@ -73,7 +73,8 @@ def _machine(facts: Facts) -> list[tuple[str, str]]:
 
 def _settings(mac: MacState, device: Device) -> list[tuple[str, str]]:
     source = {None: "not known", True: "battery", False: "mains"}[device.power.on_battery]
-    charge = "" if device.power.percent is None else f", battery at {device.power.percent} %"
+    at = " at" if device.power.on_battery else ", battery at"
+    charge = "" if device.power.percent is None else f"{at} {device.power.percent} %"
     modes = {None: "not known", "automatic": "automatic", "low": "Low Power Mode", "high": "High Power Mode"}
     limit = {None: "not known", 0: "chosen by macOS"}.get(mac.wired_limit_mb, f"set to {mac.wired_limit_mb} MiB")
     return [

@@ -22,6 +22,7 @@ def test_a_folder_that_is_not_there_is_measured_by_its_parent(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"x" * 1000)
     missing = look_at("models", tmp_path / "a" / "b")
     assert (missing.exists, missing.num_bytes, missing.is_writable, missing.refused) == (False, 0, True, "")
+    assert (missing.nearest, missing.is_own) == (str(tmp_path), True)
     assert missing.free_bytes > 0
     assert look_at("models", tmp_path).num_bytes == 1000
     assert look_at("models", tmp_path, is_counted=False).num_bytes == 0
@@ -64,7 +65,11 @@ def test_a_folder_that_the_system_refuses_is_not_read_and_blocks(
     [
         (replace(MODELS, is_writable=False), "MLXFT_CACHE=FOLDER ./launchers/mlxft doctor"),
         (replace(MODELS, name="hub cache", is_writable=False), "HF_HUB_CACHE=FOLDER ./launchers/mlxft doctor"),
-        (replace(RUNS, is_writable=False), "chmod u+rwx /Users/me/Documents/mlxft/adapters"),
+        (replace(RUNS, is_writable=False, nearest="/Users/me/Documents"), "chmod u+rwx /Users/me/Documents"),
+        (
+            replace(RUNS, is_writable=False, is_own=False),
+            "mkdir -p ~/mlxft-runs && cd ~/mlxft-runs && /Users/me/mlxft/launchers/mlxft doctor",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_written_to_blocks(folder: Folder, command: str):
@@ -76,6 +81,16 @@ def test_a_folder_that_cannot_be_written_to_blocks(folder: Folder, command: str)
 def test_room_is_short_below_10_gb_and_too_short_below_2(free: float, level: str | None):
     found = problems(replace(MODELS, free_bytes=round(free * GB)))
     assert [finding.level for finding in found] == ([level] if level else [])
+
+
+def test_folders_of_one_volume_are_short_of_room_together():
+    (finding,) = problems(*(replace(one, free_bytes=GB) for one in (MODELS, PROJECT, RUNS)))
+    assert finding.message == (
+        "only 1.0 GB free for models in /home/me/.cache/mlxft, runs in /Users/me/Documents/mlxft/adapters"
+    )
+    assert len(problems(replace(MODELS, free_bytes=GB), replace(RUNS, free_bytes=3 * GB))) == 2
+    (finding,) = problems(replace(RUNS, free_bytes=GB))
+    assert finding.command == "./launchers/mlxft runs list   # then: ./launchers/mlxft runs rm NAME"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +131,7 @@ def test_a_link_into_a_guarded_folder_is_followed(tmp_path: Path):
 )
 def test_a_guarded_project_is_moved_home(guard: str, says: str):
     project = replace(PROJECT, guard=guard)  # type: ignore[arg-type]
-    (finding,) = problems(replace(MODELS, guard="volume"), project, replace(RUNS, guard="private"))
+    (finding,) = problems(replace(MODELS, guard="volume"), replace(RUNS, guard="private"), project)
     assert finding.level == "warning"
     assert finding.message.startswith("the project lies in /Users/me/Documents/my project: ")
     assert says in finding.message

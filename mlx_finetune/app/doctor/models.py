@@ -15,7 +15,7 @@ from mlx_finetune.model import hub_access
 from mlx_finetune.model.catalogue import CATALOGUE, CachedModel, CatalogueEntry, find_entry
 from mlx_finetune.model.hub import is_hub_id
 from mlx_finetune.recipe.load import LoadedRecipe
-from mlx_finetune.recipe.paths import check_paths
+from mlx_finetune.recipe.paths import check_paths, data_paths
 from mlx_finetune.units import format_bytes
 
 HUB_TIMEOUT_SECONDS = 4.0
@@ -66,13 +66,9 @@ def read_needs(
     is_local = is_local or (entry is None and is_there)
     hub_id = "" if is_local else entry.hub_id if entry is not None else recipe.model
     is_here = is_there if is_local else any(hub_id in (one.name, *_ids(one.name)) for one in cached)
-    problems: list[tuple[str, str]] = []
+    problems = list(_data_problems(loaded, base))
     if is_local and not is_here:
         problems.append((f"there is no file or folder {recipe.model}", "correct `model` in the recipe"))
-    try:
-        check_paths(loaded, base)
-    except RecipeError as error:
-        problems += [(f"{one.where}: {one.message}", one.hint) for one in error.problems]
     is_fetched = not is_here and not is_local
     return Needs(
         recipe=str(loaded.path),
@@ -85,6 +81,19 @@ def read_needs(
         weights_bytes=_weights_bytes(entry, recipe.quantize, on_gpu=on_gpu),
         problems=tuple(problems),
     )
+
+
+def _data_problems(loaded: LoadedRecipe, base: Path) -> Iterator[tuple[str, str]]:
+    """Data that is not where the recipe says, as far as names tell; what is in it says ``mlxft data check``."""
+    try:
+        check_paths(loaded, base)
+    except RecipeError as error:
+        yield from ((f"{one.where}: {one.message}", one.hint) for one in error.problems)
+        return
+    for key, text in data_paths(loaded.recipe.data):
+        is_there = os.path.exists(os.path.join(base, os.path.expanduser(text)))
+        if not is_there and (not is_hub_id(text) or os.path.isdir(base / Path(text).parent)):
+            yield f"{loaded.path}: {key} = {text!r}: there is no such file or folder in {base}", ""
 
 
 def _ids(name: str) -> tuple[str, ...]:
@@ -123,7 +132,9 @@ def recipe_problems(
 ) -> Iterator[Finding]:
     """What keeps this recipe from training here, and is known before anything is loaded."""
     for message, way_out in needs.problems:
-        yield Finding("blocker", message, way_out or f"{typed.mlxft} recipe check {typed.path(needs.recipe)}")
+        yield Finding(
+            "blocker", message, typed.command(way_out) or f"{typed.mlxft} data check {typed.path(needs.recipe)}"
+        )
     if needs.hub_id and not needs.is_here:
         yield from _access_problems(needs, state, typed)
         if needs.download_bytes and free_bytes < needs.download_bytes + _SPARE_BYTES:

@@ -28,6 +28,7 @@ _SHAPES: tuple[tuple[str, str, str], ...] = (
         "[token]",
         "token",
     ),
+    (r"\bAIza[0-9A-Za-z_-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----", "[token]", "token"),
     (r"\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)?", "[token]", "token"),
     (r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", r"\1 [token]", "token"),
     (

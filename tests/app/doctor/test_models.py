@@ -176,3 +176,21 @@ def test_data_that_lies_beside_the_recipe_but_not_here_blocks(tmp_path: Path):
     )
     assert finding.command == f"cd {tmp_path}/there"
     assert "data.path = 'rows.jsonl' is not in" in finding.message
+
+
+def test_data_that_is_nowhere_blocks_with_the_command_that_looks_closer(tmp_path: Path):
+    loaded = written(tmp_path, "smollm2-135m")
+    (tmp_path / "rows.jsonl").unlink()
+    needs = read_needs(loaded, tmp_path, [CachedModel("smollm2-135m", tmp_path, 1, "mlxft")], on_gpu=True, ask=never)
+    (finding,) = problems(replace(needs, recipe="/Users/me/mlxft/mine.toml"))
+    assert f"data.path = 'rows.jsonl': there is no such file or folder in {tmp_path}" in finding.message
+    assert finding.command == "./launchers/mlxft data check mine.toml"
+
+
+def test_a_data_set_of_the_hub_is_not_looked_for_on_this_disk(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text('model = "smollm2-135m"\noutput_dir = "adapters/mine"\n[data]\npath = "someone/rows"\n')
+    cached = [CachedModel("smollm2-135m", tmp_path, 1, "mlxft")]
+    assert read_needs(load_recipe(path), tmp_path, cached, on_gpu=True, ask=never).problems == ()
+    (tmp_path / "someone").mkdir()
+    assert len(read_needs(load_recipe(path), tmp_path, cached, on_gpu=True, ask=never).problems) == 1

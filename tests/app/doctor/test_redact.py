@@ -24,6 +24,8 @@ def redactor(training: Training | None = None, **variables: str) -> Redactor:
         ("owner: Annabell Muster", "owner: [user]"),
         ("root is nobody", "root is nobody"),
         ("hf_abcdefghijklmnop1234", "[token]"),
+        ("AIzaSyA0123456789abcdefghijk", "[token]"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "[token]"),
         ("key sk-proj-aaaaBBBBcccc1111_x", "key [token]"),
         ("ghp_0123456789abcdefghij", "[token]"),
         ("github_pat_11ABCDEFG0abcdefghij", "[token]"),

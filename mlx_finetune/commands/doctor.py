@@ -1,5 +1,6 @@
 """``mlxft doctor``: what is missing or wrong here, and the command that mends it."""
 
+import importlib
 import json
 import os
 import sys
@@ -61,7 +62,7 @@ def command(recipe: Path | None, as_json: bool, report: str | None) -> int:
 def _can_examine() -> bool:
     """Whether what the doctor itself needs can be imported; what cannot is a blocker that is told here."""
     try:
-        from mlx_finetune.app.doctor import examine  # noqa: F401
+        importlib.import_module("mlx_finetune.app.doctor.examine")
     except (ImportError, SyntaxError, AttributeError) as error:
         import mlx_finetune
         from mlx_finetune.app.doctor.finding import how_to_type

@@ -30,6 +30,7 @@ class Finding:
 class Typed:
     """How this user calls things. ``mlxft`` is the command as they type it, ``python`` the one that runs now, both
     quoted for a shell; ``root`` is the checkout, "" where there is none; ``is_own`` says that Python is the checkout's.
+    ``base`` is the folder that they type in, "" where that is not known: then every path is whole.
     """
 
     mlxft: str
@@ -41,7 +42,7 @@ class Typed:
 
     def path(self, path: str) -> str:
         """``path`` as it is typed from the current folder, quoted."""
-        return _typed_path(Path(path), Path(self.base))
+        return _typed_path(Path(path), Path(self.base) if self.base else None)
 
     def command(self, text: str) -> str:
         """``text`` with every ``mlxft`` in it as this user types it, from another folder by its whole path."""
@@ -68,7 +69,7 @@ class Typed:
         """The command that trains from ``recipe``, or from the quickstart's for ""; it can be typed as it is."""
         if recipe:
             return f"{self.mlxft} train {shlex.quote(recipe)}"
-        if os.path.isfile(os.path.join(self.base, _QUICKSTART)):
+        if self.base and os.path.isfile(os.path.join(self.base, _QUICKSTART)):
             return f"{self.mlxft} train {_QUICKSTART}"
         if self.root:
             return f"cd {shlex.quote(self.root)} && ./launchers/mlxft train {_QUICKSTART}"
@@ -82,7 +83,7 @@ class Typed:
 def how_to_type(
     *,
     package: Path,
-    base: Path,
+    base: Path | None,
     argv0: str = sys.argv[0],
     prefix: str = sys.prefix,
     python: str = sys.executable,
@@ -90,7 +91,8 @@ def how_to_type(
 ) -> Typed:
     """How this user calls mlxft: ``mlxft`` where the shell would find it, else the launcher beside ``package``.
 
-    An alias cannot be seen from here; then the launcher's path is right as well.
+    An alias cannot be seen from here; then the launcher's path is right as well. ``base`` is None for a window that was
+    opened by a double-click, as what is copied from there is typed in another.
     """
     root = package.parent if os.path.isfile(package.parent / "launchers" / "mlxft") else None
     if which("mlxft"):
@@ -107,13 +109,13 @@ def how_to_type(
         python=_typed_path(Path(python), base),
         root="" if root is None else str(root),
         is_own=is_own,
-        base=str(base),
+        base="" if base is None else str(base),
         tools=str(Path(python).parent),
     )
 
 
-def _typed_path(path: Path, base: Path) -> str:
-    if not path.is_relative_to(base):
+def _typed_path(path: Path, base: Path | None) -> str:
+    if base is None or not path.is_relative_to(base):
         return shlex.quote(str(path))
     inner = str(path.relative_to(base))
     return shlex.quote(f"./{inner}" if inner.startswith(("launchers/", "-")) else inner)

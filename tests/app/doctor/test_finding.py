@@ -66,6 +66,18 @@ def test_the_next_command_can_be_typed_where_the_user_is(tmp_path: Path):
     assert here.train("") == "./launchers/mlxft train recipes/quickstart.toml"
 
 
+def test_in_a_window_that_a_double_click_opened_every_path_is_whole(tmp_path: Path):
+    package = checkout(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "quickstart.toml").touch()
+    typed = how_to_type(
+        package=package, base=None, prefix=f"{tmp_path}/.venv", python="/p/python", which=lambda _: None
+    )
+    assert typed.mlxft == f"{tmp_path}/launchers/mlxft"
+    assert typed.rebuild() == f"rm -r {tmp_path}/.venv && {tmp_path}/launchers/mlxft doctor"
+    assert typed.train("") == f"cd {tmp_path} && ./launchers/mlxft train recipes/quickstart.toml"
+
+
 def test_the_same_finding_is_told_once_and_the_worst_first():
     note, warning, blocker = (Finding(level, "x", "y") for level in ("note", "warning", "blocker"))
     assert in_order([note, warning, note, blocker]) == (blocker, warning, note)

@@ -303,7 +303,7 @@ def _in_the_way(environment: Environment, typed: Typed) -> Iterator[Finding]:
         yield Finding("warning", message, f"conda deactivate && {ours or typed.mlxft} doctor")
     elif environment.conda:
         message = f"the Python of this environment belongs to conda in {environment.conda} and goes when that goes"
-        yield Finding("note", message, f"MLXFT_PYTHON=/path/to/python3.12 {typed.rebuild()}" if typed.is_own else "-")
+        yield Finding("note", message, f"conda deactivate && {typed.rebuild()}")
     for name in _LIBRARY_PATHS:
         if name in variables:
             message = f"{name} is set, so other libraries than those of the environment may be loaded"

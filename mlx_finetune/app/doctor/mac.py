@@ -113,30 +113,34 @@ def _power_problems(state: MacState, device: Device) -> Iterator[Finding]:
     if device.is_low_power:
         yield Finding(
             "warning",
-            "Low Power Mode is on: the GPU computes more slowly",
-            f"sudo pmset -a {state.power_key} 0   # or in System Settings, Battery",
+            "Low Power Mode is on (System Settings, Battery): the GPU computes more slowly",
+            f"sudo pmset -a {state.power_key} 0",
         )
     elif state.low_on_battery:
         message = "on battery this Mac goes into Low Power Mode, and computes more slowly then"
         yield Finding("note", message, f"sudo pmset -b {state.power_key} 0")
     if power.on_battery:
         charge = "" if power.percent is None else f" ({power.percent} % left)"
-        message = f"it runs on battery{charge}: slower, and a training waits when the charge is low"
+        message = (
+            f"it runs on battery{charge}: a training is slower, and waits when the charge is low; connect it to power"
+        )
         is_low = power.percent is not None and power.percent <= _LOW_PERCENT
-        yield Finding("warning" if is_low else "note", message, "pmset -g batt   # connect it to power")
+        yield Finding("warning" if is_low else "note", message, "pmset -g batt")
     if state.throttled:
-        message = f"this Mac is held back because it is hot: {state.throttled}"
-        yield Finding("warning", message, "pmset -g therm   # let it cool until it shows no limit below 100")
+        message = f"this Mac is held back because it is hot: {state.throttled}; let it cool"
+        yield Finding("warning", message, "pmset -g therm")
     if state.display_sleep_minutes == 0:
-        message = "the display never sleeps; macOS can end long work on the GPU while it has to draw"
-        yield Finding("note", message, "pmset displaysleepnow   # while a training runs")
+        message = (
+            "the display never sleeps; let it during a training, as macOS can end long work on the GPU while it draws"
+        )
+        yield Finding("note", message, "pmset displaysleepnow")
 
 
 def _memory_problems(state: MacState, device: Device) -> Iterator[Finding]:
     if state.pressure in ("warning", "critical"):
         swap = "" if not state.swap_bytes else f", {format_bytes(state.swap_bytes)} are swapped out"
         message = f"memory is short (pressure: {state.pressure}{swap}): close other programs before training"
-        yield Finding("warning", message, "top -l 1 -o mem -n 10 -stats command,mem   # who has it")
+        yield Finding("warning", message, "top -l 1 -o mem -n 10 -stats command,mem")
     working_set = device.metal.working_set_bytes if device.metal is not None else None
     if not working_set or not device.memory_bytes:
         return
@@ -144,9 +148,9 @@ def _memory_problems(state: MacState, device: Device) -> Iterator[Finding]:
     assert device.metal is not None
     is_raised = bool(state.wired_limit_mb) or device.metal.is_working_set_raised or share > _LARGEST_SHARE
     allowed = f"{format_bytes(working_set)} of {format_bytes(device.memory_bytes)}"
-    reset = "sudo sysctl iogpu.wired_limit_mb=0   # macOS then decides itself"
+    reset = "sudo sysctl iogpu.wired_limit_mb=0"
     if is_raised and spare < max(4 * GIB, round(0.15 * device.memory_bytes)):
-        message = f"the GPU's memory limit was raised to {allowed}: Macs froze or restarted with so little left"
+        message = f"the GPU's memory limit was raised to {allowed}: Macs froze with so little left. 0 is macOS's own"
         yield Finding("warning", message, reset)
     elif share < _SMALLEST_SHARE:
         lowered = "was lowered to" if state.wired_limit_mb else "is only"

@@ -121,7 +121,7 @@ def hub_problems(state: HubState, cached: Sequence[str], typed: Typed) -> Iterat
         others = " and ".join(entry.name for entry in CATALOGUE if entry.wheel is not None)
         works = f"models on this disk ({here})" if cached else f"{others}, which the package index has too"
         message = f"the hub cannot be reached: {state.problem}; what still works is training with {works}"
-        yield Finding("note", message, f"{typed.mlxft} models list   # what is on this disk")
+        yield Finding("note", message, f"{typed.mlxft} models list")
     if state.token_is_refused:
         message = "the hub does not accept the token that is kept here: it has expired or was withdrawn"
         yield Finding("warning", message, f"{typed.tool('hf')} auth login")
@@ -138,15 +138,16 @@ def recipe_problems(
     if needs.hub_id and not needs.is_here:
         yield from _access_problems(needs, state, typed)
         if needs.download_bytes and free_bytes < needs.download_bytes + _SPARE_BYTES:
-            message = f"{needs.model} is {format_bytes(needs.download_bytes)}, and {format_bytes(free_bytes)} are free"
-            yield Finding("blocker", message, f"{typed.mlxft} models list   # then: {typed.mlxft} models rm NAME")
+            sizes = f"{format_bytes(needs.download_bytes)}, and {format_bytes(free_bytes)} are free"
+            message = f"{needs.model} is {sizes}; {typed.mlxft} models rm NAME makes room"
+            yield Finding("blocker", message, f"{typed.mlxft} models list")
     limit = memory_limit(machine)
     if needs.weights_bytes > limit:
         message = (
             f"the weights of {needs.model} alone take {format_bytes(needs.weights_bytes)}, "
             f"and {format_bytes(limit)} of memory can be used"
         )
-        yield Finding("blocker", message, f"{typed.mlxft} plan {typed.path(needs.recipe)}   # says what fits")
+        yield Finding("blocker", message, f"{typed.mlxft} plan {typed.path(needs.recipe)}")
 
 
 def _access_problems(needs: Needs, state: HubState, typed: Typed) -> Iterator[Finding]:
@@ -159,8 +160,8 @@ def _access_problems(needs: Needs, state: HubState, typed: Typed) -> Iterator[Fi
         message = f"{needs.model} asks for its licence to be accepted ({page}), and there is no token of the hub here"
         yield Finding("blocker", message, login)
     elif needs.access == "gated":
-        message = f"your account has not accepted the licence of {needs.model}: {page}"
-        yield Finding("blocker", message, f"{again}   # when it is accepted there")
+        message = f"your account has not accepted the licence of {needs.model} yet; do that first: {page}"
+        yield Finding("blocker", message, again)
     elif needs.access == "missing":
         message = f"there is no model {needs.hub_id} on the hub, or it is private"
         yield Finding("blocker", message, login if not state.has_token else f"{typed.mlxft} models list")
@@ -170,4 +171,4 @@ def _access_problems(needs: Needs, state: HubState, typed: Typed) -> Iterator[Fi
     elif state.problem or (state.problem is None and needs.access is None):
         why = state.problem or "the hub is not asked"
         message = f"{needs.model} is not on this disk and cannot be fetched: {why}"
-        yield Finding("blocker", message, f"{again}   # when there is a connection")
+        yield Finding("blocker", message, again)

@@ -129,8 +129,8 @@ def _short_of_room(folders: Sequence[Folder], typed: Typed) -> Finding:
     what = "runs" if all(folder.name == "runs" for folder in folders) else "models"
     return Finding(
         "blocker" if free < MIN_FREE_BYTES else "warning",
-        f"only {format_bytes(free)} free for {where}",
-        f"{typed.mlxft} {what} list   # then: {typed.mlxft} {what} rm NAME",
+        f"only {format_bytes(free)} free for {where}; {typed.mlxft} {what} rm NAME makes room",
+        f"{typed.mlxft} {what} list",
     )
 
 

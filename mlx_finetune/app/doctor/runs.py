@@ -29,16 +29,18 @@ CRASH_FOLDERS = ("/Library/Logs/DiagnosticReports", "~/Library/Logs/DiagnosticRe
 
 #: What a person is told at most of a sentence that a run left behind.
 _WIDTH = 300
-_PANICS: tuple[tuple[str, str, str], ...] = (
+_PANICS: tuple[tuple[str, str, str, str], ...] = (
     (
         r"no checkins from watchdogd",
         "macOS restarted because its watchdog got no answer, as happens when the GPU works and the display is lit",
-        "pmset displaysleepnow   # while a training runs",
+        "let it sleep while a training runs",
+        "pmset displaysleepnow",
     ),
     (
         r"completeMemory\(\) prepare count underflow",
         "macOS restarted because of an error in its own GPU driver, which nothing here can prevent",
-        "mlxft train RECIPE --resume   # it goes on from its last checkpoint",
+        "a run goes on from its last checkpoint with --resume",
+        "mlxft runs list",
     ),
 )
 _JETSAM = re.compile(r'"largestProcess"\s*:\s*"(python[\w.]*)"', re.IGNORECASE)
@@ -58,10 +60,11 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """A crash report of macOS that is about a training: what it says, and what to type."""
+    """A crash report of macOS that is about a training: what it says, what to do, and what to type."""
 
     file: str
     message: str
+    hint: str
     command: str
 
 
@@ -134,17 +137,17 @@ def read_crashes(folders: Sequence[str], now: float) -> Iterator[Crash]:
 
 def read_crash(name: str, text: str) -> Crash | None:
     """What one crash report says about a training, None for one about something else."""
-    for pattern, message, command in _PANICS:
+    for pattern, message, hint, command in _PANICS:
         if re.search(pattern, text):
-            return Crash(name, message, command)
+            return Crash(name, message, hint, command)
     jetsam = _JETSAM.search(text) if name.startswith("JetsamEvent") else None
     if jetsam is not None:
         message = f"memory ran out, and {jetsam[1]} had the most of it"
-        return Crash(name, message, "mlxft plan RECIPE   # says what needs less")
+        return Crash(name, message, "mlxft plan RECIPE says what needs less", "mlxft runs list")
     if not name.lower().startswith("python"):
         return None
     ending = read_ending(Ended(1, killed_by=signal.SIGABRT, log_tail=(text,)))
-    return None if ending.cause == "SIGABRT" else Crash(name, ending.message, ending.hint)
+    return None if ending.cause == "SIGABRT" else Crash(name, ending.message, ending.hint, "mlxft runs list")
 
 
 # --- what to do ---
@@ -165,6 +168,6 @@ def run_problems(ends: Sequence[RunEnd], crashes: Sequence[Crash], typed: Typed)
             case "restarted":
                 yield Finding("note", f"the run {end.name} was started again: {end.message}", show)
     told = " ".join(end.message for end in ends)
-    for message, command in dict.fromkeys((crash.message, crash.command) for crash in crashes):
+    for message, hint, command in dict.fromkeys((crash.message, crash.hint, crash.command) for crash in crashes):
         if message not in told:
-            yield Finding("warning", f"in the last days: {message}", typed.command(command) or "-")
+            yield Finding("warning", f"in the last days {message}; {hint}", typed.command(command))

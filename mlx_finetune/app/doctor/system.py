@@ -84,12 +84,12 @@ def speed_problems(device: Device, blas: BlasReport, gflops: float | None, typed
         message = f"only {gflops:.0f} GFLOP/s although OpenBLAS is loaded: other programs keep the processor busy"
         yield Finding("warning", message, f"OPENBLAS_NUM_THREADS=1 {typed.mlxft} doctor")
     if device.machine == "x86_64" and not blas.flush_to_zero:
-        message = "denormal numbers could not be switched off: single steps may be 80 times slower"
-        yield Finding("warning", message, "ldd --version   # glibc is needed")
+        message = "denormal numbers could not be switched off, which needs glibc: single steps may be 80 times slower"
+        yield Finding("warning", message, "ldd --version")
 
 
 def memory_problems(device: Device, typed: Typed) -> Iterator[Finding]:
     """Too little memory for all but the smallest models."""
     if device.memory_bytes < MIN_MEMORY_BYTES:
         message = f"{format_bytes(device.memory_bytes)} of memory: only the smallest models can be trained"
-        yield Finding("warning", message, f"{typed.mlxft} plan RECIPE   # says what fits")
+        yield Finding("warning", message, f"{typed.mlxft} models list")

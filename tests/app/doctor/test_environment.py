@@ -161,7 +161,7 @@ def test_a_package_that_pythonpath_brings_in_is_found(tmp_path: Path):
             replace(WHOLE, conda="/opt/conda"),
             "note",
             "belongs to conda in /opt/conda",
-            "MLXFT_PYTHON=/path/to/python3.12",
+            "conda deactivate && rm -r .venv && ./launchers/mlxft doctor",
         ),
         (
             replace(WHOLE, variables={"DYLD_LIBRARY_PATH": "/x"}),

@@ -49,15 +49,20 @@ def test_a_healthy_machine_has_no_problem():
         ),
         (replace(HEALTHY, blas=replace(HEALTHY.blas, flush_to_zero=False)), "warning", "denormal", "ldd"),
         (replace(HEALTHY, gflops=0.4), "warning", "only 0 GFLOP/s", "OPENBLAS_NUM_THREADS=1"),
-        (replace(HEALTHY, folders=(replace(MODELS, free_bytes=GB),)), "blocker", "only 1.0 GB free", "models rm"),
-        (replace(HEALTHY, folders=(replace(MODELS, free_bytes=9 * GB),)), "warning", "9.0 GB free", "models rm"),
+        (
+            replace(HEALTHY, folders=(replace(MODELS, free_bytes=GB),)),
+            "blocker",
+            "models rm NAME makes room",
+            "models list",
+        ),
+        (replace(HEALTHY, folders=(replace(MODELS, free_bytes=9 * GB),)), "warning", "9.0 GB free", "models list"),
         (
             replace(HEALTHY, folders=(replace(MODELS, is_writable=False),)),
             "blocker",
             "cannot be written",
             "MLXFT_CACHE",
         ),
-        (replace(HEALTHY, device=replace(LINUX, memory_bytes=2 * GB)), "warning", "2.0 GB of memory", "mlxft plan"),
+        (replace(HEALTHY, device=replace(LINUX, memory_bytes=2 * GB)), "warning", "2.0 GB of memory", "models list"),
         (
             replace(HEALTHY, launchers=(("Train.command is not executable", "chmod +x x"),)),
             "warning",

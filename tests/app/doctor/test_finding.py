@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 from doctor_facts import PACKAGE, TYPED
 
+from mlx_finetune.app.doctor import finding as finding_module
 from mlx_finetune.app.doctor.finding import Finding, how_to_type, in_order
 
 
@@ -81,3 +83,11 @@ def test_in_a_window_that_a_double_click_opened_every_path_is_whole(tmp_path: Pa
 def test_the_same_finding_is_told_once_and_the_worst_first():
     note, warning, blocker = (Finding(level, "x", "y") for level in ("note", "warning", "blocker"))
     assert in_order([note, warning, note, blocker]) == (blocker, warning, note)
+
+
+def test_no_command_has_a_comment_as_zsh_takes_it_for_words():
+    """Interactive zsh, the shell of macOS, knows no comments: what stands behind # would be arguments."""
+    folder = Path(finding_module.__file__).parent
+    for path in folder.glob("*.py"):
+        code = [line for line in path.read_text("utf-8").splitlines() if re.search(r"[\"'].*\s# .*[\"']", line)]
+        assert [line for line in code if "re.compile" not in line] == [], path.name

@@ -86,11 +86,12 @@ def test_room_is_short_below_10_gb_and_too_short_below_2(free: float, level: str
 def test_folders_of_one_volume_are_short_of_room_together():
     (finding,) = problems(*(replace(one, free_bytes=GB) for one in (MODELS, PROJECT, RUNS)))
     assert finding.message == (
-        "only 1.0 GB free for models in /home/me/.cache/mlxft, runs in /Users/me/Documents/mlxft/adapters"
+        "only 1.0 GB free for models in /home/me/.cache/mlxft, runs in /Users/me/Documents/mlxft/adapters; "
+        "./launchers/mlxft models rm NAME makes room"
     )
     assert len(problems(replace(MODELS, free_bytes=GB), replace(RUNS, free_bytes=3 * GB))) == 2
     (finding,) = problems(replace(RUNS, free_bytes=GB))
-    assert finding.command == "./launchers/mlxft runs list   # then: ./launchers/mlxft runs rm NAME"
+    assert finding.command == "./launchers/mlxft runs list"
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_what_mlx_says_before_it_dies_is_told_with_what_to_do(tmp_path: Path, sh
     assert f"{ending.message}; {ending.hint}" in finding.message
     report = read_crash("python3.12-2026-11-26.ips", f'{{"bug_type":"309"}}\n{{"asi": {{"libc": ["{text}"]}}}}')
     assert report is not None
-    assert (report.message, report.command) == (ending.message, ending.hint)
+    assert (report.message, report.hint, report.command) == (ending.message, ending.hint, "mlxft runs list")
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,12 @@ def test_memory_that_ran_out_is_told_only_where_a_python_had_most_of_it():
 
 
 def test_a_crash_that_a_run_tells_about_is_not_told_twice():
-    crash = Crash("python.ips", WATCHDOG, "x")
+    crash = Crash("python.ips", WATCHDOG, "let it sleep", "mlxft runs list")
     end = RunEnd("mine", "failed", 7, WATCHDOG, "", "")
     assert len(problems(end, crashes=[crash, crash])) == 1
-    assert len(problems(crashes=[crash, crash])) == 1
+    (alone,) = problems(crashes=[crash, crash])
+    assert alone.message == f"in the last days {WATCHDOG}; let it sleep"
+    assert alone.command == "./launchers/mlxft runs list"
     assert len(problems(replace(end, message="another"), crashes=[crash])) == 2
 
 

@@ -153,7 +153,8 @@ def _refused(folder: Folder, typed: Typed) -> tuple[str, str]:
     """macOS says "Operation not permitted" where it has not let Terminal in; elsewhere it is a matter of rights."""
     message = f"{folder.path} cannot be looked into: {folder.refused}"
     if folder.refused == os.strerror(1):
-        way = "open 'x-apple.systempreferences:com.apple.preference.security?Privacy_FilesAndFolders'"
+        pane = "Privacy_AllFiles" if folder.guard in ("icloud", "cloud") else "Privacy_FilesAndFolders"
+        way = f"open 'x-apple.systempreferences:com.apple.preference.security?{pane}'"
         return f"{message}; let Terminal into it", way
     return message, _made_writable(folder, typed)
 

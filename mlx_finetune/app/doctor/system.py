@@ -35,7 +35,7 @@ def system_problems(device: Device, typed: Typed, *, is_virtual: bool = False) -
         return [Finding("blocker", message, f"unset SYSTEM_VERSION_COMPAT && {typed.mlxft} doctor")]
     if version is not None and version[0] < MIN_MACOS:
         message = f"MLX needs macOS {MIN_MACOS} or newer, this is {device.os_name}"
-        return [Finding("blocker", message, "open 'x-apple.systempreferences:com.apple.Software-Update-Settings'")]
+        return [Finding("blocker", message, "open 'x-apple.systempreferences:com.apple.Software-Update-Settings.extension'")]
     if device.metal is not None and not device.metal.is_available:
         if is_virtual:
             message = "this macOS runs in a virtual machine without a GPU that MLX can use"
@@ -64,7 +64,7 @@ def wheel_problems(tag: str | None, device: Device, typed: Typed) -> Iterator[Fi
     elif _has_accelerators(device) and macos < _ACCELERATORS_MACOS:
         wanted = ".".join(map(str, _ACCELERATORS_MACOS))
         message = f"the accelerators of this GPU need macOS {wanted}, this is {device.os_name}"
-        yield Finding("note", message, "open 'x-apple.systempreferences:com.apple.Software-Update-Settings'")
+        yield Finding("note", message, "open 'x-apple.systempreferences:com.apple.Software-Update-Settings.extension'")
 
 
 def _has_accelerators(device: Device) -> bool:

@@ -35,7 +35,9 @@ def system_problems(device: Device, typed: Typed, *, is_virtual: bool = False) -
         return [Finding("blocker", message, f"unset SYSTEM_VERSION_COMPAT && {typed.mlxft} doctor")]
     if version is not None and version[0] < MIN_MACOS:
         message = f"MLX needs macOS {MIN_MACOS} or newer, this is {device.os_name}"
-        return [Finding("blocker", message, "open 'x-apple.systempreferences:com.apple.Software-Update-Settings.extension'")]
+        return [
+            Finding("blocker", message, "open 'x-apple.systempreferences:com.apple.Software-Update-Settings.extension'")
+        ]
     if device.metal is not None and not device.metal.is_available:
         if is_virtual:
             message = "this macOS runs in a virtual machine without a GPU that MLX can use"

@@ -20,7 +20,7 @@ def read_schemas(loaded: LoadedRecipe, run: RunDir) -> Mapping[str, Schema]:
     folder = loaded.path.absolute().parent
     found: dict[str, Schema] = {}
     for endpoint in loaded.recipe.serve.endpoints:
-        file, kept = named_file(endpoint.schema, Path(), folder), _kept(run, endpoint.path)
+        file, kept = named_file(endpoint.schema, Path().absolute(), folder), _kept(run, endpoint.path)
         found[endpoint.path] = read_schema(kept if kept.is_file() and not file.is_file() else file)
     return found
 

@@ -278,7 +278,8 @@ with warnings.catch_warnings():
             examples=["timeline"],
         )
         schema: Text = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
-            description="JSON Schema file of the answers; counts from the recipe's folder, and is kept with the run.",
+            description="JSON Schema file of the answers, kept with the run. Its path counts from where mlxft is "
+            "started, else from the recipe's folder.",
             examples=["timeline.schema.json"],
         )
         prompt: Annotated[str, Field(pattern=ENDPOINT_PROMPT)] = Field(

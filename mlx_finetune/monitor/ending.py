@@ -23,7 +23,7 @@ _REASONS = {
 
 def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name: str, width: int) -> list[str]:
     """The report at the end of a finished run, no line longer than ``width`` where the words allow it."""
-    lines = ["", f"finished at step {finished.step}: {_REASONS.get(finished.reason, finished.reason)}", ""]
+    lines = ["", f"finished at step {finished.step}: {reason_text(finished.reason)}", ""]
     lines += [f"  {line}" for line in learned_lines(summary, finished)]
     lines += compared_lines(summary, finished, width=width)
     took = f"{format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets"
@@ -38,6 +38,11 @@ def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name
         f"next: mlxft chat {name}",
     ]
     return lines
+
+
+def reason_text(reason: str) -> str:
+    """Why a run finished, in words."""
+    return _REASONS.get(reason, reason)
 
 
 def restarted_lines(summary: Summary) -> list[str]:

@@ -148,9 +148,7 @@ def next_report(number: int) -> str:
 
 def is_run_file(name: str) -> bool:
     """True for a name that a run gives to a file or folder directly inside its own."""
-    return name in _RUN_FILES or any(
-        pattern.fullmatch(name) for pattern in (_CHECKPOINT, _NEXT_REPORT, _MOMENTARY)
-    )
+    return name in _RUN_FILES or any(pattern.fullmatch(name) for pattern in (_CHECKPOINT, _NEXT_REPORT, _MOMENTARY))
 
 
 def find_run(name: str, *, base: Path) -> RunDir:

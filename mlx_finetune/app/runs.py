@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError

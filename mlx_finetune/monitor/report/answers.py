@@ -76,7 +76,9 @@ def _first_prompts(shown: Sequence[Frame], prompts: Sequence[str]) -> list[str]:
 
 def _size(frame: Frame, prompts: Sequence[str]) -> int:
     """About the bytes of a frame's answers: marks around changed words may double a text."""
-    return sum(2 * len(frame.answers[prompt].encode("utf-8", "replace")) + 200 for prompt in prompts if prompt in frame.answers)
+    return sum(
+        2 * len(frame.answers[prompt].encode("utf-8", "replace")) + 200 for prompt in prompts if prompt in frame.answers
+    )
 
 
 def _slider(shown: Sequence[Frame], best_step: int) -> Html:
@@ -132,4 +134,8 @@ def _left_out(strip: Sequence[Frame], shown: Sequence[Frame], prompts: Sequence[
     total = len(dict.fromkeys(prompt for frame in strip for prompt in frame.answers))
     parts = [f"{len(shown)} of {counted(len(strip), 'evaluation')} are shown"] if len(shown) < len(strip) else []
     parts += [f"{len(prompts)} of {counted(total, 'prompt')} are shown"] if len(prompts) < total else []
-    return tag("p", f"{'; '.join(parts)}: the page would be too large. All are in samples.jsonl.", class_="note") if parts else None
+    return (
+        tag("p", f"{'; '.join(parts)}: the page would be too large. All are in samples.jsonl.", class_="note")
+        if parts
+        else None
+    )

@@ -112,13 +112,13 @@ def _above(series: Series, axis: Axis) -> str:
 
 def _grid(axis: Axis) -> list[Html]:
     last = len(axis.labels) - 1
-    return [tag("path", class_="grid", d=f"M0 {_short(_HEIGHT * number / last)}H{_WIDTH}") for number in range(last + 1)]
+    return [
+        tag("path", class_="grid", d=f"M0 {_short(_HEIGHT * number / last)}H{_WIDTH}") for number in range(last + 1)
+    ]
 
 
 def _curve(series: Series, x_axis: Axis, y_axis: Axis) -> Html:
-    places = [
-        f"{_x(x, x_axis)} {_y(value, y_axis)}" for x, value in zip(series.xs, series.ys, strict=True)
-    ]
+    places = [f"{_x(x, x_axis)} {_y(value, y_axis)}" for x, value in zip(series.xs, series.ys, strict=True)]
     line = tag("path", class_=f"line {series.look}", d="M" + "L".join(places))
     if not series.is_dotted and len(places) > 1:
         return line
@@ -174,4 +174,6 @@ def interval_picture(low: float, value: float, high: float, *, look: str) -> Htm
         tag("path", class_=f"interval {look}", d=f"M{left} 10H{right}"),
         tag("path", class_=f"dots {look}", d=f"M{middle} 10h.01"),
     )
-    return tag("svg", *shapes, viewBox="0 0 100 20", preserveAspectRatio="none", class_="interval-cell", aria_hidden="true")
+    return tag(
+        "svg", *shapes, viewBox="0 0 100 20", preserveAspectRatio="none", class_="interval-cell", aria_hidden="true"
+    )

@@ -1,4 +1,4 @@
-"""Every setting of a run: what was asked for, what was chosen and why, what is a default. Read from its two TOML files."""
+"""Every setting of a run: what was asked for, what was chosen and why, what is a default. Read from its TOML files."""
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence

@@ -135,7 +135,9 @@ def _evaluation_table(summary: Summary) -> Html | None:
     shown = evaluations
     if len(evaluations) > _MOST_EVALUATIONS:
         chosen = {len(evaluations) * place // _MOST_EVALUATIONS for place in range(_MOST_EVALUATIONS)}
-        shown = [one for place, one in enumerate(evaluations) if place in chosen or one is best or one is evaluations[-1]]
+        shown = [
+            one for place, one in enumerate(evaluations) if place in chosen or one is best or one is evaluations[-1]
+        ]
     rows = [
         (f"{one.step:,}", number(one.loss, 4), "before training" if one.step == 0 else "lowest" if one is best else "")
         for one in shown

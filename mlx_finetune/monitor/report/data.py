@@ -113,7 +113,9 @@ def _place(problem: Problem) -> Html:
 def _problems(card: DataCard) -> Html | None:
     if not card.num_problems:
         return None
-    shown = [tag("li", code(one.where, 200), " ", foreign(one.message), " ", foreign(one.hint)) for one in card.problems]
+    shown = [
+        tag("li", code(one.where, 200), " ", foreign(one.message), " ", foreign(one.hint)) for one in card.problems
+    ]
     return details(f"{counted(card.num_problems, 'warning')} from reading the files", tag("ul", *shown))
 
 

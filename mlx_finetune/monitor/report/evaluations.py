@@ -1,4 +1,4 @@
-"""What ``mlxft eval`` found: the verdict, every figure of base and tuned with its interval, the rows that changed most."""
+"""What ``mlxft eval`` found: the verdict, figures of base and tuned with intervals, the rows that changed most."""
 
 from collections.abc import Iterator, Sequence
 
@@ -22,7 +22,11 @@ def evaluations(facts: ReportFacts) -> Html | None:
     return section(
         "evaluation",
         "What it learned, measured",
-        tag("p", "Base is the model before training, tuned is with what was trained, both on the same rows.", class_="hint"),
+        tag(
+            "p",
+            "Base is the model before training, tuned is with what was trained, both on the same rows.",
+            class_="hint",
+        ),
         *(_evaluation(one) for one in facts.evaluations[:_MOST_WHOLE]),
         details(f"{len(older)} older", tag("ul", *(_older(one) for one in older[:200]))) if older else None,
         *(tag("p", code(f"eval/{name}"), " cannot be read and is left out.") for name in facts.damaged[:20]),
@@ -38,7 +42,12 @@ def _evaluation(one: Evaluation) -> Html:
     whole = None if one.is_whole else tag("p", "Interrupted: the figures are of what was measured so far.")
     return tag(
         "article",
-        tag("h3", foreign(one.name, 60), " ", tag("span", rows, foreign(one.data.source, 200), _split(one), class_="same")),
+        tag(
+            "h3",
+            foreign(one.name, 60),
+            " ",
+            tag("span", rows, foreign(one.data.source, 200), _split(one), class_="same"),
+        ),
         tag("p", foreign(one.verdict.sentence, 1500), class_=f"verdict {_LOOKS.get(one.verdict.outcome, 'open')}"),
         whole,
         _figures([measured for measured in one.measures if measured.is_shown]),
@@ -172,7 +181,9 @@ def _categories(one: Evaluation) -> Html | None:
         if lead is None:
             continue
         values = [f"{side} {_value(figure)}" for side, figure in lead.sides.items()]
-        rows.append([foreign(category.name, 80), f"{category.num_rows:,}", foreign(lead.title, 80), foreign(", ".join(values))])
+        rows.append(
+            [foreign(category.name, 80), f"{category.num_rows:,}", foreign(lead.title, 80), foreign(", ".join(values))]
+        )
     more = f" (the first {_MOST_CATEGORIES} of {len(one.categories)})" if len(one.categories) > _MOST_CATEGORIES else ""
     return details(f"By category{more}", table(("category", "rows", "measure", "sides"), rows))
 

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard, read_card
+from mlx_finetune.dataset.token_losses import Microscope, read_microscope
 from mlx_finetune.events import Continued, Paused, Record, RunStarted, TimeJump
 from mlx_finetune.journal import read_events
 from mlx_finetune.monitor.report.choices import Choice, read_choices
@@ -69,6 +70,7 @@ class ReportFacts:
     evaluations: tuple[Evaluation, ...]
     damaged: tuple[str, ...]
     waits: tuple[Wait, ...]
+    microscope: Microscope | None
     files: tuple[tuple[str, int | None], ...]
 
     @property
@@ -104,6 +106,7 @@ def read_facts(run: RunDir) -> ReportFacts:
         evaluations=tuple(evaluations),
         damaged=tuple(damaged),
         waits=tuple(waits),
+        microscope=read_microscope(run),
         files=files,
     )
 

@@ -86,7 +86,9 @@ def _verdicts(facts: ReportFacts) -> Iterator[Html]:
         look = _VERDICTS.get(newest.verdict.outcome, "open")
         yield _verdict(look, tag("b", *title), foreign(newest.verdict.sentence, 1500))
     elif facts.summary.outcome is not None and facts.run.checkpoints:
-        yield _verdict("open", tag("b", "Not evaluated yet. "), "What it learned and forgot is measured by ", _eval(facts))
+        yield _verdict(
+            "open", tag("b", "Not evaluated yet. "), "What it learned and forgot is measured by ", _eval(facts)
+        )
 
 
 def _eval(facts: ReportFacts) -> Html:
@@ -101,7 +103,9 @@ def _ended(facts: ReportFacts) -> Html | None:
     """How it ended, where that is not simply at the last step."""
     outcome = facts.summary.outcome
     if facts.run.is_running:
-        return _verdict("open", tag("b", "The training is still at work. "), "This page shows it as it was when it was made.")
+        return _verdict(
+            "open", tag("b", "The training is still at work. "), "This page shows it as it was when it was made."
+        )
     match outcome:
         case RunFinished(reason="finished"):
             return None
@@ -115,7 +119,11 @@ def _ended(facts: ReportFacts) -> Html | None:
             return _verdict("open", tag("b", text), "Everything up to there is saved.")
         case None:
             text = f"It ended without a word after step {facts.summary.steps_done:,}. "
-            saved = f"The last checkpoint is {facts.run.checkpoints[-1][0]}." if facts.run.checkpoints else "Nothing was saved."
+            saved = (
+                f"The last checkpoint is {facts.run.checkpoints[-1][0]}."
+                if facts.run.checkpoints
+                else "Nothing was saved."
+            )
             return _verdict("bad", tag("b", text), saved)
 
 

@@ -38,7 +38,11 @@ def _checkpoints(facts: ReportFacts) -> Html:
     for name, size in facts.run.checkpoints[-_MOST:]:
         loss = losses.get(int(name.rpartition("-")[2]))
         rows.append([code(name), format_bytes(size), f"{loss:.4f}" if loss is not None else ""])
-    hint = tag("p", "Talk with any of them: ", code(f"mlxft chat {facts.shell_name}/{rows[-1] and facts.run.checkpoints[-1][0]}"))
+    hint = tag(
+        "p",
+        "Talk with any of them: ",
+        code(f"mlxft chat {facts.shell_name}/{rows[-1] and facts.run.checkpoints[-1][0]}"),
+    )
     return Html(table(("checkpoint", "size", "validation loss"), rows, class_="figures").text + hint.text)
 
 

@@ -83,7 +83,11 @@ def _remarks(resources: Sequence[Resources]) -> Iterator[Html]:
 def _pictures(summary: Summary) -> Iterator[Html]:
     """Busy shares, power and temperature over the steps."""
     charts = (
-        ("Busy", (("processor", "second", _FIGURES[0][1]), ("GPU", "first", _FIGURES[1][1])), lambda value: f"{value:.0f} %"),
+        (
+            "Busy",
+            (("processor", "second", _FIGURES[0][1]), ("GPU", "first", _FIGURES[1][1])),
+            lambda value: f"{value:.0f} %",
+        ),
         ("Power", (("", "first", _FIGURES[7][1]),), lambda value: f"{value:.0f} W"),
         ("Temperature", (("", "third", _FIGURES[10][1]),), lambda value: f"{value:.0f} \u00b0C"),
     )

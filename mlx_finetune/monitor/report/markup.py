@@ -1,24 +1,23 @@
 """HTML from plain text. A string is text: it is escaped wherever it stands, and only ``Html`` is taken as it is.
 
-Training text may hold anything. Control characters and characters that reorder the text around them are shown as what
-they are; access tokens are left out.
+Training text may hold anything. Control characters and characters that reorder the text around them are shown as
+escapes; access tokens are left out.
 """
 
 import html
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.recipe.values import TOKEN
 
 _VOID = frozenset({"br", "col", "input", "meta"})
-#: Characters that turn the direction of the text around them.
-_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_OTHERS = (*range(0x80, 0xA0), 0x2028, 0x2029, *range(0xD800, 0xE000), 0xFFFE, 0xFFFF)
-_SHOWN = (
-    {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
-    | {0x7F: "\u2421"}
-    | {code: f"\u27e8U+{code:04X}\u27e9" for code in (*_BIDI, *_OTHERS)}
+#: What a page or a reader could be misled by: control characters, line ends of other systems, characters that turn the
+#: direction of the text around them, halves of characters. Blanks and joiners of other scripts are not among them.
+_HARMFUL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 
 
@@ -32,7 +31,7 @@ class Html:
 Child = Html | str | None
 
 
-def tag(name: str, *children: Child, **attributes: str | float | bool | None) -> Html:
+def tag(name: str, /, *children: Child, **attributes: str | float | bool | None) -> Html:
     """An element. ``class_`` is class, ``data_step`` is data-step; None and False are left out, True has no value."""
     parts = [name]
     for key, value in attributes.items():
@@ -55,12 +54,12 @@ def escaped(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with every character that would not be seen, or would reorder others, shown as a sign of its own."""
-    return TOKEN.sub("hf_***", text.translate(_SHOWN))
+    """``text`` with every character that would not be seen, or would reorder others, as an escape; without tokens."""
+    return TOKEN.sub("hf_***", _HARMFUL.sub(lambda found: harmless(found[0]), text))
 
 
 def foreign(text: str, most: int = 400) -> Html:
-    """Text that somebody else wrote: its direction touches nothing around it, and it has at most ``most`` characters."""
+    """At most ``most`` characters of text that somebody else wrote; its direction touches nothing around it."""
     return tag("bdi", cut(text, most))
 
 

@@ -6,8 +6,10 @@ The content security policy allows that one style and that one script by their h
 import base64
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.resources import files as resources
 
+from mlx_finetune.monitor.microscope import STYLE, render_html
 from mlx_finetune.monitor.report.answers import answers
 from mlx_finetune.monitor.report.curves import curves
 from mlx_finetune.monitor.report.data import data
@@ -16,9 +18,13 @@ from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.headline import headline
 from mlx_finetune.monitor.report.history import history
 from mlx_finetune.monitor.report.machine import machine
-from mlx_finetune.monitor.report.markup import Html, foreign, section, tag
+from mlx_finetune.monitor.report.markup import Html, section, tag
 from mlx_finetune.monitor.report.origin import files, reproduce
 from mlx_finetune.monitor.report.settings import settings
+from mlx_finetune.units import counted
+
+#: Tokens of the microscope that are shown, in whole rows: each is some 170 bytes.
+_MOST_TOKENS = 5000
 
 #: Anchor, what the list at the top calls it, and what makes it.
 _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
@@ -37,13 +43,15 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
 
 def render(facts: ReportFacts) -> str:
     """The page as text, the same for the same run."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = _asset("report.css") + STYLE, _asset("report.js")
     made = [(anchor, name, part) for anchor, name, make in _SECTIONS if (part := make(facts)) is not None]
     body = tag(
         "body",
         tag("nav", *(tag("a", name, href=f"#{anchor}") for anchor, name, _ in made), aria_label="Parts of this report"),
         tag("main", headline(facts), *(part for _, _, part in made)),
-        tag("footer", "Made by mlxft from the files of the run. It holds everything it shows; nothing is sent anywhere."),
+        tag(
+            "footer", "Made by mlxft from the files of the run. It holds everything it shows; nothing is sent anywhere."
+        ),
         tag("script", Html(script)),
     )
     head = tag("head", *_head(facts, style, script))
@@ -51,7 +59,9 @@ def render(facts: ReportFacts) -> str:
 
 
 def _head(facts: ReportFacts, style: str, script: str) -> Iterator[Html]:
-    allowed = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    allowed = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
     yield tag("meta", charset="utf-8")
     yield tag("meta", http_equiv="Content-Security-Policy", content=allowed)
     yield tag("meta", name="viewport", content="width=device-width, initial-scale=1")
@@ -74,6 +84,23 @@ def _hash(text: str) -> str:
 
 
 def _tokens(facts: ReportFacts) -> Html | None:
-    """The microscope's view of single tokens, which brings its own escaped markup."""
-    del facts, foreign, section
-    return None
+    """The microscope's view of single tokens; its markup is escaped where it is made."""
+    microscope = facts.microscope
+    if microscope is None or not microscope.rows:
+        return None
+    count, kept = 0, 0
+    for row in microscope.rows:
+        count += len(row.tokens)
+        kept += count <= _MOST_TOKENS or not kept
+    note = f"The first {kept} of {counted(len(microscope.rows), 'row')} are shown."
+    return section(
+        "tokens",
+        "Token by token",
+        tag(
+            "p",
+            "Validation rows, each token coloured by what training did to it. Point at one for its figures.",
+            class_="hint",
+        ),
+        Html(render_html(replace(microscope, rows=microscope.rows[:kept]))),
+        tag("p", note, class_="note") if kept < len(microscope.rows) else None,
+    )

@@ -5,9 +5,6 @@ Made from the rows of a start as they are in memory, so that nobody has to read 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.token_cache import CachedSplits
@@ -74,11 +71,3 @@ def _split_card(split: TokenizedSplit) -> SplitCard:
 def card_json(card: DataCard) -> dict[str, object]:
     """Plain values."""
     return asdict(card)
-
-
-def read_card(path: Path) -> DataCard | None:
-    """The card in a file; None where there is none that can be read."""
-    try:
-        return TypeAdapter(DataCard).validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from mlx_finetune.errors import Problem
+from mlx_finetune.monitor.report.typed import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +110,12 @@ class Evaluation:
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
     """Every NAME.json in ``folder``, the newest first, and the names of those that cannot be read."""
-    adapter = TypeAdapter(Evaluation)
     found: list[Evaluation] = []
     damaged: list[str] = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(adapter.validate_json(path.read_bytes()))
-        except (OSError, ValueError):
+        evaluation = read_json(path, Evaluation)
+        if evaluation is None:
             damaged.append(path.name)
+        else:
+            found.append(evaluation)
     return sorted(found, key=lambda one: one.measured, reverse=True), damaged

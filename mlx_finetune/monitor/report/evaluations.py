@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from mlx_finetune.monitor.report.chart import interval_picture
 from mlx_finetune.monitor.report.evaluated import Change, Changed, Evaluation, Figure, Measured
 from mlx_finetune.monitor.report.facts import ReportFacts
-from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, section, table, tag
+from mlx_finetune.monitor.report.markup import Child, Html, code, cut, details, foreign, section, table, tag
 from mlx_finetune.units import counted
 
 #: Evaluations that are written out; older ones have their verdict only.
@@ -163,11 +163,7 @@ def _changed(title: str, lead: str, rows: Sequence[Changed]) -> Iterator[Html]:
 
 
 def _answer(side: str, text: str) -> Html:
-    return tag("div", tag("h4", side), tag("bdi", _shortened(text), class_="text"), class_="frame")
-
-
-def _shortened(text: str) -> str:
-    return text[:1500] + (" ..." if len(text) > 1500 else "")
+    return tag("div", tag("h4", side), tag("bdi", cut(text, 1500), class_="text"), class_="frame")
 
 
 def _categories(one: Evaluation) -> Html | None:

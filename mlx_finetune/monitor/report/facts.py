@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from mlx_finetune import rundir
-from mlx_finetune.dataset.card import DataCard, read_card
+from mlx_finetune.dataset.card import DataCard
 from mlx_finetune.dataset.token_losses import Microscope, read_microscope
 from mlx_finetune.events import Continued, Paused, Record, RunStarted, TimeJump
 from mlx_finetune.journal import read_events
 from mlx_finetune.monitor.report.choices import Choice, read_choices
 from mlx_finetune.monitor.report.evaluated import Evaluation, read_evaluations
+from mlx_finetune.monitor.report.typed import read_json
 from mlx_finetune.monitor.run_report import RunFacts
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.rundir import RunDir, folder_bytes
@@ -88,7 +87,7 @@ class ReportFacts:
 def read_facts(run: RunDir) -> ReportFacts:
     """Everything at once; the journal is read a single time."""
     summary, waits = _fold(read_events(run.file(rundir.EVENTS)))
-    info = _read_info(run.file(rundir.RUN_INFO))
+    info = read_json(run.file(rundir.RUN_INFO), RunInfo) or RunInfo()
     recipe = _read_text(run.file(rundir.RECIPE))
     choices = read_choices(_read_text(run.file(rundir.RESOLVED)), recipe, info.overrides)
     evaluations, damaged = read_evaluations(run.file(rundir.EVALUATIONS))
@@ -102,7 +101,7 @@ def read_facts(run: RunDir) -> ReportFacts:
         info=info,
         recipe=recipe,
         choices=tuple(choices),
-        card=read_card(run.file(rundir.DATA_CARD)),
+        card=read_json(run.file(rundir.DATA_CARD), DataCard),
         evaluations=tuple(evaluations),
         damaged=tuple(damaged),
         waits=tuple(waits),
@@ -126,13 +125,6 @@ def _fold(records: Iterable[Record]) -> tuple[Summary, list[Wait]]:
         elif isinstance(event, TimeJump) and event.was_asleep and summary.paused is None:
             waits.append(Wait(summary.steps_done, "the machine was asleep", event.seconds))
     return summary, waits
-
-
-def _read_info(path: Path) -> RunInfo:
-    try:
-        return TypeAdapter(RunInfo).validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return RunInfo()
 
 
 def _read_text(path: Path) -> str:

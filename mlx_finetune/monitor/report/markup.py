@@ -55,7 +55,7 @@ def escaped(text: str) -> str:
 
 def printable(text: str) -> str:
     """``text`` with every character that would not be seen, or would reorder others, as an escape; without tokens."""
-    return TOKEN.sub("hf_***", _HARMFUL.sub(lambda found: harmless(found[0]), text))
+    return _without_tokens(_HARMFUL.sub(lambda found: harmless(found[0]), text))
 
 
 def foreign(text: str, most: int = 400) -> Html:
@@ -65,7 +65,12 @@ def foreign(text: str, most: int = 400) -> Html:
 
 def cut(text: str, most: int) -> str:
     """The beginning of ``text``, with the number of characters that are left out."""
+    text = _without_tokens(text)  # before it is shortened, or half of one would survive
     return text if len(text) <= most else f"{text[:most]} ... ({len(text) - most:,} more characters)"
+
+
+def _without_tokens(text: str) -> str:
+    return TOKEN.sub("hf_***", text)
 
 
 def code(text: str, most: int = 400) -> Html:

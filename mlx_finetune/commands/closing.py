@@ -31,22 +31,23 @@ def ended_lines(
     checkpoints = run.checkpoints()
     saved = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved"
     has_begun = run.file(RUN_INFO).is_file()  # without a checkpoint it goes on from the start
-    again = [*_report_line(report), *(go_on if checkpoints or has_begun else [])]
+    again = go_on if checkpoints or has_begun else []
+    page = _report_line(report)
     if ended.outcome is not None and ending.kind not in ("crashed", "no_space"):
         return outcome_lines(ended.outcome, summary, run, go_on, report)
     match ending.kind:
         case "refused":
             return ended.log_tail[next(i for i, line in enumerate(ended.log_tail) if line.startswith("error: ")) :]
         case "stopped" | "finished":
-            return ["", saved, *again]
+            return ["", saved, *page, *again]
         case "no_space":
             free = format_bytes(free_bytes(run.path))
-            return ["", f"error: {ending.message} ({free} free)", f"hint: {ending.hint}", *again]
+            return ["", *page, f"error: {ending.message} ({free} free)", f"hint: {ending.hint}", *again]
         case "failed" | "crashed":
             log = [f"  {line}" for line in ended.log_tail[-LOG_LINES:]]
             shown = ["", f"its last lines (see {run.file(LOG)}):", *log] if log else []
             hint = [f"hint: {ending.hint}"] if ending.hint else []
-            return [*shown, "", f"error: {ending.message}; {saved}", *hint, *again]
+            return [*shown, "", *page, f"error: {ending.message}; {saved}", *hint, *again]
 
 
 def _report_line(report: Path | None) -> list[str]:
@@ -71,7 +72,7 @@ def outcome_lines(
             return finished_lines(summary, finished, folder=str(run.path), name=run.name, width=width, report=page)
         case RunFailed() as failed:
             hint = [f"hint: {failed.hint}"] if failed.hint else []
-            return [f"error: {failed.message}", *hint, *_report_line(report)]
+            return [*_report_line(report), f"error: {failed.message}", *hint]
         case RunStopped() as stopped:
             done = f"after step {stopped.step}; everything up to there is saved" if stopped.step else "before step 1"
             has_begun = run.file(RUN_INFO).is_file()  # else there is nothing to go on from, and nothing in the way

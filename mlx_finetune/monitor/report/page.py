@@ -6,32 +6,28 @@ The content security policy allows that one style and that one script by their h
 import base64
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.resources import files as resources
 
-from mlx_finetune.monitor.microscope import STYLE, render_html
-from mlx_finetune.monitor.report.answers import answers
-from mlx_finetune.monitor.report.curves import curves
-from mlx_finetune.monitor.report.data import data
-from mlx_finetune.monitor.report.evaluations import evaluations
+from mlx_finetune.monitor.microscope import STYLE
 from mlx_finetune.monitor.report.facts import ReportFacts
-from mlx_finetune.monitor.report.headline import headline
-from mlx_finetune.monitor.report.history import history
-from mlx_finetune.monitor.report.machine import machine
-from mlx_finetune.monitor.report.markup import Html, section, tag
-from mlx_finetune.monitor.report.origin import files, reproduce
-from mlx_finetune.monitor.report.settings import settings
-from mlx_finetune.units import counted
-
-#: Tokens of the microscope that are shown, in whole rows: each is some 170 bytes.
-_MOST_TOKENS = 5000
+from mlx_finetune.monitor.report.markup import Html, tag
+from mlx_finetune.monitor.report.parts.answers import answers
+from mlx_finetune.monitor.report.parts.curves import curves
+from mlx_finetune.monitor.report.parts.data import data
+from mlx_finetune.monitor.report.parts.evaluations import evaluations
+from mlx_finetune.monitor.report.parts.headline import headline
+from mlx_finetune.monitor.report.parts.history import history
+from mlx_finetune.monitor.report.parts.machine import machine
+from mlx_finetune.monitor.report.parts.origin import files, reproduce
+from mlx_finetune.monitor.report.parts.settings import settings
+from mlx_finetune.monitor.report.parts.tokens import tokens
 
 #: Anchor, what the list at the top calls it, and what makes it.
 _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("answers", "answers", answers),
     ("curves", "curves", curves),
     ("evaluation", "evaluation", evaluations),
-    ("tokens", "tokens", lambda facts: _tokens(facts)),
+    ("tokens", "tokens", tokens),
     ("data", "data", data),
     ("recipe", "recipe", settings),
     ("machine", "machine", machine),
@@ -81,26 +77,3 @@ def _asset(name: str) -> str:
 def _hash(text: str) -> str:
     """The source expression of an inline style or script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"
-
-
-def _tokens(facts: ReportFacts) -> Html | None:
-    """The microscope's view of single tokens; its markup is escaped where it is made."""
-    microscope = facts.microscope
-    if microscope is None or not microscope.rows:
-        return None
-    count, kept = 0, 0
-    for row in microscope.rows:
-        count += len(row.tokens)
-        kept += count <= _MOST_TOKENS or not kept
-    note = f"The first {kept} of {counted(len(microscope.rows), 'row')} are shown."
-    return section(
-        "tokens",
-        "Token by token",
-        tag(
-            "p",
-            "Validation rows, each token coloured by what training did to it. Point at one for its figures.",
-            class_="hint",
-        ),
-        Html(render_html(replace(microscope, rows=microscope.rows[:kept]))),
-        tag("p", note, class_="note") if kept < len(microscope.rows) else None,
-    )

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from mlx_finetune.events import Resources
 from mlx_finetune.monitor.report.chart import Chart, Series, draw
 from mlx_finetune.monitor.report.facts import ReportFacts
-from mlx_finetune.monitor.report.headline import energy_joules
 from mlx_finetune.monitor.report.markup import Child, Html, foreign, section, table, tag
+from mlx_finetune.monitor.report.parts.headline import energy_joules
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.units import format_bytes, format_energy
 

@@ -53,15 +53,20 @@ def _facts_json(facts: "ReportFacts", path: Path, *, is_beside: bool) -> dict[st
     }
 
 
-def try_report(run: "RunDir") -> tuple[Path | None, list[str]]:
-    """Where the report of a run is now, and what to say where it could not be made; nothing where there is none."""
+def try_report(run: "RunDir", *, only_renew: bool = False) -> tuple[Path | None, list[str]]:
+    """Where the report of a run is now, and what to say where it could not be made; nothing where there is none.
+
+    ``only_renew`` makes none where there was none, or an edited one.
+    """
     from mlx_finetune.errors import MlxftError
     from mlx_finetune.monitor.report.facts import read_facts
-    from mlx_finetune.monitor.report.write import has_something, write_report
+    from mlx_finetune.monitor.report.write import has_something, is_renewable, write_report
 
     try:
         facts = read_facts(run)
-        return (write_report(run, facts=facts), []) if has_something(facts) else (None, [])
+        if not has_something(facts) or (only_renew and not is_renewable(run, facts)):
+            return None, []
+        return write_report(run, facts=facts), []
     except OSError as error:
         reason = error.strerror or str(error)
     except MlxftError as error:

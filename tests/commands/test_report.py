@@ -138,3 +138,17 @@ def test_a_report_that_cannot_be_made_is_a_warning(
 
 def test_a_folder_without_a_journal_has_no_report_and_no_warning(here: Path) -> None:
     assert try_report(RunDir(here)) == (None, [])
+
+
+def test_an_evaluation_renews_the_report_and_makes_none_by_itself(here: Path) -> None:
+    run = write_run(here)
+    assert try_report(run, only_renew=True) == (None, [])
+    page, _ = try_report(run)
+    assert page is not None
+    newer = json.loads(run.file("eval/test.json").read_text("utf-8")) | {"name": "newer", "measured": "2027"}
+    run.file("eval/newer.json").write_text(json.dumps(newer), "utf-8")
+    assert try_report(run, only_renew=True) == (page, [])
+    assert "<bdi>newer</bdi>" in page.read_text("utf-8")
+    page.write_text("mine", "utf-8")
+    assert try_report(run, only_renew=True) == (None, [])
+    assert page.read_text("utf-8") == "mine"

@@ -34,6 +34,12 @@ def write_report(run: RunDir, *, out: Path | None = None, facts: ReportFacts | N
     return path
 
 
+def is_renewable(run: RunDir, facts: ReportFacts) -> bool:
+    """True where report.html is there and nobody has edited it. Raises ``OSError``."""
+    path = run.file(next_report(1))
+    return path.is_file() and is_ours(path, _owner(facts))
+
+
 def has_something(facts: ReportFacts) -> bool:
     """True where the run came as far as having loaded everything."""
     return facts.summary.started is not None

@@ -31,12 +31,14 @@ class Series:
 class Chart:
     """Curves over steps. ``marks`` are steps with a line across, ``best`` a point to mark, ``limit`` a line along.
 
-    ``write`` makes text of a value. With ``cuts_spikes`` the first series may leave the plot at the top.
+    ``write`` makes text of a value. ``unit`` is what the script writes behind one; "B" asks it for kB, MB and so on.
+    With ``cuts_spikes`` the first series may leave the plot at the top.
     """
 
     title: str
     series: tuple[Series, ...]
     write: Callable[[float], str] | None = None
+    unit: str = ""
     note: str = ""
     best: tuple[float, float] | None = None
     limit: tuple[str, float] | None = None
@@ -72,7 +74,7 @@ def draw(chart: Chart) -> Html | None:
     )
     return tag(
         "figure",
-        tag("figcaption", tag("b", chart.title), *_legend(chart, series)),
+        tag("figcaption", tag("b", chart.title), *_legend(chart, series), tag("span", class_="readout")),
         tag(
             "div",
             tag("div", *(tag("span", label) for label in reversed(y_axis.labels)), class_="y"),
@@ -84,6 +86,10 @@ def draw(chart: Chart) -> Html | None:
         class_="chart",
         data_from=_short(x_axis.low),
         data_to=_short(x_axis.high),
+        data_low=f"{y_axis.low:.6g}",
+        data_high=f"{y_axis.high:.6g}",
+        data_log=y_axis.is_log,
+        data_unit=chart.unit or None,
     )
 
 
@@ -119,7 +125,7 @@ def _grid(axis: Axis) -> list[Html]:
 
 def _curve(series: Series, x_axis: Axis, y_axis: Axis) -> Html:
     places = [f"{_x(x, x_axis)} {_y(value, y_axis)}" for x, value in zip(series.xs, series.ys, strict=True)]
-    line = tag("path", class_=f"line {series.look}", d="M" + "L".join(places))
+    line = tag("path", class_=f"line {series.look}", data_name=series.name or None, d="M" + "L".join(places))
     if not series.is_dotted and len(places) > 1:
         return line
     dots = tag("path", class_=f"dots {series.look}", d="".join(f"M{place}h.01" for place in places))

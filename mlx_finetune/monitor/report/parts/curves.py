@@ -123,6 +123,7 @@ def _memory(summary: Summary) -> Chart:
         "Memory",
         tuple(series),
         write=format_bytes,
+        unit="B",
         note=note,
         limit=("limit", float(limit)) if limit is not None and is_near else None,
     )

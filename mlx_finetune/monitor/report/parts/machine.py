@@ -83,16 +83,13 @@ def _remarks(resources: Sequence[Resources]) -> Iterator[Html]:
 def _pictures(summary: Summary) -> Iterator[Html]:
     """Busy shares, power and temperature over the steps."""
     charts = (
-        (
-            "Busy",
-            (("processor", "second", _FIGURES[0][1]), ("GPU", "first", _FIGURES[1][1])),
-            lambda value: f"{value:.0f} %",
-        ),
-        ("Power", (("", "first", _FIGURES[7][1]),), lambda value: f"{value:.0f} W"),
-        ("Temperature", (("", "third", _FIGURES[10][1]),), lambda value: f"{value:.0f} \u00b0C"),
+        ("Busy", "%", (("processor", "second", _FIGURES[0][1]), ("GPU", "first", _FIGURES[1][1]))),
+        ("Power", "W", (("", "first", _FIGURES[7][1]),)),
+        ("Temperature", "\u00b0C", (("", "third", _FIGURES[10][1]),)),
     )
-    for title, picks, write in charts:
-        figure = draw(Chart(title, tuple(_series(summary.resources, *pick) for pick in picks), write=write))
+    for title, unit, picks in charts:
+        series = tuple(_series(summary.resources, *pick) for pick in picks)
+        figure = draw(Chart(title, series, write=lambda value, unit=unit: f"{value:.0f} {unit}", unit=unit))
         if figure is not None:
             yield figure
 

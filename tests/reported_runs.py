@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlx_finetune import rundir
@@ -70,7 +70,7 @@ def write_run(folder: Path, text: Turn = same, *, name: str = "tides") -> RunDir
     return run
 
 
-def write_events(run: RunDir, listed: list[Event]) -> None:
+def write_events(run: RunDir, listed: Sequence[Event]) -> None:
     """One event every second."""
     lines = [to_json(event, START + place) for place, event in enumerate(listed)]
     (run.path / rundir.EVENTS).write_text("".join(f"{line}\n" for line in lines), "utf-8", errors="surrogatepass")
@@ -82,7 +82,7 @@ def events(text: Turn = same) -> list[Event]:
     found: list[Event] = [
         Notice("warning", text("train: 3 of 83 rows are too long"), text("mlxft data check RECIPE")),
         Notice("info", text("37 % of 4000 tokens are learned")),
-        RunStarted(**(asdict(STARTED) | {"model": text("tiny-llama"), "device": text("CPU")})),
+        replace(STARTED, model=text("tiny-llama"), device=text("CPU")),
         Evaluated(0, 2.5, 100, is_best=True, seconds=0.1),
         *_answers(0, (prompt, text("I do not know that.")), (other, text("Hello"))),
     ]

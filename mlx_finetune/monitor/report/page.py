@@ -69,7 +69,7 @@ def _head(facts: ReportFacts, style: str, script: str) -> Iterator[Html]:
 
 def _asset(name: str) -> str:
     """A file beside this module; it holds no ``</``, which would end its element."""
-    text = (resources(__package__) / name).read_text("utf-8")
+    text = (resources("mlx_finetune.monitor.report") / name).read_text("utf-8")
     assert "</" not in text, name
     return text
 

@@ -1,4 +1,4 @@
-"""A report in a real browser, from file://: it asks nobody, says nothing on the console, and reads without JavaScript."""
+"""A report in a real browser, from file://: it asks nobody, the console is empty, and it reads without JavaScript."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -77,7 +77,7 @@ def train_seconds(facts: ReportFacts) -> float | None:
     return sum(one.step_seconds for one in facts.summary.steps) if facts.summary.steps else None
 
 
-def _verdicts(facts: ReportFacts) -> Iterator[Html]:
+def _verdicts(facts: ReportFacts) -> Iterator[Html | None]:
     yield _ended(facts)
     yield _learned(facts)
     if facts.evaluations:

@@ -49,10 +49,12 @@ def log_axis(low: float, high: float) -> Axis:
     return Axis(first, last, tuple(_power(number) for number in range(first, last + 1)), is_log=True)
 
 
-def value_axis(values: Sequence[float], write: Callable[[float], str] | None, *, from_zero: bool) -> Axis:
-    """The axis for ``values``: logarithmic where they span so much that small ones would lie on the ground."""
+def value_axis(
+    values: Sequence[float], write: Callable[[float], str] | None, *, from_zero: bool, may_be_log: bool = False
+) -> Axis:
+    """The axis for ``values``; with ``may_be_log`` logarithmic where small ones would lie on the ground."""
     low, high = min(values), max(values)
-    if low > 0 and high / low > 200 and write is None:
+    if may_be_log and low > 0 and high / low > 200:
         return log_axis(low, high)
     return linear_axis(min(0.0, low) if from_zero else low, high, write)
 

@@ -32,7 +32,7 @@ class Chart:
     """Curves over steps. ``marks`` are steps with a line across, ``best`` a point to mark, ``limit`` a line along.
 
     ``write`` makes text of a value. ``unit`` is what the script writes behind one; "B" asks it for kB, MB and so on.
-    With ``cuts_spikes`` the first series may leave the plot at the top.
+    With ``cuts_spikes`` the first series may leave the plot at the top; ``may_be_log`` allows a logarithmic scale.
     """
 
     title: str
@@ -45,6 +45,7 @@ class Chart:
     marks: tuple[float, ...] = ()
     from_zero: bool = True
     cuts_spikes: bool = False
+    may_be_log: bool = False
 
 
 def draw(chart: Chart) -> Html | None:
@@ -56,7 +57,9 @@ def draw(chart: Chart) -> Html | None:
     x_axis = linear_axis(0.0 if series[0].xs[0] <= 1 else series[0].xs[0], max(one.xs[-1] for one in series))
     values = [value for one in series for value in one.ys] + ([chart.limit[1]] if chart.limit else [])
     top = _top(series) if chart.cuts_spikes else max(values)
-    y_axis = value_axis([min(value, top) for value in values], chart.write, from_zero=chart.from_zero)
+    y_axis = value_axis(
+        [min(value, top) for value in values], chart.write, from_zero=chart.from_zero, may_be_log=chart.may_be_log
+    )
     note = " ".join(part for part in (chart.note, _above(series[0], y_axis)) if part)
     marks = [_mark(step, x_axis) for step in chart.marks]
     plot = tag(
@@ -74,12 +77,13 @@ def draw(chart: Chart) -> Html | None:
     )
     return tag(
         "figure",
-        tag("figcaption", tag("b", chart.title), *_legend(chart, series), tag("span", class_="readout")),
+        tag("figcaption", tag("b", chart.title), *_legend(chart, series)),
         tag(
             "div",
             tag("div", *(tag("span", label) for label in reversed(y_axis.labels)), class_="y"),
             plot,
             tag("div", *(tag("span", label) for label in x_axis.labels), class_="x"),
+            tag("div", class_="readout"),
             class_="plot",
         ),
         tag("p", note, class_="note") if note else None,
@@ -149,7 +153,7 @@ def _x(value: float, axis: Axis) -> str:
 
 
 def _y(value: float, axis: Axis) -> str:
-    return _short(_HEIGHT * (1 - axis.place(value)))
+    return _short(_HEIGHT * (1 - min(1.0, axis.place(value))))  # what is above the plot runs along its edge
 
 
 def _short(value: float) -> str:

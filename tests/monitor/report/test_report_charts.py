@@ -39,12 +39,13 @@ def test_every_value_lies_on_the_axis_and_the_figures_are_few(low: float, size: 
 
 
 def test_values_over_many_powers_of_ten_get_a_logarithmic_axis() -> None:
-    axis = value_axis([0.01, 1.0, 5000.0], None, from_zero=True)
+    axis = value_axis([0.01, 1.0, 5000.0], None, from_zero=True, may_be_log=True)
     assert axis.labels == ("0.01", "0.1", "1", "10", "100", "1,000", "10,000")
     assert axis.place(1.0) == pytest.approx(1 / 3)
     assert axis.place(0.0) == 0.0
     assert log_axis(1.0, 1.0).labels == ("1", "10")
-    assert not value_axis([1.0, 100.0], None, from_zero=True).is_log
+    assert not value_axis([1.0, 100.0], None, from_zero=True, may_be_log=True).is_log
+    assert not value_axis([0.01, 5000.0], None, from_zero=True).is_log
 
 
 def test_a_spike_in_a_hundred_thousand_steps_is_still_in_the_picture() -> None:

@@ -104,7 +104,7 @@ def test_what_was_not_measured_is_called_so(tmp_path: Path) -> None:
     assert "Machine and energy Not measured in this run." in page
     assert "Wh" not in page
     with_machine = words(golden_report.page(tmp_path / "full"))
-    assert "not measured GPU busy, memory of the GPU, swapped out" in with_machine
+    assert "Not measured: GPU busy, memory of the GPU, swapped out" in with_machine
 
 
 def test_losses_that_are_not_finite_leave_a_gap_and_no_report_fails(tmp_path: Path) -> None:

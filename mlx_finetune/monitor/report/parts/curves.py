@@ -50,6 +50,7 @@ def _charts(facts: ReportFacts) -> Iterator[Chart]:
         limit=_norm_limit(facts),
         marks=marks,
         cuts_spikes=True,
+        may_be_log=True,
     )
     yield Chart(
         "Targets a second",
@@ -115,7 +116,7 @@ def _memory(summary: Summary) -> Chart:
     watched = [(float(one.step), float(one.process_bytes)) for one in summary.resources if one.process_bytes]
     if watched:
         xs, ys = zip(*watched, strict=True)
-        series.append(Series("process, as the system counts it", "third", xs, ys))
+        series.append(Series("process", "third", xs, ys))
     limit = summary.started.memory_limit_bytes if summary.started else None
     is_near = limit is not None and bool(peak) and max(peak) > limit / 3
     note = "" if limit is None or is_near else f"The limit of {format_bytes(limit)} is far above this picture."

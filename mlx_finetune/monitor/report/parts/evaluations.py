@@ -11,6 +11,10 @@ from mlx_finetune.units import counted
 #: Evaluations that are written out; older ones have their verdict only.
 _MOST_WHOLE = 8
 _MOST_CATEGORIES = 40
+_HOW_TO_READ = (
+    "Base is the model before training, tuned is with what was trained, both on the same rows. 95 times of 100 an interval "
+    "holds the true value. Better and worse are said only where a test finds the change too large for chance."
+)
 _LOOKS = {"learned": "good", "worse": "bad"}
 
 
@@ -22,11 +26,7 @@ def evaluations(facts: ReportFacts) -> Html | None:
     return section(
         "evaluation",
         "What it learned, measured",
-        tag(
-            "p",
-            "Base is the model before training, tuned is with what was trained, both on the same rows.",
-            class_="hint",
-        ),
+        tag("p", _HOW_TO_READ, class_="hint"),
         *(_evaluation(one) for one in facts.evaluations[:_MOST_WHOLE]),
         details(f"{len(older)} older", tag("ul", *(_older(one) for one in older[:200]))) if older else None,
         *(tag("p", code(f"eval/{name}"), " cannot be read and is left out.") for name in facts.damaged[:20]),
@@ -75,13 +75,7 @@ def _figures(measures: Sequence[Measured]) -> Html:
     for one in measures:
         cells: list[Child] = [_value(one.sides[side]) if side in one.sides else "" for side in sides]
         rows.append([foreign(one.title, 120), *cells, *(_change(one) if has_change else _alone(one))])
-    note = tag(
-        "p",
-        "95 times of 100 such an interval holds the true value. Better and worse are only said where a test finds the "
-        "change too large for chance.",
-        class_="note",
-    )
-    return Html(table(head, rows, class_="figures").text + note.text)
+    return table(head, rows, class_="figures")
 
 
 def _change(one: Measured) -> list[Child]:

@@ -37,6 +37,7 @@ def machine(facts: ReportFacts) -> Html:
         "Machine and energy",
         tag("p", *_energy(facts)),
         table(("", "mean", "lowest", "highest"), _rows(summary.resources), class_="figures"),
+        _missing(summary.resources),
         tag("ul", *_remarks(summary.resources)),
         tag("div", *_pictures(summary), class_="charts"),
     )
@@ -54,16 +55,17 @@ def _energy(facts: ReportFacts) -> Iterator[Child]:
 
 
 def _rows(resources: Sequence[Resources]) -> Iterator[list[Child]]:
-    """Mean, lowest and highest of what was measured; what never was is named in one line."""
-    missing: list[str] = []
+    """Mean, lowest and highest of what was measured."""
     for name, pick, write in _FIGURES:
         values = [value for one in resources if (value := pick(one)) is not None]
         if values:
             yield [name, *map(write, (sum(values) / len(values), min(values), max(values)))]
-        else:
-            missing.append(name)
-    if missing:
-        yield ["not measured", ", ".join(missing), "", ""]
+
+
+def _missing(resources: Sequence[Resources]) -> Html | None:
+    """What no source told, in one line."""
+    names = [name for name, pick, _ in _FIGURES if all(pick(one) is None for one in resources)]
+    return tag("p", f"Not measured: {', '.join(names)}.", class_="note") if names else None
 
 
 def _remarks(resources: Sequence[Resources]) -> Iterator[Html]:
@@ -71,13 +73,15 @@ def _remarks(resources: Sequence[Resources]) -> Iterator[Html]:
     count = len(resources)
     slowed = [one.throttled for one in resources if one.throttled]
     if slowed:
-        yield tag("li", f"Slowed down in {len(slowed) / count:.0%} of the looks: ", foreign(slowed[-1]), ".")
+        yield tag("li", f"Slowed down in {len(slowed) / count:.0%} of the measurements: ", foreign(slowed[-1]), ".")
     tight = [one.pressure for one in resources if one.pressure not in (None, "", "normal")]
     if tight:
-        yield tag("li", f"Memory was short in {len(tight) / count:.0%} of the looks (", foreign(str(tight[-1])), ").")
+        yield tag(
+            "li", f"Memory was short in {len(tight) / count:.0%} of the measurements (", foreign(str(tight[-1])), ")."
+        )
     battery = [one for one in resources if one.on_battery]
     if battery:
-        yield tag("li", f"On battery in {len(battery) / count:.0%} of the looks.")
+        yield tag("li", f"On battery in {len(battery) / count:.0%} of the measurements.")
 
 
 def _pictures(summary: Summary) -> Iterator[Html]:

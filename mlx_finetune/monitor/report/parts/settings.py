@@ -15,7 +15,7 @@ def settings(facts: ReportFacts) -> Html | None:
     if not facts.choices and not facts.recipe:
         return None
     chosen = [one for one in facts.choices if one.origin == "chosen"]
-    asked = [one for one in facts.choices if one.origin == "asked"]
+    asked = [one for one in facts.choices if one.origin == "asked" and one.value]
     rest = [one for one in facts.choices if one.origin == "default" and one.value]
     return section(
         "recipe",

@@ -12,8 +12,8 @@ from mlx_finetune.units import counted
 _MOST_WHOLE = 8
 _MOST_CATEGORIES = 40
 _HOW_TO_READ = (
-    "Base is the model before training, tuned is with what was trained, both on the same rows. 95 times of 100 an interval "
-    "holds the true value. Better and worse are said only where a test finds the change too large for chance."
+    "Base is the model before training, tuned is with what was trained, both on the same rows. 95 times of 100 an "
+    "interval holds the true value. Better and worse are said only where a test finds the change too large for chance."
 )
 _LOOKS = {"learned": "good", "worse": "bad"}
 

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "generate": "Answer one prompt or a file of prompts.",
     "eval": "What a run learned and forgot: base beside tuned, with intervals.",
     "serve": "Answer over HTTP as OpenAI does, on this machine.",
+    "report": "A run as one page for any browser: curves, answers, verdict.",
     "runs": "List, show, compare or remove runs.",
     "recipe": "List, show, copy or check recipes.",
     "models": "List, fetch or remove models.",

@@ -218,6 +218,17 @@ def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_
         click.echo(f"\ninterrupted{kept}", err=True)
     elif place is not None:
         click.echo(f"\nkept in {path}.json and .csv", err=True)
+        _renew_report(place.folder.parent)
         click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
     else:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)
+
+
+def _renew_report(folder: Path) -> None:
+    """The page of the run with this evaluation, where it has one that nobody has edited."""
+    from mlx_finetune.commands.report import try_report
+    from mlx_finetune.rundir import RunDir
+
+    path, warnings = try_report(RunDir(folder), only_renew=True)
+    for line in [f"report renewed: {_shown(path)}"] if path else warnings:
+        click.echo(line, err=True)

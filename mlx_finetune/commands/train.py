@@ -115,12 +115,14 @@ def _train(
     """Train to the end; the last words and the exit code."""
     from mlx_finetune.app import supervise
     from mlx_finetune.commands.closing import ended_lines, go_on_lines
+    from mlx_finetune.commands.report import try_report
 
     supervised = supervise.supervise(request, run, recipe, view)
     hostfile = [] if request.hostfile is None else ["--hostfile", str(request.hostfile)]
     options = [part for one in request.overrides for part in ("--set", one)]
     go_on = go_on_lines(str(request.recipe), [*options, *hostfile])
-    lines = ended_lines(supervised, summary, run, go_on)
+    report, warnings = (None, []) if supervised.ending.kind == "refused" else try_report(run)
+    lines = [*warnings, *ended_lines(supervised, summary, run, go_on, report)]
     if request.num_ranks > 1 and supervised.ending.kind == "failed" and run.checkpoints():
         lines = [*lines, *go_on]
     return lines, supervised.exit_code

@@ -1,7 +1,7 @@
 """One training from a recipe to its results: prepare, loop, publish. The steps are in the order of the prose.
 
 What was decided is written before step 1: recipe.toml (as asked), resolved.toml (every default and automatic choice
-with its reason), run.json (identity and status).
+with its reason), data_card.json (what the data is), run.json (identity and status).
 """
 
 import copy
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mlx_finetune import durable, rundir
+from mlx_finetune.dataset.card import card_json
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.events import Event, Notice, RunFinished, RunStarted
 from mlx_finetune.hardware.safer import Safer
@@ -285,9 +286,10 @@ def _write_decisions(
     *,
     is_extended: bool,
 ) -> dict[str, object]:
-    """Write recipe.toml, resolved.toml and run.json; returns the fields of run.json."""
+    """Write recipe.toml, resolved.toml, data_card.json and run.json; returns the fields of run.json."""
     durable.write_text(run.file(rundir.RECIPE), loaded.text)
     durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, prepared.reasons))
+    durable.write_json(run.file(rundir.DATA_CARD), card_json(prepared.card))
     created = (admission.run_info or {}).get("created") or datetime.now(UTC).isoformat(timespec="seconds")
     info: dict[str, object] = {
         "format_version": rundir.FORMAT_VERSION,

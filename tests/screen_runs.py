@@ -1,5 +1,6 @@
 """Run folders for the tests of the full-screen monitor: a run in the middle of its work, with everything to look at."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,19 @@ from mlx_finetune.rundir import EVENTS, MANIFEST, RunDir
 START = 1_700_000_000.0  # 22:13:20 UTC
 STEP_SECONDS = 2.0
 STARTED = RunStarted(
-    "adapters/demo", "tiny-llama", "sft", 0, 400, 100, 800, 80, 1_000_000, 135_000_000, "Apple M4 Pro", "bfloat16", 18 * 10**9
+    "adapters/demo",
+    "tiny-llama",
+    "sft",
+    0,
+    400,
+    100,
+    800,
+    80,
+    1_000_000,
+    135_000_000,
+    "Apple M4 Pro",
+    "bfloat16",
+    18 * 10**9,
 )
 READING = Resources(
     step=0,
@@ -64,7 +77,9 @@ def step(number: int, *, total: int = 400) -> StepDone:
     rate = 1e-4 * (1 + math.cos(math.pi * number / total))
     norm = 0.5 + 0.3 * math.sin(number * 0.9) ** 2
     speed = 800.0 + 20 * math.sin(number * 0.05)
-    return StepDone(number, number / 100, loss_at(number), rate, norm, 400, 500, 0.06, 2.0, speed, 9 * 10**9, 11 * 10**9)
+    return StepDone(
+        number, number / 100, loss_at(number), rate, norm, 400, 500, 0.06, 2.0, speed, 9 * 10**9, 11 * 10**9
+    )
 
 
 def evaluated(number: int, place: int) -> Sequence[Event]:
@@ -95,14 +110,10 @@ def working_run(*, steps: int = 320) -> list[Record]:
         events.append(step(number))
         if number % 5 == 0:
             busy = 90 + 8 * math.sin(number / 9)
-            events.append(READING.__class__(**{**_fields(READING), "step": number, "gpu_percent": busy}))
+            events.append(dataclasses.replace(READING, step=number, gpu_percent=busy))
         if number in (100, 200, 300):
             events += evaluated(number, number // 100)
     return at_pace(events)
-
-
-def _fields(event: Resources) -> dict[str, object]:
-    return {name: getattr(event, name) for name in event.__slots__}
 
 
 def at_pace(events: Sequence[Event], *, start: float = START) -> list[Record]:

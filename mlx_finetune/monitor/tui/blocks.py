@@ -45,9 +45,11 @@ def most(lines: Lines, count: int, *, width: int) -> Lines:
     return [*lines[: count - 1], last.append(" ...", "dim")] if count > 0 else []
 
 
-def title(text: str, width: int, more: str = "") -> Text:
+def title(text: str, width: int, more: str = "", *, legend: Text | None = None) -> Text:
     """A heading that is a rule as well; ``more`` is said at its right end where there is room."""
     line = Text.assemble((_LEFT * 2, "dim"), " ", (text, "bold"), " ")
+    if legend is not None:
+        line.append(_LEFT * 2, "dim").append(" ").append_text(legend)
     room = width - line.cell_len
     if more and len(more) + 4 <= room:
         return line.append(_LEFT * (room - len(more) - 3), "dim").append(f" {more} {_LEFT}", "dim")

@@ -31,16 +31,18 @@ class Curve:
     in_range: bool = True
 
 
-def draw_chart(curves: Sequence[Curve], *, width: int, height: int, label: str = "step") -> list[Text]:
+def draw_chart(
+    curves: Sequence[Curve], *, width: int, height: int, y_range: tuple[float, float] | None = None
+) -> list[Text]:
     """``height`` lines of ``width`` cells: the curves, then one line of figures for x. Empty where nothing can be seen.
 
-    ``label`` says what x counts.
+    ``y_range`` is that of the curves where it is not given.
     """
     given = [curve for curve in curves if curve.points]
     if not given or width < LEAST_WIDTH or height < LEAST_HEIGHT:
         return []
     rows = height - 2
-    low, high = _y_range(given)
+    low, high = y_range or _y_range(given)
     ticks = _y_ticks(low, high, rows)
     names = _figures(list(ticks.values()))
     gutter = max((len(name) for name in names), default=1) + 2
@@ -50,7 +52,7 @@ def draw_chart(curves: Sequence[Curve], *, width: int, height: int, label: str =
     cells = _draw(given, (first, last), (low, high), columns, rows)
     named = dict(zip(ticks, names, strict=True))
     lines = [_row(named.get(row), gutter, cells[row]) for row in range(rows)]
-    return [*lines, *_x_axis(first, last, gutter, columns, label)]
+    return [*lines, *_x_axis(first, last, gutter, columns)]
 
 
 Cell = tuple[str, str]  # a character and its style
@@ -138,7 +140,7 @@ def _figures(values: Sequence[float]) -> list[str]:
 
 def _row(name: str | None, gutter: int, cells: Sequence[Cell]) -> Text:
     """One line: figure, axis, cells; neighbours of one style are one piece."""
-    line = Text(f"{name or '':>{gutter - 1}} {_TICK if name is not None else _WALL}", "dim", end="")
+    line = Text.assemble((f"{name or '':>{gutter - 1}} {_TICK if name is not None else _WALL}", "dim"), end="")
     start = 0
     for column in range(1, len(cells) + 1):
         if column == len(cells) or cells[column][1] != cells[start][1]:
@@ -147,11 +149,11 @@ def _row(name: str | None, gutter: int, cells: Sequence[Cell]) -> Text:
     return line
 
 
-def _x_axis(first: float, last: float, gutter: int, columns: int, label: str) -> list[Text]:
+def _x_axis(first: float, last: float, gutter: int, columns: int) -> list[Text]:
     """The floor with its ticks, and the figures below it; the last one says what is counted."""
     ticks: list[tuple[int, str]] = []
     size = max(1.0, _round_up((last - first) / max(1, columns // 14))) if last > first else 1.0
-    end, taken = f"{label} {last:,.0f}", 0
+    end, taken = f"step {last:,.0f}", 0
     for number in range(math.ceil(first / size), math.floor(last / size) + 1):
         column, name = _place(number * size, first, last, columns), f"{number * size:,.0f}"
         start = max(0, column - len(name) // 2)

@@ -6,12 +6,13 @@ from rich.text import Text
 
 from mlx_finetune.monitor.plain import number
 from mlx_finetune.monitor.summary import Summary
-from mlx_finetune.monitor.tui.blocks import Lines, beside, fit, title
+from mlx_finetune.monitor.tui.blocks import Lines, beside, title
 from mlx_finetune.monitor.tui.chart import Curve, draw_chart
 from mlx_finetune.monitor.tui.watched import Watched
 
 SMOOTH, VALID = "cyan", "magenta"
 _MARK, _BEST = "\u25c6", "\u2605"
+_EACH, _LINE = "\u2801\u2802\u2804", "\u2809\u2812\u2824"
 _FALLING, _RISING, _FLAT = "\u2198", "\u2197", "\u2192"
 _ARROWS = {"falling": (_FALLING, "green"), "rising": (_RISING, "yellow"), "flat": (_FLAT, "dim"), "": ("", "")}
 #: Shares of a run, counted from its end, that the curves may be cut to.
@@ -36,21 +37,17 @@ def loss_block(watched: Watched, *, width: int, height: int, zoom: int = 0) -> L
         Curve(watched.curves["smooth"].points(most, first), SMOOTH),
         Curve(valid, VALID, _MARK if len(valid) <= width // 4 else ""),
     ]
-    heading = title("loss", width, ZOOMS[zoom][1] if zoom else "")
-    chart = draw_chart(curves, width=width, height=height - 2)
-    if not chart:
-        return [heading, Text(" the curve begins with the first steps" if height > 1 else "", "dim")]
-    return [heading, *chart, _legend(watched, width)]
+    heading = title("loss", width, ZOOMS[zoom][1] if zoom else "", legend=_legend(watched) if width >= 56 else None)
+    chart = draw_chart(curves, width=width, height=height - 1)
+    return [heading, *(chart or [Text(" the curve begins with the first steps", "dim")])]
 
 
-def _legend(watched: Watched, width: int) -> Text:
-    has_valid = bool(watched.summary.evaluations)
-    line = Text.assemble(
-        " ", ("\u2801\u2802\u2804", "dim"), " each step  ", ("\u2809\u2812\u2824", SMOOTH), " smoothed"
-    )
-    if has_valid:
+def _legend(watched: Watched) -> Text:
+    """What each kind of line means, for the heading."""
+    line = Text.assemble((_EACH, "dim"), " each step  ", (_LINE, SMOOTH), " smoothed")
+    if watched.summary.evaluations:
         line.append(f"  {_MARK}", VALID).append(" validation")
-    return fit(line, width)
+    return line.append(" ")
 
 
 def loss_parts(summary: Summary) -> list[Text]:
@@ -76,7 +73,7 @@ def curves_lines(watched: Watched, *, width: int, height: int, zoom: int = 0) ->
     """The loss above, four small charts below: beside each other as far as they fit, one below the other else."""
     columns = 4 if width >= 160 else 2 if width >= 64 else 1
     rows = 4 // columns
-    small = max(6, min(12, (height - 10) // rows)) if columns > 1 else 7
+    small = max(6, min(9, (height - 10) // rows)) if columns > 1 else 7
     upper = max(8, height - small * rows) if columns > 1 else max(6, height)
     lines = loss_block(watched, width=width, height=upper, zoom=zoom)
     return [*lines, *small_charts(watched, width=width, columns=columns, height=small, zoom=zoom)]

@@ -25,7 +25,6 @@ from mlx_finetune.monitor.tui.words import ago
 from mlx_finetune.units import format_bytes
 
 _WARNING, _ERROR = "yellow", "red"
-CLOCK_WIDTH = 10
 
 
 def events_lines(watched: Watched, *, width: int) -> Lines:
@@ -42,11 +41,12 @@ def event_lines(record: Record, summary: Summary, *, width: int) -> Lines:
         return []
     is_wide = width >= 60
     moment = time.strftime("%H:%M:%S" if is_wide else "%H:%M", time.localtime(record.time))
-    indent = " " * (CLOCK_WIDTH if is_wide else 1)
+    clock = f" {moment} "
+    indent = " " * (len(clock) if is_wide else 2)
     lines: Lines = []
     for sentence, style in _sentences(record, summary):
-        head = f" {moment} " if not lines else indent
-        wrapped = wrap(sentence, max(8, width - len(indent)), style=style)
+        head = indent if lines else clock
+        wrapped = wrap(sentence, width - len(clock), style=style)
         first = [Text.assemble((head, "dim"), wrapped[0])]
         lines += [*first, *(Text.assemble(indent, line) for line in wrapped[1:])]
     return lines
@@ -75,10 +75,11 @@ def _sentences(record: Record, summary: Summary) -> Iterator[tuple[str, str]]:
 
 def last_warning(watched: Watched, *, width: int) -> Lines:
     """The newest warning, restart, pause or failure in one line; nothing for a quiet run."""
-    kinds = Restarted | Paused | RunFailed | TimeJump
     for record in reversed(watched.records):
         event = record.event
-        if isinstance(event, kinds) or (isinstance(event, Notice) and event.level == "warning"):
+        is_over = isinstance(event, Paused) and watched.summary.paused is None
+        is_warning = isinstance(event, Notice) and event.level == "warning"
+        if is_warning or (isinstance(event, Restarted | Paused | RunFailed) and not is_over):
             return [fit(event_lines(record, watched.summary, width=10_000)[0], width)]
     return []
 
@@ -103,9 +104,11 @@ def checkpoints_lines(watched: Watched, now: float, *, width: int) -> Lines:
 
 
 def _table(rows: list[tuple[str, ...]], width: int) -> Lines:
-    """A heading and rows, figures to the right; the marks come first where not all columns fit."""
+    """A heading and rows, figures to the right; the last columns are left out where not all fit."""
     if width < 56:
         rows = [(row[0], row[1], row[4], row[2], row[3]) for row in rows]
+    while sum(max(len(row[column]) for row in rows) + 2 for column in range(len(rows[0]))) > width:
+        rows = [row[:-1] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines: Lines = []
     for place, row in enumerate(rows):

@@ -117,11 +117,13 @@ def runs_lines(listing: Listing, chosen: int, shown: RunDir, now: float, *, widt
     rows = [_cells(one, shown, now) for one in listing.glances]
     widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
     widths[1] = min(widths[1], max(10, width // 3))
+    while sum(widths) + 2 * len(widths) > width + 2 and len(widths) > 3:
+        widths.pop()  # the last columns go where not all fit
     lines = [_line(heading, widths, "dim", width)]
     for place, (row, one) in enumerate(zip(rows, listing.glances, strict=True)):
         style = "reverse" if place == chosen else "green" if one.is_at_work else ""
         lines.append(_line(row, widths, style, width))
-    return [*lines, Text(""), Text(" up and down choose, Return shows the run", "dim")]
+    return [*lines, Text(""), Text(" up, down and Return: watch another run", "dim")]
 
 
 def _cells(one: Glance, shown: RunDir, now: float) -> tuple[str, ...]:
@@ -135,9 +137,10 @@ def _cells(one: Glance, shown: RunDir, now: float) -> tuple[str, ...]:
 
 def _line(cells: Sequence[str], widths: Sequence[int], style: str, width: int) -> Text:
     line = Text(style=style)
-    for cell, room in zip(cells, widths, strict=True):
+    for cell, room in zip(cells, widths, strict=False):
         shown = fit(Text(cell), room)
         line.append_text(shown).append(" " * (room - shown.cell_len) + "  ")
+    line.rstrip()
     line = fit(line, width)
     line.pad_right(width - line.cell_len)
     return line

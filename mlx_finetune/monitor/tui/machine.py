@@ -14,13 +14,19 @@ from mlx_finetune.monitor.tui.words import NOT_AVAILABLE
 from mlx_finetune.units import format_bytes, format_energy
 
 NAME_WIDTH = 14
-CHART_HEIGHT = 8
+CHART_HEIGHT, LEAST_CHART = 8, 4
+CHART_WIDTH = 24  # the least
+_CURVES: Sequence[tuple[str, str, tuple[float, float] | None]] = (
+    ("gpu", "GPU, %", (0.0, 100.0)),
+    ("cpu", "CPU, %", (0.0, 100.0)),
+    ("watts", "power, W", None),
+)
 
 
 def machine_lines(watched: Watched, *, width: int, height: int) -> Lines:
     """Every figure by name, and below them how busy GPU and CPU were where there is room."""
     lines = [*memory_lines(watched.summary, width=width), *resource_lines(watched.summary.resource, width=width)]
-    return [*lines, *_charts(watched, width, min(CHART_HEIGHT, max(6, height - len(lines))))]
+    return [*lines, *_charts(watched, width, max(LEAST_CHART, min(CHART_HEIGHT, height - len(lines) - 1)))]
 
 
 def memory_lines(summary: Summary, *, width: int) -> Lines:
@@ -113,13 +119,13 @@ def _source(resource: Resources) -> str | None:
 
 def _charts(watched: Watched, width: int, height: int) -> Lines:
     """How busy GPU and CPU were, beside each other; only what there are readings of."""
-    names: Sequence[tuple[str, str]] = (("gpu", "GPU, %"), ("cpu", "CPU, %"), ("watts", "power, W"))
-    known = [(name, text) for name, text in names if len(watched.curves[name].xs) > 1]
-    if not known or width < 40:
+    known = [(name, text, y_range) for name, text, y_range in _CURVES if len(watched.curves[name].xs) > 1]
+    known = known[: (width + 2) // (CHART_WIDTH + 2)]
+    if not known:
         return []
     each = (width - 2 * (len(known) - 1)) // len(known)
     blocks: list[tuple[Lines, int]] = []
-    for name, text in known:
+    for name, text, y_range in known:
         curve = Curve(watched.curves[name].points(4 * each), "cyan")
-        blocks.append(([title(text, each), *draw_chart([curve], width=each, height=height)], each))
-    return [Text(""), *beside(blocks)]
+        blocks.append(([title(text, each), *draw_chart([curve], width=each, height=height, y_range=y_range)], each))
+    return beside(blocks)

@@ -54,7 +54,7 @@ def figures(watched: Watched, now: float, *, width: int) -> Lines:
     """The numbers of the last step and of the machine, on as many lines as they need."""
     summary = watched.summary
     step, started = summary.step, summary.started
-    parts: list[Text | str] = []
+    parts: list[str] = []
     if step is not None:
         limit = f" of {format_bytes(started.memory_limit_bytes)}" if started and started.memory_limit_bytes else ""
         parts += [
@@ -64,8 +64,8 @@ def figures(watched: Watched, now: float, *, width: int) -> Lines:
             f"memory {format_bytes(step.active_memory_bytes)}{limit} (peak {format_bytes(step.peak_memory_bytes)})",
             _saved(watched, now),
         ]
-    parts += machine_parts(summary.resource)
-    return [Text.assemble(" ", line) for line in [*flow(loss_parts(summary), width - 1), *flow(parts, width - 1)]]
+    groups = (loss_parts(summary), parts, machine_parts(summary.resource))
+    return [Text.assemble(" ", line) for group in groups for line in flow(group, width - 1)]
 
 
 def _saved(watched: Watched, now: float) -> str:

@@ -32,12 +32,11 @@ class Series:
     xs: list[float] = field(default_factory=list[float])
     ys: list[float] = field(default_factory=list[float])
 
-    def add(self, x: float, y: float | None) -> None:
-        """One more point, at the right end."""
-        if y is None or y != y:
-            return
-        self.xs.append(x)
-        self.ys.append(y)
+    def extend(self, xs: Sequence[float], ys: Sequence[float | None]) -> None:
+        """More points, at the right end."""
+        pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None and y == y]
+        self.xs += [x for x, _ in pairs]
+        self.ys += [y for _, y in pairs]
         if len(self.xs) > 2 * MOST_POINTS:
             self.xs, self.ys = thin_extremes(self.xs, self.ys, MOST_POINTS)
 
@@ -90,12 +89,11 @@ class Curves:
             is_cut = len(items) < count or (count > 0 and items[count - 1] is not last)
             new = items if is_cut else items[count:]
             self._given[source] = len(items), items[-1] if items else None
+            steps = [item.step for item in new]
             for name, read in _READERS[source].items():
                 if is_cut:
                     self._series[name] = Series()
-                series = self._series[name]
-                for item in new:
-                    series.add(item.step, read(item))
+                self._series[name].extend(steps, [read(item) for item in new])
 
 
 class Watched:

@@ -31,12 +31,10 @@ def state_of(watched: Watched) -> State:
     if watched.is_loading:
         return State("reading", QUIET, f"{watched.num_read:,} events so far")
     match summary.outcome:
-        case RunFinished(step=step):
-            return State("finished", GOOD, f"at step {step}")
-        case RunStopped(step=step) if not watched.is_at_work:
-            return State("stopped", WAITING, f"after step {step}; everything up to there is saved")
-        case RunStopped(step=step):
-            return State("stopping", WAITING, f"after step {step}")
+        case RunFinished():
+            return State("finished", GOOD)
+        case RunStopped():
+            return State("stopping" if watched.is_at_work else "stopped", WAITING, "everything up to there is saved")
         case RunFailed(message=message) if not watched.is_at_work:
             return State("failed", BAD, one_line(message, 400))
         case RunFailed():
@@ -49,7 +47,7 @@ def _state_without_end(watched: Watched, summary: Summary) -> State:
     if not watched.is_at_work:
         if summary.first_time is None:
             return State("not started", QUIET, "its journal is empty")
-        return State("gone", BAD, f"without a word, after step {summary.steps_done}")
+        return State("gone", BAD, "without a word")
     if summary.paused is not None:
         return State("paused", WAITING, one_line(summary.paused.reason, 200))
     if summary.started is None or summary.is_preparing:
@@ -80,12 +78,13 @@ def share_done(watched: Watched) -> float | None:
 
 
 def seconds_left(watched: Watched, now: float) -> float | None:
-    """Until the last step; None where nothing moves or it is too early to say."""
+    """Until the last step; None where nothing moves, where it is too early to say, and where that time has gone by."""
     summary = watched.summary
     seconds = summary.remaining_seconds()
     if seconds is None or not watched.is_at_work or summary.outcome is not None or summary.paused is not None:
         return None
-    return max(0.0, seconds - max(0.0, now - summary.last_time))
+    silence = max(0.0, now - summary.last_time)
+    return None if silence > max(60.0, seconds) else max(0.0, seconds - silence)
 
 
 def clock(seconds: float, *, now: float) -> str:
@@ -96,8 +95,9 @@ def clock(seconds: float, *, now: float) -> str:
 
 
 def ago(moment: float, now: float) -> str:
-    """``3m 20s ago``."""
-    return f"{format_seconds(max(0.0, now - moment)).replace('.0 s', ' s')} ago"
+    """``3m 20s ago``, in whole seconds."""
+    seconds = max(0.0, now - moment)
+    return f"{seconds:.0f} s ago" if seconds < 59.5 else f"{format_seconds(seconds)} ago"
 
 
 def machine_parts(resource: Resources | None) -> list[str]:

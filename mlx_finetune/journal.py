@@ -4,10 +4,11 @@ One event is one line and one write; a torn last line is skipped by every reader
 and ``events``.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mlx_finetune import durable
 from mlx_finetune.events import Event, Record, from_json, to_json
@@ -68,9 +69,12 @@ class EventFollower:
     that differs are new. Costs a hash for each line.
     """
 
-    def __init__(self, path: Path, *, from_end: bool = False) -> None:
-        """``from_end`` leaves out what is there now."""
+    def __init__(
+        self, path: Path, *, from_end: bool = False, decode: Callable[[str | bytes], Any] = json.loads
+    ) -> None:
+        """``from_end`` leaves out what is there now; ``decode`` as in ``events.from_json``."""
         self._path = path
+        self._decode = decode
         self._lines: list[int] = []  # hashes of the lines up to _offset
         self._offset = 0
         self._last = b""  # the line that ends at _offset
@@ -95,7 +99,7 @@ class EventFollower:
             self._last = line + b"\n"
             self._offset += len(self._last)
             self._lines.append(hash(self._last))
-            record = from_json(line, len(self._lines) - 1)
+            record = from_json(line, len(self._lines) - 1, decode=self._decode)
             if record is not None:
                 yield record
         self._stamp = stamp

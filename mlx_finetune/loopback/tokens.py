@@ -26,10 +26,13 @@ class Token:
     is_new: bool
 
 
-def open_token(path: Path) -> Token:
-    """The token in ``path``, made there if the file does not exist. Raises ``RunError`` for a file that is not safe."""
+def open_token(path: Path, *, elsewhere: str = "name another file: --token-file FILE") -> Token:
+    """The token in ``path``, made there if the file does not exist. Raises ``RunError`` for a file that is not safe.
+
+    ``elsewhere`` says how another file can be named.
+    """
     try:
-        return Token(_read(path), path, is_new=False)
+        return Token(_read(path, elsewhere), path, is_new=False)
     except FileNotFoundError:
         pass
     text = f"mlxft-{secrets.token_urlsafe(32)}"
@@ -37,11 +40,9 @@ def open_token(path: Path) -> Token:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
-        return Token(_read(path), path, is_new=False)  # another server was faster
+        return Token(_read(path, elsewhere), path, is_new=False)  # another server was faster
     except OSError as error:
-        raise RunError(
-            f"the token cannot be kept in {path}: {error.strerror}", "name another file: --token-file FILE"
-        ) from None
+        raise RunError(f"the token cannot be kept in {path}: {error.strerror}", elsewhere) from None
     try:
         durable.write_all(descriptor, (text + "\n").encode("ascii"))
         durable.sync_file(descriptor)
@@ -50,17 +51,17 @@ def open_token(path: Path) -> Token:
     return Token(text, path, is_new=True)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, elsewhere: str) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise RunError(f"the token file {path} cannot be read: {error.strerror}", _OTHER) from None
+        raise RunError(f"the token file {path} cannot be read: {error.strerror}", elsewhere) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise RunError(f"the token file {path} is not a file", _OTHER)
+            raise RunError(f"the token file {path} is not a file", elsewhere)
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise RunError(
@@ -74,6 +75,3 @@ def _read(path: Path) -> str:
     if not _TOKEN.fullmatch(text):
         raise RunError(f"{path} holds no token: 20 to 200 letters, digits and signs on one line", f"rm {path}")
     return text
-
-
-_OTHER = "name another file: --token-file FILE"

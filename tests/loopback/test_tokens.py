@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.app.serve.tokens import open_token
 from mlx_finetune.errors import RunError
+from mlx_finetune.loopback.tokens import open_token
 
 
 def test_a_token_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.types import Receive, Scope
 
-from mlx_finetune.app.serve.refusals import RefusedError, from_validation
+from mlx_finetune.loopback.refusals import RefusedError, from_validation
 
 MAX_BODY_BYTES = 4_000_000
 BODY_SECONDS = 20.0

@@ -3,11 +3,9 @@
 import json
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 from pydantic import ValidationError
 
-from mlx_finetune.app.serve.wire import ErrorBody, ErrorReply
 from mlx_finetune.errors import MlxftError
 
 _TYPES: Mapping[int, str] = {
@@ -48,10 +46,11 @@ class RefusedError(Exception):
         if retry_after_seconds is not None:
             self.headers["retry-after"] = str(retry_after_seconds)
 
-    def reply(self) -> ErrorReply:
-        """The body of the answer."""
+    def encode(self) -> bytes:
+        """The body of the answer; half characters, which a client can send as escapes, are escaped again."""
         kind = _TYPES.get(self.status, "invalid_request_error")
-        return ErrorReply(error=ErrorBody(message=self.message, type=kind, param=self.param, code=self.code))
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode("ascii")
 
 
 def from_validation(error: ValidationError) -> RefusedError:
@@ -59,31 +58,26 @@ def from_validation(error: ValidationError) -> RefusedError:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     said = list(dict.fromkeys(f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems))
     more = f" (and {len(said) - _MAX_PROBLEMS} more)" if len(said) > _MAX_PROBLEMS else ""
-    message = _short("; ".join(said[:_MAX_PROBLEMS])) + more
+    message = short_line("; ".join(said[:_MAX_PROBLEMS])) + more
     return RefusedError(400, message, code="invalid_value", param=_place(problems[0]["loc"]))
 
 
 def from_error(error: MlxftError, *, param: str | None = None) -> RefusedError:
     """An error that the content of a request caused: a control marker, a prompt that is too long."""
     message = f"{error.message}; {error.hint}" if error.hint else error.message
-    return RefusedError(400, _short(message), code="invalid_value", param=param)
+    return RefusedError(400, short_line(message), code="invalid_value", param=param)
 
 
 def _place(location: Sequence[int | str]) -> str:
     """``messages.0.content``; names of alternatives of a union (``str``, ``list[str]``) are left out."""
     parts = [str(part) for part in location if isinstance(part, int) or (part.isidentifier() and part != "str")]
-    return _short(".".join(parts) or "body")
+    return short_line(".".join(parts) or "body")
 
 
-def _short(text: str) -> str:
-    """``text`` on one line, without what a terminal would obey, of at most 300 characters."""
+def short_line(text: str, most: int = _MAX_LETTERS) -> str:
+    """``text`` on one line, without what a terminal would obey, of at most ``most`` characters."""
     line = "".join(c if c.isprintable() else " " for c in text)
-    return line if len(line) <= _MAX_LETTERS else line[: _MAX_LETTERS - 3] + "..."
-
-
-def encode(reply: ErrorReply) -> bytes:
-    """The body as bytes; half characters, which a client can send as escapes, are escaped again."""
-    return json.dumps(cast("dict[str, object]", reply.model_dump())).encode("ascii")
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def places(error: BaseException) -> str:

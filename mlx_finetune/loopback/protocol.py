@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 protocol with the limits it leaves to others: slow headers, clients that never read, idle crowds.
 
-``keep-alive`` connections are uvicorn's to close. Written for uvicorn 0.54; tests/serving/test_slow_clients.py fails
+``keep-alive`` connections are uvicorn's to close. Written for uvicorn 0.54; tests/serving/test_connections.py fails
 when its protocol changes under us.
 """
 

@@ -2,7 +2,7 @@
 
 A web page can make a browser send requests to this machine. Host stops a foreign name that resolves to 127.0.0.1 (DNS
 rebinding), Origin and Sec-Fetch-Site stop other pages, the token stops every other program and user of the machine. No
-page may read an answer (no CORS) unless its origin was named with --cors.
+page may read an answer (no CORS) unless its origin was named.
 """
 
 import hmac
@@ -15,18 +15,18 @@ from typing import cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_finetune.app.serve.body import ClientGoneError
-from mlx_finetune.app.serve.refusals import RefusedError, encode, places
-from mlx_finetune.app.text import shorten
+from mlx_finetune.loopback.body import ClientGoneError
+from mlx_finetune.loopback.refusals import RefusedError, places, short_line
 
 Headers = dict[bytes, bytes]
 _HOST = re.compile(rb"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::(?P<port>[0-9]{1,5}))?")
 #: Key of the scope under which an endpoint leaves what the log may say about its answer.
 SAID = "mlxft.said"
 _LONGEST_PATH = 60
-#: May be asked without a token: they say nothing about the model.
-OPEN_PATHS = frozenset({"/health"})
+#: The one address that a server has without a token unless it says otherwise: it says nothing about the model.
+HEALTH = "/health"
 _LOOPBACK = (b"127.0.0.1", b"localhost", b"[::1]")
+#: On every answer that does not say something else under that name.
 _ALWAYS: Sequence[tuple[bytes, bytes]] = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -38,25 +38,32 @@ _ALWAYS: Sequence[tuple[bytes, bytes]] = (
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """Who is let in. ``token`` is None with --no-token; ``names`` are hosts besides the loopback ones."""
+    """Who is let in. ``token`` is None with --no-token; ``names`` are hosts besides the loopback ones.
+
+    ``open_paths`` are answered without a token; ``origin_hint`` says how a page of another origin could be let in.
+    """
 
     port: int
     token: str | None
     names: frozenset[bytes] = frozenset()
     origins: frozenset[bytes] = frozenset()
     is_remote: bool = False
+    open_paths: frozenset[str] = frozenset({HEALTH})
+    origin_hint: str = ""
 
 
 class Guard:
     """ASGI middleware, the outermost: lets in, refuses, and turns what nobody caught into one 500.
 
-    ``tell`` is handed a line about a failure of ours, without a word of the request's content.
+    ``tell`` is handed a line about each request unless it ``is_quiet``, and about each failure of ours, without a word
+    of the request's content.
     """
 
-    def __init__(self, app: ASGIApp, doors: Doors, tell: Callable[[str], None]) -> None:
+    def __init__(self, app: ASGIApp, doors: Doors, tell: Callable[[str], None], *, is_quiet: bool = False) -> None:
         self._app = app
         self._doors = doors
         self._tell = tell
+        self._is_quiet = is_quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,7 +77,9 @@ class Guard:
             nonlocal is_started, status
             if message["type"] == "http.response.start":
                 is_started, status = True, message["status"]
-                message["headers"] = [*message.get("headers", ()), *_ALWAYS, *cors]
+                own = list(message.get("headers", ()))
+                said = {name for name, _ in own}
+                message["headers"] = [*own, *(field for field in _ALWAYS if field[0] not in said), *cors]
             await send(message)
 
         try:
@@ -94,11 +103,11 @@ class Guard:
 
     def _log(self, scope: Scope, status: int, seconds: float) -> None:
         """One line: what was asked for, never what was said. ``status`` 0 is a client that went away."""
-        if scope["path"] in OPEN_PATHS and status == 200:
+        if self._is_quiet or (scope["path"] in self._doors.open_paths and status == 200):
             return
         said = f" {scope[SAID]}" if SAID in scope else ""
-        path = shorten(cast(str, scope["path"]), _LONGEST_PATH)
-        self._tell(f"{shorten(cast(str, scope['method']), 10)} {path} {status or 'gone'}{said} {seconds:.2f} s")
+        path = short_line(cast(str, scope["path"]), _LONGEST_PATH)
+        self._tell(f"{short_line(cast(str, scope['method']), 10)} {path} {status or 'gone'}{said} {seconds:.2f} s")
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         counts = [name for name, _ in cast("list[tuple[bytes, bytes]]", scope["headers"])]
@@ -109,7 +118,7 @@ class Guard:
             raise RefusedError(403, "this server does not go by the name in the Host header", closes=True)
         origin = headers.get(b"origin")
         if origin is not None and not self._is_known_origin(origin):
-            raise RefusedError(403, "pages of this origin may not ask; --cors ORIGIN lets one in", closes=True)
+            raise RefusedError(403, f"pages of this origin may not ask{self._doors.origin_hint}", closes=True)
         site = headers.get(b"sec-fetch-site", b"none")
         if origin is None and site not in (b"none", b"same-origin"):
             raise RefusedError(403, "pages of other sites may not ask", closes=True)
@@ -120,7 +129,7 @@ class Guard:
 
     def _check_token(self, scope: Scope, headers: Headers) -> None:
         token = self._doors.token
-        if token is None or scope["path"] in OPEN_PATHS:
+        if token is None or scope["path"] in self._doors.open_paths:
             return
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode("ascii")):
@@ -157,7 +166,7 @@ def _is_address(name: bytes) -> bool:
 async def send_refusal(send: Send, refused: RefusedError) -> None:
     """Answer with the error object of ``refused``."""
     headers: Mapping[str, str] = {"connection": "close", **refused.headers} if refused.closes else refused.headers
-    body = encode(refused.reply())
+    body = refused.encode()
     fields = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
     fields += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
     await send({"type": "http.response.start", "status": refused.status, "headers": fields})

@@ -7,7 +7,7 @@ colours groups of tokens stand in marks. Token texts are shown with ``dataset.vi
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
@@ -310,6 +310,32 @@ def _top_html(title: str, found: Sequence[Moved]) -> str:
         for one in found
     )
     return f'<table class="ms-top"><caption>{title}</caption>{rows}</table>'
+
+
+def microscope_json(microscope: Microscope) -> dict[str, object]:
+    """Everything that is shown, as plain values for another program; texts as they are."""
+    findings = find(microscope)
+    return {
+        **asdict(microscope.measured),
+        "shares": {name: findings.share(name) for name in MEANINGS if name != "context"},
+        "num_targets": findings.num_targets,
+        "base_loss": findings.base,
+        "tuned_loss": findings.tuned,
+        "gains": [_moved_json(one) for one in findings.gains],
+        "losses": [_moved_json(one) for one in findings.losses],
+        "rows": [
+            {
+                "where": row.where,
+                "notes": list(row.notes),
+                "tokens": [token._asdict() | {"verdict": verdict(token)} for token in row.tokens],
+            }
+            for row in microscope.rows
+        ],
+    }
+
+
+def _moved_json(one: Moved) -> dict[str, object]:
+    return {"where": one.where, "before": one.before, "after": one.after, **one.token._asdict()}
 
 
 def _line(text: str) -> str:

@@ -38,7 +38,7 @@ def _said(event: Event) -> list[str]:
     ("event", "said"),
     [
         (STARTED, ["training tiny-llama from step 1 to 40 on CPU"]),
-        (Notice("warning", "3 rows are too long", "mlxft data check"), ["warning: 3 rows are too long", "hint: mlxft data check"]),
+        (Notice("warning", "3 rows", "mlxft data"), ["warning: 3 rows", "hint: mlxft data"]),
         (Notice("info", "the mask"), ["note: the mask"]),
         (Evaluated(4, 1.25, 9, True, 1.0), ["step 4: validation loss 1.2500"]),
         (Evaluated(4, None, 9, True, 1.0), ["step 4: validation loss not finite"]),

@@ -127,7 +127,7 @@ def _train(
     options = [part for one in request.overrides for part in ("--set", one)]
     go_on = go_on_lines(str(request.recipe), [*options, *hostfile])
     lines = ended_lines(supervised, summary, run, go_on)
-    lines = [*lines, *(f"{name}: {look_line(name, run)}" for name in names if run.file(TRACKERS).is_dir())]
+    lines = [*(f"{name}: {look_line(name, run)}" for name in names if run.file(TRACKERS).is_dir()), *lines]
     if request.num_ranks > 1 and supervised.ending.kind == "failed" and run.checkpoints():
         lines = [*lines, *go_on]
     return lines, supervised.exit_code

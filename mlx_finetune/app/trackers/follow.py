@@ -8,11 +8,11 @@ goes to ``trackers/NAME.log`` of the run. Nothing in here is seen by the trainin
 import argparse
 import json
 import os
-import select
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for the training; the end of stdin tells that it is over
-    say = _own_stdout()
+    over, say = _watch_stdin(), _own_stdout()
     run = RunDir(given.run)
-    if not _wait_for_start(run, given.since, say):
+    if not _wait_for_start(run, given.since, over, say):
         return 0
     try:
-        _follow(run, given.tracker, say, is_fork=given.fork)
+        _follow(run, given.tracker, over, say, is_fork=given.fork)
     except (Exception, SystemExit) as error:  # whatever a library raises: the training has no part in it
         traceback.print_exc()
         say(f"warning: {given.tracker} failed, and the training goes on without it: {_sentence(error)}")
@@ -71,11 +71,11 @@ def _own_stdout() -> Callable[[str], None]:
     return say
 
 
-def _wait_for_start(run: RunDir, since: float, say: Callable[[str], None]) -> bool:
+def _wait_for_start(run: RunDir, since: float, over: threading.Event, say: Callable[[str], None]) -> bool:
     """Wait until the training has begun after ``since``; False where it ended before that."""
     follower = EventFollower(run.file(EVENTS))
     while True:
-        is_over = _is_over(POLL_SECONDS)
+        is_over = over.wait(POLL_SECONDS)
         if any(isinstance(record.event, RunStarted) and record.time >= since for record in follower.poll()):
             return True
         if is_over:
@@ -83,18 +83,26 @@ def _wait_for_start(run: RunDir, since: float, say: Callable[[str], None]) -> bo
         say("")
 
 
-def _is_over(seconds: float) -> bool:
-    """Wait so long, or until stdin ends; True where it has."""
-    readable, _, _ = select.select([_STDIN], [], [], seconds)
-    return bool(readable) and not os.read(_STDIN, 1024)
+def _watch_stdin() -> threading.Event:
+    """Set when stdin has ended. From then on the system ends this process, should it hang, when its time is up."""
+    over = threading.Event()
+
+    def wait() -> None:
+        while os.read(_STDIN, 1024):
+            pass
+        signal.alarm(FINISH_SECONDS)
+        over.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return over
 
 
-def _follow(run: RunDir, name: str, say: Callable[[str], None], *, is_fork: bool) -> None:
+def _follow(run: RunDir, name: str, over: threading.Event, say: Callable[[str], None], *, is_fork: bool) -> None:
     folder = run.file(TRACKERS)
     durable.make_folder(folder)
     os.dup2(durable.open_append(folder / f"{name}.log"), _STDERR)
     os.dup2(_STDERR, _STDOUT)
-    info = cast("dict[str, object]", json.loads(run.file(RUN_INFO).read_bytes()))
+    info = _run_info(run)
     place = folder / f"{name}.json"
     sent = Sent.load(place, str(info.get("created")), is_fork=is_fork)
     tracker = _open(name, _about(run, info, sent, folder / name))
@@ -103,9 +111,7 @@ def _follow(run: RunDir, name: str, say: Callable[[str], None], *, is_fork: bool
     ending: Ending | None = None
     is_over = False
     while not is_over:
-        is_over = _is_over(POLL_SECONDS)
-        if is_over:
-            signal.alarm(FINISH_SECONDS)
+        is_over = over.wait(POLL_SECONDS)
         try:
             ending = _tell(tracker, sent, follower.poll(), ending)
             tracker.flush()
@@ -114,6 +120,15 @@ def _follow(run: RunDir, name: str, say: Callable[[str], None], *, is_fork: bool
         say("")
     summary = summary_of(ending) if isinstance(ending, RunFinished) else {}
     tracker.finish(summary, has_failed=isinstance(ending, RunFailed))
+
+
+def _run_info(run: RunDir) -> Mapping[str, object]:
+    """run.json, which is written before a run starts; empty where it cannot be read all the same."""
+    try:
+        value: object = json.loads(run.file(RUN_INFO).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 def _tell(tracker: Tracker, sent: Sent, records: Iterable[Record], ending: Ending | None) -> Ending | None:
@@ -153,7 +168,7 @@ def _step_of(record: Record, sent: Sent) -> int:
             return sent.step
 
 
-def _about(run: RunDir, info: dict[str, object], sent: Sent, folder: Path) -> About:
+def _about(run: RunDir, info: Mapping[str, object], sent: Sent, folder: Path) -> About:
     durable.make_folder(folder)
     resolved = info.get("resolved")
     try:

@@ -15,7 +15,7 @@ class SummaryWriter:
         if mode == "exits":
             sys.exit("api_key not configured")
         if mode == "hangs":
-            time.sleep(3600)
+            time.sleep(30)
         print("talk of a library")
         self._mode = mode
         self._path = Path(logdir) / "told.jsonl"

@@ -12,14 +12,14 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from mlx_finetune.dataset.token_losses import Measured, Microscope, Row, Token, read_microscope
+from mlx_finetune.dataset.token_losses import Microscope, Row, Token, read_microscope
 from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.units import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["Measured", "Microscope", "Row", "Token", "read_microscope"]
+__all__ = ["STYLE", "Microscope", "Row", "Token", "read_microscope", "render_html", "render_text", "verdict"]
 
 Verdict = Literal["learned", "known", "wrong", "worse", "context"]
 
@@ -194,10 +194,10 @@ def legend_lines(microscope: Microscope, width: int, *, in_colour: bool = True) 
     lines: list[Text] = []
     for name, meaning in MEANINGS.items():
         left, right = ("", "") if in_colour else _MARKS[name]
-        style = _STYLES[name][1] if in_colour else ""
-        share = "" if name == "context" else f" {findings.share(name):.0%}"
-        pad = " " * (12 - len(f"{left}{name}{right}{share}"))
-        lines += _flow([(f"{left}{name}{right}", style), (f"{pad}{share}  {meaning}", "")], width)
+        label = f"{left}{name}{right}"
+        share = "" if name == "context" else f"{findings.share(name):.0%}"
+        rest = f"{' ' * (11 - len(label))}{share:>4}  {meaning}"
+        lines += _flow([(label, _STYLES[name][1] if in_colour else ""), (rest, "")], width)
     targets = counted(findings.num_targets, "trained token")
     mean = f"mean loss {findings.base:.3f} nats under the base, {findings.tuned:.3f} now"
     lines += _flow([(f"{targets}: {mean}; darker means further", "")], width)

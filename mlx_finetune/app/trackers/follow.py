@@ -21,7 +21,7 @@ from typing import cast
 from mlx_finetune import durable
 from mlx_finetune.app.trackers.metrics import metrics_of, summary_of
 from mlx_finetune.app.trackers.sent import Sent
-from mlx_finetune.app.trackers.tracker import About, Tracker
+from mlx_finetune.app.trackers.tracker import PROJECT, About, Tracker
 from mlx_finetune.events import Evaluated, Record, Resources, RunFailed, RunFinished, RunStarted, Sampled, StepDone
 from mlx_finetune.journal import EventFollower
 from mlx_finetune.recipe.resolve import flatten_recipe
@@ -48,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for the training; the end of stdin tells that it is over
     over, say = _watch_stdin(), _own_stdout()
     run = RunDir(given.run)
+    project = os.environ.get(f"{given.tracker.upper()}_PROJECT") or PROJECT
     if not _wait_for_start(run, given.since, over, say):
         return 0
     try:
-        _follow(run, given.tracker, over, say, is_fork=given.fork)
+        _follow(run, given.tracker, over, say, is_fork=given.fork, project=project)
     except (Exception, SystemExit) as error:  # whatever a library raises: the training has no part in it
         traceback.print_exc()
         say(f"warning: {given.tracker} failed, and the training goes on without it: {_sentence(error)}")
@@ -97,7 +98,9 @@ def _watch_stdin() -> threading.Event:
     return over
 
 
-def _follow(run: RunDir, name: str, over: threading.Event, say: Callable[[str], None], *, is_fork: bool) -> None:
+def _follow(
+    run: RunDir, name: str, over: threading.Event, say: Callable[[str], None], *, is_fork: bool, project: str
+) -> None:
     folder = run.file(TRACKERS)
     durable.make_folder(folder)
     os.dup2(durable.open_append(folder / f"{name}.log"), _STDERR)
@@ -105,7 +108,7 @@ def _follow(run: RunDir, name: str, over: threading.Event, say: Callable[[str], 
     info = _run_info(run)
     place = folder / f"{name}.json"
     sent = Sent.load(place, str(info.get("created")), is_fork=is_fork)
-    tracker = _open(name, _about(run, info, sent, folder / name))
+    tracker = _open(name, _about(run, info, sent, folder / name, project))
     sent.num_starts += 1
     follower = EventFollower(run.file(EVENTS))
     ending: Ending | None = None
@@ -168,7 +171,7 @@ def _step_of(record: Record, sent: Sent) -> int:
             return sent.step
 
 
-def _about(run: RunDir, info: Mapping[str, object], sent: Sent, folder: Path) -> About:
+def _about(run: RunDir, info: Mapping[str, object], sent: Sent, folder: Path, project: str) -> About:
     durable.make_folder(folder)
     resolved = info.get("resolved")
     try:
@@ -176,7 +179,7 @@ def _about(run: RunDir, info: Mapping[str, object], sent: Sent, folder: Path) ->
     except ValueError:
         config = cast("dict[str, object]", resolved) if isinstance(resolved, dict) else {}
     more = {key: info.get(key) for key in ("model_sha256", "total_steps")} | {"mlxft": version("mlx-finetune")}
-    return About(run.path.name, sent.run_id, folder, {**config, **more}, sent.step + 1, sent.num_starts)
+    return About(project, run.path.name, sent.run_id, folder, {**config, **more}, sent.step + 1, sent.num_starts)
 
 
 def _open(name: str, about: About) -> Tracker:

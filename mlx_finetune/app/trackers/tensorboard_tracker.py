@@ -5,12 +5,14 @@ it begins.
 """
 
 from collections.abc import Sequence
-
-from tensorboardX import SummaryWriter
+from importlib import import_module
+from typing import Any
 
 from mlx_finetune.app.trackers.metrics import Metrics
 from mlx_finetune.app.trackers.tracker import About
 from mlx_finetune.recipe.values import toml_value
+
+_library: Any = import_module("tensorboardX")  # an extra, which need not be installed
 
 
 class TensorboardTracker:
@@ -18,7 +20,7 @@ class TensorboardTracker:
 
     def __init__(self, about: About) -> None:
         purge = about.first_step if about.num_starts else None
-        self._writer = SummaryWriter(logdir=str(about.folder), purge_step=purge, flush_secs=10)
+        self._writer = _library.SummaryWriter(logdir=str(about.folder), purge_step=purge, flush_secs=10)
         self._last_step = about.first_step
         if not about.num_starts:
             lines = [f"{key} = {toml_value(value)}" for key, value in about.config.items() if value is not None]

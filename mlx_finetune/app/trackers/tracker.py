@@ -18,6 +18,7 @@ class About:
     before; ``config`` is the resolved recipe.
     """
 
+    project: str
     name: str
     run_id: str
     folder: Path

@@ -4,20 +4,21 @@ It resumes by name, so a run is called by its folder and its id.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-import trackio
-
 from mlx_finetune.app.trackers.metrics import Metrics
-from mlx_finetune.app.trackers.tracker import PROJECT, About
+from mlx_finetune.app.trackers.tracker import About
+
+_library: Any = import_module("trackio")  # an extra, which need not be installed
 
 
 class TrackioTracker:
     """One open run of Trackio."""
 
     def __init__(self, about: About) -> None:
-        self._run: Any = trackio.init(
-            project=PROJECT,
+        self._run: Any = _library.init(
+            project=about.project,
             name=f"{about.name}-{about.run_id}",
             resume="allow",
             config=dict(about.config),
@@ -32,7 +33,7 @@ class TrackioTracker:
     def log_samples(self, step: int, pairs: Sequence[tuple[str, str]]) -> None:
         """A text for each prompt."""
         self._run.log(
-            {f"samples/{number}": trackio.Markdown(_quoted(*pair)) for number, pair in enumerate(pairs, start=1)},
+            {f"samples/{number}": _library.Markdown(_quoted(*pair)) for number, pair in enumerate(pairs, start=1)},
             step=step,
         )
 

@@ -6,21 +6,22 @@ logged here is sent: no console, no code, no samples of the machine by W&B itsel
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-import wandb
-
 from mlx_finetune.app.trackers.metrics import Metrics
-from mlx_finetune.app.trackers.tracker import PROJECT, About
+from mlx_finetune.app.trackers.tracker import About
+
+_library: Any = import_module("wandb")  # an extra, which need not be installed
 
 
 class WandbTracker:
     """One open run of W&B."""
 
     def __init__(self, about: About) -> None:
-        settings = wandb.Settings(console="off", save_code=False, x_disable_stats=True, silent=True)
-        self._run: Any = wandb.init(
-            project=wandb.Settings().project or PROJECT,
+        settings = _library.Settings(console="off", save_code=False, x_disable_stats=True, silent=True)
+        self._run: Any = _library.init(
+            project=about.project,
             name=about.name,
             id=about.run_id,
             resume="allow",
@@ -37,7 +38,7 @@ class WandbTracker:
 
     def log_samples(self, step: int, pairs: Sequence[tuple[str, str]]) -> None:
         """A table of prompts and answers."""
-        table = wandb.Table(columns=["step", "prompt", "answer"], data=[[step, *pair] for pair in pairs])
+        table = _library.Table(columns=["step", "prompt", "answer"], data=[[step, *pair] for pair in pairs])
         self._run.log({"samples": table, "step": step})
 
     def flush(self) -> None:

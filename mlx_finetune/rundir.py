@@ -42,7 +42,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
 MODEL_FOLDER = "model"  # a fully trained model
+MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
+TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -66,6 +68,7 @@ _RUN_FILES = frozenset(
             CORRECTIONS,
             MODEL_FOLDER,
             EVALUATIONS,
+            TRACKERS,
             SCHEMAS,
         ),
         *(ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),

@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shlex
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ METRICS = "training_metrics.json"
 LOG = "log.txt"
 LOCK = ".lock"  # held by the training process, with its process id
 SUPERVISOR = ".supervisor"  # held by the process that starts it again after a crash
+SAVE_SIGNAL = signal.SIGUSR1  # asks the process that holds LOCK for a checkpoint after the step at hand
 RUN_INFO = "run.json"
 CARD = "README.md"
 REPORT = "report.html"

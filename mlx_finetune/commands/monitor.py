@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_finetune.errors import UsageError
+
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.rundir import RunDir
@@ -15,11 +17,22 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
 @click.command()
 @click.argument("run", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the events from now on as JSON Lines on stdout.")
-def command(run: str | None, as_json: bool) -> int:
+@click.option("--web", is_flag=True, help="Show this and every other run as a page in the browser.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Of the page; 0 takes a free one.")
+@click.option("--no-open", is_flag=True, help="Print the address of the page, open no browser.")
+def command(run: str | None, as_json: bool, web: bool, port: int | None, no_open: bool) -> int:
     """Watch RUN until it ends; Ctrl-C leaves, and the training goes on.
 
     RUN is a run folder, or a name under adapters/; without it the run that is at work, else the latest.
     """
+    if web:
+        from mlx_finetune.commands.monitor_web import watch_in_browser
+
+        if as_json:
+            raise UsageError("--web and --json do not go together", "leave one of the two out")
+        return watch_in_browser(run, port=port, opens=not no_open)
+    if port is not None or no_open:
+        raise UsageError("--port and --no-open are for the page", "add --web")
     from mlx_finetune.app.follow import follow, latest_run
     from mlx_finetune.app.launch import forwarding
     from mlx_finetune.commands.train import choose_view

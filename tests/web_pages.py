@@ -11,6 +11,7 @@ from mlx_finetune.loopback.guard import Doors, Guard
 from mlx_finetune.monitor.web.hands import Hands
 from mlx_finetune.monitor.web.pages import Pages
 from mlx_finetune.monitor.web.shelf import Shelf
+from mlx_finetune.monitor.web.tickets import Tickets
 from mlx_finetune.rundir import EVENTS, RunDir
 
 TOKEN = "mlxft-" + "t" * 40
@@ -71,7 +72,7 @@ def add_records(run: RunDir, records: Sequence[Record]) -> None:
 def make_pages(folder: Path, asked: Asked | None = None, *, chosen: str = "") -> Pages:
     """The application without its guard."""
     hands = (asked or Asked()).hands()
-    return Pages(Shelf(folder, hands), hands, chosen=chosen, version="0.0")
+    return Pages(Shelf(folder, hands), hands, Tickets(TOKEN), chosen=chosen, version="0.0")
 
 
 def make_client(pages: Pages, *, token: str = TOKEN) -> TestClient:

@@ -29,20 +29,22 @@ def watch_in_browser(run: str | None, *, port: int | None, opens: bool) -> int:
     from mlx_finetune.monitor.web.pages import Pages
     from mlx_finetune.monitor.web.server import serve_pages
     from mlx_finetune.monitor.web.shelf import Shelf
+    from mlx_finetune.monitor.web.tickets import Tickets
 
     folder, chosen = _place(run)
     token = open_token(state_folder() / "monitor-token", elsewhere="MLXFT_STATE names another folder")
     hands = _hands()
     with _take_port(port) as taken:
         shelf = Shelf(folder, hands)
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}/#token={token.text}"
-        click.echo(f"the runs in {folder} are at {address}", err=True)
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        click.echo(f"the runs in {folder} are at {address}#token={token.text}", err=True)
         click.echo("the address holds a token: keep it to yourself. Ctrl-C ends the page, trainings go on", err=True)
-        pages = Pages(shelf, hands, chosen=chosen, version=__version__)
+        tickets = Tickets(token.text)
+        pages = Pages(shelf, hands, tickets, chosen=chosen, version=__version__)
         if opens and sys.stderr.isatty() and _has_display():
             import webbrowser
 
-            webbrowser.open(address)
+            webbrowser.open(f"{address}#ticket={tickets.issue()}")
         received = serve_pages(pages, taken, token.text, lambda line: click.echo(line, err=True))
     click.echo("the page is gone; trainings go on, mlxft monitor --web shows them again", err=True)
     return 0 if received == signal.SIGINT else 128 + received

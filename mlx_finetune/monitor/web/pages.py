@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,6 +22,7 @@ from mlx_finetune.monitor.web.lens import microscope_json
 from mlx_finetune.monitor.web.shelf import Shelf
 from mlx_finetune.monitor.web.status import filmstrip_json, frame_json, status_json
 from mlx_finetune.monitor.web.stream import Teller, tell
+from mlx_finetune.monitor.web.tickets import Tickets
 from mlx_finetune.rundir import RunDir, running_process
 
 #: Points of a curve that a page may ask for, and those it gets unasked.
@@ -30,6 +31,7 @@ MAX_ROWS = 50
 #: Pages that look on at once; each asks about twice a second.
 MAX_STREAMS = 64
 
+_TICKET = "/api/ticket"
 Found = Callable[[Request, RunDir], Json]
 
 
@@ -40,11 +42,19 @@ class Confirmed(BaseModel):
     confirm: bool
 
 
+class Ticket(BaseModel):
+    """The body of a browser that was opened with a ticket."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    ticket: str = Field(max_length=200)
+
+
 class Pages:
     """The ASGI application. ``chosen`` is the run that the page opens with."""
 
-    def __init__(self, shelf: Shelf, hands: Hands, *, chosen: str, version: str) -> None:
+    def __init__(self, shelf: Shelf, hands: Hands, tickets: Tickets, *, chosen: str, version: str) -> None:
         self._shelf = shelf
+        self._tickets = tickets
         self._hands = hands
         self._chosen = chosen
         self._version = version
@@ -54,6 +64,7 @@ class Pages:
         self._router = Router(
             [
                 *(Route(path, self._asset, methods=["GET"]) for path in self._assets),
+                Route(_TICKET, self._ticket, methods=["POST"]),
                 Route("/api/names", self._names, methods=["GET"]),
                 Route("/api/runs", self._runs, methods=["GET"]),
                 Route("/api/compare", self._compare, methods=["GET"]),
@@ -73,8 +84,8 @@ class Pages:
 
     @property
     def open_paths(self) -> frozenset[str]:
-        """What needs no token: the files of the page."""
-        return frozenset(self._assets)
+        """What needs no token: the files of the page, and changing a ticket for it."""
+        return frozenset({*self._assets, _TICKET})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # or the router would answer 404 and 405 itself, in its own words
@@ -87,6 +98,13 @@ class Pages:
 
     async def _asset(self, request: Request) -> Response:
         return self._assets[request.url.path]
+
+    async def _ticket(self, request: Request) -> Response:
+        asked = await read_json(request.scope, request.receive, Ticket)
+        token = self._tickets.redeem(asked.ticket)
+        if token is None:
+            raise RefusedError(403, "the ticket was used before or is too old")
+        return JSONResponse({"token": token})
 
     async def _names(self, request: Request) -> Response:
         names = await run_in_threadpool(self._shelf.names)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 from journal import HALVED, STARTED, records, step, whole_run
-from web_pages import PORT, Asked, add_records, make_client, make_pages, write_run
+from web_pages import PORT, TOKEN, Asked, add_records, make_client, make_pages, write_run
 
 from mlx_finetune.events import Notice, RunFailed, Sampled
-from mlx_finetune.monitor.web.pages import MAX_POINTS
+from mlx_finetune.monitor.web.pages import MAX_POINTS, Pages
+from mlx_finetune.monitor.web.shelf import Shelf
+from mlx_finetune.monitor.web.tickets import Tickets
 from mlx_finetune.rundir import LOCK, take_lock
 
 HOSTILE = "</script><img src=x onerror=alert(1)> \u202e\x1b[31m"
@@ -258,3 +260,23 @@ def test_a_folder_without_runs_is_a_page_too(tmp_path: Path) -> None:
     client = make_client(make_pages(tmp_path / "adapters"))
     assert get(client, "/api/names")["names"] == []
     assert get(client, "/api/runs") == {"runs": []}
+
+
+def test_a_ticket_is_changed_for_the_token_once_and_soon(folder: Path) -> None:
+    now = [100.0]
+    tickets = Tickets(TOKEN, clock=lambda: now[0])
+    hands = Asked().hands()
+    client = make_client(Pages(Shelf(folder, hands), hands, tickets, chosen="", version="0"), token="")
+    first, second = tickets.issue(), tickets.issue()
+    ask = lambda ticket: client.post("/api/ticket", json={"ticket": ticket})  # noqa: E731
+    assert ask("x").status_code == 403
+    assert ask("\u00e9" * 43).status_code == 403
+    assert ask("x" * 201).status_code == 400
+    assert ask(first).json() == {"token": TOKEN}
+    assert ask(first).status_code == 403
+    now[0] += 61.0
+    assert ask(second).status_code == 403
+    assert (
+        client.post("/api/ticket", json={"ticket": second}, headers={"origin": "http://evil.example"}).status_code
+        == 403
+    )

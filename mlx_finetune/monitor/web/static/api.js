@@ -11,19 +11,22 @@ export class Refused extends Error {
   }
 }
 
-export function takeToken() {
-  const given = /[#&]token=([^&]+)/.exec(location.hash)
-  if (given) {
-    remember(decodeURIComponent(given[1]))
-    history.replaceState(null, "", location.pathname)
-  } else {
-    try {
-      token = localStorage.getItem(KEY) ?? ""
-    } catch {
-      token = ""
-    }
-  }
+// From the address: the token itself, or a ticket that is good for one change; else the one that was kept.
+export async function takeToken() {
+  const given = /[#&](token|ticket)=([\w.-]+)/.exec(location.hash)
+  if (given) history.replaceState(null, "", location.pathname)
+  if (given?.[1] === "token") remember(given[2])
+  else if (given) remember((await post("/api/ticket", { ticket: given[2] }).catch(() => ({}))).token ?? kept())
+  else token = kept()
   return token !== ""
+}
+
+function kept() {
+  try {
+    return localStorage.getItem(KEY) ?? ""
+  } catch {
+    return token
+  }
 }
 
 export function remember(text) {

@@ -160,20 +160,17 @@ setInterval(async () => {
   if (names.join("\n") !== before) before ? showNames() : go()
 }, 10_000)
 
-window.addEventListener("hashchange", () => {
-  if (takeTokenAgain()) begin()
-  else go()
-})
-
-function takeTokenAgain() {
-  return location.hash.includes("token=") && takeToken()
-}
+window.addEventListener("hashchange", () => (/[#&](token|ticket)=/.test(location.hash) ? enter() : go()))
 
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault()
   main.focus()
 })
 
+async function enter() {
+  if (await takeToken()) await begin()
+  else askToken()
+}
+
 showTheme()
-if (takeToken()) begin()
-else askToken()
+enter()

@@ -40,6 +40,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
 MODEL_FOLDER = "model"  # a fully trained model
+MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 

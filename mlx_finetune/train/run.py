@@ -26,6 +26,7 @@ from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_tr
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
+from mlx_finetune.train.microscope import keep_microscope
 from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
@@ -80,6 +81,7 @@ def train_run(
             return state.step
         _finish(run, prepared, loop.cadence, state, reason, emit)
     durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
+    keep_microscope(run, prepared, result_step(prepared.recipe, state), stop)
     return None
 
 

@@ -8,6 +8,7 @@ positions and one chunk of logits. Losses are in nats, fp32, summed in fp64 by w
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from mlx_finetune.model.cpu_math import numpy_math
 from mlx_finetune.model.segments import learned_positions
 from mlx_finetune.model.split import SplitModel
-from mlx_finetune.train.losses import chunk_rows, fused_losses
 
 BATCH_TOKENS = 2048
 MAX_WINDOW = 2048  # of a longer context: what a longer one adds to a perplexity is small, what it costs is not
@@ -44,12 +44,19 @@ class Window:
     first: int
 
 
+class ChunkRows(Protocol):
+    """Rows of logits formed at once for a vocabulary; ``train.losses.chunk_rows``, which is above this module."""
+
+    def __call__(self, vocab_size: int, *, uses_numpy: bool) -> int: ...
+
+
 class LikelihoodModel:
     """A model as it is now, with or without its adapter, ready to score tokens."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, chunk_rows: ChunkRows) -> None:
         self._model = model
         self._split = SplitModel(model)
+        self._chunk_rows = chunk_rows
         self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
 
     def losses(self, rows: Sequence[Scored], step: Callable[[int], None] | None = None) -> list[Losses]:
@@ -93,7 +100,7 @@ class LikelihoodModel:
         return np.split(losses, np.cumsum([len(row.positions) for row in rows])[:-1])
 
     def _head(self, hidden: mx.array, targets: NDArray[np.int32]) -> Losses:
-        size = chunk_rows(self._split.vocab_size, uses_numpy=self._on_cpu)
+        size = self._chunk_rows(self._split.vocab_size, uses_numpy=self._on_cpu)
         losses = np.empty(len(targets), np.float32)
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
@@ -150,7 +157,7 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _losses(scores: mx.array, targets: NDArray[np.int32]) -> Losses:
-    return np.asarray(fused_losses(scores, mx.array(targets)))
+    return np.asarray(mx.fast.cross_entropy(scores, mx.array(targets)))
 
 
 def _numpy_losses(scores: mx.array, targets: NDArray[np.int32]) -> Losses:

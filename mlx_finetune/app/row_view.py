@@ -14,11 +14,11 @@ from typing import cast
 from pydantic import ValidationError
 
 from mlx_finetune import rundir
-from mlx_finetune.app.preview import harmless
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.explain import ExplainedRow, explain
 from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.errors import RunError
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import Recipe

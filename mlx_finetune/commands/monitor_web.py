@@ -55,14 +55,15 @@ def _place(run: str | None) -> "tuple[Path, str]":
     from mlx_finetune.app.follow import latest_run
     from mlx_finetune.rundir import find_run
 
-    if run is not None:
-        path = find_run(run, base=Path()).path.resolve()
-        return path.parent, path.name
     folder = Path("adapters")
+    if run is not None:
+        path = find_run(run, base=Path()).path
+        path = path if path.name not in ("", "..") else path.resolve()
+        return path.parent, path.name
     try:
-        return folder.resolve(), latest_run(folder).path.name
+        return folder, latest_run(folder).path.name
     except RunError:
-        return folder.resolve(), ""
+        return folder, ""
 
 
 def _take_port(port: int | None) -> "socket.socket":

@@ -5,13 +5,16 @@ grows; a resumed run cuts its journal back, and then a new generation begins and
 Costs about 10 microseconds a line at first, memory of about 600 bytes a step.
 """
 
+import bisect
+import contextlib
 import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pydantic_core
 
+from mlx_finetune.errors import RunError
 from mlx_finetune.events import Resources, StepDone
 from mlx_finetune.journal import EventFollower
 from mlx_finetune.monitor.series import thin_extremes
@@ -66,7 +69,7 @@ def parse_position(text: str) -> Position | None:
 
 
 class Course:
-    """A run, read as far as its journal goes. Not for two threads at once: hold ``lock``."""
+    """A run, read as far as its journal goes. Not for two threads at once: see ``fresh``."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
@@ -75,8 +78,20 @@ class Course:
         self._generation = 0
         self._begin()
 
+    @contextlib.contextmanager
+    def fresh(self) -> "Generator[Course]":
+        """Inside, the run is as its journal says now, and nobody else's. Raises ``RunError`` where that is nonsense."""
+        with self.lock:
+            try:
+                self.refresh()
+                yield self
+            except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+                journal = self.run.file(EVENTS)
+                raise RunError(f"{journal} holds what no training wrote ({type(error).__name__})") from error
+
     def _begin(self) -> None:
         self.summary = Summary()
+        self.num_records = 0
         self._follower = EventFollower(self.run.file(EVENTS), decode=pydantic_core.from_json)
         self._last_index = -1
         self._smooth: Column = []
@@ -90,6 +105,7 @@ class Course:
                 self.refresh()
                 return
             self._last_index = record.index
+            self.num_records += 1
             num_steps = len(self.summary.steps)
             self.summary.add(record)
             if isinstance(record.event, StepDone):
@@ -148,8 +164,6 @@ def _columns(rows: Sequence[StepDone] | Sequence[Resources], names: Iterable[str
 
 def _range(xs: Column, first: float | None, last: float | None) -> slice:
     """The part from ``first`` to ``last`` with one point more at either end, so that a line goes on past the edge."""
-    import bisect
-
     steps = _known(xs)
     begin = 0 if first is None else max(0, bisect.bisect_left(steps, first) - 1)
     end = len(steps) if last is None else min(len(steps), bisect.bisect_right(steps, last) + 1)

@@ -1,14 +1,14 @@
 """The addresses of the page, and what is answered there. A guard before it has looked at Host, Origin and token."""
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +19,7 @@ from mlx_finetune.monitor.web.assets import read_assets
 from mlx_finetune.monitor.web.course import Course, parse_position
 from mlx_finetune.monitor.web.hands import Hands, Json
 from mlx_finetune.monitor.web.lens import microscope_json
+from mlx_finetune.monitor.web.plain_json import encode
 from mlx_finetune.monitor.web.shelf import Shelf
 from mlx_finetune.monitor.web.status import filmstrip_json, frame_json, status_json
 from mlx_finetune.monitor.web.stream import Teller, tell
@@ -104,14 +105,14 @@ class Pages:
         token = self._tickets.redeem(asked.ticket)
         if token is None:
             raise RefusedError(403, "the ticket was used before or is too old")
-        return JSONResponse({"token": token})
+        return _json({"token": token})
 
     async def _names(self, request: Request) -> Response:
         names = await run_in_threadpool(self._shelf.names)
-        return JSONResponse({"names": names, "chosen": self._chosen, "version": self._version})
+        return _json({"names": names, "chosen": self._chosen, "version": self._version})
 
     async def _runs(self, request: Request) -> Response:
-        return JSONResponse({"runs": await run_in_threadpool(self._shelf.rows)})
+        return _json({"runs": await run_in_threadpool(self._shelf.rows)})
 
     def _find(self, name: str) -> RunDir:
         run = self._shelf.find(name)
@@ -130,22 +131,18 @@ class Pages:
                 with _telling():
                     return answer(request, run)
 
-            return JSONResponse(await run_in_threadpool(work))
+            return _json(await run_in_threadpool(work))
 
         return endpoint
 
-    @contextlib.contextmanager
-    def _fresh(self, run: RunDir):
-        course = self._shelf.course(run)
-        with course.lock:
-            course.refresh()
-            yield course
+    def _fresh(self, run: RunDir) -> "contextlib.AbstractContextManager[Course]":
+        return self._shelf.course(run).fresh()
 
     def _status(self, request: Request, run: RunDir) -> Json:
         is_running = running_process(run) is not None
         with self._fresh(run) as course:
             go_on = [] if is_running else self._hands.go_on(run)
-            return {"status": status_json(course.summary, is_running=is_running, go_on=go_on)}
+            return {"status": status_json(run, course.summary, is_running=is_running, go_on=go_on)}
 
     def _curves(self, request: Request, run: RunDir) -> Json:
         most = int(_between(request, "points", 4, MAX_POINTS, POINTS) or POINTS)
@@ -186,14 +183,14 @@ class Pages:
 
         def work() -> Json:
             runs = [self._find(name) for name in names]
-            sides: list[Json] = []
-            for run in runs:
-                with self._fresh(run) as course:
-                    sides.append({"name": run.path.name, **_curves_json(course, None, None, most)})
             with _telling():
+                sides: list[Json] = []
+                for run in runs:
+                    with self._fresh(run) as course:
+                        sides.append({"name": run.path.name, **_curves_json(course, None, None, most)})
                 return {"sides": sides, **self._hands.compare(*runs)}
 
-        return JSONResponse(await run_in_threadpool(work))
+        return _json(await run_in_threadpool(work))
 
     # --- what is going on, and what may be asked of it ---
 
@@ -203,12 +200,18 @@ class Pages:
             raise RefusedError(503, "too many pages look on at once", retry_after_seconds=5)
         given = request.headers.get("last-event-id", "")
         teller = Teller(self._shelf.course(run), self._hands, parse_position(given))
-        return StreamingResponse(self._counted(teller, request), media_type="text/event-stream")
 
-    async def _counted(self, teller: Teller, request: Request) -> AsyncIterator[bytes]:
+        def look() -> Json | None:
+            with _telling():
+                return teller.news()
+
+        first = await run_in_threadpool(look)
+        return StreamingResponse(self._counted(teller, first, request), media_type="text/event-stream")
+
+    async def _counted(self, teller: Teller, first: Json | None, request: Request) -> AsyncIterator[bytes]:
         self.num_streams += 1
         try:
-            async for piece in tell(teller, lambda: self.is_ending):
+            async for piece in tell(teller, first, lambda: self.is_ending):
                 yield piece
                 if await request.is_disconnected():
                     return
@@ -227,9 +230,13 @@ class Pages:
                     which()(run)
 
             await run_in_threadpool(work)
-            return JSONResponse({"asked": True}, 202)
+            return _json({"asked": True}, 202)
 
         return endpoint
+
+
+def _json(value: Json, status: int = 200) -> Response:
+    return Response(encode(value), status, media_type="application/json")
 
 
 def _curves_json(course: Course, first: float | None, last: float | None, most: int) -> Json:
@@ -257,7 +264,7 @@ def _between(request: Request, name: str, least: float, most: float, default: fl
 
 
 @contextlib.contextmanager
-def _telling():
+def _telling() -> "Generator[None]":
     """An error that a person can do something about is told, with its hint; every other one is a failure of ours."""
     try:
         yield

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_finetune.errors import RunError
 from mlx_finetune.monitor.run_report import RunFacts, facts_json
 from mlx_finetune.monitor.web.course import Course
 from mlx_finetune.monitor.web.hands import Hands
@@ -74,9 +75,11 @@ class Shelf:
                 course = self._open.get(name)
             if course is None:
                 course = self.course(run) if is_running else Course(run)
-            with course.lock:
-                course.refresh()
-                known = _Listed(stamp, self._facts(course))
+            try:
+                with course.fresh():
+                    known = _Listed(stamp, self._facts(course))
+            except RunError:
+                known = _Listed(stamp, {"name": name, "_running": "unreadable", "_idle": "unreadable"})
             self._listed[name] = known
         state = known.row["_running" if is_running else "_idle"]
         return {"state": state, **{key: value for key, value in known.row.items() if key[0] != "_"}}

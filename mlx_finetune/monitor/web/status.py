@@ -8,6 +8,7 @@ from mlx_finetune.monitor.filmstrip import Frame, changed_words, frames
 from mlx_finetune.monitor.plain import amount_done
 from mlx_finetune.monitor.run_report import RunFacts
 from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.rundir import RunDir
 
 Json = dict[str, object]
 
@@ -16,10 +17,11 @@ MAX_LISTED = 200
 MAX_EVALUATIONS = 2000
 
 
-def status_json(summary: Summary, *, is_running: bool, go_on: Sequence[str]) -> Json:
+def status_json(run: RunDir, summary: Summary, *, is_running: bool, go_on: Sequence[str]) -> Json:
     """The state by its parts; each is sent again only when it has changed."""
     started, step = summary.started, summary.step
     return {
+        "typed": run.name,
         "state": state_of(summary, is_running=is_running),
         "phase": _phase(summary) if is_running else None,
         "started": asdict(started) if started else None,

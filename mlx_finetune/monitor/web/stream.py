@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from mlx_finetune.monitor.web.course import Course, Position
 from mlx_finetune.monitor.web.hands import Hands
+from mlx_finetune.monitor.web.plain_json import encode
 from mlx_finetune.monitor.web.status import status_json
 from mlx_finetune.rundir import running_process
 
@@ -32,20 +33,22 @@ class Teller:
         self._hands = hands
         self._position = position
         self._told: dict[str, str] = {}
+        self._seen: tuple[Position, int, bool] | None = None
 
     def news(self) -> Json | None:
         """The next message, None where nothing has changed. Called in a worker thread."""
         course = self._course
         is_running = running_process(course.run) is not None
-        with course.lock:
-            course.refresh()
-            summary, now, before = course.summary, course.position, self._position
+        with course.fresh():
+            now, before = course.position, self._position
+            seen = (now, course.num_records, is_running)
+            if seen == self._seen:
+                return None
             go_on = [] if is_running else self._hands.go_on(course.run)
-            status = status_json(summary, is_running=is_running, go_on=go_on)
-            is_known = before is not None and course.holds(before)
-            is_known = is_known and before is not None and now.num_steps - before.num_steps <= MAX_MISSED
+            status = status_json(course.run, course.summary, is_running=is_running, go_on=go_on)
+            is_known = before is not None and course.holds(before) and now.num_steps - before.num_steps <= MAX_MISSED
             steps, machine = course.since(before) if is_known and before is not None else ({}, {})
-        self._position = now
+        self._position, self._seen = now, seen
         message: dict[str, object] = {}
         if not is_known:
             message["reset"] = True
@@ -64,18 +67,17 @@ class Teller:
         return changed
 
 
-async def tell(teller: Teller, has_ended: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The body of the answer; ends when ``has_ended``."""
-    yield b"retry: 1000\n\n"
-    last = time.monotonic()
+async def tell(teller: Teller, first: Json | None, has_ended: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """The body of the answer, which begins with the news that are known already; ends when ``has_ended``."""
+    news, last = first, time.monotonic()
     while not has_ended():
-        news = await run_in_threadpool(teller.news)
         now = time.monotonic()
         if news is not None:
-            yield f"id: {news['id']}\ndata: {json.dumps(news)}\n\n".encode("ascii")
+            yield b"id: %s\ndata: %s\n\n" % (str(news["id"]).encode("ascii"), encode(news))
             last = now
         elif now - last >= BEAT_SECONDS:
             yield b": still here\n\n"
             last = now
         await asyncio.sleep(POLL_SECONDS)
+        news = await run_in_threadpool(teller.news)
     yield b"event: end\ndata: {}\n\n"

@@ -6,11 +6,11 @@ import pytest
 from journal import HALVED, STARTED, records, step, whole_run
 from web_pages import PORT, TOKEN, Asked, add_records, make_client, make_pages, write_run
 
-from mlx_finetune.events import Notice, RunFailed, Sampled
+from mlx_finetune.events import Notice, RunFailed, Sampled, to_json
 from mlx_finetune.monitor.web.pages import MAX_POINTS, Pages
 from mlx_finetune.monitor.web.shelf import Shelf
 from mlx_finetune.monitor.web.tickets import Tickets
-from mlx_finetune.rundir import LOCK, take_lock
+from mlx_finetune.rundir import EVENTS, LOCK, take_lock
 
 HOSTILE = "</script><img src=x onerror=alert(1)> \u202e\x1b[31m"
 
@@ -280,3 +280,31 @@ def test_a_ticket_is_changed_for_the_token_once_and_soon(folder: Path) -> None:
         client.post("/api/ticket", json={"ticket": second}, headers={"origin": "http://evil.example"}).status_code
         == 403
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "step", "time": 1, "step": "x", "epoch": 0}',
+        to_json(step(3), 1.0).replace('"step": 3', '"step": "3"'),
+        to_json(step(3), 1.0).replace('"loss": 1.0', '"loss": "a"'),
+        to_json(step(3), 1.0).replace('"loss": 1.0', '"loss": 1e999'),
+        to_json(step(3), 1.0).replace('"loss": 1.0', '"loss": NaN'),
+        to_json(step(3), 1.0).replace('"time": 1.0', '"time": 1e999'),
+        to_json(STARTED, 1.0).replace('"total_steps": 40', '"total_steps": null'),
+        to_json(Sampled(0, "a", "b"), 1.0).replace('"b"', "{}"),
+        "[" * 100_000,
+        "\x00\xff",
+    ],
+)
+def test_a_line_that_no_training_wrote_spoils_no_other_run(folder: Path, line: str) -> None:
+    run = write_run(folder, "bad", records(STARTED, step(1), step(2)))
+    with run.file(EVENTS).open("a") as file:
+        file.write(line + "\n" + to_json(step(4), 2.0) + "\n")
+    client = make_client(make_pages(folder))
+    for what in ("status", "curves", "filmstrip", "filmstrip/0"):
+        assert client.get(f"/api/runs/bad/{what}").status_code in (200, 404, 409), what
+    rows = {row["name"]: row["state"] for row in get(client, "/api/runs")["runs"]}
+    assert rows["demo"] == "finished"
+    assert rows["bad"] in ("interrupted", "unreadable")
+    assert client.get("/api/compare?first=bad&second=demo").status_code in (200, 409)

@@ -2,8 +2,8 @@
 
 import { about, follow, get } from "./api.js"
 import { Group } from "./charts.js"
-import { code, fill, h, put } from "./dom.js"
-import { count, loss } from "./format.js"
+import { code, fill, h, put, visible } from "./dom.js"
+import { count, figure, loss } from "./format.js"
 import { answer } from "./live.js"
 
 export function answers(name, onState) {
@@ -23,7 +23,7 @@ class Answers {
     this.stop = () => {}
     this.group = new Group()
     this.loss = this.group.add({
-      title: "Loss", height: 150, show: loss,
+      title: "Loss", height: 150, show: loss, axis: figure,
       lines: [{ name: "smooth", label: "smoothed", colour: "a", width: 2 }, { name: "validation", label: "validation", colour: "b", points: 6 }],
     })
     this.slider = h("input", { type: "range", min: 0, max: 0, value: 0, step: 1, disabled: true, "aria-label": "Step of the answers", oninput: () => this.show(Number(this.slider.value)) })
@@ -47,6 +47,7 @@ class Answers {
   }
 
   async take(news) {
+    this.typed = news.status?.typed ?? this.typed
     if (this.isGone || !(news.reset || news.status?.frames || news.status?.checkpoints)) return
     const [strip, curves] = await Promise.all([get(about(this.name, "filmstrip")), get(about(this.name, "curves?points=600"))])
     this.frames = strip.frames
@@ -75,8 +76,7 @@ class Answers {
     this.slider.setAttribute("aria-valuetext", text)
     this.loss.setMark(step)
     const saved = `checkpoint-${step}`
-    const isPlain = /^[A-Za-z0-9._-]+$/.test(this.name)
-    fill(this.chat, this.checkpoints.includes(saved) && isPlain ? [code(`mlxft chat adapters/${this.name}/${saved}`)] : [])
+    fill(this.chat, this.checkpoints.includes(saved) ? [code(visible(`mlxft chat ${this.typed}/${saved}`))] : [])
     const frame = await get(about(this.name, `filmstrip/${number}?against=${this.against.value}`)).catch(() => null)
     if (frame && frame.number === this.number) fill(this.list, frame.answers.map(answer))
     this.element.dataset.step = step

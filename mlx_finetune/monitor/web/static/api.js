@@ -114,7 +114,7 @@ export function follow(name, { from, onNews, onState }) {
         tries = 0
       } catch (error) {
         if (isStopped) return
-        if (error instanceof Refused && (error.status === 401 || error.status === 404)) return onState("refused", error)
+        if (error instanceof Refused && [401, 404, 409].includes(error.status)) return onState("refused", error)
         if (error instanceof Refused) tries = Math.max(tries, 2)
       }
       if (isStopped) return

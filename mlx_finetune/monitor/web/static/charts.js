@@ -68,11 +68,12 @@ export class Group {
 
 class Chart {
   // lines: [{ name, label, colour, width, dash, points, show }]; `floor` and `ceiling` bound the y axis.
-  constructor(group, { title, lines, height, show = figure, floor = null, ceiling = null, mark = null }) {
+  constructor(group, { title, lines, height, show = figure, axis = show, floor = null, ceiling = null, mark = null }) {
     this.group = group
     this.lines = lines
     this.height = height
     this.show = show
+    this.axis = axis
     this.bounds = [floor, ceiling]
     this.isLog = false
     this.mark = mark
@@ -82,7 +83,7 @@ class Chart {
       h("span", { class: "key" }, h("i", { class: `swatch ${line.dash ? "dashed" : ""} c-${line.colour}` }), line.label, this.values[index]))
     this.at = h("span", { class: "at" })
     this.holder = h("div", {
-      class: "plot", tabIndex: 0, role: "img", "aria-label": title, onkeydown: (event) => this.key(event),
+      class: "plot", tabIndex: 0, role: "group", "aria-roledescription": "chart", "aria-label": title, onkeydown: (event) => this.key(event),
     })
     this.holder.style.height = `${height}px`
     this.element = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, title), h("span", { class: "legend" }, legend), this.at), this.holder)
@@ -175,7 +176,7 @@ class Chart {
       scales: { x: { time: false, min: first, max: last > first ? last : first + 1, auto: false }, y: { distr: this.isLog ? 3 : 1, range: (plot, min, max) => this.range(min, max) } },
       axes: [
         { ...axis, size: 26, values: (plot, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? tick.toLocaleString("en") : "")) },
-        { ...axis, size: 56, values: (plot, ticks) => ticks.map((tick) => (tick === null ? "" : this.show(tick))), ...(this.height < 200 ? { space: 26 } : {}) },
+        { ...axis, size: 56, values: (plot, ticks) => ticks.map((tick) => (tick === null ? "" : this.axis(tick))), ...(this.height < 200 ? { space: 26 } : {}) },
       ],
       series: [{}, ...this.lines.map((line) => ({
         stroke: colour(line.colour),

@@ -3,7 +3,7 @@
 import { get } from "./api.js"
 import { Group } from "./charts.js"
 import { fill, h, put, visible } from "./dom.js"
-import { count, loss } from "./format.js"
+import { count, figure, loss } from "./format.js"
 
 export function compare(names, first, second) {
   return new Compare(names, first, second)
@@ -47,8 +47,8 @@ class Compare {
     })
     const pair = (name, more) => ["a", "b"].map((colour, index) => ({ name: `${name}-${index}`, label: visible(names[index]), colour, ...more }))
     const charts = [
-      { title: "Training loss, smoothed", height: 240, show: loss, lines: pair("smooth", { width: 2 }) },
-      { title: "Validation loss", height: 180, show: loss, lines: pair("validation", { points: 5 }) },
+      { title: "Training loss, smoothed", height: 240, show: loss, axis: figure, lines: pair("smooth", { width: 2 }) },
+      { title: "Validation loss", height: 180, show: loss, axis: figure, lines: pair("validation", { points: 5 }) },
       { title: "Learning rate", height: 110, floor: 0, lines: pair("learning_rate") },
       { title: "Gradient norm", height: 110, floor: 0, lines: pair("grad_norm", { width: 1 }) },
       { title: "Targets a second", height: 110, floor: 0, lines: pair("targets_per_second", { width: 1 }) },

@@ -60,7 +60,7 @@ class Live {
     this.loss = this.group.add({
       title: "Loss",
       height: 300,
-      show: loss,
+      show: loss, axis: figure,
       lines: [
         { name: "loss", label: "each step", colour: "raw", width: 1 },
         { name: "smooth", label: "smoothed", colour: "a", width: 2 },
@@ -331,14 +331,12 @@ class Side {
     if (changed.go_on || changed.state || changed.outcome !== undefined) this.showNext(status)
   }
 
-  showNext({ state, go_on: lines, outcome }) {
-    const name = this.view.name
+  showNext({ state, typed, go_on: lines, outcome }) {
     const parts = []
-    const plain = /^[A-Za-z0-9._-]+$/.test(name)
     if (AT_WORK.includes(state)) parts.push(h("p", { class: "note" }, "Closing this page or its server leaves the training alone."))
     if (outcome?.kind === "failed" && outcome.hint) parts.push(h("p", {}, visible(outcome.hint)))
-    if (state === "finished" && plain) parts.push(code(`mlxft chat ${name}`))
-    if (state !== "finished") for (const line of lines ?? []) parts.push(h("p", { class: "note" }, "To go on:"), code(line.replace(/^to go on: /, "")))
+    if (state === "finished") parts.push(code(visible(`mlxft chat ${typed}`)))
+    if (state !== "finished") for (const line of lines ?? []) parts.push(h("p", { class: "note" }, "To go on:"), code(visible(line.replace(/^to go on: /, ""))))
     fill(this.next, parts)
     this.nextSection.hidden = parts.length === 0
   }

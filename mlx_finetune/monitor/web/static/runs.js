@@ -74,7 +74,7 @@ class Runs {
     const total = run.total_steps ? `${count(run.step)} / ${count(run.total_steps)}` : "\u2013"
     const cell = (text, kind) => h("td", { class: kind ?? "" }, text)
     return h("tr", {}, h("td", {}, box), h("th", { scope: "row" }, h("a", { href: this.link(run.name) }, h("bdi", {}, visible(run.name)))),
-      h("td", {}, h("span", { class: "state small", "data-state": run.state }, run.state)), cell(visible(run.model)), cell(run.task), cell(total, "figure"), cell(loss(run.first_loss), "figure"), cell(loss(run.result_loss), "figure"),
+      h("td", {}, h("span", { class: "state small", "data-state": run.state }, run.state)), cell(visible(run.model ?? "")), cell(run.task ?? ""), cell(total, "figure"), cell(loss(run.first_loss), "figure"), cell(loss(run.result_loss), "figure"),
       cell(seconds(run.seconds), "figure"), cell(bytes(run.num_bytes), "figure"), cell(clock(run.first_time), "figure"))
   }
 

@@ -80,12 +80,13 @@ class Live {
     this.head = new Head(this)
     this.side = new Side(this)
     this.none = h("p", { class: "note", hidden: true })
+    this.machineSaid = h("span", { class: "dim" })
     this.element = h("div", { class: "live" },
       this.head.element,
       h("div", { class: "columns" },
         h("div", { class: "curves" }, this.tools, this.loss.element,
           h("div", { class: "grid" }, this.small.map((chart) => chart.element)),
-          h("h2", {}, "Machine"), this.none,
+          h("h2", {}, "Machine ", this.machineSaid), this.none,
           h("div", { class: "grid" }, this.machine.map((chart) => chart.element))),
         this.side.element))
   }
@@ -156,6 +157,7 @@ class Live {
     Object.assign(this.status, changed)
     if (changed.evaluations) this.evaluations = changed.evaluations
     if (changed.started) this.limit = changed.started.memory_limit_bytes
+    if (changed.machine) put(this.machineSaid, machineWords(changed.machine))
     this.head.show(this.status)
     this.side.show(this.status, changed)
     if (before && changed.state && changed.state !== before) say(`The run is ${changed.state}`)
@@ -214,6 +216,18 @@ class Live {
   }
 }
 
+// What no curve shows: battery, pressure, throttling, energy so far.
+function machineWords(machine) {
+  const { on_battery: onBattery, battery_percent: battery, pressure, throttled, energy_joules: joules } = machine
+  const parts = [
+    onBattery ? `on battery${battery === null ? "" : `, ${battery} %`}` : null,
+    pressure && pressure !== "normal" ? `memory pressure: ${visible(pressure)}` : null,
+    throttled ? `slowed down: ${visible(throttled)}` : null,
+    joules ? `${figure(joules / 3600)} Wh so far` : null,
+  ].filter(Boolean)
+  return parts.length ? `\u2013 ${parts.join("; ")}` : ""
+}
+
 export function title(name, status) {
   const total = status.started?.total_steps
   const share = AT_WORK.includes(status.state) && total ? `${Math.floor((100 * status.steps_done) / total)} % \u00b7 ` : ""
@@ -237,7 +251,7 @@ class Head {
       h("div", { class: "line" }, this.state, h("h1", {}, visible(view.name)), this.what, h("span", { class: "actions" }, this.save, this.stop)),
       h("div", { class: "line progress" }, this.bar, this.done, this.eta),
       h("dl", { class: "numbers" }, cell("loss", "loss, smoothed"), cell("validation", "validation"), cell("best", "best"), cell("rate", "learning rate"),
-        cell("norm", "gradient norm"), cell("speed", "targets/s"), cell("memory", "memory, peak"), cell("elapsed", "since")))
+        cell("norm", "gradient norm"), cell("speed", "targets/s"), cell("memory", "memory, peak"), cell("elapsed", "begun, took")))
   }
 
   show(status) {

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_finetune.events import Continued, Event, Paused, TimeJump
-from mlx_finetune.hardware.power import UNKNOWN, Power
 from mlx_finetune.hardware.sampling.source import Source
 from mlx_finetune.hardware.sampling.sources import system_sources
 from mlx_finetune.hardware.sensors import Memory, Sensors, read_aside, system_sensors
+from mlx_finetune.hardware.system.power import UNKNOWN, Power
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.units import format_bytes
 

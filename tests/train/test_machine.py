@@ -13,10 +13,10 @@ from small_runs import CALM, course, train, write_recipe
 
 from mlx_finetune import rundir
 from mlx_finetune.events import Event, Resources, StepDone
-from mlx_finetune.hardware.power import Power
 from mlx_finetune.hardware.sampling.source import Figures, Source
 from mlx_finetune.hardware.sampling.sources import system_sources
 from mlx_finetune.hardware.sensors import Memory, Sensors
+from mlx_finetune.hardware.system.power import Power
 from mlx_finetune.journal import read_events, read_resources
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.signals import StopRequest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.hardware.macos import (
+from mlx_finetune.hardware.system.macos import (
     Cores,
     Hardware,
     parse_cores,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.hardware.power import parse_power_mode, parse_power_modes, parse_throttling, read_power_mode
+from mlx_finetune.hardware.system.power import parse_power_mode, parse_power_modes, parse_throttling, read_power_mode
 
 Shared = Callable[..., Path]
 

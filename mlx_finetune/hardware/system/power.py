@@ -10,7 +10,7 @@ from typing import Literal
 
 import psutil
 
-from mlx_finetune.hardware.programs import Runner
+from mlx_finetune.hardware.system.programs import Runner
 
 PowerMode = Literal["low", "automatic", "high"]
 

@@ -144,12 +144,15 @@ def test_a_step_is_never_kept_waiting_by_a_source_that_hangs(recipe: Path) -> No
 
 
 def test_why_each_switch_is_what_it_is_stands_in_resolved_toml(recipe: Path) -> None:
-    mac = replace(CALM, environment={"MLX_ENABLE_TF32": "0"}, system="darwin")
+    given = {"MLX_ENABLE_TF32": "0", "MLX_MAX_MB_PER_BUFFER": "90"}
+    mac = replace(CALM, environment=given, tuned={"max_mb_per_buffer": 90}, system="darwin")
     run = train(recipe, overrides=("hardware.max_ops_per_buffer=20",), around=mac, stop_after=1)
     lines = dict(line.split(" = ", 1) for line in run.file(rundir.RESOLVED).read_text().splitlines() if " = " in line)
     assert lines["relax_gpu_watchdog"].startswith('"auto"  # AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1: macOS 26')
     assert lines["max_ops_per_buffer"] == "20  # MLX_MAX_OPS_PER_BUFFER=20: as the recipe says"
     assert lines["tf32"] == '"auto"  # the environment wins: MLX_ENABLE_TF32=0'
+    found = "MLX_MAX_MB_PER_BUFFER=90: the fastest that mlxft tune found on this Mac"
+    assert lines["max_mb_per_buffer"] == f'"auto"  # {found}'
     assert lines["fast_synch"] == '"auto"  # MLX\'s own: false'
 
 

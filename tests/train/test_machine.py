@@ -63,9 +63,9 @@ def test_samples_stand_in_the_journal_with_the_step_and_what_the_watch_has_read(
     found = samples(run)
     assert len(found) >= 3
     assert [one.step for one in found] == sorted(one.step for one in found)
-    assert {(one.watts, one.on_battery, one.battery_percent, one.pressure, one.swap_bytes) for one in found} == {
-        (20.0, True, 77, "warning", 4096)
-    }
+    assert {one.watts for one in found} == {20.0}
+    watched = [(one.on_battery, one.battery_percent, one.pressure, one.swap_bytes) for one in found if one.step]
+    assert set(watched) == {(True, 77, "warning", 4096)}, "the watch looks before the first step"
     metrics = json.loads(run.file(rundir.METRICS).read_text())["resources"]
     assert metrics["samples"] == len(found)
     assert metrics["energy_joules"] == found[-1].energy_joules

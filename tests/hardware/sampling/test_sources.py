@@ -65,6 +65,7 @@ def test_a_tool_that_fails_hangs_or_prints_nonsense_blanks_its_own_figures_alone
         if told_by != tool:
             assert getattr(sample, name) == value
         elif name == "process_bytes":
-            assert 0 < sample.process_bytes < 10**11, "the resident size in its place"  # pyright: ignore[reportOptionalOperand]
+            assert sample.process_bytes is not None
+            assert 0 < sample.process_bytes < 10**11, "the resident size in its place"
         else:
             assert getattr(sample, name) is None

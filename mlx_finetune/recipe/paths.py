@@ -15,7 +15,7 @@ def check_paths(loaded: LoadedRecipe, base: Path) -> None:
     Raises ``RecipeError`` naming that folder.
     """
     above = loaded.path.absolute().parents
-    for key, text in _paths(loaded.recipe.data):
+    for key, text in data_paths(loaded.recipe.data):
         path = Path(text).expanduser()
         if path.is_absolute() or _exists(base / path):
             continue
@@ -34,7 +34,8 @@ def named_file(name: str, *folders: Path) -> Path:
     return next((folder / path for folder in folders if _exists(folder / path)), folders[0] / path)
 
 
-def _paths(data: DataRecipe) -> Iterator[tuple[str, str]]:
+def data_paths(data: DataRecipe) -> Iterator[tuple[str, str]]:
+    """Key and text of every file, folder or hub id that [data] names."""
     for key in ("path", "train", "valid", "test"):
         text = getattr(data, key)
         if text:

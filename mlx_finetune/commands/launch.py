@@ -2,24 +2,19 @@
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import time
-import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
-    from mlx_finetune.app.desktop.desk import Desk, Ran
+    from mlx_finetune.app.desktop.desk import Desk
 
 VERBS = ("setup", "train", "overnight", "monitor", "test", "chat", "evaluate", "stop")
 INTERRUPTED = 130
 _LOG_BYTES = 1_000_000
-_MLXFT = (sys.executable, "-m", "mlx_finetune")
 
 
 @click.command(short_help="What the double-click launchers call.")
@@ -32,6 +27,7 @@ def command(verb: str, names: tuple[str, ...], queue: Path | None) -> int:
     What is not named is asked for: in a dialog of the system, else as a numbered menu. A recipe can be dragged in.
     """
     from mlx_finetune.app.desktop.desk import Cancelled
+    from mlx_finetune.commands.window import make_desk
     from mlx_finetune.errors import MlxftError
 
     desk = make_desk(os.environ)
@@ -51,6 +47,8 @@ def command(verb: str, names: tuple[str, ...], queue: Path | None) -> int:
         problem, code = error.message, error.exit_code
         raise
     except Exception:
+        import traceback
+
         problem = traceback.format_exc()
         raise
     finally:
@@ -72,93 +70,6 @@ def _verbs() -> "Mapping[str, Callable[[Desk, Sequence[str]], int]]":
         "evaluate": verbs.evaluate,
         "stop": verbs.stop,
     }
-
-
-def make_desk(environment: Mapping[str, str]) -> "Desk":
-    """What a dialogue in this window touches. Dialogs need ``osascript`` and a login at the screen."""
-    import shutil
-
-    from mlx_finetune.app.desktop.desk import Desk
-
-    is_remote = "SSH_CONNECTION" in environment or "SSH_TTY" in environment
-    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
-    return Desk(
-        folder=Path.cwd(),
-        mlxft=run_here,
-        read_mlxft=lambda arguments: _read([*_MLXFT, *arguments]),
-        start=start_alone,
-        program=run_program,
-        say=lambda text: click.echo(text, err=True),
-        ask=ask_line,
-        has_dialogs=can_ask and not is_remote and shutil.which("osascript") is not None,
-        can_ask=can_ask,
-        now=time.time,
-        sleep=time.sleep,
-    )
-
-
-def run_here(arguments: Sequence[str]) -> int:
-    """Run ``mlxft ARGUMENTS`` in this window; Ctrl-C is for it alone. The exit code, 128 + N for a signal."""
-    with _deaf():
-        code = subprocess.Popen([*_MLXFT, *arguments]).wait()
-    return code if code >= 0 else 128 - code
-
-
-@contextlib.contextmanager
-def _deaf() -> Generator[None]:
-    """Inside, Ctrl-C does nothing here. A handler, as a signal that is ignored would be ignored by the child too."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _read(command: Sequence[str]) -> "Ran":
-    from mlx_finetune.app.desktop.desk import Ran
-
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    return Ran(done.returncode, done.stdout, done.stderr)
-
-
-def run_program(command: Sequence[str]) -> "Ran | None":
-    """One of the Mac's own programs, by its name on PATH; None where it is missing. Dialogs may stay open for hours."""
-    try:
-        return _read(command)
-    except (OSError, ValueError):  # ValueError: a NUL in an argument
-        return None
-
-
-def start_alone(arguments: Sequence[str], log: Path) -> int:
-    """Start ``mlxft ARGUMENTS`` in a session of its own, what it says added to ``log``; its process id."""
-    from mlx_finetune.errors import RunError
-
-    try:
-        with log.open("ab") as file:
-            started = subprocess.Popen(
-                [*_MLXFT, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-            )
-    except OSError as error:
-        raise RunError(f"{error.filename or log}: {error.strerror}", "mlxft doctor") from error
-    started.returncode = 0  # nobody here waits for it
-    return started.pid
-
-
-def ask_line(prompt: str) -> str:
-    """Show ``prompt`` and read a line, without its end. Raises ``Cancelled`` at Ctrl-C and Ctrl-D."""
-    from mlx_finetune.app.desktop.desk import Cancelled
-
-    click.echo(prompt, err=True, nl=False)
-    try:
-        line = sys.stdin.readline()
-    except KeyboardInterrupt:
-        line = ""
-    except UnicodeDecodeError:
-        return "\ufffd"
-    if not line:
-        click.echo(err=True)
-        raise Cancelled
-    return line.removesuffix("\n")
 
 
 def _test(desk: "Desk", names: Sequence[str]) -> int:
@@ -190,7 +101,11 @@ def _test(desk: "Desk", names: Sequence[str]) -> int:
 
 def _work(desk: "Desk", folder: Path) -> int:
     """Be the process that works through a night: SIGTERM and SIGINT end it, and reach the training at work."""
+    import signal
+    import subprocess
+
     from mlx_finetune.app.desktop.queue import Worker, work
+    from mlx_finetune.commands.window import MLXFT
 
     asked: list[int] = []
     children: list[subprocess.Popen[bytes]] = []
@@ -206,7 +121,7 @@ def _work(desk: "Desk", folder: Path) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def train(arguments: Sequence[str]) -> int:
-        children.append(subprocess.Popen([*_MLXFT, *arguments], stdin=subprocess.DEVNULL))
+        children.append(subprocess.Popen([*MLXFT, *arguments], stdin=subprocess.DEVNULL))
         if asked:  # it came before the child was there
             children[-1].send_signal(signal.SIGTERM)
         code = children[-1].wait()

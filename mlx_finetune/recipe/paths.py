@@ -1,4 +1,4 @@
-"""Relative paths of a recipe count from the folder where mlxft is started; one started elsewhere is told so."""
+"""Relative paths of a recipe count from the folder where mlxft is started; data that lies elsewhere is refused."""
 
 import shlex
 from collections.abc import Iterator
@@ -23,6 +23,15 @@ def check_paths(loaded: LoadedRecipe, base: Path) -> None:
         if home is not None:
             message = f"{key} = {text!r} is not in {base}; relative paths count from where mlxft is started"
             raise RecipeError([Problem(str(loaded.path), message, f"cd {shlex.quote(str(home))}")])
+
+
+def named_file(name: str, *folders: Path) -> Path:
+    """The file that ``name`` means: in the first of ``folders`` that has it, else where the first would have it.
+
+    The first is where mlxft is started, as for data; those behind it are where a recipe lies, or a run was started.
+    """
+    path = Path(name).expanduser()
+    return next((folder / path for folder in folders if _exists(folder / path)), folders[0] / path)
 
 
 def data_paths(data: DataRecipe) -> Iterator[tuple[str, str]]:

@@ -54,5 +54,5 @@ def sampled_machine(
 
 def setting_reasons(hardware: HardwareRecipe, around: Surroundings) -> dict[str, str]:
     """Key of [hardware] -> why its variable is what it is in this process, for resolved.toml."""
-    found = metal_settings(hardware, around.environment, around.system)
+    found = metal_settings(hardware, around.environment, around.system, around.tuned)
     return {one.key: one.reason for one in found if one.reason}

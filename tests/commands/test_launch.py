@@ -14,7 +14,7 @@ from windows import MacTools
 
 from mlx_finetune.app.desktop import training
 from mlx_finetune.app.desktop.desk import Cancelled
-from mlx_finetune.commands import launch, launchers
+from mlx_finetune.commands import launch, launchers, window
 from mlx_finetune.errors import RunError
 
 
@@ -62,16 +62,16 @@ def test_dialogs_need_a_login_at_the_screen(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     for stream in (sys.stdin, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    assert launch.make_desk({}).has_dialogs
-    assert not launch.make_desk({"SSH_CONNECTION": "1.2.3.4"}).has_dialogs
+    assert window.make_desk({}).has_dialogs
+    assert not window.make_desk({"SSH_CONNECTION": "1.2.3.4"}).has_dialogs
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert not launch.make_desk({}).has_dialogs
+    assert not window.make_desk({}).has_dialogs
 
 
 def test_a_program_that_is_missing_is_none_and_arguments_are_not_run(here: Path) -> None:
-    assert launch.run_program(["no-such-program-anywhere"]) is None
-    assert launch.run_program(["printf", "a\0b"]) is None
-    ran = launch.run_program(["printf", "%s", "$(touch canary)"])
+    assert window.run_program(["no-such-program-anywhere"]) is None
+    assert window.run_program(["printf", "a\0b"]) is None
+    ran = window.run_program(["printf", "%s", "$(touch canary)"])
     assert ran is not None
     assert (ran.code, ran.out) == (0, "$(touch canary)")
     assert list(here.glob("canary")) == []
@@ -79,28 +79,28 @@ def test_a_program_that_is_missing_is_none_and_arguments_are_not_run(here: Path)
 
 def test_a_command_that_dies_of_a_signal_has_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os, sys; os.kill(os.getpid(), int(sys.argv[1]))"
-    monkeypatch.setattr(launch, "_MLXFT", (sys.executable, "-I", "-c", code))
-    assert launch.run_here([str(int(signal.SIGABRT))]) == 134
-    assert launch.run_here([str(int(signal.SIGKILL))]) == 137
+    monkeypatch.setattr(window, "MLXFT", (sys.executable, "-I", "-c", code))
+    assert window.run_here([str(int(signal.SIGABRT))]) == 134
+    assert window.run_here([str(int(signal.SIGKILL))]) == 137
 
 
 def test_ctrl_c_is_for_the_command_in_front_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os, signal; os.kill(os.getppid(), signal.SIGINT); print(signal.getsignal(signal.SIGINT).__name__)"
-    monkeypatch.setattr(launch, "_MLXFT", (sys.executable, "-I", "-c", code))
+    monkeypatch.setattr(window, "MLXFT", (sys.executable, "-I", "-c", code))
     before = signal.getsignal(signal.SIGINT)
-    assert launch.run_here([]) == 0
+    assert window.run_here([]) == 0
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_is_left_to_the_background_has_a_session_and_a_log_of_its_own(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_MLXFT", (sys.executable, "-I", "-c", "import os; print(os.getsid(0), os.getpid())"))
-    pid = launch.start_alone(["x"], here / "log")
+    monkeypatch.setattr(window, "MLXFT", (sys.executable, "-I", "-c", "import os; print(os.getsid(0), os.getpid())"))
+    pid = window.start_alone(["x"], here / "log")
     os.waitpid(pid, 0)
     assert (here / "log").read_text().split() == [str(pid), str(pid)]
     with pytest.raises(RunError, match="gone/log"):
-        launch.start_alone(["x"], here / "gone" / "log")
+        window.start_alone(["x"], here / "gone" / "log")
 
 
 def test_the_log_begins_anew_when_it_is_large_and_a_full_disk_stops_nothing(here: Path) -> None:

@@ -32,7 +32,7 @@ def check(
 ) -> Sequence[LauncherFinding]:
     """What is wrong with the launchers in ``folder``, each with the command that mends it; empty where none is ours.
 
-    ``target`` is what new ones would call; without it only what can be seen from the files is checked.
+    ``target`` is what new ones would call; without it one that calls another copy of the app is as good as any.
     ``read_quarantine`` gives the value of the attribute of a file, None where it has none.
     """
     paths = {verb: launcher_path(folder, verb) for verb in NAMES}
@@ -61,11 +61,14 @@ def _check_one(
         return [finding("foreign", f"{path} is not one of our launchers, and is never written over", away)]
     found: list[LauncherFinding] = []
     text = path.read_bytes()
-    gone = _missing_app(text)
-    if gone is not None:
-        found.append(finding("moved", f"the launcher {path} calls {gone}, which is not there any more"))
-    elif target is not None and text != launcher_text(verb, target):
-        found.append(finding("stale", f"the launcher {path} was made by another version or for another folder"))
+    called = _called(text)
+    gone = [one for one in (called.folder, called.app) if not one.exists()] if called is not None else []
+    if gone:
+        found.append(finding("moved", f"the launcher {path} calls {gone[0]}, which is not there any more"))
+    elif called is None or text != launcher_text(verb, called):
+        found.append(finding("stale", f"the launcher {path} was made by another version, or edited"))
+    elif target is not None and called.app != target.app:
+        found.append(finding("stale", f"the launcher {path} calls another copy of the app: {called.app}"))
     if not os.access(path, os.X_OK):
         message = f"the launcher {path} may not be executed, so a double-click is refused"
         found.append(finding("not-executable", message, f"chmod 755 {file}"))
@@ -75,15 +78,19 @@ def _check_one(
     return found
 
 
-def _missing_app(text: bytes) -> str | None:
-    """The app or folder that a launcher calls and that is not there; None where both are, or where it is not told."""
-    head = os.fsdecode(text).partition("\nunset ")[0]
+def _called(text: bytes) -> Target | None:
+    """What a launcher calls, as it says itself; None where it does not."""
+    lines = os.fsdecode(text)
+    head, command = lines.partition("\nunset ")[0], lines.rpartition("\nended ")[0].rpartition("\n")[2]
     try:
         words = shlex.split(head, comments=True)
+        arguments = shlex.split(command)
     except ValueError:
         return None
-    values = {key: value for key, _, value in (word.partition("=") for word in words) if key in ("root", "app")}
-    return next((path for path in values.values() if not os.path.exists(path)), None)
+    values = {key: value for key, _, value in (word.partition("=") for word in words)}
+    if not values.get("root") or not values.get("app") or "launch" not in arguments:
+        return None
+    return Target(Path(values["root"]), Path(values["app"]), tuple(arguments[1 : arguments.index("launch")]))
 
 
 def quarantine(path: Path, run: Runner = run_program) -> str | None:

@@ -159,7 +159,7 @@ def watch_night(desk: Desk, folder: Path) -> int:
             desk.mlxft(["monitor", item.run])
             if running_process(item.start.run) is not None and (code := _leave(desk, folder, item.start)) is not None:
                 return code
-    except Cancelled:
+    except (Cancelled, KeyboardInterrupt):  # the night is a process of its own and has not heard it
         suggest(desk, monitor="to see the night again", stop="to end it with everything saved")
         return 0
     return tell_summary(desk, folder)

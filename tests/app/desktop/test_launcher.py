@@ -136,7 +136,7 @@ def test_every_problem_is_found_with_the_command_that_mends_it(tmp_path: Path, t
     launcher_path(desktop, "setup").unlink()
     launcher_path(desktop, "train").write_text("mine")
     launcher_path(desktop, "monitor").write_bytes(launcher_text("monitor", Target(tmp_path / "gone", target.app)))
-    launcher_path(desktop, "test").write_bytes(launcher_text("test", Target(tmp_path, target.app)))
+    launcher_path(desktop, "test").write_bytes(launcher_text("test", target).replace(b"trap", b"true # trap"))
     launcher_path(desktop, "chat").chmod(0o644)
     quarantined = {launcher_path(desktop, "stop"): "0083;5991b778;Safari.app;BC4DFC58"}
     found = {one.name: one for one in check(desktop, target, read_quarantine=quarantined.get)}
@@ -163,11 +163,27 @@ def test_a_folder_without_launchers_has_no_problems(tmp_path: Path, target: Targ
     assert check(tmp_path / "gone", target, read_quarantine=not_quarantined) == []
 
 
-def test_without_knowing_what_new_ones_would_call_age_is_not_judged(tmp_path: Path, target: Target) -> None:
-    install(tmp_path, Target(tmp_path, target.app, ("-m", "mlx_finetune")))
+def test_without_knowing_the_app_another_copy_of_it_is_as_good(tmp_path: Path, target: Target) -> None:
+    other = tmp_path / "it's another"
+    other.touch()
+    install(tmp_path, Target(tmp_path, other, ("-m", "mlx_finetune")))
     assert check(tmp_path, read_quarantine=not_quarantined) == []
-    target.app.unlink()
+    assert {one.kind for one in check(tmp_path, target, read_quarantine=not_quarantined)} == {"stale"}
+    with launcher_path(tmp_path, "chat").open("a") as file:
+        file.write("# more\n")
+    (found,) = check(tmp_path, read_quarantine=not_quarantined)
+    assert (found.name, found.kind) == ("Chat", "stale")
+    other.unlink()
     assert {one.kind for one in check(tmp_path, read_quarantine=not_quarantined)} == {"moved"}
+
+
+@pytest.mark.parametrize("name", NAMES_OF_FOLDERS)
+def test_a_good_launcher_is_good_whatever_its_folder_is_called(name: str, tmp_path: Path) -> None:
+    app = tmp_path / name / "mlxft"
+    app.parent.mkdir()
+    app.touch(mode=0o755)
+    install(tmp_path / "Desktop", Target(app.parent, app))
+    assert check(tmp_path / "Desktop", Target(app.parent, app), read_quarantine=not_quarantined) == []
 
 
 def test_quarantine_is_asked_for_by_attribute(tmp_path: Path, shared) -> None:

@@ -43,7 +43,7 @@ from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.device import Device, read_device, read_metal, read_wheel_tag
 from mlx_finetune.hardware.limits import Machine, working_set_share
 from mlx_finetune.hardware.metal import Setting, explain_settings
-from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.system.programs import Runner, run_program
 from mlx_finetune.model.catalogue import CachedModel, cache_folder, cached_models, hub_cache_folder
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import LoadedRecipe

@@ -88,7 +88,8 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked with: this machine's own in all but tests. ``go_on`` gives the lines that continue a run."""
+    """What is asked with: this machine's own in all but tests. ``go_on`` gives the lines that continue a run,
+    ``check`` raises ``RecipeError`` for what a recipe names and is not there."""
 
     base: Path
     variables: Mapping[str, str]
@@ -96,6 +97,7 @@ class Asked:
     run: Runner = run_program
     home: Path | None = None
     go_on: Callable[[RunDir], Sequence[str]] = lambda run: ()
+    check: Callable[[LoadedRecipe, Path], None] = lambda recipe, base: None
     now: float | None = None
     package: Path = Path(mlx_finetune.__file__).resolve().parent
 
@@ -144,7 +146,7 @@ def examine(asked: Asked | None = None, recipe: LoadedRecipe | None = None) -> F
     if recipe is None:
         return facts
     on_gpu = device.metal is not None and device.metal.is_available
-    needs = read_needs(recipe, asked.base, cached, on_gpu=on_gpu, ask=_asker(facts.hub))
+    needs = read_needs(recipe, asked.base, cached, on_gpu=on_gpu, ask=_asker(facts.hub), check=asked.check)
     return replace(facts, needs=needs)
 
 

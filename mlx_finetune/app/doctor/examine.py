@@ -136,12 +136,7 @@ def examine(asked: Asked | None = None, recipe: LoadedRecipe | None = None) -> F
         runs=tuple(read_ends(asked.base, now, asked.go_on)),
         crashes=tuple(read_crashes(CRASH_FOLDERS, now)) if is_mac else (),
         launchers=(*_project_launchers(typed), *(_desktop_launchers(asked, typed) if is_mac else ())),
-        settings=explain_settings(
-            recipe.recipe.hardware if recipe is not None else HardwareRecipe.model_validate({}),
-            machine_of(device),
-            asked.variables,
-            asked.system,
-        ),
+        settings=_settings(asked, device, recipe),
     )
     if recipe is None:
         return facts
@@ -234,6 +229,14 @@ def _project_launchers(typed: Typed) -> Iterator[tuple[str, str]]:
         names = ", ".join(Path(path).name for path in closed)
         message = f'{names}: a double-click says "you do not have appropriate access privileges"'
         yield message, "chmod +x " + " ".join(typed.path(path) for path in closed)
+
+
+def _settings(asked: Asked, device: Device, recipe: LoadedRecipe | None) -> tuple[Setting, ...]:
+    """What MLX would be told; without a plan the wired limit is the most that one can ask for."""
+    hardware = recipe.recipe.hardware if recipe is not None else HardwareRecipe.model_validate({})
+    machine = machine_of(device)
+    most = machine.working_set_bytes
+    return explain_settings(hardware, machine, asked.variables, asked.system, predicted_bytes=most)
 
 
 def _desktop_launchers(asked: Asked, typed: Typed) -> Iterator[tuple[str, str]]:

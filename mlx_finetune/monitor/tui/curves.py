@@ -34,7 +34,7 @@ def loss_block(watched: Watched, *, width: int, height: int, zoom: int = 0) -> L
     ]
     curves = [
         Curve(watched.curves["loss"].points(most, first), "dim", in_range=False),
-        Curve(watched.curves["smooth"].points(most, first), SMOOTH),
+        Curve(watched.curves["smooth"].points(most // 2, first), SMOOTH),
         Curve(valid, VALID, _MARK if len(valid) <= width // 4 else ""),
     ]
     heading = title("loss", width, ZOOMS[zoom][1] if zoom else "", legend=_legend(watched) if width >= 56 else None)

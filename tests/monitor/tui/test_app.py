@@ -388,6 +388,34 @@ def test_only_lines_that_change_are_drawn_again(demo: RunDir, monkeypatch: pytes
     play(monitor(demo), scenario)
 
 
+def test_a_frame_that_costs_much_is_drawn_seldom(demo: RunDir) -> None:
+    """A tenth of a second of processor time for each: the next comes after eight seconds, a key is answered at once."""
+    now, spent = [1000.0], [0.0]
+    drawn: list[float] = []
+
+    class Slow(MonitorApp):
+        def draw(self) -> None:
+            drawn.append(now[0])
+            super().draw()
+            spent[0] += 0.1
+
+    hands = Hands(lambda: [demo], print, print, lambda run: "")
+    app = Slow(demo, hands, clock=lambda: START + 645, ticks=lambda: now[0], cpu=lambda: spent[0])
+
+    async def scenario(pilot: Pilot[int], app: MonitorApp) -> None:
+        drawn.clear()
+        app.draw()
+        for second in range(1, 21):
+            now[0] = 1000.0 + second
+            append(demo, at_pace([step(320 + second)], start=START + 640 + second))
+            app.look()
+        assert drawn == [1000.0, 1008.0, 1016.0]
+        await pilot.press("2")
+        assert drawn[-1] == 1020.0
+
+    play(app, scenario)
+
+
 @pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
 def test_leaving_touches_nothing(demo: RunDir, key: str) -> None:
     acts: list[str] = []

@@ -38,7 +38,8 @@ def loss_block(watched: Watched, *, width: int, height: int, zoom: int = 0) -> L
         Curve(valid, VALID, _MARK if len(valid) <= width // 4 else ""),
     ]
     heading = title("loss", width, ZOOMS[zoom][1] if zoom else "", legend=_legend(watched) if width >= 56 else None)
-    chart = draw_chart(curves, width=width, height=height - 1)
+    has_course = any(len(curve.points) > 1 for curve in curves)
+    chart = draw_chart(curves, width=width, height=height - 1) if has_course else []
     return [heading, *(chart or [Text(" the curve begins with the first steps", "dim")])]
 
 

@@ -22,10 +22,14 @@ COMMANDS: dict[str, str] = {
     "chat": "Talk with an adapter or a model.",
     "generate": "Answer one prompt or a file of prompts.",
     "eval": "What a run learned and forgot: base beside tuned, with intervals.",
+    "microscope": "What was learned, token by token, under base and adapter.",
     "serve": "Answer over HTTP as OpenAI does, on this machine.",
+    "report": "A run as one page for any browser: curves, answers, verdict.",
     "runs": "List, show, compare or remove runs.",
     "recipe": "List, show, copy or check recipes.",
     "models": "List, fetch or remove models.",
+    "launch": "What the double-click launchers call.",
+    "launchers": "Write, check or remove the launchers on the Desktop.",
     "doctor": "What is missing or wrong here, and the command that mends it.",
 }
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_finetune.errors import UsageError
+
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.monitor.tui.hands import Hands
@@ -26,13 +28,24 @@ COPY_SECONDS = 2.0
 @click.argument("run", required=False)
 @click.option("--plain", is_flag=True, help="A few lines at the bottom of the terminal instead of all of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events from now on as JSON Lines on stdout.")
-def command(run: str | None, plain: bool, as_json: bool) -> int:
+@click.option("--web", is_flag=True, help="Show this and every other run as a page in the browser.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Of the page; 0 takes a free one.")
+@click.option("--no-open", is_flag=True, help="Print the address of the page, open no browser.")
+def command(run: str | None, plain: bool, as_json: bool, web: bool, port: int | None, no_open: bool) -> int:
     """Watch RUN, come and go at any time: q or Ctrl-C leaves, and the training goes on.
 
     RUN is a run folder, or a name under adapters/; without it the run that is at work, else the latest. In a terminal
     the monitor fills the screen and shows runs of the past as well; ? lists its keys: stop safely, checkpoint now, copy
     the command that resumes the run. Without a terminal, or with --plain, a run at work is followed until it ends.
     """
+    if web:
+        from mlx_finetune.commands.monitor_web import watch_in_browser
+
+        if as_json or plain:
+            raise UsageError(f"--web and --{'json' if as_json else 'plain'} do not go together", "leave one out")
+        return watch_in_browser(run, port=port, opens=not no_open)
+    if port is not None or no_open:
+        raise UsageError("--port and --no-open are for the page", "add --web")
     from mlx_finetune.app.follow import latest_run
     from mlx_finetune.rundir import find_run
 

@@ -71,10 +71,15 @@ def command(
 
 def default_token_file() -> Path:
     """Where the token is kept unless --token-file says otherwise."""
+    return state_folder() / "serve-token"
+
+
+def state_folder() -> Path:
+    """Where this user's tokens are kept: ``MLXFT_STATE``, else the system's place for such things."""
     import platformdirs
 
     moved = os.environ.get("MLXFT_STATE")
-    return (Path(moved).expanduser() if moved else platformdirs.user_state_path("mlxft")) / "serve-token"
+    return Path(moved).expanduser() if moved else platformdirs.user_state_path("mlxft")
 
 
 def _check(

@@ -21,10 +21,13 @@ from journal import STARTED, records, step, whole_run
 from processes import TIMEOUT, Machine, steps, wait_until
 
 from mlx_finetune.app.follow import latest_run
-from mlx_finetune.commands import monitor
+from mlx_finetune.commands import monitor, monitor_web
 from mlx_finetune.commands.monitor import command
+from mlx_finetune.errors import RunError, UsageError
 from mlx_finetune.events import Record, RunStopped, to_json
-from mlx_finetune.rundir import LOCK, RunDir, lock_holder, running_process, take_lock
+from mlx_finetune.loopback.addresses import take_port
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.rundir import LOCK, RUN_INFO, RunDir, lock_holder, running_process, take_lock
 
 
 @pytest.fixture
@@ -286,3 +289,53 @@ def test_a_run_that_goes_away_without_a_word_is_a_failure(here: Path) -> None:
     assert lines[0].startswith(f"watching demo (process {os.getpid()})")
     assert lines[-1].startswith("error: the training is gone without a word (see adapters/demo/log.txt)")
     assert result.return_value == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "8000"], "--port and --no-open are for the page"),
+        (["--no-open"], "--port and --no-open are for the page"),
+        (["--web", "--json"], "--web and --json do not go together"),
+    ],
+)
+def test_options_of_the_page_do_not_go_with_others(here: Path, arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(command, arguments, standalone_mode=False)
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message == said
+
+
+def test_a_port_that_is_taken_is_refused_where_it_was_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXFT_STATE", str(here / "state"))
+    with take_port("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(command, ["--web", "--no-open", "--port", port], standalone_mode=False)
+    assert isinstance(result.exception, RunError)
+    assert result.exception.message.startswith(f"port {port} is taken")
+
+
+def test_a_token_that_others_can_read_is_no_token_of_the_page(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXFT_STATE", str(here / "state"))
+    (here / "state").mkdir()
+    (here / "state" / "monitor-token").write_text("mlxft-" + "a" * 40)
+    result = CliRunner().invoke(command, ["--web", "--no-open", "--port", "0"], standalone_mode=False)
+    assert isinstance(result.exception, RunError)
+    assert "others can read the token" in result.exception.message
+
+
+def test_the_page_of_a_folder_without_runs_opens_too(here: Path) -> None:
+    assert monitor_web._place(None) == (Path("adapters"), "")
+    write_run("one", whole_run())
+    assert monitor_web._place("one") == (Path("adapters"), "one")
+    assert monitor_web._place(None) == (Path("adapters"), "one")
+
+
+def test_two_recipes_are_compared_where_both_can_be_read(here: Path) -> None:
+    runs = [write_run(name, whole_run()) for name in ("one", "two")]
+    assert monitor_web._compare(*runs)["refusal"]
+    for run, seed in zip(runs, (1, 2), strict=True):
+        recipe = Recipe.model_validate({"model": "m", "output_dir": str(run.path), "seed": seed, "data": {"path": "d"}})
+        run.file(RUN_INFO).write_text(json.dumps({"resolved": recipe.model_dump(mode="json")}))
+    found = monitor_web._compare(*runs)
+    assert found["refusal"] == ""
+    assert ["seed", "1", "2"] in found["recipe"]  # pyright: ignore[reportOperatorIssue]

@@ -31,7 +31,7 @@ from mlx_finetune.monitor.tui.machine import machine_lines
 from mlx_finetune.monitor.tui.overview import overview_lines
 from mlx_finetune.monitor.tui.screen import LinesView
 from mlx_finetune.monitor.tui.watched import Watched
-from mlx_finetune.monitor.tui.words import state_of
+from mlx_finetune.monitor.tui.words import end_of, state_of
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.units import format_bytes
 
@@ -106,6 +106,7 @@ class MonitorApp(App[int]):
         self._hands, self._clock, self._ticks, self._cpu = hands, clock, ticks, cpu
         self.watched = Watched(run, clock=ticks)
         self.listing = Listing(hands.list_runs)
+        self._was_at_work = self.watched.is_at_work
         self.pane = PANES[0][0]
         self.message: Message | None = None
         self._chosen = 0  # in the list of runs
@@ -236,7 +237,11 @@ class MonitorApp(App[int]):
         self.draw()
 
     def _hear(self) -> None:
-        """Tell when a checkpoint that was asked for is there."""
+        """Tell when a checkpoint that was asked for is there, and when the run ends."""
+        was_at_work, self._was_at_work = self._was_at_work, self.watched.is_at_work
+        if was_at_work and not self._was_at_work and not self.watched.is_gone:
+            end = end_of(self.watched)
+            self.message, self._is_stale = Message(end.word, end.style), True
         saved = self.watched.summary.checkpoints
         if self._save_asked_after is not None and len(saved) > self._save_asked_after:
             self._save_asked_after = None
@@ -306,6 +311,7 @@ class MonitorApp(App[int]):
     def switch_to(self, run: RunDir) -> None:
         """Show another run from now on."""
         self.watched = Watched(run, clock=self._ticks)
+        self._was_at_work = self.watched.is_at_work
         self._frame, self._zoom, self._offset, self._save_asked_after = None, 0, 0, None
         self.message, self.pane = None, PANES[0][0]
         self.look()

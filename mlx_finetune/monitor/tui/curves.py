@@ -86,11 +86,12 @@ def small_charts(watched: Watched, *, width: int, columns: int, height: int, zoo
     if step is None:
         return []
     first = since(watched.summary, zoom)
+    unit, size = ("GB", 1e9) if step.active_memory_bytes >= 1e9 else ("MB", 1e6)
     known = [
         ("learning_rate", f"learning rate {number(step.learning_rate, 2, scientific=True)}", 1.0),
         ("grad_norm", f"gradient norm {number(step.grad_norm, 2)}", 1.0),
         ("speed", f"targets/s {step.targets_per_second:,.0f}", 1.0),
-        ("memory", "MLX memory, GB", 1e-9),
+        ("memory", f"MLX memory, {unit}", 1 / size),
     ]
     each = (width - 2 * (columns - 1)) // columns
     lines: Lines = []

@@ -4,14 +4,17 @@ One event is one line and one write; a torn last line is skipped by every reader
 and ``events``. What of it a person looks for afterwards stands in log.txt as well (``events_log``).
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mlx_finetune import durable
-from mlx_finetune.events import Event, Record, from_json, to_json
+from mlx_finetune.events import Event, Record, Resources, from_json, to_json
 from mlx_finetune.events_log import log_text
+
+_RESOURCES = f'{{"kind": "{Resources.kind}"'.encode()
 
 
 class EventWriter:
@@ -67,6 +70,15 @@ def read_events(path: Path) -> Iterator[Record]:
                 yield record
 
 
+def read_resources(path: Path) -> list[Resources]:
+    """What the machine did, from a whole journal whose other lines are only passed over; empty without a file."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        found = (from_json(line) for line in file if line.startswith(_RESOURCES))
+        return [record.event for record in found if record is not None and isinstance(record.event, Resources)]
+
+
 class EventFollower:
     """Reads a journal that grows: each call of ``poll`` yields the whole lines that were added since the last.
 
@@ -74,9 +86,12 @@ class EventFollower:
     that differs are new. Costs a hash for each line.
     """
 
-    def __init__(self, path: Path, *, from_end: bool = False) -> None:
-        """``from_end`` leaves out what is there now."""
+    def __init__(
+        self, path: Path, *, from_end: bool = False, decode: Callable[[str | bytes], Any] = json.loads
+    ) -> None:
+        """``from_end`` leaves out what is there now; ``decode`` as in ``events.from_json``."""
         self._path = path
+        self._decode = decode
         self._lines: list[int] = []  # hashes of the lines up to _offset
         self._offset = 0
         self._last = b""  # the line that ends at _offset
@@ -101,7 +116,7 @@ class EventFollower:
             self._last = line + b"\n"
             self._offset += len(self._last)
             self._lines.append(hash(self._last))
-            record = from_json(line, len(self._lines) - 1)
+            record = from_json(line, len(self._lines) - 1, decode=self._decode)
             if record is not None:
                 yield record
         self._stamp = stamp

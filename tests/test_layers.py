@@ -26,13 +26,14 @@ ALLOWED = {
     "rundir": FOUNDATION,
     "recipe": FOUNDATION,
     "scoring": FOUNDATION,
+    "loopback": FOUNDATION,
     "dataset": RECIPE,
     "model": DATA | {"scoring"},
     "hardware": DATA,
     "train": MODELS | {"scoring"},
-    "monitor": DATA | {"scoring"},
-    "app": MODELS | {"scoring", "train.losses"},
-    "commands": MODELS | {"scoring", "app", "train", "monitor", "cli"},
+    "monitor": DATA | {"scoring", "loopback"},
+    "app": MODELS | {"scoring", "loopback", "train.losses"},
+    "commands": MODELS | {"scoring", "loopback", "app", "train", "monitor", "cli"},
     "cli": MODELS | {"app", "train", "monitor", "commands"},
     "__main__": {"cli"},
     "": RECIPE,
@@ -191,7 +192,9 @@ def test_mlx_and_its_relatives_are_imported_only_where_they_belong():
 
 
 LIGHT = [
-    name for name in MODULES if part_of(name) in DATA | {"", "scoring", "cli", "__main__", "monitor", "commands"}
+    name
+    for name in MODULES
+    if part_of(name) in DATA | {"", "scoring", "loopback", "cli", "__main__", "monitor", "commands"}
 ] + [
     "hardware.memory",
     "hardware.blas",

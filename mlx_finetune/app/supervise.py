@@ -57,7 +57,7 @@ def supervise(
     """
     if running_process(run) is not None:
         raise busy(run)
-    restarts = _Restarts(request, run, recipe)
+    restarts = _Restarts(replace(request, hardware=recipe.hardware), run, recipe)
     with _presence(run) as begun, forwarding(view.say) as signals:
         while True:
             before = _run_info(run)

@@ -12,6 +12,7 @@ from mlx_finetune.errors import DataError, RecipeError
 from mlx_finetune.recipe.evaluation import EvalRecipe, parse_gate
 from mlx_finetune.recipe.explain import Finding
 from mlx_finetune.recipe.load import LoadedRecipe, locate_findings
+from mlx_finetune.recipe.paths import named_file
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
@@ -59,7 +60,7 @@ def _schema(recipe: EvalRecipe, base: Path) -> Iterator[Finding]:
     from mlx_finetune.scoring.json_schema import read_schema
 
     try:
-        read_schema(base / Path(recipe.schema).expanduser())
+        read_schema(named_file(recipe.schema, base))
     except DataError as error:
         yield Finding(("eval", "schema"), error.message, error.hint)
 

@@ -118,6 +118,7 @@ def _train(
     from mlx_finetune.app import supervise
     from mlx_finetune.app.trackers.watching import look_line, tracked
     from mlx_finetune.commands.closing import ended_lines, go_on_lines
+    from mlx_finetune.commands.report import try_report
     from mlx_finetune.rundir import TRACKERS
 
     names = recipe.training.report_to
@@ -126,8 +127,9 @@ def _train(
     hostfile = [] if request.hostfile is None else ["--hostfile", str(request.hostfile)]
     options = [part for one in request.overrides for part in ("--set", one)]
     go_on = go_on_lines(str(request.recipe), [*options, *hostfile])
-    lines = ended_lines(supervised, summary, run, go_on)
-    lines = [*(f"{name}: {look_line(name, run)}" for name in names if run.file(TRACKERS).is_dir()), *lines]
+    report, warnings = (None, []) if supervised.ending.kind == "refused" else try_report(run)
+    looks = [f"{name}: {look_line(name, run)}" for name in names if run.file(TRACKERS).is_dir()]
+    lines = [*warnings, *looks, *ended_lines(supervised, summary, run, go_on, report)]
     if request.num_ranks > 1 and supervised.ending.kind == "failed" and run.checkpoints():
         lines = [*lines, *go_on]
     return lines, supervised.exit_code
@@ -165,11 +167,14 @@ def _read_hosts(hostfile: Path) -> "Hosts":
 def _follow(recipe: Path, overrides: Sequence[str]) -> int:
     """A rank of ``mlx.launch`` that writes nothing: this process becomes the training process."""
     from mlx_finetune.app.hosts import fill_stdin
-    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest
+    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest, child_environment
+    from mlx_finetune.recipe.load import load_recipe
 
     fill_stdin()
     arguments = TrainRequest(recipe, tuple(overrides)).companion_arguments()
-    os.execv(sys.executable, [sys.executable, "-m", CHILD_MODULE, *arguments])
+    hardware = load_recipe(recipe, overrides).recipe.hardware
+    environment = child_environment(os.environ, sys.platform, hardware)
+    os.execve(sys.executable, [sys.executable, "-m", CHILD_MODULE, *arguments], environment)
 
 
 def choose_view(summary: "Summary", *, as_json: bool) -> "View":

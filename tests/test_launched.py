@@ -235,7 +235,7 @@ def test_a_tiny_model_is_really_trained_tested_and_talked_with(
         assert test.end() == 0
         chat = home.open("chat", TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1")
         chat.wait_for("/help lists the commands", 120)
-        chat.wait_for("> ")
+        chat.wait_for(">\x08")
         chat.type("/exit\r")
         chat.wait_for('Next: double-click "Train"')
         chat.answer("Press Return", "")

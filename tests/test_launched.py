@@ -175,6 +175,7 @@ def test_a_night_outlives_its_window_and_tells_in_the_morning(gui_home: Home) ->
     assert "error:" not in (folder / LOG).read_text()
 
 
+@pytest.mark.slow
 def test_stop_safely_may_end_the_whole_night(home: Home) -> None:
     window, runs = start_night(home, "a", "b")
     stop = home.open("stop")
@@ -208,6 +209,7 @@ def test_a_dialog_that_is_closed_starts_nothing(gui_home: Home) -> None:
     assert running_process(run) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ['it\'s "mine" $(touch canary) `touch canary`'])
 def test_a_tiny_model_is_really_trained_tested_and_talked_with(
     name: str, tmp_path: Path, tiny_model: Callable[..., Path]
@@ -235,7 +237,7 @@ def test_a_tiny_model_is_really_trained_tested_and_talked_with(
         assert test.end() == 0
         chat = home.open("chat", TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1")
         chat.wait_for("/help lists the commands", 120)
-        chat.wait_for("> ")
+        chat.wait_for(">\x08")
         chat.type("/exit\r")
         chat.wait_for('Next: double-click "Train"')
         chat.answer("Press Return", "")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from mlx_finetune import durable
 from mlx_finetune.app.desktop.starts import Start
@@ -96,10 +96,13 @@ def read_night(folder: Path) -> Night | None:
     """The state that was kept; None where there is none, or none that can be read."""
     try:
         fields = json.loads((folder / STATE).read_bytes())
-        items = tuple(Item(**{**one, "overrides": tuple(one["overrides"])}) for one in fields["items"])
-        return Night(items, fields["began"], fields["ended"])
+        return Night(tuple(map(_read_item, fields["items"])), fields["began"], fields["ended"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _read_item(fields: dict[str, Any]) -> Item:
+    return replace(Item(**fields), overrides=tuple(fields["overrides"]))
 
 
 def latest_night(logs: Path) -> Path | None:

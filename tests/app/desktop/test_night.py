@@ -1,7 +1,7 @@
 """A night: one failing does not stop the next, what became of each is kept and told, and a stop is heard."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def item(name: str) -> Item:
 class FakeTrainer:
     """Trainings that end at once: with an exit code, an event in the journal and a line in the log each."""
 
-    def __init__(self, folder: Path, ends: dict[str, tuple[int, Event | None, str]]) -> None:
+    def __init__(self, folder: Path, ends: Mapping[str, tuple[int, Event | None, str]]) -> None:
         self.folder = folder
         self.ends = ends
         self.calls: list[list[str]] = []

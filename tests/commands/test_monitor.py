@@ -217,6 +217,26 @@ def test_keys_reach_the_training_itself(machine: Machine) -> None:
     assert b"to go on: mlxft train demo.toml --resume" in terminal.written
 
 
+@pytest.mark.parametrize("arguments", [["--until-end"], []])
+def test_the_end_of_a_run_leaves_the_screen_only_where_that_was_asked_for(
+    machine: Machine, arguments: list[str]
+) -> None:
+    run = machine.recipe("finish")
+    machine.start("train", "demo.toml")
+    wait_until(lambda: steps(run) > 3)
+    terminal = Terminal(machine, "demo", *arguments)
+    terminal.read_until("targets/s")
+    run.file("finish").touch()
+    if not arguments:
+        terminal.read_until("mlxft chat demo")
+        assert LEAVE_SCREEN not in terminal.written
+        terminal.type("q")
+    assert terminal.wait() == 0
+    left = terminal.written.split(LEAVE_SCREEN)[1]
+    assert b"finished at step " in left
+    assert b"next: mlxft chat demo" in left
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "term"), [(["--plain"], "xterm-256color"), ([], "dumb"), (["--json"], "xterm")])
 def test_otherwise_a_terminal_gets_lines(machine: Machine, arguments: list[str], term: str) -> None:

@@ -12,14 +12,24 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from mlx_finetune.dataset.token_losses import Microscope, Row, Token, read_microscope
+from mlx_finetune.dataset.token_losses import Measured, Microscope, Row, Token, read_microscope
 from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.units import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["STYLE", "Microscope", "Row", "Token", "read_microscope", "render_html", "render_text", "verdict"]
+__all__ = [
+    "STYLE",
+    "Measured",
+    "Microscope",
+    "Row",
+    "Token",
+    "read_microscope",
+    "render_html",
+    "render_text",
+    "verdict",
+]
 
 Verdict = Literal["learned", "known", "wrong", "worse", "context"]
 
@@ -184,7 +194,7 @@ def render_text(microscope: Microscope, width: int, *, in_colour: bool = True) -
         lines += _flow([(row_head(row), "bold" if in_colour else "")], width)
         lines += _flow(_pieces(row.tokens, in_colour=in_colour), width)
         lines += [line for note in row.notes for line in _flow([(f"-> {_line(note)}", "")], width)]
-        lines.append(Text())
+        lines += [Text()] if lines[-1].plain else []
     return lines + legend_lines(microscope, width, in_colour=in_colour)
 
 
@@ -201,7 +211,7 @@ def legend_lines(microscope: Microscope, width: int, *, in_colour: bool = True) 
     targets = counted(findings.num_targets, "trained token")
     mean = f"mean loss {findings.base:.3f} nats under the base, {findings.tuned:.3f} now"
     lines += _flow([(f"{targets}: {mean}; darker means further", "")], width)
-    for title, found in (("largest gains", findings.gains), ("largest losses", findings.losses)):
+    for title, found in (("gained most", findings.gains), ("lost most", findings.losses)):
         lines += _flow([(title if found else f"{title}: none", "bold" if in_colour else "")], width)
         lines += [line for one in found for line in _flow(_moved_pieces(one, in_colour=in_colour), width)]
     return lines
@@ -295,7 +305,7 @@ def _legend_html(microscope: Microscope) -> str:
     )
     return (
         f'<table class="ms-legend">{rows}</table><p class="ms-note">{mean}</p>'
-        f"{_top_html('Largest gains', findings.gains)}{_top_html('Largest losses', findings.losses)}"
+        f"{_top_html('Gained most', findings.gains)}{_top_html('Lost most', findings.losses)}"
     )
 
 

@@ -38,7 +38,7 @@ def lens_json(microscope: Microscope) -> Json:
             (name, "" if name == "context" else f"{findings.share(name):.0%}", meaning)
             for name, meaning in MEANINGS.items()
         ],
-        "moved": [_moved_json("Largest gains", findings.gains), _moved_json("Largest losses", findings.losses)],
+        "moved": [_moved_json("Gained most", findings.gains), _moved_json("Lost most", findings.losses)],
         "rows": [
             {"head": row_head(row), "notes": list(row.notes), "tokens": [_token_json(token) for token in row.tokens]}
             for row in microscope.rows

@@ -33,7 +33,7 @@ def lens_json(microscope: Microscope) -> Json:
     when = "" if measured.step is None else f" after step {measured.step}"
     return {
         "summary": f"{of}{when}: {findings.num_targets} trained tokens, mean loss {findings.base:.3f} nats under "
-        f"{measured.model or 'the base'}, {findings.tuned:.3f} now; darker means further",
+        f"{measured.model or 'the base'}, {findings.tuned:.3f} now; a stronger colour means further",
         "verdicts": [
             (name, "" if name == "context" else f"{findings.share(name):.0%}", meaning)
             for name, meaning in MEANINGS.items()

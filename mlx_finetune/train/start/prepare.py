@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_finetune import rundir
+from mlx_finetune.dataset.card import DataCard
 from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
@@ -74,6 +75,7 @@ class Prepared:
     num_valid_rows: int
     kept: KeptStates | None
     corrections: Mapping[str, int]
+    card: DataCard
 
 
 def prepare(
@@ -225,6 +227,7 @@ def _assemble(
         num_valid_rows=len(rows.valid),
         kept=resolved.kept,
         corrections=rows.corrections,
+        card=rows.card,
     )
 
 

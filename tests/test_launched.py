@@ -168,7 +168,7 @@ def test_a_night_outlives_its_window_and_tells_in_the_morning(gui_home: Home) ->
     assert note[-2:] == ["mlxft: the night is over", "2 of 2 trainings finished"]
     monitor = gui_home.open("monitor")
     monitor.wait_for("2 of 2 finished")
-    monitor.wait_for("validation loss 2.500 before, 1.500 at its best")
+    monitor.wait_for("validation loss 2.500 -> 1.500")
     monitor.answer("Press Return", "")
     assert monitor.end() == 0
     assert "\a" in monitor.raw

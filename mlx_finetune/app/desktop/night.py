@@ -159,7 +159,7 @@ def _became(item: Item) -> str:
 def _losses(finished: RunFinished) -> str:
     if finished.first_loss is None or finished.best_loss is None:
         return ""
-    return f"; validation loss {finished.first_loss:.3f} before, {finished.best_loss:.3f} at its best"
+    return f"; validation loss {finished.first_loss:.3f} -> {finished.best_loss:.3f}"
 
 
 def _outcome(item: Item) -> object:

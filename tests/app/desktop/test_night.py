@@ -95,7 +95,7 @@ def test_one_that_fails_does_not_stop_the_next_and_all_is_told(folder: Path) -> 
         "  1  bad: failed: the loss is not finite",
         "  2  refused: failed (code 2): recipes/refused.toml:3: no key `lr`",
         "  3  gone: failed (code 137)",
-        "  4  good: finished at step 26 in 1h 00m; validation loss 3.210 before, 2.100 at its best",
+        "  4  good: finished at step 26 in 1h 00m; validation loss 3.210 -> 2.100",
     ]
     assert trainer.notes == [("mlxft: the night is over", "1 of 4 trainings finished")]
     assert trainer.awake == 1
@@ -272,7 +272,7 @@ def test_the_window_shows_each_training_and_leaves_without_ending_any(fake: Fake
     with at_work(write_run(tmp_path, "a", "running")):
         fake.answers = ["4", "1"]
         assert overnight.overnight(fake.desk(), []) == 0
-    assert fake.called == [["monitor", "adapters/a"]] * 2
+    assert fake.called == [["monitor", "adapters/a", "--plain"]] * 2
     assert "\n1 of 2: a" in fake.said
     assert fake.said[-1].startswith('\nNext: double-click "Monitor" to see the night again')
     assert fake.started == []

@@ -63,6 +63,11 @@ class Night:
         return next((item for item in self.items if item.state == "running"), None)
 
     @property
+    def has_failed(self) -> bool:
+        """Did one of them end in another way than finished or stopped by a person?"""
+        return any(item.code not in (None, 0, 129, 130, 143) for item in self.items)
+
+    @property
     def remaining(self) -> Sequence[Item]:
         """Those that were not brought to an end."""
         return [item for item in self.items if item.state in ("waiting", "running", "left")]

@@ -106,7 +106,7 @@ def test_a_night_that_is_stopped_saves_the_one_at_work_and_starts_no_other(folde
     write_night(folder, Night((item("a"), item("b"), item("c")), BEGAN))
     trainer = FakeTrainer(folder, {"a": (0, finished(), ""), "b": (143, RunStopped(7, 15), "")})
     trainer.stopped_by = "recipes/b.toml"
-    assert work(folder, trainer.worker()) == 1
+    assert work(folder, trainer.worker()) == 0
     night = read_night(folder)
     assert night is not None
     assert [(one.state, one.code) for one in night.items] == [("done", 0), ("left", 143), ("left", None)]

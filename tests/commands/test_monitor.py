@@ -12,7 +12,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -150,8 +150,12 @@ class Terminal:
         self.written = b""
 
     def read_until(self, text: str) -> None:
+        self.read_while(lambda: text.encode() not in self.written)
+
+    def read_while(self, holds: Callable[[], bool]) -> None:
+        """Read what is written meanwhile: a terminal that nobody reads holds up who writes to it."""
         deadline = time.monotonic() + TIMEOUT
-        while text.encode() not in self.written:
+        while holds():
             assert time.monotonic() < deadline, self.written[-2000:]
             if select.select([self.descriptor], [], [], 0.1)[0]:
                 self.written += os.read(self.descriptor, 65536)
@@ -200,12 +204,12 @@ def test_keys_reach_the_training_itself(machine: Machine) -> None:
     terminal = Terminal(machine, "demo")
     terminal.read_until("targets/s")
     terminal.type("c")
-    wait_until(lambda: {path.name for path in run.checkpoints()} - known)
+    terminal.read_while(lambda: {path.name for path in run.checkpoints()} == known)
     terminal.type("s")
     terminal.read_until("Stop demo?")
     assert running_process(run)
     terminal.type("y")
-    wait_until(lambda: running_process(run) is None)
+    terminal.read_while(lambda: running_process(run) is not None)
     terminal.read_until("stopped")
     terminal.type("q")
     assert terminal.wait() == 0

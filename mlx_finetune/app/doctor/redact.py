@@ -40,6 +40,8 @@ _SHAPES: tuple[tuple[str, str, str], ...] = (
     (r"(?<![0-9a-fA-F])[0-9a-f]{40}(?![0-9a-fA-F])", "[40 digits]", "key"),  # of wandb; a commit looks the same
     (r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)+", "[e-mail]", "e-mail"),
     (r"(?<![\w.])(?!127\.0\.0\.1\b)(?:\d{1,3}\.){3}\d{1,3}(?![\w.])", "[address]", "address"),
+    (r"\b[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\b", "[id]", "id"),
+    (r"(?<=/Volumes/)[^/:'\"\n]+", "[disk]", "disk"),
     (r"(?<=/Users/)(?!Shared\b)[^/\s:'\"]+|(?<=/home/)[^/\s:'\"]+", "[user]", "user"),
 )
 

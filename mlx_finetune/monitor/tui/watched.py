@@ -18,7 +18,7 @@ from mlx_finetune.monitor.series import thin_extremes
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.rundir import EVENTS, RunDir, checkpoint_step, running_process
 
-MOST_POINTS = 2000
+MOST_POINTS = 800
 LOOK_SECONDS = 1.0  # between two looks at the locks of the run
 
 #: Events without a line of their own in the list of what happened.

@@ -18,6 +18,8 @@ def redactor(training: Training | None = None, **variables: str) -> Redactor:
         ("/Users/annabella/x", "/Users/[user]/x"),
         ("/Users/Shared/x", "/Users/Shared/x"),
         ("/home/somebody/x:/home/b c", "/home/[user]/x:/home/[user] c"),
+        ("/Volumes/Anna's/x and /Volumes/Big Disk/y", "/Volumes/[disk]'s/x and /Volumes/[disk]/y"),
+        ("id BC4DFC58-0D26-460D-9688-81D119298642", "id [id]"),
         ("by ANNABELL on kitchen", "by [user] on [host]"),
         ("the chickitchen of annabells", "the chickitchen of annabells"),
         ("Annabells-MacBook-Pro.local says", "[host] says"),

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "runs": "List, show, compare or remove runs.",
     "recipe": "List, show, copy or check recipes.",
     "models": "List, fetch or remove models.",
+    "tune": "Measure this machine, and keep its fastest settings.",
     "doctor": "What is missing or wrong here, and the command that mends it.",
 }
 

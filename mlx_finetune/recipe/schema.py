@@ -259,6 +259,16 @@ class HardwareRecipe(Section):
         "auto", description="Memory that macOS keeps wired for the GPU (macOS 15 and later)."
     )
     cache_limit: SizeLimit = Field("auto", description="Freed memory that MLX keeps for reuse.")
+    microbatch: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
+        "auto",
+        description="Rows (or packs) that go through the model at once, cut from or joined within a step, which keeps "
+        "its rows; auto is training.batch_size, or what mlxft tune found to be faster.",
+    )
+    num_threads: Literal["auto", "halves"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto",
+        description='On a CPU: "halves" computes a microbatch in two threads, half of it each; a number keeps it whole '
+        "and gives its matrix products so many threads; auto is halves, or what mlxft tune found to be faster.",
+    )
     min_battery_percent: Annotated[int, Field(ge=0, le=100)] = Field(
         20,
         description="Charge at which a run on battery saves and waits for mains power, or for 5 percent more; 0 never "

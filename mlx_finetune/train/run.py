@@ -36,6 +36,7 @@ from mlx_finetune.train.start.frozen import reused_states
 from mlx_finetune.train.start.identity import (
     FREE_KEYS,
     FREE_SECTIONS,
+    HARDWARE_BEFORE,
     SETTINGS_BEFORE,
     Identity,
     differences,
@@ -219,6 +220,8 @@ def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | N
         return None
     values = copy.deepcopy(saved)
     values["training"] = SETTINGS_BEFORE | values["training"]
+    at_once = {"microbatch": values["training"]["batch_size"]}
+    values["hardware"] = HARDWARE_BEFORE | at_once | values["hardware"]
     now = asked.model_dump(mode="json")
     for key in FREE_KEYS:
         section, _, name = key.rpartition(".")

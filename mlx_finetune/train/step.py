@@ -64,13 +64,15 @@ class Trainer:
         is_compiled: bool,
         is_blockwise: bool = False,
         keeps_products: bool = False,
+        in_halves: bool = True,
         split: SplitModel | None = None,
         reduce: Reduce | None = None,
     ) -> None:
         """``parameters`` are the trainable ones by name; everything else in ``model`` stays frozen.
 
         ``is_blockwise`` takes the blocks one at a time with exponentials in numpy, on a CPU; the model must be a chain
-        (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory. ``split`` is the model in parts
+        (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory, and ``in_halves`` False computes
+        a microbatch in one thread, with all threads of the BLAS. ``split`` is the model in parts
         where somebody has split it already.
         ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
         """
@@ -82,7 +84,13 @@ class Trainer:
         self._split = split or SplitModel(model)
         self._cores = (
             BothCores(
-                self._split, objective, list(parameters), seed=seed, is_packed=is_packed, keeps_products=keeps_products
+                self._split,
+                objective,
+                list(parameters),
+                seed=seed,
+                is_packed=is_packed,
+                keeps_products=keeps_products,
+                in_halves=in_halves,
             )
             if is_blockwise
             else None

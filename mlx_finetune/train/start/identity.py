@@ -35,8 +35,12 @@ FREE_KEYS = frozenset(
 FREE_SECTIONS = ("chat", "eval", "serve")
 #: Keys of [training] that runs of earlier versions do not name, and what those runs did.
 SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
+#: The same of [hardware]; the microbatch was ``batch_size``.
+HARDWARE_BEFORE: Mapping[str, object] = {"num_threads": "halves"}
 _DEFAULTS_SINCE: Mapping[str, object] = {
     "training.reuse_frozen_layers": "auto",
+    "hardware.microbatch": "auto",
+    "hardware.num_threads": "auto",
     "data.corrections": False,
     "data.corrections_weight": 1.0,
 }

@@ -16,6 +16,7 @@ from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordere
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
+from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.auto import Facts, Resolved, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.disk import DiskPlan, check_room, plan_disk
 from mlx_finetune.hardware.kept_states import KeptStates
@@ -37,7 +38,7 @@ from mlx_finetune.model.split import SplitModel
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe, TrainingRecipe
-from mlx_finetune.train.compare import Expected, expect_run, with_corrections
+from mlx_finetune.train.compare import Expected, expect_run, with_profile
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
 from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
@@ -87,6 +88,7 @@ def prepare(
     stop: StopRequest,
     corrections: Mapping[str, int] | None = None,
     ranks: Ranks = ALONE,
+    uses_tuned: bool = True,
 ) -> Prepared:
     """Load and decide everything. Relative paths are looked up in ``base``.
 
@@ -94,7 +96,8 @@ def prepare(
     choose now; ``corrections`` are those it began with (``dataset.corrections``), None for those there are now.
     ``total_steps`` replaces the length of an extended run. ``safer`` says how much more carefully than the recipe it is
     carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks would train must be
-    the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
+    the same. Without ``uses_tuned`` defaults count. Raises ``MlxftError`` and, for a signal before the first step,
+    ``Interrupted``.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
@@ -106,10 +109,12 @@ def prepare(
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
-    facts = with_corrections(read_facts(local.folder, rows, asked, num_processes=ranks.size))
+    facts = with_profile(read_facts(local.folder, rows, asked, num_processes=ranks.size), asked, uses_tuned=uses_tuned)
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
     resolved = replace(resolved, limits=safer.limits(resolved.limits))
+    if isinstance(resolved.recipe.hardware.num_threads, int):  # before ``identity`` notes what a sum depends on
+        blas.use_threads(resolved.recipe.hardware.num_threads)
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved, asked.hardware, facts.machine, plan=loaded.command("plan"))
     disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
@@ -213,7 +218,7 @@ def _assemble(
         spec=spec,
         trainer=_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
         stream=_stream(rows, resolved, safer.pieces, ranks),
-        valid_batches=ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces)),
+        valid_batches=ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces)),
         schedule=_schedule(training, total_steps),
         total_steps=total_steps,
         limits=resolved.limits,
@@ -239,6 +244,7 @@ def _stream(rows: TrainingRows, resolved: Resolved, pieces: int, ranks: Ranks) -
     return Stream(
         rows.train,
         batch_size=resolved.batch_size,
+        microbatch=resolved.microbatch,
         accumulation=accumulation,
         packed_length=resolved.packed_length,
         seed=resolved.recipe.seed,
@@ -388,5 +394,6 @@ def _trainer(split: SplitModel, objective: Objective, resolved: Resolved, *, rec
         is_blockwise=goes_block_by_block(split, recomputes=recomputes),
         split=split,
         keeps_products=not recomputes,
+        in_halves=not isinstance(recipe.hardware.num_threads, int),
         reduce=ranks.reduce if ranks.size > 1 else None,
     )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
     from mlx_finetune.app.tune.session import Session
     from mlx_finetune.app.tune.subject import Subject
     from mlx_finetune.hardware.limits import Machine
-    from mlx_finetune.hardware.tune import Case
     from mlx_finetune.hardware.tuned import Tried, TunedSet, TunedSettings
 
 INTERRUPTED_EXIT = 130
@@ -80,7 +79,8 @@ def _finish(session: "Session", subject: "Subject", machine: "Machine", code: in
         return code
     found = found_set(session, subject, made=time.time())
     kept = keep(_profile_path(), machine, subject.key, found)
-    _print(machine, [kept], {subject.key: kept}, as_json=as_json)
+    was_seen = sys.stdout.isatty() and sys.stderr.isatty() and kept is found  # what was tried, as it was settled
+    _print(machine, {subject.key: kept}, as_json=as_json, has_tried=not was_seen)
     if kept is not found:
         click.echo(f"interrupted; what was tuned on {kept.date} was faster and stays", err=True)
     if session.others_share >= BUSY_SHARE:
@@ -106,7 +106,7 @@ def _show(recipe: Path | None, overrides: Sequence[str], *, as_json: bool) -> in
     stale = stale_sentences(profile.tuned, name, system_name())
     if profile.warning:
         click.echo(f"warning: {profile.warning}", err=True)
-    _print(machine, list(sets.values()), sets, as_json=as_json, stale=stale)
+    _print(machine, sets, as_json=as_json, stale=stale)
     named = f" {recipe}" if recipe is not None else ""
     for sentence in stale:
         click.echo(f"warning: {sentence}: it is not used any more; tune again: mlxft tune", err=True)
@@ -134,11 +134,11 @@ def _reset(recipe: Path | None, overrides: Sequence[str], *, as_json: bool) -> i
 
 def _print(
     machine: "Machine",
-    some: "Sequence[TunedSet]",
-    sets: "dict[str, TunedSet]",
+    sets: "Mapping[str, TunedSet]",
     *,
     as_json: bool,
     stale: Sequence[str] = (),
+    has_tried: bool = True,
 ) -> None:
     from mlx_finetune.app.tune.show import set_lines, sets_json
     from mlx_finetune.hardware.profile import machine_key
@@ -148,10 +148,10 @@ def _print(
     if as_json:
         click.echo(json.dumps(sets_json(name, system_name(), sets, stale), ensure_ascii=False))
         return
-    for number, one in enumerate(some):
+    for number, one in enumerate(sets.values()):
         if number:
             click.echo()
-        for line in set_lines(one):
+        for line in set_lines(one, has_tried=has_tried):
             click.echo(line)
 
 
@@ -164,11 +164,10 @@ class _Talk:
         self._now = ""
         self._shown = ""
 
-    def begin(self, settings: "TunedSettings", case: "Case | None", round_number: int) -> None:
+    def begin(self, settings: "TunedSettings", round_number: int) -> None:
         """A process starts."""
         from mlx_finetune.app.tune.show import asked_text
 
-        del case
         which = f"round {round_number}: " if round_number else "getting ready: "
         self._now = f"{which}{asked_text(settings)}"
         self.tick()

@@ -35,8 +35,8 @@ _MOST_FAILURES = 2  # of the best so far, which worked before
 class Progress(Protocol):
     """Whoever shows what goes on."""
 
-    def begin(self, settings: TunedSettings, case: Case | None, round_number: int) -> None:
-        """A process starts; ``case`` is None for the first one, which tells it."""
+    def begin(self, settings: TunedSettings, round_number: int) -> None:
+        """A process starts; the first one, which is not counted, in round 0."""
         ...
 
     def settled(self, tried: Sequence[Tried]) -> None:
@@ -135,7 +135,7 @@ class Session:
 
     def _measure(self, settings: TunedSettings, round_number: int) -> Report | Failure | None:
         """What a process with ``settings`` said; None where it was killed because the time for everything was up."""
-        self.progress.begin(settings, self.case, round_number)
+        self.progress.begin(settings, round_number)
         left = max(1.0, self.budget - self.elapsed)
         patience = max(LEAST_TIMEOUT, PATIENCE * median(self._typical)) if self._typical else left
         began = self.clock()

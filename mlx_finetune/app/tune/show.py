@@ -11,8 +11,8 @@ LONGEST = 200
 _FAILED = {"crashed": "crashed", "timed_out": "hung", "no_memory": "does not fit", "refused": "refused"}
 
 
-def set_lines(found: TunedSet) -> Iterator[str]:
-    """One set: when and with what it was measured, what was kept, what was tried."""
+def set_lines(found: TunedSet, *, has_tried: bool = True) -> Iterator[str]:
+    """One set: when and with what it was measured, what was kept and, with ``has_tried``, what was tried."""
     what = shorten(f"{found.recipe or 'all recipes'}: {found.subject}", LONGEST)
     yield f"{'for':<{LABEL_WIDTH}}{what}"
     made = f"{found.date}, {format_seconds(found.seconds)}, {found.system}, mlxft {found.mlxft}"
@@ -22,7 +22,7 @@ def set_lines(found: TunedSet) -> Iterator[str]:
         yield f"{'gain':<{LABEL_WIDTH}}{found.gain:.2f} times as fast as the defaults"
     else:
         yield f"{'gain':<{LABEL_WIDTH}}nothing was faster than the defaults beyond the noise, so they stay"
-    others = [one for one in found.tried if one.verdict != "kept"]
+    others = [one for one in found.tried if has_tried and one.verdict != "kept"]
     for label, some in (("kept", kept), ("tried", others)):
         for one in some:
             yield f"{label:<{LABEL_WIDTH}}{tried_line(one)}"

@@ -53,11 +53,11 @@ class Watched:
     """What was shown."""
 
     def __init__(self) -> None:
-        self.begun: list[tuple[TunedSettings, bool, int]] = []
+        self.begun: list[tuple[TunedSettings, int]] = []
         self.told: list[Tried] = []
 
-    def begin(self, settings: TunedSettings, case: Case | None, round_number: int) -> None:
-        self.begun.append((settings, case is None, round_number))
+    def begin(self, settings: TunedSettings, round_number: int) -> None:
+        self.begun.append((settings, round_number))
 
     def settled(self, tried: Sequence[Tried]) -> None:
         self.told += tried
@@ -88,7 +88,7 @@ def test_where_nothing_is_faster_the_defaults_stay_and_everything_was_tried() ->
     assert session.ended_early == ""
     assert session.num_runs == 1 + ROUNDS * (3 + 3 + 2) == len(machine.asked)
     assert watched.told == session.tried
-    assert watched.begun[0] == (NOTHING_TUNED, True, 0)
+    assert watched.begun[0] == (NOTHING_TUNED, 0)
 
 
 def test_the_first_process_decides_how_many_steps_all_others_take() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlx_finetune import durable
-from mlx_finetune.events import Event, Record, from_json, to_json
+from mlx_finetune.events import Event, Record, Resources, from_json, to_json
+
+_RESOURCES = f'{{"kind": "{Resources.kind}"'.encode()
 
 
 class EventWriter:
@@ -59,6 +61,15 @@ def read_events(path: Path) -> Iterator[Record]:
             record = from_json(line, index)
             if record is not None:
                 yield record
+
+
+def read_resources(path: Path) -> list[Resources]:
+    """What the machine did, from a whole journal whose other lines are only passed over; empty without a file."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        found = (from_json(line) for line in file if line.startswith(_RESOURCES))
+        return [record.event for record in found if record is not None and isinstance(record.event, Resources)]
 
 
 class EventFollower:

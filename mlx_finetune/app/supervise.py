@@ -17,10 +17,12 @@ from typing import cast
 
 from mlx_finetune.app.endings import SMALLER, Ended, Ending, read_ending
 from mlx_finetune.app.launch import TrainRequest, View, forwarding, train
+from mlx_finetune.app.tune.buffers import with_buffers
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Restarted, RunFailed, RunStopped
 from mlx_finetune.hardware.safer import Safer, next_safer
 from mlx_finetune.journal import EventWriter
+from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import (
     EVENTS,
@@ -55,7 +57,7 @@ def supervise(
     """
     if running_process(run) is not None:
         raise busy(run)
-    restarts = _Restarts(request, run, recipe)
+    restarts = _Restarts(replace(request, hardware=_hardware(request, run, recipe)), run, recipe)
     with _presence(run) as begun, forwarding(view.say) as signals:
         while True:
             before = _run_info(run)
@@ -188,6 +190,12 @@ def _run_info(run: RunDir) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return cast(dict[str, object], info) if isinstance(info, dict) else {}
+
+
+def _hardware(request: TrainRequest, run: RunDir, recipe: Recipe) -> HardwareRecipe:
+    """What the training process is started with: of a run that goes on what it began with, else what was tuned."""
+    info = _run_info(run) if request.continues and not request.fork else {}
+    return with_buffers(recipe, info or None)
 
 
 def _decided(info: Mapping[str, object], asked: Recipe) -> Recipe:

@@ -133,6 +133,7 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
     """The plan with measured figures, which are kept for the comparison after the run."""
     from mlx_finetune.app.measuring import measure
     from mlx_finetune.app.plan import with_measured
+    from mlx_finetune.app.tune.buffers import with_buffers
     from mlx_finetune.commands.opening import LoadingTalk
     from mlx_finetune.hardware.sensors import system_sensors
 
@@ -143,7 +144,8 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
             err=True,
         )
     try:
-        measured = with_measured(plan, measure(loaded.path, loaded.overrides, talk))
+        found = measure(loaded.path, loaded.overrides, talk, hardware=with_buffers(loaded.recipe))
+        measured = with_measured(plan, found)
     finally:
         talk.clear()
     if measured.measured is not None:

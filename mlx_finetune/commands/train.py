@@ -158,11 +158,14 @@ def _read_hosts(hostfile: Path) -> "Hosts":
 def _follow(recipe: Path, overrides: Sequence[str]) -> int:
     """A rank of ``mlx.launch`` that writes nothing: this process becomes the training process."""
     from mlx_finetune.app.hosts import fill_stdin
-    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest
+    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest, child_environment
+    from mlx_finetune.recipe.load import load_recipe
 
     fill_stdin()
     arguments = TrainRequest(recipe, tuple(overrides)).companion_arguments()
-    os.execv(sys.executable, [sys.executable, "-m", CHILD_MODULE, *arguments])
+    hardware = load_recipe(recipe, overrides).recipe.hardware
+    environment = child_environment(os.environ, sys.platform, hardware)
+    os.execve(sys.executable, [sys.executable, "-m", CHILD_MODULE, *arguments], environment)
 
 
 def choose_view(summary: "Summary", *, as_json: bool) -> "View":

@@ -4,7 +4,6 @@
 the decisions filled in, each with its reason. Pure arithmetic: the same facts give the same answer.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,18 +14,18 @@ from numpy.typing import NDArray
 from mlx_finetune.dataset.stream import count_parts
 from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.hardware import kept_states
+from mlx_finetune.hardware.cadence import cadence, steps_in_epoch, total_steps
 from mlx_finetune.hardware.kept_states import KeptStates
 from mlx_finetune.hardware.layout import choose_layout, count_sequences, longest_padded
 from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, memory_limit, plan_limits
 from mlx_finetune.hardware.memory import Layout, MemoryPlan, plan_memory
 from mlx_finetune.hardware.shapes import ModelShape
-from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
+from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, VARIABLES, TunedSettings
 from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
 from mlx_finetune.units import format_bytes
 
 DEFAULT_BATCH_SIZE = 4
 PACKED_ROWS = 16
-NUM_EVALUATIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +93,7 @@ def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
     decided = _Decisions(recipe, facts)
     decided.decide_type()
     decided.decide_threads()
+    decided.decide_buffers()
     decided.decide_packing()
     decided.decide_batch()
     decided.decide_rates()
@@ -140,6 +140,14 @@ class _Decisions:
         self._threads = "halves" if tuned is None else tuned
         rule = "half of a microbatch in each of two threads"
         self._reasons["hardware.num_threads"] = self._facts.tuned.reasons["hardware.num_threads"] if tuned else rule
+
+    def decide_buffers(self) -> None:
+        """After how much work MLX hands it to the GPU; whoever started this process told MLX (``hardware.metal``)."""
+        hardware, tuned = self._recipe.hardware, self._facts.tuned
+        for name, value in tuned.values().items():
+            if name in VARIABLES and self._facts.machine.on_gpu and getattr(hardware, name) == "auto":
+                self._hardware[name] = value
+                self._reasons[KEYS[name]] = tuned.reasons[KEYS[name]]
 
     def _tuned(self, name: Literal["num_threads", "batch_size"]) -> int | None:
         tuned = self._facts.tuned
@@ -308,10 +316,11 @@ class _Decisions:
         needed = memory.corrected(self._facts.memory_factor)
         limits = plan_limits(recipe.hardware, self._facts.machine, needed, self._reasons)
         training = self._training | {"batch_size": self._batch_size, "gradient_checkpointing": self._recompute}
-        hardware = self._hardware | {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
-        hardware |= {"microbatch": self._microbatch, "num_threads": self._threads}
+        sizes = {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
         if limits.wired_bytes:
-            hardware["wired_limit"] = limits.wired_bytes
+            sizes["wired_limit"] = limits.wired_bytes
+        decided = {name: size for name, size in sizes.items() if getattr(recipe.hardware, name) != "off"}
+        hardware = self._hardware | decided | {"microbatch": self._microbatch, "num_threads": self._threads}
         resolved = recipe.model_copy(
             update={
                 "data": recipe.data.model_copy(update={"packing": self._packed_length is not None}),
@@ -344,50 +353,9 @@ def refuse_too_large(resolved: Resolved, asked: HardwareRecipe, machine: Machine
         return
     own = memory_limit(machine)
     raising = "; hardware.memory_limit raises the limit"
-    if asked.memory_limit != "auto" and limit < own:
+    if asked.memory_limit not in ("auto", "off") and limit < own:
         raising = f", and hardware.memory_limit, which was set, may be left out: {format_bytes(own)} here"
     raise DoesNotFitError(
         f"the training needs about {format_bytes(needed)}, and the memory limit is {format_bytes(limit)}",
         f"what would make it fit is listed by: {plan}{raising}",
     )
-
-
-def cadence(recipe: Recipe, total: int, per_epoch: int) -> tuple[dict[str, object], dict[str, str]]:
-    """``warmup_steps``, ``eval_steps`` and ``save_steps`` of a run of ``total`` steps, and the reasons for defaults.
-
-    Warm-up is 3 % of the steps, at most 100 (ALGORITHMS.md section 4); ten evaluations; a checkpoint with each.
-    """
-    training = recipe.training
-    reasons: dict[str, str] = {}
-    warmup = training.warmup_steps
-    if training.warmup_ratio is not None:
-        warmup = math.ceil(training.warmup_ratio * total)
-        reasons["training.warmup_steps"] = f"warmup_ratio {training.warmup_ratio:g} of {total} steps"
-    elif warmup is None:
-        warmup = min(math.ceil(0.03 * total), 100)
-        reasons["training.warmup_steps"] = f"3 % of {total} steps, at most 100"
-    evaluate = training.eval_steps
-    if training.evals_per_epoch is not None:
-        evaluate = max(1, per_epoch // training.evals_per_epoch)
-        reasons["training.eval_steps"] = f"{training.evals_per_epoch} in an epoch of {per_epoch} steps"
-    elif evaluate is None:
-        evaluate = max(1, math.ceil(total / NUM_EVALUATIONS))
-        reasons["training.eval_steps"] = f"{NUM_EVALUATIONS} evaluations in {total} steps"
-    save = training.save_steps
-    if save is None:
-        save = evaluate
-        reasons["training.save_steps"] = "as often as it evaluates"
-    values: dict[str, object] = {"warmup_steps": warmup, "eval_steps": evaluate, "save_steps": save}
-    return values | {"warmup_ratio": None, "evals_per_epoch": None}, reasons
-
-
-def steps_in_epoch(num_sequences: int, batch_size: int, accumulation: int) -> int:
-    """Optimizer steps of one epoch; the last may have fewer microbatches (``dataset.stream`` counts the same)."""
-    num_microbatches = math.ceil(num_sequences / batch_size)
-    return math.ceil(num_microbatches / accumulation)
-
-
-def total_steps(per_epoch: int, epochs: float) -> int:
-    """Optimizer steps of ``epochs`` passes, a last part of one rounded up; at least 1."""
-    whole = int(epochs)
-    return max(1, whole * per_epoch + math.ceil((epochs - whole) * per_epoch - 1e-9))

@@ -20,11 +20,11 @@ from mlx_finetune.recipe.fields import (
     Fractions,
     Names,
     Section,
-    SizeLimit,
     Text,
     as_tuple,
     refuse,
 )
+from mlx_finetune.recipe.hardware import HardwareRecipe
 
 
 class LoraRecipe(Section):
@@ -244,36 +244,6 @@ class ChatRecipe(Section):
     )
     max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = Field(512, description="Longest answer in tokens.")
     system: str = Field("", description="System message put in front of every conversation.")
-
-
-class HardwareRecipe(Section):
-    """[hardware]: limits handed to MLX, and the compute type."""
-
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="Type of the frozen weights and activations; auto is float32 on a CPU, float16 on M1 and M2, "
-        "else bfloat16.",
-    )
-    memory_limit: SizeLimit = Field("auto", description='MLX memory limit in bytes or as text such as "24 GB".')
-    wired_limit: SizeLimit = Field(
-        "auto", description="Memory that macOS keeps wired for the GPU (macOS 15 and later)."
-    )
-    cache_limit: SizeLimit = Field("auto", description="Freed memory that MLX keeps for reuse.")
-    microbatch: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
-        "auto",
-        description="Rows (or packs) that go through the model at once, cut from or joined within a step, which keeps "
-        "its rows; auto is training.batch_size, or what mlxft tune found to be faster.",
-    )
-    num_threads: Literal["auto", "halves"] | Annotated[int, Field(ge=1, le=1024)] = Field(
-        "auto",
-        description='On a CPU: "halves" computes a microbatch in two threads, half of it each; a number keeps it whole '
-        "and gives its matrix products so many threads; auto is halves, or what mlxft tune found to be faster.",
-    )
-    min_battery_percent: Annotated[int, Field(ge=0, le=100)] = Field(
-        20,
-        description="Charge at which a run on battery saves and waits for mains power, or for 5 percent more; 0 never "
-        "waits.",
-    )
 
 
 with warnings.catch_warnings():

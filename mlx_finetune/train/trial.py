@@ -24,7 +24,7 @@ from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.busy import Others
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.tune import Case, Run
-from mlx_finetune.hardware.tuned import KEYS
+from mlx_finetune.hardware.tuned import KEYS, VARIABLES
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.resolve import flatten_recipe
 from mlx_finetune.train.child import describe_error
@@ -80,7 +80,7 @@ def take_steps(prepared: "Prepared", num_steps: int, allowed: float, stop: StopR
 
 
 def describe(prepared: "Prepared", asked: LoadedRecipe) -> Case:
-    """The settings that count in this process, and which of them the recipe itself decides."""
+    """The settings that count in this process, and which of them the recipe or its environment decides."""
     from mlx_finetune.model.load import on_gpu
 
     recipe, flat = prepared.recipe, flatten_recipe(asked.recipe)
@@ -97,7 +97,7 @@ def describe(prepared: "Prepared", asked: LoadedRecipe) -> Case:
         microbatch=hardware.microbatch,
         gradient_checkpointing=training.gradient_checkpointing is True,
         num_threads=hardware.num_threads,
-        fixed=frozenset(name for name, key in KEYS.items() if flat.get(key, "auto") != "auto"),
+        fixed=frozenset(name for name, key in KEYS.items() if flat[key] != "auto" or VARIABLES.get(name) in os.environ),
     )
 
 

@@ -11,7 +11,7 @@ from mlx_finetune.dataset.stream import count_parts
 from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.shapes import read_shape
-from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
+from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, TunedSettings
 from mlx_finetune.recipe.schema import Recipe
 
 GB = 10**9
@@ -20,7 +20,6 @@ M4 = Machine(on_gpu=True, memory_bytes=64 * GB, working_set_bytes=51 * GB, chip=
 SMALL_M4 = Machine(on_gpu=True, memory_bytes=8 * GB, working_set_bytes=5 * GB, chip="Apple M4")
 SHAPE = read_shape(SMOLLM2_135M)
 WHY = "mlxft tune, 26 Nov 2026: 1.13 times as fast as the default"
-KEYS = ("hardware.compute_dtype", "hardware.num_threads", "hardware.microbatch", "training.gradient_checkpointing")
 
 
 def resolved(
@@ -28,7 +27,7 @@ def resolved(
 ) -> Resolved:
     values = {"model": "m", "output_dir": "o", "lora": {}, "data": {"path": "d", "packing": False}, **recipe}
     values = {name: value for name, value in values.items() if value is not None}
-    tuned = replace(tuned, reasons=dict.fromkeys(KEYS, WHY))
+    tuned = replace(tuned, reasons=dict.fromkeys(KEYS.values(), WHY))
     facts = Facts(np.array([400] * 200), SHAPE, machine, tuned=tuned, num_processes=num_processes)
     return resolve_auto(Recipe.model_validate(values), facts)
 
@@ -45,7 +44,8 @@ def test_what_was_tuned_answers_auto_with_its_reason() -> None:
     hardware, training = found.recipe.hardware, found.recipe.training
     assert (hardware.num_threads, hardware.microbatch, training.gradient_checkpointing) == (2, 1, True)
     assert (found.batch_size, found.microbatch) == (4, 1)
-    assert {found.reasons[key] for key in KEYS[1:]} == {WHY}
+    tuned = ("hardware.num_threads", "hardware.microbatch", "training.gradient_checkpointing")
+    assert {found.reasons[key] for key in tuned} == {WHY}
 
 
 def test_what_the_recipe_says_counts() -> None:
@@ -54,7 +54,7 @@ def test_what_the_recipe_says_counts() -> None:
     found = resolved(tuned, hardware=hardware, training={"gradient_checkpointing": False})
     assert {name: getattr(found.recipe.hardware, name) for name in hardware} == hardware
     assert found.recipe.training.gradient_checkpointing is False
-    assert not set(KEYS) & set(found.reasons)
+    assert not set(KEYS.values()) & set(found.reasons)
 
 
 def test_rows_and_steps_are_what_they_were() -> None:
@@ -104,6 +104,15 @@ def test_float16_is_for_adapters_alone() -> None:
     assert resolved(tuned, M4).recipe.hardware.compute_dtype == "float16"
     assert resolved(tuned, M4).reasons["hardware.compute_dtype"] == WHY
     assert resolved(tuned, M4, lora=None).recipe.hardware.compute_dtype == "bfloat16"
+
+
+def test_buffer_sizes_are_a_gpus_and_the_recipes_come_first() -> None:
+    tuned = TunedSettings(max_ops_per_buffer=100, max_mb_per_buffer=25)
+    found = resolved(tuned, M4, hardware={"max_mb_per_buffer": 7})
+    assert (found.recipe.hardware.max_ops_per_buffer, found.recipe.hardware.max_mb_per_buffer) == (100, 7)
+    assert found.reasons["hardware.max_ops_per_buffer"] == WHY
+    assert "hardware.max_mb_per_buffer" not in found.reasons
+    assert resolved(tuned, CPU).recipe.hardware.max_ops_per_buffer == "auto"
 
 
 def test_a_whole_microbatch_is_planned_as_one_piece() -> None:

@@ -8,17 +8,10 @@ import psutil
 import pytest
 
 from mlx_finetune.hardware import sensors
-from mlx_finetune.hardware.device import Runner, run_program
-from mlx_finetune.hardware.sensors import (
-    Memory,
-    Power,
-    parse_level,
-    parse_power,
-    parse_swap,
-    parse_watts,
-    read_watts,
-    system_sensors,
-)
+from mlx_finetune.hardware.macos import parse_level, parse_swap
+from mlx_finetune.hardware.power import Power, parse_power
+from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.sensors import Memory, parse_watts, read_watts, system_sensors
 
 MIB = 2**20
 BATTERY = "Now drawing from 'Battery Power'\n -InternalBattery-0 (id=1)\t78%; discharging; 5:05 remaining present: true"

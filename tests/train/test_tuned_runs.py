@@ -133,6 +133,20 @@ def test_a_run_that_began_without_tuning_goes_on_without_it(tiny_model: Callable
     assert results(run) == results(whole)
 
 
+def test_a_resumed_run_keeps_its_buffer_sizes_unless_the_recipe_says_another(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    run = train(recipe, stop_after=1)
+    info = json.loads(run.file(rundir.RUN_INFO).read_text())
+    info["resolved"]["hardware"]["max_ops_per_buffer"] = 100
+    run.file(rundir.RUN_INFO).write_text(json.dumps(info))
+    train(recipe, resume=True, stop_after=2)
+    assert hardware(run)["max_ops_per_buffer"] == 100
+    train(recipe, resume=True, overrides=("hardware.max_ops_per_buffer=50",))
+    assert hardware(run)["max_ops_per_buffer"] == 50
+
+
 def test_a_run_of_a_version_without_these_keys_goes_on_as_it_began(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:

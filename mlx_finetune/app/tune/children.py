@@ -70,7 +70,7 @@ def run_trial(
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=errors,
-                env=child_environment(os.environ, sys.platform) | settings.environment(),
+                env=child_environment(os.environ, sys.platform, subject.hardware) | settings.environment(),
                 start_new_session=True,  # Ctrl-C is ours; the child is killed when we leave
             )
         except OSError as error:

@@ -16,6 +16,7 @@ from mlx_finetune.app.plan import find_local
 from mlx_finetune.errors import ModelError
 from mlx_finetune.hardware.tuned import GENERAL, recipe_key
 from mlx_finetune.model.random_model import RANDOM_135M, RandomShape, write_random_model
+from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.values import toml_value
 
@@ -45,13 +46,14 @@ max_steps = 30
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is measured. ``key`` is that of the profile (``tuned.GENERAL`` for all recipes), ``name`` is for people,
-    ``recipe`` is the file that a user named, "" where none was."""
+    ``recipe`` is the file that a user named, "" where none was; ``hardware`` is its section."""
 
     path: Path
     overrides: tuple[str, ...]
     key: str
     name: str
-    recipe: str
+    recipe: str = ""
+    hardware: HardwareRecipe | None = None
 
 
 def of_recipe(loaded: LoadedRecipe) -> Subject:
@@ -62,7 +64,7 @@ def of_recipe(loaded: LoadedRecipe) -> Subject:
             f"{name} is not on this machine yet, so there is nothing to measure", f"mlxft models get {name}"
         )
     key = recipe_key(loaded.recipe)
-    return Subject(loaded.path, loaded.overrides, key, loaded.recipe.model, str(loaded.path))
+    return Subject(loaded.path, loaded.overrides, key, loaded.recipe.model, str(loaded.path), loaded.recipe.hardware)
 
 
 @contextmanager
@@ -78,7 +80,7 @@ def small_subject(model: str = SMALL_MODEL, shape: RandomShape = RANDOM_135M) ->
             write_random_model(folder / "model", shape)
             _write_recipe(path, str(folder / "model"), tokens_per_word=(len(TEXT) + 1) / len(TEXT.split()))
             shown = f"{shape.name}, random weights"
-        yield Subject(path, (), GENERAL, shown, "")
+        yield Subject(path, (), GENERAL, shown)
 
 
 def _write_recipe(path: Path, model: str, *, tokens_per_word: float) -> None:

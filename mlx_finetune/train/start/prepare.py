@@ -96,8 +96,8 @@ def prepare(
     choose now; ``corrections`` are those it began with (``dataset.corrections``), None for those there are now.
     ``total_steps`` replaces the length of an extended run. ``safer`` says how much more carefully than the recipe it is
     carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks would train must be
-    the same. Without ``uses_tuned`` defaults count. Raises ``MlxftError`` and, for a signal before the first step,
-    ``Interrupted``.
+    the same. Without ``uses_tuned``, and in a resumed run, nothing that was tuned counts. Raises ``MlxftError`` and,
+    for a signal before the first step, ``Interrupted``.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
@@ -109,7 +109,8 @@ def prepare(
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
-    facts = with_profile(read_facts(local.folder, rows, asked, num_processes=ranks.size), asked, uses_tuned=uses_tuned)
+    facts = read_facts(local.folder, rows, asked, num_processes=ranks.size)
+    facts = with_profile(facts, asked, uses_tuned=uses_tuned and decided is None)
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
     resolved = replace(resolved, limits=safer.limits(resolved.limits))

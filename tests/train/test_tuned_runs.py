@@ -4,10 +4,12 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import CALM as QUIET
 from small_runs import course, train, write_recipe
 from tuned_sets import MADE, tuned_set
 
@@ -19,9 +21,11 @@ from mlx_finetune.hardware.limits import read_machine
 from mlx_finetune.hardware.profile import forget_tuned, machine_key, remember_tuned
 from mlx_finetune.hardware.tuned import GENERAL, Tried, TunedSettings, recipe_key
 from mlx_finetune.journal import read_events
+from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.compare import profile_path
+from mlx_finetune.train.machine import with_setting_reasons
 
 CALM = ("lora.dropout=0", "training.neftune_alpha=0")
 REASON = "mlxft tune, 26 Nov 2026: 1.30 times as fast as the default"
@@ -145,6 +149,15 @@ def test_a_resumed_run_keeps_its_buffer_sizes_unless_the_recipe_says_another(
     assert hardware(run)["max_ops_per_buffer"] == 100
     train(recipe, resume=True, overrides=("hardware.max_ops_per_buffer=50",))
     assert hardware(run)["max_ops_per_buffer"] == 50
+
+
+def test_a_reason_gives_way_only_to_the_users_environment() -> None:
+    buffers = HardwareRecipe.model_validate({"max_ops_per_buffer": 100, "max_mb_per_buffer": 25})
+    around = replace(QUIET, environment={"MLX_MAX_MB_PER_BUFFER": "10"}, system="darwin")
+    tuned = {"hardware.max_ops_per_buffer": REASON, "hardware.max_mb_per_buffer": REASON, "seed": "drawn"}
+    reasons = with_setting_reasons(tuned, buffers, around)
+    assert (reasons["hardware.max_ops_per_buffer"], reasons["seed"]) == (REASON, "drawn")
+    assert reasons["hardware.max_mb_per_buffer"] == "the environment wins: MLX_MAX_MB_PER_BUFFER=10"
 
 
 def test_a_run_of_a_version_without_these_keys_goes_on_as_it_began(

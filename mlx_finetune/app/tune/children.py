@@ -20,6 +20,7 @@ from mlx_finetune.app.endings import Ended, read_ending
 from mlx_finetune.app.launch import child_environment
 from mlx_finetune.app.tune.subject import Subject
 from mlx_finetune.errors import RunError
+from mlx_finetune.hardware.awake import keep_awake
 from mlx_finetune.hardware.tune import Case, Failure, Run
 from mlx_finetune.hardware.tuned import TunedSettings
 
@@ -75,10 +76,13 @@ def run_trial(
             )
         except OSError as error:
             raise RunError(f"{arguments[0]} cannot be started: {error.strerror}", "mlxft doctor") from error
+        holder = keep_awake(child.pid)
         try:
             is_late = _wait(child, timeout, tick)
         finally:
             _end(child)
+            if holder is not None:
+                holder.wait()  # it ends with the child
         return _read(child.returncode, _lines(said), _lines(errors), f"{timeout:.0f} s" if is_late else "")
 
 

@@ -57,7 +57,7 @@ class TunedSettings:
     batch_size: int | None = None
     gradient_checkpointing: bool | None = None
     num_threads: int | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    reasons: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
 
     def values(self) -> dict[str, Value]:
         """The settings that are known, by the names of the fields."""

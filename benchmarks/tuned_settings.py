@@ -13,6 +13,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlx_finetune.hardware.tuned import TunedSettings
+    from mlx_finetune.recipe.schema import Recipe
 
 
 def main() -> int:
@@ -59,7 +64,7 @@ def _summary(ratios: Sequence[float]) -> str:
     return f"{min(ratios):.3f} at least, {statistics.median(ratios):.3f} in the median of {len(ratios)} rounds"
 
 
-def _kept(recipe):
+def _kept(recipe: "Recipe") -> "TunedSettings":
     from mlx_finetune.hardware.limits import read_machine
     from mlx_finetune.hardware.profile import FILE_NAME, read_profile, tuned_settings
     from mlx_finetune.model.catalogue import cache_folder
@@ -67,7 +72,7 @@ def _kept(recipe):
     return tuned_settings(read_profile(cache_folder() / FILE_NAME), read_machine(), recipe)
 
 
-def _parse(settings: Sequence[str]):
+def _parse(settings: Sequence[str]) -> "TunedSettings":
     from mlx_finetune.hardware.tuned import KEYS, TunedSettings
 
     names = {key: name for name, key in KEYS.items()}

@@ -39,8 +39,10 @@ BUFFER_RANGE = (1, 10_000)
 GENERAL = ""  # the set that recipes without one of their own use
 KEPT_SETS = 16
 #: What a recipe's own set depends on; another learning rate or other rows need no other set.
-_SHAPING = ("model", "revision", "task", "quantize", "lora.rank", "lora.num_layers", "lora.target_modules")
-_SHAPING += ("data.max_seq_length", "data.packing", "training.batch_size", "training.gradient_accumulation_steps")
+_SHAPING = (
+    *("model", "revision", "task", "quantize", "lora.rank", "lora.num_layers", "lora.target_modules"),
+    *("data.max_seq_length", "data.packing", "training.batch_size", "training.gradient_accumulation_steps"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,8 @@ class TunedSet:
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        return asdict(self) | {"settings": self.settings.values()}
+        values: dict[str, object] = asdict(self)
+        return values | {"settings": self.settings.values()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> Self:
@@ -174,7 +177,7 @@ class TunedSet:
 
 def _tried(values: Mapping[str, object]) -> Tried:
     one = Tried(**values)  # pyright: ignore[reportArgumentType]
-    if one.verdict not in get_args(Verdict) or not isinstance(one.message, str):
+    if one.verdict not in get_args(Verdict) or not isinstance(values.get("message", ""), str):
         raise ValueError("another verdict")
     settings, instead = dict(one.settings), dict(one.instead_of)
     numbers = [None if number is None else _finite(number) for number in (one.gain, one.noise)]

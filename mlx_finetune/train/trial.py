@@ -84,6 +84,7 @@ def describe(prepared: "Prepared", asked: LoadedRecipe) -> Case:
     from mlx_finetune.model.load import on_gpu
 
     recipe, flat = prepared.recipe, flatten_recipe(asked.recipe)
+    theirs = {name for name, variable in VARIABLES.items() if variable in os.environ}
     training, hardware = recipe.training, recipe.hardware
     assert isinstance(training.batch_size, int), "a prepared run has its batch size"
     assert isinstance(hardware.microbatch, int), "a prepared run has its microbatch"
@@ -97,7 +98,7 @@ def describe(prepared: "Prepared", asked: LoadedRecipe) -> Case:
         microbatch=hardware.microbatch,
         gradient_checkpointing=training.gradient_checkpointing is True,
         num_threads=hardware.num_threads,
-        fixed=frozenset(name for name, key in KEYS.items() if flat[key] != "auto" or VARIABLES.get(name) in os.environ),
+        fixed=frozenset(name for name, key in KEYS.items() if flat[key] != "auto" or name in theirs),
     )
 
 

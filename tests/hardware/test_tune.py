@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def run(speed: float = 1.0, *, peak: int = 10**9, losses: tuple[float, ...] = (2
     return Run(tuple(seconds), losses, peak, 8 * 10**9)
 
 
-def shown(case: Case) -> dict[str, list[dict[str, object]]]:
+def shown(case: Case) -> dict[str, list[dict[str, Any]]]:
     return {stage: [dict(one.values()) for one in candidates(stage, case)] for stage in stages(case)}
 
 

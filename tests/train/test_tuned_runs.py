@@ -63,6 +63,11 @@ def losses(run: RunDir) -> list[float]:
     return [one.loss for one in events if isinstance(one, StepDone | Evaluated) and one.loss is not None]
 
 
+def targets(run: RunDir) -> list[int]:
+    events = [record.event for record in read_events(run.file(rundir.EVENTS))]
+    return [one.num_targets for one in events if isinstance(one, StepDone)]
+
+
 def hardware(run: RunDir) -> dict[str, Any]:
     return tomllib.loads(run.file(rundir.RESOLVED).read_text())["hardware"]
 
@@ -86,15 +91,7 @@ def test_another_microbatch_and_other_threads_learn_the_same_but_for_rounding(
         write_recipe(tmp_path, tiny_model("llama"), name="other", packing=packing), overrides=(*CALM, changed)
     )
     assert losses(other) == pytest.approx(losses(plain), rel=1e-4)
-    targets = [
-        [record.event.num_targets for record in read_events(run.file(rundir.EVENTS)) if _is_step(record.event)]
-        for run in (plain, other)
-    ]
-    assert targets[0] == targets[1]
-
-
-def _is_step(event: object) -> bool:
-    return isinstance(event, StepDone)
+    assert targets(other) == targets(plain)
 
 
 def test_what_was_tuned_is_used_and_resolved_toml_says_since_when(

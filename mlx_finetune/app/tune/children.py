@@ -125,11 +125,12 @@ def _read(code: int, said: Sequence[str], errors: Sequence[str], late_after: str
 
 def _report(found: Mapping[str, Any]) -> Report:
     run, case = found["run"], cast("dict[str, Any]", found["case"])
+    case["fixed"] = frozenset(case["fixed"])
     numbers = {name: tuple(float(one) for one in run[name]) for name in ("seconds", "losses")}
     if not numbers["seconds"]:
         raise ValueError("no step was timed")
     return Report(
         Run(**numbers, peak_bytes=int(run["peak_bytes"]), limit_bytes=int(run["limit_bytes"])),
-        Case(**(case | {"fixed": frozenset(case["fixed"])})),
+        Case(**case),
         float(found["others_share"]),
     )

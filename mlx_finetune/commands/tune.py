@@ -74,21 +74,25 @@ def _finish(session: "Session", subject: "Subject", machine: "Machine", code: in
 
     from mlx_finetune.app.tune.keep import found_set, keep
 
-    if code and not session.tried:
-        click.echo("interrupted before anything was settled; nothing was changed", err=True)
-        return code
+    if not session.has_compared:
+        click.echo(f"{session.ended_early} before anything could be compared; nothing was changed", err=True)
+        click.echo(
+            "hint: tune again when other programs are quiet, or for a smaller recipe: mlxft tune RECIPE", err=True
+        )
+        return code or 1
     found = found_set(session, subject, made=time.time())
     kept = keep(_profile_path(), machine, subject.key, found)
     was_seen = sys.stdout.isatty() and sys.stderr.isatty() and kept is found  # what was tried, as it was settled
     _print(machine, {subject.key: kept}, as_json=as_json, has_tried=not was_seen)
     if kept is not found:
-        click.echo(f"interrupted; what was tuned on {kept.date} was faster and stays", err=True)
+        click.echo(f"{found.ended_early}; what was tuned on {kept.date} stays, it was no slower", err=True)
     if session.others_share >= BUSY_SHARE:
-        words = f"other programs used {session.others_share:.0%} of the processors meanwhile"
+        words = f"other programs used {session.others_share:.0%} of the processors"
         click.echo(f"warning: {words}; tune again when it is quiet", err=True)
     if not as_json:
         following = f"mlxft plan {subject.recipe}" if subject.recipe else "mlxft plan RECIPE"
-        click.echo(f"\nnext: {following}   # its reasons say what is used; forget it: mlxft tune --reset", err=True)
+        click.echo(f"\nnext: {following}   # its reasons name what is used", err=True)
+        click.echo("to forget it: mlxft tune --reset", err=True)
     return code
 
 

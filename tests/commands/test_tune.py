@@ -96,8 +96,8 @@ def test_the_fastest_safe_setting_is_kept_and_everything_tried_is_told(child: Ca
     assert "kept    hardware.num_threads = 2: 1.25 times as fast as halves (noise 2%)\n" in result.stdout
     assert "hardware.num_threads = 1: crashed, macOS ended the training process" in result.stdout
     assert "hardware.microbatch = 1: not safe, the loss of step 4 is 0.5000 instead of 1.7000" in result.stdout
-    assert "warning: other programs used 25% of the processors meanwhile" in result.stderr
-    assert result.stderr.endswith("forget it: mlxft tune --reset\n")
+    assert "warning: other programs used 25% of the processors; tune again when it is quiet\n" in result.stderr
+    assert result.stderr.endswith("to forget it: mlxft tune --reset\n")
 
 
 def test_where_nothing_is_faster_that_is_kept_too(child: Callable[..., None], cache: Path) -> None:
@@ -222,7 +222,18 @@ def test_ctrl_c_before_anything_is_settled_changes_nothing(
     monkeypatch.setattr(session.Session, "_try", _interrupt)
     result = call()
     assert result.return_value == 130
-    assert "interrupted before anything was settled; nothing was changed" in result.stderr
+    assert "it was interrupted before anything could be compared; nothing was changed" in result.stderr
+    assert kept(cache) is None
+
+
+def test_where_there_was_no_time_to_compare_anything_that_is_said_and_nothing_is_kept(
+    child: Callable[..., None], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child({})
+    monkeypatch.setattr(session.Session, "_has_time", lambda self: False)
+    result = call()
+    assert result.return_value == 1
+    assert "the 300 s for it were up before anything could be compared; nothing was changed" in result.stderr
     assert kept(cache) is None
 
 
@@ -254,6 +265,6 @@ def test_ctrl_c_keeps_what_was_settled_unless_what_was_there_is_better(
     result = call()
     assert result.return_value == 130
     assert kept(cache) == (before.settings if stays else TunedSettings(num_threads=2))
-    assert ("what was tuned on 26 Nov 2026 was faster and stays" in result.stderr) == stays
+    assert ("it was interrupted; what was tuned on 26 Nov 2026 stays" in result.stderr) == stays
     if not stays:
         assert "; it was interrupted\n" in result.stdout

@@ -30,14 +30,15 @@ def found_set(session: Session, subject: Subject, *, made: float) -> TunedSet:
 
 
 def keep(profile_path: Path, machine: Machine, key: str, found: TunedSet) -> TunedSet:
-    """Keep ``found`` and return it; where an interrupted session found less, the set from before stays and is returned.
+    """Keep ``found`` and return it; where a session that ended early found no more, the set from before stays and is
+    returned.
 
     Raises ``OSError`` or ``RunError`` where the profile cannot be written.
     """
     name = machine_key(machine)
     before = read_profile(profile_path).tuned.get(name, {}).get(key)
     is_usable = before is not None and before.system == found.system
-    if before is not None and is_usable and found.ended_early == INTERRUPTED and found.gain <= before.gain:
+    if before is not None and is_usable and found.ended_early and found.gain <= before.gain:
         return before
     remember_tuned(profile_path, name, key, found)
     return found

@@ -69,6 +69,11 @@ class Session:
         return self.clock() - self._began
 
     @property
+    def has_compared(self) -> bool:
+        """True where something is known of at least one candidate."""
+        return any(one.verdict != "unsure" or one.rounds for one in self.tried)
+
+    @property
     def others_share(self) -> float:
         """Of the processors, used by other programs while a process was measured: the median."""
         return median(self.others) if self.others else 0.0

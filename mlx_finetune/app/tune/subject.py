@@ -22,8 +22,8 @@ from mlx_finetune.recipe.values import toml_value
 
 SMALL_MODEL = "smollm2-135m"
 NUM_ROWS = 120
-#: Tokens of the rows: half of them fewer than the median, a tenth more than twice that, as instructions are.
-MEDIAN_TOKENS, SPREAD, LONGEST = 100, 0.6, 400
+#: Tokens of the rows: half of them fewer than the median, many near it as instructions are, none long, to save time.
+MEDIAN_TOKENS, SPREAD, LONGEST = 100, 0.6, 256
 TEXT = "the light on the rock is lit when the sun goes down and the boats come home"
 
 RECIPE = """model = {model}

@@ -33,10 +33,10 @@ def tried_line(one: Tried) -> str:
     """``hardware.microbatch = 2: 1.08 times as fast as 4 (noise 3%)``."""
     instead = " and ".join(dict.fromkeys(shown_value(value) for value in one.instead_of.values()))
     gain = "" if one.gain is None else f"{one.gain:.2f} times as fast as {instead}"
-    noise = f"{one.noise or 0:.0%}"
+    noise, is_faster = f"{one.noise or 0:.0%}", (one.gain or 0) > 1 + (one.noise or 0)
     said = {
         "kept": f"{gain} (noise {noise})",
-        "tie": f"{gain}, within the noise of {noise}",
+        "tie": f"{gain}, {'but not in each round' if is_faster else 'a tie'} (noise {noise})",
         "slower": gain,
         "beaten": f"{gain}, but another was faster still",
         "unsafe": f"not safe, {one.message}",

@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlx_finetune.hardware.programs import Runner, run_program
 from mlx_finetune.hardware.sampling.sampler import Sampler
 from mlx_finetune.hardware.sampling.source import Figures, Source
 from mlx_finetune.hardware.sampling.sources import system_sources
 from mlx_finetune.hardware.sensors import system_sensors
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 #: What answers for each tool of a Mac, below the folder of recorded outputs.
 STUBS = {

@@ -117,6 +117,8 @@ ELSEWHERE = {
     "training.gradient_checkpointing": "test_gradient_checkpointing_recomputes_the_blocks",
     "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",
     "training.on_nonfinite": "tests/train/test_loop.py: stopped or skipped",
+    "training.report_to": "tests/app/trackers/test_training.py: told, or refused where it is not installed",
+    "eval.microscope_rows": "tests/train/test_microscope.py: measured, how many rows, or not",
     "eval.tasks": "tests/app/eval/test_evaluate.py: what is measured",
     "eval.max_rows": "tests/app/eval/test_evaluate.py: how many rows",
     "eval.gates": "tests/app/eval/test_evaluate.py: exit code 4",

@@ -19,7 +19,7 @@ from typing import cast
 
 from mlx_finetune.errors import UsageError
 from mlx_finetune.hardware.place import BLAS_THREADS, JACCL_FILE, RANK, RING_FILE
-from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 FIRST_PORT = 32323  # that of mlx.launch
 PORT_STEP = 100

@@ -61,7 +61,8 @@ class TrainRequest:
     """What the child is asked to do. ``restarts`` were made so far; ``safer`` replaces what the run says itself.
 
     ``hosts`` are the machines of ``--hostfile``; ``num_ranks`` also counts those that ``mlx.launch`` started.
-    ``hardware`` decides about the variables that MLX and Metal are started with, None for the defaults.
+    ``hardware`` decides about the variables that MLX and Metal are started with, None for the defaults; ``tuned`` are
+    the values of this machine for those that are "auto" there (``hardware.metal``).
     """
 
     recipe: Path
@@ -75,6 +76,7 @@ class TrainRequest:
     hosts: Hosts | None = None
     num_ranks: int = 1
     hardware: HardwareRecipe | None = None
+    tuned: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def options(self) -> list[str]:
         """What a user types after ``mlxft train RECIPE``."""
@@ -198,7 +200,7 @@ def train(
     follower = EventFollower(run.file(EVENTS), from_end=True)
     start = list(command) if command is not None else [sys.executable, "-m", CHILD_MODULE]
     run_log_size = _size(run.file(LOG))
-    environment = child_environment(os.environ, sys.platform, request.hardware)
+    environment = child_environment(os.environ, sys.platform, request.hardware, request.tuned)
     with (
         tempfile.TemporaryFile() as output,  # without a name, so that nothing is left of it should we be killed
         companions(request.hosts, [*start, *request.companion_arguments()], environment) as others,

@@ -141,8 +141,7 @@ def make_plan(
 ) -> Plan:
     """The plan of ``recipe`` by arithmetic; relative paths are looked up in ``base``.
 
-    ``tuned`` is what ``mlxft tune`` found on ``machine``, which is another than this one where there is a ``mac``;
-    ``num_processes`` train together. Raises ``MlxftError`` like a training.
+    ``tuned`` is what ``mlxft tune`` found on ``machine``, another one where there is a ``mac``. Raises ``MlxftError``.
     """
     splits = _load_rows(recipe, base)
     local = find_local(recipe)

@@ -19,6 +19,7 @@ from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.explain import ExplainedRow, ExplainedToken, State, explain
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport
+from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.errors import DataError, UsageError
 from mlx_finetune.events import Phase
 from mlx_finetune.model.catalogue import cache_folder, cached_models, find_entry, hub_cache_folder
@@ -124,22 +125,6 @@ def _token_text(token: ExplainedToken, number: int, *, in_colour: bool) -> RichT
         right += "\n"
     style = Style.parse(_STYLES[token.state]) + Style(underline=number % 2 == 1) if in_colour else Style.null()
     return RichText(left + shown + right, style=style)
-
-
-def harmless(text: str) -> str:
-    """``text`` with line breaks kept and every other character that a terminal could act upon as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c == "\n" or c.isprintable() else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if character == "\t":
-        return "\\t"
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def summary_lines(recipe: Recipe, report: TokenizeReport, num_rows: int, *, in_colour: bool) -> Iterator[str]:

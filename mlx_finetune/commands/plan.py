@@ -133,7 +133,7 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
     """The plan with measured figures, which are kept for the comparison after the run."""
     from mlx_finetune.app.measuring import measure
     from mlx_finetune.app.plan import with_measured
-    from mlx_finetune.app.tune.buffers import with_buffers
+    from mlx_finetune.app.tune.buffers import tuned_buffers
     from mlx_finetune.commands.opening import LoadingTalk
     from mlx_finetune.hardware.sensors import system_sensors
 
@@ -143,8 +143,9 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
             "measuring real steps on the longest and on typical rows, under half a minute on an idle machine ...",
             err=True,
         )
+    hardware = loaded.recipe.hardware.model_copy(update=tuned_buffers(loaded.recipe))
     try:
-        found = measure(loaded.path, loaded.overrides, talk, hardware=with_buffers(loaded.recipe))
+        found = measure(loaded.path, loaded.overrides, talk, hardware=hardware)
         measured = with_measured(plan, found)
     finally:
         talk.clear()

@@ -33,7 +33,7 @@ class Lengths:
     histogram: tuple[Bucket, ...]
 
 
-def summarize_lengths(lengths: "Sequence[int] | array[int]", unit: str) -> Lengths:
+def summarize_lengths(lengths: "Sequence[int] | array[int] | NDArray[np.int64]", unit: str) -> Lengths:
     """The summary of ``lengths``; all zero for none. Takes 8 bytes a length beside its argument."""
     values = np.sort(np.asarray(lengths, dtype=np.int64))
     count = len(values)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from mlx_finetune.hardware.macos import (
+from mlx_finetune.hardware.system.macos import (
     Cores,
     Hardware,
     count,
@@ -24,8 +24,8 @@ from mlx_finetune.hardware.macos import (
     parse_sysctl,
     parse_used_memory,
 )
-from mlx_finetune.hardware.power import UNKNOWN, Power, PowerMode, read_power, read_power_mode
-from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.system.power import UNKNOWN, Power, PowerMode, read_power, read_power_mode
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 _SYSCTL = "/usr/sbin/sysctl"
 _MAX_BUFFER_SHARE = 0.75  # of the working set that macOS itself sets, on every Mac published so far (MACOS.md 1.2)

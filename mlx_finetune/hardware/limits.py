@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from mlx_finetune.hardware.device import read_chip, read_gpu_cores, read_macos_version
-from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.system.programs import Runner, run_program
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.units import format_bytes
 

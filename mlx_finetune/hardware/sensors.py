@@ -14,9 +14,9 @@ from typing import Generic, TypeVar
 
 import psutil
 
-from mlx_finetune.hardware.macos import Level, parse_level, parse_level_and_swap, parse_swap
-from mlx_finetune.hardware.power import UNKNOWN, Power, read_power
-from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.system.macos import Level, parse_level, parse_level_and_swap, parse_swap
+from mlx_finetune.hardware.system.power import UNKNOWN, Power, read_power
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 FIRST_SECONDS = 1.0
 _SYSCTL = "/usr/sbin/sysctl"
@@ -60,7 +60,7 @@ class Aside(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def __call__(self) -> T:
-        """What was read, once."""
+        """What was read, once; the first reading twice, as nothing else is known at the second call."""
         is_first = self._thread is None
         if self._thread is not None and self._thread.is_alive():
             return self._unknown
@@ -69,7 +69,7 @@ class Aside(Generic[T]):
         self._thread.start()
         if is_first:
             self._thread.join(FIRST_SECONDS)
-            found = self._found
+            return self._found
         return found
 
     def _work(self) -> None:

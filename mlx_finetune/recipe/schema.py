@@ -70,6 +70,9 @@ ENDPOINT_PATH, ENDPOINT_PROMPT = "^[a-z0-9][a-z0-9_-]{0,63}$", r"\{text\}"
 Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
+Tracker = Literal["wandb", "trackio", "tensorboard"]
+Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Tracker])]
+
 DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
 Truncation = Literal["drop", "keep-end", "split"]
 
@@ -219,6 +222,11 @@ class TrainingRecipe(Section):
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="A loss or gradient that is not finite: stop the run, or leave that step out."
     )
+    report_to: Trackers = Field(
+        (),
+        description="Trackers that are told losses, rates, speed, memory, resources and answers while it trains; each "
+        "needs a package of its own.",
+    )
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:
@@ -229,6 +237,8 @@ class TrainingRecipe(Section):
             for first, second in pairs
             if getattr(self, first) is not None and getattr(self, second) is not None
         ]
+        twice = sorted({name for name in self.report_to if self.report_to.count(name) > 1})
+        problems += [f"`report_to` names {name} twice; once is enough" for name in twice]
         return refuse(self, problems)
 
 
@@ -258,7 +268,8 @@ with warnings.catch_warnings():
             examples=["timeline"],
         )
         schema: Text = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
-            description="JSON Schema file of the answers; counts from the recipe's folder, and is kept with the run.",
+            description="JSON Schema file of the answers, kept with the run. Its path counts from where mlxft is "
+            "started, else from the recipe's folder.",
             examples=["timeline.schema.json"],
         )
         prompt: Annotated[str, Field(pattern=ENDPOINT_PROMPT)] = Field(

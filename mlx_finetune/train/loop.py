@@ -124,6 +124,8 @@ class _Saver:
         if state.step == self._saved_step:
             return
         started = time.monotonic()
+        if not self._loop.ranks.rank:
+            self._loop.stop.take_save_request()  # one that comes from here on asks for another checkpoint
         checkpoint = self._loop.save(state)
         self._saved_step, self._saved_time = state.step, time.monotonic()
         seconds = round(self._saved_time - started, 3)
@@ -133,7 +135,7 @@ class _Saver:
 
 def _evaluate_safely(loop: Loop, state: RunState, saver: _Saver) -> bool:
     """``_evaluate``; the steps before a long one are committed first."""
-    if saver.is_overdue(state, saver.evaluation_seconds):
+    if loop.stop.is_save_asked or saver.is_overdue(state, saver.evaluation_seconds):
         saver.save(state)
     started = time.monotonic()
     is_done = _evaluate(loop, state)
@@ -263,16 +265,22 @@ def _is_save_due(loop: Loop, state: RunState, saver: _Saver) -> bool:
     cadence, training = loop.cadence, loop.training
     is_best = training.keep_best and state.best_step == state.step
     by_step = state.step % cadence.save_steps == 0 or state.step in cadence.kept_steps
-    return is_best or by_step or saver.is_overdue(state, state.step_seconds)
+    return is_best or by_step or loop.stop.is_save_asked or saver.is_overdue(state, state.step_seconds)
 
 
 def _decide(loop: Loop, state: RunState) -> tuple[EndReason | None, str | None]:
-    """Why the run ends, else why it pauses: what rank 0 sees, and a signal that reached any rank."""
+    """Why the run ends, else why it pauses: what rank 0 sees, and a signal that reached any rank.
+
+    A checkpoint that another rank was asked for becomes a request to rank 0, which writes it after the next step.
+    """
     reason = _reason_to_end(loop, state)
     shortage = loop.watch.reason_to_pause() if reason is None and not loop.ranks.rank else None
-    found = loop.ranks.gather((loop.stop.signal_number, reason, shortage))
-    _, reason, shortage = found[0]
-    if _is_stop_asked(loop, [number for number, _, _ in found]) and reason is None:
+    is_save_asked = bool(loop.ranks.rank) and loop.stop.take_save_request()
+    found = loop.ranks.gather((loop.stop.signal_number, reason, shortage, is_save_asked))
+    _, reason, shortage, _ = found[0]
+    if not loop.ranks.rank and any(asked for _, _, _, asked in found):
+        loop.stop.request_save()
+    if _is_stop_asked(loop, [number for number, _, _, _ in found]) and reason is None:
         reason = "stopped"
     return reason, shortage
 

@@ -57,7 +57,7 @@ def with_setting_reasons(reasons: Mapping[str, str], hardware: HardwareRecipe, a
 
     What was tuned keeps its own reason, unless the user's environment has decided otherwise.
     """
-    found = metal_settings(hardware, around.environment, around.system)
+    found = metal_settings(hardware, around.environment, around.system, around.tuned)
     settings = {one.key: one.reason for one in found if one.reason}
     return settings | {
         key: reason for key, reason in reasons.items() if not settings.get(key, "").startswith(ENVIRONMENT_WINS)

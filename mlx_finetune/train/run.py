@@ -1,7 +1,7 @@
 """One training from a recipe to its results: prepare, loop, publish. The steps are in the order of the prose.
 
 What was decided is written before step 1: recipe.toml (as asked), resolved.toml (every default and automatic choice
-with its reason), run.json (identity and status).
+with its reason), data_card.json (what the data is), run.json (identity and status).
 """
 
 import copy
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mlx_finetune import durable, rundir
+from mlx_finetune.dataset.card import card_json
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.events import Event, Notice, RunFinished, RunStarted
 from mlx_finetune.hardware.safer import Safer
@@ -28,6 +29,7 @@ from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
 from mlx_finetune.train.machine import sampled_machine, with_setting_reasons
+from mlx_finetune.train.microscope import keep_microscope
 from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
@@ -85,6 +87,7 @@ def train_run(
             return state.step
         _finish(run, prepared, loop.cadence, state, reason, emit)
     durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
+    keep_microscope(run, prepared, result_step(prepared.recipe, state), stop)
     return None
 
 
@@ -294,8 +297,9 @@ def _write_decisions(
     *,
     is_extended: bool,
 ) -> dict[str, object]:
-    """Write recipe.toml, resolved.toml and run.json; returns the fields of run.json."""
+    """Write recipe.toml, resolved.toml, data_card.json and run.json; returns the fields of run.json."""
     durable.write_text(run.file(rundir.RECIPE), loaded.text)
+    durable.write_json(run.file(rundir.DATA_CARD), card_json(prepared.card))
     reasons = with_setting_reasons(prepared.reasons, prepared.recipe.hardware, around)
     durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, reasons))
     created = (admission.run_info or {}).get("created") or datetime.now(UTC).isoformat(timespec="seconds")

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_finetune.events import Continued, Event, Paused, TimeJump
-from mlx_finetune.hardware.power import UNKNOWN, Power
 from mlx_finetune.hardware.sampling.source import Source
 from mlx_finetune.hardware.sampling.sources import system_sources
 from mlx_finetune.hardware.sensors import Memory, Sensors, read_aside, system_sensors
+from mlx_finetune.hardware.system.power import UNKNOWN, Power
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.units import format_bytes
 
@@ -47,7 +47,8 @@ class Clocks:
 class Surroundings:
     """Everything that is asked and done outside this process while a run is at work.
 
-    ``find_sources`` gives what is sampled for a run in a folder every so many seconds (``hardware.sampling``).
+    ``find_sources`` gives what is sampled for a run in a folder every so many seconds (``hardware.sampling``);
+    ``environment`` is that of this process, ``tuned`` what it was given for keys that are "auto" (``hardware.metal``).
     """
 
     sensors: Sensors
@@ -55,6 +56,7 @@ class Surroundings:
     sleep: Callable[[float], None]
     find_sources: Callable[[Path, float], Sequence[Source]] = lambda folder, seconds: ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    tuned: Mapping[str, int] = field(default_factory=dict[str, int])
     system: str = sys.platform
 
 
@@ -67,7 +69,7 @@ def system_surroundings() -> Surroundings:
     def find_sources(folder: Path, seconds: float) -> Sequence[Source]:
         return system_sources(folder, seconds=seconds, environment=os.environ)
 
-    return Surroundings(sensors, system_clocks(), time.sleep, find_sources, os.environ)
+    return Surroundings(sensors, system_clocks(), time.sleep, find_sources, environment=os.environ)
 
 
 def system_clocks() -> Clocks:

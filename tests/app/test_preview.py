@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 import mlx_finetune.app.preview as preview
-from mlx_finetune.app.preview import harmless, row_text, show_preview
+from mlx_finetune.app.preview import row_text, show_preview
 from mlx_finetune.dataset.explain import explain
 from mlx_finetune.dataset.formats import Messages, Text
+from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.errors import UsageError
 from mlx_finetune.model.fetch import LocalModel
 from mlx_finetune.model.tokenizer import load_tokenizer

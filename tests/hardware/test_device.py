@@ -16,9 +16,9 @@ from mlx_finetune.hardware.device import (
     read_metal,
 )
 from mlx_finetune.hardware.limits import read_machine
-from mlx_finetune.hardware.macos import Cores
-from mlx_finetune.hardware.power import Power
-from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.system.macos import Cores
+from mlx_finetune.hardware.system.power import Power
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 
 def replies(answers: Mapping[str, str]) -> Runner:

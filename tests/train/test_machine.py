@@ -13,10 +13,10 @@ from small_runs import CALM, course, train, write_recipe
 
 from mlx_finetune import rundir
 from mlx_finetune.events import Event, Resources, StepDone
-from mlx_finetune.hardware.power import Power
 from mlx_finetune.hardware.sampling.source import Figures, Source
 from mlx_finetune.hardware.sampling.sources import system_sources
 from mlx_finetune.hardware.sensors import Memory, Sensors
+from mlx_finetune.hardware.system.power import Power
 from mlx_finetune.journal import read_events, read_resources
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.signals import StopRequest
@@ -63,9 +63,9 @@ def test_samples_stand_in_the_journal_with_the_step_and_what_the_watch_has_read(
     found = samples(run)
     assert len(found) >= 3
     assert [one.step for one in found] == sorted(one.step for one in found)
-    assert {(one.watts, one.on_battery, one.battery_percent, one.pressure, one.swap_bytes) for one in found} == {
-        (20.0, True, 77, "warning", 4096)
-    }
+    assert {one.watts for one in found} == {20.0}
+    watched = [(one.on_battery, one.battery_percent, one.pressure, one.swap_bytes) for one in found if one.step]
+    assert set(watched) == {(True, 77, "warning", 4096)}, "the watch looks before the first step"
     metrics = json.loads(run.file(rundir.METRICS).read_text())["resources"]
     assert metrics["samples"] == len(found)
     assert metrics["energy_joules"] == found[-1].energy_joules
@@ -144,12 +144,15 @@ def test_a_step_is_never_kept_waiting_by_a_source_that_hangs(recipe: Path) -> No
 
 
 def test_why_each_switch_is_what_it_is_stands_in_resolved_toml(recipe: Path) -> None:
-    mac = replace(CALM, environment={"MLX_ENABLE_TF32": "0"}, system="darwin")
+    given = {"MLX_ENABLE_TF32": "0", "MLX_MAX_MB_PER_BUFFER": "90"}
+    mac = replace(CALM, environment=given, tuned={"max_mb_per_buffer": 90}, system="darwin")
     run = train(recipe, overrides=("hardware.max_ops_per_buffer=20",), around=mac, stop_after=1)
     lines = dict(line.split(" = ", 1) for line in run.file(rundir.RESOLVED).read_text().splitlines() if " = " in line)
     assert lines["relax_gpu_watchdog"].startswith('"auto"  # AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1: macOS 26')
     assert lines["max_ops_per_buffer"] == "20  # MLX_MAX_OPS_PER_BUFFER=20: as the recipe says"
     assert lines["tf32"] == '"auto"  # the environment wins: MLX_ENABLE_TF32=0'
+    found = "MLX_MAX_MB_PER_BUFFER=90: the fastest that mlxft tune found on this Mac"
+    assert lines["max_mb_per_buffer"] == f'"auto"  # {found}'
     assert lines["fast_synch"] == '"auto"  # MLX\'s own: false'
 
 

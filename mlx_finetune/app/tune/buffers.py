@@ -13,34 +13,32 @@ from mlx_finetune.hardware.limits import Machine, read_machine
 from mlx_finetune.hardware.profile import FILE_NAME, read_profile, tuned_settings
 from mlx_finetune.hardware.tuned import VARIABLES
 from mlx_finetune.model.catalogue import cache_folder
-from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.schema import Recipe
 
 
-def with_buffers(
+def tuned_buffers(
     recipe: Recipe,
     run_info: Mapping[str, object] | None = None,
     *,
     profile: Path | None = None,
     machine: Machine | None = None,
     system: str = sys.platform,
-) -> HardwareRecipe:
-    """[hardware] of ``recipe`` with numbers for buffer sizes that are automatic; as it is on anything but a Mac.
+) -> dict[str, int]:
+    """Numbers for the buffer sizes that are "auto" in ``recipe``, by key of [hardware]; none on anything but a Mac.
 
     ``run_info`` is the run.json of the run that is continued. ``profile``, ``machine`` and ``system`` are those of this
     machine in all but tests.
     """
-    hardware = recipe.hardware
-    automatic = [name for name in VARIABLES if getattr(hardware, name) == "auto"]
+    automatic = [name for name in VARIABLES if getattr(recipe.hardware, name) == "auto"]
     if system != "darwin" or not automatic:
-        return hardware
+        return {}
     if run_info is not None:
         found = _decided(run_info)
     else:
         known = read_profile(profile or cache_folder() / FILE_NAME)
         found = tuned_settings(known, machine or read_machine(), recipe).values()
-    numbers = {name: found[name] for name in automatic if type(found.get(name)) is int}
-    return hardware.model_copy(update=numbers)
+    numbers = {name: found.get(name) for name in automatic}
+    return {name: number for name, number in numbers.items() if type(number) is int}
 
 
 def _decided(run_info: Mapping[str, object]) -> Mapping[str, object]:

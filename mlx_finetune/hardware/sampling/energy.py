@@ -173,10 +173,13 @@ class Macmon:
         self._heard = 0.0
         self._figures: Figures = {}
         self._joules: float | None = None
+        self._is_closed = False
 
     def read(self) -> Figures:
         """Its figures with ``energy_joules`` since the first; nothing before its first line. Raises ``OSError`` where
         it has ended or gone silent."""
+        if self._is_closed:
+            return {}
         if self._process is None:
             self._process, self._rest, self._heard, self._figures = self._spawn(self._command), b"", self._clock(), {}
             return {}
@@ -185,7 +188,7 @@ class Macmon:
             self._figures = self._add(lines, now - self._heard)
             self._heard = now
         elif now - self._heard > self._patience:
-            self.close()
+            self._end()
             raise TimeoutError("macmon is silent")
         return self._figures
 
@@ -196,7 +199,7 @@ class Macmon:
         except BlockingIOError:
             return []
         if not content:
-            self.close()
+            self._end()
             raise ChildProcessError("macmon has ended")
         *lines, self._rest = (self._rest[-_MOST_BYTES:] + content).split(b"\n")
         return lines
@@ -210,7 +213,11 @@ class Macmon:
         return {**asdict(read[-1]), "energy_joules": self._joules}
 
     def close(self) -> None:
-        """End it."""
+        """End it, and begin none again."""
+        self._is_closed = True
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
             process.kill()

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 from xml.parsers.expat import ExpatError
 
-from mlx_finetune.hardware.programs import Runner
 from mlx_finetune.hardware.sampling.source import Figures
+from mlx_finetune.hardware.system.programs import Runner
 
 _IOREG = "/usr/sbin/ioreg"
 _CLASS = ("-r", "-d", "1", "-w", "0", "-c", "IOAccelerator")

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 
 from mlx_finetune.hardware.disk import free_bytes
-from mlx_finetune.hardware.macos import parse_free_share, parse_used_memory
-from mlx_finetune.hardware.power import PMSET, parse_throttling
-from mlx_finetune.hardware.programs import Runner
 from mlx_finetune.hardware.sampling.source import Figures
+from mlx_finetune.hardware.system.macos import parse_free_share, parse_used_memory
+from mlx_finetune.hardware.system.power import PMSET, parse_throttling
+from mlx_finetune.hardware.system.programs import Runner
 
 _UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _IDLE = ("idle", "iowait")

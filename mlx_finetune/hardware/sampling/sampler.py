@@ -98,7 +98,6 @@ class Sampler:
         self._newest: Resources | None = None
         self._taken: Resources | None = None
         self._energy: float | None = None
-        self._own_seconds = 0.0
         self._cost = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="look at the machine", daemon=True)
@@ -128,18 +127,15 @@ class Sampler:
         self.look()
         wait = min(FIRST_SECONDS, self._seconds)
         while not self._stopped.wait(wait):
-            before = self.spent_seconds()
+            before = self._spent()
             self._newest = self.look()
-            self._cost += _WEIGHT * (self.spent_seconds() - before - self._cost)
+            self._cost += _WEIGHT * (self._spent() - before - self._cost)
             wait = max(self._seconds, self._cost / MOST_SHARE)
 
-    def spent_seconds(self) -> float:
-        """Processor time of all samples so far: threads here, and programs that have ended. macmon's is not in it."""
-        self._own_seconds = max(self._own_seconds, time.thread_time() if self._is_own_thread() else 0.0)
-        return self._own_seconds + sum(reader.thread_seconds for reader in self._readers) + children_seconds()
-
-    def _is_own_thread(self) -> bool:
-        return threading.current_thread() is self._thread
+    def _spent(self) -> float:
+        """Processor time of this thread, of those of the readings, and of programs that have ended: macmon's is not in
+        it."""
+        return time.thread_time() + sum(reader.thread_seconds for reader in self._readers) + children_seconds()
 
     def look(self) -> Resources:
         """One sample now, of what is told within ``PATIENCE_SECONDS``."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from mlx_finetune.hardware.programs import Runner, run_program
 from mlx_finetune.hardware.sampling.energy import Monitor, energy_sources, find_macmon, open_monitor
 from mlx_finetune.hardware.sampling.gpu import read_gpu
 from mlx_finetune.hardware.sampling.host import (
@@ -19,6 +18,7 @@ from mlx_finetune.hardware.sampling.host import (
     read_throttling,
 )
 from mlx_finetune.hardware.sampling.source import Source
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 SLOW_SECONDS = 30.0
 FOOTPRINT_SECONDS = 60.0  # it walks through all the memory of the process

@@ -26,6 +26,7 @@ FREE_KEYS = frozenset(
         "training.keep_checkpoints",
         "training.max_minutes",
         "training.save_at",
+        "training.report_to",
         "hardware.memory_limit",
         "hardware.wired_limit",
         "hardware.cache_limit",

@@ -164,7 +164,7 @@ def test_samples_that_cost_too_much_are_taken_less_often(monkeypatch: pytest.Mon
     waits: list[float] = []
     spent = iter(range(1000))
     sampler = Sampler([Source("fast", lambda: FAST)], seconds=5)
-    monkeypatch.setattr(sampler, "spent_seconds", lambda: float(next(spent)))
+    monkeypatch.setattr(sampler, "_spent", lambda: float(next(spent)))
 
     def wait(seconds: float) -> bool:
         waits.append(seconds)

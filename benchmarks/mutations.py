@@ -231,10 +231,10 @@ MUTATIONS = (
     ),
     Mutation(
         "evaluation: tokens are scored again in the next window",
-        "mlx_finetune/app/eval/likelihoods.py",
+        "mlx_finetune/model/likelihoods.py",
         "        first = max(end, start + 1)\n",
         "        first = start + 1\n",
-        ("tests/app/eval/test_likelihoods.py",),
+        ("tests/model/test_likelihoods.py",),
     ),
     Mutation(
         "evaluation: no correction for several tests",

@@ -24,7 +24,7 @@ _HOMES = {
     "find_run": "rundir",
     "list_runs": "rundir",
     "load_recipe": "recipe.load",
-    "read_events": "events",
+    "read_events": "journal",
 }
 
 

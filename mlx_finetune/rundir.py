@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import shlex
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ METRICS = "training_metrics.json"
 LOG = "log.txt"
 LOCK = ".lock"  # held by the training process, with its process id
 SUPERVISOR = ".supervisor"  # held by the process that starts it again after a crash
+SAVE_SIGNAL = signal.SIGUSR1  # asks the process that holds LOCK for a checkpoint after the step at hand
 RUN_INFO = "run.json"
 CARD = "README.md"
 DATA_CARD = "data_card.json"  # rows, lengths and what was left out, as the training saw them
@@ -40,7 +42,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
 MODEL_FOLDER = "model"  # a fully trained model
+MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
+TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -64,6 +68,7 @@ _RUN_FILES = frozenset(
             CORRECTIONS,
             MODEL_FOLDER,
             EVALUATIONS,
+            TRACKERS,
             SCHEMAS,
         ),
         *(ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),

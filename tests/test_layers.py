@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mlx_finetune"
 
-FOUNDATION = {"errors", "durable", "events", "journal", "units", "rundir"}
+FOUNDATION = {"errors", "durable", "events", "events_log", "journal", "units", "rundir"}
 RECIPE = FOUNDATION | {"recipe"}
 DATA = RECIPE | {"dataset"}
 MODELS = DATA | {"model", "hardware"}
@@ -20,18 +20,20 @@ ALLOWED = {
     "errors": FOUNDATION,
     "durable": FOUNDATION,
     "events": FOUNDATION,
+    "events_log": FOUNDATION,
     "journal": FOUNDATION,
     "units": FOUNDATION,
     "rundir": FOUNDATION,
     "recipe": FOUNDATION,
     "scoring": FOUNDATION,
+    "loopback": FOUNDATION,
     "dataset": RECIPE,
     "model": DATA | {"scoring"},
     "hardware": DATA,
     "train": MODELS | {"scoring"},
-    "monitor": DATA | {"scoring"},
-    "app": MODELS | {"scoring", "train.losses"},
-    "commands": MODELS | {"scoring", "app", "train", "monitor", "cli"},
+    "monitor": DATA | {"scoring", "loopback"},
+    "app": MODELS | {"scoring", "loopback", "train.losses"},
+    "commands": MODELS | {"scoring", "loopback", "app", "train", "monitor", "cli"},
     "cli": MODELS | {"app", "train", "monitor", "commands"},
     "__main__": {"cli"},
     "": RECIPE,
@@ -190,7 +192,9 @@ def test_mlx_and_its_relatives_are_imported_only_where_they_belong():
 
 
 LIGHT = [
-    name for name in MODULES if part_of(name) in DATA | {"", "scoring", "cli", "__main__", "monitor", "commands"}
+    name
+    for name in MODULES
+    if part_of(name) in DATA | {"", "scoring", "loopback", "cli", "__main__", "monitor", "commands"}
 ] + [
     "hardware.memory",
     "hardware.blas",

@@ -1,5 +1,6 @@
 import ast
 import importlib.metadata
+import importlib.resources
 import json
 import re
 import subprocess
@@ -133,3 +134,18 @@ def test_one_lock_serves_linux_and_the_mac():
     text = (ROOT / "requirements" / "run.txt").read_text()
     assert re.search(r"^mlx-metal==\S+ ; sys_platform == 'darwin'", text, re.MULTILINE)
     assert re.search(r"^mlx-cpu==\S+ ; sys_platform == 'linux'", text, re.MULTILINE)
+
+
+def test_the_files_of_the_monitors_page_are_part_of_the_package_with_their_licence():
+    """The wheel holds everything below mlx_finetune (see [tool.hatch.build.targets.wheel])."""
+    folder = importlib.resources.files("mlx_finetune.monitor.web") / "static"
+    names = {entry.name for entry in folder.iterdir()}
+    assert {"index.html", "page.css", "main.js", "theme.js", "icon.svg", "uplot.js", "uplot.css"} <= names
+    assert "v1.6.32" in (folder / "uplot.js").read_text("utf-8")[:200]
+    assert "Leon Sorokin" in (folder / "uplot-LICENSE.txt").read_text("utf-8")
+    assert '"/mlx_finetune"' in (ROOT / "pyproject.toml").read_text("utf-8")
+    tracked = subprocess.run(
+        ["git", "ls-files", "mlx_finetune/monitor/web/static"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if not tracked.returncode:  # what git does not know is left out of the wheel
+        assert {Path(line).name for line in tracked.stdout.splitlines()} == names

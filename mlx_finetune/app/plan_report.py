@@ -76,7 +76,7 @@ def _ways_out(plan: Plan, closing: str) -> Iterator[str]:
     if plan.fixes:
         yield f"hint: {closing}"
     own, peak = memory_limit(plan.machine), plan.forecast.peak_bytes
-    is_raised_enough = plan.recipe.hardware.memory_limit != "auto" and peak.expected <= own
+    is_raised_enough = plan.recipe.hardware.memory_limit not in ("auto", "off") and peak.expected <= own
     is_raised_enough = is_raised_enough and own > plan.resolved.limits.memory_bytes
     if is_raised_enough:
         asked = format_bytes(plan.resolved.limits.memory_bytes)

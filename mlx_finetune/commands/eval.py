@@ -40,7 +40,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 )
 @click.option("--category", metavar="COLUMN", help="Split every figure by this column of the rows.")
 @click.option("--schema", metavar="FILE", help="JSON Schema: validity is measured free and constrained by it.")
-@click.option("--batch", type=click.IntRange(1, 256), metavar="N", help="Answers at once; 1 times each alone.")
+@click.option(
+    "--batch", type=click.IntRange(1, 256), metavar="N", help="Answers at once (16, or 8 on a GPU); 1 times each alone."
+)
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer in tokens.")
 @click.option(
     "--gate", "gates", multiple=True, metavar="GATE", help='Such as "json_valid >= 0.95"; missed: exit code 4.'

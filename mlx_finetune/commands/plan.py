@@ -142,7 +142,8 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
             err=True,
         )
     try:
-        measured = with_measured(plan, measure(loaded.path, loaded.overrides, talk))
+        found = measure(loaded.path, loaded.overrides, talk, hardware=loaded.recipe.hardware)
+        measured = with_measured(plan, found)
     finally:
         talk.clear()
     if measured.measured is not None:

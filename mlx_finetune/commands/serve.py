@@ -14,10 +14,10 @@ from mlx_finetune.errors import RunError, UsageError
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     import socket
 
-    from mlx_finetune.app.serve.guard import Doors
     from mlx_finetune.app.serve.models import Served
-    from mlx_finetune.app.serve.tokens import Token
     from mlx_finetune.app.serve.worker import Worker
+    from mlx_finetune.loopback.guard import Doors
+    from mlx_finetune.loopback.tokens import Token
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 
@@ -49,7 +49,7 @@ def command(
 
     Clients choose by name, without a reload; the base's own name is there too, with every adapter off.
     """
-    from mlx_finetune.app.serve.tokens import open_token
+    from mlx_finetune.loopback.tokens import open_token
     from mlx_finetune.recipe.sampling import change_settings
     from mlx_finetune.recipe.schema import ChatRecipe
 
@@ -59,7 +59,7 @@ def command(
     from mlx_finetune.hardware import blas
 
     blas.prepare()  # before mlx is imported
-    from mlx_finetune.app.serve.addresses import take_port
+    from mlx_finetune.loopback.addresses import take_port
 
     with take_port(host, port) as taken:
         token = None if no_token else open_token(token_file or default_token_file())
@@ -71,10 +71,15 @@ def command(
 
 def default_token_file() -> Path:
     """Where the token is kept unless --token-file says otherwise."""
+    return state_folder() / "serve-token"
+
+
+def state_folder() -> Path:
+    """Where this user's tokens are kept: ``MLXFT_STATE``, else the system's place for such things."""
     import platformdirs
 
     moved = os.environ.get("MLXFT_STATE")
-    return (Path(moved).expanduser() if moved else platformdirs.user_state_path("mlxft")) / "serve-token"
+    return Path(moved).expanduser() if moved else platformdirs.user_state_path("mlxft")
 
 
 def _check(
@@ -87,7 +92,7 @@ def _check(
     no_token: bool,
 ) -> None:
     """Refuse what does not go together, before anything is loaded. Raises ``UsageError``."""
-    from mlx_finetune.app.serve.addresses import is_address, is_loopback
+    from mlx_finetune.loopback.addresses import is_address, is_loopback
 
     if not is_loopback(host) and re.fullmatch(r"[0-9.]+", host) and not is_address(host):
         raise UsageError(f"--host {host} is not an address", "use 127.0.0.1")
@@ -140,7 +145,7 @@ def _load(
 def _doors(taken: "socket.socket", host: str, cors: tuple[str, ...], token: str | None, *, is_remote: bool) -> "Doors":
     import socket
 
-    from mlx_finetune.app.serve.guard import Doors
+    from mlx_finetune.loopback.guard import Doors
 
     names = {host, *((socket.gethostname(), socket.getfqdn()) if is_remote else ())}
     return Doors(
@@ -149,6 +154,7 @@ def _doors(taken: "socket.socket", host: str, cors: tuple[str, ...], token: str 
         names=frozenset((f"[{name}]" if ":" in name else name).lower().encode("ascii", "replace") for name in names),
         origins=frozenset(origin.encode("ascii") for origin in cors),
         is_remote=is_remote,
+        origin_hint="; --cors ORIGIN lets one in",
     )
 
 

@@ -19,8 +19,8 @@ def command(run: str | None, now: bool) -> int:
 
     RUN is a run folder, or a name under adapters/; it may be left out where one run is at work.
     """
+    from mlx_finetune.app.control import stop_and_wait
     from mlx_finetune.app.follow import only_running
-    from mlx_finetune.app.stop import stop
     from mlx_finetune.events import RunFailed, RunFinished, RunStopped
     from mlx_finetune.journal import EventFollower
     from mlx_finetune.rundir import EVENTS, find_run
@@ -28,7 +28,7 @@ def command(run: str | None, now: bool) -> int:
     folder = find_run(run, base=Path()) if run else only_running(Path("adapters"))
     follower = EventFollower(folder.file(EVENTS), from_end=True)
     try:
-        stop(folder, now=now, waiting=_Waiting(folder, now=now))
+        stop_and_wait(folder, now=now, waiting=_Waiting(folder, now=now))
     except KeyboardInterrupt:
         click.echo(f"waits no longer; {folder.name} was asked to stop and will", err=True)
         return 130

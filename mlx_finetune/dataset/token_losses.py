@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 from mlx_finetune import durable
-from mlx_finetune.rundir import MICROSCOPE, RunDir
+from mlx_finetune.rundir import MICROSCOPE, MODEL_FOLDER, MODEL_WEIGHTS, PEFT_WEIGHTS, RunDir
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 2**26
@@ -45,10 +45,12 @@ class Measured:
     """What was measured: names for a person, hashes by which the same measurement is known again.
 
     ``adapter_sha256`` is that of the trained weights, also of a fully trained model; ``rows_sha256`` of ids and masks.
+    ``data`` is a file that a person named, ``chosen`` are the lines that were; both "" for validation rows by the rule.
     """
 
     model: str = ""
-    split: str = ""
+    data: str = ""
+    chosen: str = ""
     step: int | None = None
     model_sha256: str = ""
     adapter_sha256: str = ""
@@ -99,6 +101,14 @@ def parse_microscope(value: object) -> Microscope:
         step=_step(fields.get("step")),
     )
     return Microscope(tuple(_row(row) for row in _list(fields.get("rows"))), measured)
+
+
+def hash_result(run: RunDir) -> str:
+    """SHA-256 of the weights that a run has published, adapter or model; "" where there are none yet."""
+    for path in (run.file(PEFT_WEIGHTS), run.file(MODEL_FOLDER) / MODEL_WEIGHTS):
+        if path.is_file():
+            return durable.hash_file(path)
+    return ""
 
 
 def bounded(loss: float) -> float:

@@ -261,9 +261,11 @@ class _Decisions:
         needed = memory.corrected(self._facts.memory_factor)
         limits = plan_limits(recipe.hardware, self._facts.machine, needed, self._reasons)
         training = self._training | {"batch_size": self._batch_size, "gradient_checkpointing": self._recompute}
-        hardware = self._hardware | {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
+        sizes = {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
         if limits.wired_bytes:
-            hardware["wired_limit"] = limits.wired_bytes
+            sizes["wired_limit"] = limits.wired_bytes
+        decided = {name: size for name, size in sizes.items() if getattr(recipe.hardware, name) != "off"}
+        hardware = self._hardware | decided
         resolved = recipe.model_copy(
             update={
                 "data": recipe.data.model_copy(update={"packing": self._packed_length is not None}),
@@ -295,7 +297,7 @@ def refuse_too_large(resolved: Resolved, asked: HardwareRecipe, machine: Machine
         return
     own = memory_limit(machine)
     raising = "; hardware.memory_limit raises the limit"
-    if asked.memory_limit != "auto" and limit < own:
+    if asked.memory_limit not in ("auto", "off") and limit < own:
         raising = f", and hardware.memory_limit, which was set, may be left out: {format_bytes(own)} here"
     raise DoesNotFitError(
         f"the training needs about {format_bytes(needed)}, and the memory limit is {format_bytes(limit)}",

@@ -7,19 +7,19 @@ colours groups of tokens stand in marks. Token texts are shown with ``dataset.vi
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from mlx_finetune.dataset.token_losses import Measured, Microscope, Row, Token, read_microscope
+from mlx_finetune.dataset.token_losses import Microscope, Row, Token, read_microscope
 from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.units import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["Measured", "Microscope", "Row", "Token", "read_microscope"]
+__all__ = ["STYLE", "Microscope", "Row", "Token", "read_microscope", "render_html", "render_text", "verdict"]
 
 Verdict = Literal["learned", "known", "wrong", "worse", "context"]
 
@@ -194,10 +194,10 @@ def legend_lines(microscope: Microscope, width: int, *, in_colour: bool = True) 
     lines: list[Text] = []
     for name, meaning in MEANINGS.items():
         left, right = ("", "") if in_colour else _MARKS[name]
-        style = _STYLES[name][1] if in_colour else ""
-        share = "" if name == "context" else f" {findings.share(name):.0%}"
-        pad = " " * (12 - len(f"{left}{name}{right}{share}"))
-        lines += _flow([(f"{left}{name}{right}", style), (f"{pad}{share}  {meaning}", "")], width)
+        label = f"{left}{name}{right}"
+        share = "" if name == "context" else f"{findings.share(name):.0%}"
+        rest = f"{' ' * (11 - len(label))}{share:>4}  {meaning}"
+        lines += _flow([(label, _STYLES[name][1] if in_colour else ""), (rest, "")], width)
     targets = counted(findings.num_targets, "trained token")
     mean = f"mean loss {findings.base:.3f} nats under the base, {findings.tuned:.3f} now"
     lines += _flow([(f"{targets}: {mean}; darker means further", "")], width)
@@ -310,6 +310,32 @@ def _top_html(title: str, found: Sequence[Moved]) -> str:
         for one in found
     )
     return f'<table class="ms-top"><caption>{title}</caption>{rows}</table>'
+
+
+def microscope_json(microscope: Microscope) -> dict[str, object]:
+    """Everything that is shown, as plain values for another program; texts as they are."""
+    findings = find(microscope)
+    return {
+        **asdict(microscope.measured),
+        "shares": {name: findings.share(name) for name in MEANINGS if name != "context"},
+        "num_targets": findings.num_targets,
+        "base_loss": findings.base,
+        "tuned_loss": findings.tuned,
+        "gains": [_moved_json(one) for one in findings.gains],
+        "losses": [_moved_json(one) for one in findings.losses],
+        "rows": [
+            {
+                "where": row.where,
+                "notes": list(row.notes),
+                "tokens": [token._asdict() | {"verdict": verdict(token)} for token in row.tokens],
+            }
+            for row in microscope.rows
+        ],
+    }
+
+
+def _moved_json(one: Moved) -> dict[str, object]:
+    return {"where": one.where, "before": one.before, "after": one.after, **one.token._asdict()}
 
 
 def _line(text: str) -> str:

@@ -11,14 +11,15 @@ def thin_extremes(xs: Sequence[float], ys: Sequence[float], most: int) -> tuple[
     (null in the journal, NaN) is left out.
     """
     assert most >= 4
-    points = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None and y == y]  # pyright: ignore[reportUnnecessaryComparison]
-    if len(points) > most:
-        inner, num_parts = points[1:-1], (most - 2) // 2
-        kept = [points[0]]
-        for part in range(num_parts):
-            group = inner[len(inner) * part // num_parts : len(inner) * (part + 1) // num_parts]
-            least = min(range(len(group)), key=lambda place: group[place][1])
-            greatest = max(range(len(group)), key=lambda place: group[place][1])
-            kept += [group[place] for place in sorted({least, greatest})]
-        points = [*kept, points[-1]]
-    return [x for x, _ in points], [y for _, y in points]
+    if None in ys or any(y != y for y in ys):
+        points = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None and y == y]  # pyright: ignore[reportUnnecessaryComparison]
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+    if len(ys) <= most:
+        return list(xs), list(ys)
+    num_inner, num_parts, kept = len(ys) - 2, (most - 2) // 2, [0]
+    for part in range(num_parts):
+        start, end = 1 + num_inner * part // num_parts, 1 + num_inner * (part + 1) // num_parts
+        group = ys[start:end]
+        kept += sorted({start + group.index(min(group)), start + group.index(max(group))})
+    kept.append(len(ys) - 1)
+    return [xs[place] for place in kept], [ys[place] for place in kept]

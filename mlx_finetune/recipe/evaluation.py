@@ -166,6 +166,11 @@ with warnings.catch_warnings():
         max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
             64, description="Longest answer to one of these prompts, in tokens."
         )
+        microscope_rows: Annotated[int, Field(ge=0, le=64)] = Field(
+            4,
+            description="Validation rows whose tokens get a loss under base and result when the training has ended "
+            "(microscope.json, in report and monitor); 0 is off.",
+        )
         tasks: Texts = Field(
             (),
             description="What mlxft eval measures, the one that matters most first: loss, perplexity, exact_match, "

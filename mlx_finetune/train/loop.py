@@ -45,7 +45,8 @@ class Cadence:
 @dataclass(frozen=True, slots=True)
 class Loop:
     """What the loop is handed. ``save`` commits a checkpoint of the current state, None on ranks that do not write;
-    ``answer_prompts`` fills samples.jsonl; ``locate_row`` names a row number as ``file:line``."""
+    ``answer_prompts`` fills samples.jsonl; ``locate_row`` names a row number as ``file:line``; ``report_machine`` is
+    called often, and writes what the machine did (``hardware.sampling``) where there is something new."""
 
     trainer: Trainer
     stream: Stream
@@ -60,6 +61,7 @@ class Loop:
     answer_prompts: Callable[[int], bool]
     locate_row: Callable[[int], str]
     ranks: Ranks = ALONE
+    report_machine: Callable[[int], None] = lambda step: None
 
 
 def run_loop(loop: Loop, state: RunState) -> EndReason:
@@ -81,6 +83,7 @@ def run_loop(loop: Loop, state: RunState) -> EndReason:
 
 def _run(loop: Loop, state: RunState, saver: "_Saver", ahead: Ahead) -> EndReason:
     while True:
+        loop.report_machine(state.step)
         if not state.is_evaluated and not _evaluate_safely(loop, state, saver):
             saver.save(state)
             return "stopped"
@@ -121,6 +124,8 @@ class _Saver:
         if state.step == self._saved_step:
             return
         started = time.monotonic()
+        if not self._loop.ranks.rank:
+            self._loop.stop.take_save_request()  # one that comes from here on asks for another checkpoint
         checkpoint = self._loop.save(state)
         self._saved_step, self._saved_time = state.step, time.monotonic()
         seconds = round(self._saved_time - started, 3)
@@ -130,7 +135,7 @@ class _Saver:
 
 def _evaluate_safely(loop: Loop, state: RunState, saver: _Saver) -> bool:
     """``_evaluate``; the steps before a long one are committed first."""
-    if saver.is_overdue(state, saver.evaluation_seconds):
+    if loop.stop.is_save_asked or saver.is_overdue(state, saver.evaluation_seconds):
         saver.save(state)
     started = time.monotonic()
     is_done = _evaluate(loop, state)
@@ -143,7 +148,7 @@ def _pause(loop: Loop, state: RunState, saver: _Saver, reason: str) -> None:
     saver.save(state)
     mx.clear_cache()
     if not loop.ranks.rank:  # the others wait for its next decision
-        loop.watch.pause(state.step, reason)
+        loop.watch.pause(state.step, reason, loop.report_machine)
 
 
 def _take_step(loop: Loop, state: RunState, ahead: Ahead) -> None:
@@ -230,6 +235,7 @@ def _evaluate_set(loop: Loop, state: RunState) -> bool:
         found = loop.ranks.gather(_evaluate_batch(loop, start + loop.ranks.rank))
         if _is_stop_asked(loop, [number for number, _, _ in found]):
             return False
+        loop.report_machine(state.step)
         for _, loss_sum, count in found:
             total, num_targets = total + loss_sum, num_targets + count
     state.evaluated_step = state.step
@@ -259,16 +265,22 @@ def _is_save_due(loop: Loop, state: RunState, saver: _Saver) -> bool:
     cadence, training = loop.cadence, loop.training
     is_best = training.keep_best and state.best_step == state.step
     by_step = state.step % cadence.save_steps == 0 or state.step in cadence.kept_steps
-    return is_best or by_step or saver.is_overdue(state, state.step_seconds)
+    return is_best or by_step or loop.stop.is_save_asked or saver.is_overdue(state, state.step_seconds)
 
 
 def _decide(loop: Loop, state: RunState) -> tuple[EndReason | None, str | None]:
-    """Why the run ends, else why it pauses: what rank 0 sees, and a signal that reached any rank."""
+    """Why the run ends, else why it pauses: what rank 0 sees, and a signal that reached any rank.
+
+    A checkpoint that another rank was asked for becomes a request to rank 0, which writes it after the next step.
+    """
     reason = _reason_to_end(loop, state)
     shortage = loop.watch.reason_to_pause() if reason is None and not loop.ranks.rank else None
-    found = loop.ranks.gather((loop.stop.signal_number, reason, shortage))
-    _, reason, shortage = found[0]
-    if _is_stop_asked(loop, [number for number, _, _ in found]) and reason is None:
+    is_save_asked = bool(loop.ranks.rank) and loop.stop.take_save_request()
+    found = loop.ranks.gather((loop.stop.signal_number, reason, shortage, is_save_asked))
+    _, reason, shortage, _ = found[0]
+    if not loop.ranks.rank and any(asked for _, _, _, asked in found):
+        loop.stop.request_save()
+    if _is_stop_asked(loop, [number for number, _, _, _ in found]) and reason is None:
         reason = "stopped"
     return reason, shortage
 

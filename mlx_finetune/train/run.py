@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,8 @@ from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_tr
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
+from mlx_finetune.train.machine import sampled_machine, setting_reasons
+from mlx_finetune.train.microscope import keep_microscope
 from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
@@ -66,21 +69,24 @@ def train_run(
     ``around`` is this machine where it is not given. This is the part of rank 0; the others ``follow_run``. Raises
     ``MlxftError`` for everything a user can mend; what was saved before stays as it was.
     """
-    run = admission.run
+    run, around = admission.run, around or system_surroundings()
     with ranks.together():
-        prepared, state, info = _begin(loaded, request, admission, stop, emit, base, ranks)
-        loop = _build_loop(run, prepared, stop, emit, around or system_surroundings(), ranks)
+        prepared, state, info = _begin(loaded, request, admission, stop, emit, base, around, ranks)
+        loop = _build_loop(run, prepared, stop, emit, around, ranks)
         _start_alike(prepared.trainer, state, ranks)
     parts = (prepared.kept, prepared.trainer, prepared.stream, prepared.valid_batches)
     with closing(prepared.trainer):
         with reused_states(*parts, run.path, stop, emit):
             emit(_run_started(run, prepared, state))
-            reason = run_loop(loop, state)
+            seconds = prepared.recipe.hardware.sample_seconds
+            with sampled_machine(run, seconds, around, loop.watch, emit) as report:
+                reason = run_loop(replace(loop, report_machine=report), state)
         if reason == "stopped":
             durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
             return state.step
         _finish(run, prepared, loop.cadence, state, reason, emit)
     durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
+    keep_microscope(run, prepared, result_step(prepared.recipe, state), stop)
     return None
 
 
@@ -128,6 +134,7 @@ def _begin(
     stop: StopRequest,
     emit: Emit,
     base: Path,
+    around: Surroundings,
     ranks: Ranks,
 ) -> tuple[Prepared, RunState, dict[str, object]]:
     """Everything before the first step: the run, its state, and the fields of run.json."""
@@ -147,7 +154,7 @@ def _begin(
     if state.step:
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
-    info = _write_decisions(run, loaded, prepared, admission, state, base, is_extended=is_extended)
+    info = _write_decisions(run, loaded, prepared, admission, state, base, around, is_extended=is_extended)
     keep_schemas(run, schemas)
     return prepared, state, info
 
@@ -283,13 +290,15 @@ def _write_decisions(
     admission: Admission,
     state: RunState,
     base: Path,
+    around: Surroundings,
     *,
     is_extended: bool,
 ) -> dict[str, object]:
     """Write recipe.toml, resolved.toml, data_card.json and run.json; returns the fields of run.json."""
     durable.write_text(run.file(rundir.RECIPE), loaded.text)
-    durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, prepared.reasons))
     durable.write_json(run.file(rundir.DATA_CARD), card_json(prepared.card))
+    reasons = {**setting_reasons(prepared.recipe.hardware, around), **prepared.reasons}
+    durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, reasons))
     created = (admission.run_info or {}).get("created") or datetime.now(UTC).isoformat(timespec="seconds")
     info: dict[str, object] = {
         "format_version": rundir.FORMAT_VERSION,

@@ -1,4 +1,5 @@
 """SIGINT, SIGTERM and SIGHUP as a request to stop after the step at hand; only a second SIGINT leaves at once.
+SIGUSR1 as a request for a checkpoint, after which training goes on.
 
 A terminal that closes may send SIGHUP twice, a logout SIGHUP and SIGTERM: that is one request. Leaving at once is safe
 at any instant: checkpoints and every other file are committed by rename.
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from mlx_finetune.errors import Interrupted
+from mlx_finetune.rundir import SAVE_SIGNAL
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -22,11 +24,15 @@ class StopRequest:
         self._number = 0
         self._is_interrupted = False
         self._is_orphaned = is_orphaned
+        self._num_saves_asked = 0
+        self._num_saves_taken = 0
 
     def install(self) -> None:
-        """Take over the three signals for this process."""
+        """Take over the signals for this process."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
+        signal.signal(SAVE_SIGNAL, self._handle_save)
+        signal.siginterrupt(SAVE_SIGNAL, False)  # whatever waits for the disk or another rank goes on waiting
 
     def request(self, number: int) -> None:
         """Ask for a stop as if signal ``number`` had come."""
@@ -39,6 +45,21 @@ class StopRequest:
             self._number = signal.SIGHUP
         return self._number
 
+    def request_save(self) -> None:
+        """Ask for a checkpoint as if ``SAVE_SIGNAL`` had come."""
+        self._num_saves_asked += 1
+
+    @property
+    def is_save_asked(self) -> bool:
+        """True from the request for a checkpoint until ``take_save_request``."""
+        return self._num_saves_asked > self._num_saves_taken
+
+    def take_save_request(self) -> bool:
+        """``is_save_asked``, for whoever now saves; requests that come later count anew."""
+        asked, taken = self._num_saves_asked, self._num_saves_taken
+        self._num_saves_taken = asked  # the handler only counts up, so that no request falls between two lines
+        return asked > taken
+
     def raise_if_asked(self, what: str) -> None:
         """Raise ``Interrupted`` between two pieces of work that leave nothing to save."""
         if self.signal_number:
@@ -50,3 +71,7 @@ class StopRequest:
                 os._exit(128 + number)
             self._is_interrupted = True
         self._number = self._number or number
+
+    def _handle_save(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.request_save()

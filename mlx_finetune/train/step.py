@@ -113,6 +113,10 @@ class Trainer:
         """Put the current parameters into the model, for evaluation, generation and saving."""
         self._places.put(self.parameters)
 
+    def forget(self) -> None:
+        """Give back the memory of the optimizer's state. Nothing can be trained any more."""
+        self.state = {}
+
     def close(self) -> None:
         """End the threads that a CPU's step has. Close a trainer before the process ends."""
         if self._cores:

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from processes import wait_until
 from servers import NEVER_ENDS, Server, environment, user
 
-from mlx_finetune.app.serve.addresses import is_loopback, take_port
 from mlx_finetune.app.serve.models import open_rack
 from mlx_finetune.commands.serve import command
 from mlx_finetune.errors import MlxftError, RunError, UsageError
+from mlx_finetune.loopback.addresses import is_loopback, take_port
 
 
 @pytest.fixture(scope="module")

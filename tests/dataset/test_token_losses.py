@@ -23,7 +23,7 @@ HOSTILE = ("</script>", "\x1b[31m", "\u202e", "\n", "\t", "\U0001f600", "", "\ud
 
 def _microscope() -> Microscope:
     tokens = (Token("Hi", False), *(Token(text, True, 2.5, 0.25) for text in HOSTILE))
-    measured = Measured("m", "validation", 40, "a", "b", "c")
+    measured = Measured("m", "rows.jsonl", "3,1", 40, "a", "b", "c")
     return Microscope((Row("rows.jsonl:3", tokens, ("its first turns were cut",)), Row("x:1", ())), measured)
 
 
@@ -51,7 +51,7 @@ def _with_token(token: object) -> str:
 
 
 def _names() -> dict[str, object]:
-    return dict.fromkeys(("model", "split", "model_sha256", "adapter_sha256", "rows_sha256"), "")
+    return dict.fromkeys(("model", "data", "chosen", "model_sha256", "adapter_sha256", "rows_sha256"), "")
 
 
 @pytest.mark.parametrize(

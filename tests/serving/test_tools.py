@@ -9,8 +9,8 @@ from answering_runs import write_run
 
 from mlx_finetune.app.serve.models import open_rack
 from mlx_finetune.app.serve.prepare import Preparer
-from mlx_finetune.app.serve.refusals import RefusedError
 from mlx_finetune.app.serve.requests import ChatRequest
+from mlx_finetune.loopback.refusals import RefusedError
 from mlx_finetune.model.tokenizer import load_tokenizer
 
 SHOWS_TOOLS = (

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from mlx_finetune.app.eval import knowledge, measures
 from mlx_finetune.app.eval.answers import Answer, answer_all
 from mlx_finetune.app.eval.journal import Journal, Measured
-from mlx_finetune.app.eval.likelihoods import LikelihoodModel, Losses, Scored, stride_of, window_of
 from mlx_finetune.app.eval.prompts import Continuation
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
 from mlx_finetune.app.eval.setup import Evaluation
@@ -23,7 +22,9 @@ from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError, Problem
 from mlx_finetune.model.batches import Request
+from mlx_finetune.model.likelihoods import LikelihoodModel, Losses, Scored, stride_of, window_of
 from mlx_finetune.model.sampling import Sampling
+from mlx_finetune.train.losses import chunk_rows
 
 SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 8, 1, 64
 _LOSS_ROWS, _LABEL_ROWS, _QUESTION_ROWS = 64, 8, 20
@@ -119,7 +120,7 @@ class Measuring:
                 yield self._failure(measures.LOSS, side, row, error.message)
         pieces = [piece for _, tokens in kept for piece in tokens]
         scored = [Scored(piece.ids, np.flatnonzero(piece.loss_mask)) for piece in pieces]
-        losses = iter(LikelihoodModel(model).losses(scored))
+        losses = iter(LikelihoodModel(model, chunk_rows).losses(scored))
         for row, tokens in kept:
             found = np.concatenate([next(losses) for _ in tokens])
             targets = [piece.ids[piece.loss_mask] for piece in tokens]
@@ -138,7 +139,7 @@ class Measuring:
             ids, owners = self._joined(texts)
             with self._evaluation.subject.model(side) as model:
                 window = window_of(model, self._evaluation.subject.opened.info.context_length)
-                losses, places = LikelihoodModel(model).text_losses(ids, window, stride_of(window))
+                losses, places = LikelihoodModel(model, chunk_rows).text_losses(ids, window, stride_of(window))
             first = len(self._decoded(ids[:1]).encode("utf-8"))  # never scored, so its bytes do not count either
             for row, text in enumerate(texts):
                 own = losses[owners[places] == row]
@@ -161,7 +162,7 @@ class Measuring:
         The raw sum, not the mean over tokens: with the end mark the labels are different whole answers, so the sum is
         the probability that the model gives exactly this one; a mean would favour long labels.
         """
-        labels, likelihoods = self._evaluation.labels, LikelihoodModel(model)
+        labels, likelihoods = self._evaluation.labels, LikelihoodModel(model, chunk_rows)
         for row in rows:
             one = self._evaluation.rows[row]
             try:

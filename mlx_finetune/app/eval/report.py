@@ -8,12 +8,12 @@ import numpy as np
 from mlx_finetune.app.eval import measures as works
 from mlx_finetune.app.eval.figures import Figure, Result, Rows, change, corrected, figure
 from mlx_finetune.app.eval.journal import Journal, Measured
-from mlx_finetune.app.eval.likelihoods import stride_of, window_of
 from mlx_finetune.app.eval.measures import Measure
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
 from mlx_finetune.app.eval.verdict import BASE, TUNED, Verdict, judge
 from mlx_finetune.errors import Problem
+from mlx_finetune.model.likelihoods import stride_of, window_of
 from mlx_finetune.recipe.evaluation import Gate
 
 #: Rows listed for the best gains and the worst losses.

@@ -15,16 +15,16 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from mlx_finetune.app.serve.body import ClientGoneError, read_json
 from mlx_finetune.app.serve.documents import describe
-from mlx_finetune.app.serve.guard import SAID
 from mlx_finetune.app.serve.models import Served
 from mlx_finetune.app.serve.prepare import Preparer
-from mlx_finetune.app.serve.refusals import RefusedError, encode
 from mlx_finetune.app.serve.replies import ChatWriter, CompletionWriter, Pieces, Ticket, Writer
 from mlx_finetune.app.serve.requests import ChatRequest, CompletionRequest, Drawing, TaskRequest
 from mlx_finetune.app.serve.wire import Health, ModelCard, ModelList, Reply
 from mlx_finetune.app.serve.worker import Job, Worker
+from mlx_finetune.loopback.body import ClientGoneError, read_json
+from mlx_finetune.loopback.guard import SAID
+from mlx_finetune.loopback.refusals import RefusedError
 from mlx_finetune.model.batches import Request
 
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
@@ -230,7 +230,7 @@ async def _events(job: Job, first: Pieces, writer: Writer, *, has_usage: bool) -
                 break
             pieces = await job.next()
     except RefusedError as refused:
-        yield b"data: " + encode(refused.reply()) + b"\n\n"
+        yield b"data: " + refused.encode() + b"\n\n"
         return
     if has_usage:
         yield _event(writer.end())

@@ -15,7 +15,6 @@ from typing import cast
 
 from mlx_finetune.app.generate import Message, sampling_of
 from mlx_finetune.app.serve.models import Served
-from mlx_finetune.app.serve.refusals import RefusedError, from_error
 from mlx_finetune.app.serve.requests import (
     MAX_ANSWERS,
     AnyObject,
@@ -35,6 +34,7 @@ from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.dataset.turns import TurnError, read_turns
 from mlx_finetune.errors import MlxftError
+from mlx_finetune.loopback.refusals import RefusedError, from_error
 from mlx_finetune.model.batches import Request
 from mlx_finetune.model.constrain import Grammar
 from mlx_finetune.model.sampling import Sampling

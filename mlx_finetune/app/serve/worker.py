@@ -19,8 +19,8 @@ from typing import Protocol
 import mlx.core as mx
 
 from mlx_finetune.app.serve.models import ModelRack, Served
-from mlx_finetune.app.serve.refusals import RefusedError, from_error, places
 from mlx_finetune.errors import MlxftError
+from mlx_finetune.loopback.refusals import RefusedError, from_error, places
 from mlx_finetune.model.batches import BatchDecoder, Piece, Request
 
 Pieces = list[tuple[int, Piece]]

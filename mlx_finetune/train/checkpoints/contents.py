@@ -22,7 +22,6 @@ from mlx_finetune.train.loop import Cadence
 from mlx_finetune.train.optim import FlatArrays
 from mlx_finetune.train.start.prepare import Prepared
 
-MODEL_WEIGHTS = "model.safetensors"
 _OTHER_SHAPE = "a fork keeps the shape of what is trained; for another one start a new run, with another output_dir"
 
 
@@ -69,7 +68,7 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
         for name, content in adapter_files(prepared.model, prepared.spec, prepared.info).items():
             yield name, [content]
     else:
-        yield MODEL_WEIGHTS, safetensors_chunks(trainer.parameters, {"format": "mlx"})
+        yield rundir.MODEL_WEIGHTS, safetensors_chunks(trainer.parameters, {"format": "mlx"})
         yield "config.json", [_model_config(prepared)]
     yield rundir.OPTIMIZER, safetensors_chunks(trainer.state, {"format": "mlx"})
     for name, text in prepared.tokenizer.files().items():
@@ -91,7 +90,7 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
 
 def restore_trainer(prepared: Prepared, checkpoint: Path) -> None:
     """Put weights and optimizer state of ``checkpoint`` into the trainer. Raises ``RunError`` for other tensors."""
-    name = rundir.MLX_WEIGHTS if prepared.spec is not None else MODEL_WEIGHTS
+    name = rundir.MLX_WEIGHTS if prepared.spec is not None else rundir.MODEL_WEIGHTS
     parameters = _read(checkpoint / name, prepared.trainer.parameters)
     state = _read(checkpoint / rundir.OPTIMIZER, prepared.trainer.state)
     prepared.trainer.restore(parameters, state)

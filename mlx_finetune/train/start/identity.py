@@ -26,9 +26,16 @@ FREE_KEYS = frozenset(
         "training.keep_checkpoints",
         "training.max_minutes",
         "training.save_at",
+        "training.report_to",
         "hardware.memory_limit",
         "hardware.wired_limit",
         "hardware.cache_limit",
+        "hardware.relax_gpu_watchdog",
+        "hardware.max_ops_per_buffer",
+        "hardware.max_mb_per_buffer",
+        "hardware.residency_set_percent",
+        "hardware.fast_synch",
+        "hardware.sample_seconds",
         "hardware.min_battery_percent",
     }
 )
@@ -39,6 +46,9 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "training.reuse_frozen_layers": "auto",
     "data.corrections": False,
     "data.corrections_weight": 1.0,
+    "hardware.tf32": "auto",
+    "hardware.gpu_architecture": "auto",
+    "hardware.compile": "auto",
 }
 
 

@@ -15,13 +15,13 @@ from eval_runs import COLOURS, change_facts, evaluation_of, write_place, write_r
 
 from mlx_finetune.app.eval import knowledge
 from mlx_finetune.app.eval.journal import Journal
-from mlx_finetune.app.eval.likelihoods import LikelihoodModel
 from mlx_finetune.app.eval.run import evaluate
 from mlx_finetune.commands.eval import command, split_tasks
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError, MlxftError, Problem, RunError, UsageError
 from mlx_finetune.hardware import blas
 from mlx_finetune.model.generate import Sampling, generate_text
+from mlx_finetune.model.likelihoods import LikelihoodModel
 
 TinyModel = Callable[..., Path]
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}

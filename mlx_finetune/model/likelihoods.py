@@ -1,0 +1,170 @@
+"""How probable a model finds given tokens: losses token by token, of rows, of answers, of long texts in windows.
+
+Rows of similar length go through the model together; what is added to fill a batch is never a target, and a causal
+model never sees it. Logits are formed for targets only, a chunk at a time, so memory is that of ``BATCH_TOKENS``
+positions and one chunk of logits. Losses are in nats, fp32, summed in fp64 by whoever needs a sum.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.model.cpu_math import numpy_math
+from mlx_finetune.model.segments import learned_positions
+from mlx_finetune.model.split import SplitModel
+
+BATCH_TOKENS = 2048
+MAX_WINDOW = 2048  # of a longer context: what a longer one adds to a perplexity is small, what it costs is not
+_ROWS_AT_ONCE = 32
+
+Ids = NDArray[np.int32]
+Losses = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A sequence of tokens and which of them are scored: ``positions`` rise and are all above 0."""
+
+    ids: Ids
+    positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens ``[start, end)`` of a text, of which those from ``first`` on are scored."""
+
+    start: int
+    end: int
+    first: int
+
+
+class ChunkRows(Protocol):
+    """Rows of logits formed at once for a vocabulary; ``train.losses.chunk_rows``, which is above this module."""
+
+    def __call__(self, vocab_size: int, *, uses_numpy: bool) -> int: ...
+
+
+class LikelihoodModel:
+    """A model as it is now, with or without its adapter, ready to score tokens."""
+
+    def __init__(self, model: nn.Module, chunk_rows: ChunkRows) -> None:
+        self._model = model
+        self._split = SplitModel(model)
+        self._chunk_rows = chunk_rows
+        self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
+
+    def losses(self, rows: Sequence[Scored], step: Callable[[int], None] | None = None) -> list[Losses]:
+        """``-log p(ids[i] | ids[:i])`` at the positions of each row, in the order of ``rows``.
+
+        ``step`` is told how many rows are done.
+        """
+        found: list[Losses | None] = [None] * len(rows)
+        done = 0
+        for batch in _batches([len(row.ids) for row in rows]):
+            for place, losses in zip(batch, self._batch([rows[place] for place in batch]), strict=True):
+                found[place] = losses
+            done += len(batch)
+            if step is not None:
+                step(done)
+        return [losses for losses in found if losses is not None]
+
+    def text_losses(self, ids: Ids, window: int, stride: int) -> tuple[Losses, NDArray[np.int64]]:
+        """Losses of a long text and the positions they belong to; see ``windows``."""
+        pieces = windows(len(ids), window, stride)
+        rows = [Scored(ids[one.start : one.end], np.arange(one.first, one.end) - one.start) for one in pieces]
+        losses = self.losses(rows)
+        places = [np.arange(one.first, one.end) for one in pieces]
+        if not pieces:
+            return np.empty(0, np.float32), np.empty(0, np.int64)
+        return np.concatenate(losses), np.concatenate(places)
+
+    def _batch(self, rows: Sequence[Scored]) -> list[Losses]:
+        longest = max(len(row.ids) for row in rows)
+        tokens = np.zeros((len(rows), longest), np.int32)
+        for place, row in enumerate(rows):
+            tokens[place, : len(row.ids)] = row.ids
+        # Hidden state i predicts token i + 1.
+        sources = np.concatenate([place * longest + row.positions - 1 for place, row in enumerate(rows)])
+        targets = np.concatenate([row.ids[row.positions] for row in rows]).astype(np.int32)
+        with self._forms():
+            hidden = self._split.hidden(mx.array(tokens), None)  # (B, T, H)
+            chosen = hidden.reshape(-1, hidden.shape[-1])[mx.array(sources)]  # (N, H)
+            mx.eval(chosen)
+        losses = self._head(chosen, targets)
+        return np.split(losses, np.cumsum([len(row.positions) for row in rows])[:-1])
+
+    def _head(self, hidden: mx.array, targets: NDArray[np.int32]) -> Losses:
+        size = self._chunk_rows(self._split.vocab_size, uses_numpy=self._on_cpu)
+        losses = np.empty(len(targets), np.float32)
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            scores = self._split.logits(hidden[part]).astype(mx.float32)
+            losses[part] = _numpy_losses(scores, targets[part]) if self._on_cpu else _losses(scores, targets[part])
+        return losses
+
+    def _forms(self) -> AbstractContextManager[None]:
+        return numpy_math(self._model) if self._on_cpu else nullcontext()
+
+
+def window_of(model: nn.Module, context_length: int | None) -> int:
+    """The window for a text: the model's context, at most 2048 tokens."""
+    learned = learned_positions(model)
+    limits = [MAX_WINDOW, context_length, learned.num_positions if learned else None]
+    return min(limit for limit in limits if limit is not None)
+
+
+def stride_of(window: int) -> int:
+    """Half a window: every token but the first of all is predicted from at least half a window of text."""
+    return max(1, window // 2)
+
+
+def windows(num_tokens: int, window: int, stride: int) -> list[Window]:
+    """Windows that begin every ``stride`` tokens; each scores the tokens that no earlier one has scored.
+
+    The first token of all is never scored, and where ``stride`` is ``window`` the first of each window is not either:
+    those are then independent chunks.
+    """
+    assert 0 < stride <= window
+    found: list[Window] = []
+    end = 0
+    for start in range(0, num_tokens, stride):
+        first = max(end, start + 1)
+        end = min(start + window, num_tokens)
+        if first < end:
+            found.append(Window(start, end, first))
+        if end == num_tokens:
+            break
+    return found
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of rows that go together: neighbours by length, as many as fit into ``BATCH_TOKENS``, at least one."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        last = batches[-1] if batches else []
+        fits = last and len(last) < _ROWS_AT_ONCE and (len(last) + 1) * lengths[last[0]] <= BATCH_TOKENS
+        if fits:
+            last.append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
+def _losses(scores: mx.array, targets: NDArray[np.int32]) -> Losses:
+    return np.asarray(mx.fast.cross_entropy(scores, mx.array(targets)))
+
+
+def _numpy_losses(scores: mx.array, targets: NDArray[np.int32]) -> Losses:
+    """The same with exponentials in numpy, which MLX's CPU backend is slow at; ``scores`` are written over."""
+    mx.eval(scores)
+    values: NDArray[np.float32] = np.asarray(scores)
+    values -= values.max(axis=1, keepdims=True)
+    picked = values[np.arange(len(targets)), targets].astype(np.float64)
+    np.exp(values, out=values)
+    return (np.log(values.sum(axis=1), dtype=np.float64) - picked).astype(np.float32)

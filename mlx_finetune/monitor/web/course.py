@@ -1,0 +1,185 @@
+"""One run as the page sees it: its journal followed, its curves as columns, and positions in them that a page can name.
+
+A position counts the steps and the looks at the machine that were told so far. It stays good while the journal only
+grows; a resumed run cuts its journal back, and then a new generation begins and the page asks for everything again.
+Costs about 10 microseconds a line at first, memory of about 600 bytes a step.
+"""
+
+import bisect
+import contextlib
+import secrets
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pydantic_core
+
+from mlx_finetune.errors import RunError
+from mlx_finetune.events import Resources, StepDone
+from mlx_finetune.journal import EventFollower
+from mlx_finetune.monitor.series import thin_extremes
+from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.rundir import EVENTS, RunDir
+
+#: What is drawn over the steps -> the field of ``StepDone``; the smoothed loss is ours.
+STEP_FIELDS = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "targets_per_second",
+    "active_memory_bytes",
+    "peak_memory_bytes",
+)
+#: What the machine did, by the field of ``Resources``.
+MACHINE_FIELDS = (
+    "cpu_percent",
+    "gpu_percent",
+    "process_bytes",
+    "memory_used_bytes",
+    "swap_bytes",
+    "watts",
+    "temperature_celsius",
+    "disk_free_bytes",
+)
+Column = list[float | None]
+_BOOT = secrets.token_hex(4)  # positions of another process are not ours
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How much of a run was told. ``generation`` changes when what was told is true no more."""
+
+    generation: str
+    num_steps: int
+    num_looks: int
+
+    @property
+    def text(self) -> str:
+        """The id of a server-sent event."""
+        return f"{self.generation}-{self.num_steps}-{self.num_looks}"
+
+
+def parse_position(text: str) -> Position | None:
+    """The position of an event id, None for what is none."""
+    generation, _, counts = text.partition("-")
+    steps, _, looks = counts.partition("-")
+    if not (generation and steps.isdecimal() and looks.isdecimal() and len(text) < 80):
+        return None
+    return Position(generation, int(steps), int(looks))
+
+
+class Course:
+    """A run, read as far as its journal goes. Not for two threads at once: see ``fresh``."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.lock = threading.Lock()
+        self.summary = Summary()
+        self._generation = 0
+        self._begin()
+
+    @contextlib.contextmanager
+    def fresh(self) -> "Generator[Course]":
+        """Inside, the run is as its journal says now, and nobody else's. Raises ``RunError`` where that is nonsense."""
+        with self.lock:
+            try:
+                self.refresh()
+                yield self
+            except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+                journal = self.run.file(EVENTS)
+                raise RunError(f"{journal} holds what no training wrote ({type(error).__name__})") from error
+
+    def _begin(self) -> None:
+        self.summary = Summary()
+        self.num_records = 0
+        self._follower = EventFollower(self.run.file(EVENTS), decode=pydantic_core.from_json)
+        self._last_index = -1
+        self._smooth: Column = []
+        self._generation += 1
+
+    def refresh(self) -> None:
+        """Take in what was added to the journal, all of it again where it was cut back."""
+        for record in self._follower.poll():
+            if record.index <= self._last_index:
+                self._begin()
+                self.refresh()
+                return
+            self._last_index = record.index
+            self.num_records += 1
+            num_steps = len(self.summary.steps)
+            self.summary.add(record)
+            if isinstance(record.event, StepDone):
+                losses, loss = self.summary.losses, _number(record.event.loss)
+                self._smooth.append(None if loss is None else losses[-1].smooth)
+            elif len(self.summary.steps) < num_steps:
+                smooth = {point.step: point.smooth for point in self.summary.losses}
+                self._smooth = [smooth.get(one.step) for one in self.summary.steps]
+                self._generation += 1
+
+    @property
+    def position(self) -> Position:
+        """Everything that is known now."""
+        return Position(f"{_BOOT}{self._generation:x}", len(self.summary.steps), len(self.summary.resources))
+
+    def holds(self, position: Position) -> bool:
+        """True where what was told up to ``position`` is a beginning of what is known now."""
+        now = self.position
+        return (
+            position.generation == now.generation
+            and position.num_steps <= now.num_steps
+            and position.num_looks <= now.num_looks
+        )
+
+    def since(self, position: Position) -> tuple[Mapping[str, Column], Mapping[str, Column]]:
+        """Columns of the steps and of the machine after ``position``, each with its own ``step``."""
+        steps, looks = self.summary.steps[position.num_steps :], self.summary.resources[position.num_looks :]
+        told = {"step": [float(one.step) for one in steps], **_columns(steps, STEP_FIELDS)}
+        told["smooth"] = self._smooth[position.num_steps :]
+        return told, {"step": [float(one.step) for one in looks], **_columns(looks, MACHINE_FIELDS)}
+
+    def curves(
+        self, *, first: float | None = None, last: float | None = None, most: int
+    ) -> dict[str, tuple[list[float], list[float]]]:
+        """Name -> (steps, values) of every curve from step ``first`` to ``last``, at most ``most`` points of each.
+
+        Extremes are kept; a curve of which nothing is known is left out.
+        """
+        steps, looks = self.since(Position("", 0, 0))
+        found: dict[str, tuple[list[float], list[float]]] = {}
+        for columns in (steps, looks):
+            xs = columns["step"]
+            chosen = _range(xs, first, last)
+            for name, values in columns.items():
+                if name == "step":
+                    continue
+                thinned = thin_extremes(_known(xs[chosen]), _known(values[chosen]), most)
+                if thinned[0]:
+                    found[name] = ([float(x) for x in thinned[0]], [_short(y) for y in thinned[1]])
+        return found
+
+
+def _columns(rows: Sequence[StepDone] | Sequence[Resources], names: Iterable[str]) -> dict[str, Column]:
+    return {name: [getattr(row, name) for row in rows] for name in names}
+
+
+def _range(xs: Column, first: float | None, last: float | None) -> slice:
+    """The part from ``first`` to ``last`` with one point more at either end, so that a line goes on past the edge."""
+    steps = _known(xs)
+    begin = 0 if first is None else max(0, bisect.bisect_left(steps, first) - 1)
+    end = len(steps) if last is None else min(len(steps), bisect.bisect_right(steps, last) + 1)
+    return slice(begin, end)
+
+
+def _known(column: Column) -> list[float]:
+    """The same list; ``thin_extremes`` leaves out what is None by itself."""
+    return column  # pyright: ignore[reportReturnType]
+
+
+def _number(value: float | None) -> float | None:
+    """A loss that is not finite is null in the journal."""
+    return value
+
+
+def _short(value: float) -> float:
+    """Six digits: a quarter of the bytes, and more than a screen can show."""
+    return float(f"{value:.6g}")

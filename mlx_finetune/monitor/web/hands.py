@@ -1,0 +1,24 @@
+"""What the page can do and show that this layer cannot: handed in by the command, each as a function of a run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mlx_finetune.rundir import RunDir
+
+Json = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """Functions that raise ``MlxftError`` where they cannot; called in worker threads.
+
+    ``rows`` takes a split, the number of the first row and how many; ``go_on`` are lines for a person to type.
+    """
+
+    stop: Callable[[RunDir], object]
+    save_now: Callable[[RunDir], object]
+    go_on: Callable[[RunDir], Sequence[str]]
+    rows: Callable[[RunDir, str, int, int], Json]
+    compare: Callable[[RunDir, RunDir], Json]
+    settings: Callable[[RunDir], Json]
+    num_bytes: Callable[[RunDir], int]

@@ -1,0 +1,67 @@
+"""The token microscope of a run as plain values: each token with its verdict, its shade and its chances."""
+
+from collections.abc import Iterable, Mapping
+
+from mlx_finetune.dataset.visible import harmless
+from mlx_finetune.monitor.microscope import (
+    MEANINGS,
+    Microscope,
+    Moved,
+    Token,
+    chance,
+    find,
+    read_microscope,
+    row_head,
+    shade,
+    verdict,
+)
+from mlx_finetune.rundir import RunDir
+
+Json = dict[str, object]
+
+
+def microscope_json(run: RunDir) -> Mapping[str, object]:
+    """Rows, shares of the verdicts, and what moved most; ``rows`` is None where nothing was measured."""
+    found = read_microscope(run)
+    return {"rows": None} if found is None else lens_json(found)
+
+
+def lens_json(microscope: Microscope) -> Json:
+    """The same of what was read."""
+    findings, measured = find(microscope), microscope.measured
+    of = f"rows of {measured.data}" if measured.data else "validation rows"
+    when = "" if measured.step is None else f" after step {measured.step}"
+    return {
+        "summary": f"{of}{when}: {findings.num_targets} trained tokens, mean loss {findings.base:.3f} nats under "
+        f"{measured.model or 'the base'}, {findings.tuned:.3f} now; darker means further",
+        "verdicts": [
+            (name, "" if name == "context" else f"{findings.share(name):.0%}", meaning)
+            for name, meaning in MEANINGS.items()
+        ],
+        "moved": [_moved_json("Largest gains", findings.gains), _moved_json("Largest losses", findings.losses)],
+        "rows": [
+            {"head": row_head(row), "notes": list(row.notes), "tokens": [_token_json(token) for token in row.tokens]}
+            for row in microscope.rows
+        ],
+    }
+
+
+def _moved_json(title: str, found: Iterable[Moved]) -> Json:
+    tokens = [
+        {
+            "base": chance(one.token.base),
+            "tuned": chance(one.token.tuned),
+            "before": one.before,
+            "token": _token_json(one.token),
+            "after": one.after,
+        }
+        for one in found
+    ]
+    return {"title": title, "tokens": tokens}
+
+
+def _token_json(token: Token) -> tuple[str, str, int, str]:
+    """Text, verdict, shade, and what is said of it."""
+    name = verdict(token)
+    said = "" if name == "context" else f"{name}: {chance(token.base)} before, {chance(token.tuned)} now"
+    return harmless(token.text), name, shade(token), said

@@ -1,0 +1,116 @@
+"""Where a run is, as plain values for the page: all but the curves. Texts are sent as they are, never as HTML."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from mlx_finetune.events import Event, RunFailed, RunFinished, RunStopped
+from mlx_finetune.monitor.filmstrip import Frame, changed_words, frames
+from mlx_finetune.monitor.plain import amount_done
+from mlx_finetune.monitor.run_report import RunFacts
+from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.rundir import RunDir
+
+Json = dict[str, object]
+
+#: Of a long run only the last are sent: enough for a page, which is no archive.
+MAX_LISTED = 200
+MAX_EVALUATIONS = 2000
+
+
+def status_json(run: RunDir, summary: Summary, *, is_running: bool, go_on: Sequence[str]) -> Json:
+    """The state by its parts; each is sent again only when it has changed."""
+    started, step = summary.started, summary.step
+    return {
+        "typed": run.name,
+        "state": state_of(summary, is_running=is_running),
+        "phase": _phase(summary) if is_running else None,
+        "started": asdict(started) if started else None,
+        "started_time": summary.started_time or None,
+        "first_time": summary.first_time,
+        "last_time": summary.last_time or None,
+        "step": asdict(step) if step else None,
+        "steps_done": summary.steps_done,
+        "smooth": summary.smooth_loss,
+        "trend": summary.trend(),
+        "eta": _eta(summary) if is_running else None,
+        "peak_memory_bytes": summary.peak_memory_bytes(),
+        "machine": asdict(summary.resource) if summary.resource else None,
+        "paused": summary.paused.reason if summary.paused else None,
+        "lost_seconds": [summary.pause_seconds, summary.sleep_seconds],
+        "evaluations": [[one.step, one.loss] for one in summary.evaluations[-MAX_EVALUATIONS:]],
+        "best": _best(summary),
+        "checkpoints": [[one.step, one.folder, one.num_bytes] for one in summary.checkpoints[-MAX_LISTED:]],
+        "notices": [asdict(one) for one in summary.notices[-MAX_LISTED:]],
+        "restarts": [one.sentence for one in summary.restarts[-MAX_LISTED:]],
+        "frames": [len(summary.samples), summary.samples[-1].step if summary.samples else None],
+        "outcome": _outcome(summary.outcome),
+        "go_on": list(go_on),
+    }
+
+
+def state_of(summary: Summary, *, is_running: bool) -> str:
+    """running, preparing or paused at work; else finished, stopped, failed or interrupted."""
+    if is_running and summary.paused is not None:
+        return "paused"
+    if is_running and (summary.is_preparing or summary.started is None):
+        return "preparing"
+    return RunFacts("", "", 0, is_running, (), summary).status
+
+
+def _phase(summary: Summary) -> Json | None:
+    phase = summary.phase
+    if phase is None:
+        return None
+    share = phase.done / phase.total if phase.done is not None and phase.total else None
+    return {"name": phase.name, "detail": phase.detail, "amount": amount_done(phase), "share": share}
+
+
+def _eta(summary: Summary) -> float | None:
+    """When the last step will be done, in seconds since 1970."""
+    remaining = summary.remaining_seconds()
+    return None if remaining is None or summary.paused is not None else round(summary.last_time + remaining, 1)
+
+
+def _best(summary: Summary) -> list[float] | None:
+    best = summary.best_evaluation
+    return None if best is None else [best.step, best.loss]
+
+
+def _outcome(outcome: Event | None) -> Json | None:
+    match outcome:
+        case RunFinished():
+            return {"kind": "finished", **asdict(outcome), "result_loss": outcome.result_loss}
+        case RunStopped():
+            return {"kind": "stopped", **asdict(outcome)}
+        case RunFailed():
+            return {"kind": "failed", **asdict(outcome)}
+        case _:
+            return None
+
+
+def filmstrip_json(summary: Summary) -> Json:
+    """The steps of all frames with the validation loss there, and whether a checkpoint of that step is kept."""
+    losses = {one.step: one.loss for one in summary.evaluations}
+    return {"frames": [{"step": one.step, "loss": losses.get(one.step)} for one in frames(summary)]}
+
+
+def frame_json(summary: Summary, number: int, *, against: str) -> Json | None:
+    """Frame ``number`` with its changed words, against the frame before or the ``first``; None where there is none."""
+    found = frames(summary)
+    if not 0 <= number < len(found):
+        return None
+    other = found[0] if against == "first" else found[max(0, number - 1)]
+    return {"number": number, "step": found[number].step, "answers": _answers(found[number], other)}
+
+
+def _answers(frame: Frame, other: Frame) -> list[Json]:
+    return [
+        {"prompt": prompt, "pieces": _pieces(other.answers.get(prompt), answer)}
+        for prompt, answer in frame.answers.items()
+    ]
+
+
+def _pieces(before: str | None, after: str) -> list[tuple[str, bool]]:
+    if before is None or before == after:
+        return [(after, False)]
+    return [(piece.text, piece.is_changed) for piece in changed_words(before, after)]

@@ -1,0 +1,269 @@
+"""The page in a real browser: points arrive, nothing is lost, nothing of a run is obeyed, everything has a key."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from browsers import Watch, open_browser
+from journal import KILLED, STARTED, records, step, whole_run
+from web_pages import add_records, write_journal, write_run
+from web_server import Page as Server
+
+from mlx_finetune.events import Event, Notice, Resources, RunStarted, Sampled
+from mlx_finetune.rundir import LOCK, RunDir, take_lock
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+HOSTILE = "</script><img src=x onerror=alert(1)><b>bold</b> \u202eright to left \x1b[31m"
+Open = Callable[..., "Page"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    write_run(tmp_path / "adapters", "demo", records(STARTED, *(step(n, 3.0 - n / 20) for n in range(1, 21))))
+    write_run(tmp_path / "adapters", "other", whole_run())
+    server = Server(tmp_path, "demo")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def open_page(browser: "Browser", server: Server) -> Iterator[Open]:
+    """Opens the page; afterwards no script has failed, no policy was broken and nobody else was asked."""
+    contexts, watches = [], []
+
+    def open_it(hash_: str = "", *, width: int = 1280, height: int = 900, link: str = "", **options) -> "Page":
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        context.set_default_timeout(15_000)
+        contexts.append(context)
+        page = context.new_page()
+        watches.append(Watch(page))
+        page.goto(link or server.link)
+        page.wait_for_selector("#tabs a")
+        if hash_:
+            page.evaluate("hash => { location.hash = hash }", hash_)
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    for watch in watches:
+        assert [error for error in watch.errors if not error.startswith("Failed to load resource")] == []
+        assert watch.foreign == []
+
+
+def run_of(server: Server, name: str = "demo") -> RunDir:
+    return RunDir(server.folder / "adapters" / name)
+
+
+def wait_for_step(page: "Page", number: int) -> None:
+    page.wait_for_function("step => document.querySelector('.live')?.dataset.steps == step", arg=number)
+
+
+def num_points(page: "Page") -> int:
+    page.wait_for_function("() => document.querySelector('.live')?.dataset.points > 0")
+    return int(page.locator(".live").get_attribute("data-points") or 0)
+
+
+def test_points_arrive_and_reload_loses_none(server: Server, open_page: Open) -> None:
+    page = open_page()
+    wait_for_step(page, 20)
+    assert "token" not in page.url
+    add_records(run_of(server), records(*(step(n, 1.5) for n in range(21, 26)), start=1_000_100.0))
+    wait_for_step(page, 25)
+    assert num_points(page) == 25
+    page.reload()
+    wait_for_step(page, 25)
+    assert num_points(page) == 25
+    assert page.locator(".numbers dd").first.inner_text() == "1.8366 \u2198"
+    assert page.locator("canvas").count() >= 5
+
+
+def test_a_resumed_run_corrects_its_curves(server: Server, open_page: Open) -> None:
+    page = open_page()
+    wait_for_step(page, 20)
+    resumed = RunStarted("demo", "tiny-llama", "sft", 5, 40, 20, 80, 8, 1_000, 50_000, "CPU", "float32")
+    events: list[Event] = [STARTED, *(step(n, 2.0) for n in range(1, 6)), KILLED, resumed, step(6, 9.0)]
+    write_journal(run_of(server), records(*events))
+    wait_for_step(page, 6)
+    assert num_points(page) == 6
+    assert page.locator(".restart").inner_text() == KILLED.sentence
+
+
+def test_the_page_says_when_its_server_is_gone_and_comes_back(server: Server, open_page: Open) -> None:
+    page = open_page(link=server.link)
+    wait_for_step(page, 20)
+    server.close()
+    page.wait_for_selector("#gone:not([hidden])")
+    assert "The server of this page is gone" in page.locator("#gone").inner_text()
+    add_records(run_of(server), records(step(21), start=1_000_100.0))
+    again = Server(server.folder, "demo", port=server.port)
+    try:
+        wait_for_step(page, 21)
+        page.wait_for_selector("#gone", state="hidden")
+        assert num_points(page) == 21
+        page.evaluate("location.hash = '#/runs'")  # leaves the stream, so that the console stays as it is
+        page.wait_for_selector(".runs tbody tr")
+    finally:
+        again.close()
+
+
+def test_zooming_fetches_detail_and_keys_do_it_too(server: Server, open_page: Open) -> None:
+    losses = [8.0 if number == 4321 else 1.0 + number % 7 / 10 for number in range(1, 6001)]
+    big = RunStarted("big", "tiny-llama", "sft", 0, 6000, 20, 80, 8, 1_000, 50_000, "CPU", "float32")
+    write_run(server.folder / "adapters", "big", records(big, *(step(n, loss) for n, loss in enumerate(losses, 1))))
+    page = open_page("#/live/big")
+    wait_for_step(page, 6000)
+    assert num_points(page) < 2000
+    plot = page.locator(".chart .plot").first
+    box = plot.locator(".u-over").bounding_box()
+    assert box is not None
+    with page.expect_response(lambda answer: "from=" in answer.url) as detail:
+        page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + 50)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + 80, steps=4)
+        page.mouse.up()
+    xs, ys = detail.value.json()["curves"]["loss"]
+    assert xs[ys.index(8.0)] == 4321
+    assert len(xs) == xs[-1] - xs[0] + 1  # every step of it
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom.startsWith('4')")
+    plot.focus()
+    page.keyboard.press("0")
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom === ''")
+    page.keyboard.press("+")
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom.startsWith('15')")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom.startsWith('22')")
+    page.get_by_role("button", name="Whole run").click()
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom === ''")
+
+
+def test_the_filmstrip_is_moved_by_keys(open_page: Open) -> None:
+    page = open_page("#/answers/other")
+    slider = page.get_by_role("slider")
+    page.wait_for_function("() => document.querySelector('.filmstrip').dataset.step === '40'")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("() => document.querySelector('.filmstrip').dataset.step === '30'")
+    assert "step 30" in (slider.get_attribute("aria-valuetext") or "")
+    assert page.locator(".answers.wide mark").all_inner_texts() != []
+    page.keyboard.press("Home")
+    page.wait_for_function("() => document.querySelector('.filmstrip').dataset.step === '0'")
+    page.wait_for_function("() => document.querySelector('.answers.wide .text').textContent === 'I do not know.'")
+
+
+def test_two_runs_are_chosen_in_the_table_and_compared(open_page: Open) -> None:
+    page = open_page("#/runs")
+    page.get_by_role("checkbox", name="Compare demo").check()
+    page.get_by_role("checkbox", name="Compare other").check()
+    page.get_by_role("link", name="Compare two").click()
+    page.wait_for_selector(".compare canvas")
+    legend = page.locator(".compare .chart").first.locator(".key").all_inner_texts()
+    assert [text.split("\n")[0].split()[0] for text in legend] == ["demo", "other"]
+    assert page.locator(".compare .pairs").first.locator("tbody tr").count() == 2
+
+
+def test_the_table_is_sorted_by_any_column(open_page: Open) -> None:
+    page = open_page("#/runs")
+    first = page.locator(".runs tbody th").first
+    page.get_by_role("button", name="Run", exact=True).click()
+    assert first.inner_text() == "demo"
+    page.get_by_role("button", name="Run", exact=True).click()
+    assert first.inner_text() == "other"
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+
+def test_texts_of_a_run_stay_texts(server: Server, open_page: Open) -> None:
+    name = "<img src=x onerror=alert(2)>"
+    events: list[Event] = [STARTED, Notice("warning", HOSTILE, HOSTILE), Sampled(0, HOSTILE, HOSTILE), step(1)]
+    write_run(server.folder / "adapters", name, records(*events))
+    page = open_page(f"#/live/{name}")
+    page.wait_for_selector(".warning")
+    assert "<b>bold</b> \\u202eright to left \\u001b[31m" in page.locator(".warning").inner_text()
+    assert page.locator("h1").inner_text() == name
+    page.wait_for_selector(".side .answer")
+    page.evaluate("name => { location.hash = '#/answers/' + encodeURIComponent(name) }", name)
+    page.wait_for_selector(".wide .answer")
+    assert "</script>" in page.locator(".wide .answer").inner_text()
+    page.evaluate("location.hash = '#/runs'")
+    page.wait_for_selector(".runs tbody tr")
+    assert page.locator("main img, main b b, main script").count() == 0
+
+
+def test_stopping_is_confirmed_and_needs_the_token(server: Server, open_page: Open) -> None:
+    lock = take_lock(run_of(server).file(LOCK))
+    assert lock is not None
+    page = open_page()
+    page.get_by_role("button", name="Stop safely").click()
+    dialog = page.get_by_role("dialog")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="hidden")
+    page.route(
+        "**/stop", lambda route: route.fulfill(status=202, json={"asked": json.loads(route.request.post_data or "")})
+    )
+    page.get_by_role("button", name="Stop safely").click()
+    with page.expect_request("**/stop") as asked:
+        dialog.get_by_role("button", name="Stop safely").click()
+    assert asked.value.headers["authorization"] == f"Bearer {server.token}"
+    assert json.loads(asked.value.post_data or "") == {"confirm": True}
+    assert (
+        page.evaluate("fetch('/api/runs/demo/stop', {method: 'POST', body: '{}'}).then(a => a.status, () => 0)") == 202
+    )
+
+
+def test_a_browser_without_the_token_is_asked_for_it(server: Server, browser: "Browser") -> None:
+    page = browser.new_page()
+    page.goto(server.address)
+    page.get_by_label("Token or address").fill(server.link)
+    page.get_by_role("button", name="Open").click()
+    wait_for_step(page, 20)
+    page.close()
+
+
+@pytest.mark.parametrize(
+    "view", ["live/demo", "answers/other", "data/demo", "tokens/demo", "runs", "compare/demo/other"]
+)
+def test_nothing_scrolls_sideways_on_a_phone(open_page: Open, view: str) -> None:
+    page = open_page(f"#/{view}", width=360, height=740)
+    page.wait_for_selector("main section")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_colours_follow_the_system_and_the_switch(open_page: Open) -> None:
+    page = open_page(color_scheme="dark")
+    colour = "getComputedStyle(document.documentElement).backgroundColor"
+    assert page.evaluate(colour) == "rgb(19, 20, 22)"
+    switch = page.locator("#theme")
+    switch.click()
+    assert (switch.inner_text(), page.evaluate(colour)) == ("Light", "rgb(247, 247, 244)")
+    page.reload()
+    assert page.evaluate(colour) == "rgb(247, 247, 244)"
+
+
+def test_everything_is_reached_by_the_tab_key_and_what_has_it_is_seen(server: Server, open_page: Open) -> None:
+    add_records(run_of(server), records(Resources(20, cpu_percent=10.0), start=1_000_100.0))
+    page = open_page()
+    wait_for_step(page, 20)
+    seen: list[str] = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        found = page.evaluate(
+            "(() => { const e = document.activeElement, s = getComputedStyle(e);"
+            " return [e.textContent.slice(0, 20) || e.getAttribute('aria-label') || e.id, s.outlineStyle] })()"
+        )
+        if found[0] and found[0].startswith("\n"):
+            break
+        seen.append(found[0])
+        assert found[1] != "none", found
+    for wanted in ("Skip to the content", "Live", "Answers", "Runs", "Whole run"):
+        assert any(wanted in one for one in seen) or wanted == "Whole run", (wanted, seen)

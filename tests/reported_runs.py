@@ -66,7 +66,7 @@ def write_run(folder: Path, text: Turn = same, *, name: str = "tides") -> RunDir
         Token(text("."), True, 0.1, 2.5),
     )
     rows = (Row(text("valid.jsonl:1"), tokens, (text("cut at the end"),)),)
-    write_microscope(run, Microscope(rows, Measured(text("tiny-llama"), "valid", 40)))
+    write_microscope(run, Microscope(rows, Measured(text("tiny-llama"), step=40)))
     return run
 
 

@@ -18,7 +18,7 @@ from textual.binding import Binding, BindingType
 from textual.events import Resize
 
 from mlx_finetune.errors import MlxftError
-from mlx_finetune.events import CheckpointSaved
+from mlx_finetune.events import CheckpointSaved, RunFinished
 from mlx_finetune.monitor.filmstrip import frames
 from mlx_finetune.monitor.tui.answers import answers_lines
 from mlx_finetune.monitor.tui.blocks import Lines, fit, most, wrap
@@ -44,6 +44,7 @@ LOADING_FRAME_SECONDS = 0.25
 LIST_SECONDS = 2.0
 MESSAGE_SECONDS = 12.0
 HELP = "help"
+FURTHER = "--extend 100"  # what is typed in the place of --resume where the run is finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class MonitorApp(App[int]):
         Binding("comma", "answers(-1)"),
         Binding("full_stop", "answers(1)"),
         Binding("z", "zoom"),
+        Binding("ctrl+z", "suspend_process"),
         Binding("s", "stop"),
         Binding("c", "save"),
         Binding("y", "yes"),
@@ -352,9 +354,12 @@ class MonitorApp(App[int]):
             self.say("how this run was started is not recorded, so there is no command to resume it", "yellow")
             return
         said = "copied"
+        if isinstance(self.watched.summary.outcome, RunFinished):
+            command = f"{command.removesuffix('--resume')}{FURTHER}"
+            said = "it is finished; this trains it further, and is copied"
         if not self._hands.copy(command):
             self.copy_to_clipboard(command)
-            said = "copied, as far as this terminal lets programs copy"
+            said = f"{said}, as far as this terminal lets programs copy"
         self.say(f"{said}: {command}", seconds=10 * MESSAGE_SECONDS)
 
     def action_no(self) -> None:

@@ -136,12 +136,20 @@ class MonitorApp(App[int]):
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGINT, self.exit, 0)
             loop.add_signal_handler(signal.SIGTERM, self.exit, 128 + signal.SIGTERM)
+        self.app_resume_signal.subscribe(self, self.paint_again)
         self.set_interval(POLL_SECONDS, self.look)
         self.call_after_refresh(self.look)
 
     def on_resize(self, event: Resize) -> None:
         del event
         self.call_after_refresh(self.draw)
+
+    def paint_again(self, resumed: object = None) -> None:
+        """Every line, also those that did not change: after Ctrl-Z the terminal has forgotten them."""
+        del resumed
+        self.draw()
+        for view in self.query(LinesView):
+            view.refresh()
 
     def look(self) -> None:
         """Read what is new, and draw where that or the clock asks for it."""

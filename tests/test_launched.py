@@ -159,7 +159,8 @@ def test_a_night_outlives_its_window_and_tells_in_the_morning(gui_home: Home) ->
     folder = latest_night(gui_home.folder / "logs")
     assert folder is not None
     wait_until((folder / SUMMARY).is_file)
-    wait_until(lambda: holder(folder) is None)
+    wait_until(lambda: any(call[0] == "osascript" for call in gui_home.tools.log))
+    assert holder(folder) is None
     calls = gui_home.tools.log
     (awake,) = [call for call in calls if call[0] == "caffeinate"]
     assert awake[1:3] == ["-is", "-w"]
@@ -168,7 +169,7 @@ def test_a_night_outlives_its_window_and_tells_in_the_morning(gui_home: Home) ->
     assert note[-2:] == ["mlxft: the night is over", "2 of 2 trainings finished"]
     monitor = gui_home.open("monitor")
     monitor.wait_for("2 of 2 finished")
-    monitor.wait_for("validation loss 2.500 before, 1.500 at its best")
+    monitor.wait_for("validation loss 2.500 -> 1.500")
     monitor.answer("Press Return", "")
     assert monitor.end() == 0
     assert "\a" in monitor.raw

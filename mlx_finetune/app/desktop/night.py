@@ -63,6 +63,11 @@ class Night:
         return next((item for item in self.items if item.state == "running"), None)
 
     @property
+    def has_failed(self) -> bool:
+        """Did one of them end in another way than finished or stopped by a person?"""
+        return any(item.code not in (None, 0, 129, 130, 143) for item in self.items)
+
+    @property
     def remaining(self) -> Sequence[Item]:
         """Those that were not brought to an end."""
         return [item for item in self.items if item.state in ("waiting", "running", "left")]
@@ -159,7 +164,7 @@ def _became(item: Item) -> str:
 def _losses(finished: RunFinished) -> str:
     if finished.first_loss is None or finished.best_loss is None:
         return ""
-    return f"; validation loss {finished.first_loss:.3f} before, {finished.best_loss:.3f} at its best"
+    return f"; validation loss {finished.first_loss:.3f} -> {finished.best_loss:.3f}"
 
 
 def _outcome(item: Item) -> object:

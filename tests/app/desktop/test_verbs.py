@@ -137,6 +137,20 @@ def test_stop_of_a_night_asks_its_process_and_waits(
     assert "Overnight" in fake.text
 
 
+def test_ctrl_c_while_a_night_stops_ends_the_waiting_alone(
+    fake: FakeDesk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press() -> None:
+        raise KeyboardInterrupt
+
+    lock = running_night(tmp_path)
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    fake.answers, fake.on_sleep = ["1"], press
+    assert verbs.stop(fake.desk(), []) == 130
+    assert fake.said[-1] == "\nwaits no longer; the night was asked to stop and will"
+    os.close(lock)
+
+
 def test_stop_may_end_one_training_of_a_night_alone(fake: FakeDesk, tmp_path: Path) -> None:
     lock = running_night(tmp_path)
     write_recipe(tmp_path, "a")

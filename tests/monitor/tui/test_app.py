@@ -55,7 +55,7 @@ def test_digits_tab_and_arrows_go_through_the_panes(demo: RunDir) -> None:
     async def scenario(pilot: Pilot[int], app: MonitorApp) -> None:
         for key in ("2", "7", "tab", "shift+tab", "right", "right", "left", "4", "question_mark", "question_mark"):
             await pilot.press(key)
-            seen.append(app.pane)
+            seen.append(app.looking.pane)
 
     play(monitor(demo), scenario)
     assert seen == [

@@ -15,7 +15,7 @@ from mlx_finetune.errors import DataError, MlxftError, Problem, RecipeError, Usa
 #: Subcommand -> what its one line of help says. The module is ``mlx_finetune.commands.NAME`` with a ``command`` in it.
 COMMANDS: dict[str, str] = {
     "train": "Train from a recipe; resume, extend or fork a run.",
-    "monitor": "Watch a run that is at work; come and go at any time.",
+    "monitor": "Watch a run and steer it; come and go at any time.",
     "stop": "Let a run finish its step, save and leave.",
     "plan": "What a recipe will cost, before anything is loaded.",
     "data": "Check, preview, count or split training data.",
@@ -24,9 +24,13 @@ COMMANDS: dict[str, str] = {
     "eval": "What a run learned and forgot: base beside tuned, with intervals.",
     "microscope": "What was learned, token by token, under base and adapter.",
     "serve": "Answer over HTTP as OpenAI does, on this machine.",
+    "report": "A run as one page for any browser: curves, answers, verdict.",
     "runs": "List, show, compare or remove runs.",
     "recipe": "List, show, copy or check recipes.",
     "models": "List, fetch or remove models.",
+    "tune": "Measure this machine, and keep its fastest settings.",
+    "launch": "What the double-click launchers call.",
+    "launchers": "Write, check or remove the launchers on the Desktop.",
     "doctor": "What is missing or wrong here, and the command that mends it.",
 }
 

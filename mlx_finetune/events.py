@@ -7,7 +7,7 @@ lines are kept and read is in ``journal``.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -90,6 +90,43 @@ class Resources:
     throttled: str | None = None
     on_battery: bool | None = None
     battery_percent: int | None = None
+
+
+_SUMMED_UP = (
+    "cpu_percent",
+    "gpu_percent",
+    "memory_used_bytes",
+    "process_bytes",
+    "gpu_memory_bytes",
+    "swap_bytes",
+    "watts",
+    "cpu_watts",
+    "gpu_watts",
+    "temperature_celsius",
+)
+
+
+def _mean(name: str, values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return round(mean) if name.endswith("_bytes") else round(mean, 2)
+
+
+def summarise_resources(samples: Sequence[Resources]) -> dict[str, object] | None:
+    """Means and largest values of what was told, the energy, the least free disk, and the share of samples in which
+    something was slowed down; None without a sample. What no sample tells is absent, or null."""
+    if not samples:
+        return None
+    told = {name: [value for one in samples if (value := getattr(one, name)) is not None] for name in _SUMMED_UP}
+    energies = [one.energy_joules for one in samples if one.energy_joules is not None]
+    heat = [bool(one.throttled) for one in samples if one.throttled is not None]
+    return {
+        "samples": len(samples),
+        "mean": {name: _mean(name, values) for name, values in told.items() if values},
+        "max": {name: max(values) for name, values in told.items() if values},
+        "energy_joules": energies[-1] if energies else None,
+        "throttled_share": round(sum(heat) / len(heat), 4) if heat else None,
+        "least_disk_free_bytes": min((one.disk_free_bytes for one in samples if one.disk_free_bytes), default=None),
+    }
 
 
 @dataclass(frozen=True, slots=True)

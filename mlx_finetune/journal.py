@@ -1,7 +1,7 @@
 """The journal of a run: an append-only JSON Lines file of events, the only link from training to whoever watches.
 
 One event is one line and one write; a torn last line is skipped by every reader. Reading needs nothing but this module
-and ``events``.
+and ``events``. What of it a person looks for afterwards stands in log.txt as well (``events_log``).
 """
 
 import json
@@ -11,27 +11,35 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlx_finetune import durable
-from mlx_finetune.events import Event, Record, from_json, to_json
+from mlx_finetune.events import Event, Record, Resources, from_json, to_json
+from mlx_finetune.events_log import log_text
+
+_RESOURCES = f'{{"kind": "{Resources.kind}"'.encode()
 
 
 class EventWriter:
     """Appends events to one file; every event is one unbuffered write.
 
-    A line that was torn, by a full disk or a process that died, is ended before the next one begins.
+    A line that was torn, by a full disk or a process that died, is ended before the next one begins. ``log`` gets the
+    time-stamped lines of what belongs into log.txt, a whole number of them with their ends.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float], log: Callable[[str], None] = lambda _: None) -> None:
         self._clock = clock
+        self._log = log
         self._path = path
         self._descriptor = durable.open_append(path)
         self._is_torn = not _ends_a_line(path)
 
     def __call__(self, event: Event) -> None:
         """Report ``event`` now."""
-        line = to_json(event, self._clock()).encode("utf-8") + b"\n"
+        now = self._clock()
+        line = to_json(event, now).encode("utf-8") + b"\n"
         line, self._is_torn = b"\n" * self._is_torn + line, True
         durable.append(self._path, self._descriptor, line)
         self._is_torn = False
+        if text := log_text(event, now):
+            self._log(text)
 
     def sync(self) -> None:
         """Flush to the disk what was reported. Raises ``OSError`` that names the file."""
@@ -60,6 +68,15 @@ def read_events(path: Path) -> Iterator[Record]:
             record = from_json(line, index)
             if record is not None:
                 yield record
+
+
+def read_resources(path: Path) -> list[Resources]:
+    """What the machine did, from a whole journal whose other lines are only passed over; empty without a file."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        found = (from_json(line) for line in file if line.startswith(_RESOURCES))
+        return [record.event for record in found if record is not None and isinstance(record.event, Resources)]
 
 
 class EventFollower:

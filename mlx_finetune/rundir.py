@@ -4,6 +4,7 @@ Nothing is found by modification time: checkpoints sort by the step in their nam
 not count. How files are written is in ``durable``.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -30,6 +31,7 @@ SUPERVISOR = ".supervisor"  # held by the process that starts it again after a c
 SAVE_SIGNAL = signal.SIGUSR1  # asks the process that holds LOCK for a checkpoint after the step at hand
 RUN_INFO = "run.json"
 CARD = "README.md"
+DATA_CARD = "data_card.json"  # rows, lengths and what was left out, as the training saw them
 REPORT = "report.html"
 MICROSCOPE = "microscope.json"  # the loss of every token of some rows, base and adapter
 CORRECTIONS = "corrections.jsonl"  # answers that a person put right in a chat; chats add to it, training only reads it
@@ -42,6 +44,7 @@ MLX_WEIGHTS = "adapters.safetensors"
 MODEL_FOLDER = "model"  # a fully trained model
 MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
+TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -58,12 +61,14 @@ _RUN_FILES = frozenset(
             LOCK,
             SUPERVISOR,
             RUN_INFO,
+            DATA_CARD,
             CARD,
             REPORT,
             MICROSCOPE,
             CORRECTIONS,
             MODEL_FOLDER,
             EVALUATIONS,
+            TRACKERS,
             SCHEMAS,
         ),
         *(ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
@@ -71,6 +76,7 @@ _RUN_FILES = frozenset(
         *("chat_template.json", "generation_config.json", "config.json"),
     }
 )
+_NEXT_REPORT = re.compile(r"report-\d+\.html")  # beside one that somebody has edited
 _MOMENTARY = re.compile(r"\.trash-.*|\.checkpoint-.*|\..*\.part|\.DS_Store")
 
 
@@ -125,9 +131,29 @@ def check_folder(path: Path) -> None:
         raise RunError(f"{nearest} cannot be written to", "choose another output_dir")
 
 
+def folder_bytes(path: Path) -> int:
+    """Bytes of the files in a folder and below; links are not followed."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(folder) / name).lstat().st_size
+    return total
+
+
+def is_report(name: str) -> bool:
+    """True for the name of a report inside a run folder; one that somebody has edited keeps its own."""
+    return name == REPORT or bool(_NEXT_REPORT.fullmatch(name))
+
+
+def next_report(number: int) -> str:
+    """The name of the report beside an edited one: ``report-2.html``."""
+    return REPORT if number == 1 else f"report-{number}.html"
+
+
 def is_run_file(name: str) -> bool:
     """True for a name that a run gives to a file or folder directly inside its own."""
-    return name in _RUN_FILES or bool(_CHECKPOINT.fullmatch(name) or _MOMENTARY.fullmatch(name))
+    return name in _RUN_FILES or any(pattern.fullmatch(name) for pattern in (_CHECKPOINT, _NEXT_REPORT, _MOMENTARY))
 
 
 def find_run(name: str, *, base: Path) -> RunDir:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.events import Notice, Phase, to_json
-from mlx_finetune.journal import EventFollower
+from mlx_finetune.events import Notice, Phase, Resources, summarise_resources, to_json
+from mlx_finetune.journal import EventFollower, read_resources
 
 
 @pytest.fixture
@@ -80,3 +80,31 @@ def test_lines_of_another_version_count_but_are_left_out(journal: Path) -> None:
 def test_a_file_in_the_place_of_the_run_folder_has_no_events(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert list(EventFollower(tmp_path / "file" / "events.jsonl").poll()) == []
+
+
+def test_samples_of_the_machine_add_up_to_means_and_largest_values() -> None:
+    samples = [
+        Resources(1, gpu_percent=0, watts=10.0, energy_joules=50.0, throttled="", disk_free_bytes=9),
+        Resources(2, gpu_percent=90, watts=20.0, energy_joules=150.0, throttled="the processor's speed at 62 %"),
+        Resources(3, gpu_percent=None, watts=None, disk_free_bytes=7),
+    ]
+    assert summarise_resources(samples) == {
+        "samples": 3,
+        "mean": {"gpu_percent": 45.0, "watts": 15.0},
+        "max": {"gpu_percent": 90, "watts": 20.0},
+        "energy_joules": 150.0,
+        "throttled_share": 0.5,
+        "least_disk_free_bytes": 7,
+    }
+    assert summarise_resources([]) is None
+    nothing = summarise_resources([Resources(1)])
+    assert nothing is not None
+    assert (nothing["mean"], nothing["energy_joules"], nothing["throttled_share"]) == ({}, None, None)
+
+
+def test_samples_are_read_out_of_a_journal_that_is_torn_and_has_other_lines(journal: Path) -> None:
+    assert read_resources(journal) == []
+    samples = [Resources(1, watts=2.5), Resources(2, pressure="warning")]
+    content = b"".join(to_json(one, 1.0).encode() + b"\n" for one in (samples[0], Phase("resources"), samples[1]))
+    journal.write_bytes(content + to_json(samples[0], 2.0).encode()[:-5])
+    assert read_resources(journal) == samples

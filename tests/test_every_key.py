@@ -101,6 +101,8 @@ FLIPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chat.repetition_penalty": (("chat.repetition_penalty=5.0",), ("chat.temperature=0", "eval.max_new_tokens=8")),
     "chat.system": (('chat.system="Be brief."',), ()),
     "hardware.compute_dtype": (("hardware.compute_dtype=bfloat16",), ()),
+    "hardware.microbatch": (("hardware.microbatch=1",), ()),
+    "hardware.num_threads": (("hardware.num_threads=1",), ("data.packing=false",)),
 }
 #: Keys whose effect is shown by a test of its own.
 ELSEWHERE = {
@@ -115,6 +117,8 @@ ELSEWHERE = {
     "training.gradient_checkpointing": "test_gradient_checkpointing_recomputes_the_blocks",
     "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",
     "training.on_nonfinite": "tests/train/test_loop.py: stopped or skipped",
+    "training.report_to": "tests/app/trackers/test_training.py: told, or refused where it is not installed",
+    "eval.microscope_rows": "tests/train/test_microscope.py: measured, how many rows, or not",
     "eval.tasks": "tests/app/eval/test_evaluate.py: what is measured",
     "eval.max_rows": "tests/app/eval/test_evaluate.py: how many rows",
     "eval.gates": "tests/app/eval/test_evaluate.py: exit code 4",
@@ -129,6 +133,20 @@ ELSEWHERE = {
     "hardware.wired_limit": "test_limits_are_handed_to_mlx",
     "hardware.cache_limit": "test_limits_are_handed_to_mlx",
     "hardware.min_battery_percent": "tests/train/test_pause.py: the charge from which a run waits",
+    **dict.fromkeys(
+        (
+            "hardware.relax_gpu_watchdog",
+            "hardware.max_ops_per_buffer",
+            "hardware.max_mb_per_buffer",
+            "hardware.residency_set_percent",
+            "hardware.fast_synch",
+            "hardware.tf32",
+            "hardware.gpu_architecture",
+            "hardware.compile",
+        ),
+        "tests/hardware/test_metal.py: each sets its variable, and tests/app/test_launch.py: in the training process",
+    ),
+    "hardware.sample_seconds": "tests/train/test_machine.py: how often the machine is looked at, and 0 never",
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mlx_finetune"
 
-FOUNDATION = {"errors", "durable", "events", "journal", "units", "rundir"}
+FOUNDATION = {"errors", "durable", "events", "events_log", "journal", "units", "rundir"}
 RECIPE = FOUNDATION | {"recipe"}
 DATA = RECIPE | {"dataset"}
 MODELS = DATA | {"model", "hardware"}
@@ -20,6 +20,7 @@ ALLOWED = {
     "errors": FOUNDATION,
     "durable": FOUNDATION,
     "events": FOUNDATION,
+    "events_log": FOUNDATION,
     "journal": FOUNDATION,
     "units": FOUNDATION,
     "rundir": FOUNDATION,

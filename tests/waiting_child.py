@@ -23,6 +23,8 @@ from mlx_finetune.events import CheckpointSaved, Phase, Restarted, RunFailed, Ru
 from mlx_finetune.journal import EventWriter
 from mlx_finetune.rundir import RunDir
 
+SAVES: list[int] = []  # requests for a checkpoint that are not carried out yet
+
 
 def hear(number: int, arrived: list[int]) -> None:
     """As the real one does: only a second SIGINT leaves at once."""
@@ -44,6 +46,7 @@ def main() -> int:
     arrived: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: hear(number, arrived))
+    signal.signal(rundir.SAVE_SIGNAL, lambda number, _: SAVES.append(number))
     if mode == "refuse":
         sys.stderr.write("error: no such model\nhint: mlxft models list\n")
         return 1
@@ -86,7 +89,8 @@ def train(run: RunDir, emit: EventWriter, mode: str, arrived: list[int], asked: 
         if mode == "finish" and run.file("finish").exists():
             emit(RunFinished(done, "finished", 2.5, 1.5, done, 1.5, 12.0, 240, 2 * 10**8))
             return 0
-        if arrived or done == 2:
+        if arrived or done == 2 or SAVES:
+            SAVES.clear()
             run.checkpoint(done).mkdir()
             (run.checkpoint(done) / rundir.MANIFEST).write_text("{}")
             emit(CheckpointSaved(done, f"checkpoint-{done}", 1, 0.1))

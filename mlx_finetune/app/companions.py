@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +76,13 @@ class Companions:
     _deadline: float | None = None
     _num_signals: int = 0
 
-    def start(self, hosts: Hosts, arguments: Sequence[str], folder: Path) -> None:
-        """Start ranks 1, 2, ... with ``arguments``, a whole command. Files go to ``folder``. Raises ``RunError``."""
+    def start(
+        self, hosts: Hosts, arguments: Sequence[str], folder: Path, environment: Mapping[str, str] = os.environ
+    ) -> None:
+        """Start ranks 1, 2, ... with ``arguments``, a whole command. Files go to ``folder``. Raises ``RunError``.
+
+        What counts of ``environment`` on every machine reaches the others too.
+        """
         port = free_port(hosts, os.getpid())
         for rank, host in enumerate(hosts.hosts):
             variables, files = hosts.environment(rank, port)
@@ -88,10 +93,10 @@ class Companions:
                 continue
             command, is_here = list(arguments), host.is_here
             if not is_here:
-                command = remote_command(host, command, passed_on(os.environ) | variables, files, Path.cwd())
-            environment = dict(os.environ) | (variables if is_here else {})
+                command = remote_command(host, command, passed_on(environment) | variables, files, Path.cwd())
+            own = dict(environment) | (variables if is_here else {})
             output = folder / f"said-{rank}"
-            self._running.append(_Companion(rank, host, _spawn(command, environment, output), output))
+            self._running.append(_Companion(rank, host, _spawn(command, own, output), output))
 
     def check(self, first: "subprocess.Popen[bytes]") -> None:
         """Called again and again while rank 0 runs: ends ``first`` where it does not notice that a rank has failed."""
@@ -132,7 +137,9 @@ class Companions:
 
 
 @contextmanager
-def companions(hosts: Hosts | None, arguments: Sequence[str]) -> Generator[Companions]:
+def companions(
+    hosts: Hosts | None, arguments: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> Generator[Companions]:
     """Start the ranks of ``hosts`` but for the first, none where there are no others; in the end they have left."""
     others = Companions()
     if hosts is None or hosts.num_ranks == 1:
@@ -140,7 +147,7 @@ def companions(hosts: Hosts | None, arguments: Sequence[str]) -> Generator[Compa
         return
     with tempfile.TemporaryDirectory(prefix="mlxft-ranks-") as folder:
         try:
-            others.start(hosts, arguments, Path(folder))
+            others.start(hosts, arguments, Path(folder), environment)
             yield others
         finally:
             others.end(has_failed=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from mlx_finetune.app.launch import POLL_SECONDS, Signals, TrainRequest, View, forwarding
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Record, RunStarted
+from mlx_finetune.events_log import stamped
 from mlx_finetune.journal import EventFollower
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 
@@ -40,8 +41,8 @@ class LogView:
         del now
 
     def say(self, message: str) -> None:
-        """One line."""
-        sys.stderr.write(f"{message}\n")
+        """One line; in the log it begins with the time."""
+        sys.stderr.write(stamped(message, time.time()) if self._is_redirected else f"{message}\n")
         sys.stderr.flush()
 
     def close(self) -> None:

@@ -214,7 +214,7 @@ _TEXTS: tuple[tuple[str, Ending | Callable[[re.Match[str]], Ending]], ...] = (
             "crashed",
             "wired_limit",
             "macOS refuses to wire as much memory as was asked for",
-            "leave out hardware.wired_limit, or set it to 0",
+            'leave out hardware.wired_limit, or set it to "off"',
             can_restart=True,
             need="no_wiring",
             only_safer=True,

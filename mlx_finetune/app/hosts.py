@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import cast
 
 from mlx_finetune.errors import UsageError
-from mlx_finetune.hardware.device import Runner, run_program
 from mlx_finetune.hardware.place import BLAS_THREADS, JACCL_FILE, RANK, RING_FILE
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 FIRST_PORT = 32323  # that of mlx.launch
 PORT_STEP = 100
@@ -207,7 +207,7 @@ def remote_command(
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """The user's own choices about computing that count on every machine."""
-    names = ("MLX_", BLAS_THREADS)
+    names = ("MLX_", "AGX_", BLAS_THREADS)
     return {name: value for name, value in environment.items() if name.startswith(names)}
 
 

@@ -24,8 +24,10 @@ from mlx_finetune.app.endings import Ended, Outcome
 from mlx_finetune.app.hosts import Hosts
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Record, RunFailed, RunFinished, RunStarted, RunStopped
+from mlx_finetune.hardware.metal import NOTHING, metal_variables
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.journal import EventFollower
+from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
 
 CHILD_MODULE = "mlx_finetune.train.child"
@@ -59,6 +61,8 @@ class TrainRequest:
     """What the child is asked to do. ``restarts`` were made so far; ``safer`` replaces what the run says itself.
 
     ``hosts`` are the machines of ``--hostfile``; ``num_ranks`` also counts those that ``mlx.launch`` started.
+    ``hardware`` decides about the variables that MLX and Metal are started with, None for the defaults; ``tuned`` are
+    the values of this machine for those that are "auto" there (``hardware.metal``).
     """
 
     recipe: Path
@@ -71,6 +75,8 @@ class TrainRequest:
     hostfile: Path | None = None
     hosts: Hosts | None = None
     num_ranks: int = 1
+    hardware: HardwareRecipe | None = None
+    tuned: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def options(self) -> list[str]:
         """What a user types after ``mlxft train RECIPE``."""
@@ -194,11 +200,12 @@ def train(
     follower = EventFollower(run.file(EVENTS), from_end=True)
     start = list(command) if command is not None else [sys.executable, "-m", CHILD_MODULE]
     run_log_size = _size(run.file(LOG))
+    environment = child_environment(os.environ, sys.platform, request.hardware, request.tuned)
     with (
         tempfile.TemporaryFile() as output,  # without a name, so that nothing is left of it should we be killed
-        companions(request.hosts, [*start, *request.companion_arguments()]) as others,
+        companions(request.hosts, [*start, *request.companion_arguments()], environment) as others,
     ):
-        child = _spawn([*start, *request.child_arguments()], output, others.environment)
+        child = _spawn([*start, *request.child_arguments()], output, environment | others.environment)
         signals.attach(child)
         outcome = _follow(child, follower, view, signals, begun, others)
         code = child.wait()
@@ -216,13 +223,21 @@ def train(
     return Ended(1 if code < 0 else code, outcome, killed_by, tail)
 
 
-def child_environment(environment: Mapping[str, str], platform: str) -> dict[str, str]:
-    """The environment of the child: on a Mac with the watchdog's patience, unless the user has decided about that."""
-    relaxed = {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"} if platform == "darwin" else {}
-    return relaxed | dict(environment)
+def child_environment(
+    environment: Mapping[str, str],
+    platform: str,
+    hardware: HardwareRecipe | None = None,
+    tuned: Mapping[str, int] = NOTHING,
+) -> dict[str, str]:
+    """The environment of a process that computes: the user's, and what MLX and Metal read only once, as they start.
+
+    On a Mac that is the watchdog's patience unless ``hardware`` or the user have decided otherwise.
+    """
+    more = metal_variables(hardware or HardwareRecipe.model_validate({}), environment, platform, tuned)
+    return dict(environment) | more
 
 
-def _spawn(arguments: Sequence[str], output: "IO[bytes]", more: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _spawn(arguments: Sequence[str], output: "IO[bytes]", environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the child in its own session; both its streams go to ``output``. A Mac stays awake for it."""
     try:
         child = subprocess.Popen(
@@ -231,7 +246,7 @@ def _spawn(arguments: Sequence[str], output: "IO[bytes]", more: Mapping[str, str
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=child_environment(os.environ | dict(more), sys.platform),
+            env=environment,
         )
     except OSError as error:
         raise RunError(f"{arguments[0]} cannot be started: {error.strerror}", "mlxft doctor") from error

@@ -18,6 +18,7 @@ from mlx_finetune.app.launch import child_environment
 from mlx_finetune.errors import DoesNotFitError, MlxftError, RunError
 from mlx_finetune.events import Phase, from_json
 from mlx_finetune.hardware.measured import Measured
+from mlx_finetune.recipe.hardware import HardwareRecipe
 
 MODULE = "mlx_finetune.train.measure"
 BUDGET_SECONDS = 25.0  # since the start of the process; nothing is begun that would end later
@@ -28,21 +29,21 @@ Report = Callable[[Phase], None]
 
 
 def measure(
-    recipe: Path, overrides: Sequence[str], report: Report, *, command: Sequence[str] | None = None
+    recipe: Path,
+    overrides: Sequence[str],
+    report: Report,
+    *,
+    hardware: HardwareRecipe | None = None,
+    command: Sequence[str] | None = None,
 ) -> Measured:
-    """What the measuring process found out about the recipe. ``command`` replaces ``python -m`` and module in tests.
+    """What the measuring process found out about the recipe, whose section ``hardware`` is.
 
+    ``command`` replaces ``python -m`` and module in tests.
     Raises ``DoesNotFitError`` where it ran out of memory, ``RunError`` for every other end without a result.
     """
     start = list(command) if command is not None else [sys.executable, "-m", MODULE]
-    arguments = [
-        *start,
-        "--recipe",
-        str(recipe),
-        "--budget",
-        str(BUDGET_SECONDS),
-        *(part for one in overrides for part in ("--set", one)),
-    ]
+    settings = (part for one in overrides for part in ("--set", one))
+    arguments = [*start, "--recipe", str(recipe), "--budget", str(BUDGET_SECONDS), *settings]
     with tempfile.TemporaryFile() as errors:
         try:
             child = subprocess.Popen(
@@ -50,7 +51,7 @@ def measure(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=child_environment(os.environ, sys.platform),
+                env=child_environment(os.environ, sys.platform, hardware),
             )
         except OSError as error:
             raise RunError(f"{arguments[0]} cannot be started: {error.strerror}", "mlxft doctor") from error

@@ -1,10 +1,8 @@
 """The runs in a folder: which are there, whether one is at work, how large they are, and removing one for good."""
 
-import contextlib
 import os
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
@@ -18,12 +16,7 @@ def is_running(run: RunDir) -> bool:
 
 def run_bytes(run: RunDir) -> int:
     """Bytes of the files in a run folder; links are not followed."""
-    total = 0
-    for folder, _, files in os.walk(run.path):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += (Path(folder) / name).lstat().st_size
-    return total
+    return rundir.folder_bytes(run.path)
 
 
 def foreign_entries(run: RunDir) -> Sequence[str]:

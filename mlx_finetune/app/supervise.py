@@ -17,13 +17,16 @@ from typing import cast
 
 from mlx_finetune.app.endings import SMALLER, Ended, Ending, read_ending
 from mlx_finetune.app.launch import TrainRequest, View, forwarding, train
+from mlx_finetune.app.tune.buffers import tuned_buffers
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Restarted, RunFailed, RunStopped
+from mlx_finetune.events_log import append_lines
 from mlx_finetune.hardware.safer import Safer, next_safer
 from mlx_finetune.journal import EventWriter
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import (
     EVENTS,
+    LOG,
     RECIPE,
     RUN_INFO,
     SUPERVISOR,
@@ -55,7 +58,7 @@ def supervise(
     """
     if running_process(run) is not None:
         raise busy(run)
-    restarts = _Restarts(request, run, recipe)
+    restarts = _Restarts(replace(request, hardware=recipe.hardware, tuned=_tuned(request, run, recipe)), run, recipe)
     with _presence(run) as begun, forwarding(view.say) as signals:
         while True:
             before = _run_info(run)
@@ -83,7 +86,7 @@ def _record_end(run: RunDir, ending: Ending) -> None:
     if not run.file(RUN_INFO).is_file():
         return
     with contextlib.suppress(OSError, RunError):
-        writer = EventWriter(run.file(EVENTS), clock=time.time)
+        writer = EventWriter(run.file(EVENTS), clock=time.time, log=lambda text: append_lines(run.file(LOG), text))
         try:
             writer(RunFailed(ending.message, ending.hint, 1))
         finally:
@@ -188,6 +191,12 @@ def _run_info(run: RunDir) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return cast(dict[str, object], info) if isinstance(info, dict) else {}
+
+
+def _tuned(request: TrainRequest, run: RunDir, recipe: Recipe) -> Mapping[str, int]:
+    """What was tuned for the variables of the training process; of a run that goes on what it began with."""
+    info = _run_info(run) if request.continues and not request.fork else {}
+    return tuned_buffers(recipe, info or None)
 
 
 def _decided(info: Mapping[str, object], asked: Recipe) -> Recipe:

@@ -17,8 +17,13 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
 LOG_LINES = 12
 
 
-def ended_lines(supervised: "Supervised", summary: "Summary", run: RunDir, go_on: Sequence[str]) -> Sequence[str]:
-    """The last words of ``mlxft train``. ``go_on`` is the command that resumes the run, with its first words."""
+def ended_lines(
+    supervised: "Supervised", summary: "Summary", run: RunDir, go_on: Sequence[str], report: Path | None = None
+) -> Sequence[str]:
+    """The last words of ``mlxft train``. ``go_on`` is the command that resumes the run, with its first words.
+
+    ``report`` is the run's page, where it was made.
+    """
     from mlx_finetune.hardware.disk import free_bytes
     from mlx_finetune.units import format_bytes
 
@@ -27,25 +32,34 @@ def ended_lines(supervised: "Supervised", summary: "Summary", run: RunDir, go_on
     saved = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved"
     has_begun = run.file(RUN_INFO).is_file()  # without a checkpoint it goes on from the start
     again = go_on if checkpoints or has_begun else []
+    page = _report_line(report)
     if ended.outcome is not None and ending.kind not in ("crashed", "no_space"):
-        return outcome_lines(ended.outcome, summary, run, go_on)
+        return outcome_lines(ended.outcome, summary, run, go_on, report)
     match ending.kind:
         case "refused":
             return ended.log_tail[next(i for i, line in enumerate(ended.log_tail) if line.startswith("error: ")) :]
         case "stopped" | "finished":
-            return ["", saved, *again]
+            return ["", saved, *page, *again]
         case "no_space":
             free = format_bytes(free_bytes(run.path))
-            return ["", f"error: {ending.message} ({free} free)", f"hint: {ending.hint}", *again]
+            return ["", *page, f"error: {ending.message} ({free} free)", f"hint: {ending.hint}", *again]
         case "failed" | "crashed":
             log = [f"  {line}" for line in ended.log_tail[-LOG_LINES:]]
             shown = ["", f"its last lines (see {run.file(LOG)}):", *log] if log else []
             hint = [f"hint: {ending.hint}"] if ending.hint else []
-            return [*shown, "", f"error: {ending.message}; {saved}", *hint, *again]
+            return [*shown, "", *page, f"error: {ending.message}; {saved}", *hint, *again]
+
+
+def _report_line(report: Path | None) -> list[str]:
+    return [] if report is None else [f"report for your browser: {report}"]
 
 
 def outcome_lines(
-    outcome: "RunFinished | RunStopped | RunFailed", summary: "Summary", run: RunDir, go_on: Sequence[str]
+    outcome: "RunFinished | RunStopped | RunFailed",
+    summary: "Summary",
+    run: RunDir,
+    go_on: Sequence[str],
+    report: Path | None = None,
 ) -> Sequence[str]:
     """What a run's own last word tells: what was learned, where it stopped, or what went wrong."""
     from mlx_finetune.events import RunFailed, RunFinished, RunStopped
@@ -54,13 +68,21 @@ def outcome_lines(
     match outcome:
         case RunFinished() as finished:
             width = shutil.get_terminal_size((100, 24)).columns
-            return finished_lines(summary, finished, folder=str(run.path), name=run.name, width=width)
+            page = str(report or "")
+            return finished_lines(summary, finished, folder=str(run.path), name=run.name, width=width, report=page)
         case RunFailed() as failed:
-            return [f"error: {failed.message}", *([f"hint: {failed.hint}"] if failed.hint else [])]
+            hint = [f"hint: {failed.hint}"] if failed.hint else []
+            return [*_report_line(report), f"error: {failed.message}", *hint]
         case RunStopped() as stopped:
             done = f"after step {stopped.step}; everything up to there is saved" if stopped.step else "before step 1"
             has_begun = run.file(RUN_INFO).is_file()  # else there is nothing to go on from, and nothing in the way
-            return ["", f"stopped {done}", *restarted_lines(summary), *(go_on if has_begun else [])]
+            return [
+                "",
+                f"stopped {done}",
+                *restarted_lines(summary),
+                *_report_line(report),
+                *(go_on if has_begun else []),
+            ]
 
 
 def go_on_lines(recipe: str, options: Sequence[str]) -> Sequence[str]:

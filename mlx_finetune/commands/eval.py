@@ -40,7 +40,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 )
 @click.option("--category", metavar="COLUMN", help="Split every figure by this column of the rows.")
 @click.option("--schema", metavar="FILE", help="JSON Schema: validity is measured free and constrained by it.")
-@click.option("--batch", type=click.IntRange(1, 256), metavar="N", help="Answers at once; 1 times each alone.")
+@click.option(
+    "--batch", type=click.IntRange(1, 256), metavar="N", help="Answers at once (16, or 8 on a GPU); 1 times each alone."
+)
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer in tokens.")
 @click.option(
     "--gate", "gates", multiple=True, metavar="GATE", help='Such as "json_valid >= 0.95"; missed: exit code 4.'
@@ -216,6 +218,17 @@ def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_
         click.echo(f"\ninterrupted{kept}", err=True)
     elif place is not None:
         click.echo(f"\nkept in {path}.json and .csv", err=True)
+        _renew_report(place.folder.parent)
         click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
     else:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)
+
+
+def _renew_report(folder: Path) -> None:
+    """The page of the run with this evaluation, where it has one that nobody has edited."""
+    from mlx_finetune.commands.report import try_report
+    from mlx_finetune.rundir import RunDir
+
+    path, warnings = try_report(RunDir(folder), only_renew=True)
+    for line in [f"report renewed: {_shown(path)}"] if path else warnings:
+        click.echo(line, err=True)

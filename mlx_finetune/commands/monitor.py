@@ -1,6 +1,12 @@
-"""``mlxft monitor``: looks on at a training from any terminal. Reads the journal and nothing else of the run."""
+"""``mlxft monitor``: looks on at a training from any terminal. Reads the journal and nothing else of the run.
 
+A terminal that can show it gets the full screen of ``monitor.tui``; everything else the lines of the live view.
+"""
+
+import os
 import signal
+import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,38 +17,119 @@ from mlx_finetune.errors import UsageError
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     from mlx_finetune.monitor.summary import Summary
+    from mlx_finetune.monitor.tui.hands import Hands
     from mlx_finetune.rundir import RunDir
+
+PBCOPY = "/usr/bin/pbcopy"
+COPY_SECONDS = 2.0
 
 
 @click.command()
 @click.argument("run", required=False)
+@click.option("--plain", is_flag=True, help="A few lines at the bottom of the terminal instead of all of it.")
+@click.option("--until-end", is_flag=True, help="Leave the full screen when the run ends, as lines do.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events from now on as JSON Lines on stdout.")
 @click.option("--web", is_flag=True, help="Show this and every other run as a page in the browser.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Of the page; 0 takes a free one.")
 @click.option("--no-open", is_flag=True, help="Print the address of the page, open no browser.")
-def command(run: str | None, as_json: bool, web: bool, port: int | None, no_open: bool) -> int:
-    """Watch RUN until it ends; Ctrl-C leaves, and the training goes on.
+def command(
+    run: str | None, plain: bool, until_end: bool, as_json: bool, web: bool, port: int | None, no_open: bool
+) -> int:
+    """Watch RUN, come and go at any time: q or Ctrl-C leaves, and the training goes on.
 
-    RUN is a run folder, or a name under adapters/; without it the run that is at work, else the latest.
+    RUN is a run folder, or a name under adapters/; without it the run that is at work, else the latest. In a terminal
+    the monitor fills the screen and shows runs of the past as well; ? lists its keys: stop safely, checkpoint now, copy
+    the command that resumes the run. Without a terminal, or with --plain, a run at work is followed until it ends.
     """
     if web:
         from mlx_finetune.commands.monitor_web import watch_in_browser
 
-        if as_json:
-            raise UsageError("--web and --json do not go together", "leave one of the two out")
+        if as_json or plain:
+            raise UsageError(f"--web and --{'json' if as_json else 'plain'} do not go together", "leave one out")
         return watch_in_browser(run, port=port, opens=not no_open)
     if port is not None or no_open:
         raise UsageError("--port and --no-open are for the page", "add --web")
-    from mlx_finetune.app.follow import follow, latest_run
+    from mlx_finetune.app.follow import latest_run
+    from mlx_finetune.rundir import find_run
+
+    folder = find_run(run, base=Path()) if run else latest_run(Path("adapters"))
+    if plain or as_json or not can_fill_screen():
+        return _show_lines(folder, as_json=as_json)
+    return _fill_screen(folder, until_end=until_end)
+
+
+def can_fill_screen() -> bool:
+    """True where input, output and talk are one terminal that moves its cursor."""
+    from mlx_finetune.monitor.region import can_draw
+
+    if os.environ.get("TERM", "") in ("", "dumb", "unknown"):
+        return False
+    return sys.stdin.isatty() and sys.stdout.isatty() and can_draw(sys.stderr)
+
+
+def _fill_screen(run: "RunDir", *, until_end: bool) -> int:
+    """The full screen until the person leaves; then what they should know, as ``_show_lines`` says it."""
+    from mlx_finetune.monitor.tui.app import MonitorApp
+
+    app = MonitorApp(run, monitor_hands(run), until_end=until_end)
+    app.run(mouse=False)
+    if app.return_code:  # a bug of ours: textual has shown its traceback
+        return app.return_code
+    watched = app.watched
+    if watched.is_gone:
+        click.echo(f"{watched.run.path} is gone", err=True)
+    elif watched.is_at_work:
+        click.echo(f"left; the training goes on, mlxft stop {watched.run.name} ends it", err=True)
+    elif app.has_seen_end:
+        return app.return_value or _tell_end(watched.run, watched.summary)
+    else:
+        _tell_state(watched.run, watched.summary)
+    return app.return_value or 0
+
+
+def monitor_hands(run: "RunDir") -> "Hands":
+    """What the full screen can do for a person who came to see ``run``."""
+    from mlx_finetune.app.control import save_now, stop
+    from mlx_finetune.commands.closing import recorded_go_on_lines
+    from mlx_finetune.monitor.tui.hands import Hands
+    from mlx_finetune.rundir import list_runs
+
+    def runs() -> "Sequence[RunDir]":
+        """Those beside the run, and those under adapters/ here."""
+        found = {one.path.resolve(): one for folder in (run.path.parent, Path("adapters")) for one in list_runs(folder)}
+        found.setdefault(run.path.resolve(), run)
+        return [one if path != run.path.resolve() else run for path, one in found.items()]
+
+    def resume_command(one: "RunDir") -> str:
+        return "".join(line.removeprefix("to go on: ") for line in recorded_go_on_lines(one))
+
+    return Hands(runs, stop, save_now, resume_command, _copy)
+
+
+def _copy(text: str) -> bool:
+    """Put ``text`` on the clipboard of a Mac that the person sits at; False elsewhere."""
+    if sys.platform != "darwin" or "SSH_CONNECTION" in os.environ:
+        return False
+    import subprocess
+
+    try:
+        done = subprocess.run([PBCOPY], input=text.encode(), timeout=COPY_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _show_lines(folder: "RunDir", *, as_json: bool) -> int:
+    """Follow the run until it ends, in lines; a sentence about one that is not at work."""
+    from mlx_finetune.app.follow import follow
     from mlx_finetune.app.launch import forwarding
     from mlx_finetune.commands.train import choose_view
     from mlx_finetune.journal import EventFollower
     from mlx_finetune.monitor.jsonl import JsonView
     from mlx_finetune.monitor.plain import state_lines
     from mlx_finetune.monitor.summary import Summary
-    from mlx_finetune.rundir import EVENTS, find_run, running_process
+    from mlx_finetune.rundir import EVENTS, running_process
 
-    folder = find_run(run, base=Path()) if run else latest_run(Path("adapters"))
     pid = running_process(folder)
     follower, summary = EventFollower(folder.file(EVENTS)), Summary()
     for record in follower.poll():

@@ -1,4 +1,5 @@
-"""What a recipe names for after the training: schemas that can be read, gates that are measured. Never imports mlx.
+"""What a recipe names beside the training: schemas that can be read, gates that are measured, trackers that are there.
+Never imports mlx.
 
 ``mlxft eval`` and ``mlxft serve`` would find such a slip too, but only when the training has been paid for.
 """
@@ -11,14 +12,32 @@ from mlx_finetune.errors import DataError, RecipeError
 from mlx_finetune.recipe.evaluation import EvalRecipe, parse_gate
 from mlx_finetune.recipe.explain import Finding
 from mlx_finetune.recipe.load import LoadedRecipe, locate_findings
+from mlx_finetune.recipe.paths import named_file
+from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
 
 def check_named(loaded: LoadedRecipe, base: Path) -> None:
     """Raises ``RecipeError`` with every schema that cannot be used and every gate that is never measured."""
-    findings = [*_endpoints(loaded), *_schema(loaded.recipe.eval, base), *_gates(loaded.recipe.eval)]
+    recipe = loaded.recipe
+    findings = [*_endpoints(loaded), *_schema(recipe.eval, base), *_gates(recipe.eval), *_trackers(recipe)]
     if findings:
         raise RecipeError(locate_findings(findings, loaded))
+
+
+def check_trackers(loaded: LoadedRecipe) -> None:
+    """Raises ``RecipeError`` with every tracker of report_to that is not installed: a run that goes on needs it too."""
+    if findings := [*_trackers(loaded.recipe)]:
+        raise RecipeError(locate_findings(findings, loaded))
+
+
+def _trackers(recipe: Recipe) -> Iterator[Finding]:
+    if not recipe.training.report_to:
+        return
+    from mlx_finetune.app.trackers.names import missing
+
+    for index, problem in missing(recipe.training.report_to):
+        yield Finding(("training", "report_to", index), problem.message, problem.hint)
 
 
 def _endpoints(loaded: LoadedRecipe) -> Iterator[Finding]:
@@ -41,7 +60,7 @@ def _schema(recipe: EvalRecipe, base: Path) -> Iterator[Finding]:
     from mlx_finetune.scoring.json_schema import read_schema
 
     try:
-        read_schema(base / Path(recipe.schema).expanduser())
+        read_schema(named_file(recipe.schema, base))
     except DataError as error:
         yield Finding(("eval", "schema"), error.message, error.hint)
 

@@ -83,7 +83,7 @@ def _start(
     request: "TrainRequest", hostfile: Path | None, *, detach: bool, as_json: bool, in_background: bool
 ) -> tuple[Sequence[str], int]:
     """Train, or leave that to the background; the last words and the exit code."""
-    from mlx_finetune.commands.named import check_named
+    from mlx_finetune.commands.named import check_named, check_trackers
     from mlx_finetune.journal import read_events
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe
@@ -92,7 +92,9 @@ def _start(
 
     loaded = load_recipe(request.recipe, request.overrides)
     check_paths(loaded, Path.cwd())
-    if not request.continues:
+    if request.continues:
+        check_trackers(loaded)
+    else:
         check_named(loaded, Path.cwd())
     request = _with_hosts(request, hostfile)
     run = RunDir(loaded.recipe.run_folder)
@@ -114,13 +116,18 @@ def _train(
 ) -> tuple[Sequence[str], int]:
     """Train to the end; the last words and the exit code."""
     from mlx_finetune.app import supervise
+    from mlx_finetune.app.trackers.watching import look_lines, tracked
     from mlx_finetune.commands.closing import ended_lines, go_on_lines
+    from mlx_finetune.commands.report import try_report
 
-    supervised = supervise.supervise(request, run, recipe, view)
+    names = recipe.training.report_to
+    with tracked(names, run, view, is_fork=request.fork) as watched:
+        supervised = supervise.supervise(request, run, recipe, watched)
     hostfile = [] if request.hostfile is None else ["--hostfile", str(request.hostfile)]
     options = [part for one in request.overrides for part in ("--set", one)]
     go_on = go_on_lines(str(request.recipe), [*options, *hostfile])
-    lines = ended_lines(supervised, summary, run, go_on)
+    report, warnings = (None, []) if supervised.ending.kind == "refused" else try_report(run)
+    lines = [*warnings, *look_lines(names, run), *ended_lines(supervised, summary, run, go_on, report)]
     if request.num_ranks > 1 and supervised.ending.kind == "failed" and run.checkpoints():
         lines = [*lines, *go_on]
     return lines, supervised.exit_code
@@ -158,11 +165,14 @@ def _read_hosts(hostfile: Path) -> "Hosts":
 def _follow(recipe: Path, overrides: Sequence[str]) -> int:
     """A rank of ``mlx.launch`` that writes nothing: this process becomes the training process."""
     from mlx_finetune.app.hosts import fill_stdin
-    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest
+    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest, child_environment
+    from mlx_finetune.recipe.load import load_recipe
 
     fill_stdin()
     arguments = TrainRequest(recipe, tuple(overrides)).companion_arguments()
-    os.execv(sys.executable, [sys.executable, "-m", CHILD_MODULE, *arguments])
+    hardware = load_recipe(recipe, overrides).recipe.hardware
+    environment = child_environment(os.environ, sys.platform, hardware)
+    os.execve(sys.executable, [sys.executable, "-m", CHILD_MODULE, *arguments], environment)
 
 
 def choose_view(summary: "Summary", *, as_json: bool) -> "View":

@@ -71,6 +71,11 @@ class TokenRows(Sequence[Tokens]):
         row = self.rows[index]
         return f"{self.sources[int(row['source'])]}:{int(row['line'])}"
 
+    def count_sources(self) -> dict[str, int]:
+        """Rows by the file that they come from; files without a row are left out."""
+        counts = np.bincount(self.rows["source"], minlength=len(self.sources))
+        return {source: int(count) for source, count in zip(self.sources, counts, strict=True) if count}
+
     def row_with_largest_id(self) -> tuple[int, int]:
         """The first row that holds the largest id, and that id; ``(-1, -1)`` where there is none."""
         found, largest = -1, -1

@@ -8,15 +8,27 @@ import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
 
-#: Runs a program and returns its standard output, or None where it is missing, fails or takes more than 5 s.
-Runner = Callable[[Sequence[str]], str | None]
+from mlx_finetune.hardware.system.macos import (
+    Cores,
+    Hardware,
+    count,
+    parse_cores,
+    parse_hardware,
+    parse_memory_and_chip,
+    parse_sysctl,
+    parse_used_memory,
+)
+from mlx_finetune.hardware.system.power import UNKNOWN, Power, PowerMode, read_power, read_power_mode
+from mlx_finetune.hardware.system.programs import Runner, run_program
+
+_SYSCTL = "/usr/sbin/sysctl"
+_MAX_BUFFER_SHARE = 0.75  # of the working set that macOS itself sets, on every Mac published so far (MACOS.md 1.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +41,21 @@ class Metal:
     working_set_bytes: int | None
     max_buffer_bytes: int | None
 
+    @property
+    def is_working_set_raised(self) -> bool:
+        """True where the GPU may use more than macOS allows by itself: ``iogpu.wired_limit_mb`` was set."""
+        if self.working_set_bytes is None or self.max_buffer_bytes is None:
+            return False
+        return self.working_set_bytes > 1.01 * self.max_buffer_bytes / _MAX_BUFFER_SHARE
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """This machine. ``system`` is "darwin" or "linux"; ``is_translated``: Python runs under Rosetta.
 
-    ``gpu_cores`` is None where nobody tells, ``wheel_tag`` the platform that MLX's Metal wheel was built for.
+    ``gpu_cores`` and ``power_mode`` are None where nobody tells, and so are the two fields of ``power``; ``cores`` are
+    the kinds of physical ones, fastest first, empty where nobody tells. ``wheel_tag`` is the platform that MLX's Metal
+    wheel was built for, ``model`` Apple's identifier such as "Mac14,7".
     """
 
     system: str
@@ -48,6 +69,10 @@ class Device:
     metal: Metal | None
     gpu_cores: int | None = None
     wheel_tag: str | None = None
+    model: str | None = None
+    cores: tuple[Cores, ...] = ()
+    power: Power = UNKNOWN
+    power_mode: PowerMode | None = None
 
     @property
     def backend(self) -> str:
@@ -59,41 +84,112 @@ class Device:
     @property
     def macos_version(self) -> tuple[int, int] | None:
         """``(15, 6)`` on macOS 15.6, None elsewhere."""
-        match = re.fullmatch(r"macOS (\d+)(?:\.(\d+))?.*", self.os_name)
-        return (int(match[1]), int(match[2] or 0)) if match else None
+        return parse_macos_version(self.os_name)
+
+    @property
+    def is_low_power(self) -> bool | None:
+        """True in Low Power Mode, None where nobody tells."""
+        return None if self.power_mode is None else self.power_mode == "low"
+
+    @property
+    def is_virtual(self) -> bool:
+        """True in a virtual Mac, whose GPU has none of the real one's features."""
+        return (self.model or "").startswith("VirtualMac") or "(Virtual)" in self.chip
+
+    @property
+    def gpu_share(self) -> float | None:
+        """Share of the memory that Metal lets the GPU use; None where MLX computes on the CPU or was not asked."""
+        working_set = self.metal.working_set_bytes if self.metal else None
+        return working_set / self.memory_bytes if working_set and self.memory_bytes else None
 
 
 def read_device(
     *, metal: Metal | None, system: str = sys.platform, machine: str | None = None, run: Runner | None = None
 ) -> Device:
-    """This machine; ``metal`` comes from ``read_metal``, or is None where mlx cannot be imported."""
+    """This machine; ``metal`` comes from ``read_metal``, or is None where mlx cannot be imported.
+
+    Each tool is asked once; what one of them does not tell is asked of the next, and is None in the end.
+    """
     run = run or run_program
     machine = machine or platform.machine()
     memory = psutil.virtual_memory()
+    facts = _Mac(run) if system == "darwin" else None
+    known = facts.hardware if facts else Hardware()
+    total = known.memory_bytes or memory.total
+    used = parse_used_memory(run(["/usr/bin/vm_stat"]) or "") if facts else None
+    power = read_power(system, run)
     return Device(
         system=system,
         os_name=_os_name(system, run),
         machine=machine,
-        chip=_chip(system, run) or (metal.name if metal else "") or machine,
-        num_cores=_usable_cores(),
-        memory_bytes=memory.total,
-        available_bytes=memory.available,
-        is_translated=system == "darwin" and _sysctl("sysctl.proc_translated", run) == "1",
+        chip=known.chip or ("" if facts else _linux_chip(run)) or (metal.name if metal else "") or machine,
+        num_cores=known.num_cores or _usable_cores(),
+        memory_bytes=total,
+        available_bytes=memory.available if used is None or used >= total else total - used,
+        is_translated=facts is not None and facts.is_translated,
         metal=metal,
-        gpu_cores=read_gpu_cores(run) if system == "darwin" else None,
+        gpu_cores=known.gpu_cores,
         wheel_tag=read_wheel_tag("mlx-metal"),
+        model=known.model,
+        cores=known.cores,
+        power=power,
+        power_mode=read_power_mode(power.on_battery, run) if facts else None,
     )
 
 
-def read_chip(system: str = sys.platform, run: "Runner | None" = None) -> str | None:
+class _Mac:
+    """What a Mac's small tools say; the system profiler, which takes a second, fills only what they leave open."""
+
+    def __init__(self, run: Runner) -> None:
+        values = parse_sysctl(_lines(run, _SYSCTL, "hw"))
+        memory, chip = parse_memory_and_chip(_lines(run, _SYSCTL, "-n", "hw.memsize", "machdep.cpu.brand_string"))
+        gpu_cores = parse_gpu_cores(run(_REGISTER) or "")
+        slow = Hardware()
+        if chip is None or gpu_cores is None:
+            asked = ("SPHardwareDataType", "SPDisplaysDataType")
+            slow = parse_hardware(run(["/usr/sbin/system_profiler", "-json", *asked]) or "")
+        self.is_translated = _is_translated(run)
+        self.hardware = Hardware(
+            chip=chip or slow.chip,
+            model=values.get("hw.model") or slow.model,
+            memory_bytes=memory or count(values.get("hw.memsize")) or slow.memory_bytes,
+            num_cores=count(values.get("hw.logicalcpu") or values.get("hw.ncpu")) or slow.num_cores,
+            cores=parse_cores(values) or slow.cores,
+            gpu_cores=gpu_cores or slow.gpu_cores,
+        )
+
+
+def _lines(run: Runner, *command: str) -> str:
+    """What a program printed, with the end of its last line, which is whole: the program has ended well."""
+    printed = run(command)
+    return "" if printed is None else printed + "\n"
+
+
+def read_chip(system: str = sys.platform, run: Runner | None = None) -> str | None:
     """The processor's name as the system tells it; None where it does not."""
-    return _chip(system, run or run_program)
+    run = run or run_program
+    if system != "darwin":
+        return _linux_chip(run) or None
+    return run([_SYSCTL, "-n", "machdep.cpu.brand_string"])
+
+
+def read_macos_version(run: Runner) -> tuple[int, int] | None:
+    """``(15, 6)``; None where the tool does not answer."""
+    return parse_macos_version(_os_name("darwin", run))
+
+
+def parse_macos_version(os_name: str) -> tuple[int, int] | None:
+    """``macOS 15.6.1`` as ``(15, 6)``; None for any other system."""
+    match = re.fullmatch(r"macOS (\d+)(?:\.(\d+))?.*", os_name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+_REGISTER = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator")
 
 
 def read_gpu_cores(run: Runner) -> int | None:
     """GPU cores of a Mac: the register of devices answers in milliseconds, the system profiler in a second."""
-    listing = run(["/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator"])
-    found = parse_gpu_cores(listing or "")
+    found = parse_gpu_cores(run(_REGISTER) or "")
     if found is None:
         found = parse_gpu_cores(run(["/usr/sbin/system_profiler", "-json", "SPDisplaysDataType"]) or "")
     return found
@@ -136,7 +232,7 @@ def parse_metal(info: Mapping[str, object], *, is_available: bool) -> Metal:
 
     def size(key: str) -> int | None:
         value = info.get(key)
-        return value if isinstance(value, int) else None
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
     return Metal(
         is_available=is_available,
@@ -147,39 +243,14 @@ def parse_metal(info: Mapping[str, object], *, is_available: bool) -> Metal:
     )
 
 
-def run_program(command: Sequence[str], *, timeout_seconds: float = 5.0) -> str | None:
-    """Standard output of ``command``, stripped; None where it is missing, fails or takes too long.
-
-    In the C locale, as its output is parsed. Descriptors are left alone (Python's own are not inherited), so that a
-    program named by its whole path is spawned and not forked: the caller may be a training process of many GB.
-    """
-    in_c = {**os.environ, "LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_seconds,
-            check=False,
-            env=in_c,
-            close_fds=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+def _is_translated(run: Runner) -> bool:
+    """Rosetta; the name is unknown on old systems, where ``sysctl`` then fails."""
+    return (run([_SYSCTL, "-n", "sysctl.proc_translated"]) or "").rpartition(":")[2].strip() == "1"
 
 
-def _sysctl(name: str, run: Runner) -> str | None:
-    return run(["/usr/sbin/sysctl", "-n", name])
-
-
-def _chip(system: str, run: Runner) -> str | None:
-    if system == "darwin":
-        return _sysctl("machdep.cpu.brand_string", run)
-    listing = run(["lscpu"]) or ""
-    match = re.search(r"^Model name:\s*(\S.*?)\s*$", listing, re.MULTILINE)
-    return match[1] if match else None
+def _linux_chip(run: Runner) -> str:
+    match = re.search(r"^Model name:\s*(\S.*?)\s*$", run(["lscpu"]) or "", re.MULTILINE)
+    return match[1] if match else ""
 
 
 def _os_name(system: str, run: Runner) -> str:

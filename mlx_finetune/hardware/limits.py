@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import psutil
 
-from mlx_finetune.hardware.device import Runner, read_chip, read_gpu_cores, run_program
-from mlx_finetune.recipe.schema import HardwareRecipe
+from mlx_finetune.hardware.device import read_chip, read_gpu_cores, read_macos_version
+from mlx_finetune.hardware.system.programs import Runner, run_program
+from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.units import format_bytes
 
 GIB = 2**30
+WIRING_MACOS = (15, 0)
 CPU_SHARE = 0.8
 CPU_CACHE_BYTES = 32 * 10**6  # a step is as fast as with 128 MiB, the process 115 MB smaller (process_memory.py)
 
@@ -31,7 +33,8 @@ class Limits:
 class Machine:
     """``working_set_bytes`` is Metal's recommended limit W: asked for on a Mac, else from the table below.
 
-    ``gpu_cores`` is None where it does not compute on a GPU or nobody tells.
+    ``gpu_cores`` is None where it does not compute on a GPU or nobody tells, and so is ``macos`` on a Mac from the
+    table, which is taken to have a version that can do everything.
     """
 
     on_gpu: bool
@@ -39,6 +42,12 @@ class Machine:
     working_set_bytes: int
     chip: str
     gpu_cores: int | None = None
+    macos: tuple[int, int] | None = None
+
+    @property
+    def can_wire(self) -> bool:
+        """True where memory can be wired for the GPU: residency sets came with macOS 15."""
+        return self.on_gpu and (self.macos is None or self.macos >= WIRING_MACOS)
 
 
 def read_machine(
@@ -61,6 +70,7 @@ def read_machine(
         working_set_bytes=working_set_bytes or round(working_set_share(memory) * memory),
         chip=(read_chip(system, run) or "Apple") if is_mac else _processor(),
         gpu_cores=read_gpu_cores(run) if is_mac and computes_on_gpu else None,
+        macos=read_macos_version(run) if is_mac and computes_on_gpu else None,
     )
 
 
@@ -75,30 +85,61 @@ def working_set_share(memory_bytes: int) -> float:
 def plan_limits(
     hardware: HardwareRecipe, machine: Machine, predicted_bytes: int, reasons: MutableMapping[str, str]
 ) -> Limits:
-    """The three limits; what the recipe fixes stays, the rest follows MACOS.md, with its reason.
+    """The three limits; what the recipe fixes stays, the rest follows MACOS.md, with its reason. "off" is what MLX has
+    by itself.
 
     On a CPU: 80 % of the memory, a cache of 32 MB, nothing wired.
     """
-    memory, cache, wired = memory_limit(machine), cache_limit(machine), wired_limit(machine, predicted_bytes)
+    memory, cache = memory_limit(machine), cache_limit(machine)
     if hardware.memory_limit == "auto":
         rule = "what Metal recommends, or what leaves macOS 15 %" if machine.on_gpu else "80 % of the memory"
         reasons["hardware.memory_limit"] = f"{format_bytes(memory)}: {rule}"
+    elif hardware.memory_limit == "off":
+        memory = _mlx_memory_limit(machine)
+        reasons["hardware.memory_limit"] = f"{format_bytes(memory)}: MLX's own, which the plan is held against"
     else:
         memory = hardware.memory_limit
     if hardware.cache_limit == "auto":
         rule = "2 GiB, or a tenth of what Metal recommends" if machine.on_gpu else "32 MB or a tenth of the memory"
         reasons["hardware.cache_limit"] = f"{format_bytes(cache)}: {rule}"
+    elif hardware.cache_limit == "off":
+        cache = memory
+        reasons["hardware.cache_limit"] = f"{format_bytes(cache)}: all that the memory limit allows, as MLX does"
     else:
         cache = hardware.cache_limit
-    if hardware.wired_limit != "auto":
-        wired = hardware.wired_limit if machine.on_gpu else 0
-    elif machine.on_gpu:
-        reasons["hardware.wired_limit"] = (
-            f"{format_bytes(wired)}: the plan and 2 GiB more, at most 90 % of what Metal recommends"
-        )
+    return Limits(memory, _plan_wired(hardware, machine, predicted_bytes, reasons), cache)
+
+
+def _plan_wired(
+    hardware: HardwareRecipe, machine: Machine, predicted_bytes: int, reasons: MutableMapping[str, str]
+) -> int:
+    """Bytes to wire, never more than Metal takes: above W it refuses, and the training with it."""
+    asked = hardware.wired_limit
+    wired, reason = wired_limit(machine, predicted_bytes), ""
+    if not machine.on_gpu:
+        reason = "nothing is wired on a CPU"
+    elif not machine.can_wire:
+        version = ".".join(map(str, machine.macos or ()))
+        reason = f"macOS {version} wires nothing, macOS 15 and later do"
+    elif asked == "off":
+        wired, reason = 0, "nothing is wired, as MLX does by itself"
+    elif asked == "auto":
+        reason = f"{format_bytes(wired)}: the plan and 2 GiB more, at most 90 % of what Metal recommends"
+    elif asked > machine.working_set_bytes > 0:
+        wired = machine.working_set_bytes
+        reason = f"{format_bytes(wired)}: Metal takes no more, {format_bytes(asked)} were asked for"
     else:
-        reasons["hardware.wired_limit"] = "nothing is wired on a CPU"
-    return Limits(memory, wired, cache)
+        wired = asked
+    if reason:
+        reasons["hardware.wired_limit"] = reason
+    return wired
+
+
+def _mlx_memory_limit(machine: Machine) -> int:
+    """``min(1.5 W, 0.95 RAM)`` on a GPU (MACOS.md section 1.3); on a CPU the same as ours."""
+    if not machine.on_gpu:
+        return memory_limit(machine)
+    return min(round(1.5 * machine.working_set_bytes), round(0.95 * machine.memory_bytes))
 
 
 def memory_limit(machine: Machine) -> int:
@@ -117,8 +158,9 @@ def cache_limit(machine: Machine) -> int:
 
 
 def wired_limit(machine: Machine, predicted_bytes: int) -> int:
-    """``min(0.9 W, predicted peak + 2 GiB)`` on a GPU, 0 on a CPU. More froze or rebooted Macs (mlx-lm#828)."""
-    if not machine.on_gpu:
+    """``min(0.9 W, predicted peak + 2 GiB)`` on a GPU from macOS 15 on, else 0. More froze or rebooted Macs
+    (mlx-lm#828)."""
+    if not machine.can_wire:
         return 0
     return min(round(0.9 * machine.working_set_bytes), predicted_bytes + 2 * GIB)
 

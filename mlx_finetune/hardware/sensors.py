@@ -1,34 +1,27 @@
 """What the machine says while it works: power source and charge, memory pressure and swap. No mlx; decides nothing.
 
-On a Mac four figures cost three small programs (MACOS.md section 4); elsewhere psutil reads them from files. What a
+On a Mac four figures cost two small programs (MACOS.md section 4); elsewhere psutil reads them from files. What a
 source does not say, or says in a way we do not know, is None and never 0; one that fails does not blank the others.
 """
 
 import json
-import re
+import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Generic, TypeVar
 
 import psutil
 
-from mlx_finetune.hardware.device import Runner, run_program
+from mlx_finetune.hardware.system.macos import Level, parse_level, parse_level_and_swap, parse_swap
+from mlx_finetune.hardware.system.power import UNKNOWN, Power, read_power
+from mlx_finetune.hardware.system.programs import Runner, find_program, run_program
 
-Level = Literal["normal", "warning", "critical"]
-
-_LEVELS: dict[str, Level] = {"1": "normal", "2": "warning", "4": "critical"}
-_SOURCES = {"AC Power": False, "Battery Power": True, "UPS Power": True}
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclass(frozen=True, slots=True)
-class Power:
-    """``on_battery`` is None where the source is not known, ``percent`` (0 to 100) where there is no battery."""
-
-    on_battery: bool | None
-    percent: int | None
+FIRST_SECONDS = 1.0
+_SYSCTL = "/usr/sbin/sysctl"
+_LEVEL, _SWAP = "kern.memorystatus_vm_pressure_level", "vm.swapusage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,52 +43,53 @@ class Sensors:
 def system_sensors(*, system: str = sys.platform, run: Runner = run_program) -> Sensors:
     """The sensors of this machine; ``run`` starts the Mac's tools."""
     if system == "darwin":
-        return Sensors(partial(_mac_power, run), partial(_mac_memory, run))
-    return Sensors(_psutil_power, _psutil_memory)
+        return Sensors(partial(read_power, system, run), partial(read_memory, run))
+    return Sensors(partial(read_power, system, run), _psutil_memory)
 
 
-def parse_power(text: str) -> Power:
-    """The power source and the charge in the output of ``pmset -g batt``; a desktop Mac has no charge."""
-    source = re.search(r"Now drawing from '([^']*)'", text)
-    charge = re.search(r"\s(\d{1,3})%;", text)
-    percent = int(charge[1]) if charge else None
-    return Power(
-        on_battery=_SOURCES.get(source[1]) if source else None,
-        percent=percent if percent is not None and percent <= 100 else None,
-    )
+T = TypeVar("T")
 
 
-def parse_level(text: str) -> Level | None:
-    """The pressure in ``kern.memorystatus_vm_pressure_level``, with or without its name in front."""
-    return _LEVELS.get(text.rpartition(":")[2].strip())
+class Aside(Generic[T]):
+    """Reads in a thread, so that whoever calls never waits for a tool that hangs: a call gives what the reading begun
+    by the call before has found, and ``unknown`` where that still goes on. The first waits, ``FIRST_SECONDS`` at most.
+    """
+
+    def __init__(self, read: Callable[[], T], unknown: T) -> None:
+        self._read = read
+        self._unknown = self._found = unknown
+        self._thread: threading.Thread | None = None
+
+    def __call__(self) -> T:
+        """What was read, once; the first reading twice, as nothing else is known at the second call."""
+        is_first = self._thread is None
+        if self._thread is not None and self._thread.is_alive():
+            return self._unknown
+        found, self._found = self._found, self._unknown
+        self._thread = threading.Thread(target=self._work, name="read aside", daemon=True)
+        self._thread.start()
+        if is_first:
+            self._thread.join(FIRST_SECONDS)
+            return self._found
+        return found
+
+    def _work(self) -> None:
+        self._found = self._read()
 
 
-def parse_swap(text: str) -> int | None:
-    """Bytes of swap in use from ``vm.swapusage``. A number without its unit may be cut short, so it is no number."""
-    match = re.search(r"\bused = (\d+(?:[.,]\d+)?)([KMGT])(?:\s|$)", text)
-    return round(float(match[1].replace(",", ".")) * _UNITS[match[2]]) if match else None
+def read_aside(sensors: Sensors) -> Sensors:
+    """``sensors`` for a thread that must not wait."""
+    nothing = Memory(level=None, swap_bytes=None)
+    return Sensors(Aside(sensors.read_power, UNKNOWN), Aside(sensors.read_memory, nothing))
 
 
-def _mac_power(run: Runner) -> Power:
-    return parse_power(run(["/usr/bin/pmset", "-g", "batt"]) or "")
-
-
-def _mac_memory(run: Runner) -> Memory:
-    """Two calls, because one unknown name makes sysctl fail for both."""
-    level = run(["/usr/sbin/sysctl", "-n", "kern.memorystatus_vm_pressure_level"])
-    swap = run(["/usr/sbin/sysctl", "-n", "vm.swapusage"])
+def read_memory(run: Runner) -> Memory:
+    """A Mac's pressure and swap. Both with one program; where that fails one by one, as an unknown name fails both."""
+    both = parse_level_and_swap(run([_SYSCTL, "-n", _LEVEL, _SWAP]) or "")
+    if both is not None:
+        return Memory(*both)
+    level, swap = run([_SYSCTL, "-n", _LEVEL]), run([_SYSCTL, "-n", _SWAP])
     return Memory(parse_level(level or ""), parse_swap(swap or ""))
-
-
-def _psutil_power() -> Power:
-    try:
-        battery = psutil.sensors_battery()
-    except (OSError, ValueError):
-        return Power(None, None)
-    if battery is None:
-        return Power(on_battery=False, percent=None)
-    is_known = battery.power_plugged is not None  # pyright: ignore[reportUnnecessaryComparison] psutil's stub is wrong
-    return Power(not battery.power_plugged if is_known else None, min(100, max(0, round(battery.percent))))
 
 
 def _psutil_memory() -> Memory:
@@ -119,4 +113,5 @@ def read_watts(*, system: str = sys.platform, run: Runner = run_program) -> floa
     """Watts over the next two seconds, from ``macmon`` where that is installed on a Mac; None everywhere else."""
     if system != "darwin":
         return None
-    return parse_watts(run(["macmon", "pipe", "-s", "1", "-i", "2000"]) or "")
+    macmon = find_program("macmon", os.environ) or "macmon"
+    return parse_watts(run([macmon, "pipe", "-s", "1", "-i", "2000"]) or "")

@@ -39,11 +39,12 @@ __all__ = ["BatchDecoder", "Piece", "Request", "check_batchable"]
 @dataclass(slots=True)
 class _Row:
     """One answer. ``cache`` is its own while its prompt is read in parts; ``num_read`` does not count its last token,
-    which goes with the last ones of the others."""
+    which goes with the last ones of the others. The first ``num_begun`` are the beginning, where it has that."""
 
     number: int
     answer: Answer
     num_read: int
+    num_begun: int
     cache: PromptCache | None = None
 
 
@@ -82,7 +83,9 @@ class BatchDecoder:
         """Take up an answer and return its number. Raises ``ModelError`` or ``UsageError`` where it cannot be given."""
         answer = Answer(self._model, self._tokenizer, request)
         self._num_added += 1
-        self._waiting.append(_Row(self._num_added, answer, len(request.prompt_ids) - 1))
+        num_read, count = len(request.prompt_ids) - 1, len(self._beginning)
+        has_begun = num_read > count and answer.ids[:count] == self._beginning
+        self._waiting.append(_Row(self._num_added, answer, num_read, count if has_begun else 0))
         return self._num_added
 
     def remove(self, number: int) -> None:
@@ -123,14 +126,17 @@ class BatchDecoder:
 
     def _next_group(self, left: int) -> list[_Row]:
         """The next one, with those behind it whose short prompts may be read along with its own."""
-        group, tokens, longest = [self._waiting[0]], self._waiting[0].num_read, self._waiting[0].num_read
+        group = [self._waiting[0]]
+        tokens = longest = _num_new(group[0])
         for row in itertools.islice(self._waiting, 1, self._max_rows - len(self._rows)):
-            tokens, longest = tokens + row.num_read, max(longest, row.num_read)
+            if row.num_begun != group[0].num_begun:
+                break
+            tokens, longest = tokens + _num_new(row), max(longest, _num_new(row))
             positions = longest * (len(group) + 1)
             if longest > SHORT_PROMPT or positions > min(left, _LARGEST_PADDING * tokens):
                 break
             group.append(row)
-        are_short = self._can_pad and all(0 < row.num_read <= SHORT_PROMPT for row in group)
+        are_short = self._can_pad and all(0 < _num_new(row) <= SHORT_PROMPT for row in group)
         return group if are_short else group[:1]
 
     def _read_on(self, row: _Row, left: int) -> int:
@@ -148,10 +154,8 @@ class BatchDecoder:
     def _read_together(self, group: Sequence[_Row]) -> int:
         """Read these prompts, padded on the right to one length; the number of positions."""
         caches = [self._begin(row) for row in group]
-        if len({len(cache.ids) for cache in caches}) > 1:
-            caches = [PromptCache(self._model) for _ in group]
-        known = len(caches[0].ids)
-        lengths = [row.num_read - known for row in group]
+        known = group[0].num_begun
+        lengths = [_num_new(row) for row in group]
         padding = [max(lengths) - length for length in lengths]
         rests = [row.answer.ids[known : row.num_read] for row in group]
         tokens = [rest + [0] * pad for rest, pad in zip(rests, padding, strict=True)]
@@ -170,8 +174,8 @@ class BatchDecoder:
 
     def _begin(self, row: _Row) -> PromptCache:
         """An empty cache, or one that holds the beginning where the prompt goes on behind it."""
-        cache, count = PromptCache(self._model), len(self._beginning)
-        if not count or row.num_read <= count or row.answer.ids[:count] != self._beginning:
+        cache = PromptCache(self._model)
+        if not row.num_begun:
             return cache
         if self._begun is None:
             self._begun = PromptCache(self._model)
@@ -256,6 +260,11 @@ def _try_rows(model: nn.Module) -> str:
     difference = mx.sqrt(mx.mean(mx.square(logits.astype(mx.float32) - alone))) / mx.std(alone)
     bound = _FULL_PRECISION if logits.dtype == mx.float32 else _HALF_PRECISION
     return "" if cast(float, difference.item()) <= bound else "it says something else in a batch than alone"
+
+
+def _num_new(row: _Row) -> int:
+    """Tokens of the prompt to be read for this row alone."""
+    return row.num_read - row.num_begun
 
 
 def _take(row: _Row, logits: mx.array) -> Piece:

@@ -12,6 +12,9 @@ HTTP connection instead of xet's several.
 import fcntl
 import os
 import re
+import shlex
+import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -36,6 +39,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _NOT_WANTED = ("pytorch_model*", "tf_model*", "flax_model*", "adapter*", "training_args*", "optimizer*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _POLL_SECONDS = 0.2
+_CHECK = "check the connection; what still works says: mlxft doctor"
 _PART = ".mlxft-part"
 
 
@@ -98,11 +102,11 @@ def ask_hub(hub_id: str, revision: str | None, *, timeout: float) -> HubModel:
         raise HubUnreachableError("the hub is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     api = HfApi()
     get_session()  # imports the client now: on a busy machine that takes seconds, which are not the hub's
-    question = _in_thread(lambda: api.model_info(hub_id, revision=revision, timeout=timeout, files_metadata=True))
+    question = in_thread(lambda: api.model_info(hub_id, revision=revision, timeout=timeout, files_metadata=True))
     try:
         info = question.result(timeout)
     except TimeoutError as error:
-        raise HubUnreachableError(f"the hub gave no answer within {timeout:g} s", "check the connection") from error
+        raise HubUnreachableError(f"the hub gave no answer within {timeout:g} s", _CHECK) from error
     except errors.GatedRepoError as error:
         raise _needs_approval(hub_id) from error
     except errors.RevisionNotFoundError as error:
@@ -112,12 +116,10 @@ def ask_hub(hub_id: str, revision: str | None, *, timeout: float) -> HubModel:
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
             f"there is no model {hub_id!r} on the hub, or it is private",
-            "check the spelling; for a private model run: hf auth login",
+            f"check the spelling; for a private model run: {login_command()}",
         ) from error
     except Exception as error:  # refused connections, broken answers, TLS: whatever the HTTP library raises
-        raise HubUnreachableError(
-            f"the hub cannot be reached ({type(error).__name__})", "check the connection"
-        ) from error
+        raise HubUnreachableError(f"the hub cannot be reached ({why_unreachable(error)})", _CHECK) from error
     files = [
         HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None)
         for s in info.siblings or ()
@@ -161,7 +163,7 @@ def download(model: HubModel, *, cache: Path, report: Report) -> Path:
     before = folder_bytes(repository)
     disable_progress_bars()  # ours is drawn from Phase events
     try:
-        future = _in_thread(fetch_all)
+        future = in_thread(fetch_all)
         for _ in _until_done(future):
             done = min(total, cached + max(0, folder_bytes(repository) - before))
             report(Phase("download", detail=f"{model.hub_id} from the hub", done=done, total=total, unit="bytes"))
@@ -242,10 +244,31 @@ def _is_wanted(name: str) -> bool:
     return fnmatch(name, _WEIGHTS) or any(fnmatch(name, pattern) for pattern in _OTHERS)
 
 
+def why_unreachable(error: Exception) -> str:
+    """The reason in words that a person may know; the library's own name for it where there are none."""
+    text = str(error)
+    for pattern, said in (
+        (r"Name or service not known|nodename nor servname|name resolution|getaddrinfo", "its name is not known here"),
+        (r"CERTIFICATE_VERIFY_FAILED|certificate verify", "its certificate is not trusted here"),
+        (r"Connection refused", "the connection is refused"),
+        (r"unreachable|No route", "there is no network"),
+        (r"timed out|Timeout", "it does not answer"),
+    ):
+        if re.search(pattern, text, re.IGNORECASE):
+            return said
+    return type(error).__name__
+
+
+def login_command() -> str:
+    """What to type for a token: ``hf`` is on PATH where the environment is, which the launcher's is not."""
+    hf = "hf" if shutil.which("hf") else shlex.quote(str(Path(sys.executable).with_name("hf")))
+    return f"{hf} auth login"
+
+
 def _needs_approval(hub_id: str) -> ModelError:
     return ModelError(
         f"{hub_id} asks for its licence to be accepted first",
-        f"accept it on the model's page of the hub ({hub_id}), then run: hf auth login",
+        f"accept it on the model's page of the hub ({hub_id}), then run: {login_command()}",
     )
 
 
@@ -258,7 +281,7 @@ def _no_safetensors(hub_id: str, names: Sequence[str]) -> ModelError:
     )
 
 
-def _in_thread(work: Callable[[], T]) -> "Future[T]":
+def in_thread(work: Callable[[], T]) -> "Future[T]":
     """Run ``work`` beside us; a thread that hangs does not keep the process alive."""
     future: Future[T] = Future()
 

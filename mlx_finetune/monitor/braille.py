@@ -30,6 +30,21 @@ def draw_curve(points: Points, *, width: int, height: int) -> list[str]:
     return ["".join(chr(_BLANK + cell) for cell in row) for row in rows]
 
 
+def draw_segment(rows: list[list[int]], start: tuple[int, int], end: tuple[int, int]) -> None:
+    """Set the dots of a straight line in ``rows`` of braille bits; places are (dot column, dot row from the top)."""
+    (x0, y0), (x1, y1) = start, end
+    if x0 == x1:
+        for dot in range(min(y0, y1), max(y0, y1) + 1):
+            rows[dot // 4][x0 // 2] |= _DOTS[dot % 4][x0 % 2]
+        return
+    before = y0
+    for x in range(x0, x1 + 1):
+        y = round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+        for dot in range(min(y, before + (y > before)), max(y, before - (y < before)) + 1):
+            rows[dot // 4][x // 2] |= _DOTS[dot % 4][x % 2]
+        before = y
+
+
 def thin(points: Points, count: int) -> list[tuple[float, float]]:
     """At most about ``count`` points: means of neighbours, so that a noisy curve of 10,000 steps stays readable."""
     if len(points) <= count:

@@ -21,9 +21,11 @@ _REASONS = {
 }
 
 
-def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name: str, width: int) -> list[str]:
-    """The report at the end of a finished run, no line longer than ``width`` where the words allow it."""
-    lines = ["", f"finished at step {finished.step}: {_REASONS.get(finished.reason, finished.reason)}", ""]
+def finished_lines(
+    summary: Summary, finished: RunFinished, *, folder: str, name: str, width: int, report: str = ""
+) -> list[str]:
+    """The last words of a finished run, no line longer than ``width`` where they allow it. ``report`` is its page."""
+    lines = ["", f"finished at step {finished.step}: {reason_text(finished.reason)}", ""]
     lines += [f"  {line}" for line in learned_lines(summary, finished)]
     lines += compared_lines(summary, finished, width=width)
     took = f"{format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets"
@@ -32,12 +34,18 @@ def finished_lines(summary: Summary, finished: RunFinished, *, folder: str, name
         "",
         *([f"  {took}", f"  {finished.planned}"] if finished.planned else [f"  {took}, {peak}"]),
         f"  {what_was_trained(summary)} in {folder}",
+        *([f"  report for your browser: {report}"] if report else []),
         *(f"  {line}" for line in restarted_lines(summary)),
         "",
         *([f"what it learned, measured: mlxft eval {name}"] if summary.started and summary.started.valid_rows else []),
         f"next: mlxft chat {name}",
     ]
     return lines
+
+
+def reason_text(reason: str) -> str:
+    """Why a run finished, in words."""
+    return _REASONS.get(reason, reason)
 
 
 def restarted_lines(summary: Summary) -> list[str]:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from mlx_finetune.events import RunFailed, RunFinished, RunStopped
+from mlx_finetune.events import RunFailed, RunFinished, RunStopped, summarise_resources
 from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.ending import restarted_lines
 from mlx_finetune.monitor.plain import notice_lines, number, one_line
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.recipe.values import toml_value
-from mlx_finetune.units import format_bytes, format_count, format_seconds
+from mlx_finetune.units import format_bytes, format_count, format_energy, format_seconds
 
 CURVE_WIDTH, CURVE_LINES = 64, 6
 
@@ -115,6 +115,7 @@ def report_json(run: RunFacts, settings: Mapping[str, object]) -> dict[str, obje
         "pause_seconds": summary.pause_seconds,
         "sleep_seconds": summary.sleep_seconds,
         "restarts": [asdict(one) for one in summary.restarts],
+        "resources": summarise_resources(summary.resources),
         "outcome": asdict(summary.outcome) if summary.outcome else None,
     }
 
@@ -157,6 +158,22 @@ def _outcome_lines(run: RunFacts) -> Iterator[str]:
             yield f"failed: {end.message}"
         case _:
             pass
+    yield from _machine_lines(run.summary)
+
+
+def _machine_lines(summary: Summary) -> Iterator[str]:
+    """Energy, heat and what was slowed down for it, as far as the machine told; nothing where it told nothing."""
+    samples = summary.resources
+    watts = [one.watts for one in samples if one.watts is not None]
+    degrees = [one.temperature_celsius for one in samples if one.temperature_celsius is not None]
+    energy = next((one.energy_joules for one in reversed(samples) if one.energy_joules is not None), None)
+    slowed = [one for one in samples if one.throttled]
+    parts = [] if energy is None else [f"{format_energy(energy)} used"]
+    parts += [f"{sum(watts) / len(watts):.1f} W on average"] if watts else []
+    parts += [f"{max(degrees):.0f} C at the hottest"] if degrees else []
+    parts += [f"slowed down for the heat in {len(slowed) / len(samples):.0%} of the time"] if slowed else []
+    if parts:
+        yield ", ".join(parts)
 
 
 def _lost_time_lines(run: RunFacts) -> Iterator[str]:
@@ -183,7 +200,7 @@ def _settings_lines(settings: Mapping[str, object]) -> Iterator[str]:
 
 
 def _is_worth_showing(value: object) -> bool:
-    return value not in ("", [], {}, False) or (value == 0 and not isinstance(value, bool))
+    return value not in ("", "auto", [], {}, False) or (value == 0 and not isinstance(value, bool))
 
 
 def _value(value: object) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
+from mlx_finetune.recipe.hardware import GPU_NAME
 from mlx_finetune.recipe.schema import ENDPOINT_PATH, ENDPOINT_PROMPT, Recipe
 from mlx_finetune.recipe.values import toml_value
 
@@ -17,6 +18,7 @@ _SCHEMA_TITLE = "mlxft recipe"
 _PATTERNS = {
     ENDPOINT_PATH: "text of up to 64 of a-z, 0-9, - and _, the first a letter or a digit",
     ENDPOINT_PROMPT: "text in quotes with {text} in it",
+    GPU_NAME: 'text such as "applegpu_g16s"',
 }
 
 Schema = Mapping[str, Any]

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from mlx_finetune.errors import UsageError
-from mlx_finetune.recipe.fields import Auto, Count, CountOrZero, Section, Text, Texts, refuse
+from mlx_finetune.recipe.fields import Auto, Count, Section, Text, Texts, refuse
 from mlx_finetune.recipe.values import shown_name
 
 #: Task -> what it measures, for help and error messages.
@@ -166,7 +166,7 @@ with warnings.catch_warnings():
         max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
             64, description="Longest answer to one of these prompts, in tokens."
         )
-        microscope_rows: CountOrZero = Field(
+        microscope_rows: Annotated[int, Field(ge=0, le=64)] = Field(
             4,
             description="Validation rows whose tokens get a loss under base and result when the training has ended "
             "(microscope.json, in report and monitor); 0 is off.",

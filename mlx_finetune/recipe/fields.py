@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from mlx_finetune.units import parse_bytes
 
 Auto = Literal["auto"]
+Off = Literal["off"]
 
 _SectionT = TypeVar("_SectionT")
 
@@ -18,7 +19,7 @@ def as_tuple(value: object) -> object:
 
 
 def _as_bytes(value: object) -> object:
-    return parse_bytes(value) if isinstance(value, str) and value != "auto" else value
+    return parse_bytes(value) if isinstance(value, str) and value not in ("auto", "off") else value
 
 
 Text = Annotated[str, Field(min_length=1)]
@@ -32,7 +33,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Fraction])]
 Bytes = Annotated[int, Field(ge=10**6, le=10**15)]
 SizeText = Annotated[str, Field(examples=["24 GB"])]
-SizeLimit = Annotated[Auto | Bytes, BeforeValidator(_as_bytes, json_schema_input_type=Auto | Bytes | SizeText)]
+SizeLimit = Annotated[
+    Auto | Off | Bytes, BeforeValidator(_as_bytes, json_schema_input_type=Auto | Off | Bytes | SizeText)
+]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 

@@ -152,8 +152,8 @@ _WITHOUT_KEY: Mapping[str, tuple[str, str]] = {
     "deepspeed": ("Axolotl's and TRL's", "remove it; it does not exist for MLX"),
     "fsdp": ("Axolotl's and TRL's", "remove it; it does not exist for MLX"),
     "val_batches": ("mlx-lm's", "remove it; the whole validation set is always used"),
-    "wandb_project": ("Axolotl's", "remove it; trackers (W&B, trackio, tensorboard) are not available yet"),
-    "use_wandb": ("LLaMA-Factory's", "remove it; trackers (W&B, trackio, tensorboard) are not available yet"),
+    "wandb_project": ("Axolotl's", 'write training.report_to = ["wandb"]; WANDB_PROJECT=NAME names the project'),
+    "use_wandb": ("LLaMA-Factory's", 'write training.report_to = ["wandb"]'),
 }
 
 #: A converted value, or a sentence where no value can be given.

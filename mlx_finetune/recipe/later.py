@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 
 #: Dotted key (or section) -> what it is.
 _KEYS: Mapping[str, str] = {
-    "training.report_to": "W&B, trackio, tensorboard",
-    "report_to": "W&B, trackio, tensorboard",
     "training.loraplus_lr_ratio": "LoRA+, another learning rate for B",
     "lora.loraplus_lr_ratio": "LoRA+, another learning rate for B",
     "training.beta": "preference losses",

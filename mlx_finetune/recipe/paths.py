@@ -1,4 +1,4 @@
-"""Relative paths of a recipe count from the folder where mlxft is started; one started elsewhere is told so."""
+"""Relative paths of a recipe count from the folder where mlxft is started; data that lies elsewhere is refused."""
 
 import shlex
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def check_paths(loaded: LoadedRecipe, base: Path) -> None:
     Raises ``RecipeError`` naming that folder.
     """
     above = loaded.path.absolute().parents
-    for key, text in _paths(loaded.recipe.data):
+    for key, text in data_paths(loaded.recipe.data):
         path = Path(text).expanduser()
         if path.is_absolute() or _exists(base / path):
             continue
@@ -25,7 +25,17 @@ def check_paths(loaded: LoadedRecipe, base: Path) -> None:
             raise RecipeError([Problem(str(loaded.path), message, f"cd {shlex.quote(str(home))}")])
 
 
-def _paths(data: DataRecipe) -> Iterator[tuple[str, str]]:
+def named_file(name: str, *folders: Path) -> Path:
+    """The file that ``name`` means: in the first of ``folders`` that has it, else where the first would have it.
+
+    The first is where mlxft is started, as for data; those behind it are where a recipe lies, or a run was started.
+    """
+    path = Path(name).expanduser()
+    return next((folder / path for folder in folders if _exists(folder / path)), folders[0] / path)
+
+
+def data_paths(data: DataRecipe) -> Iterator[tuple[str, str]]:
+    """Key and text of every file, folder or hub id that [data] names."""
     for key in ("path", "train", "valid", "test"):
         text = getattr(data, key)
         if text:

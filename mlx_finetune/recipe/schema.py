@@ -20,11 +20,11 @@ from mlx_finetune.recipe.fields import (
     Fractions,
     Names,
     Section,
-    SizeLimit,
     Text,
     as_tuple,
     refuse,
 )
+from mlx_finetune.recipe.hardware import HardwareRecipe
 
 
 class LoraRecipe(Section):
@@ -69,6 +69,9 @@ class SourceRecipe(Section):
 ENDPOINT_PATH, ENDPOINT_PROMPT = "^[a-z0-9][a-z0-9_-]{0,63}$", r"\{text\}"
 Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
+
+Tracker = Literal["wandb", "trackio", "tensorboard"]
+Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Tracker])]
 
 DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
 Truncation = Literal["drop", "keep-end", "split"]
@@ -219,6 +222,11 @@ class TrainingRecipe(Section):
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="A loss or gradient that is not finite: stop the run, or leave that step out."
     )
+    report_to: Trackers = Field(
+        (),
+        description="Trackers that are told losses, rates, speed, memory, resources and answers while it trains; each "
+        "needs a package of its own.",
+    )
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:
@@ -229,6 +237,8 @@ class TrainingRecipe(Section):
             for first, second in pairs
             if getattr(self, first) is not None and getattr(self, second) is not None
         ]
+        twice = sorted({name for name in self.report_to if self.report_to.count(name) > 1})
+        problems += [f"`report_to` names {name} twice; once is enough" for name in twice]
         return refuse(self, problems)
 
 
@@ -246,26 +256,6 @@ class ChatRecipe(Section):
     system: str = Field("", description="System message put in front of every conversation.")
 
 
-class HardwareRecipe(Section):
-    """[hardware]: limits handed to MLX, and the compute type."""
-
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="Type of the frozen weights and activations; auto is float32 on a CPU, float16 on M1 and M2, "
-        "else bfloat16.",
-    )
-    memory_limit: SizeLimit = Field("auto", description='MLX memory limit in bytes or as text such as "24 GB".')
-    wired_limit: SizeLimit = Field(
-        "auto", description="Memory that macOS keeps wired for the GPU (macOS 15 and later)."
-    )
-    cache_limit: SizeLimit = Field("auto", description="Freed memory that MLX keeps for reuse.")
-    min_battery_percent: Annotated[int, Field(ge=0, le=100)] = Field(
-        20,
-        description="Charge at which a run on battery saves and waits for mains power, or for 5 percent more; 0 never "
-        "waits.",
-    )
-
-
 with warnings.catch_warnings():
     # ``schema`` is also the name of a method of pydantic that was replaced by another; nothing here calls it.
     warnings.filterwarnings("ignore", message='Field name "schema"')
@@ -278,7 +268,8 @@ with warnings.catch_warnings():
             examples=["timeline"],
         )
         schema: Text = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
-            description="JSON Schema file of the answers; counts from the recipe's folder, and is kept with the run.",
+            description="JSON Schema file of the answers, kept with the run. Its path counts from where mlxft is "
+            "started, else from the recipe's folder.",
             examples=["timeline.schema.json"],
         )
         prompt: Annotated[str, Field(pattern=ENDPOINT_PROMPT)] = Field(

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with refused_writes(run):
             admission = admit(run, request)
             check_recipe(admission, loaded.recipe, request)
-            emit = EventWriter(run.file(EVENTS), clock=time.time)
+            emit = EventWriter(run.file(EVENTS), clock=time.time, log=_log)
             log_to(run.file(LOG))  # last: what is refused before it is said to whoever started this process
     except MlxftError as error:
         _print_error(error)
@@ -55,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         emit.close()
         admission.release()
+
+
+def _log(text: str) -> None:
+    """To stderr, which is the run's log once the folder is ours; a disk that is full is reported elsewhere."""
+    with suppress(OSError):
+        durable.write_all(2, text.encode())
 
 
 def _follow(request: Request, place: Place, stop: StopRequest) -> int:

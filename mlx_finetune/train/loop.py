@@ -45,7 +45,8 @@ class Cadence:
 @dataclass(frozen=True, slots=True)
 class Loop:
     """What the loop is handed. ``save`` commits a checkpoint of the current state, None on ranks that do not write;
-    ``answer_prompts`` fills samples.jsonl; ``locate_row`` names a row number as ``file:line``."""
+    ``answer_prompts`` fills samples.jsonl; ``locate_row`` names a row number as ``file:line``; ``report_machine`` is
+    called often, and writes what the machine did (``hardware.sampling``) where there is something new."""
 
     trainer: Trainer
     stream: Stream
@@ -60,6 +61,7 @@ class Loop:
     answer_prompts: Callable[[int], bool]
     locate_row: Callable[[int], str]
     ranks: Ranks = ALONE
+    report_machine: Callable[[int], None] = lambda step: None
 
 
 def run_loop(loop: Loop, state: RunState) -> EndReason:
@@ -81,6 +83,7 @@ def run_loop(loop: Loop, state: RunState) -> EndReason:
 
 def _run(loop: Loop, state: RunState, saver: "_Saver", ahead: Ahead) -> EndReason:
     while True:
+        loop.report_machine(state.step)
         if not state.is_evaluated and not _evaluate_safely(loop, state, saver):
             saver.save(state)
             return "stopped"
@@ -145,7 +148,7 @@ def _pause(loop: Loop, state: RunState, saver: _Saver, reason: str) -> None:
     saver.save(state)
     mx.clear_cache()
     if not loop.ranks.rank:  # the others wait for its next decision
-        loop.watch.pause(state.step, reason)
+        loop.watch.pause(state.step, reason, loop.report_machine)
 
 
 def _take_step(loop: Loop, state: RunState, ahead: Ahead) -> None:
@@ -232,6 +235,7 @@ def _evaluate_set(loop: Loop, state: RunState) -> bool:
         found = loop.ranks.gather(_evaluate_batch(loop, start + loop.ranks.rank))
         if _is_stop_asked(loop, [number for number, _, _ in found]):
             return False
+        loop.report_machine(state.step)
         for _, loss_sum, count in found:
             total, num_targets = total + loss_sum, num_targets + count
     state.evaluated_step = state.step

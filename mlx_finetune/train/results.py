@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
+from mlx_finetune.events import summarise_resources
+from mlx_finetune.journal import read_resources
 from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
@@ -74,6 +76,7 @@ def write_metrics(
         "targets_per_second": round(state.targets_trained / max(state.train_seconds, 1e-9), 2),
         "peak_memory_bytes": state.peak_memory_bytes,
         "plan": plan,
+        "resources": summarise_resources(read_resources(run.file(rundir.EVENTS))),
         "skipped_steps": state.skipped_steps,
         "restarts": state.restarts,
         "log_history": state.log_history,

@@ -1,7 +1,7 @@
 """One training from a recipe to its results: prepare, loop, publish. The steps are in the order of the prose.
 
 What was decided is written before step 1: recipe.toml (as asked), resolved.toml (every default and automatic choice
-with its reason), run.json (identity and status).
+with its reason), data_card.json (what the data is), run.json (identity and status).
 """
 
 import copy
@@ -9,11 +9,13 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from mlx_finetune import durable, rundir
+from mlx_finetune.dataset.card import card_json
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.events import Event, Notice, RunFinished, RunStarted
 from mlx_finetune.hardware.safer import Safer
@@ -26,6 +28,7 @@ from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_tr
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
+from mlx_finetune.train.machine import sampled_machine, with_setting_reasons
 from mlx_finetune.train.microscope import keep_microscope
 from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
@@ -37,6 +40,7 @@ from mlx_finetune.train.start.frozen import reused_states
 from mlx_finetune.train.start.identity import (
     FREE_KEYS,
     FREE_SECTIONS,
+    KEPT_WHEN_AUTO,
     SETTINGS_BEFORE,
     Identity,
     differences,
@@ -66,16 +70,18 @@ def train_run(
     ``around`` is this machine where it is not given. This is the part of rank 0; the others ``follow_run``. Raises
     ``MlxftError`` for everything a user can mend; what was saved before stays as it was.
     """
-    run = admission.run
+    run, around = admission.run, around or system_surroundings()
     with ranks.together():
-        prepared, state, info = _begin(loaded, request, admission, stop, emit, base, ranks)
-        loop = _build_loop(run, prepared, stop, emit, around or system_surroundings(), ranks)
+        prepared, state, info = _begin(loaded, request, admission, stop, emit, base, around, ranks)
+        loop = _build_loop(run, prepared, stop, emit, around, ranks)
         _start_alike(prepared.trainer, state, ranks)
     parts = (prepared.kept, prepared.trainer, prepared.stream, prepared.valid_batches)
     with closing(prepared.trainer):
         with reused_states(*parts, run.path, stop, emit):
             emit(_run_started(run, prepared, state))
-            reason = run_loop(loop, state)
+            seconds = prepared.recipe.hardware.sample_seconds
+            with sampled_machine(run, seconds, around, loop.watch, emit) as report:
+                reason = run_loop(replace(loop, report_machine=report), state)
         if reason == "stopped":
             durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
             return state.step
@@ -129,6 +135,7 @@ def _begin(
     stop: StopRequest,
     emit: Emit,
     base: Path,
+    around: Surroundings,
     ranks: Ranks,
 ) -> tuple[Prepared, RunState, dict[str, object]]:
     """Everything before the first step: the run, its state, and the fields of run.json."""
@@ -148,7 +155,7 @@ def _begin(
     if state.step:
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
-    info = _write_decisions(run, loaded, prepared, admission, state, base, is_extended=is_extended)
+    info = _write_decisions(run, loaded, prepared, admission, state, base, around, is_extended=is_extended)
     keep_schemas(run, schemas)
     return prepared, state, info
 
@@ -225,6 +232,8 @@ def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | N
     for key in FREE_KEYS:
         section, _, name = key.rpartition(".")
         source, target = (now[section], values[section]) if section else (now, values)
+        if source[name] == "auto" and key in KEPT_WHEN_AUTO:
+            continue
         if source[name] is not None or key == "training.max_minutes":  # None is no limit there, elsewhere a default
             target[name] = source[name]
     for section in FREE_SECTIONS:
@@ -284,12 +293,15 @@ def _write_decisions(
     admission: Admission,
     state: RunState,
     base: Path,
+    around: Surroundings,
     *,
     is_extended: bool,
 ) -> dict[str, object]:
-    """Write recipe.toml, resolved.toml and run.json; returns the fields of run.json."""
+    """Write recipe.toml, resolved.toml, data_card.json and run.json; returns the fields of run.json."""
     durable.write_text(run.file(rundir.RECIPE), loaded.text)
-    durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, prepared.reasons))
+    durable.write_json(run.file(rundir.DATA_CARD), card_json(prepared.card))
+    reasons = with_setting_reasons(prepared.reasons, prepared.recipe.hardware, around)
+    durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, reasons))
     created = (admission.run_info or {}).get("created") or datetime.now(UTC).isoformat(timespec="seconds")
     info: dict[str, object] = {
         "format_version": rundir.FORMAT_VERSION,

@@ -6,12 +6,18 @@ training: a run that was paused ends with the bits of one that was not.
 """
 
 import math
+import os
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlx_finetune.events import Continued, Event, Paused, TimeJump
-from mlx_finetune.hardware.sensors import Memory, Power, Sensors, system_sensors
+from mlx_finetune.hardware.sampling.source import Source
+from mlx_finetune.hardware.sampling.sources import system_sources
+from mlx_finetune.hardware.sensors import Memory, Sensors, read_aside, system_sensors
+from mlx_finetune.hardware.system.power import UNKNOWN, Power
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.units import format_bytes
 
@@ -39,16 +45,31 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Everything a watch asks and does outside this process."""
+    """Everything that is asked and done outside this process while a run is at work.
+
+    ``find_sources`` gives what is sampled for a run in a folder every so many seconds (``hardware.sampling``);
+    ``environment`` is that of this process, ``tuned`` what it was given for keys that are "auto" (``hardware.metal``).
+    """
 
     sensors: Sensors
     clocks: Clocks
     sleep: Callable[[float], None]
+    find_sources: Callable[[Path, float], Sequence[Source]] = lambda folder, seconds: ()
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    tuned: Mapping[str, int] = field(default_factory=dict[str, int])
+    system: str = sys.platform
 
 
 def system_surroundings() -> Surroundings:
     """This machine."""
-    return Surroundings(system_sensors(), system_clocks(), time.sleep)
+    sensors = system_sensors()
+    if sys.platform == "darwin":  # where each figure is asked of a program
+        sensors = read_aside(sensors)
+
+    def find_sources(folder: Path, seconds: float) -> Sequence[Source]:
+        return system_sources(folder, seconds=seconds, environment=os.environ)
+
+    return Surroundings(sensors, system_clocks(), time.sleep, find_sources, environment=os.environ)
 
 
 def system_clocks() -> Clocks:
@@ -68,7 +89,10 @@ def _clock(number: int) -> Callable[[], float]:
 
 
 class Watch:
-    """Looked at by the loop between two steps; ``min_battery_percent`` 0 never pauses for the battery."""
+    """Looked at by the loop between two steps; ``min_battery_percent`` 0 never pauses for the battery.
+
+    ``power`` and ``memory`` are what was read last.
+    """
 
     def __init__(
         self, around: Surroundings, *, min_battery_percent: int, emit: Callable[[Event], None], stop: StopRequest
@@ -80,24 +104,30 @@ class Watch:
         self._memory = _MemoryShortage()
         self._reading = _read(around.clocks)
         self._next_sample = -math.inf
+        self.power, self.memory = UNKNOWN, Memory(level=None, swap_bytes=None)
 
     def reason_to_pause(self) -> str | None:
         """Why training should wait now, None where it may go on; jumps of time since the last call are reported."""
         self._report_jumps()
         if self._reading.continuous >= self._next_sample:
-            self._battery.add(self._around.sensors.read_power())
-            self._memory.add(self._around.sensors.read_memory())
+            self.power, self.memory = self._around.sensors.read_power(), self._around.sensors.read_memory()
+            self._battery.add(self.power)
+            self._memory.add(self.memory)
             self._next_sample = self._around.clocks.continuous() + SAMPLE_SECONDS
         return self._battery.reason or self._memory.reason
 
-    def pause(self, step: int, reason: str) -> None:
-        """Wait until nothing speaks against going on, or a stop is asked for. ``step`` has been saved before."""
+    def pause(self, step: int, reason: str, report: Callable[[int], None] = lambda step: None) -> None:
+        """Wait until nothing speaks against going on, or a stop is asked for. ``step`` has been saved before.
+
+        ``report`` is called with it while nothing else happens.
+        """
         self._emit(Paused(step, reason))
         started = self._around.clocks.continuous()
         while self.reason_to_pause() is not None:
             if self._stop.signal_number:
                 return
             self._around.sleep(WAIT_SECONDS)
+            report(step)
         self._emit(Continued(step, round(self._reading.continuous - started, 3)))
 
     def _report_jumps(self) -> None:

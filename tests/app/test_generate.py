@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from answering_runs import write_run
 from click.testing import CliRunner, Result
 
 from mlx_finetune.app.generate import (
@@ -21,7 +20,7 @@ from mlx_finetune.app.generate import (
     sampling_of,
     to_line,
 )
-from mlx_finetune.app.open import Opened, open_name
+from mlx_finetune.app.open import Opened
 from mlx_finetune.commands.generate import command
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import DataError, MlxftError, Problem
@@ -30,18 +29,6 @@ from mlx_finetune.model.generate import Piece, PromptCache, generate_text
 from mlx_finetune.recipe.schema import ChatRecipe
 
 CHAT = ChatRecipe.model_validate({"max_tokens": 8})
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    write_run(folder / "adapters" / "keeper", tiny_model("llama"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def opened(place: Path) -> Opened:
-    return open_name("keeper", base=place, report=lambda _: None)
 
 
 def answerer(opened: Opened, seed: int = 0) -> Answerer:

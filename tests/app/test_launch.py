@@ -14,6 +14,7 @@ from mlx_finetune.app.launch import TrainRequest, child_environment, forwarding,
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Phase, Record, RunFailed, RunFinished, RunStopped, StepDone
 from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.rundir import RunDir
 
 FAKE = Path(__file__).parent.with_name("fake_child.py")
@@ -187,6 +188,29 @@ def test_on_a_mac_the_watchdog_is_asked_for_patience_unless_the_user_decided_oth
     assert child_environment({"A": "b"}, "darwin") == {"A": "b", name: "1"}
     assert child_environment({name: "0"}, "darwin") == {name: "0"}
     assert child_environment({"A": "b"}, "linux") == {"A": "b"}
+
+
+def test_the_training_process_gets_what_the_recipe_says_and_the_users_own_word_wins() -> None:
+    hardware = HardwareRecipe.model_validate({"max_ops_per_buffer": 20, "tf32": False, "relax_gpu_watchdog": False})
+    given = child_environment({"MLX_ENABLE_TF32": "1"}, "darwin", hardware)
+    assert given == {"MLX_ENABLE_TF32": "1", "MLX_MAX_OPS_PER_BUFFER": "20"}
+    tuned = {"max_ops_per_buffer": 80, "max_mb_per_buffer": 90}
+    assert child_environment({}, "darwin", hardware, tuned) == {
+        "MLX_MAX_OPS_PER_BUFFER": "20",
+        "MLX_MAX_MB_PER_BUFFER": "90",
+        "MLX_ENABLE_TF32": "0",
+    }
+
+
+def test_the_variables_are_there_when_the_training_process_starts(tmp_path: Path) -> None:
+    """Not being compiled is the one switch that a machine without Metal has too."""
+    said = tmp_path / "said"
+    code = f"import os; open({str(said)!r}, 'w').write(os.environ.get('MLX_DISABLE_COMPILE', 'not set'))"
+    for value, expected in ((False, "1"), (True, "not set")):
+        request = TrainRequest(Path("demo.toml"), hardware=HardwareRecipe.model_validate({"compile": value}))
+        with forwarding(print) as signals:
+            train(request, RunDir(tmp_path / "run"), Recorder(), signals, command=[sys.executable, "-c", code])
+        assert said.read_text() == expected
 
 
 def test_a_python_that_is_gone_is_one_sentence(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.ranges import Range
+from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_bytes, format_energy, format_seconds, format_step
@@ -410,6 +411,14 @@ def test_what_the_process_prints_last_is_the_result() -> None:
     given = ["--recipe", "demo.toml", "--budget", "600", "--set", "seed=3"]
     script = f"import sys; assert sys.argv[1:] == {given}; print({line!r})"
     assert ended(script) == FOUND
+
+
+def test_it_is_measured_with_the_variables_that_the_training_gets() -> None:
+    line = json.dumps({"measured": FOUND.to_json()})
+    script = f"import os; assert os.environ['MLX_DISABLE_COMPILE'] == '1'; print({line!r})"
+    hardware = HardwareRecipe.model_validate({"compile": False})
+    command = [sys.executable, "-c", script]
+    assert measure(Path("demo.toml"), [], lambda _: None, hardware=hardware, command=command) == FOUND
 
 
 @pytest.mark.parametrize(

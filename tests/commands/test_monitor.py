@@ -1,19 +1,27 @@
 """``mlxft monitor``: comes and goes while a run is at work, and never touches it."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import select
 import signal
+import struct
+import sys
+import termios
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from journal import STARTED, records, step, whole_run
-from processes import Machine, steps, wait_until
+from processes import TIMEOUT, Machine, steps, wait_until
 
 from mlx_finetune.app.follow import latest_run
-from mlx_finetune.commands import monitor_web
+from mlx_finetune.commands import monitor, monitor_web
 from mlx_finetune.commands.monitor import command
 from mlx_finetune.errors import RunError, UsageError
 from mlx_finetune.events import Record, RunStopped, to_json
@@ -79,7 +87,9 @@ def test_the_end_of_the_run_is_told_as_where_it_was_started(machine: Machine) ->
     assert (watching.returncode, training.returncode) == (0, 0)
     end = there[there.index("\nfinished at step") :]
     assert end.rstrip().endswith("next: mlxft chat demo")
-    assert told.endswith(end)
+    page = "  report for your browser: adapters/demo/report.html\n"  # made after the end that is told here
+    assert page in end
+    assert told.endswith(end.replace(page, ""))
 
 
 @pytest.mark.slow
@@ -124,6 +134,160 @@ def test_a_run_that_is_not_at_work_is_told_in_a_sentence(here: Path, journal: li
     write_run("demo", journal)
     result = CliRunner().invoke(command, [], standalone_mode=False)
     assert (result.return_value, result.stderr.splitlines()) == (0, said)
+
+
+class Terminal:
+    """``mlxft monitor`` in a pseudo terminal of 80 by 24, and everything that it has written there."""
+
+    def __init__(self, machine: Machine, *arguments: str, **environment: str) -> None:
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+            os.chdir(machine.folder)
+            os.execve(
+                sys.executable,
+                [sys.executable, "-m", "mlx_finetune", "monitor", *arguments],
+                machine.environment | {"TERM": "xterm-256color"} | environment,
+            )
+        self.written = b""
+
+    def read_until(self, text: str) -> None:
+        self.read_while(lambda: text.encode() not in self.written)
+
+    def read_while(self, holds: Callable[[], bool]) -> None:
+        """Read what is written meanwhile: a terminal that nobody reads holds up who writes to it."""
+        deadline = time.monotonic() + TIMEOUT
+        while holds():
+            assert time.monotonic() < deadline, self.written[-2000:]
+            if select.select([self.descriptor], [], [], 0.1)[0]:
+                self.written += os.read(self.descriptor, 65536)
+
+    def type(self, keys: str) -> None:
+        os.write(self.descriptor, keys.encode())
+
+    def wait(self) -> int:
+        """The exit code, when everything was read."""
+        with contextlib.suppress(OSError):
+            while True:
+                self.written += os.read(self.descriptor, 65536)
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.descriptor)
+        return os.waitstatus_to_exitcode(status)
+
+
+ENTER_SCREEN, LEAVE_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
+
+
+@pytest.mark.parametrize(("how", "code"), [("q", 0), ("\x03", 0), ("SIGINT", 0), ("SIGTERM", 143)])
+def test_in_a_terminal_the_screen_is_filled_and_given_back_and_the_training_goes_on(
+    machine: Machine, how: str, code: int
+) -> None:
+    run = train(machine, "wait")
+    terminal = Terminal(machine, "demo")
+    terminal.read_until("Overview")
+    terminal.read_until("targets/s")
+    assert ENTER_SCREEN in terminal.written
+    if how.startswith("SIG"):
+        os.kill(terminal.pid, signal.Signals[how])
+    else:
+        terminal.type(how)
+    assert terminal.wait() == code
+    assert LEAVE_SCREEN in terminal.written
+    assert terminal.written.endswith(b"left; the training goes on, mlxft stop demo ends it\r\n")
+    before = steps(run)
+    wait_until(lambda: steps(run) > before + 2)
+
+
+@pytest.mark.slow
+def test_keys_reach_the_training_itself(machine: Machine) -> None:
+    """A checkpoint now, then a safe stop; the screen stays, and leaving it says how to go on."""
+    run = train(machine, "wait")
+    known = {path.name for path in run.checkpoints()}
+    terminal = Terminal(machine, "demo")
+    terminal.read_until("targets/s")
+    terminal.type("c")
+    terminal.read_while(lambda: {path.name for path in run.checkpoints()} == known)
+    terminal.type("s")
+    terminal.read_until("Stop demo?")
+    assert running_process(run)
+    terminal.type("y")
+    terminal.read_while(lambda: running_process(run) is not None)
+    terminal.read_until("stopped")
+    terminal.type("q")
+    assert terminal.wait() == 0
+    assert b"demo is not at work; it stopped after step " in terminal.written
+    assert b"to go on: mlxft train demo.toml --resume" in terminal.written
+
+
+@pytest.mark.parametrize("arguments", [["--until-end"], []])
+def test_the_end_of_a_run_leaves_the_screen_only_where_that_was_asked_for(
+    machine: Machine, arguments: list[str]
+) -> None:
+    run = machine.recipe("finish")
+    machine.start("train", "demo.toml")
+    wait_until(lambda: steps(run) > 3)
+    terminal = Terminal(machine, "demo", *arguments)
+    terminal.read_until("targets/s")
+    run.file("finish").touch()
+    if not arguments:
+        terminal.read_until("mlxft chat demo")
+        assert LEAVE_SCREEN not in terminal.written
+        terminal.type("q")
+    assert terminal.wait() == 0
+    left = terminal.written.split(LEAVE_SCREEN)[1]
+    assert b"finished at step " in left
+    assert b"next: mlxft chat demo" in left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "term"), [(["--plain"], "xterm-256color"), ([], "dumb"), (["--json"], "xterm")])
+def test_otherwise_a_terminal_gets_lines(machine: Machine, arguments: list[str], term: str) -> None:
+    train(machine, "wait")
+    terminal = Terminal(machine, *arguments, TERM=term)
+    terminal.read_until("watching demo (process ")
+    terminal.type("\x03")
+    assert terminal.wait() == 0
+    assert ENTER_SCREEN not in terminal.written
+
+
+@pytest.mark.parametrize(
+    ("system", "environment", "works", "copied"),
+    [
+        ("darwin", {}, True, True),
+        ("darwin", {}, False, False),
+        ("darwin", {"SSH_CONNECTION": "1.2.3.4"}, True, False),
+        ("linux", {}, True, False),
+    ],
+)
+def test_a_mac_that_one_sits_at_has_a_clipboard_of_its_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+    environment: dict[str, str],
+    works: bool,
+    copied: bool,
+) -> None:
+    pbcopy = tmp_path / "pbcopy"
+    pbcopy.write_text(f"#!/bin/sh\n{'cat' if works else 'exit 1; cat'} > {tmp_path}/clipboard\n")
+    pbcopy.chmod(0o755)
+    monkeypatch.setattr(monitor, "PBCOPY", str(pbcopy))
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert monitor._copy("cd '/a b' && mlxft train") is copied
+    assert (tmp_path / "clipboard").exists() is copied
+
+
+def test_runs_to_switch_between_are_those_beside_the_run_and_those_here(here: Path) -> None:
+    write_run("demo", whole_run())
+    elsewhere = RunDir(here / "elsewhere" / "other")
+    elsewhere.path.mkdir(parents=True)
+    elsewhere.file("events.jsonl").touch()
+    hands = monitor.monitor_hands(elsewhere)
+    assert [run.name for run in hands.list_runs()] == [str(elsewhere.path), "demo"]
+    assert hands.list_runs()[0] is elsewhere
+    assert hands.resume_command(elsewhere) == ""
 
 
 def test_without_a_name_the_run_with_the_latest_event_is_meant_whatever_the_files_times(here: Path) -> None:

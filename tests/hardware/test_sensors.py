@@ -1,6 +1,7 @@
 """Power and memory as macOS prints them: every recorded output, and what a broken one must not turn into."""
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,17 +9,10 @@ import psutil
 import pytest
 
 from mlx_finetune.hardware import sensors
-from mlx_finetune.hardware.device import Runner, run_program
-from mlx_finetune.hardware.sensors import (
-    Memory,
-    Power,
-    parse_level,
-    parse_power,
-    parse_swap,
-    parse_watts,
-    read_watts,
-    system_sensors,
-)
+from mlx_finetune.hardware.sensors import Aside, Memory, parse_watts, read_aside, read_watts, system_sensors
+from mlx_finetune.hardware.system.macos import parse_level, parse_swap
+from mlx_finetune.hardware.system.power import Power, parse_power
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 MIB = 2**20
 BATTERY = "Now drawing from 'Battery Power'\n -InternalBattery-0 (id=1)\t78%; discharging; 5:05 remaining present: true"
@@ -185,3 +179,48 @@ def test_power_is_asked_for_on_a_mac_only() -> None:
     assert asked == []
     assert read_watts(system="darwin", run=run) == 12.5
     assert asked == [["macmon", "pipe", "-s", "1", "-i", "2000"]]
+
+
+def test_a_reading_aside_gives_what_the_one_before_has_found() -> None:
+    counted = iter(range(100))
+    aside = Aside(lambda: next(counted), -1)
+    seen = [aside()]
+    for _ in range(3):
+        settle(aside)
+        seen.append(aside())
+    assert seen == [0, 0, 1, 2], "the first call waits, so its reading is told by the second too"
+
+
+def settle(aside: Aside[int]) -> None:
+    assert aside._thread is not None
+    aside._thread.join(30)
+
+
+def test_a_reading_aside_never_waits_for_a_tool_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensors, "FIRST_SECONDS", 0.01)
+    released, asked = threading.Event(), list[int]()
+
+    def hang() -> int:
+        asked.append(1)
+        released.wait(60)
+        return 7
+
+    aside = Aside(hang, -1)
+    assert [aside(), aside(), aside()] == [-1, -1, -1]
+    assert asked == [1], "it is not asked again while it hangs"
+    released.set()
+    settle(aside)
+    assert aside() == 7
+
+
+def test_power_and_memory_are_read_aside_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensors, "FIRST_SECONDS", 0.01)
+    released = threading.Event()
+
+    def hang() -> Power:
+        released.wait(60)
+        return Power(True, 3)
+
+    both = read_aside(sensors.Sensors(hang, lambda: Memory("critical", 1)))
+    assert (both.read_power(), both.read_memory()) == (Power(None, None), Memory("critical", 1))
+    released.set()

@@ -21,6 +21,7 @@ from tiny import write_tiny_model
 from mlx_finetune import rundir
 from mlx_finetune.events import RunStopped
 from mlx_finetune.journal import read_events
+from mlx_finetune.model import hub
 from mlx_finetune.model.hub import is_hub_id
 from mlx_finetune.rundir import RunDir
 
@@ -329,3 +330,11 @@ def test_refusals_are_sentences_and_come_before_any_download(server: StandIn, fe
 )
 def test_only_owner_and_name_are_a_hub_id(name: str, expected: bool) -> None:
     assert is_hub_id(name) == expected
+
+
+def test_the_command_for_a_token_works_where_the_environment_is_not_on_path(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mlx_finetune.model.hub.shutil.which", lambda _: "/x/hf")
+    assert hub.login_command() == "hf auth login"
+    monkeypatch.setattr("mlx_finetune.model.hub.shutil.which", lambda _: None)
+    monkeypatch.setattr("mlx_finetune.model.hub.sys.executable", "/Users/me/my env/bin/python")
+    assert hub.login_command() == "'/Users/me/my env/bin/hf' auth login"

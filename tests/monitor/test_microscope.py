@@ -108,7 +108,7 @@ def test_without_colours_every_group_stands_in_its_marks():
     ]
     assert "+[Yes\\tno\\n]" in lines
     assert "-> cut" in lines
-    assert "+[learned] 40%  at least twice as likely as before, and now 1 in 4 or more" in lines
+    assert "+[learned]  40%  at least twice as likely as before, and now 1 in 4 or more" in lines
     assert "   0.2% -> 95%    <|user|>Hi\\n+[Aye], matey!" in lines
     assert not any(span.style for line in render_text(_microscope(), 200, in_colour=False) for span in line.spans)
 

@@ -103,7 +103,7 @@ GOLDEN = [
     ),
     (
         '[hardware]\nmemory_limit = "24 apples"',
-        'r.toml:6: `hardware.memory_limit` = "24 apples" must be "auto", a whole number from 1000000 to '
+        'r.toml:6: `hardware.memory_limit` = "24 apples" must be "auto", "off", a whole number from 1000000 to '
         '1000000000000000 or text such as "24 GB" / leave it out for the default, "auto"',
     ),
     (

@@ -17,7 +17,7 @@ import pytest
 from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
-from mlx_finetune.events import Event, Notice, RunFinished, RunStarted, RunStopped, StepDone, from_json
+from mlx_finetune.events import CheckpointSaved, Event, Notice, RunFinished, RunStarted, RunStopped, StepDone, from_json
 from mlx_finetune.journal import read_events
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir
@@ -120,6 +120,19 @@ def test_an_interrupted_process_saves_leaves_with_130_and_the_command_finishes_i
     assert (started.first_step, started.total_steps) == (3, 6)
     assert [event.step for event in events if isinstance(event, StepDone)] == [4, 5, 6]
     assert isinstance(events[-1], RunFinished)
+    assert_same(run, straight)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_asked_for_a_checkpoint_saves_goes_on_and_ends_with_the_same_bytes(
+    recipe: Path, straight: RunDir
+) -> None:
+    """Step 3 is the only one that is saved because of the signal; ``save_steps`` is 2."""
+    run = run_of(recipe)
+    asked = start(command(recipe, step=3, signals=(rundir.SAVE_SIGNAL,)), recipe.parent)
+    assert (asked.returncode, asked.stderr) == (0, ""), run.file(rundir.LOG).read_text()
+    saved = [one.event for one in read_events(run.file(rundir.EVENTS)) if isinstance(one.event, CheckpointSaved)]
+    assert [event.step for event in saved] == [2, 3, 4, 6]
     assert_same(run, straight)
 
 

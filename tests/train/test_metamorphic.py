@@ -12,13 +12,15 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_runs import course, train, write_recipe
+from small_runs import CALM, course, train, write_recipe
 
 from mlx_finetune import rundir
 from mlx_finetune.rundir import RunDir
+from mlx_finetune.train.watch import system_surroundings
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 120  # seconds; one real process takes 4 on a machine that is free
@@ -38,9 +40,11 @@ SETTINGS = {
     "answers nothing": ("eval.prompts=[]",),
     "answers a lot": ('eval.prompts=["One?", "Two?", "Three?"]', "eval.max_new_tokens=9", "chat.temperature=1.5"),
     "a small cache": ('hardware.cache_limit="1 MB"',),
+    "looks at the machine all the time": ("hardware.sample_seconds=0.01",),
+    "never looks at the machine": ("hardware.sample_seconds=0",),
 }
 #: The others are marked slow; settings drawn at random cover them in the default suite as well.
-FAST = ("saves after", "keeps some", "evaluates", "logs", "answers nothing")
+FAST = ("saves after", "keeps some", "evaluates", "logs", "answers nothing", "looks at")
 #: Variables of the process around a run, all at values that another machine may have.
 SURROUNDINGS = {
     "COLUMNS": "31",
@@ -52,6 +56,9 @@ SURROUNDINGS = {
     "RAYON_NUM_THREADS": "5",
     "TOKENIZERS_PARALLELISM": "true",
 }
+
+#: This machine with all that is sampled of it, but never short of power or memory.
+WATCHED = replace(CALM, find_sources=system_surroundings().find_sources)
 
 TinyModel = Callable[..., Path]
 
@@ -87,7 +94,7 @@ def assert_same(run: RunDir, straight: RunDir) -> None:
     "name", [name if name.startswith(FAST) else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
 )
 def test_no_weight_changes_in_a_run_that(name: str, recipe: Path, straight: RunDir) -> None:
-    run = train(recipe, overrides=SETTINGS[name])
+    run = train(recipe, overrides=SETTINGS[name], around=WATCHED)
     assert_same(run, straight)
     if name != "publishes the best":
         published = run.file(rundir.MLX_WEIGHTS).read_bytes()
@@ -103,7 +110,8 @@ def disturbed(recipe: Path, draw: random.Random) -> RunDir:
         chosen = [setting for name in draw.sample(loose, 3) for setting in SETTINGS[name]]
         unique = {setting.split("=")[0]: setting for setting in (*chosen, f"output_dir={place}", *fixed)}
         stop, kill = draw.choice(((step, None), (None, step)))
-        run = train(recipe, overrides=tuple(unique.values()), resume=resume, stop_after=stop, kill_after=kill)
+        overrides = tuple(unique.values())
+        run = train(recipe, overrides=overrides, resume=resume, stop_after=stop, kill_after=kill, around=WATCHED)
         resume = True
         if run.file(rundir.METRICS).exists():  # also where the step to be killed after was not logged
             break

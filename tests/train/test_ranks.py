@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_every_rank_gets_what_every_rank_gave_to_the_last_bit():
 
 def test_a_short_message_is_one_sum_and_a_long_one_two():
     ring = Ring(2)
-    ring.run(lambda ranks: ranks.gather([15, None, None]))
+    ring.run(lambda ranks: ranks.gather([15, "early_stopping", None, False]))
     assert ring.num_sums == 1
     ring.run(lambda ranks: ranks.gather("x" * 100))
     assert ring.num_sums == 3
@@ -313,6 +314,35 @@ def test_a_signal_that_reaches_another_rank_stops_all(tmp_path: Path, tiny_model
     _, said = training.communicate(timeout=TIMEOUT)
     assert training.returncode == 143
     assert "stopped after step" in said
+
+
+@linux_only
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_that_a_rank_is_asked_for_is_written_and_all_go_on(
+    tmp_path: Path, tiny_model: TinyModel, rank: int
+):
+    """Rank 1 tells rank 0, which writes after the next step; the losses stay those of one process."""
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    run = RunDir(tmp_path / "run")
+    training = start(recipe)
+    wait_until(lambda: has_checkpoint(run))  # of step 5; the next one by itself is that of step 10
+    saved = [5]
+    while all(step % 5 == 0 for step in saved):
+        os.kill(ranks_at_work(recipe)[rank], signal.SIGUSR1)
+        time.sleep(0.05)
+        saved = [int(path.name.removeprefix("checkpoint-")) for path in run.checkpoints()]
+    training.send_signal(signal.SIGTERM)
+    training.communicate(timeout=TIMEOUT)
+    assert training.returncode == 143
+    damaged: list[str] = []
+    checkpoint = newest_checkpoint(run, on_damage=damaged.append)
+    assert checkpoint is not None
+    assert damaged == []
+    alone = write_recipe(tmp_path, tiny_model("llama"), name="alone")
+    last = int(checkpoint.path.name.removeprefix("checkpoint-"))
+    expected = numbers(train(alone, overrides=QUIET, stop_after=last))
+    assert numbers(run) == pytest.approx(expected, rel=1e-5)
 
 
 @linux_only

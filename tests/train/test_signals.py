@@ -9,6 +9,9 @@ from itertools import product
 
 import pytest
 
+from mlx_finetune.rundir import SAVE_SIGNAL
+from mlx_finetune.train.signals import STOP_SIGNALS, StopRequest
+
 LISTEN = """
 import sys, time
 from mlx_finetune.train.signals import StopRequest
@@ -23,6 +26,24 @@ print("saved", flush=True)
 sys.exit(128 + stop.signal_number)
 """
 PAIRS = list(product((signal.SIGHUP, signal.SIGTERM, signal.SIGINT), repeat=2))
+
+
+def test_a_request_for_a_checkpoint_stops_nothing_and_is_kept_until_it_is_taken() -> None:
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, SAVE_SIGNAL)}
+    stop = StopRequest()
+    try:
+        stop.install()
+        assert not stop.is_save_asked
+        os.kill(os.getpid(), SAVE_SIGNAL)
+        os.kill(os.getpid(), SAVE_SIGNAL)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stop.is_save_asked
+    assert stop.take_save_request()
+    assert not stop.is_save_asked
+    assert not stop.take_save_request()
+    assert stop.signal_number == 0
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda number: number.name)

@@ -59,7 +59,7 @@ def answer_all(
     model: nn.Module, tokenizer: Tokenizer, requests: Sequence[Request], *, at_once: int
 ) -> Iterator[tuple[int, Answer]]:
     """Each answer with the place of its request, as they are finished; one that cannot be answered has an ``error``."""
-    decoder = BatchDecoder(model, tokenizer, max_rows=at_once)
+    decoder = BatchDecoder(model, tokenizer, max_rows=at_once, beginning=_common_beginning(requests))
     waiting = deque(enumerate(requests))
     at_work: dict[int, _Work] = {}
     while waiting or at_work:
@@ -74,6 +74,15 @@ def answer_all(
             answer = at_work[number].take(piece)
             if answer is not None:
                 yield at_work.pop(number).place, answer
+
+
+def _common_beginning(requests: Sequence[Request]) -> Sequence[int]:
+    """The tokens that all prompts begin with, read once: the template's first words, a system prompt, examples."""
+    if len(requests) < 2:
+        return ()
+    first, last = min(list(one.prompt_ids) for one in requests), max(list(one.prompt_ids) for one in requests)
+    differs = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return first[: next(differs, len(first) - 1)]
 
 
 def failed(request: Request, error: MlxftError) -> Answer:

@@ -170,6 +170,7 @@ def _result_json(one: Result) -> dict[str, object]:
         "title": one.measure.title,
         "is_higher_better": one.measure.is_higher_better,
         "is_tested": one.measure.is_tested,
+        "is_shown": one.measure.is_shown,
         "sides": {side: asdict(figure) for side, figure in one.figures.items()},
         "change": asdict(one.change) if one.change else None,
         "change_from_examples": asdict(one.to_shots) if one.to_shots else None,

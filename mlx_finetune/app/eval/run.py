@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import mlx.core as mx
+
 from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.measure import Measuring, Progress
@@ -19,9 +21,10 @@ from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Subject
 from mlx_finetune.errors import ModelError, Problem, RunError
 from mlx_finetune.model.batches import check_batchable
+from mlx_finetune.model.few_rows import MOST_ROWS
 
-#: Answers at once unless the user says otherwise: on two CPU cores most of the gain, on a GPU never too much memory.
-DEFAULT_AT_ONCE = 8
+#: Answers at once on a GPU unless the user says otherwise: their keys and values need memory too.
+GPU_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,10 @@ def evaluate(
 
 
 def rows_at_once(subject: Subject, wanted: int | None, say: Callable[[str], None]) -> int:
-    """How many answers are given at once: as wanted, or 8, or 1 where the model cannot do more."""
+    """How many answers are given at once: as wanted, else 16 on a CPU and 8 on a GPU, or 1 where the model cannot.
+
+    On a CPU 16 rows are the most that ``few_rows`` serves (1.3 times the tokens of 8); a GPU has less memory to spare.
+    """
     if wanted == 1:
         return 1
     try:
@@ -84,7 +90,7 @@ def rows_at_once(subject: Subject, wanted: int | None, say: Callable[[str], None
             raise
         say(f"{error.message}; this takes longer")
         return 1
-    return wanted or DEFAULT_AT_ONCE
+    return wanted or (MOST_ROWS if mx.default_device().type == mx.DeviceType.cpu else GPU_AT_ONCE)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from mlx_finetune.dataset.formats import Text
 from mlx_finetune.errors import DataError, UsageError
 from mlx_finetune.model.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
+from mlx_finetune.recipe.paths import named_file
 from mlx_finetune.scoring.bleu import check_installed
 from mlx_finetune.scoring.json_schema import Schema, Validator, read_schema
 from mlx_finetune.scoring.labels import named_label
@@ -156,9 +157,7 @@ def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
 def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:
     if recipe.schema is None:
         return None
-    path = Path(recipe.schema).expanduser()
-    here, there = base / path, subject.folder / path
-    return read_schema(here if here.exists() or not there.exists() else there)
+    return read_schema(named_file(recipe.schema, base, subject.folder))
 
 
 def _labels(recipe: EvalRecipe, rows: Sequence[EvalRow]) -> tuple[str, ...]:

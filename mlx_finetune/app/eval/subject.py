@@ -8,7 +8,7 @@ from typing import cast
 
 import mlx.nn as nn
 
-from mlx_finetune import durable, rundir
+from mlx_finetune import rundir
 from mlx_finetune.app.eval.rows import NO_DATA
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
 from mlx_finetune.app.open import Located, Opened, Report, base_model, locate, open_name, read_recipe
@@ -34,8 +34,6 @@ class Subject:
     recipe: Recipe | None
     folder: Path
     trained_data_sha256: str
-    model_sha256: str
-    adapter_sha256: str
 
     @property
     def task(self) -> str:
@@ -73,8 +71,8 @@ class Subject:
     def hashes(self) -> dict[str, object]:
         """SHA-256 of model, adapter and tokenizer; ``adapter`` is empty without one."""
         return {
-            "model_sha256": self.model_sha256,
-            "adapter_sha256": self.adapter_sha256,
+            "model_sha256": self.opened.info.sha256,
+            "adapter_sha256": self.opened.adapter_sha256 or "",
             "tokenizer_sha256": self.opened.tokenizer.settings_hash,
         }
 
@@ -100,8 +98,6 @@ def open_subject(name: str, *, base: Path, report: Report) -> Subject:
         recipe,
         folder if located.run else base,
         trained if isinstance(trained, str) else "",
-        opened.info.sha256,
-        _adapter_sha256(located),
     )
 
 
@@ -120,11 +116,3 @@ def _run_facts(located: Located) -> Mapping[str, object]:
     except (OSError, ValueError):
         return located.facts
     return cast("dict[str, object]", value) if isinstance(value, dict) else located.facts
-
-
-def _adapter_sha256(located: Located) -> str:
-    if located.adapter is None:
-        return ""
-    names = (rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS)
-    files = [located.adapter / name for name in names if (located.adapter / name).is_file()]
-    return durable.hash_file(files[0]) if files else ""

@@ -56,7 +56,10 @@ def judge(results: Sequence[Result], *, has_base: bool, cut: Mapping[str, tuple[
         parts.append(f"worse: {_list(worse)}")
     elif others:
         parts.append("nothing else got worse" if outcome != "unproven" else "nothing got worse for sure")
-    sentences = [_cut(lead, cut or {}), _few(lead), _powerless(tested), f"{'; '.join(parts)}.", _with_shots(lead)]
+    caution, note = _cut(lead, cut or {}), ""
+    if not (cut or {}).get(TUNED, (0, 0))[0]:
+        caution, note = "", caution  # what was tuned ends as it should; only the base does not
+    sentences = [caution, _few(lead), _powerless(tested), f"{'; '.join(parts)}.", note, _with_shots(lead)]
     names = tuple(tuple(one.measure.name for one in found) for found in (better, worse))
     return Verdict(outcome, " ".join(text for text in sentences if text), *names)
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.recipe.load import LoadedRecipe
+from mlx_finetune.recipe.paths import named_file
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.scoring.json_schema import Schema, read_schema
 
 
 def read_schemas(loaded: LoadedRecipe, run: RunDir) -> Mapping[str, Schema]:
-    """Path of each endpoint -> its schema. A name counts from the recipe's folder, else, like data, from here.
+    """Path of each endpoint -> its schema. A name counts like data from here, else from the recipe's folder.
 
     A run that goes on where that file is no longer there takes its own copy. Raises ``DataError`` for a schema that
     cannot be read or used.
@@ -19,8 +20,7 @@ def read_schemas(loaded: LoadedRecipe, run: RunDir) -> Mapping[str, Schema]:
     folder = loaded.path.absolute().parent
     found: dict[str, Schema] = {}
     for endpoint in loaded.recipe.serve.endpoints:
-        name, kept = Path(endpoint.schema).expanduser(), _kept(run, endpoint.path)
-        file = name if name.is_file() and not (folder / name).is_file() else folder / name
+        file, kept = named_file(endpoint.schema, Path().absolute(), folder), _kept(run, endpoint.path)
         found[endpoint.path] = read_schema(kept if kept.is_file() and not file.is_file() else file)
     return found
 

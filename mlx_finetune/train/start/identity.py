@@ -26,19 +26,33 @@ FREE_KEYS = frozenset(
         "training.keep_checkpoints",
         "training.max_minutes",
         "training.save_at",
+        "training.report_to",
         "hardware.memory_limit",
         "hardware.wired_limit",
         "hardware.cache_limit",
+        "hardware.relax_gpu_watchdog",
+        "hardware.max_ops_per_buffer",
+        "hardware.max_mb_per_buffer",
+        "hardware.residency_set_percent",
+        "hardware.fast_synch",
+        "hardware.sample_seconds",
         "hardware.min_battery_percent",
     }
 )
 FREE_SECTIONS = ("chat", "eval", "serve")
 #: Keys of [training] that runs of earlier versions do not name, and what those runs did.
 SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
+#: Free keys whose automatic choice stays that of the first start: ``mlxft tune`` may have found another one since.
+KEPT_WHEN_AUTO = frozenset({"hardware.max_ops_per_buffer", "hardware.max_mb_per_buffer"})
 _DEFAULTS_SINCE: Mapping[str, object] = {
     "training.reuse_frozen_layers": "auto",
+    "hardware.microbatch": "auto",
+    "hardware.num_threads": "auto",
     "data.corrections": False,
     "data.corrections_weight": 1.0,
+    "hardware.tf32": "auto",
+    "hardware.gpu_architecture": "auto",
+    "hardware.compile": "auto",
 }
 
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_finetune import durable
+from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
 from mlx_finetune.dataset.row import DataFile
@@ -54,13 +55,14 @@ _LOSSES = {
 class TrainingRows:
     """Rows to train on and to evaluate; ``content_hash`` is the SHA-256 of the files they come from.
 
-    ``corrections`` has the bytes of each file of corrections that is among them.
+    ``corrections`` has the bytes of each file of corrections that is among them, ``card`` what became of every row.
     """
 
     train: TokenRows
     valid: TokenRows
     content_hash: str
     corrections: Mapping[str, int]
+    card: DataCard
 
 
 def read_rows(
@@ -95,7 +97,7 @@ def read_rows(
             "no training row is left: every one was too long, had no target or could not be rendered",
             "see which and why with: mlxft data check RECIPE",
         )
-    return TrainingRows(train, valid, found.content_hash, note_sizes(corrected))
+    return TrainingRows(train, valid, found.content_hash, note_sizes(corrected), card_of(found))
 
 
 def _make_rows(

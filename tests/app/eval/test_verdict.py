@@ -118,5 +118,8 @@ def test_answers_that_were_cut_are_said_before_the_figures() -> None:
         "been: raise --max-tokens. No proof that it learned it: 0 of 40 right"
     )
     assert "cut" not in verdict(measured, cut={"base": (0, 40), "tuned": (0, 40)}).sentence
+    of_base = verdict(measured, cut={"base": (3, 40), "tuned": (0, 40)})
+    assert of_base.sentence.startswith("No proof that it learned it: 0 of 40 right")
+    assert "(base 3 of 40)" in of_base.sentence
     of_losses = verdict((LOSS_MEASURE, losses(3.0, 40), losses(2.0, 40)), cut={"tuned": (40, 40)})
     assert "cut" not in of_losses.sentence

@@ -10,6 +10,7 @@ import pytest
 
 from mlx_finetune import durable
 from mlx_finetune.dataset import template
+from mlx_finetune.dataset.card import card_json
 from mlx_finetune.errors import DataError
 from mlx_finetune.events import Event, Notice
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
@@ -204,3 +205,19 @@ def test_batches_on_the_way_through_the_tokenizer_are_left_when_training_is_stop
         read_rows(recipe(), OBJECTIVES["sft"], tokenizer, tmp_path, stop)
     assert read.num_encoded <= 3 * template.BATCH_ROWS
     assert files(tmp_path) == []
+
+
+def test_the_card_tells_of_every_row_and_is_the_same_at_the_second_start(read: Start) -> None:
+    first, _, _ = read(recipe())
+    again, _, was_read = read(recipe())
+    assert not was_read
+    assert card_json(again.card) == card_json(first.card)
+    train, valid = first.card.splits["train"], first.card.splits["valid"]
+    assert train.lengths.count == len(first.train) == sum(train.sources.values())
+    assert train.lengths.total == len(first.train.words)
+    assert train.num_targets == sum(int(row.loss_mask.sum()) for row in first.train)
+    assert valid.lengths.longest == int(first.valid.lengths.max())
+    assert train.outcomes["too_long"].count > 0
+    assert sum(one.count for one in train.outcomes.values()) == train.num_rows - train.lengths.count
+    assert train.outcomes["too_long"].rows[0].where.startswith("rows.jsonl:")
+    assert first.card.num_problems == len(first.card.problems)

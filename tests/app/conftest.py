@@ -1,4 +1,4 @@
-"""One finished run that all chats of these tests are with."""
+"""One finished run that all chats and answers of these tests are from."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,0 +1,9 @@
+#!/bin/bash
+# Shows the training that is at work, wherever it was started. Closing the window does not stop it.
+unset CDPATH && self=$0
+while [ -L "$self" ]; do cd "$(dirname "$self")" && self=$(readlink "$(basename "$self")") || exit 66; done
+cd "$(dirname "$self")/.." || exit 66
+# shellcheck source=/dev/null
+. launchers/window
+launchers/mlxft launch monitor "$@"
+ended $?

@@ -1,0 +1,1 @@
+"""What the operating system tells about the machine: its own tools, and what they print."""

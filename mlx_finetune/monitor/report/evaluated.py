@@ -1,0 +1,121 @@
+"""The evaluations that a run folder keeps, as ``mlxft eval`` wrote them; a file that cannot be read is named."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_finetune.errors import Problem
+from mlx_finetune.monitor.report.typed import read_json
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One sentence, and what it comes to: learned, unproven, worse or alone."""
+
+    outcome: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What was measured on."""
+
+    source: str
+    split: str
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A value with its 95 % interval, None where the rows give none; ``num_right`` of a rate."""
+
+    value: float
+    low: float | None
+    high: float | None
+    num_rows: int
+    num_right: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From base to tuned over the same rows."""
+
+    value: float
+    low: float | None
+    high: float | None
+    is_factor: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measure on every side."""
+
+    title: str
+    is_higher_better: bool
+    sides: Mapping[str, Figure]
+    change: Change | None = None
+    is_tested: bool = False
+    is_better: bool = False
+    is_worse: bool = False
+    is_shown: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A row whose leading measure changed, with both answers."""
+
+    where: str
+    question: str
+    before: float
+    after: float
+    base_answer: str = ""
+    tuned_answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """Everything measured over the rows of one category."""
+
+    name: str
+    num_rows: int
+    measures: tuple[Measured, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A limit from the recipe or the command line, and whether the result keeps it."""
+
+    gate: str
+    value: float | None
+    is_met: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One eval/NAME.json; what it has beside this is left to the file."""
+
+    name: str
+    measured: str
+    data: Rows
+    verdict: Verdict
+    measures: tuple[Measured, ...]
+    lead: str = ""
+    is_whole: bool = True
+    categories: tuple[Category, ...] = ()
+    gained: tuple[Changed, ...] = ()
+    lost: tuple[Changed, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    failed: tuple[Problem, ...] = field(default=())
+
+
+def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
+    """Every NAME.json in ``folder``, the newest first, and the names of those that cannot be read."""
+    found: list[Evaluation] = []
+    damaged: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        evaluation = read_json(path, Evaluation)
+        if evaluation is None:
+            damaged.append(path.name)
+        else:
+            found.append(evaluation)
+    return sorted(found, key=lambda one: one.measured, reverse=True), damaged

@@ -1,0 +1,109 @@
+"""The pane of the curves: loss and validation loss, learning rate, gradient norm, speed, memory."""
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from mlx_finetune.monitor.plain import number
+from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.monitor.tui.blocks import Lines, beside, title
+from mlx_finetune.monitor.tui.chart import Curve, draw_chart
+from mlx_finetune.monitor.tui.watched import Watched
+
+SMOOTH, VALID = "cyan", "magenta"
+_MARK, _BEST = "\u25c6", "\u2605"
+_EACH, _LINE = "\u2801\u2802\u2804", "\u2809\u2812\u2824"
+_FALLING, _RISING, _FLAT = "\u2198", "\u2197", "\u2192"
+_ARROWS = {"falling": (_FALLING, "green"), "rising": (_RISING, "yellow"), "flat": (_FLAT, "dim"), "": ("", "")}
+#: Shares of a run, counted from its end, that the curves may be cut to.
+ZOOMS: Sequence[tuple[float, str]] = ((1.0, "all steps"), (0.5, "last half"), (0.1, "last tenth"))
+
+
+def since(summary: Summary, zoom: int) -> float:
+    """The first step that is drawn."""
+    share, _ = ZOOMS[zoom]
+    return 0.0 if share == 1.0 else summary.steps_done * (1 - share)
+
+
+def loss_block(watched: Watched, *, width: int, height: int, zoom: int = 0) -> Lines:
+    """Heading with what is drawn, and the chart; a sentence while there is nothing to draw."""
+    first = since(watched.summary, zoom)
+    most = 4 * width
+    valid = [
+        (float(one.step), one.loss) for one in watched.summary.evaluations if one.step >= first and _is_number(one.loss)
+    ]
+    curves = [
+        Curve(watched.curves["loss"].points(most, first), "dim", in_range=False),
+        Curve(watched.curves["smooth"].points(most // 2, first), SMOOTH),
+        Curve(valid, VALID, _MARK if len(valid) <= width // 4 else ""),
+    ]
+    heading = title("loss", width, ZOOMS[zoom][1] if zoom else "", legend=_legend(watched) if width >= 56 else None)
+    has_course = any(len(curve.points) > 1 for curve in curves)
+    chart = draw_chart(curves, width=width, height=height - 1) if has_course else []
+    return [heading, *(chart or [Text(" the curve begins with the first steps", "dim")])]
+
+
+def _legend(watched: Watched) -> Text:
+    """What each kind of line means, for the heading."""
+    line = Text.assemble((_EACH, "dim"), " each step  ", (_LINE, SMOOTH), " smoothed")
+    if watched.summary.evaluations:
+        line.append(f"  {_MARK}", VALID).append(" validation")
+    return line.append(" ")
+
+
+def loss_parts(summary: Summary) -> list[Text]:
+    """Training loss and its trend; validation loss and the best of it."""
+    parts: list[Text] = []
+    if summary.smooth_loss is not None:
+        arrow, style = _ARROWS[summary.trend()]
+        trend = f" {arrow} {summary.trend()}".rstrip()
+        parts.append(Text.assemble("loss ", (number(summary.smooth_loss, 4), "bold"), (trend, style)))
+    best = summary.best_evaluation
+    if summary.evaluations:
+        last = summary.evaluations[-1]
+        line = Text.assemble("validation ", (number(last.loss, 4), "bold"))
+        if best is not None and last is best:
+            line.append(f" {_BEST} best" if last.step else " before training", "green" if last.step else "dim")
+        parts.append(line)
+        if best is not None and last is not best:
+            parts.append(Text.assemble(f"{_BEST} best ", number(best.loss, 4), (f" at step {best.step}", "dim")))
+    return parts
+
+
+def curves_lines(watched: Watched, *, width: int, height: int, zoom: int = 0) -> Lines:
+    """The loss above, four small charts below: beside each other as far as they fit, one below the other else."""
+    columns = 4 if width >= 160 else 2 if width >= 64 else 1
+    rows = 4 // columns
+    small = max(6, min(9, (height - 10) // rows)) if columns > 1 else 7
+    upper = max(8, height - small * rows) if columns > 1 else max(6, height)
+    lines = loss_block(watched, width=width, height=upper, zoom=zoom)
+    return [*lines, *small_charts(watched, width=width, columns=columns, height=small, zoom=zoom)]
+
+
+def small_charts(watched: Watched, *, width: int, columns: int, height: int, zoom: int = 0) -> Lines:
+    """Learning rate, gradient norm, speed and memory; each chart ``height`` lines with its heading."""
+    step = watched.summary.step
+    if step is None:
+        return []
+    first = since(watched.summary, zoom)
+    unit, size = ("GB", 1e9) if step.active_memory_bytes >= 1e9 else ("MB", 1e6)
+    known = [
+        ("learning_rate", f"learning rate {number(step.learning_rate, 2, scientific=True)}", 1.0),
+        ("grad_norm", f"gradient norm {number(step.grad_norm, 2)}", 1.0),
+        ("speed", f"targets/s {step.targets_per_second:,.0f}", 1.0),
+        ("memory", f"MLX memory, {unit}", 1 / size),
+    ]
+    each = (width - 2 * (columns - 1)) // columns
+    lines: Lines = []
+    for start in range(0, len(known), columns):
+        blocks: list[tuple[Lines, int]] = []
+        for name, text, factor in known[start : start + columns]:
+            points = [(x, y * factor) for x, y in watched.curves[name].points(4 * each, first)]
+            chart = draw_chart([Curve(points, SMOOTH, in_range=name != "grad_norm")], width=each, height=height - 1)
+            blocks.append(([title(text, each), *chart], each))
+        lines += beside(blocks)
+    return lines
+
+
+def _is_number(loss: float | None) -> bool:
+    return loss is not None

@@ -1,0 +1,35 @@
+"""What ``runs show`` says about the machine: one line of what it told, nothing where it told nothing."""
+
+from mlx_finetune.events import Record, Resources
+from mlx_finetune.monitor.run_report import RunFacts, report_json, report_lines
+from mlx_finetune.monitor.summary import summarise
+
+
+def shown(*samples: Resources) -> list[str]:
+    return [line for line in report_lines(facts(*samples), {}) if not line.startswith("run: ")]
+
+
+def facts(*samples: Resources) -> RunFacts:
+    records = [Record(float(index), index, sample) for index, sample in enumerate(samples)]
+    return RunFacts("run", "/runs/run", 0, False, (), summarise(records))
+
+
+def test_energy_and_heat_are_one_line() -> None:
+    first = Resources(1, watts=20.0, energy_joules=3600.0, temperature_celsius=61.5, throttled="")
+    second = Resources(2, watts=30.0, energy_joules=7200.0, temperature_celsius=90.2, throttled="the processor's speed")
+    assert shown(first, second) == [
+        "2.00 Wh used, 25.0 W on average, 90 C at the hottest, slowed down for the heat in 50% of the time"
+    ]
+    assert shown(first, Resources(2)) == ["1.00 Wh used, 20.0 W on average, 62 C at the hottest"]
+
+
+def test_a_machine_that_tells_none_of_it_takes_no_line() -> None:
+    assert shown() == []
+    assert shown(Resources(1, cpu_percent=50.0, throttled="")) == []
+
+
+def test_the_json_has_means_and_largest_values() -> None:
+    found = report_json(facts(Resources(1, cpu_percent=50.0), Resources(2, cpu_percent=70.0)), {})["resources"]
+    assert isinstance(found, dict)
+    assert (found["samples"], found["mean"], found["max"]) == (2, {"cpu_percent": 60.0}, {"cpu_percent": 70.0})
+    assert report_json(facts(), {})["resources"] is None

@@ -65,7 +65,7 @@ _BODY = r"""if [ "$(uname)" = Darwin ] || [ -n "${MLXFT_TEST_PATH:-}" ]; then
   fi
 fi
 [ -x "$app" ] || keep_open 66 "The app was moved or is not set up. Expected: $app
-In the folder where it is now, type: ./launchers/mlxft launchers install"
+Where it is now, double-click Setup in its folder launchers, or type: ./launchers/mlxft launchers install"
 cd "$root" || keep_open 66 "The folder of your recipes and runs was moved or cannot be opened. Expected: $root"
 """
 

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "runs": "List, show, compare or remove runs.",
     "recipe": "List, show, copy or check recipes.",
     "models": "List, fetch or remove models.",
+    "tune": "Measure this machine, and keep its fastest settings.",
     "launch": "What the double-click launchers call.",
     "launchers": "Write, check or remove the launchers on the Desktop.",
     "doctor": "What is missing or wrong here, and the command that mends it.",

@@ -101,6 +101,8 @@ FLIPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chat.repetition_penalty": (("chat.repetition_penalty=5.0",), ("chat.temperature=0", "eval.max_new_tokens=8")),
     "chat.system": (('chat.system="Be brief."',), ()),
     "hardware.compute_dtype": (("hardware.compute_dtype=bfloat16",), ()),
+    "hardware.microbatch": (("hardware.microbatch=1",), ()),
+    "hardware.num_threads": (("hardware.num_threads=1",), ("data.packing=false",)),
 }
 #: Keys whose effect is shown by a test of its own.
 ELSEWHERE = {

@@ -44,6 +44,7 @@ from mlx_finetune.hardware.measured import Measured
 from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.shapes import ModelShape, guess_shape, read_shape, target_linears
+from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
 from mlx_finetune.model.catalogue import find_entry
 from mlx_finetune.model.config import read_config, refuse_more_blocks
 from mlx_finetune.model.fetch import LocalModel, fetch_model
@@ -134,13 +135,13 @@ def make_plan(
     base: Path,
     machine: Machine,
     corrections: Corrections | None = None,
+    tuned: TunedSettings | None = None,
     mac: Mac | None = None,
     num_processes: int = 1,
 ) -> Plan:
     """The plan of ``recipe`` by arithmetic; relative paths are looked up in ``base``.
 
-    ``mac`` is another machine than this one, which ``machine`` describes then; ``num_processes`` train together. Raises
-    ``MlxftError`` like a training.
+    ``tuned`` is what ``mlxft tune`` found on ``machine``, another one where there is a ``mac``. Raises ``MlxftError``.
     """
     splits = _load_rows(recipe, base)
     local = find_local(recipe)
@@ -155,7 +156,7 @@ def make_plan(
     _check_blocks(recipe, shape)
     run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type)
     facts = Facts(lengths, shape, machine, unpackable, bits, known.memory_factor, num_processes=num_processes)
-    facts = _with_tokens(facts, tokens, run, is_here=mac is None)
+    facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
     disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)

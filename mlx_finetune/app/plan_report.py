@@ -147,10 +147,12 @@ def _data_lines(plan: Plan) -> Iterator[str]:
 def _run_lines(plan: Plan) -> Iterator[str]:
     resolved = plan.resolved
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
-    what = counted(resolved.batch_size, "pack" if resolved.packed_length else "row")
+    what = counted(resolved.microbatch, "pack" if resolved.packed_length else "row")
     what += f" of {resolved.packed_length} tokens" if resolved.packed_length else ""
     accumulation = resolved.recipe.training.gradient_accumulation_steps
     times = f", {accumulation} times a step" if accumulation > 1 else ""
+    if resolved.microbatch != resolved.batch_size:
+        times = f", {resolved.batch_size * accumulation} a step"
     yield (
         f"{counted(resolved.total_steps, 'step')}, {resolved.steps_per_epoch:,} in an epoch ({epochs:.2f} epochs); "
         f"{what} at once{times}"
@@ -291,6 +293,7 @@ def plan_json(
             "total": resolved.total_steps,
             "per_epoch": resolved.steps_per_epoch,
             "batch_size": resolved.batch_size,
+            "microbatch": resolved.microbatch,
             "packed_length": resolved.packed_length,
         },
         "forecast": _forecast_json(plan.forecast),

@@ -17,6 +17,7 @@ from typing import cast
 
 from mlx_finetune.app.endings import SMALLER, Ended, Ending, read_ending
 from mlx_finetune.app.launch import TrainRequest, View, forwarding, train
+from mlx_finetune.app.tune.buffers import tuned_buffers
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Restarted, RunFailed, RunStopped
 from mlx_finetune.events_log import append_lines
@@ -57,7 +58,7 @@ def supervise(
     """
     if running_process(run) is not None:
         raise busy(run)
-    restarts = _Restarts(replace(request, hardware=recipe.hardware), run, recipe)
+    restarts = _Restarts(replace(request, hardware=recipe.hardware, tuned=_tuned(request, run, recipe)), run, recipe)
     with _presence(run) as begun, forwarding(view.say) as signals:
         while True:
             before = _run_info(run)
@@ -190,6 +191,12 @@ def _run_info(run: RunDir) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return cast(dict[str, object], info) if isinstance(info, dict) else {}
+
+
+def _tuned(request: TrainRequest, run: RunDir, recipe: Recipe) -> Mapping[str, int]:
+    """What was tuned for the variables of the training process; of a run that goes on what it began with."""
+    info = _run_info(run) if request.continues and not request.fork else {}
+    return tuned_buffers(recipe, info or None)
 
 
 def _decided(info: Mapping[str, object], asked: Recipe) -> Recipe:

@@ -91,7 +91,7 @@ def _plan(
     from mlx_finetune.commands.named import check_named
     from mlx_finetune.errors import UsageError
     from mlx_finetune.hardware.chips import parse_mac
-    from mlx_finetune.hardware.profile import Corrections, Profile, machine_key
+    from mlx_finetune.hardware.profile import Corrections, Profile, machine_key, tuned_settings
     from mlx_finetune.recipe.load import load_recipe
     from mlx_finetune.recipe.paths import check_paths
 
@@ -99,7 +99,7 @@ def _plan(
     loaded = load_recipe(path, overrides)
     check_paths(loaded, Path.cwd())
     check_named(loaded, Path.cwd())
-    machine = mac.machine if mac is not None else _this_machine()
+    machine = mac.machine if mac is not None else this_machine()
     profile = Profile() if mac is not None else _profile()
     known = profile.of(machine_key(machine)) if mac is None else Corrections()
 
@@ -109,6 +109,7 @@ def _plan(
             base=Path.cwd(),
             machine=machine,
             corrections=known,
+            tuned=None if mac is not None else tuned_settings(profile, machine, loaded.recipe),
             mac=mac,
             num_processes=num_processes,
         )
@@ -132,6 +133,7 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
     """The plan with measured figures, which are kept for the comparison after the run."""
     from mlx_finetune.app.measuring import measure
     from mlx_finetune.app.plan import with_measured
+    from mlx_finetune.app.tune.buffers import tuned_buffers
     from mlx_finetune.commands.opening import LoadingTalk
     from mlx_finetune.hardware.sensors import system_sensors
 
@@ -141,8 +143,9 @@ def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
             "measuring real steps on the longest and on typical rows, under half a minute on an idle machine ...",
             err=True,
         )
+    hardware = loaded.recipe.hardware.model_copy(update=tuned_buffers(loaded.recipe))
     try:
-        found = measure(loaded.path, loaded.overrides, talk, hardware=loaded.recipe.hardware)
+        found = measure(loaded.path, loaded.overrides, talk, hardware=hardware)
         measured = with_measured(plan, found)
     finally:
         talk.clear()
@@ -168,10 +171,10 @@ def _remember(plan: "Plan") -> None:
         forecast.peak_bytes.expected, seconds, True, time_factor=plan.corrections.time_factor, made=time.time()
     )
     with contextlib.suppress(OSError, RunError):
-        remember_plan(_profile_path(), plan_key(plan.recipe, machine_key(plan.machine)), planned)
+        remember_plan(profile_path(), plan_key(plan.recipe, machine_key(plan.machine)), planned)
 
 
-def _this_machine() -> "Machine":
+def this_machine() -> "Machine":
     """This machine, with what only MLX knows of a Mac: its recommended working set."""
     from mlx_finetune.hardware.device import read_metal
     from mlx_finetune.hardware.limits import read_machine
@@ -188,10 +191,11 @@ def _this_machine() -> "Machine":
 def _profile() -> "Profile":
     from mlx_finetune.hardware.profile import read_profile
 
-    return read_profile(_profile_path())
+    return read_profile(profile_path())
 
 
-def _profile_path() -> Path:
+def profile_path() -> Path:
+    """The profile of this user's machines."""
     from mlx_finetune.hardware.profile import FILE_NAME
     from mlx_finetune.model.catalogue import cache_folder
 

@@ -122,11 +122,14 @@ class Stream:
         accumulation: int,
         packed_length: int | None,
         seed: int,
+        microbatch: int | None = None,
         pieces: int = 1,
     ) -> None:
         """``packed_length`` is T of a pack, None for one row a sequence. Raises ``ValueError`` without rows.
 
-        Each group of ``batch_size`` sequences comes in up to ``pieces`` microbatches: the same rows in the same steps.
+        ``microbatch`` sequences go through the model at once, ``batch_size`` where it is None, and each of them in up
+        to ``pieces`` parts: the same rows in the same steps. Groups of ``batch_size`` sequences are cut for it, or all
+        of a step joined and dealt out by length.
         """
         if not rows:
             raise ValueError("a stream needs at least one row")
@@ -137,7 +140,7 @@ class Stream:
         self._accumulation = accumulation
         self._packed_length = packed_length
         self._seed = seed
-        self._piece_size = -(-batch_size // pieces)
+        self._piece_size = -(-(microbatch or batch_size) // pieces)
         self._shape_step = length_step(int(self._lengths.max()) - 1)
         self._epoch = -1
         self._groups = _Groups([], batch_size, np.empty(0, np.int64))
@@ -201,16 +204,22 @@ class Stream:
     def _parts(self, step: int) -> list[list[list[int]]]:
         """The sequences of every microbatch of the step, each a list of row numbers."""
         epoch, within = self.locate(step)
-        groups = self._grouping(epoch)[within * self._accumulation : (within + 1) * self._accumulation]
+        return self._cut(self._grouping(epoch)[within * self._accumulation : (within + 1) * self._accumulation])
+
+    def _cut(self, groups: Sequence[list[list[int]]]) -> list[list[list[int]]]:
+        """The groups of one step as microbatches."""
         size = self._piece_size
+        if size > self._batch_size and len(groups) > 1:
+            joined = [sequence for group in groups for sequence in group]
+            groups = [sorted(joined, key=lambda rows: sum(self._lengths[row] for row in rows))]
         return [group[at : at + size] for group in groups for at in range(0, len(group), size)]
 
     def shapes(self, epoch: int) -> list[list[tuple[int, int]]]:
         """``(B, T)`` of every microbatch of each step of an epoch, without building one."""
-        groups, size = self._grouping(epoch), self._piece_size
-        shapes = [[self._shape(group[at : at + size]) for at in range(0, len(group), size)] for group in groups]
-        count = self._accumulation
-        return [[one for group in shapes[at : at + count] for one in group] for at in range(0, len(shapes), count)]
+        groups, count = self._grouping(epoch), self._accumulation
+        return [
+            [self._shape(part) for part in self._cut(groups[at : at + count])] for at in range(0, len(groups), count)
+        ]
 
     def _grouping(self, epoch: int) -> "_Groups":
         """The sequences of every microbatch of the epoch: those of similar length side by side, in random order."""
@@ -272,6 +281,13 @@ class _Groups(Sequence[list[list[int]]]):
         start = int(self._order[index]) * self._batch_size
         part = self._sequences[start : start + self._batch_size]
         return part if isinstance(part, list) else [[row] for row in part.tolist()]
+
+
+def count_parts(batch_size: int, accumulation: int, microbatch: int) -> int:
+    """Microbatches of a whole step of ``accumulation`` groups of ``batch_size`` sequences, as ``Stream`` cuts it."""
+    if microbatch > batch_size:
+        return -(-batch_size * accumulation // microbatch)
+    return accumulation * -(-batch_size // microbatch)
 
 
 def pieces_for(size: int, accumulation: int) -> int:

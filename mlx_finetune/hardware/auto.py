@@ -4,26 +4,28 @@
 the decisions filled in, each with its reason. Pure arithmetic: the same facts give the same answer.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_finetune.dataset.stream import count_parts
 from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.hardware import kept_states
+from mlx_finetune.hardware.cadence import cadence, steps_in_epoch, total_steps
 from mlx_finetune.hardware.kept_states import KeptStates
 from mlx_finetune.hardware.layout import choose_layout, count_sequences, longest_padded
 from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, memory_limit, plan_limits
 from mlx_finetune.hardware.memory import Layout, MemoryPlan, plan_memory
 from mlx_finetune.hardware.shapes import ModelShape
+from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, VARIABLES, TunedSettings
 from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
 from mlx_finetune.units import format_bytes
 
 DEFAULT_BATCH_SIZE = 4
 PACKED_ROWS = 16
-NUM_EVALUATIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Facts:
     a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted beyond the
     frozen weights (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token).
     ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
-    ``free_disk_bytes`` None is enough; ``num_processes`` train together.
+    ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned`` is what ``mlxft tune`` found here.
     """
 
     lengths: NDArray[np.integer]
@@ -48,6 +50,7 @@ class Facts:
     valid_positions: int = 0
     free_disk_bytes: int | None = None
     num_processes: int = 1
+    tuned: TunedSettings = NOTHING_TUNED
 
     @property
     def epoch_positions(self) -> int:
@@ -59,13 +62,15 @@ class Facts:
 class Resolved:
     """The recipe with every decision in it, and why (``training.batch_size`` -> sentence).
 
-    ``packed_length`` is T of a pack, None where rows are not packed; ``memory`` is the predicted peak by term,
-    ``memory_factor`` what it is corrected by. ``kept`` says what is kept of the frozen blocks, None where nothing is.
+    ``packed_length`` is T of a pack, None where rows are not packed; ``microbatch`` sequences go through the model at
+    once; ``memory`` is the predicted peak by term, ``memory_factor`` what it is corrected by. ``kept`` says what is
+    kept of the frozen blocks, None where nothing is.
     """
 
     recipe: Recipe
     reasons: Mapping[str, str]
     batch_size: int
+    microbatch: int
     packed_length: int | None
     total_steps: int
     steps_per_epoch: int
@@ -87,6 +92,8 @@ def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
         raise ValueError("no training rows to plan for")
     decided = _Decisions(recipe, facts)
     decided.decide_type()
+    decided.decide_threads()
+    decided.decide_buffers()
     decided.decide_packing()
     decided.decide_batch()
     decided.decide_rates()
@@ -105,7 +112,8 @@ class _Decisions:
         self._training: dict[str, object] = {}
         self._hardware: dict[str, object] = {}
         self._packed_length: int | None = None
-        self._batch_size = DEFAULT_BATCH_SIZE
+        self._batch_size = self._microbatch = DEFAULT_BATCH_SIZE
+        self._threads = recipe.hardware.num_threads
         self._dtype = recipe.hardware.compute_dtype
         self._total_steps = self._steps_per_epoch = 0
         self._kept: KeptStates | None = None
@@ -113,10 +121,38 @@ class _Decisions:
     def decide_type(self) -> None:
         """Compute type and the limits the plan is held against."""
         if self._recipe.hardware.compute_dtype == "auto":
-            self._dtype, reason = compute_dtype(self._facts.machine, is_full=self._recipe.lora is None)
+            is_full, tuned = self._recipe.lora is None, self._facts.tuned
+            self._dtype, reason = compute_dtype(self._facts.machine, is_full=is_full)
+            if tuned.compute_dtype is not None and not (is_full and tuned.compute_dtype == "float16"):
+                self._dtype, reason = tuned.compute_dtype, tuned.reasons["hardware.compute_dtype"]
             self._hardware["compute_dtype"] = self._dtype
             self._reasons["hardware.compute_dtype"] = reason
         self._limits = plan_limits(self._recipe.hardware, self._facts.machine, 0, {})
+
+    def decide_threads(self) -> None:
+        """How a CPU divides a microbatch; a GPU has no use for it, and what was tuned holds for one process alone."""
+        if self._threads != "auto":
+            return
+        if self._facts.machine.on_gpu:
+            self._reasons["hardware.num_threads"] = "of a CPU only"
+            return
+        tuned = self._tuned("num_threads")
+        self._threads = "halves" if tuned is None else tuned
+        rule = "half of a microbatch in each of two threads"
+        self._reasons["hardware.num_threads"] = self._facts.tuned.reasons["hardware.num_threads"] if tuned else rule
+
+    def decide_buffers(self) -> None:
+        """After how much work MLX hands it to the GPU; whoever started this process told MLX (``hardware.metal``)."""
+        hardware, tuned = self._recipe.hardware, self._facts.tuned
+        for name, value in tuned.values().items():
+            if name in VARIABLES and self._facts.machine.on_gpu and getattr(hardware, name) == "auto":
+                self._hardware[name] = value
+                self._reasons[KEYS[name]] = tuned.reasons[KEYS[name]]
+
+    def _tuned(self, name: Literal["num_threads", "batch_size"]) -> int | None:
+        tuned = self._facts.tuned
+        value = tuned.num_threads if name == "num_threads" else tuned.batch_size
+        return value if self._facts.num_processes == 1 else None
 
     def decide_packing(self) -> None:
         """Pack or not, and to which length."""
@@ -143,19 +179,37 @@ class _Decisions:
             self._batch_size, self._reasons["training.batch_size"] = self._start_batch(num_sequences)
         else:
             self._batch_size = training.batch_size
+        self._choose_microbatch()
         plain = self._needed(recompute=False)
         self._recompute = training.gradient_checkpointing is True
         if training.gradient_checkpointing == "auto":
-            self._recompute = plain > limit
-            word = "more than" if self._recompute else "within"
-            self._reasons["training.gradient_checkpointing"] = (
-                f"{format_bytes(plain)} without it, {word} the limit of {format_bytes(limit)}"
-            )
+            is_faster = self._facts.tuned.gradient_checkpointing is True
+            self._recompute = is_faster or plain > limit
+            word = "more than" if plain > limit else "within"
+            rule = f"{format_bytes(plain)} without it, {word} the limit of {format_bytes(limit)}"
+            key = "training.gradient_checkpointing"
+            self._reasons[key] = self._facts.tuned.reasons[key] if is_faster else rule
         needed = self._needed(recompute=self._recompute)
         while training.batch_size == "auto" and self._batch_size > 1 and needed > limit:
             tried, self._batch_size = self._batch_size, self._batch_size // 2
             self._reasons["training.batch_size"] = f"{tried} needs {format_bytes(needed)}, limit {format_bytes(limit)}"
+            self._choose_microbatch()
             needed = self._needed(recompute=self._recompute)
+
+    def _choose_microbatch(self) -> None:
+        """Sequences at once: what the recipe says, or what was faster here and fits, or ``batch_size``."""
+        asked, tuned = self._recipe.hardware.microbatch, self._tuned("batch_size")
+        whole = self._batch_size * self._recipe.training.gradient_accumulation_steps
+        if asked != "auto":
+            self._microbatch = min(asked, whole)
+            return
+        self._microbatch = min(tuned or self._batch_size, whole)
+        reason = self._facts.tuned.reasons["hardware.microbatch"] if tuned else "batch_size at once"
+        is_recomputing = self._recipe.training.gradient_checkpointing is True
+        if self._microbatch > self._batch_size and self._needed(recompute=is_recomputing) > self._limits.memory_bytes:
+            reason = f"batch_size at once, as {self._microbatch} would not fit"
+            self._microbatch = self._batch_size
+        self._reasons["hardware.microbatch"] = reason
 
     def _start_batch(self, num_sequences: int) -> tuple[int, str]:
         """4 rows; of packs as many as hold about 16 rows, at most 4; never more than there are."""
@@ -173,9 +227,10 @@ class _Decisions:
     def _memory(self, *, recompute: bool) -> MemoryPlan:
         facts, recipe = self._facts, self._recipe
         length = self._packed_length or longest_padded(facts.lengths)
-        accumulation, is_packed = recipe.training.gradient_accumulation_steps, self._packed_length is not None
+        is_packed = self._packed_length is not None
         share = 1.0 if is_packed or facts.most_targets is None else min(1.0, facts.most_targets / length)
-        layout = Layout(self._batch_size, length, accumulation, share, is_packed)
+        num_parts = count_parts(self._batch_size, recipe.training.gradient_accumulation_steps, self._microbatch)
+        layout = Layout(self._microbatch, length, num_parts, share, is_packed, is_whole=isinstance(self._threads, int))
         stored_bits = (recipe.quantize or facts.stored_bits) if facts.machine.on_gpu else None
         value_bytes = 4 if self._dtype == "float32" else 2
         return plan_memory(
@@ -265,7 +320,7 @@ class _Decisions:
         if limits.wired_bytes:
             sizes["wired_limit"] = limits.wired_bytes
         decided = {name: size for name, size in sizes.items() if getattr(recipe.hardware, name) != "off"}
-        hardware = self._hardware | decided
+        hardware = self._hardware | decided | {"microbatch": self._microbatch, "num_threads": self._threads}
         resolved = recipe.model_copy(
             update={
                 "data": recipe.data.model_copy(update={"packing": self._packed_length is not None}),
@@ -277,6 +332,7 @@ class _Decisions:
             recipe=resolved,
             reasons=self._reasons,
             batch_size=self._batch_size,
+            microbatch=self._microbatch,
             packed_length=self._packed_length,
             total_steps=self._total_steps,
             steps_per_epoch=self._steps_per_epoch,
@@ -303,44 +359,3 @@ def refuse_too_large(resolved: Resolved, asked: HardwareRecipe, machine: Machine
         f"the training needs about {format_bytes(needed)}, and the memory limit is {format_bytes(limit)}",
         f"what would make it fit is listed by: {plan}{raising}",
     )
-
-
-def cadence(recipe: Recipe, total: int, per_epoch: int) -> tuple[dict[str, object], dict[str, str]]:
-    """``warmup_steps``, ``eval_steps`` and ``save_steps`` of a run of ``total`` steps, and the reasons for defaults.
-
-    Warm-up is 3 % of the steps, at most 100 (ALGORITHMS.md section 4); ten evaluations; a checkpoint with each.
-    """
-    training = recipe.training
-    reasons: dict[str, str] = {}
-    warmup = training.warmup_steps
-    if training.warmup_ratio is not None:
-        warmup = math.ceil(training.warmup_ratio * total)
-        reasons["training.warmup_steps"] = f"warmup_ratio {training.warmup_ratio:g} of {total} steps"
-    elif warmup is None:
-        warmup = min(math.ceil(0.03 * total), 100)
-        reasons["training.warmup_steps"] = f"3 % of {total} steps, at most 100"
-    evaluate = training.eval_steps
-    if training.evals_per_epoch is not None:
-        evaluate = max(1, per_epoch // training.evals_per_epoch)
-        reasons["training.eval_steps"] = f"{training.evals_per_epoch} in an epoch of {per_epoch} steps"
-    elif evaluate is None:
-        evaluate = max(1, math.ceil(total / NUM_EVALUATIONS))
-        reasons["training.eval_steps"] = f"{NUM_EVALUATIONS} evaluations in {total} steps"
-    save = training.save_steps
-    if save is None:
-        save = evaluate
-        reasons["training.save_steps"] = "as often as it evaluates"
-    values: dict[str, object] = {"warmup_steps": warmup, "eval_steps": evaluate, "save_steps": save}
-    return values | {"warmup_ratio": None, "evals_per_epoch": None}, reasons
-
-
-def steps_in_epoch(num_sequences: int, batch_size: int, accumulation: int) -> int:
-    """Optimizer steps of one epoch; the last may have fewer microbatches (``dataset.stream`` counts the same)."""
-    num_microbatches = math.ceil(num_sequences / batch_size)
-    return math.ceil(num_microbatches / accumulation)
-
-
-def total_steps(per_epoch: int, epochs: float) -> int:
-    """Optimizer steps of ``epochs`` passes, a last part of one rounded up; at least 1."""
-    whole = int(epochs)
-    return max(1, whole * per_epoch + math.ceil((epochs - whole) * per_epoch - 1e-9))

@@ -74,6 +74,16 @@ def num_threads() -> int | None:
     return int(ctypes.CDLL(report.path).openblas_get_num_threads())
 
 
+def use_threads(count: int | str) -> None:
+    """Let the BLAS that ``prepare`` loaded use ``count`` threads from now on; nothing happens where there is none.
+
+    Nor for a word, which leaves it with those it has.
+    """
+    report = prepare()
+    if report.loaded and report.path is not None and isinstance(count, int):
+        ctypes.CDLL(report.path).openblas_set_num_threads(count)
+
+
 @contextmanager
 def single_threaded() -> Generator[None]:
     """One BLAS thread inside, as many as before after it; nothing happens where ``prepare`` loaded no BLAS.

@@ -72,6 +72,8 @@ def pieces(shape: ModelShape, layout: Layout) -> tuple[Piece, ...]:
     of families whose shapes are guesses here.
     """
     length = layout.length
+    if layout.is_whole:
+        return (Piece(layout.batch_size, length),)
     if layout.batch_size > 1:
         smaller = layout.batch_size // 2
         return (Piece(layout.batch_size - smaller, length), Piece(smaller, length))

@@ -15,6 +15,7 @@ from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.units import format_bytes
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
+ENVIRONMENT_WINS = "the environment wins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def _decide(
     theirs = environment.get(variable.name)
     if theirs is not None and theirs != value:
         return Setting(
-            f"hardware.{variable.key}", variable.name, theirs, f"the environment wins: {variable.name}={theirs}"
+            f"hardware.{variable.key}", variable.name, theirs, f"{ENVIRONMENT_WINS}: {variable.name}={theirs}"
         )
     if value is not None and reason:
         reason = f"{variable.name}={value}: {reason}"

@@ -10,7 +10,8 @@ from mlx_finetune.recipe.schema import LoraRecipe
 class Layout:
     """The largest microbatch: ``batch_size`` sequences of ``length`` positions.
 
-    ``target_share`` of the positions have a target; ``is_packed`` means several rows in a sequence.
+    ``target_share`` of the positions have a target; ``is_packed`` means several rows in a sequence. ``is_whole``: a CPU
+    does not compute it in two halves.
     """
 
     batch_size: int
@@ -18,6 +19,7 @@ class Layout:
     accumulation: int = 1
     target_share: float = 1.0
     is_packed: bool = False
+    is_whole: bool = False
 
     @property
     def positions(self) -> int:

@@ -1,9 +1,10 @@
 """What earlier runs taught about this machine: one JSON file beside the other per-user files.
 
-For each machine (chip, memory, backend, version of mlx) it keeps how far plans missed, newest last, and the plans that
-were made and not yet run. The next plan is corrected by the geometric mean of the misses, shrunk towards 1 as if
-``PRIOR_RUNS`` runs had been planned exactly, so that one odd run moves little. A file that is damaged or of another
-version is left out with one warning and replaced by the next run. Two processes that write at once lose one run's line.
+For each machine (chip, memory, backend, version of mlx) it keeps how far plans missed, newest last, the plans that
+were made and not yet run, and what ``mlxft tune`` found there (``hardware.tuned``). The next plan is corrected by the
+geometric mean of the misses, shrunk towards 1 as if ``PRIOR_RUNS`` runs had been planned exactly, so that one odd run
+moves little. A file that is damaged or of another version is left out with one warning and replaced by the next run.
+Two processes that write at once lose one run's line.
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from mlx_finetune import durable
 from mlx_finetune.errors import RunError
 from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.tuned import KEPT_SETS, TunedSet, TunedSettings, system_name, usable
 from mlx_finetune.recipe.resolve import canonical_json
 from mlx_finetune.recipe.schema import Recipe
 
@@ -88,10 +90,14 @@ class Happened:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The whole file. ``warning`` says why it was not used, "" where it was or where there is none yet."""
+    """The whole file. ``warning`` says why it was not used, "" where it was or where there is none yet.
+
+    ``tuned`` are the sets of each machine, by ``tuned.recipe_key``, "" for the one that all recipes may use.
+    """
 
     machines: Mapping[str, Corrections] = field(default_factory=dict[str, Corrections])
     plans: Mapping[str, Planned] = field(default_factory=dict[str, Planned])
+    tuned: Mapping[str, Mapping[str, TunedSet]] = field(default_factory=dict[str, Mapping[str, TunedSet]])
     warning: str = ""
 
     def of(self, key: str) -> Corrections:
@@ -108,6 +114,12 @@ def machine_key(machine: Machine) -> str:
     backend = "GPU" if machine.on_gpu else "CPU"
     cores = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
     return f"{machine.chip}{cores}, {machine.memory_bytes / 2**30:.1f} GiB, {backend}, mlx {mlx}"
+
+
+def tuned_settings(profile: Profile, machine: Machine, recipe: Recipe, *, system: str | None = None) -> TunedSettings:
+    """What ``mlxft tune`` found for ``recipe`` on ``machine``; nothing where it was not asked, or something changed
+    since. ``system`` is this one where it is None."""
+    return usable(profile.tuned.get(machine_key(machine), {}), recipe, system or system_name())
 
 
 def plan_key(recipe: Recipe, machine: str) -> str:
@@ -154,7 +166,33 @@ def record_run(path: Path, machine: str, key: str, planned: Planned | None, happ
         known = Corrections(memory, times, rates)
     machines = dict(profile.machines) | {machine: known}
     plans = {name: one for name, one in profile.plans.items() if name != key}
-    _write(path, Profile(machines, plans))
+    _write(path, replace(profile, machines=machines, plans=plans))
+
+
+def remember_tuned(path: Path, machine: str, key: str, found: TunedSet) -> None:
+    """Keep what was tuned in the place of what was kept before it. Raises as ``remember_plan`` does."""
+    profile = read_profile(path)
+    sets = {name: one for name, one in profile.tuned.get(machine, {}).items() if name != key} | {key: found}
+    newest = sorted(sets.items(), key=lambda item: item[1].made)[-KEPT_SETS:]
+    _write(path, replace(profile, tuned=dict(profile.tuned) | {machine: dict(newest)}))
+
+
+def forget_tuned(path: Path, machine: str, key: str | None = None) -> int:
+    """Forget the set ``key`` of a machine, or all of them, those for other versions of mlx included; how many it were.
+
+    Raises as ``remember_plan`` does; without a set nothing is written.
+    """
+    profile = read_profile(path)
+    hardware = machine.rpartition(", mlx ")[0]
+    kept: dict[str, Mapping[str, TunedSet]] = {}
+    for name, sets in profile.tuned.items():
+        is_meant = name == machine or (key is None and name.rpartition(", mlx ")[0] == hardware)
+        left = {one: found for one, found in sets.items() if not is_meant or key not in (None, one)}
+        kept |= {name: left} if left else {}
+    num_forgotten = sum(map(len, profile.tuned.values())) - sum(map(len, kept.values()))
+    if num_forgotten:
+        _write(path, replace(profile, tuned=kept))
+    return num_forgotten
 
 
 def _append(ratios: tuple[float, ...], ratio: float) -> tuple[float, ...]:
@@ -174,7 +212,11 @@ def _parse(value: object) -> Profile:
         for name, fields in value["machines"].items()
     }
     plans = {str(name): _planned(fields) for name, fields in value["plans"].items()}
-    return Profile(machines, plans)
+    tuned = {
+        str(machine): {str(name): TunedSet.from_json(fields) for name, fields in sets.items()}
+        for machine, sets in value.get("tuned", {}).items()
+    }
+    return Profile(machines, plans, tuned)
 
 
 def _planned(fields: Mapping[str, object]) -> Planned:
@@ -196,6 +238,9 @@ def _write(path: Path, profile: Profile) -> None:
         "written": round(time.time()),
         "machines": {name: asdict(one) for name, one in profile.machines.items()},
         "plans": {name: asdict(one) for name, one in profile.plans.items()},
+        "tuned": {
+            machine: {name: one.to_json() for name, one in sets.items()} for machine, sets in profile.tuned.items()
+        },
     }
     if path.is_dir():
         raise RunError(f"{path} is a folder", "remove it")

@@ -78,7 +78,9 @@ def next_safer(recipe: Recipe, safer: Safer, need: Need) -> tuple[Safer, Sequenc
     None where nothing that helps is left. A batch_size that is not decided yet (the run never came to step 1) cannot
     be divided.
     """
-    batch = recipe.training.batch_size if isinstance(recipe.training.batch_size, int) else 1
+    at_once = recipe.hardware.microbatch
+    batch = at_once if isinstance(at_once, int) else recipe.training.batch_size
+    batch = batch if isinstance(batch, int) else 1
     is_recomputing = recipe.training.gradient_checkpointing is True or safer.recomputation
     match need:
         case "no_wiring":

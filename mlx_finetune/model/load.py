@@ -75,6 +75,13 @@ def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+def device_name() -> str:
+    """What MLX computes on, for instance ``"Apple M3 Max GPU"`` or ``"CPU"``."""
+    if not on_gpu():
+        return "CPU"
+    return f"{mx.device_info().get('device_name', 'unknown')} GPU"
+
+
 def load_model(
     local: LocalModel, *, quantize: int | None, compute_dtype: str, on_gpu: bool, dequantize: bool = False
 ) -> LoadedModel:

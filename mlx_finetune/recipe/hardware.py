@@ -1,8 +1,8 @@
 """[hardware]: what MLX and macOS are asked for, and how often the machine is looked at.
 
-None of it is what is trained. ``compute_dtype``, ``tf32``, ``gpu_architecture`` and ``compile`` change the last bits of
-the arithmetic, the others no bit. What a variable of the environment says already wins over the key of the same
-meaning (``hardware.metal``).
+None of it is what is trained. ``compute_dtype``, ``microbatch``, ``num_threads``, ``tf32``, ``gpu_architecture`` and
+``compile`` change the last bits of the arithmetic, the others no bit. What a variable of the environment says already
+wins over the key of the same meaning (``hardware.metal``).
 """
 
 from typing import Annotated, Literal
@@ -31,6 +31,16 @@ class HardwareRecipe(Section):
     )
     cache_limit: SizeLimit = Field(
         "auto", description="Freed memory that MLX keeps for reuse; off keeps all of it, as MLX does by itself."
+    )
+    microbatch: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
+        "auto",
+        description="Rows (or packs) that go through the model at once, cut from or joined within a step, which keeps "
+        "its rows; auto is training.batch_size, or what mlxft tune found to be faster.",
+    )
+    num_threads: Literal["auto", "halves"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto",
+        description='On a CPU: "halves" computes a microbatch in two threads, half of it each; a number keeps it whole '
+        "and gives its matrix products so many threads; auto is halves, or what mlxft tune found to be faster.",
     )
     relax_gpu_watchdog: Auto | bool = Field(
         "auto",

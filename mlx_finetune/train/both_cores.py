@@ -70,13 +70,18 @@ class BothCores:
         seed: int,
         is_packed: bool,
         keeps_products: bool,
+        in_halves: bool = True,
     ) -> None:
-        """The model must be a chain (``model.blockwise.is_chain``); ``parameters`` name what is learned."""
+        """The model must be a chain (``model.blockwise.is_chain``); ``parameters`` name what is learned.
+
+        Without ``in_halves`` every microbatch stays whole, in the thread that asks, with all threads of the BLAS.
+        """
         self._objective = objective
         self._parameters = tuple(parameters)
         self._seed = seed
         self._is_packed = is_packed
         self._keeps_products = keeps_products
+        self._in_halves = in_halves
         self._workers = [self._worker(split)]
         self._threads: ThreadPoolExecutor | None = None
         self._thread_ids: list[int] = []
@@ -139,7 +144,7 @@ class BothCores:
 
     def sizes(self, batch: Batch) -> tuple[int, int]:
         """Positions that really go through the model: those that are not padding, and all."""
-        parts = halves(batch)
+        parts = self._rows(batch)
         return sum(half.num_tokens for half in parts), sum(half.num_positions for half in parts)
 
     def train(self, *, is_training: bool) -> None:
@@ -169,16 +174,22 @@ class BothCores:
 
     def _pieces(self, batch: Batch) -> list[_Piece]:
         """Two halves of the rows; a single row is cut along its positions where the model allows it."""
-        parts = halves(batch)
+        parts = self._rows(batch)
         num_positions = parts[0].tokens.shape[1] - 1
         if len(parts) == 2 or num_positions < SHORTEST or not self._can_divide():
             return [_Piece(half, None) for half in parts]
         self._start_threads()
         return [_Piece(parts[0], part) for part in parts_of([one.split for one in self._workers], num_positions)]
 
+    def _rows(self, batch: Batch) -> list[Batch]:
+        """The rows that are not padding alone: in two parts, or in one."""
+        if self._in_halves:
+            return halves(batch)
+        return [part_of(batch, [int(row) for row in np.flatnonzero(batch.lengths)])]
+
     def _can_divide(self) -> bool:
         if self._divides is None:
-            self._divides = not self._is_packed and can_divide(self._workers[0].split)
+            self._divides = self._in_halves and not self._is_packed and can_divide(self._workers[0].split)
         return self._divides
 
     def close(self) -> None:

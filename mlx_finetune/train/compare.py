@@ -23,8 +23,10 @@ from mlx_finetune.hardware.profile import (
     plan_key,
     read_profile,
     record_run,
+    tuned_settings,
 )
 from mlx_finetune.hardware.ranges import Range
+from mlx_finetune.hardware.tuned import NOTHING_TUNED
 from mlx_finetune.model.catalogue import cache_folder
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.checkpoints.state import RunState
@@ -85,10 +87,12 @@ def profile_path() -> Path:
     return cache_folder() / FILE_NAME
 
 
-def with_corrections(facts: Facts) -> Facts:
-    """``facts`` with what earlier runs on this machine taught about its memory."""
-    known = read_profile(profile_path()).of(machine_key(facts.machine))
-    return replace(facts, memory_factor=known.memory_factor)
+def with_profile(facts: Facts, recipe: Recipe, *, uses_tuned: bool = True) -> Facts:
+    """``facts`` with what earlier runs on this machine taught about its memory, and what ``mlxft tune`` about speed."""
+    profile = read_profile(profile_path())
+    known = profile.of(machine_key(facts.machine))
+    tuned = tuned_settings(profile, facts.machine, recipe) if uses_tuned else NOTHING_TUNED
+    return replace(facts, memory_factor=known.memory_factor, tuned=tuned)
 
 
 def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> Expected:

@@ -4,12 +4,12 @@ A run that continues goes on counting the energy from the last sample in its jou
 checkpoint: what a killed process used after that is not in it.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 from mlx_finetune.events import Event
-from mlx_finetune.hardware.metal import metal_settings
+from mlx_finetune.hardware.metal import ENVIRONMENT_WINS, metal_settings
 from mlx_finetune.hardware.sampling.sampler import Sampler
 from mlx_finetune.journal import read_resources
 from mlx_finetune.recipe.hardware import HardwareRecipe
@@ -52,7 +52,13 @@ def sampled_machine(
         yield report
 
 
-def setting_reasons(hardware: HardwareRecipe, around: Surroundings) -> dict[str, str]:
-    """Key of [hardware] -> why its variable is what it is in this process, for resolved.toml."""
+def with_setting_reasons(reasons: Mapping[str, str], hardware: HardwareRecipe, around: Surroundings) -> dict[str, str]:
+    """``reasons`` with those of the variables of this process, by key of [hardware], for resolved.toml.
+
+    What was tuned keeps its own reason, unless the user's environment has decided otherwise.
+    """
     found = metal_settings(hardware, around.environment, around.system, around.tuned)
-    return {one.key: one.reason for one in found if one.reason}
+    settings = {one.key: one.reason for one in found if one.reason}
+    return settings | {
+        key: reason for key, reason in reasons.items() if not settings.get(key, "").startswith(ENVIRONMENT_WINS)
+    }

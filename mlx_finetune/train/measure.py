@@ -9,7 +9,6 @@ found is the last line of its stdout, after the events of loading, one JSON obje
 import argparse
 import json
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +22,10 @@ import psutil
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.events import Event, to_json
 from mlx_finetune.hardware import blas
+from mlx_finetune.hardware.busy import Others
 from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
 from mlx_finetune.hardware.safer import Safer
-from mlx_finetune.hardware.sensors import read_watts
+from mlx_finetune.hardware.sampling.energy import PowerMeter, open_monitor
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.train.child import describe_error
 from mlx_finetune.train.signals import StopRequest
@@ -73,8 +73,8 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
     import mlx.core as mx
 
     startup, load_peak = clock.elapsed, mx.get_peak_memory()
-    busy = _Others()
-    power = _Power()
+    busy = Others()
+    power = PowerMeter(open_monitor())
     shapes = count_run(prepared)
     order = choose_shapes(shapes)
     frozen = _Frozen(prepared)
@@ -297,49 +297,6 @@ def _time_answer(prepared: "Prepared") -> float | None:
             count += 1
     each = (time.perf_counter() - began - first) / (count - 1) if count > 1 else first
     return each + first / recipe.eval.max_new_tokens
-
-
-class _Others:
-    """The share of the processors that other programs use while this object is there."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._began = time.monotonic()
-        self._before = self._look()
-
-    def _look(self) -> tuple[float, float, float]:
-        machine = psutil.cpu_times()
-        own = self._process.cpu_times()
-        total = sum(machine[: min(8, len(machine))])
-        return total, total - machine.idle - getattr(machine, "iowait", 0.0), own.user + own.system
-
-    def share(self) -> float:
-        """0 to 1; counted in hundredths of a second by the system, so not below that."""
-        total, busy, own = (now - before for now, before in zip(self._look(), self._before, strict=True))
-        return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else 0.0
-
-    def own_share(self) -> float:
-        """Processor time of this process over the time that went by."""
-        return (self._look()[2] - self._before[2]) / max(1e-3, time.monotonic() - self._began)
-
-
-class _Power:
-    """Watts of the machine while this object is there, from a sensor where there is one."""
-
-    def __init__(self) -> None:
-        self._found: list[float] = []
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        watts = read_watts()
-        if watts is not None:
-            self._found.append(watts)
-
-    def watts(self) -> float | None:
-        """None where no sensor has answered."""
-        self._thread.join(timeout=1.0)
-        return self._found[0] if self._found else None
 
 
 def _process_bytes() -> int:

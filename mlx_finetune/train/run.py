@@ -28,7 +28,7 @@ from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_tr
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
-from mlx_finetune.train.machine import sampled_machine, setting_reasons
+from mlx_finetune.train.machine import sampled_machine, with_setting_reasons
 from mlx_finetune.train.microscope import keep_microscope
 from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
@@ -40,6 +40,7 @@ from mlx_finetune.train.start.frozen import reused_states
 from mlx_finetune.train.start.identity import (
     FREE_KEYS,
     FREE_SECTIONS,
+    KEPT_WHEN_AUTO,
     SETTINGS_BEFORE,
     Identity,
     differences,
@@ -231,6 +232,8 @@ def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | N
     for key in FREE_KEYS:
         section, _, name = key.rpartition(".")
         source, target = (now[section], values[section]) if section else (now, values)
+        if source[name] == "auto" and key in KEPT_WHEN_AUTO:
+            continue
         if source[name] is not None or key == "training.max_minutes":  # None is no limit there, elsewhere a default
             target[name] = source[name]
     for section in FREE_SECTIONS:
@@ -297,7 +300,7 @@ def _write_decisions(
     """Write recipe.toml, resolved.toml, data_card.json and run.json; returns the fields of run.json."""
     durable.write_text(run.file(rundir.RECIPE), loaded.text)
     durable.write_json(run.file(rundir.DATA_CARD), card_json(prepared.card))
-    reasons = {**setting_reasons(prepared.recipe.hardware, around), **prepared.reasons}
+    reasons = with_setting_reasons(prepared.reasons, prepared.recipe.hardware, around)
     durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, reasons))
     created = (admission.run_info or {}).get("created") or datetime.now(UTC).isoformat(timespec="seconds")
     info: dict[str, object] = {

@@ -7,6 +7,7 @@ nothing random is ever saved, and a resumed run draws the same dropout masks.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 
 import mlx.core as mx
@@ -64,15 +65,16 @@ class Trainer:
         is_compiled: bool,
         is_blockwise: bool = False,
         keeps_products: bool = False,
+        in_halves: bool = True,
         split: SplitModel | None = None,
         reduce: Reduce | None = None,
     ) -> None:
         """``parameters`` are the trainable ones by name; everything else in ``model`` stays frozen.
 
         ``is_blockwise`` takes the blocks one at a time with exponentials in numpy, on a CPU; the model must be a chain
-        (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory. ``split`` is the model in parts
-        where somebody has split it already.
-        ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
+        (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory, and ``in_halves`` False computes
+        a microbatch in one thread, with all threads of the BLAS. ``split`` is the model in parts where somebody has
+        split it already. ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
         """
         assert not (is_compiled and is_blockwise), "block by block nothing can be compiled"
         self.parameters = parameters
@@ -80,13 +82,8 @@ class Trainer:
         self._model = model
         self._places = Places(model, parameters)
         self._split = split or SplitModel(model)
-        self._cores = (
-            BothCores(
-                self._split, objective, list(parameters), seed=seed, is_packed=is_packed, keeps_products=keeps_products
-            )
-            if is_blockwise
-            else None
-        )
+        cores = partial(BothCores, self._split, objective, list(parameters), seed=seed, is_packed=is_packed)
+        self._cores = cores(keeps_products=keeps_products, in_halves=in_halves) if is_blockwise else None
         inside = inside_blocks(model, parameters)
         self._outer = [name for name in parameters if name not in inside]
         self.num_frozen = num_frozen_below(model, parameters) if self._split.is_split else 0

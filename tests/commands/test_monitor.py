@@ -87,7 +87,9 @@ def test_the_end_of_the_run_is_told_as_where_it_was_started(machine: Machine) ->
     assert (watching.returncode, training.returncode) == (0, 0)
     end = there[there.index("\nfinished at step") :]
     assert end.rstrip().endswith("next: mlxft chat demo")
-    assert told.endswith(end)
+    page = "  report for your browser: adapters/demo/report.html\n"  # made after the end that is told here
+    assert page in end
+    assert told.endswith(end.replace(page, ""))
 
 
 @pytest.mark.slow
@@ -215,6 +217,26 @@ def test_keys_reach_the_training_itself(machine: Machine) -> None:
     assert terminal.wait() == 0
     assert b"demo is not at work; it stopped after step " in terminal.written
     assert b"to go on: mlxft train demo.toml --resume" in terminal.written
+
+
+@pytest.mark.parametrize("arguments", [["--until-end"], []])
+def test_the_end_of_a_run_leaves_the_screen_only_where_that_was_asked_for(
+    machine: Machine, arguments: list[str]
+) -> None:
+    run = machine.recipe("finish")
+    machine.start("train", "demo.toml")
+    wait_until(lambda: steps(run) > 3)
+    terminal = Terminal(machine, "demo", *arguments)
+    terminal.read_until("targets/s")
+    run.file("finish").touch()
+    if not arguments:
+        terminal.read_until("mlxft chat demo")
+        assert LEAVE_SCREEN not in terminal.written
+        terminal.type("q")
+    assert terminal.wait() == 0
+    left = terminal.written.split(LEAVE_SCREEN)[1]
+    assert b"finished at step " in left
+    assert b"next: mlxft chat demo" in left
 
 
 @pytest.mark.slow

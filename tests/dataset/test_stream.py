@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from mlx_finetune.dataset.pack import pack_lengths
-from mlx_finetune.dataset.stream import Stream, epoch_rows, length_step, make_batch, ordered_batches, shuffled
+from mlx_finetune.dataset.stream import (
+    Stream,
+    count_parts,
+    epoch_rows,
+    length_step,
+    make_batch,
+    ordered_batches,
+    shuffled,
+)
 from mlx_finetune.dataset.tokens import Tokens
 
 
@@ -161,9 +169,43 @@ def test_a_microbatch_in_pieces_has_the_same_rows_in_the_same_steps(packed_lengt
         assert sum(batch.num_targets for batch in small) == sum(batch.num_targets for batch in big)
 
 
+@pytest.mark.parametrize("packed_length", [None, 80])
+@pytest.mark.parametrize("microbatch", [1, 2, 3, 4, 5, 8, 100])
+def test_a_microbatch_of_another_size_has_the_same_rows_in_the_same_steps(packed_length, microbatch):
+    rows = make_rows(50)
+    plain = Stream(rows, batch_size=4, accumulation=2, packed_length=packed_length, seed=5)
+    other = Stream(rows, batch_size=4, accumulation=2, packed_length=packed_length, seed=5, microbatch=microbatch)
+    assert other.total_steps(1.5) == plain.total_steps(1.5)
+    for step in range(plain.steps_in_epoch(0) + 2):
+        usual, found = plain.microbatches(step), other.microbatches(step)
+        assert other.rows(step) == plain.rows(step)
+        assert sorted(row for batch in found for row in batch.rows) == sorted(
+            row for batch in usual for row in batch.rows
+        )
+        assert sum(batch.num_targets for batch in found) == sum(batch.num_targets for batch in usual)
+        assert sum(batch.num_tokens for batch in found) == sum(batch.num_tokens for batch in usual)
+        assert max(batch.tokens.shape[0] for batch in found) <= microbatch
+        assert [batch.part for batch in found] == list(range(len(found)))
+        if len(usual) == 2 and len(usual[1].rows) == len(usual[0].rows) == 4:
+            assert len(found) == count_parts(4, 2, microbatch)
+
+
+def test_rows_that_are_joined_are_dealt_out_by_length():
+    stream = Stream(make_rows(64), batch_size=1, accumulation=8, packed_length=None, seed=5, microbatch=4)
+    short, long = (max(batch.lengths) for batch in stream.microbatches(0))
+    assert short <= min(stream.microbatches(0)[1].lengths) <= long
+
+
+def test_pieces_cut_a_microbatch_of_another_size_further():
+    stream = Stream(make_rows(50), batch_size=4, accumulation=2, packed_length=None, seed=5, microbatch=2, pieces=2)
+    assert {batch.tokens.shape[0] for batch in stream.microbatches(0)} == {1}
+
+
+@pytest.mark.parametrize("microbatch", [None, 2, 5])
 @pytest.mark.parametrize(("packed_length", "pieces"), [(None, 1), (80, 1), (None, 2), (80, 2)])
-def test_shapes_are_those_of_the_microbatches_without_building_them(packed_length, pieces):
-    stream = Stream(make_rows(37), batch_size=3, accumulation=2, packed_length=packed_length, seed=5, pieces=pieces)
+def test_shapes_are_those_of_the_microbatches_without_building_them(packed_length, pieces, microbatch):
+    parts = {"packed_length": packed_length, "pieces": pieces, "microbatch": microbatch}
+    stream = Stream(make_rows(37), batch_size=3, accumulation=2, seed=5, **parts)
     steps = stream.steps_in_epoch(0)
     for epoch in range(2):
         expected = [

@@ -10,7 +10,8 @@ from shapes_of_models import SMOLLM2_135M
 
 from mlx_finetune.dataset.stream import Stream
 from mlx_finetune.dataset.template import Tokens
-from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto, steps_in_epoch, total_steps
+from mlx_finetune.hardware.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.cadence import steps_in_epoch, total_steps
 from mlx_finetune.hardware.layout import choose_layout, count_sequences, longest_padded
 from mlx_finetune.hardware.limits import GIB, Machine, memory_limit, plan_limits
 from mlx_finetune.hardware.memory import Layout, MemoryPlan, plan_memory

@@ -16,7 +16,7 @@ from mlx_finetune.hardware.profile import plan_key as key_of
 from mlx_finetune.hardware.shapes import read_shape
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.checkpoints.state import RunState
-from mlx_finetune.train.compare import Comparison, compare_run, expect_run, profile_path, with_corrections
+from mlx_finetune.train.compare import Comparison, compare_run, expect_run, profile_path, with_profile
 
 CPU = Machine(on_gpu=False, memory_bytes=64 * 10**9, working_set_bytes=0, chip="some processor")
 ASKED = Recipe.model_validate(
@@ -74,7 +74,7 @@ def test_the_next_run_decides_with_what_the_last_one_took(emitted: list[Event]) 
     resolved = resolve_auto(ASKED, facts())
     expected = expect_run(ASKED, facts(), resolved, emitted.append)
     compare_run(expected, finished(peak=resolved.memory.corrected(2.0)), emitted.append)
-    corrected = with_corrections(facts())
+    corrected = with_profile(facts(), ASKED)
     assert corrected.memory_factor == pytest.approx(2 ** (1 / 5))
     weights, beyond = resolved.memory.weights, resolved.memory.total - resolved.memory.weights
     assert weights > 0
@@ -91,7 +91,7 @@ def test_a_short_run_and_one_of_several_processes_do_not_make_the_next_plan_smal
     state = finished(peak=resolved.memory.corrected(0.6))
     state.step = steps
     compare_run(expect_run(ASKED, known, resolved, emitted.append), state, emitted.append)
-    assert (with_corrections(facts()).memory_factor < 1) == is_learned
+    assert (with_profile(facts(), ASKED).memory_factor < 1) == is_learned
 
 
 def test_batch_and_recomputation_that_are_automatic_use_the_correction() -> None:

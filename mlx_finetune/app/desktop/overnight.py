@@ -157,7 +157,7 @@ def watch_night(desk: Desk, folder: Path) -> int:
             if running_process(item.start.run) is None:
                 desk.sleep(_LOOK_SECONDS)  # it is still loading, or has just ended
                 continue
-            desk.mlxft(["monitor", item.run, "--plain"])  # the full screen would stay after its end
+            desk.mlxft(["monitor", item.run, "--until-end"])
             if running_process(item.start.run) is not None and (code := _leave(desk, folder, item.start)) is not None:
                 return code
     except (Cancelled, KeyboardInterrupt):  # the night is a process of its own and has not heard it

@@ -131,7 +131,7 @@ def _made_to_fit(desk: Desk, start: Start, overrides: Sequence[str]) -> Start:
 def watch(desk: Desk, run: RunDir) -> int:
     """Show a run until it ends or the person leaves; then what to double-click. The exit code of the run's end."""
     while True:
-        code = desk.mlxft(["monitor", str(run.path)])
+        code = desk.mlxft(["monitor", str(run.path), "--until-end"])
         if running_process(run) is None:
             return say_end(desk, run, code)
         if not desk.can_ask:

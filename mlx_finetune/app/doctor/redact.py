@@ -19,8 +19,12 @@ _SHORTEST_TEXT = 4
 _IMPERSONAL = {"root", "admin", "user", "runner", "localhost", "nobody"}
 _LONG_LINE = 400
 
+#: Keys of a recipe that hold prompts and names of columns, as they are given on a command line.
+_TEXT_KEYS = r"(?:eval|chat|serve|data\.columns|data\.template_arguments)[\w.]*="
 #: What looks like a secret or an address, whoever it belongs to; what is put in its place; what it is called.
 _SHAPES: tuple[tuple[str, str, str], ...] = (
+    (rf"""(--set[ =])'({_TEXT_KEYS})(?:[^']|'"'"')*'""", r"\1\2[text]", "text of the recipe"),
+    (rf"(--set[ =]{_TEXT_KEYS})(?!\[text\])\S+", r"\1[text]", "text of the recipe"),
     (r"\bhf_[A-Za-z0-9_]{8,}", "[token]", "token"),
     (r"\b(?:sk|pk|rk)[-_][A-Za-z0-9_-]{12,}", "[token]", "token"),
     (

@@ -57,7 +57,7 @@ class Message:
 
 
 class MonitorApp(App[int]):
-    """Watches ``run``; ``hands`` is what it can do.
+    """Watches ``run``; ``hands`` is what it can do. It leaves by itself when the run ends where ``until_end`` says so.
 
     ``clock`` is the time of day, ``ticks`` never goes back, ``cpu`` is the processor time of this process.
     """
@@ -96,6 +96,7 @@ class MonitorApp(App[int]):
         run: RunDir,
         hands: Hands,
         *,
+        until_end: bool = False,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.process_time,
@@ -103,6 +104,8 @@ class MonitorApp(App[int]):
         super().__init__(ansi_color=True)
         self.theme = "ansi-dark"  # the terminal's own colours; nothing here is drawn with the theme's
         self.title = "mlxft monitor"
+        self._until_end = until_end
+        self.has_seen_end = False  # of the run on the screen
         self._hands, self._clock, self._ticks, self._cpu = hands, clock, ticks, cpu
         self.watched = Watched(run, clock=ticks)
         self.listing = Listing(hands.list_runs)
@@ -239,7 +242,11 @@ class MonitorApp(App[int]):
     def _hear(self) -> None:
         """Tell when a checkpoint that was asked for is there, and when the run ends."""
         was_at_work, self._was_at_work = self._was_at_work, self.watched.is_at_work
-        if was_at_work and not self._was_at_work and not self.watched.is_gone:
+        is_end = was_at_work and not self._was_at_work
+        self.has_seen_end = (self.has_seen_end or is_end) and not self._was_at_work
+        if is_end and self._until_end:
+            self.exit(0)
+        elif is_end and not self.watched.is_gone:
             end = end_of(self.watched)
             self.message, self._is_stale = Message(end.word, end.style), True
         saved = self.watched.summary.checkpoints
@@ -311,7 +318,7 @@ class MonitorApp(App[int]):
     def switch_to(self, run: RunDir) -> None:
         """Show another run from now on."""
         self.watched = Watched(run, clock=self._ticks)
-        self._was_at_work = self.watched.is_at_work
+        self._was_at_work, self.has_seen_end = self.watched.is_at_work, False
         self._frame, self._zoom, self._offset, self._save_asked_after = None, 0, 0, None
         self.message, self.pane = None, PANES[0][0]
         self.look()

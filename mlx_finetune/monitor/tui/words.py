@@ -34,6 +34,8 @@ def state_of(watched: Watched) -> State:
     match summary.outcome:
         case RunFinished():
             return State("finished", GOOD)
+        case RunStopped(step=step) if watched.is_at_work and watched.was_idle:
+            return State("preparing", QUIET, f"to go on from step {step}")
         case RunStopped():
             return State("stopping" if watched.is_at_work else "stopped", WAITING, "everything up to there is saved")
         case RunFailed(message=message) if not watched.is_at_work:

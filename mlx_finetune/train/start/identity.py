@@ -42,8 +42,12 @@ FREE_KEYS = frozenset(
 FREE_SECTIONS = ("chat", "eval", "serve")
 #: Keys of [training] that runs of earlier versions do not name, and what those runs did.
 SETTINGS_BEFORE: Mapping[str, object] = {"reuse_frozen_layers": False}
+#: Free keys whose automatic choice stays that of the first start: ``mlxft tune`` may have found another one since.
+KEPT_WHEN_AUTO = frozenset({"hardware.max_ops_per_buffer", "hardware.max_mb_per_buffer"})
 _DEFAULTS_SINCE: Mapping[str, object] = {
     "training.reuse_frozen_layers": "auto",
+    "hardware.microbatch": "auto",
+    "hardware.num_threads": "auto",
     "data.corrections": False,
     "data.corrections_weight": 1.0,
     "hardware.tf32": "auto",

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
@@ -17,6 +16,7 @@ from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordere
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
+from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.auto import Facts, Resolved, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.disk import DiskPlan, check_room, plan_disk
 from mlx_finetune.hardware.kept_states import KeptStates
@@ -29,7 +29,7 @@ from mlx_finetune.model.adapter_base import check_base
 from mlx_finetune.model.adapter_files import hash_adapter, load_adapter
 from mlx_finetune.model.blockwise import is_chain
 from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
-from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
+from mlx_finetune.model.load import LoadedModel, ModelInfo, device_name, load_model, on_gpu
 from mlx_finetune.model.lora import AdapterSpec, adapter_layers, adapter_parameters, attach_adapter, full_parameters
 from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
 from mlx_finetune.model.parts import embedding
@@ -38,7 +38,7 @@ from mlx_finetune.model.split import SplitModel
 from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe, TrainingRecipe
-from mlx_finetune.train.compare import Expected, expect_run, with_corrections
+from mlx_finetune.train.compare import Expected, expect_run, with_profile
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
 from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
@@ -89,14 +89,15 @@ def prepare(
     stop: StopRequest,
     corrections: Mapping[str, int] | None = None,
     ranks: Ranks = ALONE,
+    uses_tuned: bool = True,
 ) -> Prepared:
     """Load and decide everything. Relative paths are looked up in ``base``.
 
     ``decided`` is the resolved recipe of the run that is resumed: its choices count again, whatever this machine would
     choose now; ``corrections`` are those it began with (``dataset.corrections``), None for those there are now.
-    ``total_steps`` replaces the length of an extended run. ``safer`` says how much more carefully than the recipe it is
-    carried out after an abort. Rank 0's automatic choices count on every rank, and what the ranks would train must be
-    the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
+    ``total_steps`` replaces the length of an extended run, ``safer`` says how much more carefully than the recipe it is
+    carried out after an abort; without ``uses_tuned`` nothing that was tuned counts. Rank 0's choices count on every
+    rank, which must train the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
     """
     asked = loaded.recipe
     objective = OBJECTIVES[asked.task]
@@ -108,10 +109,12 @@ def prepare(
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
-    facts = with_corrections(read_facts(local.folder, rows, asked, num_processes=ranks.size))
+    facts = read_facts(local.folder, rows, asked, num_processes=ranks.size)
+    facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
     resolved = replace(resolved, limits=safer.limits(resolved.limits))
+    blas.use_threads(resolved.recipe.hardware.num_threads)  # before ``identity`` notes what a sum depends on
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved, asked.hardware, facts.machine, plan=loaded.command("plan"))
     disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
@@ -215,7 +218,7 @@ def _assemble(
         spec=spec,
         trainer=_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
         stream=_stream(rows, resolved, safer.pieces, ranks),
-        valid_batches=ordered_batches(rows.valid, -(-resolved.batch_size // safer.pieces)),
+        valid_batches=ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces)),
         schedule=_schedule(training, total_steps),
         total_steps=total_steps,
         limits=resolved.limits,
@@ -242,6 +245,7 @@ def _stream(rows: TrainingRows, resolved: Resolved, pieces: int, ranks: Ranks) -
     return Stream(
         rows.train,
         batch_size=resolved.batch_size,
+        microbatch=resolved.microbatch,
         accumulation=accumulation,
         packed_length=resolved.packed_length,
         seed=resolved.recipe.seed,
@@ -281,13 +285,6 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
         "prompt_template": _in_folder(recipe.data.prompt_template, base, ("auto", "alpaca", "none")),
     }
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates)})
-
-
-def device_name() -> str:
-    """What MLX computes on, for instance ``"Apple M3 Max GPU"`` or ``"CPU"``."""
-    if not on_gpu():
-        return "CPU"
-    return f"{mx.device_info().get('device_name', 'unknown')} GPU"
 
 
 def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec | None:
@@ -391,5 +388,6 @@ def _trainer(split: SplitModel, objective: Objective, resolved: Resolved, *, rec
         is_blockwise=goes_block_by_block(split, recomputes=recomputes),
         split=split,
         keeps_products=not recomputes,
+        in_halves=not isinstance(recipe.hardware.num_threads, int),
         reduce=ranks.reduce if ranks.size > 1 else None,
     )

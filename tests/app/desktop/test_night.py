@@ -272,7 +272,7 @@ def test_the_window_shows_each_training_and_leaves_without_ending_any(fake: Fake
     with at_work(write_run(tmp_path, "a", "running")):
         fake.answers = ["4", "1"]
         assert overnight.overnight(fake.desk(), []) == 0
-    assert fake.called == [["monitor", "adapters/a", "--plain"]] * 2
+    assert fake.called == [["monitor", "adapters/a", "--until-end"]] * 2
     assert "\n1 of 2: a" in fake.said
     assert fake.said[-1].startswith('\nNext: double-click "Monitor" to see the night again')
     assert fake.started == []

@@ -24,7 +24,7 @@ PRICE = {
     "warnings": ["the disk is slow"],
 }
 TRAIN = ["train", "recipes/quickstart.toml", "--detach"]
-WATCH = ["monitor", "adapters/quickstart"]
+WATCH = ["monitor", "adapters/quickstart", "--until-end"]
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_monitor_finds_what_is_at_work(fake: FakeDesk, tmp_path: Path) -> None:
     fake.answers = ["1"]
     with at_work(run):
         assert verbs.monitor(fake.desk(), []) == 0
-    assert fake.called == [["monitor", "adapters/new"]]
+    assert fake.called == [["monitor", "adapters/new", "--until-end"]]
 
 
 def test_monitor_asks_which_of_several(fake: FakeDesk, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_monitor_asks_which_of_several(fake: FakeDesk, tmp_path: Path) -> None:
     fake.answers = ["2", "1"]
     with at_work(runs[0]), at_work(runs[1]):
         verbs.monitor(fake.desk(), [])
-    assert fake.called == [["monitor", "adapters/a"]]
+    assert fake.called == [["monitor", "adapters/a", "--until-end"]]
     assert fake.said[1] == "  1  b (at work)"
 
 
@@ -80,7 +80,7 @@ def test_monitor_shows_the_summary_of_the_night_then_the_last_run(fake: FakeDesk
     assert "1 of 1 finished" in fake.text
     assert fake.called == []
     verbs.monitor(fake.desk(), [])
-    assert fake.called == [["monitor", "adapters/a"]]
+    assert fake.called == [["monitor", "adapters/a", "--until-end"]]
 
 
 @pytest.mark.parametrize(("verb", "command"), [(verbs.chat, "chat"), (verbs.evaluate, "eval")])

@@ -82,14 +82,14 @@ class Chart {
     this.mark = mark
     this.data = {}
     this.values = lines.map(() => h("output", {}, "\u2013"))
-    const legend = lines.map((line, index) =>
-      h("span", { class: "key" }, h("i", { class: `swatch ${line.dash ? "dashed" : ""} c-${line.colour}` }), line.label, this.values[index]))
+    this.keys = lines.map((line, index) =>
+      h("span", { class: "key" }, h("i", { class: `swatch ${line.dash ? "dashed" : ""} c-${line.colour}` }), line.label ? h("span", { class: "label" }, line.label) : null, this.values[index]))
     this.at = h("span", { class: "at" })
     this.holder = h("div", {
       class: "plot", tabIndex: 0, role: "group", "aria-roledescription": "chart", "aria-label": title, onkeydown: (event) => this.key(event),
     })
     this.holder.style.height = `${height}px`
-    this.element = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, title), h("span", { class: "legend" }, legend), this.at), this.holder)
+    this.element = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, title), h("span", { class: "legend" }, this.keys), this.at), this.holder)
     this.plot = null
     this.title = title
   }
@@ -125,6 +125,7 @@ class Chart {
   draw() {
     const data = this.joined()
     this.element.classList.toggle("empty", data[0].length === 0)
+    this.lines.forEach(({ name }, index) => (this.keys[index].hidden = data[0].length > 0 && !this.data[name]?.[0].length))
     if (!this.plot) return this.build(data)
     this.plot.batch(() => {
       this.plot.setData(data, false)

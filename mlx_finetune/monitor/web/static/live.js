@@ -51,6 +51,7 @@ class Live {
     this.isDirty = false
     this.onState = onState
     this.stop = () => {}
+    this.clock = setInterval(() => this.status.state && this.head.showEnding(this.status), 5000)
     this.group = new Group((range) => this.zoomed(range))
     this.build()
   }
@@ -211,6 +212,7 @@ class Live {
 
   destroy() {
     this.isGone = true
+    clearInterval(this.clock)
     this.stop()
     this.group.destroy()
   }
@@ -268,7 +270,7 @@ class Head {
     else this.bar.value = share
     put(this.done, isPhase ? visible([phase.name, phase.detail, phase.amount].filter(Boolean).join(" "))
       : total ? `step ${count(status.steps_done)} of ${count(total)}, ${Math.floor(100 * share)} %${step ? `, epoch ${step.epoch.toFixed(2)}` : ""}` : "")
-    put(this.eta, ending(status))
+    this.showEnding(status)
     const evaluation = status.evaluations?.[status.evaluations.length - 1]
     const numbers = {
       loss: `${loss(status.smooth)} ${ARROWS[status.trend] ?? ""}`.trim(),
@@ -283,6 +285,10 @@ class Head {
     }
     for (const [key, text] of Object.entries(numbers)) put(this.numbers[key], text)
     this.numbers.loss.dataset.trend = status.trend ?? ""
+  }
+
+  showEnding(status) {
+    put(this.eta, ending(status))
   }
 
   async askSave() {
@@ -339,7 +345,7 @@ class Side {
     this.element = h("aside", { class: "side" },
       this.nextSection,
       section("Last answers", this.answers),
-      section("Warnings and restarts", this.said),
+      section("Warnings and notes", this.said),
       section("Checkpoints", this.saved),
       h("details", { ontoggle: (event) => event.target.open && this.showRecipe() }, h("summary", {}, "Recipe as resolved"), this.recipe))
   }

@@ -36,6 +36,9 @@ HOSTILE = [
     "a\nb",
     "-n",
     "back\\slash",
+    "100%s",
+    "cafe\u0301",
+    "n" * 255,
 ]
 
 

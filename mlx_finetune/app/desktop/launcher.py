@@ -34,7 +34,7 @@ _VERSION = 1
 
 #: What every launcher begins with; ``launchers/window`` of the repository is the same text (tests compare them).
 WINDOW = r"""unset PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV CONDA_PREFIX
-export PYTHONNOUSERSITE=1 PYTHONUNBUFFERED=1 PYTHONUTF8=1 MLXFT_LAUNCHER=1
+export PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONUTF8=1 MLXFT_LAUNCHER=1
 PATH=${MLXFT_TEST_PATH:-}${MLXFT_TEST_PATH:+:}/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
 trap : INT

@@ -102,8 +102,8 @@ def _measured(subject: Subject) -> Measured:
     return Measured(
         model=base if isinstance(base, str) else subject.opened.info.name,
         step=_result_step(run) if _result_of(subject) else None,
-        model_sha256=base_sha256 if isinstance(base_sha256, str) else subject.model_sha256,
-        adapter_sha256=_result_of(subject) or subject.adapter_sha256 or subject.model_sha256,
+        model_sha256=base_sha256 if isinstance(base_sha256, str) else subject.opened.info.sha256,
+        adapter_sha256=_result_of(subject) or subject.opened.adapter_sha256 or subject.opened.info.sha256,
     )
 
 

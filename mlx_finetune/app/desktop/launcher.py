@@ -53,8 +53,11 @@ ended() { # ended CODE: what the exit code means, in a sentence
     129 | 130 | 143) keep_open "$1" 'It was interrupted. What was saved is kept; double-click again to go on.' ;;
     134) keep_open 134 'It was aborted (code 134), perhaps by the GPU watchdog. Nothing is lost: double-click again.' ;;
     137) keep_open 137 'It was killed (code 137), often as memory ran out. Close programs, double-click again.' ;;
-    *) keep_open "$1" "It stopped with code $1; the reason stands above. There is a log in $PWD/logs." ;;
+    3) keep_open 3 'Something does not fit or has to be mended first (code 3); it stands above.' ;;
+    4) keep_open 4 'A gate of the evaluation was missed (code 4); the figures stand above.' ;;
   esac
+  if [ -d logs ]; then log=" There is a log in $PWD/logs."; else log=''; fi
+  keep_open "$1" "It stopped with code $1; the reason stands above.$log"
 }
 """
 _BODY = r"""if [ "$(uname)" = Darwin ] || [ -n "${MLXFT_TEST_PATH:-}" ]; then

@@ -31,6 +31,7 @@ from mlx_finetune.events import CheckpointSaved, Evaluated, Event, Resources, Ru
 from mlx_finetune.rundir import EVENTS, LOCK, RunDir, take_lock
 
 LIMIT_PERCENT = 2.0
+BUSY_PERCENT = 5.0  # above this it still starts
 STARTED = RunStarted("run", "model", "sft", 0, 10**6, 1000, 10_000, 100, 10**6, 10**8, "CPU", "float32", 18 * 10**9)
 
 
@@ -104,10 +105,19 @@ def _drain(terminal: int) -> None:
         return
 
 
+def busy_share(process: psutil.Process, seconds: float) -> float:
+    """Percent of a core over the next ``seconds``."""
+    before, begin = process.cpu_times(), time.perf_counter()
+    time.sleep(seconds)
+    after, took = process.cpu_times(), time.perf_counter() - begin
+    return 100 * (after.user + after.system - before.user - before.system) / took
+
+
 def measure_share(run: RunDir, *, first: int, seconds: float, rate: float) -> float:
     """Percent of a core that the monitor uses while ``rate`` steps a second are added."""
     with monitor_in_terminal(run) as process:
-        time.sleep(8.0)  # imports, and the journal so far
+        while busy_share(process, 2.0) > BUSY_PERCENT:  # imports, and the journal so far
+            pass
         before, begin, number = process.cpu_times(), time.perf_counter(), first
         while time.perf_counter() - begin < seconds:
             number += 1

@@ -89,8 +89,8 @@ def paint_seconds(browser: object, server: Server) -> float:
     page.goto(f"{server.address}#token={server.token}")
     page.evaluate("location.hash = '#/live/long'")
     page.wait_for_function(
-        "(() => { const live = document.querySelector('.live'); return live?.querySelector('h1').textContent === 'long'"
-        " && live.dataset.points > 100 && live.querySelector('canvas') })()"
+        "() => { const live = document.querySelector('.live'); return live?.querySelector('h1').textContent === 'long'"
+        " && live.dataset.points > 100 && live.querySelector('canvas') }"
     )
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     seconds = time.perf_counter() - began

@@ -106,6 +106,11 @@ _SUMMED_UP = (
 )
 
 
+def _mean(name: str, values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return round(mean) if name.endswith("_bytes") else round(mean, 2)
+
+
 def summarise_resources(samples: Sequence[Resources]) -> dict[str, object] | None:
     """Means and largest values of what was told, the energy, the least free disk, and the share of samples in which
     something was slowed down; None without a sample. What no sample tells is absent, or null."""
@@ -116,7 +121,7 @@ def summarise_resources(samples: Sequence[Resources]) -> dict[str, object] | Non
     heat = [bool(one.throttled) for one in samples if one.throttled is not None]
     return {
         "samples": len(samples),
-        "mean": {name: round(sum(values) / len(values), 2) for name, values in told.items() if values},
+        "mean": {name: _mean(name, values) for name, values in told.items() if values},
         "max": {name: max(values) for name, values in told.items() if values},
         "energy_joules": energies[-1] if energies else None,
         "throttled_share": round(sum(heat) / len(heat), 4) if heat else None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -42,8 +42,13 @@ class Watch:
         self.foreign: list[str] = []
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("dialog", lambda dialog: (self.errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", self._refuse)
         page.on("request", lambda request: self._look(request.url))
+
+    def _refuse(self, dialog: "Dialog") -> None:
+        """No script of ours opens one."""
+        self.errors.append(f"dialog {dialog.message}")
+        dialog.dismiss()
 
     def _look(self, address: str) -> None:
         if not address.startswith("http://127.0.0.1:"):

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from mlx_finetune.hardware.power import Power
-
 from mlx_finetune.app.doctor.environment import PACKAGES, Environment
 from mlx_finetune.app.doctor.examine import Facts
 from mlx_finetune.app.doctor.finding import Typed
@@ -12,6 +10,7 @@ from mlx_finetune.app.doctor.models import HubState
 from mlx_finetune.app.doctor.places import Folder
 from mlx_finetune.hardware.blas import BlasReport
 from mlx_finetune.hardware.device import Device, Metal
+from mlx_finetune.hardware.system.power import Power
 
 GB = 10**9
 LINUX = Device("linux", "Debian 12", "x86_64", "AMD EPYC", 2, 24 * GB, 20 * GB, False, Metal(False, "", "", None, None))

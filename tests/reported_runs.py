@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard, SplitCard, card_json
-from mlx_finetune.dataset.stats import summarize_lengths
+from mlx_finetune.dataset.stats import even_histogram, summarize_lengths
 from mlx_finetune.dataset.token_losses import Measured, Microscope, Row, Token, write_microscope
 from mlx_finetune.dataset.tokens import Outcome
 from mlx_finetune.errors import Problem
@@ -66,7 +66,7 @@ def write_run(folder: Path, text: Turn = same, *, name: str = "tides") -> RunDir
         Token(text("."), True, 0.1, 2.5),
     )
     rows = (Row(text("valid.jsonl:1"), tokens, (text("cut at the end"),)),)
-    write_microscope(run, Microscope(rows, Measured(text("tiny-llama"), "valid", 40)))
+    write_microscope(run, Microscope(rows, Measured(text("tiny-llama"), step=40)))
     return run
 
 
@@ -175,10 +175,12 @@ def _write_info(run: RunDir, text: Turn) -> None:
 def card(text: Turn = same) -> DataCard:
     """80 rows to train on, of which three were left out, 12 for validation."""
     lost = {"too_long": Outcome(3, (Problem(text("train.jsonl:7"), text("it has 900 tokens")),))}
+    long = [20 + place for place in range(80)]
     train = SplitCard(
         83,
         1600,
-        summarize_lengths([20 + place for place in range(80)], "tokens"),
+        summarize_lengths(long, "tokens"),
+        even_histogram(long),
         text("text prefix"),
         text("its own"),
         (text("a note on the mask"),),
@@ -186,7 +188,9 @@ def card(text: Turn = same) -> DataCard:
         {text("data/tides/train.jsonl"): 80},
     )
     lengths = summarize_lengths([30] * 12, "tokens")
-    valid = SplitCard(12, 200, lengths, "text prefix", "", (), {}, {text("data/tides/valid.jsonl"): 12})
+    valid = SplitCard(
+        12, 200, lengths, even_histogram([30] * 12), "text prefix", "", (), {}, {text("data/tides/valid.jsonl"): 12}
+    )
     problem = Problem(text("train.jsonl:9"), text("it has no answer"), text("write one"))
     return DataCard({"train": train, "valid": valid}, (problem,), 1)
 

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from journal import FINISHED, HALVED, STARTED, step
@@ -41,7 +42,7 @@ def _said(event: Event) -> list[str]:
         (Notice("warning", "3 rows", "mlxft data"), ["warning: 3 rows", "hint: mlxft data"]),
         (Notice("info", "the mask"), ["note: the mask"]),
         (Evaluated(4, 1.25, 9, True, 1.0), ["step 4: validation loss 1.2500"]),
-        (Evaluated(4, None, 9, True, 1.0), ["step 4: validation loss not finite"]),
+        (Evaluated(4, cast("float", None), 9, True, 1.0), ["step 4: validation loss not finite"]),
         (CheckpointSaved(4, "checkpoint-4", 10, 0.1), ["step 4: checkpoint-4 is saved"]),
         (HALVED, [f"restarted: {HALVED.sentence}"]),
         (Paused(4, "the battery is at 10%"), ["step 4: paused, the battery is at 10%"]),

@@ -97,12 +97,13 @@ def _rows(subject: Subject, lines: Sequence[int], given: str, base: Path) -> tup
 
 def _measured(subject: Subject) -> Measured:
     """The names and hashes; those of the result of a run are what the end of its training writes."""
-    run, base_sha256 = subject.run, subject.opened.located.facts.get("model_sha256")
+    run, facts = subject.run, subject.opened.located.facts
+    base, base_sha256 = facts.get("model"), facts.get("model_sha256")
     return Measured(
-        model=subject.opened.info.name,
+        model=base if isinstance(base, str) else subject.opened.info.name,
         step=_result_step(run) if _result_of(subject) else None,
-        model_sha256=base_sha256 if isinstance(base_sha256, str) else subject.model_sha256,
-        adapter_sha256=_result_of(subject) or subject.adapter_sha256 or subject.model_sha256,
+        model_sha256=base_sha256 if isinstance(base_sha256, str) else subject.opened.info.sha256,
+        adapter_sha256=_result_of(subject) or subject.opened.adapter_sha256 or subject.opened.info.sha256,
     )
 
 

@@ -79,7 +79,10 @@ class RowViewer:
             recipe = Recipe.model_validate(facts["resolved"])
         except FileNotFoundError:
             raise RunError(f"{run.name} has not come to its first step yet", "look again in a moment") from None
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise RunError(f"the settings of {run.name} were written by another version of mlxft (`{where}`)") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"the settings of {run.path} cannot be read: {type(error).__name__}") from None
         base = Path(str(facts.get("started_in", ".")))
         tokenizer = _load_tokenizer(run, facts, recipe)

@@ -43,7 +43,7 @@ def command(recipe: Path | None, as_json: bool, report: str | None) -> int:
     from mlx_finetune.app.doctor.finding import verdict
 
     loaded = _load(recipe)
-    asked = examine.Asked(Path.cwd(), os.environ, go_on=_go_on)
+    asked = examine.Asked(Path.cwd(), os.environ, go_on=_go_on, check=_check_named)
     facts = examine.examine(asked, loaded)
     findings = examine.find_problems(facts)
     last = verdict(findings, facts.typed.train(str(recipe or "")))
@@ -85,6 +85,13 @@ def _go_on(run: "RunDir") -> Sequence[str]:
     from mlx_finetune.commands.closing import recorded_go_on_lines
 
     return recorded_go_on_lines(run)
+
+
+def _check_named(recipe: "LoadedRecipe", base: Path) -> None:
+    """As ``mlxft train`` checks it before it starts."""
+    from mlx_finetune.commands.named import check_named
+
+    check_named(recipe, base)
 
 
 def _write_report(facts: "Facts", findings: "Sequence[Finding]", name: str) -> None:

@@ -88,7 +88,7 @@ def _test(desk: "Desk", names: Sequence[str]) -> int:
     opened = open_for_answers(str(run.path), [])
     from mlx_finetune.app.desktop.answers import SideBySide, prompts_of
 
-    answers = SideBySide(opened, desk.say, shutil.get_terminal_size((80, 24)).columns)
+    answers = SideBySide(opened, run.path.name, desk.say, shutil.get_terminal_size((80, 24)).columns)
     for prompt in prompts_of(read_settings(run)):
         answers.show(prompt)
     if desk.can_ask:

@@ -36,7 +36,7 @@ def command(name: str, rows: str | None, data: str | None, as_json: bool) -> Non
     run folder (microscope.json) and shown again until the adapter is another.
     """
     microscope, kept = None, None
-    wanted = None if rows is None and data is None else (_lines(rows or AUTO), data or "")
+    wanted = None if rows is None and data is None else (_lines(AUTO if rows is None else rows), data or "")
     run = _run(name)
     before = None if run is None else _kept(run)
     if before is not None and wanted in (None, _asked(before)):

@@ -27,11 +27,14 @@ COPY_SECONDS = 2.0
 @click.command()
 @click.argument("run", required=False)
 @click.option("--plain", is_flag=True, help="A few lines at the bottom of the terminal instead of all of it.")
+@click.option("--until-end", is_flag=True, help="Leave the full screen when the run ends, as lines do.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events from now on as JSON Lines on stdout.")
 @click.option("--web", is_flag=True, help="Show this and every other run as a page in the browser.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Of the page; 0 takes a free one.")
 @click.option("--no-open", is_flag=True, help="Print the address of the page, open no browser.")
-def command(run: str | None, plain: bool, as_json: bool, web: bool, port: int | None, no_open: bool) -> int:
+def command(
+    run: str | None, plain: bool, until_end: bool, as_json: bool, web: bool, port: int | None, no_open: bool
+) -> int:
     """Watch RUN, come and go at any time: q or Ctrl-C leaves, and the training goes on.
 
     RUN is a run folder, or a name under adapters/; without it the run that is at work, else the latest. In a terminal
@@ -52,7 +55,7 @@ def command(run: str | None, plain: bool, as_json: bool, web: bool, port: int | 
     folder = find_run(run, base=Path()) if run else latest_run(Path("adapters"))
     if plain or as_json or not can_fill_screen():
         return _show_lines(folder, as_json=as_json)
-    return _fill_screen(folder)
+    return _fill_screen(folder, until_end=until_end)
 
 
 def can_fill_screen() -> bool:
@@ -64,11 +67,11 @@ def can_fill_screen() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty() and can_draw(sys.stderr)
 
 
-def _fill_screen(run: "RunDir") -> int:
+def _fill_screen(run: "RunDir", *, until_end: bool) -> int:
     """The full screen until the person leaves; then what they should know, as ``_show_lines`` says it."""
     from mlx_finetune.monitor.tui.app import MonitorApp
 
-    app = MonitorApp(run, monitor_hands(run))
+    app = MonitorApp(run, monitor_hands(run), until_end=until_end)
     app.run(mouse=False)
     if app.return_code:  # a bug of ours: textual has shown its traceback
         return app.return_code
@@ -77,6 +80,8 @@ def _fill_screen(run: "RunDir") -> int:
         click.echo(f"{watched.run.path} is gone", err=True)
     elif watched.is_at_work:
         click.echo(f"left; the training goes on, mlxft stop {watched.run.name} ends it", err=True)
+    elif app.has_seen_end:
+        return app.return_value or _tell_end(watched.run, watched.summary)
     else:
         _tell_state(watched.run, watched.summary)
     return app.return_value or 0

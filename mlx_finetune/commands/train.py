@@ -116,10 +116,9 @@ def _train(
 ) -> tuple[Sequence[str], int]:
     """Train to the end; the last words and the exit code."""
     from mlx_finetune.app import supervise
-    from mlx_finetune.app.trackers.watching import look_line, tracked
+    from mlx_finetune.app.trackers.watching import look_lines, tracked
     from mlx_finetune.commands.closing import ended_lines, go_on_lines
     from mlx_finetune.commands.report import try_report
-    from mlx_finetune.rundir import TRACKERS
 
     names = recipe.training.report_to
     with tracked(names, run, view, is_fork=request.fork) as watched:
@@ -128,8 +127,7 @@ def _train(
     options = [part for one in request.overrides for part in ("--set", one)]
     go_on = go_on_lines(str(request.recipe), [*options, *hostfile])
     report, warnings = (None, []) if supervised.ending.kind == "refused" else try_report(run)
-    looks = [f"{name}: {look_line(name, run)}" for name in names if run.file(TRACKERS).is_dir()]
-    lines = [*warnings, *looks, *ended_lines(supervised, summary, run, go_on, report)]
+    lines = [*warnings, *look_lines(names, run), *ended_lines(supervised, summary, run, go_on, report)]
     if request.num_ranks > 1 and supervised.ending.kind == "failed" and run.checkpoints():
         lines = [*lines, *go_on]
     return lines, supervised.exit_code

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -27,13 +28,26 @@ def make_desk(environment: Mapping[str, str]) -> Desk:
         read_mlxft=lambda arguments: _read([*MLXFT, *arguments]),
         start=start_alone,
         program=run_program,
-        say=lambda text: click.echo(text, err=True),
+        say=say,
         ask=ask_line,
         has_dialogs=can_ask and not is_remote and shutil.which("osascript") is not None,
         can_ask=can_ask,
         now=time.time,
         sleep=time.sleep,
     )
+
+
+def say(text: str) -> None:
+    """Lines on stderr; in a terminal they end between words, and what follows an indented line is indented too."""
+    for line in text.split("\n"):
+        columns = shutil.get_terminal_size((80, 24)).columns
+        if not sys.stderr.isatty() or len(line) <= columns:
+            click.echo(line, err=True)
+            continue
+        indent = " " * (len(line) - len(line.lstrip()))
+        whole = textwrap.TextWrapper(columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for part in whole.wrap(line):
+            click.echo(part, err=True)
 
 
 def run_here(arguments: Sequence[str]) -> int:

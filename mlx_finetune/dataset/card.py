@@ -6,7 +6,7 @@ Made from the rows of a start as they are in memory, so that nobody has to read 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from mlx_finetune.dataset.stats import Lengths, summarize_lengths
+from mlx_finetune.dataset.stats import Bucket, Lengths, even_histogram, summarize_lengths
 from mlx_finetune.dataset.token_cache import CachedSplits
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Outcome, TokenizedSplit
@@ -18,7 +18,8 @@ _KEPT_PROBLEMS = 5
 
 @dataclass(frozen=True, slots=True)
 class SplitCard:
-    """One split: ``num_rows`` rows of its files were read, ``lengths`` (in tokens) are of the sequences made of them.
+    """One split: ``num_rows`` rows of its files were read, ``lengths`` (in tokens) are of the sequences made of them,
+    ``histogram`` in buckets of one width.
 
     ``outcomes`` are those of ``TokenizeReport``; ``sources`` counts the sequences of each file.
     """
@@ -26,6 +27,7 @@ class SplitCard:
     num_rows: int
     num_targets: int
     lengths: Lengths
+    histogram: tuple[Bucket, ...]
     method: str
     template: str
     notes: tuple[str, ...]
@@ -60,6 +62,7 @@ def _split_card(split: TokenizedSplit) -> SplitCard:
         num_rows=report.num_examples,
         num_targets=report.num_targets,
         lengths=summarize_lengths(rows.lengths, "tokens"),
+        histogram=even_histogram(rows.lengths),
         method=report.method,
         template=report.template,
         notes=report.notes,

@@ -54,6 +54,21 @@ def summarize_lengths(lengths: "Sequence[int] | array[int] | NDArray[np.int64]",
     )
 
 
+def even_histogram(lengths: "Sequence[int] | array[int] | NDArray[np.int64]", most: int = 12) -> tuple[Bucket, ...]:
+    """At most about ``most`` buckets of one width, which is a round number, from the first to the last with a row."""
+    values = np.asarray(lengths, dtype=np.int64)
+    if not len(values):
+        return ()
+    low, high = int(values.min()), int(values.max())
+    smallest = (high - low + 1) / most
+    power = 10 ** max(0, int(np.floor(np.log10(max(1.0, smallest)))))
+    width = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= smallest)
+    first = low // width
+    counts = np.bincount(values // width - first)
+    starts = [(first + place) * width for place in range(len(counts))]
+    return tuple(Bucket(start, start + width, int(count)) for start, count in zip(starts, counts, strict=True))
+
+
 def _rank(ordered: NDArray[np.int64], share: float) -> int:
     return int(ordered[min(len(ordered) - 1, max(0, int(np.ceil(share * len(ordered))) - 1))])
 

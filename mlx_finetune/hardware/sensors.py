@@ -5,6 +5,7 @@ source does not say, or says in a way we do not know, is None and never 0; one t
 """
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import psutil
 
 from mlx_finetune.hardware.system.macos import Level, parse_level, parse_level_and_swap, parse_swap
 from mlx_finetune.hardware.system.power import UNKNOWN, Power, read_power
-from mlx_finetune.hardware.system.programs import Runner, run_program
+from mlx_finetune.hardware.system.programs import Runner, find_program, run_program
 
 FIRST_SECONDS = 1.0
 _SYSCTL = "/usr/sbin/sysctl"
@@ -112,4 +113,5 @@ def read_watts(*, system: str = sys.platform, run: Runner = run_program) -> floa
     """Watts over the next two seconds, from ``macmon`` where that is installed on a Mac; None everywhere else."""
     if system != "darwin":
         return None
-    return parse_watts(run(["macmon", "pipe", "-s", "1", "-i", "2000"]) or "")
+    macmon = find_program("macmon", os.environ) or "macmon"
+    return parse_watts(run([macmon, "pipe", "-s", "1", "-i", "2000"]) or "")

@@ -6,20 +6,31 @@ colours groups of tokens stand in marks. Token texts are shown with ``dataset.vi
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from mlx_finetune.dataset.token_losses import Microscope, Row, Token, read_microscope
+from mlx_finetune.dataset.token_losses import Measured, Microscope, Row, Token, read_microscope
 from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.units import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["STYLE", "Microscope", "Row", "Token", "read_microscope", "render_html", "render_text", "verdict"]
+__all__ = [
+    "STYLE",
+    "Measured",
+    "Microscope",
+    "Row",
+    "Token",
+    "read_microscope",
+    "render_html",
+    "render_text",
+    "verdict",
+]
 
 Verdict = Literal["learned", "known", "wrong", "worse", "context"]
 
@@ -68,6 +79,7 @@ STYLE = """\
 .ms-worse{border-bottom:3px double #cc79a7;background:rgba(204,121,167,.18)}
 .ms-worse.ms-2{background:rgba(204,121,167,.36)}.ms-worse.ms-3{background:rgba(204,121,167,.55)}
 .ms-legend td,.ms-top td{padding:.1em .8em .1em 0;vertical-align:top}
+.ms-top caption{text-align:left;font-weight:600;padding-top:.6em}
 """
 
 
@@ -181,10 +193,10 @@ def render_text(microscope: Microscope, width: int, *, in_colour: bool = True) -
     width = max(width, 20)
     lines: list[Text] = []
     for row in microscope.rows:
-        lines += _flow([(row_head(row), "bold" if in_colour else "")], width)
+        lines += _flow(_words(row_head(row), "bold" if in_colour else ""), width)
         lines += _flow(_pieces(row.tokens, in_colour=in_colour), width)
-        lines += [line for note in row.notes for line in _flow([(f"-> {_line(note)}", "")], width)]
-        lines.append(Text())
+        lines += [line for note in row.notes for line in _flow(_words(f"-> {_line(note)}"), width)]
+        lines += [Text()] if lines[-1].plain else []
     return lines + legend_lines(microscope, width, in_colour=in_colour)
 
 
@@ -197,11 +209,11 @@ def legend_lines(microscope: Microscope, width: int, *, in_colour: bool = True) 
         label = f"{left}{name}{right}"
         share = "" if name == "context" else f"{findings.share(name):.0%}"
         rest = f"{' ' * (11 - len(label))}{share:>4}  {meaning}"
-        lines += _flow([(label, _STYLES[name][1] if in_colour else ""), (rest, "")], width)
+        lines += _flow([(label, _STYLES[name][1] if in_colour else ""), *_words(rest)], width)
     targets = counted(findings.num_targets, "trained token")
     mean = f"mean loss {findings.base:.3f} nats under the base, {findings.tuned:.3f} now"
-    lines += _flow([(f"{targets}: {mean}; darker means further", "")], width)
-    for title, found in (("largest gains", findings.gains), ("largest losses", findings.losses)):
+    lines += _flow(_words(f"{targets}: {mean}" + ("; a stronger colour means further" if in_colour else "")), width)
+    for title, found in (("gained most", findings.gains), ("lost most", findings.losses)):
         lines += _flow([(title if found else f"{title}: none", "bold" if in_colour else "")], width)
         lines += [line for one in found for line in _flow(_moved_pieces(one, in_colour=in_colour), width)]
     return lines
@@ -230,6 +242,11 @@ def _pieces(tokens: Sequence[Token], *, in_colour: bool) -> Iterator[tuple[str, 
             pieces[-1], right = (last[:-1], style), right + "\n"
         yield from ((text, style) for text, style in ((left, ""), *pieces, (right, "")) if text)
     yield "\n", ""
+
+
+def _words(text: str, style: str = "") -> list[tuple[str, str]]:
+    """A sentence in pieces, each with the blanks after it."""
+    return [(word, style) for word in re.findall(r"\s*\S+\s?", text)]
 
 
 def _flow(pieces: Iterable[tuple[str, str]], width: int) -> "list[Text]":
@@ -291,11 +308,11 @@ def _legend_html(microscope: Microscope) -> str:
     )
     mean = (
         f"{counted(findings.num_targets, 'trained token')}: mean loss {findings.base:.3f} nats under the base, "
-        f"{findings.tuned:.3f} now. Darker means further."
+        f"{findings.tuned:.3f} now. A stronger colour means further."
     )
     return (
         f'<table class="ms-legend">{rows}</table><p class="ms-note">{mean}</p>'
-        f"{_top_html('Largest gains', findings.gains)}{_top_html('Largest losses', findings.losses)}"
+        f"{_top_html('Gained most', findings.gains)}{_top_html('Lost most', findings.losses)}"
     )
 
 

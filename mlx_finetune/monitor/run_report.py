@@ -200,7 +200,7 @@ def _settings_lines(settings: Mapping[str, object]) -> Iterator[str]:
 
 
 def _is_worth_showing(value: object) -> bool:
-    return value not in ("", [], {}, False) or (value == 0 and not isinstance(value, bool))
+    return value not in ("", "auto", [], {}, False) or (value == 0 and not isinstance(value, bool))
 
 
 def _value(value: object) -> str:

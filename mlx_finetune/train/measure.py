@@ -9,7 +9,6 @@ found is the last line of its stdout, after the events of loading, one JSON obje
 import argparse
 import json
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.busy import Others
 from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
 from mlx_finetune.hardware.safer import Safer
-from mlx_finetune.hardware.sensors import read_watts
+from mlx_finetune.hardware.sampling.energy import PowerMeter, open_monitor
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.train.child import describe_error
 from mlx_finetune.train.signals import StopRequest
@@ -75,7 +74,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
 
     startup, load_peak = clock.elapsed, mx.get_peak_memory()
     busy = Others()
-    power = _Power()
+    power = PowerMeter(open_monitor())
     shapes = count_run(prepared)
     order = choose_shapes(shapes)
     frozen = _Frozen(prepared)
@@ -298,25 +297,6 @@ def _time_answer(prepared: "Prepared") -> float | None:
             count += 1
     each = (time.perf_counter() - began - first) / (count - 1) if count > 1 else first
     return each + first / recipe.eval.max_new_tokens
-
-
-class _Power:
-    """Watts of the machine while this object is there, from a sensor where there is one."""
-
-    def __init__(self) -> None:
-        self._found: list[float] = []
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        watts = read_watts()
-        if watts is not None:
-            self._found.append(watts)
-
-    def watts(self) -> float | None:
-        """None where no sensor has answered."""
-        self._thread.join(timeout=1.0)
-        return self._found[0] if self._found else None
 
 
 def _process_bytes() -> int:

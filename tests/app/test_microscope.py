@@ -145,7 +145,9 @@ def test_rows_of_another_file(place: Path):
 
 
 def test_long_rows_are_as_training_cut_them(place: Path):
-    change_facts(place, {"data": {"max_seq_length": 20, "truncation": "split"}}, place / "adapters/keeper")
+    change_facts(
+        place, {"data": {"max_seq_length": 20, "truncation": "split", "mask_prompt": False}}, place / "adapters/keeper"
+    )
     call("keeper", "--data", "rows.jsonl", "--rows", "3")
     pieces = kept(place).rows
     assert len(pieces) > 1

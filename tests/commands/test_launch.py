@@ -167,3 +167,17 @@ def test_what_is_written_really_starts_mlxft_where_the_runs_are(here: Path) -> N
     )
     assert done.stderr == 'error: nothing has been trained here yet\nhint: double-click "Train" first\n'
     assert done.returncode == 1
+
+
+def test_long_lines_end_between_words_in_a_window(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "  1  " + "word " * 20 + "/a/path/that/is/never/cut/" + "x" * 90 + "\a"
+    window.say(line)
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback: os.terminal_size((40, 24)))
+    window.say(f"\n{line}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["", "  1  word word word word word word word"]
+    assert lines[-1] == "  /a/path/that/is/never/cut/" + "x" * 90 + "\a"

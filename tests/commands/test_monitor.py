@@ -12,7 +12,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,7 +87,9 @@ def test_the_end_of_the_run_is_told_as_where_it_was_started(machine: Machine) ->
     assert (watching.returncode, training.returncode) == (0, 0)
     end = there[there.index("\nfinished at step") :]
     assert end.rstrip().endswith("next: mlxft chat demo")
-    assert told.endswith(end)
+    page = "  report for your browser: adapters/demo/report.html\n"  # made after the end that is told here
+    assert page in end
+    assert told.endswith(end.replace(page, ""))
 
 
 @pytest.mark.slow
@@ -150,8 +152,12 @@ class Terminal:
         self.written = b""
 
     def read_until(self, text: str) -> None:
+        self.read_while(lambda: text.encode() not in self.written)
+
+    def read_while(self, holds: Callable[[], bool]) -> None:
+        """Read what is written meanwhile: a terminal that nobody reads holds up who writes to it."""
         deadline = time.monotonic() + TIMEOUT
-        while text.encode() not in self.written:
+        while holds():
             assert time.monotonic() < deadline, self.written[-2000:]
             if select.select([self.descriptor], [], [], 0.1)[0]:
                 self.written += os.read(self.descriptor, 65536)
@@ -200,17 +206,37 @@ def test_keys_reach_the_training_itself(machine: Machine) -> None:
     terminal = Terminal(machine, "demo")
     terminal.read_until("targets/s")
     terminal.type("c")
-    wait_until(lambda: {path.name for path in run.checkpoints()} - known)
+    terminal.read_while(lambda: {path.name for path in run.checkpoints()} == known)
     terminal.type("s")
     terminal.read_until("Stop demo?")
     assert running_process(run)
     terminal.type("y")
-    wait_until(lambda: running_process(run) is None)
+    terminal.read_while(lambda: running_process(run) is not None)
     terminal.read_until("stopped")
     terminal.type("q")
     assert terminal.wait() == 0
     assert b"demo is not at work; it stopped after step " in terminal.written
     assert b"to go on: mlxft train demo.toml --resume" in terminal.written
+
+
+@pytest.mark.parametrize("arguments", [["--until-end"], []])
+def test_the_end_of_a_run_leaves_the_screen_only_where_that_was_asked_for(
+    machine: Machine, arguments: list[str]
+) -> None:
+    run = machine.recipe("finish")
+    machine.start("train", "demo.toml")
+    wait_until(lambda: steps(run) > 3)
+    terminal = Terminal(machine, "demo", *arguments)
+    terminal.read_until("targets/s")
+    run.file("finish").touch()
+    if not arguments:
+        terminal.read_until("mlxft chat demo")
+        assert LEAVE_SCREEN not in terminal.written
+        terminal.type("q")
+    assert terminal.wait() == 0
+    left = terminal.written.split(LEAVE_SCREEN)[1]
+    assert b"finished at step " in left
+    assert b"next: mlxft chat demo" in left
 
 
 @pytest.mark.slow

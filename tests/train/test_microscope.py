@@ -63,7 +63,9 @@ def test_the_mean_of_all_rows_is_the_loss_of_the_evaluation(recipe: Path):
 
 
 def test_the_result_is_measured_also_where_the_last_weights_are_others(recipe: Path):
-    run = train(recipe, overrides=("training.learning_rate=0.3", "training.eval_steps=1", "eval.microscope_rows=64"))
+    diverging = ("training.learning_rate=10.0", "training.lr_scheduler=constant", "training.warmup_steps=0")
+    diverging += ("training.eval_steps=1", "training.max_steps=5")
+    run = train(recipe, overrides=(*diverging, "eval.microscope_rows=64"))
     kept, finished = read_microscope(run), _last(run)
     assert kept is not None
     assert isinstance(finished, RunFinished)

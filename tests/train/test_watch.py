@@ -257,6 +257,15 @@ def test_a_pause_lasts_until_the_reason_is_gone_and_says_how_long_that_was() -> 
     assert set(machine.naps) == {0.2}
 
 
+def test_the_machine_is_still_looked_at_during_a_pause() -> None:
+    machine, reported = Watched(power=battery(10)).start(), list[int]()
+    reason = machine.step()
+    machine.in_seconds(2, "power", MAINS)
+    machine.watch.pause(7, reason or "", reported.append)
+    assert set(reported) == {7}
+    assert len(reported) == len(machine.naps)
+
+
 def test_sleep_during_a_pause_is_told_and_part_of_it() -> None:
     machine = Watched(power=battery(10)).start()
     reason = machine.step()

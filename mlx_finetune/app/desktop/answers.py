@@ -24,10 +24,11 @@ def prompts_of(settings: object) -> Sequence[str]:
 
 
 class SideBySide:
-    """Answers prompts with the base and with the run. ``say`` shows lines, ``width`` is that of the terminal."""
+    """Answers prompts with the base and with the run ``name``. ``say`` shows a line, ``width`` is the terminal's."""
 
-    def __init__(self, opened: Opened, say: Callable[[str], None], width: int) -> None:
+    def __init__(self, opened: Opened, name: str, say: Callable[[str], None], width: int) -> None:
         self._opened = opened
+        self._name = name
         self._chat = opened.chat.model_copy(update={"temperature": 0.0})
         self._say = say
         self._width = width
@@ -54,4 +55,4 @@ class SideBySide:
         return answer_prompt(answerer, prompt, 0).text
 
     def _lines(self, before: str, tuned: str) -> Iterator[str]:
-        yield from side_by_side(("base", before), (self._opened.name, tuned), width=self._width)
+        yield from side_by_side(("base", before), (self._name, tuned), width=self._width)

@@ -76,7 +76,7 @@ def choose_several(desk: Desk, prompt: str, labels: Sequence[str], *, paths: str
         return list(picked)
     _show_menu(desk, prompt, labels)
     for _ in range(MAX_TRIES):
-        line = _line(desk, f"Numbers in their order, such as 1 3 (Return: 1), or drag {paths} into this window: ")
+        line = _line(desk, f"Numbers such as 1 3 (Return: 1), or drag {paths} into this window: ")
         if not line.strip():
             return [0]
         numbers = [_number(word, len(labels)) for word in re.split(r"[\s,]+", line.strip())]

@@ -86,10 +86,9 @@ class Fit:
         entry = self.entry
         size = f"{format_count(entry.num_parameters)} parameters"
         fetch = "is here" if self.is_here else f"{format_bytes(entry.hub_bytes)} to fetch"
-        notes = [] if entry.is_chat_model else ["no chat model"]
-        notes += ["asks for approval"] if entry.needs_approval else []
-        memory = f"needs about {format_bytes(self.needed)} of {format_bytes(self.limit)}"
-        return f"{entry.name}: {', '.join([size, fetch, memory, *notes])}"
+        notes = [] if entry.is_chat_model else ["base"]
+        notes += ["gated"] if entry.needs_approval else []
+        return f"{entry.name}: {', '.join([size, f'{format_bytes(self.needed)} of memory', fetch, *notes])}"
 
 
 def fits(machine: Machine, here: Sequence[CatalogueEntry]) -> Sequence[Fit]:
@@ -116,9 +115,10 @@ def _pick_model(desk: Desk, machine: Machine) -> CatalogueEntry:
     if not good:
         raise RunError("none of the known models fits into the memory of this machine", "mlxft models list")
     large = [fit.entry.name for fit in rows if not fit.fits]
-    desk.say("\nLarger models answer better; smaller ones train faster. The first one is quick to try things with.")
-    if large:
-        desk.say(f"Too large for this machine: {', '.join(large)}")
+    desk.say("\nLarger models answer better, smaller ones train faster; the first is good to try things with.")
+    desk.say("A base model has not learned to chat; a gated one needs an account at its maker's page.")
+    too_large = f"; too large: {', '.join(large)}" if large else ""
+    desk.say(f"This machine has {format_bytes(rows[0].limit)} for a training{too_large}.")
     picked = choose(desk, "Which model is to learn from it?", [fit.label for fit in good])
     assert isinstance(picked, int), "no path was asked for"
     return good[picked].entry

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from mlx_finetune import durable
 from mlx_finetune.app.desktop.starts import Start
@@ -63,6 +63,11 @@ class Night:
         return next((item for item in self.items if item.state == "running"), None)
 
     @property
+    def has_failed(self) -> bool:
+        """Did one of them end in another way than finished or stopped by a person?"""
+        return any(item.code not in (None, 0, 129, 130, 143) for item in self.items)
+
+    @property
     def remaining(self) -> Sequence[Item]:
         """Those that were not brought to an end."""
         return [item for item in self.items if item.state in ("waiting", "running", "left")]
@@ -96,10 +101,13 @@ def read_night(folder: Path) -> Night | None:
     """The state that was kept; None where there is none, or none that can be read."""
     try:
         fields = json.loads((folder / STATE).read_bytes())
-        items = tuple(Item(**{**one, "overrides": tuple(one["overrides"])}) for one in fields["items"])
-        return Night(items, fields["began"], fields["ended"])
+        return Night(tuple(map(_read_item, fields["items"])), fields["began"], fields["ended"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _read_item(fields: dict[str, Any]) -> Item:
+    return replace(Item(**fields), overrides=tuple(fields["overrides"]))
 
 
 def latest_night(logs: Path) -> Path | None:
@@ -156,7 +164,7 @@ def _became(item: Item) -> str:
 def _losses(finished: RunFinished) -> str:
     if finished.first_loss is None or finished.best_loss is None:
         return ""
-    return f"; validation loss {finished.first_loss:.3f} before, {finished.best_loss:.3f} at its best"
+    return f"; validation loss {finished.first_loss:.3f} -> {finished.best_loss:.3f}"
 
 
 def _outcome(item: Item) -> object:

@@ -33,6 +33,7 @@ from mlx_finetune.rundir import running_process
 
 _START_SECONDS = 20.0  # for the process in the background to take its lock, on a machine with a lot to do
 _LOOK_SECONDS = 0.5
+INTERRUPTED = 130
 
 
 def overnight(desk: Desk, given: Sequence[str]) -> int:
@@ -156,7 +157,7 @@ def watch_night(desk: Desk, folder: Path) -> int:
             if running_process(item.start.run) is None:
                 desk.sleep(_LOOK_SECONDS)  # it is still loading, or has just ended
                 continue
-            desk.mlxft(["monitor", item.run])
+            desk.mlxft(["monitor", item.run, "--until-end"])
             if running_process(item.start.run) is not None and (code := _leave(desk, folder, item.start)) is not None:
                 return code
     except (Cancelled, KeyboardInterrupt):  # the night is a process of its own and has not heard it
@@ -191,13 +192,17 @@ def stop_night(desk: Desk, folder: Path) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         desk.say(f"asked the night (process {pid}) to stop; its training finishes its step and saves ...")
-    while nights.holder(folder) is not None:
-        desk.sleep(_LOOK_SECONDS)
+    try:
+        while nights.holder(folder) is not None:
+            desk.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        desk.say("\nwaits no longer; the night was asked to stop and will")
+        return INTERRUPTED
     return tell_summary(desk, folder)
 
 
 def tell_summary(desk: Desk, folder: Path) -> int:
-    """Print what became of the night, ring, and say what to double-click next; 0 where all of it finished."""
+    """Print what became of the night, ring, and say what to double-click next; 1 where something failed."""
     night = nights.read_night(folder)
     if night is None:
         raise MlxftError(f"{folder} holds no night that can be read", "mlxft runs")
@@ -207,7 +212,7 @@ def tell_summary(desk: Desk, folder: Path) -> int:
     desk.say(f"This is also in {folder / nights.SUMMARY}, and all that was said in {nights.LOG} beside it.\a")
     (folder / nights.SEEN).touch()
     suggest(desk, test="to see what was learned", chat="to talk with one of them", train="to go on with the rest")
-    return 0 if all(item.code == 0 for item in night.items) else 1
+    return int(night.has_failed)
 
 
 def unseen_night(desk: Desk) -> Path | None:

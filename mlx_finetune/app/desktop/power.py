@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mlx_finetune.app.desktop.asking import confirm
 from mlx_finetune.app.desktop.desk import Cancelled, Desk
-from mlx_finetune.hardware.sensors import Power, parse_power
+from mlx_finetune.hardware.system.power import Power, parse_power
 
 
 def awake_command(pid: int) -> Sequence[str]:

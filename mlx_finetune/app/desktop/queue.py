@@ -31,7 +31,7 @@ class Worker:
 
 
 def work(folder: Path, worker: Worker) -> int:
-    """Train everything in ``folder`` that waits; 0 where all of it finished. Raises ``RunError``."""
+    """Train everything in ``folder`` that waits; 1 where one of them failed. Raises ``RunError``."""
     lock = take_lock(folder / LOCK)
     if lock is None:
         raise RunError(f"another process works through {folder}", "see it with: mlxft launch monitor")
@@ -47,7 +47,7 @@ def work(folder: Path, worker: Worker) -> int:
         os.close(lock)
     finished = sum(item.code == 0 for item in night.items)
     worker.notify("mlxft: the night is over", f"{finished} of {len(night.items)} trainings finished")
-    return 0 if finished == len(night.items) else 1
+    return int(night.has_failed)
 
 
 def _train_all(folder: Path, night: Night, worker: Worker) -> Night:

@@ -3,16 +3,16 @@
 The training belongs to no window: it is started in a session of its own, and this window only shows it.
 """
 
-import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 from mlx_finetune.app.desktop import guide
 from mlx_finetune.app.desktop.asking import ask_path, choose, confirm
 from mlx_finetune.app.desktop.desk import Cancelled, Desk
 from mlx_finetune.app.desktop.next_steps import suggest
+from mlx_finetune.app.desktop.price import first_fix, price_lines
 from mlx_finetune.app.desktop.runs import has_result, known_runs, read_state
 from mlx_finetune.app.desktop.starts import (
     FIRST,
@@ -99,39 +99,39 @@ def _of_recipe(desk: Desk, recipe: Path) -> Start:
 
 
 def check_price(desk: Desk, start: Start) -> Start:
-    """Show the plan and ask; what does not fit is offered with the plan's own way to fit. Raises ``Cancelled``."""
-    desk.say("\nWhat it will cost on this machine:\n")
-    code = desk.mlxft(["plan", *start.plan_arguments, "--no-measure"])
-    if code == DOES_NOT_FIT:
-        overrides = _first_fix(desk, start)
-        if not overrides or not desk.can_ask or not confirm(desk, "\nChange it in the first of these ways?"):
-            desk.say('It was not started. A smaller model fits: "Train", "My own data" lists those that do.')
+    """Say what it costs and ask; what does not fit is offered with the plan's own way to fit. Raises ``Cancelled``."""
+    plan = ["plan", *start.plan_arguments, "--no-measure"]
+    ran = desk.read_mlxft([*plan, "--json"])
+    lines = price_lines(ran.out) if ran.code == 0 else []
+    if not lines:  # its own words say best what is wrong
+        desk.say("")
+        code = desk.mlxft(plan)
+        if code == DOES_NOT_FIT:
+            return _made_to_fit(desk, start, first_fix(ran.out))
+        if code:
+            suggest(desk, train="again once that is mended")
             raise Cancelled
-        return check_price(desk, replace(start, overrides=(*start.overrides, *overrides)))
-    if code:
-        raise Cancelled
+    else:
+        desk.say(f"\n{start.name} will take on this machine:")
+        for line in lines:
+            desk.say(line)
+        desk.say(f"  (all of it, with reasons: mlxft {shlex.join(plan)})")
     if desk.can_ask and not confirm(desk, "\nStart the training?"):
         raise Cancelled
     return start
 
 
-def _first_fix(desk: Desk, start: Start) -> Sequence[str]:
-    """The settings of the first way to fit that the plan knows, as KEY=VALUE; empty without one."""
-    ran = desk.read_mlxft(["plan", *start.plan_arguments, "--no-measure", "--json"])
-    try:
-        fixes = cast(dict[str, object], json.loads(ran.out)).get("fixes")
-    except (ValueError, AttributeError):
-        return []
-    first = cast(list[object], fixes)[0] if isinstance(fixes, list) and fixes else {}
-    settings = cast(dict[str, object], first).get("settings") if isinstance(first, dict) else {}
-    changes = cast(dict[str, object], settings) if isinstance(settings, dict) else {}
-    return [f"{key}={value}" for key, value in changes.items()]
+def _made_to_fit(desk: Desk, start: Start, overrides: Sequence[str]) -> Start:
+    if not overrides or not desk.can_ask or not confirm(desk, "\nChange it in the first of these ways?"):
+        desk.say('It was not started. A smaller model fits: "Train", "My own data" lists those that do.')
+        raise Cancelled
+    return check_price(desk, replace(start, overrides=(*start.overrides, *overrides)))
 
 
 def watch(desk: Desk, run: RunDir) -> int:
     """Show a run until it ends or the person leaves; then what to double-click. The exit code of the run's end."""
     while True:
-        code = desk.mlxft(["monitor", str(run.path)])
+        code = desk.mlxft(["monitor", str(run.path), "--until-end"])
         if running_process(run) is None:
             return say_end(desk, run, code)
         if not desk.can_ask:

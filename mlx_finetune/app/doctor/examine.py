@@ -43,7 +43,7 @@ from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.device import Device, read_device, read_metal, read_wheel_tag
 from mlx_finetune.hardware.limits import Machine, working_set_share
 from mlx_finetune.hardware.metal import Setting, explain_settings
-from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.system.programs import Runner, run_program
 from mlx_finetune.model.catalogue import CachedModel, cache_folder, cached_models, hub_cache_folder
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import LoadedRecipe
@@ -88,7 +88,8 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked with: this machine's own in all but tests. ``go_on`` gives the lines that continue a run."""
+    """What is asked with: this machine's own in all but tests. ``go_on`` gives the lines that continue a run,
+    ``check`` raises ``RecipeError`` for what a recipe names and is not there."""
 
     base: Path
     variables: Mapping[str, str]
@@ -96,6 +97,7 @@ class Asked:
     run: Runner = run_program
     home: Path | None = None
     go_on: Callable[[RunDir], Sequence[str]] = lambda run: ()
+    check: Callable[[LoadedRecipe, Path], None] = lambda recipe, base: None
     now: float | None = None
     package: Path = Path(mlx_finetune.__file__).resolve().parent
 
@@ -134,17 +136,12 @@ def examine(asked: Asked | None = None, recipe: LoadedRecipe | None = None) -> F
         runs=tuple(read_ends(asked.base, now, asked.go_on)),
         crashes=tuple(read_crashes(CRASH_FOLDERS, now)) if is_mac else (),
         launchers=(*_project_launchers(typed), *(_desktop_launchers(asked, typed) if is_mac else ())),
-        settings=explain_settings(
-            recipe.recipe.hardware if recipe is not None else HardwareRecipe.model_validate({}),
-            machine_of(device),
-            asked.variables,
-            asked.system,
-        ),
+        settings=_settings(asked, device, recipe),
     )
     if recipe is None:
         return facts
     on_gpu = device.metal is not None and device.metal.is_available
-    needs = read_needs(recipe, asked.base, cached, on_gpu=on_gpu, ask=_asker(facts.hub))
+    needs = read_needs(recipe, asked.base, cached, on_gpu=on_gpu, ask=_asker(facts.hub), check=asked.check)
     return replace(facts, needs=needs)
 
 
@@ -232,6 +229,14 @@ def _project_launchers(typed: Typed) -> Iterator[tuple[str, str]]:
         names = ", ".join(Path(path).name for path in closed)
         message = f'{names}: a double-click says "you do not have appropriate access privileges"'
         yield message, "chmod +x " + " ".join(typed.path(path) for path in closed)
+
+
+def _settings(asked: Asked, device: Device, recipe: LoadedRecipe | None) -> tuple[Setting, ...]:
+    """What MLX would be told; without a plan the wired limit is the most that one can ask for."""
+    hardware = recipe.recipe.hardware if recipe is not None else HardwareRecipe.model_validate({})
+    machine = machine_of(device)
+    most = machine.working_set_bytes
+    return explain_settings(hardware, machine, asked.variables, asked.system, predicted_bytes=most)
 
 
 def _desktop_launchers(asked: Asked, typed: Typed) -> Iterator[tuple[str, str]]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from mlx_finetune.app.doctor.finding import Finding, Typed
 from mlx_finetune.hardware.device import Device
 from mlx_finetune.hardware.limits import GIB
-from mlx_finetune.hardware.macos import Level
-from mlx_finetune.hardware.power import PMSET, parse_power_modes, parse_throttling
-from mlx_finetune.hardware.programs import Runner
 from mlx_finetune.hardware.sensors import system_sensors
+from mlx_finetune.hardware.system.macos import Level
+from mlx_finetune.hardware.system.power import PMSET, parse_power_modes, parse_throttling
+from mlx_finetune.hardware.system.programs import Runner
 from mlx_finetune.units import format_bytes
 
 QUARANTINE = "com.apple.quarantine"

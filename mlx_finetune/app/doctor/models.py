@@ -57,8 +57,12 @@ def read_needs(
     *,
     on_gpu: bool,
     ask: Callable[[str], hub_access.Access] | None,
+    check: Callable[[LoadedRecipe, Path], None],
 ) -> Needs:
-    """What ``loaded`` needs, started from ``base``. ``ask`` asks the hub about a model; None where it is not asked."""
+    """What ``loaded`` needs, started from ``base``. ``ask`` asks the hub about a model; None where it is not asked.
+
+    ``check`` raises ``RecipeError`` for what the recipe names besides model and data: schemas, gates, trackers.
+    """
     recipe = loaded.recipe
     entry = find_entry(recipe.model)
     is_there = os.path.exists(os.path.expanduser(recipe.model))
@@ -66,7 +70,7 @@ def read_needs(
     is_local = is_local or (entry is None and is_there)
     hub_id = "" if is_local else entry.hub_id if entry is not None else recipe.model
     is_here = is_there if is_local else any(hub_id in (one.name, *_ids(one.name)) for one in cached)
-    problems = list(_data_problems(loaded, base))
+    problems = [*_data_problems(loaded, base), *_named_problems(loaded, base, check)]
     if is_local and not is_here:
         problems.append((f"there is no file or folder {recipe.model}", "correct `model` in the recipe"))
     is_fetched = not is_here and not is_local
@@ -88,12 +92,25 @@ def _data_problems(loaded: LoadedRecipe, base: Path) -> Iterator[tuple[str, str]
     try:
         check_paths(loaded, base)
     except RecipeError as error:
-        yield from ((f"{one.where}: {one.message}", one.hint) for one in error.problems)
+        yield from _told(error)
         return
     for key, text in data_paths(loaded.recipe.data):
         is_there = os.path.exists(os.path.join(base, os.path.expanduser(text)))
         if not is_there and (not is_hub_id(text) or os.path.isdir(base / Path(text).parent)):
             yield f"{loaded.path}: {key} = {text!r}: there is no such file or folder in {base}", ""
+
+
+def _told(error: RecipeError) -> Iterator[tuple[str, str]]:
+    return ((f"{one.where}: {one.message}" if one.where else one.message, one.hint) for one in error.problems)
+
+
+def _named_problems(
+    loaded: LoadedRecipe, base: Path, check: Callable[[LoadedRecipe, Path], None]
+) -> Iterator[tuple[str, str]]:
+    try:
+        check(loaded, base)
+    except RecipeError as error:
+        yield from _told(error)
 
 
 def _ids(name: str) -> tuple[str, ...]:

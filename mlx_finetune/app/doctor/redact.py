@@ -19,8 +19,12 @@ _SHORTEST_TEXT = 4
 _IMPERSONAL = {"root", "admin", "user", "runner", "localhost", "nobody"}
 _LONG_LINE = 400
 
+#: Keys of a recipe that hold prompts and names of columns, as they are given on a command line.
+_TEXT_KEYS = r"(?:eval|chat|serve|data\.columns|data\.template_arguments)[\w.]*="
 #: What looks like a secret or an address, whoever it belongs to; what is put in its place; what it is called.
 _SHAPES: tuple[tuple[str, str, str], ...] = (
+    (rf"""(--set[ =])'({_TEXT_KEYS})(?:[^']|'"'"')*'""", r"\1\2[text]", "text of the recipe"),
+    (rf"(--set[ =]{_TEXT_KEYS})(?!\[text\])\S+", r"\1[text]", "text of the recipe"),
     (r"\bhf_[A-Za-z0-9_]{8,}", "[token]", "token"),
     (r"\b(?:sk|pk|rk)[-_][A-Za-z0-9_-]{12,}", "[token]", "token"),
     (
@@ -40,6 +44,8 @@ _SHAPES: tuple[tuple[str, str, str], ...] = (
     (r"(?<![0-9a-fA-F])[0-9a-f]{40}(?![0-9a-fA-F])", "[40 digits]", "key"),  # of wandb; a commit looks the same
     (r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)+", "[e-mail]", "e-mail"),
     (r"(?<![\w.])(?!127\.0\.0\.1\b)(?:\d{1,3}\.){3}\d{1,3}(?![\w.])", "[address]", "address"),
+    (r"\b[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\b", "[id]", "id"),
+    (r"(?<=/Volumes/)[^/:'\"\n]+", "[disk]", "disk"),
     (r"(?<=/Users/)(?!Shared\b)[^/\s:'\"]+|(?<=/home/)[^/\s:'\"]+", "[user]", "user"),
 )
 

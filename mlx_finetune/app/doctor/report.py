@@ -24,7 +24,7 @@ from mlx_finetune.app.doctor.run_extract import run_parts, training_of
 from mlx_finetune.app.doctor.runs import newest_runs
 from mlx_finetune.app.doctor.words import sections
 from mlx_finetune.errors import RunError
-from mlx_finetune.hardware.programs import Runner, run_program
+from mlx_finetune.hardware.system.programs import Runner, run_program
 
 DEFAULT_NAME = "mlxft-doctor.txt"
 _MAX_NUMBER = 1000

@@ -34,7 +34,7 @@ from mlx_finetune.events import (
     TimeJump,
 )
 from mlx_finetune.recipe.values import toml_value
-from mlx_finetune.rundir import LOG, RECIPE, RESOLVED, SAMPLES, RunDir
+from mlx_finetune.rundir import CORRECTIONS, LOG, RECIPE, RESOLVED, RUN_INFO, SAMPLES, RunDir
 from mlx_finetune.units import format_bytes, format_step
 
 MAX_LOG_LINES = 80
@@ -169,9 +169,14 @@ def _known_words() -> frozenset[str]:
 
 
 def training_of(run: RunDir, base: Path) -> Training:
-    """What ``run`` was trained on, asked and answered; relative paths of its recipe count from ``base``."""
+    """What ``run`` was trained on, asked and answered.
+
+    Relative paths of its recipe count from the folder it was started in, else from ``base``.
+    """
     texts: list[str] = []
-    windows: set[str] = set()
+    windows: set[str] = set(_windows_of_file(run.file(CORRECTIONS)))
+    with suppress(ValueError, TypeError, KeyError):
+        base = Path(json.loads(_read(run.file(RUN_INFO)))["started_in"])
     for line in _read(run.file(SAMPLES)).splitlines()[-_MAX_SAMPLES:]:
         with suppress(ValueError):
             texts += _texts(json.loads(line))

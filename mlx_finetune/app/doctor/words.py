@@ -90,11 +90,13 @@ def _settings(mac: MacState, device: Device) -> list[tuple[str, str]]:
 
 def _told_to_mlx(settings: Sequence[Setting]) -> list[tuple[str, str]]:
     """Limits, and those variables that are set or decided by somebody; the rest is MLX's own."""
-    return [
-        (one.name if len(one.name) <= _WIDTH else one.key.removeprefix("hardware."), one.reason or f"{one.value}")
-        for one in settings
-        if one.value is not None
-    ]
+    rows: list[tuple[str, str]] = []
+    for one in settings:
+        if one.value is not None:
+            name = one.name if len(one.name) <= _WIDTH else one.key.removeprefix("hardware.")
+            is_bound = one.name == "wired limit" and one.reason[:1].isdigit()
+            rows.append((name, ("at most " if is_bound else "") + (one.reason or one.value)))
+    return rows
 
 
 def _after(minutes: int | None) -> str:

@@ -80,7 +80,7 @@ def _common_beginning(requests: Sequence[Request]) -> Sequence[int]:
     """The tokens that all prompts begin with, read once: the template's first words, a system prompt, examples."""
     if len(requests) < 2:
         return ()
-    first, last = min(one.prompt_ids for one in requests), max(one.prompt_ids for one in requests)
+    first, last = min(list(one.prompt_ids) for one in requests), max(list(one.prompt_ids) for one in requests)
     differs = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return first[: next(differs, len(first) - 1)]
 

@@ -37,7 +37,7 @@ def metrics_of(event: Event) -> Metrics:
             values = {name: _scaled(name, value) for name, value in values.items()}
         case _:
             return {}
-    return {name: float(value) for name, value in values.items() if _is_number(value)}
+    return _numbers(values)
 
 
 def summary_of(finished: RunFinished) -> Metrics:
@@ -51,13 +51,17 @@ def summary_of(finished: RunFinished) -> Metrics:
         "train/targets": finished.targets_trained,
         "memory/peak_gb": finished.peak_memory_bytes / 1e9,
     }
-    return {name: float(value) for name, value in values.items() if _is_number(value)}
+    return _numbers(values)
 
 
 def _scaled(name: str, value: object) -> object:
     return value / 1e9 if name.endswith("_gb") and isinstance(value, int) else value
 
 
-def _is_number(value: object) -> bool:
-    """Null in the journal is what was not finite, or what no source told."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _numbers(values: Mapping[str, object]) -> Metrics:
+    """Those that are numbers: null in the journal is what was not finite, or what no source told."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

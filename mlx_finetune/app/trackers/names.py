@@ -21,7 +21,7 @@ class Library:
 #: Name in the recipe -> its library. tensorboardX writes TensorBoard's files without TensorBoard, which brings a web
 #: server, gRPC and a Markdown renderer only to show them.
 LIBRARIES: Mapping[str, Library] = {
-    "wandb": Library("wandb", "wandb>=0.31", "https://wandb.ai, or offline: wandb sync FOLDER"),
+    "wandb": Library("wandb", "wandb>=0.31", "https://wandb.ai, or offline: wandb sync FOLDER/wandb/offline-run-*"),
     "trackio": Library("trackio", "trackio>=0.43", "trackio show"),
     "tensorboard": Library("tensorboardX", "tensorboardX>=2.6", "tensorboard --logdir FOLDER"),
 }

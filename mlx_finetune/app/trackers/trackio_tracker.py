@@ -24,6 +24,7 @@ class TrackioTracker:
             config=dict(about.config),
             embed=False,
             auto_log_gpu=False,
+            auto_log_cpu=False,
         )
 
     def log(self, step: int, metrics: Metrics) -> None:

@@ -2,7 +2,7 @@
 
 Charts go by our own ``step``, because W&B's counter takes no step twice and none out of order; a run that goes on keeps
 its id (offline each start writes a folder of its own with that id, which ``wandb sync`` joins). Nothing but what is
-logged here is sent: no console, no code, no samples of the machine by W&B itself.
+logged here is sent, and what kind of machine it is: no console, no code, no git, no samples by W&B itself.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,9 @@ class WandbTracker:
     """One open run of W&B."""
 
     def __init__(self, about: About) -> None:
-        settings = _library.Settings(console="off", save_code=False, x_disable_stats=True, silent=True)
+        settings = _library.Settings(
+            console="off", save_code=False, disable_git=True, x_disable_stats=True, silent=True
+        )
         self._run: Any = _library.init(
             project=about.project,
             name=about.name,

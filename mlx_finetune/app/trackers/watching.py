@@ -19,7 +19,7 @@ from mlx_finetune.app.launch import View
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.events import Record
 from mlx_finetune.events_log import append_lines, stamped
-from mlx_finetune.rundir import LOG, RunDir
+from mlx_finetune.rundir import LOG, TRACKERS, RunDir
 
 FOLLOWER = "mlx_finetune.app.trackers.follow"
 #: Without a sign of life for so long a tracker hangs; its library may be loading, or waiting for a network.
@@ -167,10 +167,12 @@ def tracked(names: Sequence[str], run: RunDir, view: View, *, is_fork: bool) -> 
         trackers.end()
 
 
-def look_line(name: str, run: RunDir) -> str:
-    """How to see what a tracker was told."""
+def look_lines(names: Sequence[str], run: RunDir) -> list[str]:
+    """How to see what was told, one line for each tracker that was told anything."""
     from mlx_finetune.app.trackers.names import LIBRARIES
-    from mlx_finetune.rundir import TRACKERS
 
-    folder = shlex.quote(str(run.file(TRACKERS) / name))
-    return LIBRARIES[name].look.replace("FOLDER", folder)
+    return [
+        f"{name}: {LIBRARIES[name].look.replace('FOLDER', shlex.quote(str(run.file(TRACKERS) / name)))}"
+        for name in names
+        if (run.file(TRACKERS) / f"{name}.json").is_file()
+    ]

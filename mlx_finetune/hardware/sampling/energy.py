@@ -9,19 +9,17 @@ is there; the counters tell those of processor and GPU.
 import json
 import math
 import os
-import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Protocol, cast
 
 from mlx_finetune.hardware.sampling.source import Figures, Source
+from mlx_finetune.hardware.sensors import read_watts
 
-#: Where macmon is looked for besides PATH, which is short in a process that was started from the Finder.
-_PLACES = ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin", "~/.cargo/bin")
 _MOST_WATTS = 1000.0
 _MOST_DEGREES = 150.0
 _MOST_BYTES = 1 << 20
@@ -140,12 +138,6 @@ def _within(value: object, most: float) -> float | None:
     return float(value) if math.isfinite(value) and 0 <= value <= most else None
 
 
-def find_macmon(environment: Mapping[str, str]) -> str | None:
-    """The whole path of macmon, None where it is not installed."""
-    places = [environment.get("PATH", ""), *(str(Path(place).expanduser()) for place in _PLACES)]
-    return shutil.which("macmon", path=os.pathsep.join(places))
-
-
 Spawn = Callable[[Sequence[str]], "subprocess.Popen[bytes]"]
 
 
@@ -239,3 +231,35 @@ def energy_sources(monitor: Monitor | None, macmon: str | None, *, seconds: floa
 
 def _parts(figures: Figures) -> Figures:
     return {name: figures.get(name) for name in ("cpu_watts", "gpu_watts")}
+
+
+class PowerMeter:
+    """Watts from the moment it is made: those of the machine for two seconds by macmon, else those of the chip."""
+
+    def __init__(
+        self,
+        monitor: Monitor | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        read: Callable[[], float | None] = read_watts,
+    ) -> None:
+        self._chip = None if monitor is None else Chip(monitor, clock)
+        self._found: list[float] = []
+        self._read_machine = read
+        if self._chip is not None:
+            self._chip.read()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        watts = self._read_machine()
+        if watts is not None:
+            self._found.append(watts)
+
+    def watts(self) -> float | None:
+        """None where no sensor has answered."""
+        self._thread.join(timeout=1.0)
+        if self._found:
+            return self._found[0]
+        watts = self._chip.read().get("watts") if self._chip is not None else None
+        return watts if isinstance(watts, float) and watts > 0 else None

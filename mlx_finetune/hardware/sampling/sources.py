@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from mlx_finetune.hardware.sampling.energy import Monitor, energy_sources, find_macmon, open_monitor
+from mlx_finetune.hardware.sampling.energy import Monitor, energy_sources, open_monitor
 from mlx_finetune.hardware.sampling.gpu import read_gpu
 from mlx_finetune.hardware.sampling.host import (
     Processor,
@@ -18,7 +18,7 @@ from mlx_finetune.hardware.sampling.host import (
     read_throttling,
 )
 from mlx_finetune.hardware.sampling.source import Source
-from mlx_finetune.hardware.system.programs import Runner, run_program
+from mlx_finetune.hardware.system.programs import Runner, find_program, run_program
 
 SLOW_SECONDS = 30.0
 FOOTPRINT_SECONDS = 60.0  # it walks through all the memory of the process
@@ -56,4 +56,4 @@ def system_sources(
 
 
 def _energy(monitor: Monitor | None, environment: Mapping[str, str], seconds: float) -> Sequence[Source]:
-    return energy_sources(monitor or open_monitor(), find_macmon(environment), seconds=seconds)
+    return energy_sources(monitor or open_monitor(), find_program("macmon", environment), seconds=seconds)

@@ -1,11 +1,23 @@
 """Runs a system's own tools for what they print. Everything that asks one takes the ``Runner`` as an argument."""
 
 import os
+import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 #: Runs a program and returns its standard output, or None where it is missing, fails or takes more than 5 s.
 Runner = Callable[[Sequence[str]], str | None]
+
+
+#: Where people's own programs lie on a Mac; PATH is short in a process that was started from the Finder.
+_PLACES = ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin", "~/.cargo/bin")
+
+
+def find_program(name: str, environment: Mapping[str, str]) -> str | None:
+    """The whole path of a program that people install themselves, None where it is not installed."""
+    places = [environment.get("PATH", ""), *(str(Path(place).expanduser()) for place in _PLACES)]
+    return shutil.which(name, path=os.pathsep.join(places))
 
 
 def run_program(command: Sequence[str], *, timeout_seconds: float = 5.0) -> str | None:

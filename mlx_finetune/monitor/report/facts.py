@@ -137,15 +137,15 @@ def _read_text(path: Path) -> str:
 
 
 def _files(run: RunDir) -> Iterable[tuple[str, int | None]]:
-    """What lies in the folder, by name. The size of a log is left out: it goes on growing after the report is made."""
+    """What lies in the folder, by name. What may go on growing after the report is made has no size."""
     if not run.path.is_dir():
         return
     for entry in sorted(run.path.iterdir()):
         if entry.name.startswith(".") or rundir.is_report(entry.name):
             continue
-        if entry.is_dir() and not entry.is_symlink():
+        if entry.name in (rundir.LOG, rundir.TRACKERS):
+            yield entry.name + "/" * entry.is_dir(), None
+        elif entry.is_dir() and not entry.is_symlink():
             yield f"{entry.name}/", folder_bytes(entry)
-        elif entry.name == rundir.LOG:
-            yield entry.name, None
         else:
             yield entry.name, entry.lstat().st_size

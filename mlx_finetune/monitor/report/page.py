@@ -32,7 +32,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("recipe", "recipe", settings),
     ("machine", "machine", machine),
     ("history", "incidents", history),
-    ("reproduce", "again", reproduce),
+    ("reproduce", "repeat it", reproduce),
     ("files", "files", files),
 )
 

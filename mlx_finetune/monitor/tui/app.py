@@ -31,12 +31,13 @@ from mlx_finetune.monitor.tui.machine import machine_lines
 from mlx_finetune.monitor.tui.overview import overview_lines
 from mlx_finetune.monitor.tui.screen import LinesView
 from mlx_finetune.monitor.tui.watched import Watched
-from mlx_finetune.monitor.tui.words import state_of
+from mlx_finetune.monitor.tui.words import end_of, state_of
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.units import format_bytes
 
 POLL_SECONDS = 0.5
 FRAME_SECONDS = 0.9  # a little less than two looks
+SPARING = 80  # a frame comes no sooner than after so many times what the last one has cost: 1.25 % of a core
 WHOLE_SECONDS = 10.0  # between two frames while nothing happens, for what says how long ago it was
 SLICE_SECONDS = 0.04  # of reading, after which keys are heard
 LOADING_FRAME_SECONDS = 0.25
@@ -56,7 +57,10 @@ class Message:
 
 
 class MonitorApp(App[int]):
-    """Watches ``run``; ``hands`` is what it can do. Times come from ``clock``, for people, and from ``ticks``."""
+    """Watches ``run``; ``hands`` is what it can do. It leaves by itself when the run ends where ``until_end`` says so.
+
+    ``clock`` is the time of day, ``ticks`` never goes back, ``cpu`` is the processor time of this process.
+    """
 
     ENABLE_COMMAND_PALETTE = False
     CSS = """
@@ -92,15 +96,20 @@ class MonitorApp(App[int]):
         run: RunDir,
         hands: Hands,
         *,
+        until_end: bool = False,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.process_time,
     ) -> None:
         super().__init__(ansi_color=True)
         self.theme = "ansi-dark"  # the terminal's own colours; nothing here is drawn with the theme's
         self.title = "mlxft monitor"
-        self._hands, self._clock, self._ticks = hands, clock, ticks
+        self._until_end = until_end
+        self.has_seen_end = False  # of the run on the screen
+        self._hands, self._clock, self._ticks, self._cpu = hands, clock, ticks, cpu
         self.watched = Watched(run, clock=ticks)
         self.listing = Listing(hands.list_runs)
+        self._was_at_work = self.watched.is_at_work
         self.pane = PANES[0][0]
         self.message: Message | None = None
         self._chosen = 0  # in the list of runs
@@ -109,7 +118,8 @@ class MonitorApp(App[int]):
         self._offset = 0
         self._hidden = 0
         self._save_asked_after: int | None = None  # how many checkpoints were known then
-        self._next_frame = self._next_whole = self._next_list = 0.0
+        self._next_frame = self._next_list = 0.0
+        self._frame_time = self._frame_cpu = 0.0  # of the last whole frame
         self._is_composed = False
         self._is_stale = False  # something was read that is not drawn yet
 
@@ -143,9 +153,11 @@ class MonitorApp(App[int]):
             self._next_list, is_new = now + LIST_SECONDS, True
         self._hear()
         self._is_stale = self._is_stale or is_new
-        if now >= self._next_frame and (self._is_stale or self._message_is_over() or now >= self._next_whole):
+        if now < self._next_frame or now - self._frame_time < SPARING * (self._cpu() - self._frame_cpu):
+            return
+        if self._is_stale or self._message_is_over() or now >= self._frame_time + WHOLE_SECONDS:
             self.draw()
-        elif now >= self._next_frame:
+        else:
             self._draw_header(self._clock(), self.size.width)
 
     def draw(self) -> None:
@@ -154,7 +166,7 @@ class MonitorApp(App[int]):
         if not width or not height or not self._is_composed:
             return
         now = self._clock()
-        self._next_whole, self._is_stale = self._ticks() + WHOLE_SECONDS, False
+        self._frame_time, self._frame_cpu, self._is_stale = self._ticks(), self._cpu(), False
         said = self._message_lines(width, height)
         self._view("message").styles.height = len(said)
         body_height = max(1, height - 3 - len(said))
@@ -228,7 +240,15 @@ class MonitorApp(App[int]):
         self.draw()
 
     def _hear(self) -> None:
-        """Tell when a checkpoint that was asked for is there."""
+        """Tell when a checkpoint that was asked for is there, and when the run ends."""
+        was_at_work, self._was_at_work = self._was_at_work, self.watched.is_at_work
+        is_end = was_at_work and not self._was_at_work
+        self.has_seen_end = (self.has_seen_end or is_end) and not self._was_at_work
+        if is_end and self._until_end:
+            self.exit(0)
+        elif is_end and not self.watched.is_gone:
+            end = end_of(self.watched)
+            self.message, self._is_stale = Message(end.word, end.style), True
         saved = self.watched.summary.checkpoints
         if self._save_asked_after is not None and len(saved) > self._save_asked_after:
             self._save_asked_after = None
@@ -298,6 +318,7 @@ class MonitorApp(App[int]):
     def switch_to(self, run: RunDir) -> None:
         """Show another run from now on."""
         self.watched = Watched(run, clock=self._ticks)
+        self._was_at_work, self.has_seen_end = self.watched.is_at_work, False
         self._frame, self._zoom, self._offset, self._save_asked_after = None, 0, 0, None
         self.message, self.pane = None, PANES[0][0]
         self.look()

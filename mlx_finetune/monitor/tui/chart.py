@@ -48,7 +48,7 @@ def draw_chart(
     gutter = max((len(name) for name in names), default=1) + 2
     columns = width - gutter - 1
     first = min(curve.points[0][0] for curve in given)
-    last = max(curve.points[-1][0] for curve in given)
+    last = max(first + 1, *(curve.points[-1][0] for curve in given))  # the first point stands at the left
     cells = _draw(given, (first, last), (low, high), columns, rows)
     named = dict(zip(ticks, names, strict=True))
     lines = [_row(named.get(row), gutter, cells[row]) for row in range(rows)]

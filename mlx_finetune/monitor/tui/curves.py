@@ -34,11 +34,12 @@ def loss_block(watched: Watched, *, width: int, height: int, zoom: int = 0) -> L
     ]
     curves = [
         Curve(watched.curves["loss"].points(most, first), "dim", in_range=False),
-        Curve(watched.curves["smooth"].points(most, first), SMOOTH),
+        Curve(watched.curves["smooth"].points(most // 2, first), SMOOTH),
         Curve(valid, VALID, _MARK if len(valid) <= width // 4 else ""),
     ]
     heading = title("loss", width, ZOOMS[zoom][1] if zoom else "", legend=_legend(watched) if width >= 56 else None)
-    chart = draw_chart(curves, width=width, height=height - 1)
+    has_course = any(len(curve.points) > 1 for curve in curves)
+    chart = draw_chart(curves, width=width, height=height - 1) if has_course else []
     return [heading, *(chart or [Text(" the curve begins with the first steps", "dim")])]
 
 
@@ -85,11 +86,12 @@ def small_charts(watched: Watched, *, width: int, columns: int, height: int, zoo
     if step is None:
         return []
     first = since(watched.summary, zoom)
+    unit, size = ("GB", 1e9) if step.active_memory_bytes >= 1e9 else ("MB", 1e6)
     known = [
         ("learning_rate", f"learning rate {number(step.learning_rate, 2, scientific=True)}", 1.0),
         ("grad_norm", f"gradient norm {number(step.grad_norm, 2)}", 1.0),
         ("speed", f"targets/s {step.targets_per_second:,.0f}", 1.0),
-        ("memory", "MLX memory, GB", 1e-9),
+        ("memory", f"MLX memory, {unit}", 1 / size),
     ]
     each = (width - 2 * (columns - 1)) // columns
     lines: Lines = []

@@ -18,7 +18,7 @@ from mlx_finetune.monitor.series import thin_extremes
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.rundir import EVENTS, RunDir, checkpoint_step, running_process
 
-MOST_POINTS = 2000
+MOST_POINTS = 800
 LOOK_SECONDS = 1.0  # between two looks at the locks of the run
 
 #: Events without a line of their own in the list of what happened.
@@ -114,6 +114,7 @@ class Watched:
         self.num_read = 0
         self.is_loading = True
         self.is_gone = False
+        self.was_idle = False  # seen without a process since this was opened
         self._next_look = 0.0
 
     @property
@@ -150,6 +151,7 @@ class Watched:
             self._next_look = now + LOOK_SECONDS
         self.is_gone = not is_there
         self.pid = running_process(self.run) if is_there else None
+        self.was_idle = self.was_idle or self.pid is None
         self.checkpoints = [checkpoint_step(path) for path in self.run.checkpoints()] if is_there else []
         return (self.pid, self.is_gone, self.checkpoints) != before
 

@@ -7,6 +7,7 @@ from mlx_finetune.events import Resources, RunFailed, RunFinished, RunStopped
 from mlx_finetune.monitor.plain import amount_done, one_line
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.tui.watched import Watched
+from mlx_finetune.rundir import LOG
 from mlx_finetune.units import format_bytes, format_seconds
 
 NOT_AVAILABLE = "not available"
@@ -33,6 +34,8 @@ def state_of(watched: Watched) -> State:
     match summary.outcome:
         case RunFinished():
             return State("finished", GOOD)
+        case RunStopped(step=step) if watched.is_at_work and watched.was_idle:
+            return State("preparing", QUIET, f"to go on from step {step}")
         case RunStopped():
             return State("stopping" if watched.is_at_work else "stopped", WAITING, "everything up to there is saved")
         case RunFailed(message=message) if not watched.is_at_work:
@@ -65,6 +68,25 @@ def _phase(summary: Summary) -> str:
     if phase is None:
         return ""
     return f"{one_line(f'{phase.name} {phase.detail}', 60)} {amount_done(phase)}".strip()
+
+
+def end_of(watched: Watched) -> State:
+    """A sentence for somebody who sees a run end, and what to do next."""
+    on = "y copies the command that goes on"
+    match watched.summary.outcome:
+        case RunFinished(step=step):
+            return State(f"finished at step {step}; next: mlxft chat {watched.run.name}", GOOD)
+        case RunStopped(step=step):
+            return State(f"stopped after step {step}; everything up to there is saved. {on}", WAITING)
+        case RunFailed(message=message, hint=hint):
+            return State(f"failed: {message}" + (f"; {hint}" if hint else ""), BAD)
+        case None:
+            log = watched.run.file(LOG)
+            return State(
+                f"the training is gone without a word after step {watched.summary.steps_done}; {log} may tell "
+                f"more. {on}",
+                BAD,
+            )
 
 
 def share_done(watched: Watched) -> float | None:

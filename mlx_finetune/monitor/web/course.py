@@ -133,9 +133,8 @@ class Course:
     def since(self, position: Position) -> tuple[Mapping[str, Column], Mapping[str, Column]]:
         """Columns of the steps and of the machine after ``position``, each with its own ``step``."""
         steps, looks = self.summary.steps[position.num_steps :], self.summary.resources[position.num_looks :]
-        told = {"step": [float(one.step) for one in steps], **_columns(steps, STEP_FIELDS)}
-        told["smooth"] = self._smooth[position.num_steps :]
-        return told, {"step": [float(one.step) for one in looks], **_columns(looks, MACHINE_FIELDS)}
+        told = _columns(steps, ("step", *STEP_FIELDS)) | {"smooth": self._smooth[position.num_steps :]}
+        return told, _columns(looks, ("step", *MACHINE_FIELDS))
 
     def curves(
         self, *, first: float | None = None, last: float | None = None, most: int

@@ -33,12 +33,12 @@ def lens_json(microscope: Microscope) -> Json:
     when = "" if measured.step is None else f" after step {measured.step}"
     return {
         "summary": f"{of}{when}: {findings.num_targets} trained tokens, mean loss {findings.base:.3f} nats under "
-        f"{measured.model or 'the base'}, {findings.tuned:.3f} now; darker means further",
+        f"{measured.model or 'the base'}, {findings.tuned:.3f} now; a stronger colour means further",
         "verdicts": [
             (name, "" if name == "context" else f"{findings.share(name):.0%}", meaning)
             for name, meaning in MEANINGS.items()
         ],
-        "moved": [_moved_json("Largest gains", findings.gains), _moved_json("Largest losses", findings.losses)],
+        "moved": [_moved_json("Gained most", findings.gains), _moved_json("Lost most", findings.losses)],
         "rows": [
             {"head": row_head(row), "notes": list(row.notes), "tokens": [_token_json(token) for token in row.tokens]}
             for row in microscope.rows

@@ -107,9 +107,7 @@ def test_a_label_says_size_download_and_memory() -> None:
     entry = find_entry("gemma-2b")
     assert entry is not None
     fit = guide.Fit(entry, 3 * 10**9, 10 * 10**9, is_here=False)
-    assert fit.label == (
-        "gemma-2b: 2.5B parameters, 5.0 GB to fetch, needs about 3.0 GB of 10.0 GB, no chat model, asks for approval"
-    )
+    assert fit.label == ("gemma-2b: 2.5B parameters, 3.0 GB of memory, 5.0 GB to fetch, base, gated")
 
 
 @pytest.mark.parametrize(("text", "name"), [("Meine Übung!", "meine-bung"), ("...", "my-data"), ("A" * 99, "a" * 40)])

@@ -1,7 +1,7 @@
 """A night: one failing does not stop the next, what became of each is kept and told, and a stop is heard."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def item(name: str) -> Item:
 class FakeTrainer:
     """Trainings that end at once: with an exit code, an event in the journal and a line in the log each."""
 
-    def __init__(self, folder: Path, ends: dict[str, tuple[int, Event | None, str]]) -> None:
+    def __init__(self, folder: Path, ends: Mapping[str, tuple[int, Event | None, str]]) -> None:
         self.folder = folder
         self.ends = ends
         self.calls: list[list[str]] = []
@@ -95,7 +95,7 @@ def test_one_that_fails_does_not_stop_the_next_and_all_is_told(folder: Path) -> 
         "  1  bad: failed: the loss is not finite",
         "  2  refused: failed (code 2): recipes/refused.toml:3: no key `lr`",
         "  3  gone: failed (code 137)",
-        "  4  good: finished at step 26 in 1h 00m; validation loss 3.210 before, 2.100 at its best",
+        "  4  good: finished at step 26 in 1h 00m; validation loss 3.210 -> 2.100",
     ]
     assert trainer.notes == [("mlxft: the night is over", "1 of 4 trainings finished")]
     assert trainer.awake == 1
@@ -106,7 +106,7 @@ def test_a_night_that_is_stopped_saves_the_one_at_work_and_starts_no_other(folde
     write_night(folder, Night((item("a"), item("b"), item("c")), BEGAN))
     trainer = FakeTrainer(folder, {"a": (0, finished(), ""), "b": (143, RunStopped(7, 15), "")})
     trainer.stopped_by = "recipes/b.toml"
-    assert work(folder, trainer.worker()) == 1
+    assert work(folder, trainer.worker()) == 0
     night = read_night(folder)
     assert night is not None
     assert [(one.state, one.code) for one in night.items] == [("done", 0), ("left", 143), ("left", None)]
@@ -272,7 +272,7 @@ def test_the_window_shows_each_training_and_leaves_without_ending_any(fake: Fake
     with at_work(write_run(tmp_path, "a", "running")):
         fake.answers = ["4", "1"]
         assert overnight.overnight(fake.desk(), []) == 0
-    assert fake.called == [["monitor", "adapters/a"]] * 2
+    assert fake.called == [["monitor", "adapters/a", "--until-end"]] * 2
     assert "\n1 of 2: a" in fake.said
     assert fake.said[-1].startswith('\nNext: double-click "Monitor" to see the night again')
     assert fake.started == []

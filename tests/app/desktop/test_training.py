@@ -11,21 +11,33 @@ from mlx_finetune.app.desktop.desk import Cancelled, Ran
 from mlx_finetune.errors import UsageError
 
 PLAN = ["plan", "recipes/quickstart.toml", "--no-measure"]
+PRICE = {
+    "rows": {"train": 168},
+    "steps": {"total": 84},
+    "model": {"name": "m", "is_here": False},
+    "forecast": {
+        "peak_bytes": {"expected": 1.02e9},
+        "finish_seconds": {"low": 79.0, "expected": 787.0, "high": 7792.0},
+    },
+    "limits": {"memory_bytes": 20_200_000_000},
+    "disk_bytes": {"needed": 439_000_000, "free": 69_600_000_000},
+    "warnings": ["the disk is slow"],
+}
 TRAIN = ["train", "recipes/quickstart.toml", "--detach"]
-WATCH = ["monitor", "adapters/quickstart"]
+WATCH = ["monitor", "adapters/quickstart", "--until-end"]
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDesk:
     monkeypatch.chdir(tmp_path)
     write_recipe(tmp_path, "quickstart")
-    return FakeDesk(tmp_path)
+    return FakeDesk(tmp_path, printed={"plan": Ran(0, json.dumps(PRICE), "")})
 
 
 def test_the_first_time_return_alone_trains_the_quickstart(fake: FakeDesk) -> None:
     fake.answers = ["", ""]
     assert training.train(fake.desk(), []) == 0
-    assert fake.called == [PLAN, TRAIN, WATCH]
+    assert fake.called == [TRAIN, WATCH]
     assert fake.said[0] == "\nNothing has been trained here yet. How do you want to begin?"
     assert fake.asked[-1] == "\nStart the training? [Y/n] "
 
@@ -35,11 +47,42 @@ def test_what_was_named_or_dragged_in_is_trained(fake: FakeDesk, tmp_path: Path)
     assert training.train(fake.desk(), []) == 0
     fake.answers = [""]
     assert training.train(fake.desk(), ["quickstart"]) == 0
-    assert fake.called == [PLAN, TRAIN, WATCH] * 2
+    assert fake.called == [TRAIN, WATCH] * 2
 
 
 def test_who_says_no_starts_nothing(fake: FakeDesk) -> None:
     fake.answers = ["", "n"]
+    with pytest.raises(Cancelled):
+        training.train(fake.desk(), [])
+    assert fake.called == []
+
+
+def test_the_price_is_a_few_lines(fake: FakeDesk) -> None:
+    fake.answers = ["", ""]
+    training.train(fake.desk(), [])
+    begin = fake.said.index("\nquickstart will take on this machine:")
+    assert fake.said[begin + 1 : begin + 8] == [
+        "  learns    168 examples in 84 steps",
+        "  memory    about 1.0 GB of 20.2 GB",
+        "  time      about 13m 07s (1m 19s to 2h 09m) on this machine",
+        "  disk      439.0 MB of 69.6 GB free",
+        "  first     the model m is fetched, once",
+        "  warning   the disk is slow",
+        "  (all of it, with reasons: mlxft plan recipes/quickstart.toml --no-measure)",
+    ]
+
+
+@pytest.mark.parametrize("printed", ["", "[]", "{}", '{"rows": 3}', json.dumps(PRICE | {"forecast": None})])
+def test_a_plan_in_another_form_is_shown_as_it_prints_itself(fake: FakeDesk, printed: str) -> None:
+    fake.printed = {"plan": Ran(0, printed, "")}
+    fake.answers = ["", ""]
+    assert training.train(fake.desk(), []) == 0
+    assert fake.called == [PLAN, TRAIN, WATCH]
+
+
+def test_a_plan_that_fails_says_so_itself_and_nothing_is_started(fake: FakeDesk) -> None:
+    fake.printed, fake.commands = {"plan": Ran(2, "", "error: x")}, {"plan": 2}
+    fake.answers = [""]
     with pytest.raises(Cancelled):
         training.train(fake.desk(), [])
     assert fake.called == [PLAN]
@@ -57,7 +100,7 @@ def test_a_start_that_fails_gives_its_code_and_is_not_watched(fake: FakeDesk) ->
     fake.commands = {"train": 130}
     fake.answers = ["", ""]
     assert training.train(fake.desk(), []) == 130
-    assert fake.called == [PLAN, TRAIN]
+    assert fake.called == [TRAIN]
     assert fake.said[-1] == '\nNext: double-click "Train" again once that is mended.'
 
 

@@ -58,7 +58,7 @@ def test_monitor_finds_what_is_at_work(fake: FakeDesk, tmp_path: Path) -> None:
     fake.answers = ["1"]
     with at_work(run):
         assert verbs.monitor(fake.desk(), []) == 0
-    assert fake.called == [["monitor", "adapters/new"]]
+    assert fake.called == [["monitor", "adapters/new", "--until-end"]]
 
 
 def test_monitor_asks_which_of_several(fake: FakeDesk, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_monitor_asks_which_of_several(fake: FakeDesk, tmp_path: Path) -> None:
     fake.answers = ["2", "1"]
     with at_work(runs[0]), at_work(runs[1]):
         verbs.monitor(fake.desk(), [])
-    assert fake.called == [["monitor", "adapters/a"]]
+    assert fake.called == [["monitor", "adapters/a", "--until-end"]]
     assert fake.said[1] == "  1  b (at work)"
 
 
@@ -80,7 +80,7 @@ def test_monitor_shows_the_summary_of_the_night_then_the_last_run(fake: FakeDesk
     assert "1 of 1 finished" in fake.text
     assert fake.called == []
     verbs.monitor(fake.desk(), [])
-    assert fake.called == [["monitor", "adapters/a"]]
+    assert fake.called == [["monitor", "adapters/a", "--until-end"]]
 
 
 @pytest.mark.parametrize(("verb", "command"), [(verbs.chat, "chat"), (verbs.evaluate, "eval")])
@@ -135,6 +135,20 @@ def test_stop_of_a_night_asks_its_process_and_waits(
     verbs.stop(fake.desk(), [])
     assert sent == [(os.getpid(), signal.SIGTERM)]
     assert "Overnight" in fake.text
+
+
+def test_ctrl_c_while_a_night_stops_ends_the_waiting_alone(
+    fake: FakeDesk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press() -> None:
+        raise KeyboardInterrupt
+
+    lock = running_night(tmp_path)
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    fake.answers, fake.on_sleep = ["1"], press
+    assert verbs.stop(fake.desk(), []) == 130
+    assert fake.said[-1] == "\nwaits no longer; the night was asked to stop and will"
+    os.close(lock)
 
 
 def test_stop_may_end_one_training_of_a_night_alone(fake: FakeDesk, tmp_path: Path) -> None:

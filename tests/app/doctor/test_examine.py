@@ -13,6 +13,8 @@ from mlx_finetune.app.doctor.mac import MacState
 from mlx_finetune.app.doctor.models import HubState, Needs
 from mlx_finetune.hardware.blas import BlasReport
 from mlx_finetune.hardware.device import Metal
+from mlx_finetune.hardware.metal import explain_settings
+from mlx_finetune.recipe.hardware import HardwareRecipe
 
 
 def test_a_healthy_machine_has_no_problem():
@@ -121,6 +123,18 @@ def test_a_mac_shows_what_its_gpu_may_use_and_how_it_is_set_up():
     assert dict(words.sections(replace(HEALTHY_MAC, mac=MacState()))["Settings"])["swap in use"] == "not known"
 
 
+def test_what_mlx_is_told_has_its_reason_and_the_wired_limit_is_a_bound_without_a_plan():
+    hardware = HardwareRecipe.model_validate({})
+    machine = examine.machine_of(MAC)
+    settings = explain_settings(hardware, machine, {}, "darwin", predicted_bytes=machine.working_set_bytes)
+    told = dict(words.sections(replace(HEALTHY_MAC, settings=settings))["Told to MLX"])
+    assert told["memory limit"] == "11.0 GB: what Metal recommends, or what leaves macOS 15 %"
+    assert told["wired limit"] == "at most 9.9 GB: the plan and 2 GiB more, at most 90 % of what Metal recommends"
+    mine = explain_settings(hardware, machine, {"MLX_MAX_OPS_PER_BUFFER": "9"}, "darwin")
+    told = dict(words.sections(replace(HEALTHY_MAC, settings=mine))["Told to MLX"])
+    assert told["max_ops_per_buffer"] == "the environment wins: MLX_MAX_OPS_PER_BUFFER=9"
+
+
 def test_the_hub_and_its_token_are_told_in_words():
     def hub(state: HubState) -> dict[str, str]:
         return dict(words.sections(replace(HEALTHY, hub=state))["Hub"])
@@ -191,7 +205,9 @@ def test_a_whole_mac_is_examined_through_its_tools(shared: Callable[..., Path], 
     assert (facts.mac.display_sleep_minutes, facts.mac.sleep_minutes) == (10, 1)
     assert facts.mac.wired_limit_mb is None
     assert (facts.device.chip, facts.device.memory_bytes) == ("Apple M3 Ultra", 549_755_813_888)
-    assert [setting.name for setting in facts.settings][:3] == ["memory limit", "wired limit", "cache limit"]
+    told = dict(words.sections(facts)["Told to MLX"])
+    assert told["relax_gpu_watchdog"].startswith("AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1: ")
+    assert {"memory limit", "wired limit", "cache limit"} <= set(told)
     assert {"project", "runs"} <= {folder.name for folder in facts.folders}
     said = " ".join(finding.message for finding in examine.find_problems(facts))
     for word in ("Low Power Mode", "19 % left", "62 %", "memory is short"):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from doctor_facts import GB, HEALTHY_MAC, MAC, TYPED, answering
-from mlx_finetune.hardware.power import UNKNOWN, parse_power, parse_power_mode
 
 from mlx_finetune.app.doctor.finding import Finding
 from mlx_finetune.app.doctor.mac import (
@@ -16,6 +15,7 @@ from mlx_finetune.app.doctor.mac import (
     read_mac,
 )
 from mlx_finetune.hardware.device import parse_metal
+from mlx_finetune.hardware.system.power import UNKNOWN, parse_power, parse_power_mode
 
 assert HEALTHY_MAC.mac is not None
 WELL: MacState = HEALTHY_MAC.mac

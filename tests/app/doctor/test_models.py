@@ -7,6 +7,7 @@ from doctor_facts import GB, PACKAGE, TYPED
 
 from mlx_finetune.app.doctor.finding import Finding, Typed
 from mlx_finetune.app.doctor.models import HubState, Needs, hub_problems, read_needs, recipe_problems
+from mlx_finetune.errors import Problem, RecipeError
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.model.catalogue import CachedModel
 from mlx_finetune.model.hub_access import Access
@@ -35,9 +36,21 @@ def never(hub_id: str) -> Access:
     raise AssertionError(f"the hub was asked about {hub_id}")
 
 
+def needs_from(
+    loaded: LoadedRecipe,
+    base: Path,
+    cached: Sequence[CachedModel],
+    *,
+    on_gpu: bool,
+    ask: Callable[[str], Access] | None,
+    check: Callable[[LoadedRecipe, Path], None] = lambda recipe, base: None,
+) -> Needs:
+    return read_needs(loaded, base, cached, on_gpu=on_gpu, ask=ask, check=check)
+
+
 def needs_of(folder: Path, model: str, cached: Sequence[str] = (), ask: Callable[[str], Access] = never) -> Needs:
     models = [CachedModel(name, folder, 1, "hub") for name in cached]
-    return read_needs(written(folder, model), folder, models, on_gpu=True, ask=ask)
+    return needs_from(written(folder, model), folder, models, on_gpu=True, ask=ask)
 
 
 # --- the hub ---
@@ -129,7 +142,7 @@ def test_a_model_that_cannot_be_fetched_blocks(needs: Needs, state: HubState, le
 def test_the_quickstarts_model_has_a_second_source_unless_a_revision_is_asked_for(tmp_path: Path):
     assert needs_of(tmp_path, "smollm2-135m", ask=lambda _: "open").has_other_source
     loaded = written(tmp_path, "smollm2-135m", 'revision = "main"\n')
-    assert not read_needs(loaded, tmp_path, [], on_gpu=True, ask=None).has_other_source
+    assert not needs_from(loaded, tmp_path, [], on_gpu=True, ask=None).has_other_source
 
 
 def test_a_download_that_does_not_fit_on_the_disk_blocks():
@@ -153,7 +166,7 @@ def test_a_download_that_does_not_fit_on_the_disk_blocks():
     ],
 )
 def test_weights_are_counted_as_they_are_held(tmp_path: Path, model: str, more: str, on_gpu: bool, num_bytes: float):
-    needs = read_needs(written(tmp_path, model, more), tmp_path, [], on_gpu=on_gpu, ask=None)
+    needs = needs_from(written(tmp_path, model, more), tmp_path, [], on_gpu=on_gpu, ask=None)
     assert needs.weights_bytes == num_bytes
 
 
@@ -175,7 +188,7 @@ def test_data_that_lies_beside_the_recipe_but_not_here_blocks(tmp_path: Path):
     (tmp_path / "there").mkdir()
     loaded = written(tmp_path / "there", "smollm2-135m")
     (finding,) = problems(
-        read_needs(loaded, tmp_path, [CachedModel("smollm2-135m", tmp_path, 1, "mlxft")], on_gpu=True, ask=never)
+        needs_from(loaded, tmp_path, [CachedModel("smollm2-135m", tmp_path, 1, "mlxft")], on_gpu=True, ask=never)
     )
     assert finding.command == f"cd {tmp_path}/there"
     assert "data.path = 'rows.jsonl' is not in" in finding.message
@@ -184,7 +197,7 @@ def test_data_that_lies_beside_the_recipe_but_not_here_blocks(tmp_path: Path):
 def test_data_that_is_nowhere_blocks_with_the_command_that_looks_closer(tmp_path: Path):
     loaded = written(tmp_path, "smollm2-135m")
     (tmp_path / "rows.jsonl").unlink()
-    needs = read_needs(loaded, tmp_path, [CachedModel("smollm2-135m", tmp_path, 1, "mlxft")], on_gpu=True, ask=never)
+    needs = needs_from(loaded, tmp_path, [CachedModel("smollm2-135m", tmp_path, 1, "mlxft")], on_gpu=True, ask=never)
     (finding,) = problems(replace(needs, recipe="/Users/me/mlxft/mine.toml"))
     assert f"data.path = 'rows.jsonl': there is no such file or folder in {tmp_path}" in finding.message
     assert finding.command == "./launchers/mlxft data check mine.toml"
@@ -194,6 +207,19 @@ def test_a_data_set_of_the_hub_is_not_looked_for_on_this_disk(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text('model = "smollm2-135m"\noutput_dir = "adapters/mine"\n[data]\npath = "someone/rows"\n')
     cached = [CachedModel("smollm2-135m", tmp_path, 1, "mlxft")]
-    assert read_needs(load_recipe(path), tmp_path, cached, on_gpu=True, ask=never).problems == ()
+    assert needs_from(load_recipe(path), tmp_path, cached, on_gpu=True, ask=never).problems == ()
     (tmp_path / "someone").mkdir()
-    assert len(read_needs(load_recipe(path), tmp_path, cached, on_gpu=True, ask=never).problems) == 1
+    assert len(needs_from(load_recipe(path), tmp_path, cached, on_gpu=True, ask=never).problems) == 1
+
+
+def test_what_a_recipe_names_besides_blocks_with_the_way_out_of_the_training(tmp_path: Path):
+    def check(recipe: LoadedRecipe, base: Path) -> None:
+        raise RecipeError(
+            [Problem(f"{recipe.path}:3", "wandb is not installed", "mlxft train x"), Problem("", "b", "c")]
+        )
+
+    cached = [CachedModel("smollm2-135m", tmp_path, 1, "mlxft")]
+    needs = needs_from(written(tmp_path, "smollm2-135m"), tmp_path, cached, on_gpu=True, ask=never, check=check)
+    first, second = problems(needs)
+    assert (first.level, first.message) == ("blocker", f"{tmp_path}/mine.toml:3: wandb is not installed")
+    assert (first.command, second.message, second.command) == ("./launchers/mlxft train x", "b", "c")

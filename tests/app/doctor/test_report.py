@@ -31,7 +31,7 @@ from mlx_finetune.events import (
 from mlx_finetune.journal import EventWriter
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.resolve import render_resolved
-from mlx_finetune.rundir import EVENTS, LOG, RECIPE, RESOLVED, SAMPLES, RunDir
+from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOG, RECIPE, RESOLVED, RUN_INFO, SAMPLES, RunDir
 
 HOME, USER, HOST = "/Users/zzcanaryuser", "zzcanaryuser", "zzcanaryhost"
 PERSON = Person(HOME, (USER, "Zz Canary"), (HOST,))
@@ -45,6 +45,7 @@ PROMPT = "zzcanary prompt: how do I keep bread fresh?"
 ANSWER = "zzcanary answer\nin two lines"
 ROW = "zzcanary row that stands in the training file and nowhere else"
 VALID = "zzcanary row that stands in the validation file and nowhere else"
+CORRECTED = "zzcanary answer that a person put right in a chat with the run"
 MAIL = "zzcanary@example.org"
 CANARIES = ("zzcanary", "ZZcanary", "0123456789abcdef0123456789abcdef01234567", "bread fresh", "Zz Canary")
 
@@ -64,13 +65,15 @@ def trained(base: Path) -> RunDir:
     run.path.mkdir(parents=True)
     loaded = load_recipe(recipe)
     run.file(RECIPE).write_text(recipe.read_text())
+    run.file(CORRECTIONS).write_text(json.dumps({"messages": [{"content": CORRECTED}]}) + "\n")
+    run.file(RUN_INFO).write_text(json.dumps({"started_in": str(base)}))
     reasons = {"training.batch_size": f"the row '{ROW}' is long"}
     run.file(RESOLVED).write_text(render_resolved(loaded.recipe, reasons))
     run.file(SAMPLES).write_text(json.dumps({"step": 0, "prompt": PROMPT, "answer": ANSWER}) + "\n")
     run.file(LOG).write_text(
         f"{ROW}\nuser said: zzcanary free text\nTraceback (most recent call last):\n"
         f'  File "{HOME}/mlxft/x.py", line 3, in f\n    zz = "zzcanary code"\nKeyError: \'zzcanary key\'\n'
-        f"ValueError: cannot make sense of {ROW}\nerror: {PROMPT} went wrong on {HOST}\n"
+        f"ValueError: cannot make sense of {ROW}\nValueError: {CORRECTED}\nerror: {PROMPT} went wrong on {HOST}\n"
         f"warning: {TOKENS['HF_TOKEN']} of {MAIL}\nRuntimeError: [matmul] Last dimension of first input\n"
     )
     write = EventWriter(run.file(EVENTS), clock=time.time)
@@ -111,6 +114,16 @@ def text_fixture(tmp_path: Path) -> str:
 def test_no_canary_is_in_the_report(text: str):
     for canary in (*CANARIES, *TOKENS.values(), MAIL, HOME, HOST):
         assert canary not in text, canary
+
+
+def test_rows_are_found_from_the_folder_where_the_run_was_started(tmp_path: Path):
+    run = trained(tmp_path)
+    (tmp_path / "else" / "adapters").mkdir(parents=True)
+    run.path.rename(tmp_path / "else" / "adapters" / "mine")
+    report = make_report(HEALTHY, (), base=tmp_path / "else", variables=TOKENS, person=PERSON, now=time.time())
+    assert "ValueError: " not in report.text
+    assert report.text.count("[left out: it repeats a training row]") >= 2
+    assert "zzcanary" not in report.text
 
 
 def test_what_helps_is_in_the_report(text: str):

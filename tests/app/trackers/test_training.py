@@ -79,6 +79,7 @@ def test_no_tracker_changes_how_a_training_ends(
     result = call(monkeypatch, "finish")
     assert result.return_value == 0
     assert result.stderr.splitlines()[-1] == "next: mlxft chat demo"
+    assert "--logdir" not in result.stderr
     said = [line for line in result.stderr.splitlines() if line.startswith(("warning: tensorboard", "note: tensor"))]
     assert len(said) == 1
 

@@ -9,9 +9,9 @@ from following import STAND_IN, add_events, environment, steps_told, wait_until,
 from journal import FINISHED, STARTED, step
 
 from mlx_finetune.app.trackers import watching
-from mlx_finetune.app.trackers.watching import TrackedView, Trackers, look_line, tracked
+from mlx_finetune.app.trackers.watching import TrackedView, Trackers, look_lines, tracked
 from mlx_finetune.events import Record
-from mlx_finetune.rundir import LOG, RunDir
+from mlx_finetune.rundir import LOG, TRACKERS, RunDir
 
 
 class Talk:
@@ -178,10 +178,18 @@ def test_a_tracked_view_hands_everything_on(tmp_path: Path):
     assert (view.shown, view.num_ticks, view.said, view.is_closed) == ([record], 1, ["hello"], True)
 
 
-def test_where_to_look_afterwards(tmp_path: Path):
+def test_where_to_look_afterwards_for_those_that_were_told(tmp_path: Path):
     run = RunDir(tmp_path / "my run")
-    assert look_line("tensorboard", run) == f"tensorboard --logdir '{run.path}/trackers/tensorboard'"
-    assert look_line("trackio", run) == "trackio show"
+    folder = run.file(TRACKERS)
+    folder.mkdir(parents=True)
+    names = ["wandb", "trackio", "tensorboard"]
+    assert look_lines(names, run) == []
+    (folder / "trackio.json").touch()
+    (folder / "tensorboard.json").touch()
+    assert look_lines(names, run) == [
+        "trackio: trackio show",
+        f"tensorboard: tensorboard --logdir '{folder}/tensorboard'",
+    ]
 
 
 def test_the_stand_in_is_where_the_tests_look_for_it():

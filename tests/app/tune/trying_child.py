@@ -66,7 +66,7 @@ def main(plan: dict[str, dict[str, Any]], arguments: list[str]) -> int:
             print('{"trial": {"run": 3}}')
             return 0
         case _:
-            seconds = [one / float(told.get("speed", 1.0)) for one in STEPS]
+            seconds = [one / float(str(told.get("speed", 1.0))) for one in STEPS]
             run = {"seconds": seconds, "losses": told.get("losses", LOSSES), "peak_bytes": 10**8, "limit_bytes": 10**9}
             print("an event of loading")
             print(json.dumps({"trial": {"run": run, "case": CASE, "others_share": 0.25}}))

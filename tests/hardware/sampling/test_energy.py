@@ -14,12 +14,13 @@ from mlx_finetune.hardware.sampling.energy import (
     Chip,
     Macmon,
     MacmonLine,
+    PowerMeter,
     energy_sources,
-    find_macmon,
     open_monitor,
     parse_macmon,
     spawn_reading,
 )
+from mlx_finetune.hardware.system.programs import find_program
 
 Shared = Callable[..., Path]
 
@@ -208,13 +209,23 @@ def test_a_macmon_that_ends_is_a_failure_and_no_end() -> None:
 
 
 def test_macmon_is_found_where_path_does_not_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_macmon({"PATH": str(tmp_path)}) is None
+    assert find_program("macmon", {"PATH": str(tmp_path)}) is None
     program = tmp_path / ".cargo" / "bin" / "macmon"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find_macmon({}) == str(program)
+    assert find_program("macmon", {}) == str(program)
+
+
+def test_a_plan_takes_the_machines_watts_and_else_those_of_the_chip() -> None:
+    fake = FakeChip()
+    assert PowerMeter(fake, clock=fake.clock, read=lambda: 23.0).watts() == 23.0
+    meter = PowerMeter(fake, clock=fake.clock, read=lambda: None)
+    fake.counters, fake.now = FakeCounters(10_000, 50_000), fake.now + 4
+    assert meter.watts() == 15.0
+    assert PowerMeter(fake, clock=fake.clock, read=lambda: None).watts() is None, "no time has passed"
+    assert PowerMeter(None, read=lambda: None).watts() is None
 
 
 def test_the_machines_watts_count_where_macmon_is_and_the_chips_where_it_is_not() -> None:

@@ -217,14 +217,15 @@ def test_another_size_is_drawn_at_once(demo: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "word", "more"),
+    ("end", "word", "said"),
     [
-        (RunFinished(321, "finished", 2.5, 1.25, 300, 1.25, 80.0, 16_000, 10**9, "", 300), "finished", "at step 321"),
-        (RunStopped(321, 15), "stopped", "after step 321; everything up to there is saved"),
-        (RunFailed("the loss is not finite", "lower the learning rate", 1), "failed", "the loss is not finite"),
+        (RunFinished(321, "finished", 2.5, 1.25, 300, 1.25, 80.0, 16_000, 10**9, "", 300), "finished", "mlxft chat "),
+        (RunStopped(321, 15), "stopped", "stopped after step 321; everything up to there is saved. y copies"),
+        (RunFailed("the loss is not finite", "lower it", 1), "failed", "failed: the loss is not finite; lower it"),
+        (step(322), "gone", "the training is gone without a word after step 322"),
     ],
 )
-def test_a_run_that_ends_while_it_is_watched_says_how(demo: RunDir, end: object, word: str, more: str) -> None:
+def test_a_run_that_ends_while_it_is_watched_says_how(demo: RunDir, end: object, word: str, said: str) -> None:
     lock = take_lock(demo.file(LOCK))
     assert lock is not None
 
@@ -236,9 +237,10 @@ def test_a_run_that_ends_while_it_is_watched_says_how(demo: RunDir, end: object,
         os.close(lock)
         lines = await look_again(pilot, app)
         assert word in lines[0]
-        await pilot.press("5")
-        assert more in " ".join(await settled(pilot))
+        assert said in " ".join(lines)
         assert "left)" not in lines[0]
+        await pilot.press("escape")
+        assert said not in " ".join(await settled(pilot))
 
     play(monitor(demo), scenario, size=(120, 40))
 
@@ -386,6 +388,34 @@ def test_only_lines_that_change_are_drawn_again(demo: RunDir, monkeypatch: pytes
         assert 0 < len(drawn) < 24
 
     play(monitor(demo), scenario)
+
+
+def test_a_frame_that_costs_much_is_drawn_seldom(demo: RunDir) -> None:
+    """A tenth of a second of processor time for each: the next comes after eight seconds, a key is answered at once."""
+    now, spent = [1000.0], [0.0]
+    drawn: list[float] = []
+
+    class Slow(MonitorApp):
+        def draw(self) -> None:
+            drawn.append(now[0])
+            super().draw()
+            spent[0] += 0.1
+
+    hands = Hands(lambda: [demo], print, print, lambda run: "")
+    app = Slow(demo, hands, clock=lambda: START + 645, ticks=lambda: now[0], cpu=lambda: spent[0])
+
+    async def scenario(pilot: Pilot[int], app: MonitorApp) -> None:
+        drawn.clear()
+        app.draw()
+        for second in range(1, 21):
+            now[0] = 1000.0 + second
+            append(demo, at_pace([step(320 + second)], start=START + 640 + second))
+            app.look()
+        assert drawn == [1000.0, 1008.0, 1016.0]
+        await pilot.press("2")
+        assert drawn[-1] == 1020.0
+
+    play(app, scenario)
 
 
 @pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])

@@ -107,6 +107,17 @@ def test_the_state_of_a_run_is_a_word(tmp_path: Path, events: list[Event], at_wo
     assert (state.word, state.more) == (word, more)
 
 
+def test_a_stopped_run_that_is_taken_up_again_is_not_stopping(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", at_pace([STARTED, step(1), RunStopped(1, 15)]))
+    watched = loaded(run)
+    assert state_of(watched).word == "stopped"
+    with at_work(run):
+        watched._next_look = 0.0
+        watched.advance(1.0)
+        state = state_of(watched)
+    assert (state.word, state.more) == ("preparing", "to go on from step 1")
+
+
 def test_the_time_left_is_told_only_while_steps_are_taken(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", working_run())
     assert seconds_left(loaded(run), START + 640) is None

@@ -1,6 +1,7 @@
 """The page in a real browser: points arrive, nothing is lost, nothing of a run is obeyed, everything has a key."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from journal import KILLED, STARTED, records, step, whole_run
 from web_pages import add_records, write_journal, write_run
 from web_server import Page as Server
 
-from mlx_finetune.events import Event, Notice, Resources, RunStarted, Sampled
+from mlx_finetune.events import Event, Notice, Resources, RunFailed, RunStarted, Sampled
 from mlx_finetune.rundir import LOCK, RunDir, take_lock
 
 if TYPE_CHECKING:
@@ -27,18 +28,25 @@ def browser() -> "Iterator[Browser]":
         yield browser
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    write_run(tmp_path / "adapters", "demo", records(STARTED, *(step(n, 3.0 - n / 20) for n in range(1, 21))))
-    write_run(tmp_path / "adapters", "other", whole_run())
-    server = Server(tmp_path, "demo")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests that do not end it; each writes a run of its own."""
+    folder = tmp_path_factory.mktemp("shown")
+    write_demo(folder, "demo")
+    write_run(folder / "adapters", "other", whole_run())
+    server = Server(folder, "demo")
     yield server
     server.close()
 
 
+def write_demo(folder: Path, name: str) -> RunDir:
+    """A run of 20 steps that is not at work."""
+    return write_run(folder / "adapters", name, records(STARTED, *(step(n, 3.0 - n / 20) for n in range(1, 21))))
+
+
 @pytest.fixture
 def open_page(browser: "Browser", server: Server) -> Iterator[Open]:
-    """Opens the page; afterwards nothing was on the console and nobody else was asked."""
+    """Opens the page; afterwards no script has failed, no policy was broken and nobody else was asked."""
     contexts, watches = [], []
 
     def open_it(hash_: str = "", *, width: int = 1280, height: int = 900, link: str = "", **options) -> "Page":
@@ -57,12 +65,8 @@ def open_page(browser: "Browser", server: Server) -> Iterator[Open]:
     for context in contexts:
         context.close()
     for watch in watches:
-        assert watch.errors == []
+        assert [error for error in watch.errors if not error.startswith("Failed to load resource")] == []
         assert watch.foreign == []
-
-
-def run_of(server: Server, name: str = "demo") -> RunDir:
-    return RunDir(server.folder / "adapters" / name)
 
 
 def wait_for_step(page: "Page", number: int) -> None:
@@ -70,49 +74,51 @@ def wait_for_step(page: "Page", number: int) -> None:
 
 
 def num_points(page: "Page") -> int:
-    page.wait_for_function("document.querySelector('.live')?.dataset.points > 0")
+    page.wait_for_function("() => document.querySelector('.live')?.dataset.points > 0")
     return int(page.locator(".live").get_attribute("data-points") or 0)
 
 
 def test_points_arrive_and_reload_loses_none(server: Server, open_page: Open) -> None:
-    page = open_page()
+    run = write_demo(server.folder, "grows")
+    page = open_page("#/live/grows")
     wait_for_step(page, 20)
     assert "token" not in page.url
-    add_records(run_of(server), records(*(step(n, 1.5) for n in range(21, 26)), start=1_000_100.0))
+    add_records(run, records(*(step(n, 1.5) for n in range(21, 26)), start=1_000_100.0))
     wait_for_step(page, 25)
     assert num_points(page) == 25
     page.reload()
     wait_for_step(page, 25)
     assert num_points(page) == 25
-    assert page.locator(".numbers dd").first.inner_text().startswith("2.")
+    assert page.locator(".numbers dd").first.inner_text() == "1.8366 \u2198"
     assert page.locator("canvas").count() >= 5
 
 
 def test_a_resumed_run_corrects_its_curves(server: Server, open_page: Open) -> None:
-    page = open_page()
+    run = write_demo(server.folder, "resumed")
+    page = open_page("#/live/resumed")
     wait_for_step(page, 20)
     resumed = RunStarted("demo", "tiny-llama", "sft", 5, 40, 20, 80, 8, 1_000, 50_000, "CPU", "float32")
     events: list[Event] = [STARTED, *(step(n, 2.0) for n in range(1, 6)), KILLED, resumed, step(6, 9.0)]
-    write_journal(run_of(server), records(*events))
+    write_journal(run, records(*events))
     wait_for_step(page, 6)
     assert num_points(page) == 6
     assert page.locator(".restart").inner_text() == KILLED.sentence
 
 
-def test_the_page_says_when_its_server_is_gone_and_comes_back(server: Server, open_page: Open) -> None:
-    page = open_page(link=server.link)
+def test_the_page_says_when_its_server_is_gone_and_comes_back(tmp_path: Path, open_page: Open) -> None:
+    run = write_demo(tmp_path, "demo")
+    first = Server(tmp_path)
+    page = open_page(link=first.link)
     wait_for_step(page, 20)
-    server.close()
+    first.close()
     page.wait_for_selector("#gone:not([hidden])")
     assert "The server of this page is gone" in page.locator("#gone").inner_text()
-    add_records(run_of(server), records(step(21), start=1_000_100.0))
-    again = Server(server.folder, "demo", port=server.port)
+    add_records(run, records(step(21), start=1_000_100.0))
+    again = Server(tmp_path, port=first.port)
     try:
         wait_for_step(page, 21)
         page.wait_for_selector("#gone", state="hidden")
         assert num_points(page) == 21
-        page.evaluate("location.hash = '#/runs'")  # leaves the stream, so that the console stays as it is
-        page.wait_for_selector(".runs tbody tr")
     finally:
         again.close()
 
@@ -135,30 +141,30 @@ def test_zooming_fetches_detail_and_keys_do_it_too(server: Server, open_page: Op
     xs, ys = detail.value.json()["curves"]["loss"]
     assert xs[ys.index(8.0)] == 4321
     assert len(xs) == xs[-1] - xs[0] + 1  # every step of it
-    page.wait_for_function("document.querySelector('.live').dataset.zoom.startsWith('4')")
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom.startsWith('4')")
     plot.focus()
     page.keyboard.press("0")
-    page.wait_for_function("document.querySelector('.live').dataset.zoom === ''")
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom === ''")
     page.keyboard.press("+")
-    page.wait_for_function("document.querySelector('.live').dataset.zoom.startsWith('15')")
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom.startsWith('15')")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.querySelector('.live').dataset.zoom.startsWith('22')")
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom.startsWith('22')")
     page.get_by_role("button", name="Whole run").click()
-    page.wait_for_function("document.querySelector('.live').dataset.zoom === ''")
+    page.wait_for_function("() => document.querySelector('.live').dataset.zoom === ''")
 
 
 def test_the_filmstrip_is_moved_by_keys(open_page: Open) -> None:
     page = open_page("#/answers/other")
     slider = page.get_by_role("slider")
-    page.wait_for_function("document.querySelector('.filmstrip').dataset.step === '40'")
+    page.wait_for_function("() => document.querySelector('.filmstrip').dataset.step === '40'")
     slider.focus()
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("document.querySelector('.filmstrip').dataset.step === '30'")
+    page.wait_for_function("() => document.querySelector('.filmstrip').dataset.step === '30'")
     assert "step 30" in (slider.get_attribute("aria-valuetext") or "")
     assert page.locator(".answers.wide mark").all_inner_texts() != []
     page.keyboard.press("Home")
-    page.wait_for_function("document.querySelector('.filmstrip').dataset.step === '0'")
-    page.wait_for_function("document.querySelector('.answers.wide .text').textContent === 'I do not know.'")
+    page.wait_for_function("() => document.querySelector('.filmstrip').dataset.step === '0'")
+    page.wait_for_function("() => document.querySelector('.answers.wide .text').textContent === 'I do not know.'")
 
 
 def test_two_runs_are_chosen_in_the_table_and_compared(open_page: Open) -> None:
@@ -174,11 +180,11 @@ def test_two_runs_are_chosen_in_the_table_and_compared(open_page: Open) -> None:
 
 def test_the_table_is_sorted_by_any_column(open_page: Open) -> None:
     page = open_page("#/runs")
-    first = page.locator(".runs tbody th").first
     page.get_by_role("button", name="Run", exact=True).click()
-    assert first.inner_text() == "demo"
+    rising = page.locator(".runs tbody th").all_inner_texts()
     page.get_by_role("button", name="Run", exact=True).click()
-    assert first.inner_text() == "other"
+    assert page.locator(".runs tbody th").all_inner_texts() == rising[::-1]
+    assert rising.index("demo") < rising.index("other")
     assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
 
 
@@ -200,9 +206,9 @@ def test_texts_of_a_run_stay_texts(server: Server, open_page: Open) -> None:
 
 
 def test_stopping_is_confirmed_and_needs_the_token(server: Server, open_page: Open) -> None:
-    lock = take_lock(run_of(server).file(LOCK))
+    lock = take_lock(write_demo(server.folder, "works").file(LOCK))
     assert lock is not None
-    page = open_page()
+    page = open_page("#/live/works")
     page.get_by_role("button", name="Stop safely").click()
     dialog = page.get_by_role("dialog")
     page.keyboard.press("Escape")
@@ -215,9 +221,9 @@ def test_stopping_is_confirmed_and_needs_the_token(server: Server, open_page: Op
         dialog.get_by_role("button", name="Stop safely").click()
     assert asked.value.headers["authorization"] == f"Bearer {server.token}"
     assert json.loads(asked.value.post_data or "") == {"confirm": True}
-    assert (
-        page.evaluate("fetch('/api/runs/demo/stop', {method: 'POST', body: '{}'}).then(a => a.status, () => 0)") == 202
-    )
+    asks_bare = "fetch('/api/runs/works/save', {method: 'POST', body: '{}'}).then(answer => answer.status)"
+    assert page.evaluate(asks_bare) == 401
+    os.close(lock)
 
 
 def test_a_browser_without_the_token_is_asked_for_it(server: Server, browser: "Browser") -> None:
@@ -229,14 +235,17 @@ def test_a_browser_without_the_token_is_asked_for_it(server: Server, browser: "B
     page.close()
 
 
-@pytest.mark.parametrize(
-    "view", ["live/demo", "answers/other", "data/demo", "tokens/demo", "runs", "compare/demo/other"]
-)
-def test_nothing_scrolls_sideways_on_a_phone(open_page: Open, view: str) -> None:
-    page = open_page(f"#/{view}", width=360, height=740)
-    page.wait_for_selector("main section")
-    page.wait_for_timeout(300)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+def test_nothing_scrolls_sideways_on_a_phone(server: Server, open_page: Open) -> None:
+    name = "a-run-with-a-name-that-is-longer-than-a-phone-is-wide-and-has-no-place-to-break"
+    long = "x" * 300
+    events: list[Event] = [STARTED, Notice("warning", long, long), Sampled(0, long, long), step(1)]
+    write_run(server.folder / "adapters", name, records(*events, RunFailed(long, long, 3)))
+    page = open_page(width=360, height=740)
+    for view in (f"live/{name}", f"answers/{name}", f"data/{name}", f"tokens/{name}", "runs", f"compare/{name}/other"):
+        page.evaluate("view => { location.hash = '#/' + view }", view)
+        page.wait_for_selector("main section")
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, view
 
 
 def test_colours_follow_the_system_and_the_switch(open_page: Open) -> None:
@@ -251,19 +260,28 @@ def test_colours_follow_the_system_and_the_switch(open_page: Open) -> None:
 
 
 def test_everything_is_reached_by_the_tab_key_and_what_has_it_is_seen(server: Server, open_page: Open) -> None:
-    add_records(run_of(server), records(Resources(20, cpu_percent=10.0), start=1_000_100.0))
-    page = open_page()
+    add_records(write_demo(server.folder, "keys"), records(Resources(20, cpu_percent=10.0), start=1_000_100.0))
+    page = open_page("#/live/keys")
     wait_for_step(page, 20)
     seen: list[str] = []
     for _ in range(40):
         page.keyboard.press("Tab")
         found = page.evaluate(
             "(() => { const e = document.activeElement, s = getComputedStyle(e);"
-            " return [e.textContent.slice(0, 20) || e.getAttribute('aria-label') || e.id, s.outlineStyle] })()"
+            " return [e.getAttribute('aria-label') || e.textContent.slice(0, 20) || e.id, s.outlineStyle] })()"
         )
         if found[0] and found[0].startswith("\n"):
             break
         seen.append(found[0])
         assert found[1] != "none", found
-    for wanted in ("Skip to the content", "Live", "Answers", "Runs", "Whole run"):
-        assert any(wanted in one for one in seen) or wanted == "Whole run", (wanted, seen)
+    for wanted in (
+        "Skip to the content",
+        "Live",
+        "Answers",
+        "Runs",
+        "Colours",
+        "Zoom in",
+        "Last tenth",
+        "Loss: each step",
+    ):
+        assert any(one.startswith(wanted) for one in seen), (wanted, seen)

@@ -123,7 +123,7 @@ def _memory(summary: Summary) -> Chart:
     return Chart(
         "Memory",
         tuple(series),
-        write=format_bytes,
+        write=lambda value: format_bytes(value).replace(".0 ", " "),
         unit="B",
         note=note,
         limit=("limit", float(limit)) if limit is not None and is_near else None,

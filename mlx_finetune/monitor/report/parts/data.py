@@ -1,9 +1,9 @@
 """The data card: rows, lengths, what is learned of them, what was left out. The data itself is not read again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mlx_finetune.dataset.card import DataCard, SplitCard
-from mlx_finetune.dataset.stats import Lengths
+from mlx_finetune.dataset.stats import Bucket
 from mlx_finetune.errors import Problem
 from mlx_finetune.monitor.report.chart import bar
 from mlx_finetune.monitor.report.facts import ReportFacts
@@ -32,7 +32,7 @@ def data(facts: ReportFacts) -> Html | None:
         "data",
         "The data",
         _summary_table(splits),
-        *(_histogram(name, split.lengths) for name, split in splits.items() if split.lengths.count > 1),
+        *(_histogram(name, split.histogram) for name, split in splits.items() if split.histogram),
         *_notes(splits),
         *_losses(splits),
         _problems(facts.card),
@@ -60,16 +60,16 @@ def _summary_table(splits: Mapping[str, SplitCard]) -> Html:
     return table(head, rows, class_="figures")
 
 
-def _histogram(name: str, lengths: Lengths) -> Html:
+def _histogram(name: str, buckets: Sequence[Bucket]) -> Html:
     """Rows by length in tokens as bars of a table: readable without a picture."""
-    most = max(bucket.count for bucket in lengths.histogram)
+    most = max(bucket.count for bucket in buckets)
     bars = [
         (
-            f"{bucket.low:,} to {bucket.high - 1:,}",
+            f"{bucket.low:,} to {bucket.high - 1:,}" if bucket.high - bucket.low > 1 else f"{bucket.low:,}",
             bar(bucket.count / most),
             f"{bucket.count:,}",
         )
-        for bucket in lengths.histogram
+        for bucket in buckets
     ]
     heading = tag("h3", f"Tokens in a sequence, {_NAMES.get(name, name)}")
     return Html(heading.text + table(("tokens", "", "sequences"), bars, class_="bars").text)

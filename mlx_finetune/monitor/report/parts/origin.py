@@ -25,6 +25,7 @@ _FILES: Mapping[str, str] = {
     rundir.MLX_WEIGHTS: "the adapter, for mlx-lm",
     f"{rundir.MODEL_FOLDER}/": "the trained model",
     f"{rundir.EVALUATIONS}/": "evaluations",
+    f"{rundir.TRACKERS}/": "what report_to kept",
     f"{rundir.SCHEMAS}/": "the JSON schemas of [serve]",
 }
 _MOST_FILES = 200

@@ -20,14 +20,13 @@ def tokens(facts: ReportFacts) -> Html | None:
     for row in microscope.rows:
         count += len(row.tokens)
         kept += count <= _MOST_TOKENS or not kept
+    rows = "Rows" if microscope.measured.data else "Validation rows"
     note = f"The first {kept} of {counted(len(microscope.rows), 'row')} are shown."
     return section(
         "tokens",
         "Token by token",
         tag(
-            "p",
-            "Validation rows, each token coloured by what training did to it. Point at one for its figures.",
-            class_="hint",
+            "p", f"{rows}, each token coloured by what training did to it. Point at one for its figures.", class_="hint"
         ),
         Html(render_html(replace(microscope, rows=microscope.rows[:kept]))),
         tag("p", note, class_="note") if kept < len(microscope.rows) else None,

@@ -11,6 +11,7 @@ export class Group {
   constructor(onRange) {
     this.charts = []
     this.range = null
+    this.extent = null
     this.onRange = onRange
     this.sync = uPlot.sync(`group-${Math.random()}`)
     this.watch = new ResizeObserver((entries) => {
@@ -33,7 +34,9 @@ export class Group {
     this.onRange?.(range)
   }
 
+  // From the first step to the last of everything, also while a part is all that was fetched.
   whole() {
+    if (this.extent) return this.extent
     const ends = this.charts.flatMap((chart) => chart.ends())
     return ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1]
   }
@@ -79,14 +82,14 @@ class Chart {
     this.mark = mark
     this.data = {}
     this.values = lines.map(() => h("output", {}, "\u2013"))
-    const legend = lines.map((line, index) =>
-      h("span", { class: "key" }, h("i", { class: `swatch ${line.dash ? "dashed" : ""} c-${line.colour}` }), line.label, this.values[index]))
+    this.keys = lines.map((line, index) =>
+      h("span", { class: "key" }, h("i", { class: `swatch ${line.dash ? "dashed" : ""} c-${line.colour}` }), line.label ? h("span", { class: "label" }, line.label) : null, this.values[index]))
     this.at = h("span", { class: "at" })
     this.holder = h("div", {
       class: "plot", tabIndex: 0, role: "group", "aria-roledescription": "chart", "aria-label": title, onkeydown: (event) => this.key(event),
     })
     this.holder.style.height = `${height}px`
-    this.element = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, title), h("span", { class: "legend" }, legend), this.at), this.holder)
+    this.element = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, title), h("span", { class: "legend" }, this.keys), this.at), this.holder)
     this.plot = null
     this.title = title
   }
@@ -107,10 +110,7 @@ class Chart {
   }
 
   ends() {
-    return this.lines.flatMap(({ name }) => {
-      const xs = this.data[name]?.[0]
-      return xs?.length ? [xs[0], xs[xs.length - 1]] : []
-    })
+    return this.lines.flatMap(({ name }) => ends(this.data[name]))
   }
 
   joined() {
@@ -125,6 +125,7 @@ class Chart {
   draw() {
     const data = this.joined()
     this.element.classList.toggle("empty", data[0].length === 0)
+    this.lines.forEach(({ name }, index) => (this.keys[index].hidden = data[0].length > 0 && !this.data[name]?.[0].length))
     if (!this.plot) return this.build(data)
     this.plot.batch(() => {
       this.plot.setData(data, false)
@@ -168,7 +169,7 @@ class Chart {
       padding: [8, 10, 0, 0],
       legend: { show: false },
       cursor: {
-        sync: { key: this.group.sync.key, scales: ["x", null] },
+        sync: { key: this.group.sync.key, scales: ["x", null], filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
         drag: { x: true, y: false, setScale: false },
         points: { size: 6 },
         bind: { dblclick: () => () => this.group.setRange(null) },
@@ -246,6 +247,14 @@ class Chart {
     this.plot.destroy()
     this.plot = null
   }
+}
+
+const ends = (curve) => (curve?.[0].length ? [curve[0][0], curve[0][curve[0].length - 1]] : [])
+
+// The first and the last step of some curves, null where there is none.
+export function extent(curves) {
+  const found = curves.flatMap(ends)
+  return found.length ? [Math.min(...found), Math.max(...found)] : null
 }
 
 const onlyOne = (ys) => ys.filter((y) => y !== null && y !== undefined).length === 1

@@ -63,7 +63,7 @@ class Data {
 }
 
 function row({ where, method, notes, num_tokens: all, num_learned: learned, num_cut: cut, tokens }) {
-  const head = `${visible(where)}  ${count(all)} tokens, ${count(learned)} learned${cut ? `, ${count(cut)} cut` : ""}${method ? `  (${method})` : ""}`
+  const head = `${visible(where)} \u00b7 ${count(all)} tokens, ${count(learned)} learned${cut ? `, ${count(cut)} cut` : ""}${method ? ` \u00b7 mask by ${method}` : ""}`
   const more = all > tokens.length ? h("p", { class: "note" }, `and ${count(all - tokens.length)} more`) : null
   return h("article", { class: "row" }, h("h3", {}, head), h("p", { class: "tokens" }, tokens.map(([id, text, state]) => token(text, `t-${state}`, `${id}, ${state}`))), more, notes.map((note) => h("p", { class: "note" }, `\u2192 ${visible(note)}`)))
 }

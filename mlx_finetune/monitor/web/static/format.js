@@ -21,7 +21,7 @@ export function seconds(value) {
 export function clock(time) {
   if (!time) return "\u2013"
   const date = new Date(time * 1000)
-  const text = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })
+  const text = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" })
   const days = Math.round((new Date(date).setHours(0, 0, 0, 0) - new Date().setHours(0, 0, 0, 0)) / 864e5)
   if (days === 0) return text
   const within = Math.abs(days) < 6 ? { weekday: "short" } : { day: "numeric", month: "short" }

@@ -1,7 +1,7 @@
 // A run as it goes: what it does now, its curves, what was said about it, and the two things that can be asked of it.
 
 import { about, follow, get, post } from "./api.js"
-import { Group } from "./charts.js"
+import { Group, extent } from "./charts.js"
 import { code, fill, h, put, visible } from "./dom.js"
 import { bytes, clock, count, figure, loss, percent, seconds, short } from "./format.js"
 import { ask, say } from "./talk.js"
@@ -18,7 +18,6 @@ const CHARTS = [
     title: "Memory",
     lines: [
       { name: "peak_memory_bytes", label: "peak", colour: "a" },
-      { name: "active_memory_bytes", label: "active", colour: "c", width: 1 },
       { name: "process_bytes", label: "process", colour: "d", width: 1 },
       { name: "limit", label: "limit", colour: "warn", width: 1, dash: [5, 4] },
     ],
@@ -52,6 +51,7 @@ class Live {
     this.isDirty = false
     this.onState = onState
     this.stop = () => {}
+    this.clock = setInterval(() => this.status.state && this.head.showEnding(this.status), 5000)
     this.group = new Group((range) => this.zoomed(range))
     this.build()
   }
@@ -181,6 +181,7 @@ class Live {
     const curves = { ...(this.detail ?? this.curves) }
     const known = this.evaluations.filter(([, value]) => value !== null)
     curves.validation = [known.map(([step]) => step), known.map(([, value]) => value)]
+    this.group.extent = extent([...Object.values(this.curves), curves.validation])
     const xs = curves.peak_memory_bytes?.[0]
     if (this.limit && xs?.length) curves.limit = [[...new Set([xs[0], xs[xs.length - 1]])], xs.length > 1 ? [this.limit, this.limit] : [this.limit]]
     for (const chart of this.group.charts) chart.data = curves
@@ -211,6 +212,7 @@ class Live {
 
   destroy() {
     this.isGone = true
+    clearInterval(this.clock)
     this.stop()
     this.group.destroy()
   }
@@ -251,7 +253,7 @@ class Head {
       h("div", { class: "line" }, this.state, h("h1", {}, visible(view.name)), this.what, h("span", { class: "actions" }, this.save, this.stop)),
       h("div", { class: "line progress" }, this.bar, this.done, this.eta),
       h("dl", { class: "numbers" }, cell("loss", "loss, smoothed"), cell("validation", "validation"), cell("best", "best"), cell("rate", "learning rate"),
-        cell("norm", "gradient norm"), cell("speed", "targets/s"), cell("memory", "memory, peak"), cell("elapsed", "begun, took")))
+        cell("norm", "gradient norm"), cell("speed", "targets/s"), cell("memory", "memory, peak"), cell("begun", "begun"), cell("took", "took")))
   }
 
   show(status) {
@@ -268,20 +270,25 @@ class Head {
     else this.bar.value = share
     put(this.done, isPhase ? visible([phase.name, phase.detail, phase.amount].filter(Boolean).join(" "))
       : total ? `step ${count(status.steps_done)} of ${count(total)}, ${Math.floor(100 * share)} %${step ? `, epoch ${step.epoch.toFixed(2)}` : ""}` : "")
-    put(this.eta, ending(status))
+    this.showEnding(status)
     const evaluation = status.evaluations?.[status.evaluations.length - 1]
     const numbers = {
       loss: `${loss(status.smooth)} ${ARROWS[status.trend] ?? ""}`.trim(),
       validation: evaluation ? loss(evaluation[1]) : "\u2013",
       best: status.best ? `${loss(status.best[1])} at ${count(status.best[0])}` : "\u2013",
-      rate: step ? step.learning_rate?.toExponential(2) ?? "not finite" : "\u2013",
+      rate: step ? figure(step.learning_rate) : "\u2013",
       norm: step ? (step.grad_norm === null ? "not finite" : figure(step.grad_norm)) : "\u2013",
       speed: step ? count(step.targets_per_second) : "\u2013",
-      memory: `${bytes(status.peak_memory_bytes)}${started?.memory_limit_bytes ? ` of ${bytes(started.memory_limit_bytes)}` : ""}`,
-      elapsed: status.first_time ? `${clock(status.first_time)}, ${seconds(status.last_time - status.first_time)}` : "\u2013",
+      memory: ofLimit(status.peak_memory_bytes, started?.memory_limit_bytes),
+      begun: clock(status.first_time),
+      took: status.first_time ? seconds(status.last_time - status.first_time) : "\u2013",
     }
     for (const [key, text] of Object.entries(numbers)) put(this.numbers[key], text)
     this.numbers.loss.dataset.trend = status.trend ?? ""
+  }
+
+  showEnding(status) {
+    put(this.eta, ending(status))
   }
 
   async askSave() {
@@ -302,6 +309,14 @@ class Head {
       say(error.message, true)
     }
   }
+}
+
+// "5.2 of 18.0 GB", with both units where they differ.
+function ofLimit(value, limit) {
+  const [shown, most] = [bytes(value), bytes(limit)]
+  if (!limit || !value) return shown
+  const isSame = shown.split(" ")[1] === most.split(" ")[1]
+  return `${isSame ? shown.split(" ")[0] : shown} of ${most}`
 }
 
 // The end as clock time, the reason of a pause, or how it ended.
@@ -330,7 +345,7 @@ class Side {
     this.element = h("aside", { class: "side" },
       this.nextSection,
       section("Last answers", this.answers),
-      section("Warnings and restarts", this.said),
+      section("Warnings and notes", this.said),
       section("Checkpoints", this.saved),
       h("details", { ontoggle: (event) => event.target.open && this.showRecipe() }, h("summary", {}, "Recipe as resolved"), this.recipe))
   }

@@ -348,9 +348,11 @@ def from_json(line: str | bytes, index: int = 0, *, decode: Callable[[str | byte
     try:
         fields = decode(line)
         kind, time = fields.pop("kind"), float(fields.pop("time"))
-        cls, names = _KINDS[kind], _NAMES[kind]
-        if not fields.keys() <= names:
-            fields = {key: value for key, value in fields.items() if key in names}
-        return Record(time, index, cls(**fields))
+        cls = _KINDS[kind]
+        try:
+            event = cls(**fields)
+        except TypeError:  # fields that this version does not know
+            event = cls(**{key: value for key, value in fields.items() if key in _NAMES[kind]})
+        return Record(time, index, event)
     except (ValueError, KeyError, AttributeError, TypeError):
         return None

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ def watch_in_browser(run: str | None, *, port: int | None, opens: bool) -> int:
         click.echo("the address holds a token: keep it to yourself. Ctrl-C ends the page, trainings go on", err=True)
         tickets = Tickets(token.text)
         pages = Pages(shelf, hands, tickets, chosen=chosen, version=__version__)
+        threading.Thread(target=shelf.read_ahead, args=(chosen,), daemon=True).start()
         if opens and sys.stderr.isatty() and _has_display():
             import webbrowser
 

@@ -11,7 +11,7 @@ def thin_extremes(xs: Sequence[float], ys: Sequence[float], most: int) -> tuple[
     (null in the journal, NaN) is left out.
     """
     assert most >= 4
-    if None in ys or any(y != y for y in ys):
+    if None in ys or (total := sum(ys)) != total:
         points = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None and y == y]  # pyright: ignore[reportUnnecessaryComparison]
         xs, ys = [x for x, _ in points], [y for _, y in points]
     if len(ys) <= most:

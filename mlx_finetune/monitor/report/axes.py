@@ -26,15 +26,17 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def linear_axis(low: float, high: float, write: Callable[[float], str] | None = None, *, most: int = 5) -> Axis:
-    """An axis over ``low`` to ``high`` with at most about ``most`` steps between its figures.
+def linear_axis(
+    low: float, high: float, write: Callable[[float], str] | None = None, *, most: int = 5, least_step: float = 0.0
+) -> Axis:
+    """An axis over ``low`` to ``high`` with at most about ``most`` steps of ``least_step`` or more between its figures.
 
     ``write`` makes text of a figure; without it as many decimals as the steps need.
     """
     if not high > low:
         space = abs(low) / 10 or 1.0
         low, high = low - space, high + space
-    step = _round_step((high - low) / most)
+    step = _round_step(max(least_step, (high - low) / most))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     values = [step * number for number in range(first, last + 1)]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9) + (1 if _has_half(step) else 0))

@@ -54,7 +54,8 @@ def draw(chart: Chart) -> Html | None:
     series = [one for one in series if one.xs]
     if not any(len(one.xs) > 1 for one in series):
         return None
-    x_axis = linear_axis(0.0 if series[0].xs[0] <= 1 else series[0].xs[0], max(one.xs[-1] for one in series))
+    x_low = 0.0 if series[0].xs[0] <= 1 else series[0].xs[0]
+    x_axis = linear_axis(x_low, max(one.xs[-1] for one in series), least_step=1.0)
     values = [value for one in series for value in one.ys] + ([chart.limit[1]] if chart.limit else [])
     top = _top(series) if chart.cuts_spikes else max(values)
     y_axis = value_axis(

@@ -9,7 +9,7 @@ import bisect
 import contextlib
 import secrets
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pydantic_core
@@ -74,6 +74,7 @@ class Course:
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self.lock = threading.Lock()
+        self.ready: tuple[object, bytes] | None = None  # all curves as they are sent, and what they were made of
         self.summary = Summary()
         self._generation = 0
         self._begin()
@@ -94,7 +95,12 @@ class Course:
         self.num_records = 0
         self._follower = EventFollower(self.run.file(EVENTS), decode=pydantic_core.from_json)
         self._last_index = -1
+        self._forget_columns()
+
+    def _forget_columns(self) -> None:
         self._smooth: Column = []
+        self._steps: dict[str, Column] = {name: [] for name in ("step", *STEP_FIELDS)}
+        self._looks: dict[str, Column] = {name: [] for name in ("step", *MACHINE_FIELDS)}
         self._generation += 1
 
     def refresh(self) -> None:
@@ -113,8 +119,8 @@ class Course:
                 self._smooth.append(None if loss is None else losses[-1].smooth)
             elif len(self.summary.steps) < num_steps:
                 smooth = {point.step: point.smooth for point in self.summary.losses}
-                self._smooth = [smooth.get(one.step) for one in self.summary.steps]
-                self._generation += 1
+                self._forget_columns()
+                self._smooth += [smooth.get(one.step) for one in self.summary.steps]
 
     @property
     def position(self) -> Position:
@@ -132,9 +138,19 @@ class Course:
 
     def since(self, position: Position) -> tuple[Mapping[str, Column], Mapping[str, Column]]:
         """Columns of the steps and of the machine after ``position``, each with its own ``step``."""
-        steps, looks = self.summary.steps[position.num_steps :], self.summary.resources[position.num_looks :]
-        told = _columns(steps, ("step", *STEP_FIELDS)) | {"smooth": self._smooth[position.num_steps :]}
-        return told, _columns(looks, ("step", *MACHINE_FIELDS))
+        self._fill_columns()
+        steps, looks = position.num_steps, position.num_looks
+        return (
+            {name: column[steps:] for name, column in self._steps.items()},
+            {name: column[looks:] for name, column in self._looks.items()},
+        )
+
+    def _fill_columns(self) -> None:
+        """Add to the columns what was taken in since the last time."""
+        summary, known = self.summary, self._steps
+        _extend(known, summary.steps)
+        _extend(self._looks, summary.resources)
+        known["smooth"] = self._smooth
 
     def curves(
         self, *, first: float | None = None, last: float | None = None, most: int
@@ -143,22 +159,25 @@ class Course:
 
         Extremes are kept; a curve of which nothing is known is left out.
         """
-        steps, looks = self.since(Position("", 0, 0))
+        self._fill_columns()
         found: dict[str, tuple[list[float], list[float]]] = {}
-        for columns in (steps, looks):
-            xs = columns["step"]
-            chosen = _range(xs, first, last)
+        for columns in (self._steps, self._looks):
+            chosen = _range(columns["step"], first, last)
+            xs = _known(columns["step"])[chosen]
             for name, values in columns.items():
                 if name == "step":
                     continue
-                thinned = thin_extremes(_known(xs[chosen]), _known(values[chosen]), most)
+                thinned = thin_extremes(xs, _known(values)[chosen], most)
                 if thinned[0]:
-                    found[name] = ([float(x) for x in thinned[0]], [_short(y) for y in thinned[1]])
+                    found[name] = (thinned[0], [_short(y) for y in thinned[1]])
         return found
 
 
-def _columns(rows: Sequence[StepDone] | Sequence[Resources], names: Iterable[str]) -> dict[str, Column]:
-    return {name: [getattr(row, name) for row in rows] for name in names}
+def _extend(columns: dict[str, Column], rows: Sequence[StepDone] | Sequence[Resources]) -> None:
+    new = rows[len(columns["step"]) :]
+    for name, column in columns.items():
+        if name != "smooth":
+            column += [getattr(row, name) for row in new]
 
 
 def _range(xs: Column, first: float | None, last: float | None) -> slice:
@@ -182,3 +201,14 @@ def _number(value: float | None) -> float | None:
 def _short(value: float) -> float:
     """Six digits: a quarter of the bytes, and more than a screen can show."""
     return float(f"{value:.6g}")
+
+
+def curves_json(course: Course, first: float | None, last: float | None, most: int) -> dict[str, object]:
+    """What a page draws, with the position it stands for."""
+    started = course.summary.started
+    return {
+        "id": course.position.text,
+        "curves": course.curves(first=first, last=last, most=most),
+        "evaluations": [[one.step, one.loss] for one in course.summary.evaluations],
+        "memory_limit_bytes": started.memory_limit_bytes if started else None,
+    }

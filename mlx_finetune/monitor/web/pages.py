@@ -16,18 +16,18 @@ from mlx_finetune.errors import MlxftError
 from mlx_finetune.loopback.body import read_json
 from mlx_finetune.loopback.refusals import RefusedError, short_line
 from mlx_finetune.monitor.web.assets import read_assets
-from mlx_finetune.monitor.web.course import Course, parse_position
+from mlx_finetune.monitor.web.course import Course, curves_json, parse_position
 from mlx_finetune.monitor.web.hands import Hands, Json
 from mlx_finetune.monitor.web.lens import microscope_json
 from mlx_finetune.monitor.web.plain_json import encode
-from mlx_finetune.monitor.web.shelf import Shelf
+from mlx_finetune.monitor.web.shelf import POINTS, Shelf
 from mlx_finetune.monitor.web.status import filmstrip_json, frame_json, status_json
 from mlx_finetune.monitor.web.stream import Teller, tell
 from mlx_finetune.monitor.web.tickets import Tickets
 from mlx_finetune.rundir import RunDir, running_process
 
-#: Points of a curve that a page may ask for, and those it gets unasked.
-MAX_POINTS, POINTS = 20_000, 1500
+#: Points of a curve that a page may ask for.
+MAX_POINTS = 20_000
 MAX_ROWS = 50
 #: Pages that look on at once; each asks about twice a second.
 MAX_STREAMS = 64
@@ -71,7 +71,7 @@ class Pages:
                 Route("/api/compare", self._compare, methods=["GET"]),
                 Route("/api/runs/{name}/events", self._events, methods=["GET"]),
                 Route("/api/runs/{name}/status", self._about(self._status), methods=["GET"]),
-                Route("/api/runs/{name}/curves", self._about(self._curves), methods=["GET"]),
+                Route("/api/runs/{name}/curves", self._curves, methods=["GET"]),
                 Route("/api/runs/{name}/filmstrip", self._about(self._filmstrip), methods=["GET"]),
                 Route("/api/runs/{name}/filmstrip/{number}", self._about(self._frame), methods=["GET"]),
                 Route("/api/runs/{name}/rows", self._about(self._rows), methods=["GET"]),
@@ -138,17 +138,25 @@ class Pages:
     def _fresh(self, run: RunDir) -> "contextlib.AbstractContextManager[Course]":
         return self._shelf.course(run).fresh()
 
+    async def _curves(self, request: Request) -> Response:
+        most = int(_between(request, "points", 4, MAX_POINTS, POINTS) or POINTS)
+        first, last = _between(request, "from", 0, 1e12), _between(request, "to", 0, 1e12)
+
+        def work() -> bytes:
+            run = self._find(cast(str, request.path_params["name"]))
+            with _telling():
+                if not request.query_params:
+                    return self._shelf.curves(run)
+                with self._fresh(run) as course:
+                    return encode(curves_json(course, first, last, most))
+
+        return Response(await run_in_threadpool(work), media_type="application/json")
+
     def _status(self, request: Request, run: RunDir) -> Json:
         is_running = running_process(run) is not None
         with self._fresh(run) as course:
             go_on = [] if is_running else self._hands.go_on(run)
             return {"status": status_json(run, course.summary, is_running=is_running, go_on=go_on)}
-
-    def _curves(self, request: Request, run: RunDir) -> Json:
-        most = int(_between(request, "points", 4, MAX_POINTS, POINTS) or POINTS)
-        first, last = _between(request, "from", 0, 1e12), _between(request, "to", 0, 1e12)
-        with self._fresh(run) as course:
-            return _curves_json(course, first, last, most)
 
     def _filmstrip(self, request: Request, run: RunDir) -> Json:
         with self._fresh(run) as course:
@@ -187,7 +195,7 @@ class Pages:
                 sides: list[Json] = []
                 for run in runs:
                     with self._fresh(run) as course:
-                        sides.append({"name": run.path.name, **_curves_json(course, None, None, most)})
+                        sides.append({"name": run.path.name, **curves_json(course, None, None, most)})
                 return {"sides": sides, **self._hands.compare(*runs)}
 
         return _json(await run_in_threadpool(work))
@@ -237,16 +245,6 @@ class Pages:
 
 def _json(value: Json, status: int = 200) -> Response:
     return Response(encode(value), status, media_type="application/json")
-
-
-def _curves_json(course: Course, first: float | None, last: float | None, most: int) -> Json:
-    limit = course.summary.started.memory_limit_bytes if course.summary.started else None
-    return {
-        "id": course.position.text,
-        "curves": course.curves(first=first, last=last, most=most),
-        "evaluations": [[one.step, one.loss] for one in course.summary.evaluations],
-        "memory_limit_bytes": limit,
-    }
 
 
 def _between(request: Request, name: str, least: float, most: float, default: float | None = None) -> float | None:

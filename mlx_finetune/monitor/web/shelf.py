@@ -3,29 +3,38 @@
 Only folders directly under the chosen one that a run was started in can be reached, and no link that leads out of it.
 """
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_finetune.errors import RunError
 from mlx_finetune.monitor.run_report import RunFacts, facts_json
-from mlx_finetune.monitor.web.course import Course
+from mlx_finetune.monitor.web.course import Course, curves_json
 from mlx_finetune.monitor.web.hands import Hands
+from mlx_finetune.monitor.web.plain_json import encode
 from mlx_finetune.monitor.web.status import state_of
 from mlx_finetune.rundir import EVENTS, RunDir, list_runs, running_process
 
 #: Runs that are kept read; a run of 100,000 steps takes 60 MB.
 MAX_OPEN = 6
+#: Points of a curve as a page first sees it; more than a screen has columns.
+POINTS = 1500
+#: Runs whose curves are kept ready; 250 kB each.
+MAX_READY = 40
 
 Stamp = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
+    """What was read of a run: its row of the table, and its curves ready to be sent (empty: not kept)."""
+
     stamp: Stamp
     row: Mapping[str, object]
+    curves: bytes = b""
 
 
 class Shelf:
@@ -35,6 +44,7 @@ class Shelf:
         self.folder = folder
         self._hands = hands
         self._open: OrderedDict[str, Course] = OrderedDict()
+        self._reading: dict[str, Course] = {}
         self._listed: dict[str, _Listed] = {}
         self._lock = threading.Lock()
 
@@ -49,11 +59,20 @@ class Shelf:
         except OSError:  # a name that is too long
             return None
 
+    def read_ahead(self, name: str) -> None:
+        """Read the run ``name`` and then every other one, so that they are there when somebody asks."""
+        run = self.find(name)
+        with contextlib.suppress(RunError):
+            if run is not None:
+                self.curves(run)
+            self.rows()
+
     def course(self, run: RunDir) -> Course:
         """The run, kept open; not yet refreshed."""
         with self._lock:
-            course = self._open.pop(run.path.name, None) or Course(run)
-            self._open[run.path.name] = course
+            name = run.path.name
+            course = self._open.pop(name, None) or self._reading.get(name) or Course(run)
+            self._open[name] = course
             while len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
             return course
@@ -61,6 +80,18 @@ class Shelf:
     def names(self) -> list[str]:
         """All runs, by name. Nothing of them is read."""
         return [run.path.name for run in list_runs(self.folder) if self.find(run.path.name)]
+
+    def curves(self, run: RunDir) -> bytes:
+        """All curves of a run as JSON; those that are ready where its journal is still the same."""
+        name = run.path.name
+        known = self._listed.get(name)
+        if known is not None and known.curves and known.stamp == _stamp(run) and name not in self._open:
+            return known.curves
+        with self.course(run).fresh() as course:
+            key = (course.position, course.num_records)
+            if course.ready is None or course.ready[0] != key:
+                course.ready = (key, encode(curves_json(course, None, None, POINTS)))
+            return course.ready[1]
 
     def rows(self) -> list[Mapping[str, object]]:
         """All runs for a table. A journal is read again only when it has changed."""
@@ -71,18 +102,30 @@ class Shelf:
         is_running = running_process(run) is not None
         known = self._listed.get(name)
         if known is None or known.stamp != stamp:
-            with self._lock:
-                course = self._open.get(name)
-            if course is None:
-                course = self.course(run) if is_running else Course(run)
-            try:
-                with course.fresh():
-                    known = _Listed(stamp, self._facts(course))
-            except RunError:
-                known = _Listed(stamp, {"name": name, "_running": "unreadable", "_idle": "unreadable"})
+            known = self._read(run, stamp, is_running=is_running)
+            self._listed.pop(name, None)
             self._listed[name] = known
+            for other in list(self._listed)[:-MAX_READY]:
+                self._listed[other] = replace(self._listed[other], curves=b"")
         state = known.row["_running" if is_running else "_idle"]
         return {"state": state, **{key: value for key, value in known.row.items() if key[0] != "_"}}
+
+    def _read(self, run: RunDir, stamp: Stamp, *, is_running: bool) -> _Listed:
+        """What the table shows. A run at work is kept open, for it will be read again; others are let go of."""
+        name = run.path.name
+        if is_running:
+            course = self.course(run)
+        else:
+            with self._lock:  # whoever asks for it meanwhile waits for this reading
+                course = self._open.get(name) or self._reading.setdefault(name, Course(run))
+        try:
+            with course.fresh():
+                curves = b"" if is_running else encode(curves_json(course, None, None, POINTS))
+                return _Listed(stamp, self._facts(course), curves)
+        except RunError:
+            return _Listed(stamp, {"name": name, "_running": "unreadable", "_idle": "unreadable"})
+        finally:
+            self._reading.pop(name, None)
 
     def _facts(self, course: Course) -> dict[str, object]:
         run, summary = course.run, course.summary

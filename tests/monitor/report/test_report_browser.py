@@ -63,7 +63,7 @@ def test_the_values_under_the_pointer_are_told(open_report: Open) -> None:
     memory = page.locator(".chart", has_text="Memory")
     memory.locator("svg").hover(position={"x": 2, "y": 20})
     said = memory.locator(".readout").inner_text()
-    assert said.startswith("step 1: peak so far 2.0 GB, between steps 1.0 GB")
+    assert said.startswith("step 1: peak so far 2.0 GB, between steps 1.0 GB, process 1.1 GB")
 
 
 def test_without_javascript_every_answer_can_be_read(open_report: Open) -> None:

@@ -27,6 +27,11 @@ def test_axes_have_round_figures_around_their_values(low: float, high: float, la
     assert " ".join(linear_axis(low, high).labels) == labels
 
 
+def test_there_is_no_half_step() -> None:
+    assert linear_axis(0.0, 2.0, least_step=1.0).labels == ("0", "1", "2")
+    assert linear_axis(0.0, 1000.0, least_step=1.0).labels == ("0", "200", "400", "600", "800", "1,000")
+
+
 def test_figures_are_written_in_their_unit() -> None:
     assert linear_axis(0, 3.1e9, format_bytes).labels == ("0 B", "1.0 GB", "2.0 GB", "3.0 GB", "4.0 GB")
 

@@ -123,11 +123,17 @@ def _memory(summary: Summary) -> Chart:
     return Chart(
         "Memory",
         tuple(series),
-        write=lambda value: format_bytes(value).replace(".0 ", " "),
+        write=_bytes,
         unit="B",
         note=note,
         limit=("limit", float(limit)) if limit is not None and is_near else None,
     )
+
+
+def _bytes(value: float) -> str:
+    """``1.25 GB``, ``500 MB``: no zeros at the end."""
+    number_text, _, unit = format_bytes(value, 2).partition(" ")
+    return f"{float(number_text):g} {unit}"
 
 
 def _evaluation_table(summary: Summary) -> Html | None:

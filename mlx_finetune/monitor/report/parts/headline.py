@@ -50,7 +50,8 @@ def _what(facts: ReportFacts) -> Iterator[Child]:
     steps, total = facts.summary.steps_done, started.total_steps
     yield f": {counted(steps, 'step')}" if steps >= total else f": {steps:,} of {counted(total, 'step')}"
     if facts.summary.step is not None:
-        yield f" ({facts.summary.step.epoch:.2g} times through the data)"
+        epoch = facts.summary.step.epoch
+        yield f" ({epoch:.2g} times through the data)" if epoch >= 1 else f" ({epoch:.0%} of the data)"
     if (seconds := train_seconds(facts)) is not None:
         yield f", {format_seconds(seconds)}"
     yield " on "

@@ -49,9 +49,9 @@ class Compare {
     const charts = [
       { title: "Training loss, smoothed", height: 240, show: loss, axis: figure, lines: pair("smooth", { width: 2 }) },
       { title: "Validation loss", height: 180, show: loss, axis: figure, lines: pair("validation", { points: 5 }) },
-      { title: "Learning rate", height: 110, floor: 0, lines: pair("learning_rate") },
-      { title: "Gradient norm", height: 110, floor: 0, lines: pair("grad_norm", { width: 1 }) },
-      { title: "Targets a second", height: 110, floor: 0, lines: pair("targets_per_second", { width: 1 }) },
+      { title: "Learning rate", height: 110, floor: 0, lines: pair("learning_rate", { label: "" }) },
+      { title: "Gradient norm", height: 110, floor: 0, lines: pair("grad_norm", { width: 1, label: "" }) },
+      { title: "Targets a second", height: 110, floor: 0, lines: pair("targets_per_second", { width: 1, label: "" }) },
     ].map((options) => this.group.add(options))
     fill(this.curves, [charts.slice(0, 2).map((chart) => chart.element), h("div", { class: "grid" }, charts.slice(2).map((chart) => chart.element))])
     for (const chart of charts) chart.data = curves

@@ -34,7 +34,9 @@ const legend = ({ verdicts }) => h("table", { class: "verdicts" }, h("tbody", {}
   h("tr", {}, h("th", { scope: "row" }, h("span", { class: `token v-${name} s-2` }, name)), h("td", { class: "figure" }, share), h("td", {}, meaning)))))
 
 const moved = ({ title, tokens: found }) => h("section", {}, h("h2", {}, title), found.length ? h("table", { class: "moved" }, h("tbody", {}, found.map((one) =>
-  h("tr", {}, h("td", { class: "figure" }, `${one.base} \u2192 ${one.tuned}`), h("td", { class: "tokens" }, h("bdi", {}, visible(one.before)), shaded(one.token), h("bdi", {}, visible(one.after))))))) : h("p", { class: "note" }, "none"))
+  h("tr", {}, h("td", { class: "figure" }, `${one.base} \u2192 ${one.tuned}`), h("td", { class: "tokens" }, h("bdi", {}, inline(one.before)), shaded(one.token), h("bdi", {}, inline(one.after))))))) : h("p", { class: "note" }, "none"))
+
+const inline = (text) => visible(text).replaceAll("\n", "\u21b5")
 
 const shaded = ([text, verdict, shade, title]) => token(text || "\u00b7", `v-${verdict} s-${shade}`, title)
 

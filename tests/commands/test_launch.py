@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from processes import ROOT
 from windows import MacTools
 
-from mlx_finetune.app.desktop import training
 from mlx_finetune.app.desktop.desk import Cancelled
+from mlx_finetune.app.desktop.training import dialogue as training
 from mlx_finetune.commands import launch, launchers, window
 from mlx_finetune.errors import RunError
 

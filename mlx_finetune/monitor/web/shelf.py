@@ -24,6 +24,8 @@ MAX_OPEN = 6
 POINTS = 1500
 #: Runs whose curves are kept ready; 250 kB each.
 MAX_READY = 40
+#: 40 bytes of a journal cost a microsecond of the processor.
+MAX_AHEAD_BYTES = 200 * 10**6
 
 Stamp = tuple[int, int]
 
@@ -60,12 +62,21 @@ class Shelf:
             return None
 
     def read_ahead(self, name: str) -> None:
-        """Read the run ``name`` and then every other one, so that they are there when somebody asks."""
+        """Read the run ``name`` and then the latest others, so that they are there when somebody asks.
+
+        At most ``MAX_AHEAD_BYTES`` of their journals: a training may want the processor more.
+        """
         run = self.find(name)
         with contextlib.suppress(RunError):
             if run is not None:
                 self.curves(run)
-            self.rows()
+        stamps = {other: _stamp(RunDir(self.folder / other)) for other in self.names()}
+        num_bytes = 0
+        for other, (size, _) in sorted(stamps.items(), key=lambda item: item[1][1], reverse=True):
+            num_bytes += size
+            if num_bytes > MAX_AHEAD_BYTES:
+                break
+            self._row(RunDir(self.folder / other))
 
     def course(self, run: RunDir) -> Course:
         """The run, kept open; not yet refreshed."""

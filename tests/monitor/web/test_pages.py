@@ -1,5 +1,6 @@
 """The addresses of the page: what they answer, and that they hand out nothing but runs of the chosen folder."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,18 @@ def test_a_line_that_no_training_wrote_spoils_no_other_run(folder: Path, line: s
     assert rows["demo"] == "finished"
     assert rows["bad"] in ("interrupted", "unreadable")
     assert client.get("/api/compare?first=bad&second=demo").status_code in (200, 409)
+
+
+def test_runs_are_read_ahead_and_what_is_ready_is_what_would_be_read(folder: Path) -> None:
+    pages = make_pages(folder)
+    shelf = Shelf(folder, Asked().hands())
+    write_run(folder, "other", records(STARTED, step(1), step(2)))
+    shelf.read_ahead("demo")
+    fresh = make_client(pages)
+    for name in ("demo", "other"):
+        run = shelf.find(name)
+        assert run is not None
+        assert shelf.curves(run) == shelf.curves(run) == fresh.get(f"/api/runs/{name}/curves").content
+    run = write_run(folder, "other", records(STARTED, step(1, 5.0)))
+    assert json.loads(shelf.curves(run))["curves"]["loss"] == [[1.0], [5.0]]
+    shelf.read_ahead("nothing")

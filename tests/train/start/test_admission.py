@@ -90,7 +90,7 @@ def test_a_folder_where_another_process_trains_is_refused_with_the_commands_for_
     first.release()
 
 
-@pytest.mark.parametrize(("supervisor", "is_refused"), [(1, True), (os.getppid(), False)])
+@pytest.mark.parametrize(("supervisor", "is_refused"), [(1, True), (os.getppid(), False)], ids=["other", "own"])
 def test_between_two_processes_the_folder_belongs_to_the_supervisor(refused_once, tmp_path, supervisor, is_refused):
     held = rundir.take_lock(refused_once.file(rundir.SUPERVISOR))
     assert held is not None

@@ -67,7 +67,8 @@ def _said(event: Event) -> str:
         case RunStopped() as one:
             return f"stopped after step {one.step} ({_signal(one.signal_number)})"
         case RunFailed() as one:
-            return f"failed: {one.message}" + (f"\nhint: {one.hint}" if one.hint else "")
+            first, _, _ = one.message.partition("\n")  # the journal has all of it
+            return f"failed: {first}"
         case _:
             return ""
 

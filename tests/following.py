@@ -43,14 +43,21 @@ def environment(mode: str = "", paths: Sequence[Path] = (STAND_IN,)) -> dict[str
     return os.environ | {"PYTHONPATH": path, "STAND_IN": mode, "WANDB_MODE": "offline"}
 
 
-def follow(run: RunDir, tracker: str = "tensorboard", *, mode: str = "", options: Sequence[str] = ()) -> list[str]:
+def follow(
+    run: RunDir,
+    tracker: str = "tensorboard",
+    *,
+    mode: str = "",
+    options: Sequence[str] = (),
+    paths: Sequence[Path] = (STAND_IN,),
+) -> list[str]:
     """Start the process with a whole journal and an ended stdin, and wait: the lines that it said, its code last."""
     since = ["--since", "0"]
     done = subprocess.run(
         [sys.executable, "-m", FOLLOWER, "--tracker", tracker, "--run", str(run.path), *since, *options],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        env=environment(mode),
+        env=environment(mode, paths),
         text=True,
         timeout=TIMEOUT,
     )

@@ -36,6 +36,9 @@ HOSTILE = [
     "a\nb",
     "-n",
     "back\\slash",
+    "100%s",
+    "cafe\u0301",
+    "n" * 255,
 ]
 
 
@@ -212,8 +215,10 @@ def test_a_folder_of_runs_that_was_moved_is_told(mac: Mac) -> None:
     ("code", "sentence"),
     [
         (0, "Done."),
-        (1, "It stopped with code 1; the reason stands above. There is a log in {root}/logs."),
-        (2, "It stopped with code 2; the reason stands above. There is a log in {root}/logs."),
+        (1, "It stopped with code 1; the reason stands above."),
+        (2, "It stopped with code 2; the reason stands above."),
+        (3, "Something does not fit or has to be mended first (code 3); it stands above."),
+        (4, "A gate of the evaluation was missed (code 4); the figures stand above."),
         (129, "It was interrupted. What was saved is kept; double-click again to go on."),
         (130, "It was interrupted. What was saved is kept; double-click again to go on."),
         (134, "It was aborted (code 134), perhaps by the GPU watchdog. Nothing is lost: double-click again."),
@@ -223,7 +228,13 @@ def test_a_folder_of_runs_that_was_moved_is_told(mac: Mac) -> None:
 def test_every_exit_code_gets_a_sentence_and_stays(code: int, sentence: str, mac: Mac) -> None:
     done = mac.run(DO=f"exit {code}")
     assert done.returncode == code
-    assert done.stdout.endswith(f"\n\n{sentence.format(root=mac.root)}\n")
+    assert done.stdout.endswith(f"\n\n{sentence}\n")
+
+
+def test_a_log_is_named_where_there_is_one(mac: Mac) -> None:
+    assert mac.run(DO="exit 1").stdout.endswith("the reason stands above.\n")
+    (mac.root / "logs").mkdir()
+    assert f"the reason stands above. There is a log in {mac.root}/logs.\n" in mac.run(DO="exit 1").stdout
 
 
 def test_an_abort_is_told_as_one(mac: Mac) -> None:
@@ -249,13 +260,13 @@ def test_it_can_be_opened_through_a_link(mac: Mac) -> None:
 
 
 def test_the_window_stays_open_until_return(mac: Mac, windows: list[Window]) -> None:
-    windows.append(mac.open(DO="exit 3"))
-    windows[0].wait_for("It stopped with code 3")
+    windows.append(mac.open(DO="exit 5"))
+    windows[0].wait_for("It stopped with code 5")
     windows[0].wait_for("Press Return to close this window. ")
     assert windows[0].raw.startswith("\x1b]0;mlxft: Train\x07")
     assert windows[0].child.poll() is None
     windows[0].type("\n")
-    assert windows[0].end() == 3
+    assert windows[0].end() == 5
 
 
 def test_ctrl_c_is_for_the_app_and_the_window_stays(mac: Mac, windows: list[Window]) -> None:

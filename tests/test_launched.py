@@ -15,7 +15,7 @@ from small_runs import write_recipe as write_tiny_recipe
 from windows import MacTools, Window
 
 from mlx_finetune.app.desktop.launcher import Target, install, launcher_path
-from mlx_finetune.app.desktop.night import LOG, SUMMARY, holder, latest_night
+from mlx_finetune.app.desktop.overnight.night import LOG, SUMMARY, holder, latest_night
 from mlx_finetune.rundir import RunDir, running_process
 
 

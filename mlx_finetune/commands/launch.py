@@ -57,13 +57,15 @@ def command(verb: str, names: tuple[str, ...], queue: Path | None) -> int:
 
 
 def _verbs() -> "Mapping[str, Callable[[Desk, Sequence[str]], int]]":
-    from mlx_finetune.app.desktop import overnight, training, verbs
+    from mlx_finetune.app.desktop import verbs
+    from mlx_finetune.app.desktop.overnight.dialogue import overnight
+    from mlx_finetune.app.desktop.training.dialogue import train
     from mlx_finetune.commands.launchers import desktop_folder, launcher_target
 
     return {
         "setup": lambda desk, names: verbs.set_up(desk, launcher_target(), desktop_folder()),
-        "train": training.train,
-        "overnight": overnight.overnight,
+        "train": train,
+        "overnight": overnight,
         "monitor": verbs.monitor,
         "test": _test,
         "chat": verbs.chat,
@@ -104,7 +106,7 @@ def _work(desk: "Desk", folder: Path) -> int:
     import signal
     import subprocess
 
-    from mlx_finetune.app.desktop.queue import Worker, work
+    from mlx_finetune.app.desktop.overnight.queue import Worker, work
     from mlx_finetune.commands.window import MLXFT
 
     asked: list[int] = []
@@ -139,7 +141,7 @@ def _notify(desk: "Desk") -> "Callable[[str, str], None]":
 
 def _keep_awake() -> None:
     """Hold off sleep until this process ends, where there is ``caffeinate``."""
-    from mlx_finetune.app.desktop.power import awake_command
+    from mlx_finetune.app.desktop.overnight.power import awake_command
     from mlx_finetune.hardware.awake import spawn_alone
 
     with contextlib.suppress(OSError):

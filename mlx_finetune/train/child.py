@@ -105,8 +105,9 @@ def _report_end(
     except Interrupted as error:
         return _last_word(emit, RunStopped(0, stop.signal_number), error.exit_code)
     except MlxftError as error:
-        _print_error(error)
-        return _last_word(emit, RunFailed(*describe_error(error), error.exit_code), error.exit_code)
+        code = _last_word(emit, RunFailed(*describe_error(error), error.exit_code), error.exit_code)
+        _print_error(error)  # under the line with the time
+        return code
     except Exception as error:
         hint = f"this is a bug in mlxft; the traceback is in {run.file(LOG)}"
         _last_word(emit, RunFailed(f"{type(error).__name__}: {error}", hint, 1), 1)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from processes import ROOT
 from windows import MacTools
 
-from mlx_finetune.app.desktop import training
 from mlx_finetune.app.desktop.desk import Cancelled
+from mlx_finetune.app.desktop.training import dialogue as training
 from mlx_finetune.commands import launch, launchers, window
 from mlx_finetune.errors import RunError
 
@@ -151,11 +152,17 @@ def test_a_foreign_file_is_left_alone_and_told(here: Path) -> None:
     assert (here / "my place" / "Train.command").read_text() == "mine"
 
 
-def test_what_is_written_really_starts_mlxft_where_the_runs_are(here: Path) -> None:
+def test_what_is_written_really_starts_mlxft_where_the_runs_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where that folder holds modules with the names of those that Python needs."""
     (here / "adapters").mkdir()
+    python = here / "python"
+    python.write_text(f'#!/bin/bash\nPYTHONPATH={str(ROOT)!r} exec {sys.executable!r} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     manage("install")
     tools = MacTools(here)
-    (here / "mlx_finetune").symlink_to(Path(launch.__file__).resolve().parents[1])  # this folder is searched first
+    for name in ("json", "click", "sitecustomize", "mlx_finetune"):
+        (here / f"{name}.py").write_text("raise SystemExit('imported from the folder of the runs')\n")
     assert f"root='{here}'\napp='" in (here / "Desktop" / "Chat.command").read_text()
     done = subprocess.run(
         [here / "Desktop" / "Chat.command"],

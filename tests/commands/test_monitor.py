@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from journal import STARTED, records, step, whole_run
@@ -217,6 +218,22 @@ def test_keys_reach_the_training_itself(machine: Machine) -> None:
     assert terminal.wait() == 0
     assert b"demo is not at work; it stopped after step " in terminal.written
     assert b"to go on: mlxft train demo.toml --resume" in terminal.written
+
+
+@pytest.mark.slow
+def test_after_ctrl_z_every_line_is_drawn_again(machine: Machine) -> None:
+    train(machine, "wait")
+    terminal = Terminal(machine, "demo")
+    terminal.read_until("targets/s")
+    terminal.type("\x1a")
+    terminal.read_while(lambda: psutil.Process(terminal.pid).status() != psutil.STATUS_STOPPED)
+    terminal.read_until("\x1b[?1049l")
+    terminal.written = b""
+    os.kill(terminal.pid, signal.SIGCONT)
+    for part in ("\x1b[?1049h", "Overview", "targets/s", "leave"):
+        terminal.read_until(part)
+    terminal.type("q")
+    assert terminal.wait() == 0
 
 
 @pytest.mark.parametrize("arguments", [["--until-end"], []])

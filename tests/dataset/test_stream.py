@@ -183,7 +183,6 @@ def test_a_microbatch_of_another_size_has_the_same_rows_in_the_same_steps(packed
             row for batch in usual for row in batch.rows
         )
         assert sum(batch.num_targets for batch in found) == sum(batch.num_targets for batch in usual)
-        assert sum(batch.num_tokens for batch in found) == sum(batch.num_tokens for batch in usual)
         assert max(batch.tokens.shape[0] for batch in found) <= microbatch
         assert [batch.part for batch in found] == list(range(len(found)))
         if len(usual) == 2 and len(usual[1].rows) == len(usual[0].rows) == 4:

@@ -109,6 +109,7 @@ def test_a_bad_field_is_named_in_one_400(server: Server, fields: dict) -> None:
         {"prompt": [5] * 600},
         {"prompt": [5] * 1_000_000},
         {"prompt": "a", "echo": True},
+        {"prompt": "a", "echo": 0},
         {"prompt": "a", "suffix": "b"},
         {"prompt": "a", "best_of": 2},
         {"prompt": "a", "logprobs": 6},

@@ -28,6 +28,7 @@ def attack(server: Server, folder: Path, *options: str) -> tuple[int, int, str]:
             "run",
             f"{server.address}/openapi.json",
             *("-H", f"Authorization: Bearer {server.token}", "--seed", "7", *ALL_BUT_ONE, *options),
+            *("--request-timeout", "60"),  # of seconds: 10 are not enough where a dozen programs share two cores
         ],
         cwd=folder,  # it leaves files behind
         capture_output=True,

@@ -34,7 +34,7 @@ _VERSION = 1
 
 #: What every launcher begins with; ``launchers/window`` of the repository is the same text (tests compare them).
 WINDOW = r"""unset PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV CONDA_PREFIX
-export PYTHONNOUSERSITE=1 PYTHONUNBUFFERED=1 PYTHONUTF8=1 MLXFT_LAUNCHER=1
+export PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONUTF8=1 MLXFT_LAUNCHER=1
 PATH=${MLXFT_TEST_PATH:-}${MLXFT_TEST_PATH:+:}/usr/bin:/bin:/usr/sbin:/sbin
 export PATH
 trap : INT
@@ -53,8 +53,11 @@ ended() { # ended CODE: what the exit code means, in a sentence
     129 | 130 | 143) keep_open "$1" 'It was interrupted. What was saved is kept; double-click again to go on.' ;;
     134) keep_open 134 'It was aborted (code 134), perhaps by the GPU watchdog. Nothing is lost: double-click again.' ;;
     137) keep_open 137 'It was killed (code 137), often as memory ran out. Close programs, double-click again.' ;;
-    *) keep_open "$1" "It stopped with code $1; the reason stands above. There is a log in $PWD/logs." ;;
+    3) keep_open 3 'Something does not fit or has to be mended first (code 3); it stands above.' ;;
+    4) keep_open 4 'A gate of the evaluation was missed (code 4); the figures stand above.' ;;
   esac
+  if [ -d logs ]; then log=" There is a log in $PWD/logs."; else log=''; fi
+  keep_open "$1" "It stopped with code $1; the reason stands above.$log"
 }
 """
 _BODY = r"""if [ "$(uname)" = Darwin ] || [ -n "${MLXFT_TEST_PATH:-}" ]; then
@@ -65,7 +68,7 @@ _BODY = r"""if [ "$(uname)" = Darwin ] || [ -n "${MLXFT_TEST_PATH:-}" ]; then
   fi
 fi
 [ -x "$app" ] || keep_open 66 "The app was moved or is not set up. Expected: $app
-In the folder where it is now, type: ./launchers/mlxft launchers install"
+Where it is now, double-click Setup in its folder launchers, or type: ./launchers/mlxft launchers install"
 cd "$root" || keep_open 66 "The folder of your recipes and runs was moved or cannot be opened. Expected: $root"
 """
 

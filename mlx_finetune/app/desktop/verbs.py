@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_finetune.app.desktop import night as nights
 from mlx_finetune.app.desktop.asking import choose, confirm
 from mlx_finetune.app.desktop.desk import Desk
 from mlx_finetune.app.desktop.launcher import Target, install
 from mlx_finetune.app.desktop.next_steps import suggest
-from mlx_finetune.app.desktop.overnight import stop_night, tell_summary, unseen_night, watch_night
+from mlx_finetune.app.desktop.overnight import night as nights
+from mlx_finetune.app.desktop.overnight.dialogue import stop_night, tell_summary, unseen_night, watch_night
 from mlx_finetune.app.desktop.runs import at_work, known_runs, label, pick_run, read_state
-from mlx_finetune.app.desktop.starts import FIRST
-from mlx_finetune.app.desktop.training import say_end, watch
+from mlx_finetune.app.desktop.training.dialogue import say_end, watch
+from mlx_finetune.app.desktop.training.starts import FIRST
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.gallery import find_recipe
 from mlx_finetune.rundir import RunDir, find_run

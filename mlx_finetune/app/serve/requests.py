@@ -7,7 +7,7 @@ at. Fields that would change it and cannot be honoured are accepted only with th
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 MAX_ANSWERS = 32
 MAX_CHOICES = 8
@@ -199,6 +199,13 @@ class ChatRequest(Drawing):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
+def _no_number(value: object) -> object:
+    """``Literal[False]`` takes 0 too, strict or not: they are equal."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError("must be false")
+    return value
+
+
 class CompletionRequest(Drawing):
     """POST /v1/completions: text that is continued as it is, without a chat template."""
 
@@ -209,7 +216,7 @@ class CompletionRequest(Drawing):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ANSWERS)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = Field(None, description="Not supported.")
+    echo: Annotated[Literal[False], BeforeValidator(_no_number)] | None = Field(None, description="Not supported.")
     suffix: None = Field(None, description="Not supported.")
     best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(None, description="Not supported; 1 only.")
 

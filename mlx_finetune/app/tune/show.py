@@ -36,7 +36,7 @@ def tried_line(one: Tried) -> str:
     noise, is_faster = f"{one.noise or 0:.0%}", (one.gain or 0) > 1 + (one.noise or 0)
     said = {
         "kept": f"{gain} (noise {noise})",
-        "tie": f"{gain}, {'but not in each round' if is_faster else 'a tie'} (noise {noise})",
+        "tie": f"{gain}, {'but not in each round' if is_faster else 'tie'} (noise {noise})",
         "slower": gain,
         "beaten": f"{gain}, but another was faster still",
         "unsafe": f"not safe, {one.message}",

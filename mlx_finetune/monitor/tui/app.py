@@ -18,17 +18,14 @@ from textual.binding import Binding, BindingType
 from textual.events import Resize
 
 from mlx_finetune.errors import MlxftError
-from mlx_finetune.events import CheckpointSaved
+from mlx_finetune.events import CheckpointSaved, RunFinished
 from mlx_finetune.monitor.filmstrip import frames
-from mlx_finetune.monitor.tui.answers import answers_lines
 from mlx_finetune.monitor.tui.blocks import Lines, fit, most, wrap
-from mlx_finetune.monitor.tui.curves import ZOOMS, curves_lines
-from mlx_finetune.monitor.tui.frame import PANES, header_line, help_lines, keys_line, tabs_line
+from mlx_finetune.monitor.tui.curves import ZOOMS
+from mlx_finetune.monitor.tui.frame import PANES, header_line, keys_line, tabs_line
 from mlx_finetune.monitor.tui.hands import Hands
-from mlx_finetune.monitor.tui.happened import checkpoints_lines, events_lines
-from mlx_finetune.monitor.tui.listing import Listing, runs_lines
-from mlx_finetune.monitor.tui.machine import machine_lines
-from mlx_finetune.monitor.tui.overview import overview_lines
+from mlx_finetune.monitor.tui.listing import Listing
+from mlx_finetune.monitor.tui.panes import FIRST, HELP, Looking, pane_lines
 from mlx_finetune.monitor.tui.screen import LinesView
 from mlx_finetune.monitor.tui.watched import Watched
 from mlx_finetune.monitor.tui.words import end_of, state_of
@@ -43,7 +40,7 @@ SLICE_SECONDS = 0.04  # of reading, after which keys are heard
 LOADING_FRAME_SECONDS = 0.25
 LIST_SECONDS = 2.0
 MESSAGE_SECONDS = 12.0
-HELP = "help"
+FURTHER = "--extend 100"  # what is typed in the place of --resume where the run is finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +79,7 @@ class MonitorApp(App[int]):
         Binding("comma", "answers(-1)"),
         Binding("full_stop", "answers(1)"),
         Binding("z", "zoom"),
+        Binding("ctrl+z", "suspend_process"),
         Binding("s", "stop"),
         Binding("c", "save"),
         Binding("y", "yes"),
@@ -110,12 +108,8 @@ class MonitorApp(App[int]):
         self.watched = Watched(run, clock=ticks)
         self.listing = Listing(hands.list_runs)
         self._was_at_work = self.watched.is_at_work
-        self.pane = PANES[0][0]
+        self.looking = Looking()
         self.message: Message | None = None
-        self._chosen = 0  # in the list of runs
-        self._frame: int | None = None  # of the answers; None is the last one
-        self._zoom = 0
-        self._offset = 0
         self._hidden = 0
         self._save_asked_after: int | None = None  # how many checkpoints were known then
         self._next_frame = self._next_list = 0.0
@@ -134,12 +128,20 @@ class MonitorApp(App[int]):
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGINT, self.exit, 0)
             loop.add_signal_handler(signal.SIGTERM, self.exit, 128 + signal.SIGTERM)
+        self.app_resume_signal.subscribe(self, self.paint_again)
         self.set_interval(POLL_SECONDS, self.look)
         self.call_after_refresh(self.look)
 
     def on_resize(self, event: Resize) -> None:
         del event
         self.call_after_refresh(self.draw)
+
+    def paint_again(self, resumed: object = None) -> None:
+        """Every line, also those that did not change: after Ctrl-Z the terminal has forgotten them."""
+        del resumed
+        self.draw()
+        for view in self.query(LinesView):
+            view.refresh()
 
     def look(self) -> None:
         """Read what is new, and draw where that or the clock asks for it."""
@@ -148,7 +150,7 @@ class MonitorApp(App[int]):
         if self.watched.is_loading:
             self.call_later(self.look)
             is_new = False
-        if self.pane == "runs" and now >= self._next_list:
+        if self.looking.pane == "runs" and now >= self._next_list:
             self.listing.look()
             self._next_list, is_new = now + LIST_SECONDS, True
         self._hear()
@@ -170,12 +172,12 @@ class MonitorApp(App[int]):
         said = self._message_lines(width, height)
         self._view("message").styles.height = len(said)
         body_height = max(1, height - 3 - len(said))
-        lines = self._body(now, width, body_height)
+        lines = pane_lines(self.looking, self.watched, self.listing, now, width=width, height=body_height)
         self._hidden = max(0, len(lines) - body_height)
-        self._offset = max(0, min(self._offset, self._hidden))
-        lines = lines[self._offset :]
+        self.looking.offset = max(0, min(self.looking.offset, self._hidden))
+        lines = lines[self.looking.offset :]
         self._draw_header(now, width)
-        self._view("tabs").show([tabs_line(self.pane, width=width)])
+        self._view("tabs").show([tabs_line(self.looking.pane, width=width)])
         self._view("body").show(lines)
         self._view("message").show(said)
         self._view("keys").show([keys_line(width=width, hidden_lines=max(0, len(lines) - body_height))])
@@ -193,26 +195,6 @@ class MonitorApp(App[int]):
 
     def _view(self, name: str) -> LinesView:
         return self.query_one(f"#{name}", LinesView)
-
-    def _body(self, now: float, width: int, height: int) -> Lines:
-        watched = self.watched
-        match self.pane:
-            case "curves":
-                return curves_lines(watched, width=width, height=height, zoom=self._zoom)
-            case "answers":
-                return answers_lines(watched.summary, width=width, chosen=self._frame)
-            case "machine":
-                return machine_lines(watched, width=width, height=height)
-            case "events":
-                return events_lines(watched, width=width)
-            case "checkpoints":
-                return checkpoints_lines(watched, now, width=width)
-            case "runs":
-                return runs_lines(self.listing, self._chosen, watched.run, now, width=width)
-            case "help":
-                return help_lines(width=width)
-            case _:
-                return overview_lines(watched, now, width=width, height=height, zoom=self._zoom)
 
     def _message_lines(self, width: int, height: int) -> Lines:
         """The message on as many lines as it needs, at most half of the screen; an old one is gone."""
@@ -264,29 +246,29 @@ class MonitorApp(App[int]):
     def action_pane(self, by: int) -> None:
         """The pane beside this one."""
         names = [name for name, _ in PANES]
-        place = names.index(self.pane) if self.pane in names else 0
+        place = names.index(self.looking.pane) if self.looking.pane in names else 0
         self.action_show_pane(names[(place + by) % len(names)])
 
     def action_show_pane(self, name: str) -> None:
         """Another pane, from its top; the page of help closes with its own key."""
         self._close_question()
-        is_closing = name == self.pane == HELP
-        self.pane, self._offset, self._next_list = PANES[0][0] if is_closing else name, 0, 0.0
+        is_closing = name == self.looking.pane == HELP
+        self.looking.pane, self.looking.offset, self._next_list = FIRST if is_closing else name, 0, 0.0
         if name == "runs":
             self.listing.look()
             paths = [one.run.path for one in self.listing.glances]
-            self._chosen = paths.index(self.watched.run.path) if self.watched.run.path in paths else 0
+            self.looking.chosen = paths.index(self.watched.run.path) if self.watched.run.path in paths else 0
         self.draw()
 
     def action_move(self, by: int) -> None:
         """Scroll, or choose another run."""
         self._close_question()
-        if self.pane == "runs":
-            self._chosen = max(0, min(len(self.listing.glances) - 1, self._chosen + by))
+        if self.looking.pane == "runs":
+            self.looking.chosen = max(0, min(len(self.listing.glances) - 1, self.looking.chosen + by))
             height = self._view("body").size.height
-            self._offset = max(0, self._chosen + 3 - height)
+            self.looking.offset = max(0, self.looking.chosen + 3 - height)
         else:
-            self._offset += by
+            self.looking.offset += by
         self.draw()
 
     def action_page(self, by: int) -> None:
@@ -297,30 +279,29 @@ class MonitorApp(App[int]):
         """The answers of another evaluation."""
         self._close_question()
         count = len(frames(self.watched.summary))
-        place = count - 1 if self._frame is None else self._frame
+        place = count - 1 if self.looking.frame is None else self.looking.frame
         place = max(0, place + by)
-        self._frame = None if place >= count - 1 else place
-        if self.pane != "answers":
-            self.pane, self._offset = "answers", 0
+        self.looking.frame = None if place >= count - 1 else place
+        if self.looking.pane != "answers":
+            self.looking.pane, self.looking.offset = "answers", 0
         self.draw()
 
     def action_zoom(self) -> None:
         """Curves over less of the run."""
         self._close_question()
-        self._zoom = (self._zoom + 1) % len(ZOOMS)
+        self.looking.zoom = (self.looking.zoom + 1) % len(ZOOMS)
         self.draw()
 
     def action_choose(self) -> None:
         """Show the chosen run."""
-        if self.pane == "runs" and self.listing.glances:
-            self.switch_to(self.listing.glances[self._chosen].run)
+        if self.looking.pane == "runs" and self.listing.glances:
+            self.switch_to(self.listing.glances[self.looking.chosen].run)
 
     def switch_to(self, run: RunDir) -> None:
         """Show another run from now on."""
         self.watched = Watched(run, clock=self._ticks)
         self._was_at_work, self.has_seen_end = self.watched.is_at_work, False
-        self._frame, self._zoom, self._offset, self._save_asked_after = None, 0, 0, None
-        self.message, self.pane = None, PANES[0][0]
+        self.looking, self.message, self._save_asked_after = Looking(), None, None
         self.look()
         self.draw()
 
@@ -352,16 +333,19 @@ class MonitorApp(App[int]):
             self.say("how this run was started is not recorded, so there is no command to resume it", "yellow")
             return
         said = "copied"
+        if isinstance(self.watched.summary.outcome, RunFinished):
+            command = f"{command.removesuffix('--resume')}{FURTHER}"
+            said = "it is finished; this trains it further, and is copied"
         if not self._hands.copy(command):
             self.copy_to_clipboard(command)
-            said = "copied, as far as this terminal lets programs copy"
+            said = f"{said}, as far as this terminal lets programs copy"
         self.say(f"{said}: {command}", seconds=10 * MESSAGE_SECONDS)
 
     def action_no(self) -> None:
         """Close the question or message, or the page of help."""
         self.message = None
-        if self.pane == HELP:
-            self.pane = PANES[0][0]
+        if self.looking.pane == HELP:
+            self.looking.pane = FIRST
         self.draw()
 
     def action_save(self) -> None:

@@ -105,6 +105,9 @@ NAMES_OF_FOLDERS = [
     "-n",
     "x;y",
     "back\\slash",
+    "100%s",
+    "cafe\u0301",
+    "n" * 255,
 ]
 
 

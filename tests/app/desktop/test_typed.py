@@ -21,6 +21,9 @@ HOSTILE = [
     "-n.toml",
     "*.toml",
     "#hash.toml",
+    "100%s.toml",
+    "cafe\u0301.toml",
+    "n" * 250 + ".toml",
 ]
 
 

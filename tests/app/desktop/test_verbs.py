@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from desks import FakeDesk, at_work, write_recipe, write_run
 
-from mlx_finetune.app.desktop import night as nights
 from mlx_finetune.app.desktop import verbs
 from mlx_finetune.app.desktop.launcher import NAMES, Target
-from mlx_finetune.app.desktop.night import Item, Night, write_night
+from mlx_finetune.app.desktop.overnight import night as nights
+from mlx_finetune.app.desktop.overnight.night import Item, Night, write_night
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import take_lock
 

@@ -14,7 +14,7 @@ def tried(verdict: Verdict, gain: float | None = 1.234, noise: float | None = 0.
     ("one", "line"),
     [
         (tried("kept"), "1.23 times as fast as 4 (noise 3%)"),
-        (tried("tie", 1.01), "1.01 times as fast as 4, a tie (noise 3%)"),
+        (tried("tie", 1.01), "1.01 times as fast as 4, tie (noise 3%)"),
         (tried("tie", 1.43), "1.43 times as fast as 4, but not in each round (noise 3%)"),
         (tried("slower", 0.5), "0.50 times as fast as 4"),
         (tried("beaten"), "1.23 times as fast as 4, but another was faster still"),

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+from typing import Any
 
 CASE = {
     "on_gpu": False,
@@ -30,7 +31,7 @@ STEPS = (1.0, 2.0, 1.5)
 LOSSES = [2.0, 1.9, 1.8, 1.7]
 
 
-def main(plan: dict[str, dict[str, object]], arguments: list[str]) -> int:
+def main(plan: dict[str, dict[str, Any]], arguments: list[str]) -> int:
     """End as the plan says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--set", dest="overrides", action="append", default=[])

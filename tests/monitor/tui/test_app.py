@@ -1,6 +1,7 @@
 """The full-screen monitor under a person's keys, and what happens to a run while it is watched."""
 
 import asyncio
+import math
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from screen_runs import START, STARTED, append, at_pace, evaluated, step, workin
 from textual.pilot import Pilot
 
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import CheckpointSaved, Paused, Phase, RunFailed, RunFinished, RunStopped, Sampled
+from mlx_finetune.events import CheckpointSaved, Evaluated, Paused, Phase, RunFailed, RunFinished, RunStopped, Sampled
 from mlx_finetune.monitor.tui.app import MonitorApp
 from mlx_finetune.monitor.tui.hands import Hands
 from mlx_finetune.rundir import EVENTS, LOCK, RunDir, take_lock
@@ -54,7 +55,7 @@ def test_digits_tab_and_arrows_go_through_the_panes(demo: RunDir) -> None:
     async def scenario(pilot: Pilot[int], app: MonitorApp) -> None:
         for key in ("2", "7", "tab", "shift+tab", "right", "right", "left", "4", "question_mark", "question_mark"):
             await pilot.press(key)
-            seen.append(app.pane)
+            seen.append(app.looking.pane)
 
     play(monitor(demo), scenario)
     assert seen == [
@@ -168,6 +169,34 @@ def test_the_command_that_resumes_is_copied_and_shown_whole(demo: RunDir) -> Non
         assert COMMAND in " ".join(" ".join(line.split()) for line in await settled(pilot))
 
     play(monitor(demo), scenario, size=(40, 16))
+
+
+def test_a_finished_run_is_trained_further_not_resumed(demo: RunDir) -> None:
+    async def scenario(pilot: Pilot[int], app: MonitorApp) -> None:
+        await pilot.press("y")
+        assert app.clipboard == COMMAND.replace("--resume", "--extend 100")
+        assert "it is finished; this trains it further" in " ".join(await settled(pilot))
+
+    play(monitor(RunDir(demo.path.parent / "haiku")), scenario)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50), (40, 12)])
+def test_numbers_that_are_not_finite_are_said_and_break_nothing(tmp_path: Path, size: tuple[int, int]) -> None:
+    import dataclasses
+
+    bad = dataclasses.replace(step(3), loss=math.nan, grad_norm=math.inf)
+    events = [STARTED, Evaluated(0, math.nan, 10, False, 0.1), step(1), step(2), bad]
+    run = write_run(tmp_path / "run", at_pace([*events, Evaluated(3, math.inf, 10, False, 0.1)]), checkpoints=[3])
+
+    async def scenario(pilot: Pilot[int], app: MonitorApp) -> None:
+        for key in "1234567":
+            await pilot.press(key)
+            lines = await settled(pilot)
+            assert lines[0].startswith(" run")
+            assert key != "1" or "not finite" in " ".join(lines)
+
+    with at_work(run):
+        play(monitor(run), scenario, size=size)
 
 
 def test_a_clipboard_of_the_machine_itself_comes_before_that_of_the_terminal(demo: RunDir) -> None:

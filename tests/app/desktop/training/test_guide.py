@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from desks import FakeDesk
 
-from mlx_finetune.app.desktop import guide
 from mlx_finetune.app.desktop.desk import Cancelled, Ran
+from mlx_finetune.app.desktop.training import guide
 from mlx_finetune.errors import RunError
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.model.catalogue import CATALOGUE, find_entry

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_finetune.app.desktop import guide
 from mlx_finetune.app.desktop.asking import ask_path, choose, confirm
 from mlx_finetune.app.desktop.desk import Cancelled, Desk
 from mlx_finetune.app.desktop.next_steps import suggest
-from mlx_finetune.app.desktop.price import first_fix, price_lines
 from mlx_finetune.app.desktop.runs import has_result, known_runs, read_state
-from mlx_finetune.app.desktop.starts import (
+from mlx_finetune.app.desktop.training import guide
+from mlx_finetune.app.desktop.training.price import first_fix, price_lines
+from mlx_finetune.app.desktop.training.starts import (
     FIRST,
     Offer,
     Start,

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_finetune.app.desktop import night as nights
 from mlx_finetune.app.desktop.asking import choose_several, confirm, one_line
 from mlx_finetune.app.desktop.desk import Cancelled, Desk
 from mlx_finetune.app.desktop.next_steps import suggest
-from mlx_finetune.app.desktop.power import check_power, offer_dark_display
+from mlx_finetune.app.desktop.overnight import night as nights
+from mlx_finetune.app.desktop.overnight.power import check_power, offer_dark_display
 from mlx_finetune.app.desktop.runs import read_state
-from mlx_finetune.app.desktop.starts import (
+from mlx_finetune.app.desktop.training.dialogue import choose_here
+from mlx_finetune.app.desktop.training.starts import (
     Start,
     beside,
     bring_data,
@@ -27,7 +28,6 @@ from mlx_finetune.app.desktop.starts import (
     start_of,
     unfinished,
 )
-from mlx_finetune.app.desktop.training import choose_here
 from mlx_finetune.errors import MlxftError, RunError, UsageError
 from mlx_finetune.rundir import running_process
 

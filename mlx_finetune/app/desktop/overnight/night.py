@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from mlx_finetune import durable
-from mlx_finetune.app.desktop.starts import Start
+from mlx_finetune.app.desktop.training.starts import Start
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import RunFailed, RunFinished, RunStopped
 from mlx_finetune.journal import read_events

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from desks import FakeDesk, at_work, write_recipe, write_run
 
-from mlx_finetune.app.desktop import starts
 from mlx_finetune.app.desktop.runs import known_runs, label, pick_run, read_state
-from mlx_finetune.app.desktop.starts import Start
+from mlx_finetune.app.desktop.training import starts
+from mlx_finetune.app.desktop.training.starts import Start
 from mlx_finetune.errors import RecipeError, RunError, UsageError
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir

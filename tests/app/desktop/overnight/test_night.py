@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from desks import FakeDesk, at_work, write_recipe, write_run
 
-from mlx_finetune.app.desktop import night as nights
-from mlx_finetune.app.desktop import overnight, power
 from mlx_finetune.app.desktop.desk import Cancelled, Ran
-from mlx_finetune.app.desktop.night import Item, Night, read_night, summary_lines, write_night
-from mlx_finetune.app.desktop.queue import Worker, work
+from mlx_finetune.app.desktop.overnight import dialogue as overnight
+from mlx_finetune.app.desktop.overnight import night as nights
+from mlx_finetune.app.desktop.overnight import power
+from mlx_finetune.app.desktop.overnight.night import Item, Night, read_night, summary_lines, write_night
+from mlx_finetune.app.desktop.overnight.queue import Worker, work
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, RunFailed, RunFinished, RunStopped, to_json
 from mlx_finetune.rundir import EVENTS, take_lock

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from desks import FakeDesk, at_work, write_recipe, write_run
 
-from mlx_finetune.app.desktop import training
 from mlx_finetune.app.desktop.desk import Cancelled, Ran
+from mlx_finetune.app.desktop.training import dialogue as training
 from mlx_finetune.errors import UsageError
 
 PLAN = ["plan", "recipes/quickstart.toml", "--no-measure"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.app.desktop.asking import one_line
-from mlx_finetune.app.desktop.night import LOCK, LOG, SUMMARY, Night, read_night, summary_lines, write_night
+from mlx_finetune.app.desktop.overnight.night import LOCK, LOG, SUMMARY, Night, read_night, summary_lines, write_night
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import take_lock
 

@@ -378,3 +378,23 @@ def test_two_recipes_are_compared_where_both_can_be_read(here: Path) -> None:
     found = monitor_web._compare(*runs)
     assert found["refusal"] == ""
     assert ["seed", "1", "2"] in found["recipe"]  # pyright: ignore[reportOperatorIssue]
+
+
+def test_the_browser_gets_a_ticket_and_the_terminal_the_token(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setenv("MLXFT_STATE", str(here / "state"))
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("mlx_finetune.monitor.web.server.serve_pages", lambda *given: signal.SIGINT)
+    monkeypatch.setattr(monitor_web, "_has_display", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert monitor_web.watch_in_browser(None, port=0, opens=True) == 0
+    assert monitor_web.watch_in_browser(None, port=0, opens=False) == 0
+    token = (here / "state" / "monitor-token").read_text().strip()
+    (address,) = opened
+    assert "/#ticket=" in address
+    assert token not in address
+    said = capsys.readouterr().err
+    assert f"/#token={token}\n" in said
+    assert said.splitlines()[-1].startswith("the page is gone; trainings go on")

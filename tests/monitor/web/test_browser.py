@@ -235,6 +235,19 @@ def test_a_browser_without_the_token_is_asked_for_it(server: Server, browser: "B
     page.close()
 
 
+def test_a_browser_that_was_opened_with_a_ticket_changes_it_at_once(server: Server, open_page: Open) -> None:
+    page = open_page()
+    page.evaluate("localStorage.clear()")
+    page.route("**/api/ticket", lambda route: route.fulfill(json={"token": server.token}))
+    with page.expect_request("**/api/ticket") as asked:
+        page.evaluate("location.hash = '#ticket=abc'")
+    assert json.loads(asked.value.post_data or "") == {"ticket": "abc"}
+    wait_for_step(page, 20)
+    assert "ticket" not in page.url
+    page.reload()
+    wait_for_step(page, 20)
+
+
 def test_nothing_scrolls_sideways_on_a_phone(server: Server, open_page: Open) -> None:
     name = "a-run-with-a-name-that-is-longer-than-a-phone-is-wide-and-has-no-place-to-break"
     long = "x" * 300

@@ -39,11 +39,14 @@ from mlx_finetune.app.doctor.models import (
 from mlx_finetune.app.doctor.places import Folder, look_at, place_problems
 from mlx_finetune.app.doctor.runs import CRASH_FOLDERS, Crash, RunEnd, read_crashes, read_ends, run_problems
 from mlx_finetune.app.doctor.system import memory_problems, speed_problems, system_problems, wheel_problems
+from mlx_finetune.app.tune.buffers import tuned_buffers
 from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.device import Device, read_device, read_metal, read_wheel_tag
 from mlx_finetune.hardware.limits import Machine, working_set_share
 from mlx_finetune.hardware.metal import Setting, explain_settings
+from mlx_finetune.hardware.profile import FILE_NAME, machine_key, read_profile
 from mlx_finetune.hardware.system.programs import Runner, run_program
+from mlx_finetune.hardware.tuned import stale_sentences, system_name
 from mlx_finetune.model.catalogue import CachedModel, cache_folder, cached_models, hub_cache_folder
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import LoadedRecipe
@@ -63,7 +66,7 @@ class Facts:
 
     ``mac`` is None on other systems, ``needs`` without a recipe; ``cached`` names the models on this disk;
     ``launchers`` are (what is wrong, command) for those on the Desktop and in the project; ``settings`` are what MLX is
-    told before it starts.
+    told before it starts, ``stale`` says why what ``mlxft tune`` has found is not used.
     """
 
     typed: Typed
@@ -84,6 +87,7 @@ class Facts:
     launchers: tuple[tuple[str, str], ...] = ()
     needs: Needs | None = None
     settings: tuple[Setting, ...] = ()
+    stale: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,7 @@ def examine(asked: Asked | None = None, recipe: LoadedRecipe | None = None) -> F
         crashes=tuple(read_crashes(CRASH_FOLDERS, now)) if is_mac else (),
         launchers=(*_project_launchers(typed), *(_desktop_launchers(asked, typed) if is_mac else ())),
         settings=_settings(asked, device, recipe),
+        stale=tuple(_stale(device)),
     )
     if recipe is None:
         return facts
@@ -236,7 +241,13 @@ def _settings(asked: Asked, device: Device, recipe: LoadedRecipe | None) -> tupl
     hardware = recipe.recipe.hardware if recipe is not None else HardwareRecipe.model_validate({})
     machine = machine_of(device)
     most = machine.working_set_bytes
-    return explain_settings(hardware, machine, asked.variables, asked.system, predicted_bytes=most)
+    tuned = {} if recipe is None else tuned_buffers(recipe.recipe, machine=machine, system=asked.system)
+    return explain_settings(hardware, machine, asked.variables, asked.system, predicted_bytes=most, tuned=tuned)
+
+
+def _stale(device: Device) -> list[str]:
+    known = read_profile(cache_folder() / FILE_NAME)
+    return stale_sentences(known.tuned, machine_key(machine_of(device)), system_name())
 
 
 def _desktop_launchers(asked: Asked, typed: Typed) -> Iterator[tuple[str, str]]:
@@ -268,6 +279,7 @@ def find_problems(facts: Facts) -> tuple[Finding, ...]:
         *place_problems(facts.folders, typed),
         *memory_problems(device, typed),
         *(Finding("warning", message, command) for message, command in facts.launchers),
+        *(Finding("note", f"what was tuned is not used: {one}", f"{typed.mlxft} tune") for one in facts.stale),
         *hub_problems(facts.hub, facts.cached, typed),
         *run_problems(facts.runs, facts.crashes, typed),
     ]

@@ -50,6 +50,12 @@ def test_a_healthy_machine_has_no_problem():
             "pip install",
         ),
         (replace(HEALTHY, blas=replace(HEALTHY.blas, flush_to_zero=False)), "warning", "denormal", "ldd"),
+        (
+            replace(HEALTHY_MAC, stale=("tuned on macOS 15.6, and this is macOS 26.2",)),
+            "note",
+            "what was tuned is not used: tuned on macOS 15.6",
+            "mlxft tune",
+        ),
         (replace(HEALTHY, gflops=0.4), "warning", "only 0 GFLOP/s", "OPENBLAS_NUM_THREADS=1"),
         (
             replace(HEALTHY, folders=(replace(MODELS, free_bytes=GB),)),

@@ -376,7 +376,7 @@ def test_check_runs_all_stages_and_names_the_first_that_failed(ready: Checkout):
     assert "== format passed" in out
     assert "== lint FAILED" in out
     assert "== types FAILED" in out
-    assert "tests -m pytest -k one thing" in out
+    assert "tests -m pytest -n 2 -k one thing" in out
     assert 'error: the stage "lint" failed' in err
 
 

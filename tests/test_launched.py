@@ -125,9 +125,9 @@ def test_who_cancels_is_told_that_nothing_was_done(home: Home) -> None:
         window = home.open("train")
         window.wait_for("into this window: ")
         window.type(key)
-        window.wait_for("othing more was done.")
+        window.wait_for("othing more was done.")  # or Interrupted; ..., where Ctrl-C comes before the question is heard
         window.answer("Press Return", "")
-        assert window.end() == 0
+        assert window.end() in ((0,) if key == "\x04" else (0, 130))
 
 
 @pytest.fixture

@@ -126,9 +126,10 @@ def test_the_scripts_are_clean_in_every_shell_there_is(shell: str, script: str):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_shellcheck_has_nothing_to_say(script: str):
-    if shutil.which("shellcheck") is None:
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
         pytest.skip("shellcheck is not installed")
-    done = subprocess.run(["shellcheck", "-s", "sh", LAUNCHERS / script], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, "-s", "sh", LAUNCHERS / script], capture_output=True, text=True, check=False)
     assert done.stdout == ""
 
 

@@ -173,8 +173,8 @@ def read_rows() -> list[Any]:
     """Real rows as tokens, with SmolLM2's template; the first that fit."""
     from mlx_finetune.dataset.formats import Messages
     from mlx_finetune.dataset.template import tokenize
-    from mlx_finetune.model.fetch import fetch_model
-    from mlx_finetune.model.tokenizer import load_tokenizer
+    from mlx_finetune.model.sources.fetch import fetch_model
+    from mlx_finetune.model.tokens.tokenizer import load_tokenizer
     from mlx_finetune.recipe.schema import DataRecipe
 
     tokenizer = load_tokenizer(fetch_model("smollm2-135m", report=lambda _: None).folder)
@@ -215,11 +215,11 @@ def batches_of(rows: Sequence[Any], batching: str, batch_size: int) -> list[list
 
 def make_trainers(num_layers: int) -> dict[str, Any]:
     """A trainer of every kind over one set of weights."""
-    from mlx_finetune.model.fetch import fetch_model
+    from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
+    from mlx_finetune.model.cpu.twin import twin
+    from mlx_finetune.model.inside.noise import checkpoint_blocks
     from mlx_finetune.model.load import load_model, on_gpu
-    from mlx_finetune.model.lora import adapter_parameters, attach_adapter
-    from mlx_finetune.model.noise import checkpoint_blocks
-    from mlx_finetune.model.twin import twin
+    from mlx_finetune.model.sources.fetch import fetch_model
     from mlx_finetune.recipe.schema import LoraRecipe
     from mlx_finetune.train.objective import OBJECTIVES
     from mlx_finetune.train.optim import AdamW, decayed_names
@@ -260,7 +260,7 @@ def with_kept_states(trainer: Any, rows: Sequence[Any], steps: Sequence[Sequence
     from dataclasses import replace
 
     from mlx_finetune.dataset.token_rows import rows_of
-    from mlx_finetune.hardware.kept_states import GROUP_POSITIONS, KeptStates
+    from mlx_finetune.hardware.planning.kept_states import GROUP_POSITIONS, KeptStates
     from mlx_finetune.train.signals import StopRequest
     from mlx_finetune.train.start.frozen import compute_states
 

@@ -86,9 +86,9 @@ def prepare(given: argparse.Namespace) -> dict[str, Callable[[], Answers]]:
     """What each side does: the token ids of every answer."""
     from mlx_finetune.app.generate import prompt_ids, question
     from mlx_finetune.app.open import open_name
-    from mlx_finetune.model.batches import BatchDecoder, Request
-    from mlx_finetune.model.generate import generate_tokens
-    from mlx_finetune.model.sampling import Sampling
+    from mlx_finetune.model.answers.batches import BatchDecoder, Request
+    from mlx_finetune.model.answers.generate import generate_tokens
+    from mlx_finetune.model.answers.sampling import Sampling
 
     opened = open_name(given.model, base=Path.cwd(), report=lambda _: None)
     model, tokenizer = opened.model, opened.tokenizer

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from mlx_finetune.hardware import blas
 
 if TYPE_CHECKING:
-    from mlx_finetune.model.generate import Piece
-    from mlx_finetune.model.sampling import Sampling
+    from mlx_finetune.model.answers.generate import Piece
+    from mlx_finetune.model.answers.sampling import Sampling
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Schema = Mapping[str, Any]
@@ -101,9 +101,9 @@ def cost(given: argparse.Namespace) -> None:
     """Seconds for a token, free and held."""
     from mlx_finetune.app.generate import prompt_ids, question
     from mlx_finetune.app.open import open_name
-    from mlx_finetune.model.constrain import Grammar
-    from mlx_finetune.model.generate import generate_tokens
-    from mlx_finetune.model.sampling import Sampling
+    from mlx_finetune.model.answers.constrain import Grammar
+    from mlx_finetune.model.answers.generate import generate_tokens
+    from mlx_finetune.model.answers.sampling import Sampling
 
     opened = open_name(given.model, base=Path.cwd(), report=lambda _: None)
     ids = prompt_ids(question(tasks(1)[0].prompts[0], opened.chat), opened.tokenizer, opened.data)
@@ -139,7 +139,7 @@ def mask_cost(model: Any, tokenizer: Any, grammar: Any) -> float:
     """Microseconds to mask logits and note the token, in the middle of answers."""
     import mlx.core as mx
 
-    from mlx_finetune.model.constrain import Constraint
+    from mlx_finetune.model.answers.constrain import Constraint
 
     size = model(mx.array([[0]])).shape[-1]
     logits = mx.random.normal((size,), key=mx.random.key(0))
@@ -163,8 +163,8 @@ def validity(given: argparse.Namespace) -> None:
     """Share of valid answers to real prompts."""
     from mlx_finetune.app.generate import prompt_ids, question
     from mlx_finetune.app.open import open_name
-    from mlx_finetune.model.constrain import Grammar
-    from mlx_finetune.model.sampling import Sampling
+    from mlx_finetune.model.answers.constrain import Grammar
+    from mlx_finetune.model.answers.sampling import Sampling
 
     opened = open_name(given.model, base=Path.cwd(), report=lambda _: None)
     for task in tasks(given.prompts):
@@ -181,8 +181,8 @@ def validity(given: argparse.Namespace) -> None:
 
 def random_validity(given: argparse.Namespace) -> None:
     """The same for models that know nothing, in several vocabularies."""
-    from mlx_finetune.model.constrain import Grammar
-    from mlx_finetune.model.sampling import Sampling
+    from mlx_finetune.model.answers.constrain import Grammar
+    from mlx_finetune.model.answers.sampling import Sampling
 
     for name, tokenizer in vocabularies():
         model = random_model(tokenizer.vocab_size)
@@ -196,7 +196,7 @@ def answers(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], settings: "Sampling", grammar: Any
 ) -> "list[list[Piece]]":
     """The pieces of every answer; prompt ``i`` draws with seed ``i``."""
-    from mlx_finetune.model.batches import BatchDecoder, Request
+    from mlx_finetune.model.answers.batches import BatchDecoder, Request
 
     decoder = BatchDecoder(model, tokenizer, max_rows=8)
     said: dict[int, list[Piece]] = {
@@ -253,7 +253,7 @@ def tasks(count: int) -> list[Task]:
 
 def vocabularies() -> Iterator[tuple[str, Any]]:
     """Byte-level and sentencepiece tokenizers."""
-    from mlx_finetune.model.tokenizer import load_tokenizer
+    from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 
     folder = SHARED / "models"
     yield "stories260K (sentencepiece, 512)", load_tokenizer(folder / "stories260K")

@@ -86,9 +86,9 @@ def prepare(given: argparse.Namespace) -> dict[str, Callable[[], Iterator[int]]]
 
     from mlx_finetune.app.open import open_name
     from mlx_finetune.dataset.template import Tokenizer
-    from mlx_finetune.model.generate import generate_tokens
-    from mlx_finetune.model.lora import adapter_layers, attach_adapter, detach_adapter, fix_norms
-    from mlx_finetune.model.sampling import Sampling
+    from mlx_finetune.model.adapters.lora import adapter_layers, attach_adapter, detach_adapter, fix_norms
+    from mlx_finetune.model.answers.generate import generate_tokens
+    from mlx_finetune.model.answers.sampling import Sampling
     from mlx_finetune.recipe.schema import LoraRecipe
 
     opened = open_name(given.model, base=Path.cwd(), report=lambda _: None)

@@ -139,11 +139,11 @@ def run_ours(name: str, batch_size: int, steps: int, *, recomputes: bool) -> dic
     import numpy as np
 
     from mlx_finetune.dataset.stream import Stream
-    from mlx_finetune.hardware.layout import choose_layout, longest_padded
-    from mlx_finetune.hardware.memory import Layout, plan_memory
-    from mlx_finetune.hardware.shapes import read_shape
-    from mlx_finetune.model.lora import adapter_parameters, attach_adapter
-    from mlx_finetune.model.noise import checkpoint_blocks
+    from mlx_finetune.hardware.planning.layout import choose_layout, longest_padded
+    from mlx_finetune.hardware.planning.memory import Layout, plan_memory
+    from mlx_finetune.hardware.planning.shapes import read_shape
+    from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
+    from mlx_finetune.model.inside.noise import checkpoint_blocks
     from mlx_finetune.recipe.schema import LoraRecipe
     from mlx_finetune.train.objective import OBJECTIVES
     from mlx_finetune.train.optim import AdamW, decayed_names
@@ -276,7 +276,7 @@ def in_a_process(side: str, name: str, batch_size: int, steps: int) -> dict[str,
 
 def line(side: str, name: str, batch_size: int, found: dict[str, Any], rate: float) -> str:
     """One measurement in words."""
-    from mlx_finetune.hardware.shapes import read_shape
+    from mlx_finetune.hardware.planning.shapes import read_shape
 
     shape = read_shape(SHAPES[name.partition(":")[0]])
     matrices = shape.num_layers * shape.block_weights + shape.vocab_size * shape.hidden_size

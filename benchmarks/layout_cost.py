@@ -45,7 +45,7 @@ def _short(rows: Any) -> list[Any]:
 def print_packed(name: str, rows: Any, trainers: Any, repeats: int) -> None:
     """Tokens a second of rows side by side, and of packs, with the predicted and the measured ratio of times."""
     from mlx_finetune.dataset.stream import Stream
-    from mlx_finetune.hardware.layout import count_sequences
+    from mlx_finetune.hardware.planning.layout import count_sequences
 
     lengths = np.array([len(row.ids) for row in rows])
     layouts: dict[int | None, tuple[Any, Any]] = {}

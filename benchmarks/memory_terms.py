@@ -154,8 +154,8 @@ def measure(setting: Setting, *, num_steps: int, is_apart: bool) -> tuple[int, i
     blas.prepare()
     import mlx.core as mx
 
-    from mlx_finetune.hardware.memory import Layout, plan_memory
-    from mlx_finetune.hardware.shapes import read_shape
+    from mlx_finetune.hardware.planning.memory import Layout, plan_memory
+    from mlx_finetune.hardware.planning.shapes import read_shape
     from mlx_finetune.recipe.schema import LoraRecipe
 
     lora = None if setting.lora is None else LoraRecipe.model_validate(setting.lora)
@@ -181,8 +181,8 @@ def _meet() -> None:
 
     Of one sequence in two parts the second part is a block ahead: there the first waits for what it has received.
     """
-    from mlx_finetune.model.blockwise import Blockwise
-    from mlx_finetune.model.context_parallel import PartCache
+    from mlx_finetune.model.cpu.blockwise import Blockwise
+    from mlx_finetune.model.cpu.context_parallel import PartCache
 
     patched: Any = Blockwise
     cache_type: Any = PartCache
@@ -215,8 +215,8 @@ def _trainer(setting: Setting, lora: Any) -> Any:
     """A trainer as the command builds it on a CPU, around random weights."""
     import mlx.core as mx
 
-    from mlx_finetune.model.lora import adapter_parameters, attach_adapter, full_parameters
-    from mlx_finetune.model.repairs import repair_activation
+    from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter, full_parameters
+    from mlx_finetune.model.files.repairs import repair_activation
     from mlx_finetune.train.objective import OBJECTIVES
     from mlx_finetune.train.optim import AdamW, decayed_names
     from mlx_finetune.train.step import Trainer

@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny import write_tiny_model  # noqa: E402
 
-from mlx_finetune.model.catalogue import cache_folder  # noqa: E402
+from mlx_finetune.model.sources.catalogue import cache_folder  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 FIGURES = ("peak_bytes", "step_seconds", "finish_seconds", "disk_bytes")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from race_cells import CELLS, Cell, our_recipe
 
-from mlx_finetune.app.launch import CHILD_MODULE, child_environment
+from mlx_finetune.app.running.launch import CHILD_MODULE, child_environment
 from mlx_finetune.events import StepDone
 from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import EVENTS

@@ -127,8 +127,8 @@ def write_model(folder: Path) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from mlx_finetune.model.fetch import fetch_model
     from mlx_finetune.model.load import load_model
+    from mlx_finetune.model.sources.fetch import fetch_model
 
     local = fetch_model(MODEL, report=lambda _: None)
     loaded = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False)
@@ -152,7 +152,7 @@ def tokenised(rows: Sequence[Fields], cell: Cell, model: Path, count: int) -> li
     from mlx_finetune.dataset.formats import Messages, Text
     from mlx_finetune.dataset.template import tokenize
     from mlx_finetune.dataset.turns import read_turns
-    from mlx_finetune.model.tokenizer import load_tokenizer
+    from mlx_finetune.model.tokens.tokenizer import load_tokenizer
     from mlx_finetune.recipe.schema import DataRecipe
 
     data = DataRecipe.model_validate(

@@ -96,8 +96,8 @@ def _write_plainly(path: Path, chunks: Iterable[Chunk]) -> Written:
 
 def run(recipe: Path, overrides: list[str], folder: Path, *, bare: bool = False) -> dict[str, float]:
     """One whole training; seconds by name, with ``wall`` and ``parent``."""
-    from mlx_finetune.app.launch import TrainRequest
-    from mlx_finetune.app.supervise import supervise
+    from mlx_finetune.app.running.launch import TrainRequest
+    from mlx_finetune.app.running.supervise import supervise
     from mlx_finetune.monitor.plain import PlainView
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mlx_finetune.events import RunStarted
 from mlx_finetune.journal import read_events
-from mlx_finetune.model.fetch import fetch_model
+from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import EVENTS
 

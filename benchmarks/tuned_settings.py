@@ -67,7 +67,7 @@ def _summary(ratios: Sequence[float]) -> str:
 def _kept(recipe: "Recipe") -> "TunedSettings":
     from mlx_finetune.hardware.limits import read_machine
     from mlx_finetune.hardware.profile import FILE_NAME, read_profile, tuned_settings
-    from mlx_finetune.model.catalogue import cache_folder
+    from mlx_finetune.model.sources.catalogue import cache_folder
 
     return tuned_settings(read_profile(cache_folder() / FILE_NAME), read_machine(), recipe)
 

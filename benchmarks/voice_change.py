@@ -140,7 +140,7 @@ def asker(given: argparse.Namespace) -> Callable[[str, Sequence[tuple[int, Voice
     from mlx_finetune.app.open import base_model, open_name
     from mlx_finetune.dataset.formats import Instruction
     from mlx_finetune.dataset.template import tokenize
-    from mlx_finetune.model.batches import Request
+    from mlx_finetune.model.answers.batches import Request
 
     opened = open_name(given.run, base=Path.cwd(), report=lambda _: None)
 

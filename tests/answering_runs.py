@@ -8,9 +8,9 @@ import mlx.core as mx
 from saved_adapters import save_adapter
 
 from mlx_finetune import rundir
-from mlx_finetune.model.fetch import fetch_model, hash_model
+from mlx_finetune.model.adapters.lora import adapter_layers, attach_adapter
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.lora import adapter_layers, attach_adapter
+from mlx_finetune.model.sources.fetch import fetch_model, hash_model
 from mlx_finetune.recipe.schema import LoraRecipe, Recipe
 from mlx_finetune.rundir import RunDir
 

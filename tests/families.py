@@ -11,7 +11,7 @@ from pathlib import Path
 from tiny import make_tokenizer
 from tokenizers import AddedToken
 
-from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 
 SPECIAL = re.compile(
     r"<\|[^|<>\s'\"]+\|?>|<[a-z_]+\|>|<｜[^｜<>]+｜>|</?(?:start|end)_of_turn>|\[/?[A-Z_]{3,}\]|<BOS_TOKEN>"

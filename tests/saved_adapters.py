@@ -4,9 +4,9 @@ from pathlib import Path
 
 import mlx.nn as nn
 
-from mlx_finetune.model.adapter_files import adapter_files
+from mlx_finetune.model.adapters.files import adapter_files
+from mlx_finetune.model.adapters.lora import AdapterSpec
 from mlx_finetune.model.load import ModelInfo
-from mlx_finetune.model.lora import AdapterSpec
 
 
 def save_adapter(folder: Path, model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> None:

@@ -106,7 +106,7 @@ FLIPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 #: Keys whose effect is shown by a test of its own.
 ELSEWHERE = {
-    "revision": "tests/model/test_hub.py: the revision is what is fetched",
+    "revision": "tests/model/sources/test_hub.py: the revision is what is fetched",
     "output_dir": "every test here: it is where the run goes",
     "data.train": "test_named_files_and_weighted_sources_change_the_rows",
     "data.valid": "test_named_files_and_weighted_sources_change_the_rows",
@@ -144,7 +144,7 @@ ELSEWHERE = {
             "hardware.gpu_architecture",
             "hardware.compile",
         ),
-        "tests/hardware/test_metal.py: each sets its variable, and tests/app/test_launch.py: in the training process",
+        "tests/hardware/test_metal.py: each sets its variable, app/running/test_launch.py: in the training process",
     ),
     "hardware.sample_seconds": "tests/train/test_machine.py: how often the machine is looked at, and 0 never",
 }

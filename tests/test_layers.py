@@ -196,7 +196,7 @@ LIGHT = [
     for name in MODULES
     if part_of(name) in DATA | {"", "scoring", "loopback", "cli", "__main__", "monitor", "commands"}
 ] + [
-    "hardware.memory",
+    "hardware.planning.memory",
     "hardware.blas",
 ]
 

@@ -22,13 +22,13 @@ from mlx_finetune import rundir
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.events import Evaluated, RunStarted, Sampled
 from mlx_finetune.journal import read_events
-from mlx_finetune.model.adapter_files import load_adapter
-from mlx_finetune.model.fetch import LocalModel
-from mlx_finetune.model.generate import generate_tokens
+from mlx_finetune.model.adapters.files import load_adapter
+from mlx_finetune.model.adapters.lora import adapter_parameters
+from mlx_finetune.model.answers.generate import generate_tokens
+from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.lora import adapter_parameters
-from mlx_finetune.model.sampling import Sampling
-from mlx_finetune.model.tokenizer import load_tokenizer
+from mlx_finetune.model.sources.fetch import LocalModel
+from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.load import load_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -4,8 +4,8 @@ Each test fails when upstream changes, so that the detour here can go. Rows that
 
     default_loss counts a padding token    tests/train/test_losses.py
     AdamW without bias correction          tests/train/test_optim.py
-    GPT-2's prefix, GPT-NeoX's config      tests/model/test_repairs.py
-    gelu of GPT-NeoX and of Gemma          tests/model/test_repairs.py
+    GPT-2's prefix, GPT-NeoX's config      tests/model/files/test_repairs.py
+    gelu of GPT-NeoX and of Gemma          tests/model/files/test_repairs.py
 
 Muon's weight decay and fusing into a quantised base come with their features.
 """
@@ -37,9 +37,9 @@ from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.dataset.stream import Batch, Stream, make_batch
 from mlx_finetune.dataset.template import render_prompt, tokenize
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.model.adapter_layers import DoRALinear, dense_weight
-from mlx_finetune.model.lora import adapter_layers, attach_adapter, detach_adapter
-from mlx_finetune.model.tokenizer import load_tokenizer
+from mlx_finetune.model.adapters.layers import DoRALinear, dense_weight
+from mlx_finetune.model.adapters.lora import adapter_layers, attach_adapter, detach_adapter
+from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.schema import DataRecipe, LoraRecipe
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.optim import AdamW

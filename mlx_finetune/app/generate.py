@@ -16,10 +16,10 @@ from mlx_finetune.dataset.read import read_rows
 from mlx_finetune.dataset.template import Tokenizer, render_prompt
 from mlx_finetune.dataset.turns import TurnError, read_turns
 from mlx_finetune.errors import DataError, MlxftError, Problem
-from mlx_finetune.model.batches import BatchDecoder, Piece, Request
-from mlx_finetune.model.constrain import Grammar
-from mlx_finetune.model.generate import PromptCache, generate_tokens
-from mlx_finetune.model.sampling import Sampling
+from mlx_finetune.model.answers.batches import BatchDecoder, Piece, Request
+from mlx_finetune.model.answers.constrain import Grammar
+from mlx_finetune.model.answers.generate import PromptCache, generate_tokens
+from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe
 from mlx_finetune.scoring.json_text import first_object
 

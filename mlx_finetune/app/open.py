@@ -21,15 +21,15 @@ from mlx_finetune import rundir
 from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.limits import compute_dtype, read_machine
-from mlx_finetune.model import hub
-from mlx_finetune.model.adapter_base import recorded_sha256
-from mlx_finetune.model.adapter_files import hash_adapter, load_adapter
-from mlx_finetune.model.catalogue import find_entry, nearest_names
-from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
+from mlx_finetune.model.adapters.base import recorded_sha256
+from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
+from mlx_finetune.model.adapters.lora import AdapterSpec, adapter_layers, detach_adapter, fix_norms
+from mlx_finetune.model.inside.parts import check_ids
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
-from mlx_finetune.model.lora import AdapterSpec, adapter_layers, detach_adapter, fix_norms
-from mlx_finetune.model.parts import check_ids
-from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.model.sources import hub
+from mlx_finetune.model.sources.catalogue import find_entry, nearest_names
+from mlx_finetune.model.sources.fetch import LocalModel, fetch_model, path_of
+from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe, Recipe, ServeRecipe
 from mlx_finetune.rundir import RunDir, list_runs
 

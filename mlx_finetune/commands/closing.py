@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlx_finetune.rundir import LOG, RECIPE, RUN_INFO, RunDir
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
-    from mlx_finetune.app.supervise import Supervised
+    from mlx_finetune.app.running.supervise import Supervised
     from mlx_finetune.events import RunFailed, RunFinished, RunStopped
     from mlx_finetune.monitor.summary import Summary
 
@@ -24,7 +24,7 @@ def ended_lines(
 
     ``report`` is the run's page, where it was made.
     """
-    from mlx_finetune.hardware.disk import free_bytes
+    from mlx_finetune.hardware.planning.disk import free_bytes
     from mlx_finetune.units import format_bytes
 
     ended, ending = supervised.ended, supervised.ending

@@ -11,7 +11,7 @@ import click
 from mlx_finetune.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mlx_finetune.app.data_report import TokenReport
+    from mlx_finetune.app.data.data_report import TokenReport
     from mlx_finetune.dataset.check import DataReport
     from mlx_finetune.events import Phase
 
@@ -38,7 +38,7 @@ def command() -> None:
 def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Every problem in the data at once; exit code 1 where there are errors."""
     report, tokens = _examine(target, overrides)
-    from mlx_finetune.app.data_report import num_errors, problem_lines, report_json, summary_lines
+    from mlx_finetune.app.data.data_report import num_errors, problem_lines, report_json, summary_lines
 
     if as_json:
         click.echo(json.dumps(report_json(report, tokens), ensure_ascii=False, indent=1))
@@ -56,7 +56,7 @@ def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
 def stats(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Rows, lengths, roles and repeats."""
     report, tokens = _examine(target, overrides)
-    from mlx_finetune.app.data_report import num_errors, report_json, stats_lines
+    from mlx_finetune.app.data.data_report import num_errors, report_json, stats_lines
     from mlx_finetune.units import counted
 
     if as_json:
@@ -76,7 +76,7 @@ def stats(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
 @click.option("--model", help="For bare data: whose tokens; default is the quickstart's model, where it was fetched.")
 def preview(target: str, overrides: tuple[str, ...], as_json: bool, rows: int, model: str | None) -> None:
     """Rows as the model sees them: each token learned, not learned or cut."""
-    from mlx_finetune.app.preview import show_preview
+    from mlx_finetune.app.data.preview import show_preview
 
     show_preview(target, rows=rows, overrides=overrides, model=model, as_json=as_json)
 
@@ -143,7 +143,7 @@ def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport
     report = check_files(located, columns=recipe.data.columns, format=recipe.data.format, trainable=TRAINABLE)
     if report.num_errors:
         return report, None
-    from mlx_finetune.app.data_tokens import count_tokens
+    from mlx_finetune.app.data.data_tokens import count_tokens
 
     with naming_recipe(path, overrides):
         splits = load_splits(recipe.data, base=Path(), corrections=corrections)
@@ -162,7 +162,7 @@ def _print(lines: Iterable[str], *, err: bool = False) -> None:
 
 
 def _verdict(report: "DataReport", tokens: "TokenReport | None", target: str, overrides: tuple[str, ...]) -> str:
-    from mlx_finetune.app.data_report import num_errors, num_warnings
+    from mlx_finetune.app.data.data_report import num_errors, num_warnings
     from mlx_finetune.units import counted
 
     warnings = counted(num_warnings(report, tokens), "warning")

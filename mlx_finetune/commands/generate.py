@@ -131,7 +131,7 @@ def _answering(opened: "Opened", seed: int, wanted: _Wanted, *, use_base: bool) 
     """What answers; the adapter is off while ``use_base``."""
     from mlx_finetune.app.generate import Answerer, Form
     from mlx_finetune.app.open import base_model
-    from mlx_finetune.model.constrain import Grammar
+    from mlx_finetune.model.answers.constrain import Grammar
 
     penalty = opened.chat.repetition_penalty
     if wanted.schema is not None and penalty != 1:

@@ -12,7 +12,7 @@ from mlx_finetune.errors import ModelError, UsageError
 from mlx_finetune.units import format_bytes, format_count
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
-    from mlx_finetune.model.catalogue import CachedModel
+    from mlx_finetune.model.sources.catalogue import CachedModel
 
 
 @click.group()
@@ -24,7 +24,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def list_models(as_json: bool) -> int:
     """Short names that a recipe may use, and every model on this disk with its size."""
-    from mlx_finetune.model.catalogue import cache_folder, cached_models, hub_cache_folder
+    from mlx_finetune.model.sources.catalogue import cache_folder, cached_models, hub_cache_folder
 
     rows = model_rows(list(cached_models(cache_folder(), hub_cache_folder())))
     if as_json:
@@ -42,7 +42,7 @@ def list_models(as_json: bool) -> int:
 
 def model_rows(cached: "list[CachedModel]") -> list[dict[str, object]]:
     """One row for each catalogue entry, then one for each other model on this disk. Sizes are bytes."""
-    from mlx_finetune.model.catalogue import CATALOGUE, find_entry
+    from mlx_finetune.model.sources.catalogue import CATALOGUE, find_entry
 
     rows: list[dict[str, object]] = []
     known: set[Path] = set()
@@ -90,7 +90,7 @@ def _cells(row: dict[str, object]) -> tuple[str, str, str, str, str]:
 @click.option("--json", "as_json", is_flag=True, help="Print folder, source and hash as JSON on stdout.")
 def get_model(name: str, revision: str | None, as_json: bool) -> int:
     """Fetch NAME (short name, hub id or .gguf file) now, so that training starts without a download."""
-    from mlx_finetune.model.fetch import fetch_model
+    from mlx_finetune.model.sources.fetch import fetch_model
 
     talk = LoadingTalk()
     try:
@@ -113,7 +113,13 @@ def get_model(name: str, revision: str | None, as_json: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove_model(name: str, yes: bool) -> int:
     """Remove NAME from the caches on this disk. Folders that were not fetched by this program or the hub stay."""
-    from mlx_finetune.model.catalogue import cache_folder, cached_models, find_entry, hub_cache_folder, remove_cached
+    from mlx_finetune.model.sources.catalogue import (
+        cache_folder,
+        cached_models,
+        find_entry,
+        hub_cache_folder,
+        remove_cached,
+    )
 
     entry = find_entry(name)
     names = {name} | ({entry.name, entry.hub_id} if entry else set())

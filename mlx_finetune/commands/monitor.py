@@ -49,7 +49,7 @@ def command(
         return watch_in_browser(run, port=port, opens=not no_open)
     if port is not None or no_open:
         raise UsageError("--port and --no-open are for the page", "add --web")
-    from mlx_finetune.app.follow import latest_run
+    from mlx_finetune.app.running.follow import latest_run
     from mlx_finetune.rundir import find_run
 
     folder = find_run(run, base=Path()) if run else latest_run(Path("adapters"))
@@ -89,7 +89,7 @@ def _fill_screen(run: "RunDir", *, until_end: bool) -> int:
 
 def monitor_hands(run: "RunDir") -> "Hands":
     """What the full screen can do for a person who came to see ``run``."""
-    from mlx_finetune.app.control import save_now, stop
+    from mlx_finetune.app.running.control import save_now, stop
     from mlx_finetune.commands.closing import recorded_go_on_lines
     from mlx_finetune.monitor.tui.hands import Hands
     from mlx_finetune.rundir import list_runs
@@ -121,8 +121,8 @@ def _copy(text: str) -> bool:
 
 def _show_lines(folder: "RunDir", *, as_json: bool) -> int:
     """Follow the run until it ends, in lines; a sentence about one that is not at work."""
-    from mlx_finetune.app.follow import follow
-    from mlx_finetune.app.launch import forwarding
+    from mlx_finetune.app.running.follow import follow
+    from mlx_finetune.app.running.launch import forwarding
     from mlx_finetune.commands.train import choose_view
     from mlx_finetune.journal import EventFollower
     from mlx_finetune.monitor.jsonl import JsonView

@@ -54,7 +54,7 @@ def watch_in_browser(run: str | None, *, port: int | None, opens: bool) -> int:
 
 def _place(run: str | None) -> "tuple[Path, str]":
     """The folder whose runs are shown, and the name of the one to begin with ("": there is none yet)."""
-    from mlx_finetune.app.follow import latest_run
+    from mlx_finetune.app.running.follow import latest_run
     from mlx_finetune.rundir import find_run
 
     folder = Path("adapters")
@@ -87,8 +87,8 @@ def _has_display() -> bool:
 
 
 def _hands() -> "Hands":
-    from mlx_finetune.app.control import save_now, stop
-    from mlx_finetune.app.runs import run_bytes
+    from mlx_finetune.app.running.control import save_now, stop
+    from mlx_finetune.app.running.runs import run_bytes
     from mlx_finetune.commands.closing import recorded_go_on_lines
     from mlx_finetune.commands.runs import read_settings
     from mlx_finetune.monitor.web.hands import Hands
@@ -111,7 +111,7 @@ class _RowsLater:
         self._viewer = None
 
     def rows(self, run: "RunDir", split: str, first: int, count: int) -> "Mapping[str, object]":
-        from mlx_finetune.app.row_view import RowViewer
+        from mlx_finetune.app.data.row_view import RowViewer
 
         self._viewer = self._viewer or RowViewer()
         return self._viewer.rows(run, split, first, count)

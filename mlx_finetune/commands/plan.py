@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
-    from mlx_finetune.app.plan import Plan
+    from mlx_finetune.app.planning.plan import Plan
     from mlx_finetune.hardware.limits import Machine
     from mlx_finetune.hardware.profile import Profile
     from mlx_finetune.recipe.load import LoadedRecipe
@@ -53,7 +53,7 @@ def print_plan(
 
     ``num_processes`` train together, those of ``hostfile`` where that is given.
     """
-    from mlx_finetune.app.plan_report import plan_json, plan_lines, train_command, warning_lines
+    from mlx_finetune.app.planning.plan_report import plan_json, plan_lines, train_command, warning_lines
     from mlx_finetune.recipe.load import naming_recipe
 
     with naming_recipe(path, overrides):
@@ -87,10 +87,10 @@ def _plan(
     num_processes: int,
 ) -> "tuple[Plan, Sequence[str], str]":
     """The plan, the overrides that are in it, and a warning about the profile of this machine."""
-    from mlx_finetune.app.plan import make_plan
+    from mlx_finetune.app.planning.plan import make_plan
     from mlx_finetune.commands.named import check_named
     from mlx_finetune.errors import UsageError
-    from mlx_finetune.hardware.chips import parse_mac
+    from mlx_finetune.hardware.planning.chips import parse_mac
     from mlx_finetune.hardware.profile import Corrections, Profile, machine_key, tuned_settings
     from mlx_finetune.recipe.load import load_recipe
     from mlx_finetune.recipe.paths import check_paths
@@ -131,8 +131,8 @@ def _plan(
 
 def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
     """The plan with measured figures, which are kept for the comparison after the run."""
-    from mlx_finetune.app.measuring import measure
-    from mlx_finetune.app.plan import with_measured
+    from mlx_finetune.app.planning.measuring import measure
+    from mlx_finetune.app.planning.plan import with_measured
     from mlx_finetune.app.tune.buffers import tuned_buffers
     from mlx_finetune.commands.opening import LoadingTalk
     from mlx_finetune.hardware.sensors import system_sensors
@@ -197,6 +197,6 @@ def _profile() -> "Profile":
 def profile_path() -> Path:
     """The profile of this user's machines."""
     from mlx_finetune.hardware.profile import FILE_NAME
-    from mlx_finetune.model.catalogue import cache_folder
+    from mlx_finetune.model.sources.catalogue import cache_folder
 
     return cache_folder() / FILE_NAME

@@ -27,7 +27,7 @@ def command(ctx: click.Context) -> None:
 
 def read_facts(run: "RunDir") -> "RunFacts":
     """Everything the listing and the report of a run need."""
-    from mlx_finetune.app.runs import is_running, run_bytes
+    from mlx_finetune.app.running.runs import is_running, run_bytes
     from mlx_finetune.journal import read_events
     from mlx_finetune.monitor.run_report import RunFacts
     from mlx_finetune.monitor.summary import summarise
@@ -70,7 +70,7 @@ def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None
 def show_command(run: str, as_json: bool) -> None:
     """Settings, losses, answers, checkpoints, evaluations and corrections of RUN."""
     from mlx_finetune.app.eval.between_runs import kept_verdicts
-    from mlx_finetune.app.runs import count_corrections
+    from mlx_finetune.app.running.runs import count_corrections
     from mlx_finetune.monitor.run_report import report_json, report_lines
     from mlx_finetune.rundir import CORRECTIONS, find_run
 
@@ -137,7 +137,7 @@ def compare_command(first: str, second: str, as_json: bool) -> None:
 @click.option("--corrections", is_flag=True, help="Remove the answers put right in chats too.")
 def remove_command(runs: tuple[str, ...], yes: bool, corrections: bool) -> None:
     """Remove run folders with their adapters and checkpoints, for good. What /fix wrote in chats stays."""
-    from mlx_finetune.app.runs import check_removable, count_corrections, remove_run, run_bytes
+    from mlx_finetune.app.running.runs import check_removable, count_corrections, remove_run, run_bytes
     from mlx_finetune.rundir import CORRECTIONS, find_run
     from mlx_finetune.units import format_bytes
 

@@ -19,8 +19,8 @@ def command(run: str | None, now: bool) -> int:
 
     RUN is a run folder, or a name under adapters/; it may be left out where one run is at work.
     """
-    from mlx_finetune.app.control import stop_and_wait
-    from mlx_finetune.app.follow import only_running
+    from mlx_finetune.app.running.control import stop_and_wait
+    from mlx_finetune.app.running.follow import only_running
     from mlx_finetune.events import RunFailed, RunFinished, RunStopped
     from mlx_finetune.journal import EventFollower
     from mlx_finetune.rundir import EVENTS, find_run

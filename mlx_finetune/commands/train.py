@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
-    from mlx_finetune.app.hosts import Hosts
-    from mlx_finetune.app.launch import TrainRequest, View
+    from mlx_finetune.app.running.hosts import Hosts
+    from mlx_finetune.app.running.launch import TrainRequest, View
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.schema import Recipe
     from mlx_finetune.rundir import RunDir
@@ -60,7 +60,7 @@ def command(
         return 0 if dry_run else _follow(recipe, overrides)
     if dry_run:
         return _dry_run(recipe, overrides, hostfile, place.size, as_json=as_json)
-    from mlx_finetune.app.launch import TrainRequest
+    from mlx_finetune.app.running.launch import TrainRequest
 
     request = TrainRequest(recipe, overrides, resume, fork, extend, num_ranks=place.size)
     lines, code = _start(request, hostfile, detach=detach, as_json=as_json, in_background=in_background)
@@ -106,7 +106,7 @@ def _start(
     with closing(view):
         if not detach:
             return _train(request, run, loaded.recipe, view, summary)
-        from mlx_finetune.app.detach import train_detached
+        from mlx_finetune.app.running.detach import train_detached
 
         return train_detached(request, run, view)
 
@@ -115,7 +115,7 @@ def _train(
     request: "TrainRequest", run: "RunDir", recipe: "Recipe", view: "View", summary: "Summary"
 ) -> tuple[Sequence[str], int]:
     """Train to the end; the last words and the exit code."""
-    from mlx_finetune.app import supervise
+    from mlx_finetune.app.running import supervise
     from mlx_finetune.app.trackers.watching import look_lines, tracked
     from mlx_finetune.commands.closing import ended_lines, go_on_lines
     from mlx_finetune.commands.report import try_report
@@ -135,7 +135,7 @@ def _train(
 
 def _with_hosts(request: "TrainRequest", hostfile: Path | None) -> "TrainRequest":
     """The request with the machines of ``hostfile``. Raises ``UsageError``."""
-    from mlx_finetune.app.hosts import fill_stdin
+    from mlx_finetune.app.running.hosts import fill_stdin
     from mlx_finetune.errors import UsageError
 
     if hostfile is None:
@@ -153,7 +153,7 @@ def _with_hosts(request: "TrainRequest", hostfile: Path | None) -> "TrainRequest
 
 def _read_hosts(hostfile: Path) -> "Hosts":
     """The machines of ``hostfile``, as far as they can be used from here. Raises ``UsageError``."""
-    from mlx_finetune.app.hosts import check_rdma, read_hostfile
+    from mlx_finetune.app.running.hosts import check_rdma, read_hostfile
 
     hosts = read_hostfile(hostfile)
     check_rdma(hostfile, hosts)
@@ -164,8 +164,8 @@ def _read_hosts(hostfile: Path) -> "Hosts":
 
 def _follow(recipe: Path, overrides: Sequence[str]) -> int:
     """A rank of ``mlx.launch`` that writes nothing: this process becomes the training process."""
-    from mlx_finetune.app.hosts import fill_stdin
-    from mlx_finetune.app.launch import CHILD_MODULE, TrainRequest, child_environment
+    from mlx_finetune.app.running.hosts import fill_stdin
+    from mlx_finetune.app.running.launch import CHILD_MODULE, TrainRequest, child_environment
     from mlx_finetune.recipe.load import load_recipe
 
     fill_stdin()
@@ -195,7 +195,7 @@ def choose_view(summary: "Summary", *, as_json: bool) -> "View":
 
 def _log_view(run: "RunDir", summary: "Summary") -> "View":
     """The view of a supervisor in the background."""
-    from mlx_finetune.app.detach import LogView
+    from mlx_finetune.app.running.detach import LogView
     from mlx_finetune.rundir import LOG
     from mlx_finetune.train.child import log_to
 

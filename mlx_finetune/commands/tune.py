@@ -232,7 +232,7 @@ def _alone() -> Generator[None]:
 
     from mlx_finetune import durable, rundir
     from mlx_finetune.errors import RunError
-    from mlx_finetune.model.catalogue import cache_folder
+    from mlx_finetune.model.sources.catalogue import cache_folder
 
     durable.make_folder(cache_folder())
     lock = rundir.take_lock(cache_folder() / "tune.lock")

@@ -59,7 +59,7 @@ class Encoding(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """A tokenizer with its chat template. ``model.tokenizer.load_tokenizer`` makes one."""
+    """A tokenizer with its chat template. ``model.tokens.tokenizer.load_tokenizer`` makes one."""
 
     @property
     def eos_token_id(self) -> int:

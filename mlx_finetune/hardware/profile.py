@@ -75,7 +75,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """What a run took: mean seconds of a step, and the rate of the arithmetic that ``hardware.chips`` counts.
+    """What a run took: mean seconds of a step, and the rate of the arithmetic that ``hardware.planning.chips`` counts.
 
     ``memory_ratio`` is the peak over that of the arithmetic, both without the frozen weights. ``is_whole`` says that
     the run had its largest step, and on one machine; of others only a peak above the plan teaches something.

@@ -15,9 +15,9 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.model.cpu_math import numpy_math
-from mlx_finetune.model.segments import learned_positions
-from mlx_finetune.model.split import SplitModel
+from mlx_finetune.model.cpu.cpu_math import numpy_math
+from mlx_finetune.model.inside.segments import learned_positions
+from mlx_finetune.model.inside.split import SplitModel
 
 BATCH_TOKENS = 2048
 MAX_WINDOW = 2048  # of a longer context: what a longer one adds to a perplexity is small, what it costs is not

@@ -17,11 +17,11 @@ import mlx.nn as nn
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.events import Notice
-from mlx_finetune.model import packed, repairs
-from mlx_finetune.model.config import read_config
-from mlx_finetune.model.fetch import LocalModel
-from mlx_finetune.model.parts import flat_arrays
-from mlx_finetune.model.safetensors_check import check_stamps, check_weight_files, file_stamps
+from mlx_finetune.model.files import packed, repairs
+from mlx_finetune.model.files.config import read_config
+from mlx_finetune.model.files.safetensors_check import check_stamps, check_weight_files, file_stamps
+from mlx_finetune.model.inside.parts import flat_arrays
+from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.upstream import find_architecture, packing_of
 
 _AGAIN = "fetch or copy the model again"

@@ -3,8 +3,8 @@
 MLX's elementwise work uses one core of a CPU, and OpenBLAS's threads wait for each other by spinning: beside one busy
 process a step of 2.9 s takes 50. Two threads with one BLAS thread each need nothing of each other until the end.
 SmolLM2-135M, 16 of 30 layers, 4 x 193 tokens, two idle cores of an EPYC: one thread 4.6 s, two BLAS threads 2.9 s, two
-halves 2.5 s. A single row is cut along its positions (``model.context_parallel``): 1,000 tokens, all blocks, 11.0 s in
-one thread, 6.7 with BLAS threads, 5.9 in two parts; 180 tokens, 16 blocks, 1.24, 0.83 and 0.79 (2026-11-26).
+halves 2.5 s. A single row is cut along its positions (``model.cpu.context_parallel``): 1,000 tokens, all blocks, 11.0 s
+in one thread, 6.7 with BLAS threads, 5.9 in two parts; 180 tokens, 16 blocks, 1.24, 0.83 and 0.79 (2026-11-26).
 
 The division depends on the rows alone, never on the machine, and sums are formed in one order: the same bits every
 time. Each half is cut to its longest row, because nothing here is compiled for a shape.
@@ -25,14 +25,14 @@ import numpy as np
 from mlx_finetune.dataset.row_states import States
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.hardware import blas
-from mlx_finetune.model.blockwise import Blockwise
-from mlx_finetune.model.context_parallel import SHORTEST, ContextPart, can_divide, parts_of
-from mlx_finetune.model.cpu_math import numpy_math
-from mlx_finetune.model.noise import derive_key, use_noise
-from mlx_finetune.model.places import Places
-from mlx_finetune.model.prefix import from_numpy, to_numpy
-from mlx_finetune.model.segments import segment_caches
-from mlx_finetune.model.split import SplitModel
+from mlx_finetune.model.cpu.blockwise import Blockwise
+from mlx_finetune.model.cpu.context_parallel import SHORTEST, ContextPart, can_divide, parts_of
+from mlx_finetune.model.cpu.cpu_math import numpy_math
+from mlx_finetune.model.inside.noise import derive_key, use_noise
+from mlx_finetune.model.inside.places import Places
+from mlx_finetune.model.inside.prefix import from_numpy, to_numpy
+from mlx_finetune.model.inside.segments import segment_caches
+from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.optim import FlatArrays
@@ -59,7 +59,7 @@ class _Piece:
 
 
 class BothCores:
-    """Losses and gradients of batches of ``split.model``, with exponentials in numpy (``model.cpu_math``)."""
+    """Losses and gradients of batches of ``split.model``, with exponentials in numpy (``model.cpu.cpu_math``)."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class BothCores:
         keeps_products: bool,
         in_halves: bool = True,
     ) -> None:
-        """The model must be a chain (``model.blockwise.is_chain``); ``parameters`` name what is learned.
+        """The model must be a chain (``model.cpu.blockwise.is_chain``); ``parameters`` name what is learned.
 
         Without ``in_halves`` every microbatch stays whole, in the thread that asks, with all threads of the BLAS.
         """

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Notice
-from mlx_finetune.hardware.auto import Facts, Resolved
-from mlx_finetune.hardware.chips import flops_per_token
-from mlx_finetune.hardware.forecast import forecast_arithmetic
-from mlx_finetune.hardware.layout import epoch_positions
-from mlx_finetune.hardware.memory import MemoryPlan
+from mlx_finetune.hardware.planning.auto import Facts, Resolved
+from mlx_finetune.hardware.planning.chips import flops_per_token
+from mlx_finetune.hardware.planning.forecast import forecast_arithmetic
+from mlx_finetune.hardware.planning.layout import epoch_positions
+from mlx_finetune.hardware.planning.memory import MemoryPlan
+from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.profile import (
     FILE_NAME,
     Happened,
@@ -25,9 +26,8 @@ from mlx_finetune.hardware.profile import (
     record_run,
     tuned_settings,
 )
-from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.hardware.tuned import NOTHING_TUNED
-from mlx_finetune.model.catalogue import cache_folder
+from mlx_finetune.model.sources.catalogue import cache_folder
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.start.rows import Emit

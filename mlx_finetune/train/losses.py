@@ -15,10 +15,10 @@ import numpy as np
 from mlx.utils import tree_unflatten
 from numpy.typing import NDArray
 
-from mlx_finetune.hardware.blockwise_memory import CHUNK_BYTES
-from mlx_finetune.hardware.graph_memory import GPU_CHUNKS
-from mlx_finetune.model.cpu_math import Floats, as_numpy, without_graph
-from mlx_finetune.model.split import SplitModel
+from mlx_finetune.hardware.planning.blockwise_memory import CHUNK_BYTES
+from mlx_finetune.hardware.planning.graph_memory import GPU_CHUNKS
+from mlx_finetune.model.cpu.cpu_math import Floats, as_numpy, without_graph
+from mlx_finetune.model.inside.split import SplitModel
 
 FlatArrays = dict[str, mx.array]
 #: ``logits(outer, hidden)``: (N, H) to (N, V), with the parameters ``outer`` in the model.
@@ -63,7 +63,7 @@ def cross_entropy(
 
     ``hidden`` is (N, H), one row a target; rows whose target is negative are padding and count nothing. Differentiable
     in ``outer`` and ``hidden``; the gradient is formed in the forward pass, so call ``cross_entropy_only`` where none
-    is wanted. ``uses_numpy`` takes the exponentials there (``model.cpu_math`` says why).
+    is wanted. ``uses_numpy`` takes the exponentials there (``model.cpu.cpu_math`` says why).
     """
     names = list(outer)
 

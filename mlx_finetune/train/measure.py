@@ -23,7 +23,7 @@ from mlx_finetune.errors import MlxftError
 from mlx_finetune.events import Event, to_json
 from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.busy import Others
-from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
+from mlx_finetune.hardware.planning.measured import Measured, ShapeCount, Timed
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.sampling.energy import PowerMeter, open_monitor
 from mlx_finetune.recipe.load import load_recipe
@@ -282,7 +282,7 @@ def _time_answer(prepared: "Prepared") -> float | None:
         return None
     from mlx_finetune.dataset.template import render_prompt
     from mlx_finetune.hardware.blas import single_threaded
-    from mlx_finetune.model.generate import Sampling, generate_tokens
+    from mlx_finetune.model.answers.generate import Sampling, generate_tokens
 
     longest = max(recipe.eval.prompts, key=len)
     ids = render_prompt([{"role": "user", "content": longest}], prepared.tokenizer, recipe.data)

@@ -19,11 +19,11 @@ from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.dataset.typical_rows import rows_at_lines, typical_rows
 from mlx_finetune.errors import MlxftError, UsageError
 from mlx_finetune.hardware.blas import single_threaded
-from mlx_finetune.model.adapter_files import load_adapter
-from mlx_finetune.model.fetch import fetch_model
+from mlx_finetune.model.adapters.files import load_adapter
+from mlx_finetune.model.adapters.lora import detach_adapter, fix_norms
 from mlx_finetune.model.load import load_model, on_gpu
-from mlx_finetune.model.lora import detach_adapter, fix_norms
 from mlx_finetune.model.microscope import hash_rows, measure_losses, measured_rows
+from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.losses import chunk_rows
 from mlx_finetune.train.signals import StopRequest

@@ -12,7 +12,7 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import summarise_resources
 from mlx_finetune.journal import read_resources
-from mlx_finetune.model.catalogue import find_entry
+from mlx_finetune.model.sources.catalogue import find_entry
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.state import RunState

@@ -9,8 +9,8 @@ from mlx_finetune import durable
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.events import Phase, Sampled
 from mlx_finetune.hardware.blas import single_threaded
-from mlx_finetune.model.generate import Sampling, generate_tokens
-from mlx_finetune.model.parts import check_ids
+from mlx_finetune.model.answers.generate import Sampling, generate_tokens
+from mlx_finetune.model.inside.parts import check_ids
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.prepare import Prepared
 from mlx_finetune.train.start.rows import Emit

@@ -15,13 +15,13 @@ import mlx.nn as nn
 
 from mlx_finetune.dataset.row_states import States
 from mlx_finetune.dataset.stream import Batch
-from mlx_finetune.model.noise import derive_key, use_noise
-from mlx_finetune.model.override import overridden
-from mlx_finetune.model.parts import blocks, inside_blocks, num_frozen_below
-from mlx_finetune.model.places import Places
-from mlx_finetune.model.prefix import from_numpy, standing_in, states_above, to_numpy
-from mlx_finetune.model.segments import segment_caches
-from mlx_finetune.model.split import SplitModel
+from mlx_finetune.model.inside.noise import derive_key, use_noise
+from mlx_finetune.model.inside.override import overridden
+from mlx_finetune.model.inside.parts import blocks, inside_blocks, num_frozen_below
+from mlx_finetune.model.inside.places import Places
+from mlx_finetune.model.inside.prefix import from_numpy, standing_in, states_above, to_numpy
+from mlx_finetune.model.inside.segments import segment_caches
+from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.train.both_cores import BothCores
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Objective
@@ -72,9 +72,9 @@ class Trainer:
         """``parameters`` are the trainable ones by name; everything else in ``model`` stays frozen.
 
         ``is_blockwise`` takes the blocks one at a time with exponentials in numpy, on a CPU; the model must be a chain
-        (``model.blockwise.is_chain``). ``keeps_products`` then spares time for memory, and ``in_halves`` False computes
-        a microbatch in one thread, with all threads of the BLAS. ``split`` is the model in parts where somebody has
-        split it already. ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
+        (``model.cpu.blockwise.is_chain``). ``keeps_products`` then spares time for memory, and ``in_halves`` False
+        computes a microbatch in one thread, with all threads of the BLAS. ``split`` is the model in parts where
+        somebody has split it already. ``reduce`` sums over the ranks of a training, once a step (``ranks.py``).
         """
         assert not (is_compiled and is_blockwise), "block by block nothing can be compiled"
         self.parameters = parameters

@@ -24,8 +24,8 @@ from mlx_finetune.app.open import Opened
 from mlx_finetune.commands.generate import command
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import DataError, MlxftError, Problem
-from mlx_finetune.model.batches import BatchDecoder
-from mlx_finetune.model.generate import Piece, PromptCache, generate_text
+from mlx_finetune.model.answers.batches import BatchDecoder
+from mlx_finetune.model.answers.generate import Piece, PromptCache, generate_text
 from mlx_finetune.recipe.schema import ChatRecipe
 
 CHAT = ChatRecipe.model_validate({"max_tokens": 8})
@@ -309,7 +309,7 @@ def test_answers_one_by_one_need_nothing_of_mlx_lms_generator(place: Path, tiny_
     code = (
         "import sys; from click.testing import CliRunner; from mlx_finetune.commands.generate import command\n"
         f"CliRunner().invoke(command, [{str(tiny_model('llama'))!r}, '--prompt', 'a', '--max-tokens', '2'])\n"
-        "assert 'mlx_finetune.model.generate' in sys.modules\n"
+        "assert 'mlx_finetune.model.answers.generate' in sys.modules\n"
         "print([name for name in ('mlx_lm.generate', 'transformers', 'llguidance') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlx_finetune.app import measuring
-from mlx_finetune.app.measuring import measure
-from mlx_finetune.app.plan import Plan, make_plan, with_measured
-from mlx_finetune.app.plan_report import exact_bytes, plan_json, plan_lines, warning_lines
+from mlx_finetune.app.planning import measuring
+from mlx_finetune.app.planning.measuring import measure
+from mlx_finetune.app.planning.plan import Plan, make_plan, with_measured
+from mlx_finetune.app.planning.plan_report import exact_bytes, plan_json, plan_lines, warning_lines
 from mlx_finetune.cli import root
 from mlx_finetune.errors import DoesNotFitError, MlxftError, RunError
-from mlx_finetune.hardware.chips import parse_mac
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.measured import Measured, ShapeCount, Timed
+from mlx_finetune.hardware.planning.chips import parse_mac
+from mlx_finetune.hardware.planning.measured import Measured, ShapeCount, Timed
+from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.profile import Corrections
-from mlx_finetune.hardware.ranges import Range
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe

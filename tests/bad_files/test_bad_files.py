@@ -23,8 +23,8 @@ from mlx_finetune import rundir
 from mlx_finetune.app.open import open_name
 from mlx_finetune.errors import MlxftError, ModelError
 from mlx_finetune.events import Notice
-from mlx_finetune.model import adapter_files
 from mlx_finetune.model import load as loading
+from mlx_finetune.model.adapters import files as adapter_files
 
 #: Number of the attack -> cases of ``MODELS`` or ``ADAPTERS`` and tests of this module; else why it is not tested here.
 ATTACKS: dict[int, tuple[str, ...] | str] = {

@@ -5,7 +5,7 @@ import pytest
 from tiny import write_tiny_model
 
 from mlx_finetune.cli import main
-from mlx_finetune.model.catalogue import CATALOGUE, MODELS, SOURCE_FILE
+from mlx_finetune.model.sources.catalogue import CATALOGUE, MODELS, SOURCE_FILE
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from journal import STARTED, records, step, whole_run
 from processes import TIMEOUT, Machine, steps, wait_until
 
-from mlx_finetune.app.follow import latest_run
+from mlx_finetune.app.running.follow import latest_run
 from mlx_finetune.commands import monitor, monitor_web
 from mlx_finetune.commands.monitor import command
 from mlx_finetune.errors import RunError, UsageError

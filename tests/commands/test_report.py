@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from reported_runs import write_run
 
-from mlx_finetune.app import launch, supervise
+from mlx_finetune.app.running import launch, supervise
 from mlx_finetune.commands.report import command, try_report
 from mlx_finetune.commands.train import command as train_command
 from mlx_finetune.errors import RunError

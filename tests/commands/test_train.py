@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlx_finetune.app import launch, supervise
+from mlx_finetune.app.running import launch, supervise
 from mlx_finetune.commands.train import command
 from mlx_finetune.errors import RecipeError
 from mlx_finetune.events import from_json

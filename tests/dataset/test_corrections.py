@@ -15,7 +15,7 @@ from mlx_finetune.dataset.problems import RowError
 from mlx_finetune.dataset.row import DataFile, Row
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError
-from mlx_finetune.model.tokenizer import load_tokenizer
+from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.schema import DataRecipe, Recipe
 
 

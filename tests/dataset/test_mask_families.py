@@ -16,7 +16,7 @@ from mlx_finetune.dataset import mask
 from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.dataset.template import render_prompt, tokenize
 from mlx_finetune.errors import DataError
-from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import DataRecipe
 
 DATA = DataRecipe.model_validate({"path": "-"})

@@ -20,7 +20,7 @@ from mlx_finetune.dataset.formats import (
 from mlx_finetune.dataset.read import read_rows
 from mlx_finetune.dataset.template import TokenizedSplit, render_prompt, tokenize
 from mlx_finetune.errors import DataError, Problem
-from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import DataRecipe
 
 

@@ -3,7 +3,7 @@
     PYTHONPATH=.:tests python tests/golden/record_peft.py
 
 Needs torch, peft and transformers (the extra ``parity``). Models are the tiny ones of tests/tiny.py; every number comes
-from a fixed seed. tests/model/test_adapter_files.py reads what this writes.
+from a fixed seed. tests/model/adapters/test_files.py reads what this writes.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false

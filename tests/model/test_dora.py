@@ -7,8 +7,8 @@ import pytest
 from mlx.utils import tree_flatten
 from random_models import make_model
 
-from mlx_finetune.model.adapter_layers import DoRALinear
-from mlx_finetune.model.lora import adapter_parameters, attach_adapter, count_adapter_parameters
+from mlx_finetune.model.adapters.layers import DoRALinear
+from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter, count_adapter_parameters
 from mlx_finetune.recipe.schema import LoraRecipe
 
 TOKENS = mx.array([[3, 14, 15, 92, 65, 35, 89]])

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_finetune.model.fetch import fetch_model
 from mlx_finetune.model.likelihoods import LikelihoodModel, Scored, window_of, windows
 from mlx_finetune.model.load import load_model
+from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.train.losses import chunk_rows
 
 TinyModel = Callable[..., Path]

@@ -13,9 +13,9 @@ from tiny import MODEL_TYPES, write_tiny_model
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model import load as load_module
-from mlx_finetune.model.fetch import LocalModel, fetch_model
+from mlx_finetune.model.inside.parts import blocks, embedding, flat_arrays, head
 from mlx_finetune.model.load import LoadedModel, load_model, on_gpu
-from mlx_finetune.model.parts import blocks, embedding, flat_arrays, head
+from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
 
 TinyModel = Callable[..., Path]
 TOKENS = mx.array([[5, 70, 261, 9, 12, 80, 3, 44]])

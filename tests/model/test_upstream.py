@@ -12,7 +12,8 @@ from mlx_finetune.model.upstream import REMAPPED, find_architecture, packing_of
 
 LAZY = """
 import sys
-import mlx_finetune.model.load, mlx_finetune.model.lora, mlx_finetune.model.generate, mlx_finetune.train.run
+import mlx_finetune.model.load, mlx_finetune.model.adapters.lora, mlx_finetune.model.answers.generate
+import mlx_finetune.train.run
 from mlx_finetune.model.upstream import find_architecture
 assert find_architecture("qwen3") is not None
 assert "transformers" not in sys.modules, "a training must not pay for transformers"

@@ -10,9 +10,9 @@ from mlx_finetune.app.generate import question
 from mlx_finetune.app.open import open_name
 from mlx_finetune.app.serve.models import open_rack
 from mlx_finetune.dataset.template import render_prompt
-from mlx_finetune.model.batches import BatchDecoder, Request
-from mlx_finetune.model.generate import generate_tokens
-from mlx_finetune.model.sampling import Sampling
+from mlx_finetune.model.answers.batches import BatchDecoder, Request
+from mlx_finetune.model.answers.generate import generate_tokens
+from mlx_finetune.model.answers.sampling import Sampling
 
 TEXTS = ["Hi", "in the user of you", "a", "say the other thing " * 9, "in the user of us"]
 

@@ -11,7 +11,7 @@ from mlx_finetune.app.serve.models import open_rack
 from mlx_finetune.app.serve.prepare import Preparer
 from mlx_finetune.app.serve.requests import ChatRequest
 from mlx_finetune.loopback.refusals import RefusedError
-from mlx_finetune.model.tokenizer import load_tokenizer
+from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 
 SHOWS_TOOLS = (
     "{% if tools %}{% for tool in tools %}tool {{ tool.function.name }}\n{% endfor %}{% endif %}"

@@ -12,8 +12,8 @@ from mlx_finetune.app.serve import worker as module
 from mlx_finetune.app.serve.worker import Job, Worker
 from mlx_finetune.errors import ModelError
 from mlx_finetune.loopback.refusals import RefusedError
-from mlx_finetune.model.batches import Piece, Request
-from mlx_finetune.model.sampling import Sampling
+from mlx_finetune.model.answers.batches import Piece, Request
+from mlx_finetune.model.answers.sampling import Sampling
 
 
 class FakeServed:

@@ -9,11 +9,11 @@ import pytest
 from shapes_of_models import TINYLLAMA
 
 from mlx_finetune.events import Event, Notice
-from mlx_finetune.hardware.auto import Facts, resolve_auto
 from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.planning.auto import Facts, resolve_auto
+from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.hardware.profile import Corrections, Happened, Planned, machine_key, read_profile, remember_plan
 from mlx_finetune.hardware.profile import plan_key as key_of
-from mlx_finetune.hardware.shapes import read_shape
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.compare import Comparison, compare_run, expect_run, profile_path, with_profile

@@ -17,13 +17,13 @@ from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import RecipeError, RunError
 from mlx_finetune.events import Phase, StepDone
-from mlx_finetune.hardware import kept_states
-from mlx_finetune.hardware.kept_states import KeptStates
+from mlx_finetune.hardware.planning import kept_states
+from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.journal import read_events
-from mlx_finetune.model.fetch import LocalModel
+from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
+from mlx_finetune.model.inside.noise import checkpoint_blocks
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.lora import adapter_parameters, attach_adapter
-from mlx_finetune.model.noise import checkpoint_blocks
+from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.schema import LoraRecipe
 from mlx_finetune.train.objective import OBJECTIVES
 from mlx_finetune.train.optim import AdamW

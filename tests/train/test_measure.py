@@ -10,8 +10,8 @@ import pytest
 from small_runs import write_recipe
 
 from mlx_finetune.dataset.stream import Batch
-from mlx_finetune.hardware.forecast import MEASURED_PEAK, MOST_MISSED
-from mlx_finetune.hardware.measured import Measured, ShapeCount
+from mlx_finetune.hardware.planning.forecast import MEASURED_PEAK, MOST_MISSED
+from mlx_finetune.hardware.planning.measured import Measured, ShapeCount
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.train import measure

@@ -23,10 +23,10 @@ from tiny import write_tiny_model
 
 from mlx_finetune.dataset.stream import Batch, make_batch
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.model.fetch import LocalModel
+from mlx_finetune.model.adapters.lora import AdapterSpec, adapter_parameters, attach_adapter, full_parameters
+from mlx_finetune.model.adapters.peft_names import PREFIX, to_theirs
 from mlx_finetune.model.load import LoadedModel, load_model
-from mlx_finetune.model.lora import AdapterSpec, adapter_parameters, attach_adapter, full_parameters
-from mlx_finetune.model.peft_names import PREFIX, to_theirs
+from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.schema import LoraRecipe
 from mlx_finetune.train.objective import OBJECTIVES
 from mlx_finetune.train.optim import AdamW, FlatArrays, decayed_names, global_norm

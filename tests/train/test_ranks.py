@@ -399,7 +399,7 @@ def test_under_mlx_launch(tmp_path: Path, tiny_model: TinyModel):
 def test_a_launcher_that_waits_for_a_pipe_to_take_input_can_sleep():
     """Its loop over the ranks' stdin turns without a pause as long as one of them takes input (mlx 0.32.4)."""
     said = "print('filled', flush=True); time.sleep(60)"
-    program = f"import time; from mlx_finetune.app.hosts import fill_stdin; fill_stdin(); {said}"
+    program = f"import time; from mlx_finetune.app.running.hosts import fill_stdin; fill_stdin(); {said}"
     with subprocess.Popen(
         [sys.executable, "-c", program], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:

@@ -10,7 +10,7 @@ from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Notice
 from mlx_finetune.journal import EventWriter, read_events
-from mlx_finetune.model.generate import generate_tokens
+from mlx_finetune.model.answers.generate import generate_tokens
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train import loop
 from mlx_finetune.train.signals import StopRequest

@@ -14,13 +14,13 @@ from mlx.utils import tree_flatten
 
 from mlx_finetune.dataset.stream import make_batch
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.model.blockwise import Blockwise
-from mlx_finetune.model.fetch import LocalModel
+from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter, full_parameters
+from mlx_finetune.model.cpu.blockwise import Blockwise
+from mlx_finetune.model.cpu.twin import twin
+from mlx_finetune.model.inside.noise import add_neftune, checkpoint_blocks
+from mlx_finetune.model.inside.parts import embedding
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.lora import adapter_parameters, attach_adapter, full_parameters
-from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
-from mlx_finetune.model.parts import embedding
-from mlx_finetune.model.twin import twin
+from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.schema import LoraRecipe
 from mlx_finetune.train.both_cores import half_of_targets, halves
 from mlx_finetune.train.objective import OBJECTIVES
@@ -201,7 +201,7 @@ def test_gradients_of_a_small_model_match_finite_differences(make_trainer):
 
 
 def test_full_fine_tuning_reaches_every_weight(tiny_model):
-    from mlx_finetune.model.lora import full_parameters
+    from mlx_finetune.model.adapters.lora import full_parameters
 
     local = LocalModel("tiny", tiny_model("llama"), "folder", None, "", None)
     model = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
@@ -331,7 +331,7 @@ def test_compiled_steps_take_padded_targets(make_trainer, packed):
 
 
 def test_nothing_goes_backward_below_the_lowest_block_that_learns(make_trainer, monkeypatch):
-    from mlx_finetune.model.blockwise import Blockwise
+    from mlx_finetune.model.cpu.blockwise import Blockwise
 
     visited = []
     backward = Blockwise._backward

@@ -17,9 +17,9 @@ from mlx_finetune.app.generate import Form, Reply, answer, prompt_ids, sampling_
 from mlx_finetune.app.open import Opened
 from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.errors import DataError
-from mlx_finetune.model.constrain import Grammar
-from mlx_finetune.model.generate import PromptCache
-from mlx_finetune.model.sampling import Sampling
+from mlx_finetune.model.answers.constrain import Grammar
+from mlx_finetune.model.answers.generate import PromptCache
+from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.recipe.schema import ChatRecipe
 from mlx_finetune.scoring.json_schema import Validator
 

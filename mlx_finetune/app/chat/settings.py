@@ -6,7 +6,7 @@ from pathlib import Path
 from mlx_finetune.app.chat.session import Session
 from mlx_finetune.app.chat.talking import set_system
 from mlx_finetune.errors import UsageError
-from mlx_finetune.model.constrain import Grammar
+from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.recipe.sampling import change_setting, setting_key
 from mlx_finetune.recipe.schema import ChatRecipe
 from mlx_finetune.scoring.json_schema import Validator, read_schema

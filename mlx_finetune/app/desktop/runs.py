@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from mlx_finetune.app.desktop.asking import choose
 from mlx_finetune.app.desktop.desk import Desk
-from mlx_finetune.app.follow import last_event_time
+from mlx_finetune.app.running.follow import last_event_time
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import (
     ADAPTER_CONFIG,

@@ -47,13 +47,13 @@ from mlx_finetune.hardware.metal import Setting, explain_settings
 from mlx_finetune.hardware.profile import FILE_NAME, machine_key, read_profile
 from mlx_finetune.hardware.system.programs import Runner, run_program
 from mlx_finetune.hardware.tuned import stale_sentences, system_name
-from mlx_finetune.model.catalogue import CachedModel, cache_folder, cached_models, hub_cache_folder
+from mlx_finetune.model.sources.catalogue import CachedModel, cache_folder, cached_models, hub_cache_folder
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.rundir import RunDir
 
 if TYPE_CHECKING:
-    from mlx_finetune.model.hub_access import Access
+    from mlx_finetune.model.sources.hub_access import Access
 
 _SIZE = 1024
 _REPETITIONS = 8
@@ -156,7 +156,7 @@ def _ask_hub_meanwhile() -> Callable[[], HubState]:
 
     def ask() -> None:
         with suppress(ImportError):  # that huggingface_hub is missing is told elsewhere
-            from mlx_finetune.model import hub_access
+            from mlx_finetune.model.sources import hub_access
 
             problem, is_refused = hub_access.ask_reachable(timeout=HUB_TIMEOUT_SECONDS)
             answers.append(HubState(problem, hub_access.has_token(), is_refused))
@@ -175,7 +175,7 @@ def _asker(state: HubState) -> "Callable[[str], Access] | None":
     """Asks the hub about one model, where it can be asked."""
     if state.problem != "":
         return None
-    from mlx_finetune.model import hub_access
+    from mlx_finetune.model.sources import hub_access
 
     return lambda hub_id: hub_access.ask_access(hub_id, timeout=HUB_TIMEOUT_SECONDS)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from mlx_finetune.app.doctor.finding import Finding, Typed
 from mlx_finetune.errors import RecipeError
 from mlx_finetune.hardware.limits import Machine, memory_limit
-from mlx_finetune.model import hub_access
-from mlx_finetune.model.catalogue import CATALOGUE, CachedModel, CatalogueEntry, find_entry
-from mlx_finetune.model.hub import is_hub_id
+from mlx_finetune.model.sources import hub_access
+from mlx_finetune.model.sources.catalogue import CATALOGUE, CachedModel, CatalogueEntry, find_entry
+from mlx_finetune.model.sources.hub import is_hub_id
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.paths import check_paths, data_paths
 from mlx_finetune.units import format_bytes

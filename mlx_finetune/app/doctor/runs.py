@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlx_finetune.app.doctor.finding import Finding, Typed
-from mlx_finetune.app.endings import Ended, read_ending
+from mlx_finetune.app.running.endings import Ended, read_ending
 from mlx_finetune.app.text import shorten
 from mlx_finetune.events import Record, Restarted, RunFailed, RunFinished, RunStarted, RunStopped, StepDone, from_json
 from mlx_finetune.rundir import EVENTS, RunDir, list_runs, running_process

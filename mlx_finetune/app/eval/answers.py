@@ -13,8 +13,8 @@ import mlx.nn as nn
 
 from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.errors import MlxftError
-from mlx_finetune.model.batches import BatchDecoder, Request
-from mlx_finetune.model.generate import Piece
+from mlx_finetune.model.answers.batches import BatchDecoder, Request
+from mlx_finetune.model.answers.generate import Piece
 
 
 @dataclass(frozen=True, slots=True)

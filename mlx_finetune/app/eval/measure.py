@@ -21,9 +21,9 @@ from mlx_finetune.app.eval.subject import Side
 from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError, Problem
-from mlx_finetune.model.batches import Request
+from mlx_finetune.model.answers.batches import Request
+from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.model.likelihoods import LikelihoodModel, Losses, Scored, stride_of, window_of
-from mlx_finetune.model.sampling import Sampling
 from mlx_finetune.train.losses import chunk_rows
 
 SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 8, 1, 64

@@ -20,8 +20,8 @@ from mlx_finetune.app.eval.results import JOURNAL_END, Place, choose_place, writ
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Subject
 from mlx_finetune.errors import ModelError, Problem, RunError
-from mlx_finetune.model.batches import check_batchable
-from mlx_finetune.model.few_rows import MOST_ROWS
+from mlx_finetune.model.answers.batches import check_batchable
+from mlx_finetune.model.cpu.few_rows import MOST_ROWS
 
 #: Answers at once on a GPU unless the user says otherwise: their keys and values need memory too.
 GPU_AT_ONCE = 8

@@ -25,7 +25,7 @@ from mlx_finetune.app.serve.worker import Job, Worker
 from mlx_finetune.loopback.body import ClientGoneError, read_json
 from mlx_finetune.loopback.guard import SAID
 from mlx_finetune.loopback.refusals import RefusedError
-from mlx_finetune.model.batches import Request
+from mlx_finetune.model.answers.batches import Request
 
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 ResultT = TypeVar("ResultT")

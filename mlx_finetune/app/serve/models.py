@@ -19,11 +19,11 @@ from mlx_finetune.app.open import Opened, Report, open_each
 from mlx_finetune.app.serve.tasks import Task, read_tasks
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import DataError, UsageError
-from mlx_finetune.model.batches import check_batchable
-from mlx_finetune.model.lora import adapter_layers, adapter_parameters, detach_adapter, module_at
-from mlx_finetune.model.parts import num_embeddings
-from mlx_finetune.model.segments import learned_positions
-from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.model.adapters.lora import adapter_layers, adapter_parameters, detach_adapter, module_at
+from mlx_finetune.model.answers.batches import check_batchable
+from mlx_finetune.model.inside.parts import num_embeddings
+from mlx_finetune.model.inside.segments import learned_positions
+from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe
 
 _LEAST_BEGINNING = 8  # tokens; fewer are read as fast as they are copied

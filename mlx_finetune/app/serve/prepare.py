@@ -35,9 +35,9 @@ from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.dataset.turns import TurnError, read_turns
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.loopback.refusals import RefusedError, from_error
-from mlx_finetune.model.batches import Request
-from mlx_finetune.model.constrain import Grammar
-from mlx_finetune.model.sampling import Sampling
+from mlx_finetune.model.answers.batches import Request
+from mlx_finetune.model.answers.constrain import Grammar
+from mlx_finetune.model.answers.sampling import Sampling
 
 _KEPT_GRAMMARS = 32
 _MAX_SCHEMA_CHARACTERS = 100_000

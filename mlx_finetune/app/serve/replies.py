@@ -25,7 +25,7 @@ from mlx_finetune.app.serve.wire import (
     TopLogprob,
     Usage,
 )
-from mlx_finetune.model.batches import Piece
+from mlx_finetune.model.answers.batches import Piece
 
 Pieces = Sequence[tuple[int, Piece]]
 

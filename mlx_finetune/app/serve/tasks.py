@@ -12,7 +12,7 @@ from mlx_finetune import rundir
 from mlx_finetune.app.open import Opened
 from mlx_finetune.errors import DataError, RunError
 from mlx_finetune.loopback.refusals import RefusedError
-from mlx_finetune.model.batches import Piece
+from mlx_finetune.model.answers.batches import Piece
 from mlx_finetune.scoring.json_schema import Validator, read_schema
 from mlx_finetune.scoring.json_text import NotJsonError, parse
 

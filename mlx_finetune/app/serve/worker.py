@@ -21,7 +21,7 @@ import mlx.core as mx
 from mlx_finetune.app.serve.models import ModelRack, Served
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.loopback.refusals import RefusedError, from_error, places
-from mlx_finetune.model.batches import BatchDecoder, Piece, Request
+from mlx_finetune.model.answers.batches import BatchDecoder, Piece, Request
 
 Pieces = list[tuple[int, Piece]]
 _LONGEST_RETRY_SECONDS = 60

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from mlx_finetune.app.launch import View
+from mlx_finetune.app.running.launch import View
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.events import Record
 from mlx_finetune.events_log import append_lines, stamped

@@ -12,7 +12,7 @@ from typing import cast
 from mlx_finetune.hardware.limits import Machine, read_machine
 from mlx_finetune.hardware.profile import FILE_NAME, read_profile, tuned_settings
 from mlx_finetune.hardware.tuned import VARIABLES
-from mlx_finetune.model.catalogue import cache_folder
+from mlx_finetune.model.sources.catalogue import cache_folder
 from mlx_finetune.recipe.schema import Recipe
 
 

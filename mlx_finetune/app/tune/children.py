@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-from mlx_finetune.app.endings import Ended, read_ending
-from mlx_finetune.app.launch import child_environment
+from mlx_finetune.app.running.endings import Ended, read_ending
+from mlx_finetune.app.running.launch import child_environment
 from mlx_finetune.app.tune.subject import Subject
 from mlx_finetune.errors import RunError
 from mlx_finetune.hardware.awake import keep_awake

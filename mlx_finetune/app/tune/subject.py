@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_finetune.app.plan import find_local
+from mlx_finetune.app.planning.plan import find_local
 from mlx_finetune.errors import ModelError
 from mlx_finetune.hardware.tuned import GENERAL, recipe_key
 from mlx_finetune.model.random_model import RANDOM_135M, RandomShape, write_random_model

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from mlx_finetune.hardware.disk import free_bytes
+from mlx_finetune.hardware.planning.disk import free_bytes
 from mlx_finetune.hardware.sampling.source import Figures
 from mlx_finetune.hardware.system.macos import parse_free_share, parse_used_memory
 from mlx_finetune.hardware.system.power import PMSET, parse_throttling

@@ -12,8 +12,8 @@ import mlx.core as mx
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError, TrainingError
-from mlx_finetune.model.adapter_files import adapter_files
-from mlx_finetune.model.safetensors_write import safetensors_chunks
+from mlx_finetune.model.adapters.files import adapter_files
+from mlx_finetune.model.files.safetensors_write import safetensors_chunks
 from mlx_finetune.rundir import RunDir, checkpoint_step
 from mlx_finetune.train.checkpoints.commit import Checkpoint, Contents, rotate, save_checkpoint
 from mlx_finetune.train.checkpoints.room import make_room

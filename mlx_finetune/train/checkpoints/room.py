@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_finetune.errors import NoSpaceError, StorageError
-from mlx_finetune.hardware.disk import SPARE_BYTES, free_bytes
+from mlx_finetune.hardware.planning.disk import SPARE_BYTES, free_bytes
 from mlx_finetune.rundir import RUN_INFO, RunDir
 from mlx_finetune.train.checkpoints.commit import discard, removable, sweep
 from mlx_finetune.units import format_bytes

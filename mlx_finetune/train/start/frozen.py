@@ -1,4 +1,5 @@
-"""What leaves the frozen blocks, computed once before step 1 and given to every batch (``hardware.kept_states``).
+"""What leaves the frozen blocks, computed once before step 1 and given to every batch
+(``hardware.planning.kept_states``).
 
 Rows go through the model in groups that depend on their lengths and the recipe alone, each in one thread: the same bits
 on every start, in memory or on disk, and after every resume. A resumed run computes them again, which costs less than
@@ -26,13 +27,13 @@ from mlx_finetune.dataset.stream import Batch, OrderedBatches, Stream, make_batc
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.events import Phase
-from mlx_finetune.hardware.auto import Resolved
-from mlx_finetune.hardware.disk import SPARE_BYTES, DiskPlan, free_bytes
-from mlx_finetune.hardware.kept_states import EVERY_BLOCK, KeptStates, way_out
-from mlx_finetune.model.blockwise import is_chain
-from mlx_finetune.model.lora import adapter_parameters
-from mlx_finetune.model.parts import num_frozen_below
-from mlx_finetune.model.split import SplitModel
+from mlx_finetune.hardware.planning.auto import Resolved
+from mlx_finetune.hardware.planning.disk import SPARE_BYTES, DiskPlan, free_bytes
+from mlx_finetune.hardware.planning.kept_states import EVERY_BLOCK, KeptStates, way_out
+from mlx_finetune.model.adapters.lora import adapter_parameters
+from mlx_finetune.model.cpu.blockwise import is_chain
+from mlx_finetune.model.inside.parts import num_frozen_below
+from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.rows import Emit

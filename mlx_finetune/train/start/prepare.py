@@ -17,25 +17,31 @@ from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware import blas
-from mlx_finetune.hardware.auto import Facts, Resolved, refuse_too_large, resolve_auto
-from mlx_finetune.hardware.disk import DiskPlan, check_room, plan_disk
-from mlx_finetune.hardware.kept_states import KeptStates
 from mlx_finetune.hardware.limits import Limits
-from mlx_finetune.hardware.memory import trainable_parameters
 from mlx_finetune.hardware.metal import apply_limits
+from mlx_finetune.hardware.planning.auto import Facts, Resolved, refuse_too_large, resolve_auto
+from mlx_finetune.hardware.planning.disk import DiskPlan, check_room, plan_disk
+from mlx_finetune.hardware.planning.kept_states import KeptStates
+from mlx_finetune.hardware.planning.memory import trainable_parameters
+from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.safer import Safer
-from mlx_finetune.hardware.shapes import ModelShape
-from mlx_finetune.model.adapter_base import check_base
-from mlx_finetune.model.adapter_files import hash_adapter, load_adapter
-from mlx_finetune.model.blockwise import is_chain
-from mlx_finetune.model.fetch import LocalModel, fetch_model, path_of
+from mlx_finetune.model.adapters.base import check_base
+from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
+from mlx_finetune.model.adapters.lora import (
+    AdapterSpec,
+    adapter_layers,
+    adapter_parameters,
+    attach_adapter,
+    full_parameters,
+)
+from mlx_finetune.model.cpu.blockwise import is_chain
+from mlx_finetune.model.inside.noise import add_neftune, checkpoint_blocks
+from mlx_finetune.model.inside.parts import embedding
+from mlx_finetune.model.inside.segments import check_packable
+from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, device_name, load_model, on_gpu
-from mlx_finetune.model.lora import AdapterSpec, adapter_layers, adapter_parameters, attach_adapter, full_parameters
-from mlx_finetune.model.noise import add_neftune, checkpoint_blocks
-from mlx_finetune.model.parts import embedding
-from mlx_finetune.model.segments import check_packable
-from mlx_finetune.model.split import SplitModel
-from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.model.sources.fetch import LocalModel, fetch_model, path_of
+from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe, TrainingRecipe
 from mlx_finetune.train.compare import Expected, expect_run, with_profile
@@ -303,8 +309,9 @@ def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> 
 
 
 def goes_block_by_block(split: SplitModel, *, recomputes: bool) -> bool:
-    """True where the trainer takes block after block, as it does on a CPU (``model.blockwise``); else recomputation,
-    where it is wanted, is put into the blocks. Models whose blocks are no chain have one graph on a CPU too."""
+    """True where the trainer takes block after block, as it does on a CPU (``model.cpu.blockwise``); else
+    recomputation, where it is wanted, is put into the blocks. Models whose blocks are no chain have one graph on a CPU
+    too."""
     if not on_gpu() and is_chain(split):
         return True
     if recomputes:

@@ -20,16 +20,16 @@ from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
 from mlx_finetune.errors import DataError, ModelError, Problem
 from mlx_finetune.events import Event, Notice, Phase
-from mlx_finetune.hardware.auto import Facts
-from mlx_finetune.hardware.disk import free_bytes
-from mlx_finetune.hardware.layout import why_unpackable
 from mlx_finetune.hardware.limits import read_machine
-from mlx_finetune.hardware.shapes import read_shape
-from mlx_finetune.model.catalogue import TOKENS, cache_folder
-from mlx_finetune.model.config import read_config
+from mlx_finetune.hardware.planning.auto import Facts
+from mlx_finetune.hardware.planning.disk import free_bytes
+from mlx_finetune.hardware.planning.layout import why_unpackable
+from mlx_finetune.hardware.planning.shapes import read_shape
+from mlx_finetune.model.files.config import read_config
+from mlx_finetune.model.inside.parts import check_ids
 from mlx_finetune.model.load import ModelInfo, on_gpu
-from mlx_finetune.model.parts import check_ids
-from mlx_finetune.model.tokenizer import ModelTokenizer
+from mlx_finetune.model.sources.catalogue import TOKENS, cache_folder
+from mlx_finetune.model.tokens.tokenizer import ModelTokenizer
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.units import counted

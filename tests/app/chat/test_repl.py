@@ -19,7 +19,7 @@ from mlx_finetune.app.open import Opened, open_name
 from mlx_finetune.commands.chat import command
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import DataError
-from mlx_finetune.model.generate import PromptCache, generate_text
+from mlx_finetune.model.answers.generate import PromptCache, generate_text
 
 
 def test_a_reply_is_that_of_the_whole_conversation(opened: Opened) -> None:

@@ -9,7 +9,7 @@ import pytest
 from mlx_finetune.app.desktop.answers import OWN, SideBySide, prompts_of
 from mlx_finetune.app.generate import Answerer, Prompt, answer_prompt, question
 from mlx_finetune.app.open import Opened, base_model, open_name
-from mlx_finetune.model.lora import adapter_layers
+from mlx_finetune.model.adapters.lora import adapter_layers
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from mlx_finetune.app.doctor.finding import Finding, Typed
 from mlx_finetune.app.doctor.models import HubState, Needs, hub_problems, read_needs, recipe_problems
 from mlx_finetune.errors import Problem, RecipeError
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.model.catalogue import CachedModel
-from mlx_finetune.model.hub_access import Access
+from mlx_finetune.model.sources.catalogue import CachedModel
+from mlx_finetune.model.sources.hub_access import Access
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 
 MACHINE = Machine(on_gpu=True, memory_bytes=16 * GB, working_set_bytes=11 * GB, chip="Apple M4")

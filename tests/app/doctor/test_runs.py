@@ -18,7 +18,7 @@ from mlx_finetune.app.doctor.runs import (
     read_ends,
     run_problems,
 )
-from mlx_finetune.app.endings import Ended, read_ending
+from mlx_finetune.app.running.endings import Ended, read_ending
 from mlx_finetune.events import Event, Restarted, RunFailed, RunFinished, RunStarted, RunStopped, StepDone
 from mlx_finetune.journal import EventWriter
 from mlx_finetune.rundir import EVENTS, LOCK, RunDir, take_lock

@@ -20,7 +20,7 @@ from mlx_finetune.commands.eval import command, split_tasks
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError, MlxftError, Problem, RunError, UsageError
 from mlx_finetune.hardware import blas
-from mlx_finetune.model.generate import Sampling, generate_text
+from mlx_finetune.model.answers.generate import Sampling, generate_text
 from mlx_finetune.model.likelihoods import LikelihoodModel
 
 TinyModel = Callable[..., Path]

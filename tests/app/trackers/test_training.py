@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from following import environment, told
 
-from mlx_finetune.app import launch, supervise
+from mlx_finetune.app.running import launch, supervise
 from mlx_finetune.app.trackers import names, watching
 from mlx_finetune.commands.train import command
 from mlx_finetune.errors import RecipeError

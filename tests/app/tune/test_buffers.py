@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tuned_sets import tuned_set
 
-from mlx_finetune.app.launch import child_environment
+from mlx_finetune.app.running.launch import child_environment
 from mlx_finetune.app.tune.buffers import tuned_buffers
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.profile import machine_key, remember_tuned

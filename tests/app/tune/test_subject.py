@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_runs import write_recipe
 
-from mlx_finetune.app.plan import make_plan
+from mlx_finetune.app.planning.plan import make_plan
 from mlx_finetune.app.tune.subject import of_recipe, small_subject
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.tuned import GENERAL, recipe_key

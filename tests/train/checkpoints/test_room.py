@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_finetune.errors import DoesNotFitError, NoSpaceError, StorageError
-from mlx_finetune.hardware.disk import SPARE_BYTES, DiskPlan, check_room
+from mlx_finetune.hardware.planning.disk import SPARE_BYTES, DiskPlan, check_room
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints import room
 from mlx_finetune.train.checkpoints.commit import save_checkpoint

@@ -13,7 +13,7 @@ from mlx_finetune.dataset import template
 from mlx_finetune.dataset.card import card_json
 from mlx_finetune.errors import DataError
 from mlx_finetune.events import Event, Notice
-from mlx_finetune.model.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import OBJECTIVES
 from mlx_finetune.train.start import rows as start

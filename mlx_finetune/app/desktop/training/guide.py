@@ -14,7 +14,7 @@ from mlx_finetune.app.desktop.asking import ask_path, ask_text, choose, confirm,
 from mlx_finetune.app.desktop.desk import Cancelled, Desk
 from mlx_finetune.errors import RunError
 from mlx_finetune.hardware.limits import Machine, memory_limit, read_machine
-from mlx_finetune.model.catalogue import (
+from mlx_finetune.model.sources.catalogue import (
     CATALOGUE,
     CatalogueEntry,
     cache_folder,

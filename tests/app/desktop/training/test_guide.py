@@ -9,7 +9,7 @@ from mlx_finetune.app.desktop.desk import Cancelled, Ran
 from mlx_finetune.app.desktop.training import guide
 from mlx_finetune.errors import RunError
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.model.catalogue import CATALOGUE, find_entry
+from mlx_finetune.model.sources.catalogue import CATALOGUE, find_entry
 from mlx_finetune.recipe.load import load_recipe
 
 MAC_8 = Machine(on_gpu=True, memory_bytes=8 * 2**30, working_set_bytes=int(0.66 * 8 * 2**30), chip="Apple M1")

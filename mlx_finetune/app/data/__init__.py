@@ -1,0 +1,1 @@
+"""A look at data: reports, tokens, rows as the model sees them."""

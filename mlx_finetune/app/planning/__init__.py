@@ -1,0 +1,1 @@
+"""A plan: what a recipe costs, and what would make it fit."""

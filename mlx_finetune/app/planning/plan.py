@@ -1,0 +1,393 @@
+"""What a recipe will cost: rows and tokens for real, the rest by arithmetic or by measuring. No mlx.
+
+``make_plan`` takes under a second and loads no weight; ``with_measured`` puts what the measuring process found
+(``app.planning.measuring``) in the place of the arithmetic.
+
+Where the model is on this machine its own tokenizer counts the tokens. Where it is not, nothing is downloaded: a
+token is taken to be four characters and the sizes come from the catalogue's parameter count, and the plan says so.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune import rundir
+from mlx_finetune.app.planning.fitting import Fix, find_fixes
+from mlx_finetune.dataset.corpus import Splits, load_splits
+from mlx_finetune.dataset.corrections import find_corrections
+from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.row_states import num_states
+from mlx_finetune.dataset.stats import Lengths, summarize_lengths
+from mlx_finetune.dataset.stream import epoch_lengths
+from mlx_finetune.dataset.template import tokenize
+from mlx_finetune.dataset.token_rows import rows_of
+from mlx_finetune.dataset.tokens import TokenizeReport
+from mlx_finetune.errors import DataError, ModelError
+from mlx_finetune.events import Phase
+from mlx_finetune.hardware.limits import Machine, memory_limit
+from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.chips import Mac
+from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_disk
+from mlx_finetune.hardware.planning.forecast import (
+    Forecast,
+    disk_at_end,
+    forecast_arithmetic,
+    forecast_mac,
+    forecast_measured,
+    plan_beside,
+)
+from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
+from mlx_finetune.hardware.planning.measured import Measured
+from mlx_finetune.hardware.planning.memory import trainable_parameters
+from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
+from mlx_finetune.hardware.profile import Corrections
+from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
+from mlx_finetune.model.files.config import read_config, refuse_more_blocks
+from mlx_finetune.model.sources.catalogue import find_entry
+from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.units import counted, format_bytes, format_seconds
+
+CHARACTERS_PER_TOKEN = 4
+BUSY_SHARE = 0.1  # of the processors, from which on other programs are named
+
+_BY_LENGTH = {
+    "too_long": "longer than max_seq_length and left out",
+    "cut": "cut to max_seq_length",
+    "split": "split at max_seq_length",
+}
+_NOT_USED = {"refused": "that could not be rendered", "no_target": "with nothing to learn"}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """The training rows in tokens. ``num_cut`` rows are longer than ``max_seq_length``; a share is None where only the
+    real tokenizer could tell it, and so are the targets of the row that has most. ``lost`` names what else became of
+    rows, validation rows included; ``num_valid`` of those are used, with ``valid_positions`` to predict from."""
+
+    lengths: Lengths
+    num_cut: int
+    target_share: float | None
+    method: str
+    lost: tuple[str, ...]
+    num_valid: int
+    valid_positions: int
+    most_targets: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything ``mlxft plan`` prints. ``source`` says where the model is, "" where it is not here yet.
+
+    ``corrections`` are what earlier runs on this machine taught; ``mac`` is the other Mac it is planned for, None where
+    it is this machine.
+    """
+
+    recipe: Recipe
+    source: str
+    shape: ModelShape
+    facts: Facts
+    corrections: Corrections
+    mac: Mac | None
+    measured: Measured | None
+    forecast: Forecast
+    rows: Mapping[str, int]
+    data_format: str
+    tokens: TokenCount
+    resolved: Resolved
+    trainable: int
+    disk: DiskPlan
+    warnings: tuple[str, ...]
+    fixes: tuple[Fix, ...]
+
+    @property
+    def machine(self) -> Machine:
+        """What it is planned for."""
+        return self.facts.machine
+
+    @property
+    def fits_memory(self) -> bool:
+        """True where the expected peak is within the limit."""
+        return round(self.forecast.peak_bytes.expected) <= self.resolved.limits.memory_bytes
+
+    @property
+    def is_tight(self) -> bool:
+        """True where it fits, but would not at the upper end of the peak's error bar."""
+        return self.fits_memory and round(self.forecast.peak_bytes.high) > self.resolved.limits.memory_bytes
+
+    @property
+    def fits_disk(self) -> bool:
+        """True where the checkpoints find room; of another Mac nobody knows."""
+        return self.mac is not None or self.disk.needed <= self.disk.free
+
+    @property
+    def fits(self) -> bool:
+        """True where nothing stands against a start."""
+        return self.fits_memory and self.fits_disk
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    base: Path,
+    machine: Machine,
+    corrections: Corrections | None = None,
+    tuned: TunedSettings | None = None,
+    mac: Mac | None = None,
+    num_processes: int = 1,
+) -> Plan:
+    """The plan of ``recipe`` by arithmetic; relative paths are looked up in ``base``.
+
+    ``tuned`` is what ``mlxft tune`` found on ``machine``, another one where there is a ``mac``. Raises ``MlxftError``.
+    """
+    splits = _load_rows(recipe, base)
+    local = find_local(recipe)
+    if local is None:
+        shape, bits = _guess(recipe), None
+        lengths, tokens = _estimate_tokens(splits, recipe)
+        tokenizer_bytes = 0
+    else:
+        shape, bits = _read_config(local)
+        lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
+    known = corrections or Corrections()
+    _check_blocks(recipe, shape)
+    run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type)
+    facts = Facts(lengths, shape, machine, unpackable, bits, known.memory_factor, num_processes=num_processes)
+    facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
+    resolved = resolve_auto(recipe, facts)
+    trainable = trainable_parameters(shape, recipe.lora)
+    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
+    plan = Plan(
+        recipe=recipe,
+        source=local.source if local else "",
+        shape=shape,
+        facts=facts,
+        corrections=known,
+        mac=mac,
+        measured=None,
+        forecast=_forecast(resolved, facts, known, mac, disk),
+        rows=_count_rows(splits, tokens, recipe),
+        data_format=splits.format,
+        tokens=tokens,
+        resolved=resolved,
+        trainable=trainable,
+        disk=disk,
+        warnings=_warnings(recipe, splits, facts, trainable, resolved, tokens),
+        fixes=(),
+    )
+    return _with_fixes(plan)
+
+
+def _load_rows(recipe: Recipe, base: Path) -> Splits:
+    rundir.check_folder(recipe.run_folder)
+    splits = load_splits(recipe.data, base=base, corrections=find_corrections(recipe, base=base))
+    if not splits.train:
+        raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
+    return splits
+
+
+def _count_rows(splits: Splits, tokens: TokenCount, recipe: Recipe) -> Mapping[str, int]:
+    """Rows by split; the corrections among the training rows beside them where the recipe includes any."""
+    counts = {"train": tokens.lengths.count, "valid": tokens.num_valid, "test": len(splits.test)}
+    return counts if recipe.data.corrections is False else counts | {"corrections": splits.num_corrections}
+
+
+def _with_tokens(facts: Facts, tokens: TokenCount, run: Path, *, is_here: bool) -> Facts:
+    """How much is learned of a row, and what it takes to keep hidden states of all."""
+    lengths = tokens.lengths
+    return replace(
+        facts,
+        most_targets=tokens.most_targets,
+        train_positions=lengths.total - lengths.count,
+        valid_positions=tokens.valid_positions,
+        free_disk_bytes=free_bytes(run) if is_here else None,
+    )
+
+
+def with_measured(plan: Plan, measured: Measured) -> Plan:
+    """The plan with the forecast that follows from what was measured on this machine.
+
+    Where the time was up before the longest rows it stays as it was, with a warning that says so.
+    """
+    if not measured.has_longest:
+        others = f"other programs used {measured.others_share:.0%} of the processors"
+        why = others if measured.others_share >= BUSY_SHARE else f"{format_seconds(measured.startup_seconds)} to load"
+        warning = (
+            f"nothing was measured: the time for it was up after {format_seconds(measured.seconds)}, before the "
+            f"longest rows ({why}); memory and time are by arithmetic, and planning again may find more time"
+        )
+        return replace(plan, warnings=(*plan.warnings, warning))
+    beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
+    disk_bytes, on_gpu = plan.forecast.disk_bytes, plan.machine.on_gpu
+    forecast = forecast_measured(
+        measured,
+        beside,
+        plan.corrections,
+        planned_peak_bytes=plan.resolved.memory.total,
+        on_gpu=on_gpu,
+        disk_bytes=disk_bytes,
+    )
+    factor = plan.resolved.memory.factor(forecast.peak_bytes.expected)
+    facts = replace(plan.facts, memory_factor=factor)
+    return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
+
+
+def _with_fixes(plan: Plan) -> Plan:
+    """Ways to make it fit, or to fit with room for the upper end of the error bar."""
+    if plan.fits_memory and not plan.is_tight:
+        return plan
+    peak = plan.forecast.peak_bytes
+    margin = peak.high / peak.expected if plan.is_tight else 1.0
+    return replace(plan, fixes=find_fixes(plan.recipe, plan.facts, margin=margin))
+
+
+def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: Mac | None, disk: DiskPlan) -> Forecast:
+    """Without measuring: from earlier runs on this machine, or from the chip table for another one."""
+    epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
+    positions = epochs * epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
+    at_end = disk_at_end(resolved, disk, plan_beside(resolved, resolved.recipe.eval, disk.checkpoint))
+    if mac is not None:
+        return forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
+    on_gpu = facts.machine.on_gpu
+    return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
+
+
+class _WouldDownloadError(Exception):
+    """Raised by the reporter below: fetching announces a download before it asks anybody."""
+
+
+def find_local(recipe: Recipe) -> LocalModel | None:
+    """The recipe's model where it is on this machine; None where it would have to be downloaded."""
+
+    def report(phase: Phase) -> None:
+        if phase.name == "download":
+            raise _WouldDownloadError
+
+    try:
+        return fetch_model(recipe.model, revision=recipe.revision, report=report)
+    except _WouldDownloadError:
+        return None
+
+
+def _read_config(local: LocalModel) -> tuple[ModelShape, int | None]:
+    config = read_config(local.folder)
+    quantization = config.get("quantization")
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    try:
+        return read_shape(config), bits if isinstance(bits, int) else None
+    except ValueError as error:
+        raise ModelError(f"{local.name}: {error}", "the plan cannot tell this model's size") from error
+
+
+def _check_blocks(recipe: Recipe, shape: ModelShape) -> None:
+    """Refuse an adapter on more blocks than there are, as the training does. Raises ``ModelError``."""
+    if shape.is_exact and recipe.lora is not None and recipe.lora.num_layers != "all":
+        refuse_more_blocks(recipe.lora.num_layers, shape.num_layers)
+
+
+def _guess(recipe: Recipe) -> ModelShape:
+    entry = find_entry(recipe.model)
+    if entry is None:
+        raise ModelError(
+            f"{recipe.model} is not on this machine and not in the catalogue, so its size is unknown",
+            f"fetch it first: mlxft models get {recipe.model}",
+        )
+    return guess_shape(entry.num_parameters)
+
+
+def _count_tokens(
+    splits: Splits, recipe: Recipe, local: LocalModel, base: Path
+) -> tuple[NDArray[np.integer], TokenCount, int]:
+    """The rows in tokens, and the bytes of the tokenizer beside the weights in every checkpoint."""
+    from mlx_finetune.model.tokens.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
+    split, valid = (
+        tokenize(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
+        for name, examples in (("train", splits.train), ("valid", splits.valid))
+    )
+    lengths = epoch_lengths(split.rows, recipe.seed)
+    report = split.report
+    cut = sum(report.count(outcome) for outcome in _BY_LENGTH)
+    lost = (*_lost("training", report, _NOT_USED), *_lost("validation", valid.report, {**_BY_LENGTH, **_NOT_USED}))
+    rows = rows_of(split.rows)
+    summary = summarize_lengths(rows.lengths.tolist(), "tokens")
+    beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
+    positions = int(num_states(rows_of(valid.rows).lengths).sum())
+    share, most = report.target_share, rows.most_targets()
+    return lengths, TokenCount(summary, cut, share, report.method, lost, len(valid.rows), positions, most), beside
+
+
+def _lost(name: str, report: TokenizeReport, kinds: Mapping[str, str]) -> Iterator[str]:
+    """What became of rows of one split, as sentences."""
+    for outcome, words in kinds.items():
+        if number := report.count(outcome):
+            yield f"{name} data: {counted(number, 'row')} {words}"
+
+
+def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer], TokenCount]:
+    """Four characters a token; rows that would be too long are dropped or cut as the recipe says."""
+    limit = recipe.data.max_seq_length
+
+    def estimate(examples: Sequence[Example], name: str) -> tuple[NDArray[np.int64], int]:
+        lengths = np.array([max(2, num_characters(one) // CHARACTERS_PER_TOKEN) for one in examples], np.int64)
+        kept = lengths[lengths <= limit] if recipe.data.truncation == "drop" else np.minimum(lengths, limit)
+        if len(examples) and not len(kept):
+            raise DataError(f"every {name} row seems longer than max_seq_length = {limit}", "raise data.max_seq_length")
+        return kept, int(np.count_nonzero(lengths > limit))
+
+    (kept, num_cut), (valid, _) = estimate(splits.train, "training"), estimate(splits.valid, "validation")
+    summary = summarize_lengths(kept.tolist(), "tokens")
+    return kept, TokenCount(summary, num_cut, None, "", (), len(valid), int(num_states(valid).sum()))
+
+
+def num_characters(example: Example) -> int:
+    """Characters of what is said in an example, without the template around it."""
+    match example:
+        case Text():
+            return len(example.text)
+        case Instruction():
+            return len(example.instruction) + len(example.input) + len(example.output)
+        case Messages():
+            return sum(len(str(value)) for turn in example.messages for value in turn.values())
+        case _:
+            return 0
+
+
+def _warnings(
+    recipe: Recipe, splits: Splits, facts: Facts, trainable: int, resolved: Resolved, tokens: TokenCount
+) -> tuple[str, ...]:
+    """What a person should know before starting."""
+    shape, machine = facts.shape, facts.machine
+    found = [f"{one.where}: {one.message}" if one.where else one.message for one in splits.problems]
+    found += tokens.lost
+    if recipe.lora is not None and not target_linears(shape, recipe.lora) and shape.is_exact:
+        names = ", ".join(sorted({one.name.rpartition(".")[2] for one in shape.linears}))
+        found.append(f"lora.target_modules names no layer of this model; it has {names}")
+    if shape.context_length and tokens.lengths.longest > shape.context_length + 1:
+        found.append(
+            f"the longest row has {tokens.lengths.longest} tokens, and the model reads {shape.context_length}; set "
+            f"data.max_seq_length = {shape.context_length}"
+        )
+    limit, memory = resolved.limits.memory_bytes, machine.memory_bytes
+    if limit > memory:
+        found.append(
+            f"hardware.memory_limit = {format_bytes(limit)} is more than the {format_bytes(memory)} of the whole "
+            f"machine; left out it is {format_bytes(memory_limit(machine))}"
+        )
+    epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
+    seen = tokens.lengths.total * (tokens.target_share or 0.5) * epochs
+    if recipe.lora is not None and 0 < trainable < seen:
+        found.append(
+            f"{seen:,.0f} targets for {trainable:,} adapter parameters: a higher lora.rank may learn more of them"
+        )
+    if facts.num_processes > 1:
+        found.append(
+            f"{facts.num_processes} processes train together: the memory is that of each, the time that of one alone"
+        )
+    if not splits.valid:
+        found.append("no validation rows: nothing will tell whether it learned or memorised; see data.val_split")
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Trainings at work: started, watched, continued, asked to stop."""

@@ -1,0 +1,1 @@
+"""What a run will take: memory, time, disk, and the choices that follow from it."""

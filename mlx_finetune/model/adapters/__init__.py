@@ -1,0 +1,1 @@
+"""Adapters: their layers, putting them on, their files."""

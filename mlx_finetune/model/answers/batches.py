@@ -1,0 +1,279 @@
+"""Many answers at once: one forward pass gives each of them its next token.
+
+The weights are read once for all rows, which is what a token costs. Rows come and go while others go on: every
+``step`` reads at most ``PREFILL_TOKENS`` tokens of new prompts and then says one token of every answer. Long prompts
+are read alone and in parts; short ones together, which takes half the time, where all layers keep keys and values
+only, so that padding never meets a layer with a state. The caches are mlx-lm's. What draws, follows a grammar and ends
+an answer is ``generate.Answer``, as for one by one: the same tokens, up to ties within the rounding of the products.
+
+It is not mlx-lm's ``BatchGenerator``: that one computes a token ahead, when a grammar does not know yet what the last
+one was, and importing it costs 2 s. Price: the same gap between two tokens on a GPU as in ``generate``. Names of
+modules are replaced meanwhile and MLX's streams belong to a thread: use a decoder in one thread, and no other model
+beside it.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_finetune.dataset.template import Tokenizer
+from mlx_finetune.errors import MlxftError, ModelError
+from mlx_finetune.model.answers.generate import PREFILL_TOKENS, Answer, Piece, PromptCache, Request, cpu_forms
+from mlx_finetune.model.upstream import KVCache, make_prompt_cache
+
+SHORT_PROMPT = 128  # tokens; two of 100 together take four fifths of the time of one by one, two of 40 half of it
+_LARGEST_PADDING = 1.5  # positions over tokens
+_TRIED = "_answers_rows"  # an attribute of models that do
+# Logits in a batch may differ by so much, as a share of their spread; rows that see wrong positions differ by 0.3 to 1.
+_FULL_PRECISION, _HALF_PRECISION = 0.01, 0.2
+
+__all__ = ["BatchDecoder", "Piece", "Request", "check_batchable"]
+
+
+@dataclass(slots=True)
+class _Row:
+    """One answer. ``cache`` is its own while its prompt is read in parts; ``num_read`` does not count its last token,
+    which goes with the last ones of the others. The first ``num_begun`` are the beginning, where it has that."""
+
+    number: int
+    answer: Answer
+    num_read: int
+    num_begun: int
+    cache: PromptCache | None = None
+
+
+class BatchDecoder:
+    """Answers requests of one model, at most ``max_rows`` at a time; others wait their turn.
+
+    A model whose layers cannot share a cache is refused unless ``max_rows`` is 1. After an exception out of ``step``
+    all answers are gone. ``beginning`` are tokens that prompts may begin with, as a template's first words: they are
+    read once, where all layers keep keys and values only.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, *, max_rows: int = 8, beginning: Sequence[int] = ()
+    ) -> None:
+        assert max_rows > 0
+        if max_rows > 1:
+            check_batchable(model)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._max_rows = max_rows
+        self._num_added = 0
+        self._waiting: deque[_Row] = deque()
+        self._rows: list[_Row] = []  # in the order of the rows in the caches
+        self._layers: list[Any] = []
+        has_keys_only = all(type(cache) is KVCache for cache in make_prompt_cache(model))
+        self._can_pad = max_rows > 1 and has_keys_only
+        self._beginning = list(beginning) if has_keys_only else []
+        self._begun: PromptCache | None = None  # the beginning, once it has been read
+        self._is_shared = False  # False: the caches are those of a single row
+
+    def __len__(self) -> int:
+        """Answers at work, those that wait included."""
+        return len(self._waiting) + len(self._rows)
+
+    def add(self, request: Request) -> int:
+        """Take up an answer and return its number. Raises ``ModelError`` or ``UsageError`` where it cannot be given."""
+        answer = Answer(self._model, self._tokenizer, request)
+        self._num_added += 1
+        num_read, count = len(request.prompt_ids) - 1, len(self._beginning)
+        has_begun = num_read > count and answer.ids[:count] == self._beginning
+        self._waiting.append(_Row(self._num_added, answer, num_read, count if has_begun else 0))
+        return self._num_added
+
+    def remove(self, number: int) -> None:
+        """Give up an answer; its memory is free at once. Nothing happens where it has ended already."""
+        self._waiting = deque(row for row in self._waiting if row.number != number)
+        self._keep([index for index, row in enumerate(self._rows) if row.number != number])
+
+    def step(self) -> list[tuple[int, Piece]]:
+        """The next piece of every answer whose prompt has been read, by number; empty while prompts are read.
+
+        An answer that cannot go on ends with the finish ``failed``; the others are not touched by it.
+        """
+        try:
+            self._read_prompts()
+            if not self._rows:
+                return []
+            logits = self._forward()
+            values = np.asarray(logits)  # evaluated: a greedy answer needs no more of MLX
+            pieces = [
+                (
+                    row.number,
+                    row.answer.take_likeliest(values[index]) if row.answer.is_plain else _take(row, logits[index]),
+                )
+                for index, row in enumerate(self._rows)
+            ]
+            self._keep([index for index, (_, piece) in enumerate(pieces) if piece.finish is None])
+        except BaseException:
+            self._clear()  # some layers may hold the tokens and others not
+            raise
+        return pieces
+
+    def _read_prompts(self) -> None:
+        """Read on in the prompts of those who wait, in turn, and take in who is done."""
+        left = PREFILL_TOKENS
+        while self._waiting and left > 0 and len(self._rows) < self._max_rows:
+            group = self._next_group(left)
+            left -= self._read_together(group) if len(group) > 1 else self._read_on(group[0], left)
+
+    def _next_group(self, left: int) -> list[_Row]:
+        """The next one, with those behind it whose short prompts may be read along with its own."""
+        group = [self._waiting[0]]
+        tokens = longest = _num_new(group[0])
+        for row in itertools.islice(self._waiting, 1, self._max_rows - len(self._rows)):
+            if row.num_begun != group[0].num_begun:
+                break
+            tokens, longest = tokens + _num_new(row), max(longest, _num_new(row))
+            positions = longest * (len(group) + 1)
+            if longest > SHORT_PROMPT or positions > min(left, _LARGEST_PADDING * tokens):
+                break
+            group.append(row)
+        are_short = self._can_pad and all(0 < _num_new(row) <= SHORT_PROMPT for row in group)
+        return group if are_short else group[:1]
+
+    def _read_on(self, row: _Row, left: int) -> int:
+        """Read up to ``left`` tokens of one prompt; their number."""
+        cache = row.cache = row.cache or self._begin(row)
+        ids = row.answer.ids[len(cache.ids) : min(len(cache.ids) + left, row.num_read)]
+        if ids:
+            cache.advance(ids)
+        if len(cache.ids) == row.num_read:
+            self._waiting.popleft()
+            row.cache = None
+            self._join([row], cache.layers, is_shared=False)
+        return len(ids)
+
+    def _read_together(self, group: Sequence[_Row]) -> int:
+        """Read these prompts, padded on the right to one length; the number of positions."""
+        caches = [self._begin(row) for row in group]
+        known = group[0].num_begun
+        lengths = [_num_new(row) for row in group]
+        padding = [max(lengths) - length for length in lengths]
+        rests = [row.answer.ids[known : row.num_read] for row in group]
+        tokens = [rest + [0] * pad for rest, pad in zip(rests, padding, strict=True)]
+        layers = _merged([cache.layers for cache in caches])
+        for layer in layers:
+            layer.prepare(lengths=lengths, right_padding=padding)
+        with cpu_forms(self._model, len(group), max(lengths)):
+            cast(Any, self._model)(mx.array(tokens), cache=layers)
+            mx.eval([layer.state for layer in layers])
+        for layer in layers:
+            layer.finalize()
+        for _ in group:
+            self._waiting.popleft().cache = None
+        self._join(group, layers, is_shared=True)
+        return len(group) * max(lengths)
+
+    def _begin(self, row: _Row) -> PromptCache:
+        """An empty cache, or one that holds the beginning where the prompt goes on behind it."""
+        cache = PromptCache(self._model)
+        if not row.num_begun:
+            return cache
+        if self._begun is None:
+            self._begun = PromptCache(self._model)
+            self._begun.advance(self._beginning)
+        for ours, theirs in zip(cache.layers, self._begun.layers, strict=True):
+            # A copy: a cache writes into its arrays.
+            ours.state = tuple(mx.array(part) if isinstance(part, mx.array) else part for part in theirs.state)
+        cache.ids = list(self._beginning)
+        return cache
+
+    def _join(self, rows: Sequence[_Row], layers: list[Any], *, is_shared: bool) -> None:
+        """Take ``rows`` in with their caches, which are those of several rows where ``is_shared``."""
+        if not self._rows:
+            self._layers, self._is_shared = layers, is_shared
+        else:
+            if not self._is_shared:
+                self._layers, self._is_shared = _merged([self._layers]), True
+            for ours, theirs in zip(self._layers, layers if is_shared else _merged([layers]), strict=True):
+                ours.extend(theirs)
+        self._rows += rows
+        self._evaluate_caches()
+
+    def _forward(self) -> mx.array:
+        """Logits (B, V) after the last token of every row, fp32, evaluated."""
+        last = mx.array([[row.answer.ids[-1]] for row in self._rows])  # (B, 1)
+        with cpu_forms(self._model, len(self._rows), 1):
+            logits = cast(Any, self._model)(last, cache=self._layers)[:, -1].astype(mx.float32)
+        mx.eval(logits, [layer.state for layer in self._layers])
+        return logits
+
+    def _keep(self, indices: Sequence[int]) -> None:
+        """Let the other rows go, and their memory with them."""
+        if len(indices) == len(self._rows):
+            return
+        self._rows = [self._rows[index] for index in indices]
+        if not self._rows:
+            self._layers, self._is_shared = [], False
+            return
+        for layer in self._layers:
+            layer.filter(list(indices))
+        self._evaluate_caches()
+
+    def _evaluate_caches(self) -> None:
+        """Until then the arrays that the caches were made of stay in memory."""
+        mx.eval([layer.state for layer in self._layers])
+
+    def _clear(self) -> None:
+        self._waiting.clear()
+        self._rows, self._layers, self._is_shared = [], [], False
+
+
+def check_batchable(model: nn.Module) -> None:
+    """Raise ``ModelError`` where ``model`` does not answer several rows as it answers each alone, naming why.
+
+    It is tried once for each model, on two rows of one and three tokens: some architectures of mlx-lm 0.32.2 cannot
+    (gemma2, gpt_bigcode), and one that says something else in a batch would go unnoticed.
+    """
+    if getattr(model, _TRIED, False):
+        return
+    caches = make_prompt_cache(model)
+    others = sorted({type(one).__name__ for one in caches if not hasattr(one, "merge") or getattr(one, "keep", 0)})
+    reason = f"rows cannot share its caches ({', '.join(others)})" if others else _try_rows(model)
+    if reason:
+        name = str(getattr(model, "model_type", type(model).__name__))
+        raise ModelError(f"a {name} model answers one prompt at a time: {reason}", "answer one by one: --batch 1")
+    setattr(model, _TRIED, True)
+
+
+def _try_rows(model: nn.Module) -> str:
+    """What is wrong with two rows of different length side by side; empty where nothing is."""
+    prompts = ([1, 2, 3], [4])
+    alone = mx.stack([PromptCache(model).advance(ids) for ids in prompts]).astype(mx.float32)  # (2, V)
+    caches = [PromptCache(model) for _ in prompts]
+    caches[0].advance(prompts[0][:-1])
+    try:
+        layers = _merged([cache.layers for cache in caches])
+        last = mx.array([ids[-1:] for ids in prompts])
+        logits = cast("mx.array", cast(Any, model)(last, cache=layers)[:, -1])
+        mx.eval(logits)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return f"several rows at once end in an error of its architecture ({' '.join(str(error).split())[:120]})"
+    difference = mx.sqrt(mx.mean(mx.square(logits.astype(mx.float32) - alone))) / mx.std(alone)
+    bound = _FULL_PRECISION if logits.dtype == mx.float32 else _HALF_PRECISION
+    return "" if cast(float, difference.item()) <= bound else "it says something else in a batch than alone"
+
+
+def _num_new(row: _Row) -> int:
+    """Tokens of the prompt to be read for this row alone."""
+    return row.num_read - row.num_begun
+
+
+def _take(row: _Row, logits: mx.array) -> Piece:
+    try:
+        return row.answer.take(logits)
+    except MlxftError as error:
+        return Piece(row.answer.rest(), None, "failed", error=error)
+
+
+def _merged(caches: Sequence[Sequence[Any]]) -> list[Any]:
+    """Layer by layer, one cache for the rows of all ``caches``, each of a single row."""
+    return [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]

@@ -1,0 +1,1 @@
+"""Forms of the same sums that a CPU computes faster."""

@@ -1,0 +1,1 @@
+"""Files of a model, read with bounds and written whole."""

@@ -1,0 +1,1 @@
+"""Where a model comes from: its name, the hub, a wheel, this disk."""

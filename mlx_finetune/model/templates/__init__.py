@@ -1,0 +1,1 @@
+"""Chat templates, which come from strangers."""

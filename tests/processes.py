@@ -19,7 +19,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        code = "import sys\nfrom mlx_finetune.app import launch\nlaunch.CHILD_MODULE = 'waiting_child'\n"
+        code = "import sys\nfrom mlx_finetune.app.running import launch\nlaunch.CHILD_MODULE = 'waiting_child'\n"
         stand_in = folder / "stand_in"
         stand_in.mkdir()
         # Only in mlxft itself: the child needs no launch module, and starts faster without it.

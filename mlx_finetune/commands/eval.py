@@ -116,7 +116,14 @@ def _prepared(
 
     recipe = subject.recipe.eval if subject.recipe else EvalRecipe.model_validate({})
     at_once = rows_at_once(subject, batch, _say)
-    evaluation = prepare(subject, _with_changes(recipe, changes), given=data, at_once=at_once, base=Path.cwd())
+    evaluation = prepare(
+        subject,
+        _with_changes(recipe, changes),
+        given=data,
+        at_once=at_once,
+        base=Path.cwd(),
+        asked=changes.keys(),
+    )
     for problem in evaluation.chosen.notices:
         click.echo(f"warning: {problem.where}: {problem.message}", err=True)
     if subject.trained_data_sha256 and data is None and subject.trained_data_sha256 != evaluation.chosen.sha256:

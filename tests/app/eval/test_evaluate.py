@@ -408,6 +408,26 @@ def test_the_recipe_decides_where_the_command_line_does_not(place: Path, monkeyp
     assert report["gates"] == [{"gate": "contains:e >= 2", "value": report["gates"][0]["value"], "is_met": False}]
 
 
+def test_other_tasks_and_rows_leave_out_what_only_the_recipe_wants(place: Path, monkeypatch) -> None:
+    schema = place / "colour.json"
+    schema.write_text('{"type": "object"}')
+    keys = {"tasks": ["json"], "gates": ["json_valid >= 0.5"], "schema": str(schema), "category": "topic"}
+    change_facts(place, {"eval": keys | {"answer_tokens": 2}}, place / "adapters/keeper")
+    (place / "other.jsonl").write_text('{"prompt": "Box?", "completion": "red"}\n')
+    result = run(place, "keeper", "--tasks", "loss", "--data", "other.jsonl", "--json", monkeypatch=monkeypatch)
+    assert result.exception is None, result.exception
+    report = json.loads(result.stdout)
+    assert (result.return_value, report["tasks"], report["gates"]) == (0, ["loss"], [])
+    assert "[eval] category: nothing is split: not every row has `topic`" in result.stderr
+    assert "[eval] gates: json_valid >= 0.5 is not checked: json_valid is not measured here" in result.stderr
+    for asked in (("--category", "topic"), ("--gate", "json_valid >= 0.5")):
+        more = ("--tasks", "loss", "--data", "other.jsonl", *asked)
+        refused = run(place, "keeper", *more, monkeypatch=monkeypatch)
+        assert isinstance(refused.exception, UsageError | DataError), asked
+    wanted = run(place, "keeper", "--tasks", "loss", "--schema", str(schema), "--json", monkeypatch=monkeypatch)
+    assert json.loads(wanted.stdout)["tasks"] == ["json", "loss"]
+
+
 def test_ctrl_c_says_what_was_measured_and_leaves_with_130(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_add = Journal.add
 
@@ -430,6 +450,9 @@ def test_ctrl_c_says_what_was_measured_and_leaves_with_130(place: Path, monkeypa
         (("keeper", "--gate", "x"), "the gate `x` is not of the form"),
         (("keeper", "--json", "--csv"), "two forms of the same report"),
         (("keeper", "--name", "a/b"), "cannot be the name of a result"),
+        (("keeper", "--category", ""), "`category`: string should have at least 1 character"),
+        (("keeper", "--gate", "loss >> 1"), "the gate `loss >> 1` is not of the form"),
+        (("keeper", "--gate", "json_valid >= 95"), "the gate `json_valid >= 95` can never be met"),
         (("kepeer",), "there is no run, folder or model 'kepeer'"),
         (("keeper", "--tasks", "regex:("), "cannot be read"),
     ],

@@ -96,17 +96,7 @@ def prepare(
     has_other_tasks = asked is not None and "tasks" in asked
     if asked is not None and has_other_tasks and "schema" not in asked and "json" not in recipe.tasks:
         recipe = recipe.model_copy(update={"schema": None})
-    chosen = choose_rows(
-        subject.data,
-        base=subject.folder if given is None else base,
-        training_base=subject.folder,
-        given=given,
-        max_rows=recipe.max_rows,
-        category=recipe.category,
-        shots=recipe.shots,
-        seed=subject.seed,
-        needs_category=given is None or asked is None or "category" in asked,
-    )
+    chosen = _chosen(subject, recipe, given, base, needs_category=asked is None or "category" in asked)
     schema = _schema(recipe, subject, base)
     tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(chosen.rows)
     if schema is not None and "json" not in tasks:
@@ -134,6 +124,20 @@ def prepare(
         Prompter(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder),
         at_once,
         _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once},
+    )
+
+
+def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path, *, needs_category: bool) -> Chosen:
+    return choose_rows(
+        subject.data,
+        base=subject.folder if given is None else base,
+        training_base=subject.folder,
+        given=given,
+        max_rows=recipe.max_rows,
+        category=recipe.category,
+        shots=recipe.shots,
+        seed=subject.seed,
+        needs_category=needs_category or given is None,
     )
 
 

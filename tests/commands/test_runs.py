@@ -202,3 +202,15 @@ def test_removing_a_run_names_its_corrections_and_leaves_them_unless_asked() -> 
     Path("adapters/killed/corrections.jsonl").write_text('{"messages": []}\n')
     assert "stay" not in call("rm", "killed", "--yes", "--corrections").stderr
     assert not Path("adapters/killed").exists()
+
+
+def test_a_checkpoint_is_no_run_and_its_run_is_named() -> None:
+    checkpoint = Path("adapters/finished/checkpoint-7")
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "run.json").write_text("{}")
+    (checkpoint / "manifest.json").write_text("{}")
+    for name in ("finished/checkpoint-7", str(checkpoint)):
+        refused = call("show", name).exception
+        assert isinstance(refused, RunError)
+        assert refused.message == f"{name} is a checkpoint, not a run"
+        assert refused.hint == f"name its run: {Path('adapters/finished').absolute()}"

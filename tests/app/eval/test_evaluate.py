@@ -523,9 +523,24 @@ def test_a_checkpoint_has_results_of_its_own_name(place: Path) -> None:
     for name in ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors"):
         if (run / name).exists():
             (checkpoint / name).write_bytes((run / name).read_bytes())
+    (checkpoint / "manifest.json").write_text("{}")
+    (checkpoint / "run.json").write_bytes((run / "run.json").read_bytes())  # as a training saves it
     finished, _ = measure(evaluation_of(place, ("loss",), name="adapters/keeper/checkpoint-2"))
     assert finished.place is not None
     assert finished.place.file(".json") == run.resolve() / "eval/checkpoint-2-test.json"
+    assert not (checkpoint / "eval").exists(), "a checkpoint is removed one day"
+
+
+def test_what_may_be_compared_is_named_and_nothing_else(place: Path, tiny_model: TinyModel, monkeypatch) -> None:
+    def ends_with(*arguments: str) -> str:
+        result = run(place, *arguments, "--tasks", "loss", "--max-rows", "6", monkeypatch=monkeypatch)
+        assert result.exception is None, result.exception
+        return result.stderr.splitlines()[-1]
+
+    assert ends_with("keeper") == "next: mlxft runs compare keeper OTHER_RUN"
+    assert ends_with("keeper", "--out", "kept") == "kept in kept/test.json and .csv"
+    model = str(tiny_model("llama"))
+    assert ends_with(model, "--out", "alone", "--data", "rows.jsonl").startswith("kept in alone/")
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "gemma"])

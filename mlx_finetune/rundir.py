@@ -110,7 +110,9 @@ class RunDir:
         return shlex.quote(self.path.name if self.path.parent == Path("adapters") else str(self.path))
 
     def is_run(self) -> bool:
-        """True where a training has been started in this folder."""
+        """True where a training has been started in this folder; a checkpoint has a copy of run.json and is none."""
+        if self.file(MANIFEST).is_file():
+            return False
         return self.file(RUN_INFO).is_file() or self.file(EVENTS).is_file()
 
 
@@ -162,6 +164,8 @@ def find_run(name: str, *, base: Path) -> RunDir:
         run = RunDir(candidate)
         if run.is_run():
             return run
+        if run.file(MANIFEST).is_file() and (of := RunDir(candidate.resolve().parent)).is_run():
+            raise RunError(f"{name} is a checkpoint, not a run", f"name its run: {of.path}")
     known = [run.path.name for run in list_runs(base / "adapters")]
     none = "there is no run under adapters/ here; mlxft train RECIPE starts one"
     hint = f"runs here: {', '.join(known)}" if known else none

@@ -116,7 +116,14 @@ def _prepared(
 
     recipe = subject.recipe.eval if subject.recipe else EvalRecipe.model_validate({})
     at_once = rows_at_once(subject, batch, _say)
-    evaluation = prepare(subject, _with_changes(recipe, changes), given=data, at_once=at_once, base=Path.cwd())
+    evaluation = prepare(
+        subject,
+        _with_changes(recipe, changes),
+        given=data,
+        at_once=at_once,
+        base=Path.cwd(),
+        asked=changes.keys(),
+    )
     for problem in evaluation.chosen.notices:
         click.echo(f"warning: {problem.where}: {problem.message}", err=True)
     if subject.trained_data_sha256 and data is None and subject.trained_data_sha256 != evaluation.chosen.sha256:
@@ -202,6 +209,7 @@ def _shown(path: Path) -> str:
 def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_csv: bool) -> None:
     from mlx_finetune.app.eval.results import csv_text, report_json
     from mlx_finetune.app.eval.view import report_lines
+    from mlx_finetune.rundir import EVALUATIONS
 
     report, place = finished.report, finished.place
     if as_json:
@@ -219,7 +227,10 @@ def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_
     elif place is not None:
         click.echo(f"\nkept in {path}.json and .csv", err=True)
         _renew_report(place.folder.parent)
-        click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
+        run, located = evaluation.subject.run, evaluation.subject.opened.located
+        is_checkpoint = run is not None and located.adapter not in (None, run.path)
+        if run is not None and place.folder == run.file(EVALUATIONS) and not is_checkpoint:
+            click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
     else:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)
 

@@ -137,24 +137,28 @@ def compare_command(first: str, second: str, as_json: bool) -> None:
 @click.option("--corrections", is_flag=True, help="Remove the answers put right in chats too.")
 def remove_command(runs: tuple[str, ...], yes: bool, corrections: bool) -> None:
     """Remove run folders with their adapters and checkpoints, for good. What /fix wrote in chats stays."""
-    from mlx_finetune.app.running.runs import check_removable, count_corrections, remove_run, run_bytes
+    from mlx_finetune.app.runs import check_removable, count_corrections, find_leftover, remove_run, run_bytes
     from mlx_finetune.rundir import CORRECTIONS, find_run
     from mlx_finetune.units import format_bytes
 
-    folders = [find_run(name, base=Path.cwd()) for name in runs]
+    here = Path.cwd()
+    left = {name: find_leftover(name, base=here) if corrections else None for name in runs}
+    folders = [left[name] or find_run(name, base=here) for name in runs]
     for folder in folders:
         check_removable(folder)
     for folder in folders:
         size = format_bytes(run_bytes(folder))
         count = count_corrections(folder)
-        what = f"{size}, {count} corrections" + (" too" if corrections else " stay") if count else size
+        few = "1 correction" if count == 1 else f"{count} corrections"
+        what = f"{size}, {few} {'too' if corrections else 'stays' if count == 1 else 'stay'}" if count else size
         if not yes:
             if not sys.stdin.isatty():
                 raise RunError(f"{folder.path} ({what}) is not removed without being asked", "add --yes")
             if not click.confirm(f"remove {folder.path} ({what})?", err=True):
                 continue
         remove_run(folder, with_corrections=corrections)
-        stays = f"; its {count} corrections stay in {folder.file(CORRECTIONS)}" if count and not corrections else ""
+        verb = "stays" if count == 1 else "stay"
+        stays = f"; its {few} {verb} in {folder.file(CORRECTIONS)}" if count and not corrections else ""
         click.echo(f"removed {folder.path}, {size}{stays}", err=True)
 
 

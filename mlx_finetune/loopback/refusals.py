@@ -53,10 +53,16 @@ class RefusedError(Exception):
         return json.dumps({"error": error}).encode("ascii")
 
 
+#: What pydantic says in words of its own, for who sent the request.
+_SAID = {"missing": "this key is required", "extra_forbidden": "there is no such key"}
+
+
 def from_validation(error: ValidationError) -> RefusedError:
     """The first few problems of a request that is not of the documented shape, as one 400."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    said = list(dict.fromkeys(f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems))
+    said = list(
+        dict.fromkeys(f"{_place(problem['loc'])}: {_SAID.get(problem['type'], problem['msg'])}" for problem in problems)
+    )
     more = f" (and {len(said) - _MAX_PROBLEMS} more)" if len(said) > _MAX_PROBLEMS else ""
     message = short_line("; ".join(said[:_MAX_PROBLEMS])) + more
     return RefusedError(400, message, code="invalid_value", param=_place(problems[0]["loc"]))

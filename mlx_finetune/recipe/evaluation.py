@@ -61,6 +61,8 @@ MEASURES: dict[str, str] = {
     "general_perplexity": "general",
     "general_bits_per_byte": "general",
 }
+#: Measures that are no share of the rows: any number may be asked of them.
+_UNBOUNDED = {name for name in MEASURES if name.endswith(("loss", "perplexity", "bits_per_byte"))}
 _GATE = re.compile(r"\s*(?P<measure>\S.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*")
 
 Sign = Literal[">=", "<=", ">", "<"]
@@ -146,13 +148,19 @@ def parse_gate(text: str) -> Gate | None:
 def gate_problem(text: str) -> str:
     """What is wrong with a gate, ``problem; way out`` on one line; "" for a good one."""
     gate, text = parse_gate(text), _word(text)
-    if gate is None:
+    if gate is None or gate.measure[-1] in "<>=":
         return f"the gate `{text}` is not of the form measure >= number; write for instance json_valid >= 0.95"
+    if gate.measure in MEASURES and gate.measure not in _UNBOUNDED and not _can_be_met(gate):
+        return f"the gate `{text}` can never be met; {gate.measure} is a share between 0 and 1: write 0.95 for 95 %"
     if gate.measure in MEASURES or split_task(gate.measure)[0] in CHECKS:
         return ""
     near = get_close_matches(gate.measure, MEASURES, 1)
     hint = f"did you mean {near[0]}?" if near else f"measures are {', '.join(MEASURES)}, and any check"
     return f"the gate `{text}` names no measure; {hint}"
+
+
+def _can_be_met(gate: Gate) -> bool:
+    return any(gate.is_met(value) for value in (0.0, 1.0))
 
 
 with warnings.catch_warnings():
@@ -212,6 +220,11 @@ def change_recipe(recipe: EvalRecipe, changes: Mapping[str, object]) -> EvalReci
         return EvalRecipe.model_validate(recipe.model_dump() | dict(changes))
     except ValidationError as error:
         first = error.errors()[0]
-        rules = str(first.get("ctx", {}).get("error", first["msg"])).splitlines()
+        rules = str(first.get("ctx", {}).get("error", "")).splitlines()
+        if not rules:  # a rule of the field itself: pydantic's sentence, behind the name of the key
+            key, rule = ".".join(map(str, first["loc"])), first["msg"]
+            raise UsageError(
+                f"`{key}`: {rule[:1].lower()}{rule[1:]}", f"leave it out, or see [eval] {key} in a recipe"
+            ) from None
         message, _, hint = rules[0].rpartition("; ")
         raise UsageError(message.partition("`: ")[2] or rules[0], hint if message else "") from None

@@ -44,6 +44,7 @@ from mlx_finetune.train.start.identity import (
     SETTINGS_BEFORE,
     Identity,
     differences,
+    fork_differences,
     other_run,
     version_changes,
 )
@@ -85,7 +86,7 @@ def train_run(
         if reason == "stopped":
             durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "stopped", "step": state.step})
             return state.step
-        _finish(run, prepared, loop.cadence, state, reason, emit)
+        _finish(run, prepared, loop.cadence, state, reason, emit, is_forked=bool(info["is_forked"]))
     durable.write_json(run.file(rundir.RUN_INFO), info | {"status": "finished", "step": state.step})
     keep_microscope(run, prepared, result_step(prepared.recipe, state), stop)
     return None
@@ -155,7 +156,10 @@ def _begin(
     if state.step:
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
-    info = _write_decisions(run, loaded, prepared, admission, state, base, around, is_extended=is_extended)
+    is_forked = bool((admission.run_info or {}).get("is_forked")) or (request.fork and state.step > 0)
+    info = _write_decisions(
+        run, loaded, prepared, admission, state, base, around, is_extended=is_extended, is_forked=is_forked
+    )
     keep_schemas(run, schemas)
     return prepared, state, info
 
@@ -280,7 +284,7 @@ def _check_identity(admission: Admission, identity: Identity, request: Request, 
     changed = differences(saved, identity)
     if changed and not request.fork:
         raise other_run(changed)
-    for sentence in changed:
+    for sentence in fork_differences(saved, identity, admission.run_info.get("resolved")):
         emit(Notice("warning", f"forked: {sentence}"))
     for sentence in version_changes(saved, identity):
         emit(Notice("warning", f"{sentence}; the rest of this run is no longer promised to be bitwise the same"))
@@ -296,6 +300,7 @@ def _write_decisions(
     around: Surroundings,
     *,
     is_extended: bool,
+    is_forked: bool,
 ) -> dict[str, object]:
     """Write recipe.toml, resolved.toml, data_card.json and run.json; returns the fields of run.json."""
     durable.write_text(run.file(rundir.RECIPE), loaded.text)
@@ -310,6 +315,7 @@ def _write_decisions(
         "step": state.step,
         "total_steps": prepared.total_steps,
         "is_extended": is_extended,
+        "is_forked": is_forked,
         "safer": prepared.safer.to_json(),
         "corrections": dict(prepared.corrections),
         "model": prepared.info.name,
@@ -348,8 +354,20 @@ def _run_started(run: RunDir, prepared: Prepared, state: RunState) -> Event:
     )
 
 
-def _finish(run: RunDir, prepared: Prepared, cadence: Cadence, state: RunState, reason: EndReason, emit: Emit) -> None:
-    """Put the best weights, their card and the summary into the run folder."""
+def _finish(
+    run: RunDir,
+    prepared: Prepared,
+    cadence: Cadence,
+    state: RunState,
+    reason: EndReason,
+    emit: Emit,
+    *,
+    is_forked: bool,
+) -> None:
+    """Put the best weights, their card and the summary into the run folder.
+
+    Time and memory of a fork are also those of the steps before it, with other settings: no plan is of these.
+    """
     recipe = prepared.recipe
     # The process that committed the last step may have died before it removed what is too old
     rotate(run, keep_newest=recipe.training.keep_checkpoints, keep_steps=steps_to_keep(cadence, state))
@@ -357,7 +375,7 @@ def _finish(run: RunDir, prepared: Prepared, cadence: Cadence, state: RunState, 
         emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
     published = result_step(recipe, state)
     publish(run, recipe, published)
-    compared = compare_run(prepared.expected, state, emit)
+    compared = None if is_forked else compare_run(prepared.expected, state, emit)
     write_metrics(run, recipe, prepared.info, state, reason, compared.to_json() if compared else None)
     write_card(run, recipe, prepared.info, state, source=prepared.source)
     emit(

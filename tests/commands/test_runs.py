@@ -194,6 +194,23 @@ def test_removing_a_run_names_its_corrections_and_leaves_them_unless_asked() -> 
     result = call("rm", "finished", "--yes")
     assert result.stderr.endswith(f"; its 2 corrections stay in {path.absolute()}\n")
     assert path.read_text().count("messages") == 2
+    assert "is not a run folder" in str(call("rm", "finished", "--yes").exception)
+    call("rm", "finished", "--yes", "--corrections")
+    assert not path.parent.exists(), "corrections that were left can be removed later"
+    Path("adapters/stopped/corrections.jsonl").write_text('{"messages": []}\n')
+    assert "; its 1 correction stays in " in call("rm", "stopped", "--yes").stderr
     Path("adapters/killed/corrections.jsonl").write_text('{"messages": []}\n')
     assert "stay" not in call("rm", "killed", "--yes", "--corrections").stderr
     assert not Path("adapters/killed").exists()
+
+
+def test_a_checkpoint_is_no_run_and_its_run_is_named() -> None:
+    checkpoint = Path("adapters/finished/checkpoint-7")
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "run.json").write_text("{}")
+    (checkpoint / "manifest.json").write_text("{}")
+    for name in ("finished/checkpoint-7", str(checkpoint)):
+        refused = call("show", name).exception
+        assert isinstance(refused, RunError)
+        assert refused.message == f"{name} is a checkpoint, not a run"
+        assert refused.hint == f"name its run: {Path('adapters/finished').absolute()}"

@@ -47,7 +47,10 @@ def test_a_bad_text_is_refused(server: Server, body: dict) -> None:
 
 def test_only_runs_that_have_the_endpoint_answer_it(server: Server) -> None:
     assert server.ask("POST", "/events", {"text": "Goal!", "model": "alpha"})[0] == 200
-    assert server.ask("POST", "/events", {"text": "Goal!", "model": "beta"})[0] == 404
+    status, said = server.ask("POST", "/events", {"text": "Goal!", "model": "beta"})[:2]
+    assert (status, "it is of alpha" in str(said)) == (404, True)
+    assert "txt: there is no such key" in str(server.ask("POST", "/events", {"text": "x", "txt": "x"}))
+    assert "text: this key is required" in str(server.ask("POST", "/events", {}))
 
 
 def recipe_with(folder: Path, **endpoint: str):

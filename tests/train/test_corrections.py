@@ -11,7 +11,7 @@ from talks import contents, start
 from mlx_finetune import rundir
 from mlx_finetune.app.open import open_name
 from mlx_finetune.errors import DataError, RunError
-from mlx_finetune.events import Notice, RunStarted, StepDone
+from mlx_finetune.events import Notice, RunFinished, RunStarted, StepDone
 from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import RunDir
 
@@ -145,6 +145,22 @@ def test_a_finished_run_goes_on_with_its_corrections_by_fork_and_keeps_its_rows_
     assert [event.train_rows for event in events if isinstance(event, RunStarted)] == [before, before, before + 1]
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
     assert run.file(rundir.CORRECTIONS).read_text() == correction()
+
+
+def test_a_fork_of_what_a_run_decided_says_what_changed_and_is_compared_with_no_plan(tiny_model, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_model("llama"), packing='"auto"')
+    run = train(recipe)
+    assert json.loads(run.file("training_metrics.json").read_text())["plan"] is not None
+    add(run.path, correction())
+    train(run.file(rundir.RESOLVED), overrides=("data.corrections=true",), fork=True, extend=1)
+    events = [record.event for record in read_events(run.file("events.jsonl"))]
+    forked = [event.message for event in events if isinstance(event, Notice) and event.message.startswith("forked")]
+    assert forked == ["forked: data.corrections: was False, is now True", "forked: the training rows have changed"]
+    for more in (None, 1):
+        if more:
+            train(run.file(rundir.RESOLVED), overrides=("data.corrections=true",), extend=more)
+        assert json.loads(run.file("training_metrics.json").read_text())["plan"] is None
+    assert [event.planned != "" for event in events if isinstance(event, RunFinished)] == [False]
 
 
 def test_a_run_of_an_earlier_version_is_resumed_without_corrections(tiny_model, tmp_path):

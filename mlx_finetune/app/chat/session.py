@@ -103,6 +103,14 @@ class Session:
         """How ``turn`` was drawn; None for one that was loaded or written by a person."""
         return next((drawn for drawn in self._drawn if drawn.turn is turn), None)
 
+    def is_as_asked_now(self) -> bool:
+        """Whether the last answer is the model's own, drawn with the settings and the schema of now."""
+        drawn = self.drawn(self.conversation.turns[-1]) if self.conversation.turns else None
+        return drawn is not None and (drawn.sampling, drawn.schema) == (
+            sampling_of(self.chat, drawn.sampling.seed),
+            self.schema,
+        )
+
     def check_text(self, text: str, what: str, *, is_assistant: bool = False) -> None:
         """Refuse what can stand in no turn: control markers, and what is not Unicode. Raises ``DataError``."""
         if marker := self.markers.find(text, is_assistant=is_assistant):

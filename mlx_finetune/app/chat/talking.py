@@ -63,10 +63,10 @@ def compare(session: Session, rest: str) -> None:
         messages = session.last_messages()
     with base_model(opened) as model:
         base = session.answer_quietly("the base answers ...", model, messages)
-    if rest or exchange is None:
-        tuned = session.answer_quietly("the adapter answers ...", opened.model, messages)
-    else:
+    if not rest and exchange is not None and session.is_as_asked_now():
         tuned = exchange[1]
+    else:
+        tuned = session.answer_quietly("the adapter answers ...", opened.model, messages)
     session.num_draws += 1
     if base is None or tuned is None:
         screen.talk("(stopped)")

@@ -28,6 +28,10 @@ NO_DATA = "-"
 _SPLIT_NAMES = {"test": "test", "valid": "validation", "train": "all"}
 
 
+class _NoColumnError(DataError):
+    """A row has nothing in the column by which figures are split."""
+
+
 @dataclass(frozen=True, slots=True)
 class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
@@ -73,10 +77,12 @@ def choose_rows(
     category: str | None,
     shots: int,
     seed: int,
+    needs_category: bool = True,
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
 
-    Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``.
+    Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``. Rows without the column
+    ``category`` are not split, with a notice, unless it ``needs_category``.
 
     Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
     is missing, or there are too few rows for ``shots``.
@@ -93,7 +99,14 @@ def choose_rows(
         )
     held: Sequence[Example] = getattr(splits, name or "train")
     chosen = smallest(held, max_rows)
-    categories = read_categories(recipe, base, category, chosen) if category else {}
+    categories: Mapping[tuple[str, int, int], str] = {}
+    notices = splits.problems
+    try:
+        categories = read_categories(recipe, base, category, chosen) if category else {}
+    except _NoColumnError:
+        if needs_category:
+            raise
+        notices = (*notices, Problem("[eval] category", f"nothing is split: not every row has `{category}`"))
     source = given or data.path or data.test or data.train or "the sources of the recipe"
     return Chosen(
         tuple(_row(example, categories) for example in chosen),
@@ -102,7 +115,7 @@ def choose_rows(
         splits.content_hash,
         len(held),
         draw_shots(_training_rows(splits, data, training_base, given) if shots else (), shots, seed),
-        splits.problems,
+        notices,
     )
 
 
@@ -159,7 +172,7 @@ def read_categories(
                     continue
                 if row.fields.get(column) in (None, ""):
                     have = show_names(list(row.fields))
-                    raise DataError(
+                    raise _NoColumnError(
                         f"{row.where}: the row has no `{column}` to split by; it has {have}",
                         "name another: --category COLUMN",
                     )

@@ -6,8 +6,8 @@ objects, then numbers behind ####, then a few classes, then short answers, else 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_finetune.app.eval.measures import Measure, measures_of
@@ -16,8 +16,8 @@ from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.score import is_json_object
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
 from mlx_finetune.dataset.formats import Text
-from mlx_finetune.errors import DataError, UsageError
-from mlx_finetune.model.answers.constrain import Grammar
+from mlx_finetune.errors import DataError, Problem, UsageError
+from mlx_finetune.model.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
 from mlx_finetune.recipe.paths import named_file
 from mlx_finetune.scoring.bleu import check_installed
@@ -75,23 +75,28 @@ class Evaluation:
         return any(measure.work == work for measure in self.measures)
 
 
-def prepare(subject: Subject, recipe: EvalRecipe, *, given: str | None, at_once: int, base: Path) -> Evaluation:
+def prepare(
+    subject: Subject,
+    recipe: EvalRecipe,
+    *,
+    given: str | None,
+    at_once: int,
+    base: Path,
+    asked: Collection[str] | None = None,
+) -> Evaluation:
     """Choose rows and tasks and read labels and schema; paths given by the user count from ``base``.
+
+    ``asked`` are the keys of ``recipe`` that a command named, None for all of them. What only the run's own recipe
+    wants, and other rows or tasks do not allow, is left out: its schema silently, category and gates with a notice.
 
     Raises ``UsageError`` or ``DataError`` for what does not go together.
     """
     if given is None and has_no_data(subject):
         raise UsageError(f"{subject.opened.name} has no held-out rows of its own", "name some: --data FILE_OR_FOLDER")
-    chosen = choose_rows(
-        subject.data,
-        base=subject.folder if given is None else base,
-        training_base=subject.folder,
-        given=given,
-        max_rows=recipe.max_rows,
-        category=recipe.category,
-        shots=recipe.shots,
-        seed=subject.seed,
-    )
+    has_other_tasks = asked is not None and "tasks" in asked
+    if asked is not None and has_other_tasks and "schema" not in asked and "json" not in recipe.tasks:
+        recipe = recipe.model_copy(update={"schema": None})
+    chosen = _chosen(subject, recipe, given, base, needs_category=asked is None or "category" in asked)
     schema = _schema(recipe, subject, base)
     tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(chosen.rows)
     if schema is not None and "json" not in tasks:
@@ -100,6 +105,9 @@ def prepare(subject: Subject, recipe: EvalRecipe, *, given: str | None, at_once:
     labels = _labels(recipe, chosen.rows) if "labels" in tasks else ()
     measures = measures_of(tasks, has_schema=schema is not None)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
+    is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
+    gates, notices = _gates(recipe, measures, needs_all=is_fixed)
+    chosen = replace(chosen, notices=(*chosen.notices, *notices))
     return Evaluation(
         subject,
         recipe,
@@ -111,11 +119,25 @@ def prepare(subject: Subject, recipe: EvalRecipe, *, given: str | None, at_once:
         labels,
         Validator(schema) if schema is not None else None,
         Grammar(subject.opened.tokenizer, schema) if schema is not None else None,
-        _gates(recipe, measures),
+        gates,
         answer_tokens,
         Prompter(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder),
         at_once,
         _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once},
+    )
+
+
+def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path, *, needs_category: bool) -> Chosen:
+    return choose_rows(
+        subject.data,
+        base=subject.folder if given is None else base,
+        training_base=subject.folder,
+        given=given,
+        max_rows=recipe.max_rows,
+        category=recipe.category,
+        shots=recipe.shots,
+        seed=subject.seed,
+        needs_category=needs_category or given is None,
     )
 
 
@@ -184,16 +206,22 @@ def _labels(recipe: EvalRecipe, rows: Sequence[EvalRow]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _gates(recipe: EvalRecipe, measures: Sequence[Measure]) -> tuple[Gate, ...]:
-    gates = [gate for text in recipe.gates if (gate := parse_gate(text))]
+def _gates(
+    recipe: EvalRecipe, measures: Sequence[Measure], *, needs_all: bool
+) -> tuple[tuple[Gate, ...], tuple[Problem, ...]]:
+    """The gates that are about a measure, and a notice of each other one where it may be left out."""
+    gates = tuple(gate for text in recipe.gates if (gate := parse_gate(text)))
     names = [measure.name for measure in measures]
-    for gate in gates:
-        if gate.measure not in names:
-            raise UsageError(
-                f"the gate `{gate}` is about {gate.measure}, which is not measured here",
-                f"measured are {', '.join(names)}; --tasks adds others",
-            )
-    return tuple(gates)
+    others = [gate for gate in gates if gate.measure not in names]
+    if others and needs_all:
+        raise UsageError(
+            f"the gate `{others[0]}` is about {others[0].measure}, which is not measured here",
+            f"measured are {', '.join(names)}; --tasks adds others",
+        )
+    notices = tuple(
+        Problem("[eval] gates", f"{gate} is not checked: {gate.measure} is not measured here") for gate in others
+    )
+    return tuple(gate for gate in gates if gate.measure in names), notices
 
 
 def _answer_tokens(recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow]) -> int:

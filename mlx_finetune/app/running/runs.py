@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
@@ -35,6 +36,14 @@ def check_removable(run: RunDir) -> None:
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
         raise RunError(f"{run.path} also holds what no run wrote: {shown}", "move that away, or remove it by hand")
+
+
+def find_leftover(name: str, *, base: Path) -> RunDir | None:
+    """The folder in which nothing but the corrections of a run that was removed is left; None where there is none."""
+    for path in (Path(name).expanduser(), base / name, base / "adapters" / name):
+        if path.is_dir() and [entry.name for entry in path.iterdir()] == [rundir.CORRECTIONS]:
+            return RunDir(path)
+    return None
 
 
 def count_corrections(run: RunDir) -> int:

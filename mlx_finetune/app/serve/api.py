@@ -55,7 +55,9 @@ class Catalogue:
             chosen = self.find(name)
             if path in chosen.tasks:
                 return chosen
-            raise RefusedError(404, f"this model has no endpoint {path!r}", code="model_not_found", param="model")
+            having = ", ".join(one.id for one in self.served if path in one.tasks)
+            message = f"this model has no endpoint {path!r}; it is of {having}"
+            raise RefusedError(404, message, code="model_not_found", param="model")
         return next(one for one in self.served if path in one.tasks)
 
     def task_paths(self) -> list[str]:

@@ -6,10 +6,12 @@ counted from 1. Splits of a folder or hub data set are kept; ``validation`` and 
 
 import functools
 import importlib
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -143,11 +145,24 @@ def _load_saved(folder: Path, text: str) -> Mapping[str, _Table]:
 def _load_hub(name: str) -> Mapping[str, _Table]:
     library = _library(f"{name} is no file or folder here; to look for it on the hub mlxft")
     try:
-        return _tables(library.load_dataset(name))
+        with _without_retries_told():
+            return _tables(library.load_dataset(name))
     except Exception as error:  # the library's errors have no common base but Exception
         offline = any(os.environ.get(key) for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
         hint = "offline mode is on (HF_HUB_OFFLINE)" if offline else "is the path right? a hub id is owner/name"
         raise DataError(f"{name} is no file or folder here, and the hub says: {_first_line(error)}", hint) from None
+
+
+@contextmanager
+def _without_retries_told() -> Generator[None]:
+    """Each retry of a request is a warning of the library with a whole address; the error at the end says it once."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _tables(loaded: object) -> Mapping[str, _Table]:

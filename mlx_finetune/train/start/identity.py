@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from typing import cast
 
 from mlx_finetune.errors import RunError
 from mlx_finetune.hardware import blas
@@ -114,6 +115,30 @@ def differences(saved: Mapping[str, object], now: Identity) -> Sequence[str]:
     }
     found += [sentence for key, sentence in names.items() if saved.get(key) != current[key]]
     return found
+
+
+def fork_differences(saved: Mapping[str, object], now: Identity, resolved: object) -> Sequence[str]:
+    """``differences`` for a fork: a key that now names what the run had decided on itself (``resolved``) is no change.
+
+    resolved.toml of a run is such a recipe. Of rows nobody can tell files from corrections.
+    """
+    decided = flatten_values(resolved)
+    recipe = saved.get("recipe")
+    old = {
+        key: now.recipe[key] if key in now.recipe and key in decided and decided[key] == now.recipe[key] else value
+        for key, value in (cast("dict[str, object]", recipe) if isinstance(recipe, dict) else {}).items()
+    }
+    found = differences({**saved, "recipe": old}, now)
+    return [sentence.replace("the data files have", "the training rows have") for sentence in found]
+
+
+def flatten_values(resolved: object) -> dict[str, object]:
+    """``{"training": {"batch_size": 4}}`` -> ``{"training.batch_size": 4}``; nothing for what is no recipe."""
+    flat: dict[str, object] = {}
+    for name, value in (cast("dict[str, object]", resolved) if isinstance(resolved, dict) else {}).items():
+        inner = cast("dict[str, object]", value).items() if isinstance(value, dict) else ()
+        flat |= {name: value} | {f"{name}.{key}": entry for key, entry in inner}
+    return flat
 
 
 def recipe_differences(saved: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

@@ -202,6 +202,7 @@ def test_a_checkpoint_keeps_its_corrections_with_its_run(tmp_path: Path, tiny_mo
     write_facts(run, tiny_model("llama"))
     write_adapter(run / "checkpoint-2", tiny_model("llama"))
     (run / "checkpoint-2" / "manifest.json").write_text("{}")
+    (run / "checkpoint-2" / "run.json").write_text((run / "run.json").read_text())  # as a training saves it
     for name in ("young", "adapters/young/checkpoint-2"):
         chat, _ = chat_with(name, tmp_path)
         chat.take("Where?")

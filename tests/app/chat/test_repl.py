@@ -204,6 +204,20 @@ def test_compare_shows_base_and_adapter_and_leaves_the_conversation_alone(
     assert contents(chat) == before
 
 
+@pytest.mark.parametrize("change", ["/fix Right.", "/set max_tokens 5", "/set temperature 0"])
+def test_compare_asks_again_where_the_last_answer_is_not_of_the_model_as_set_now(opened: Opened, change: str) -> None:
+    chat, screen = start(opened)
+    chat.take("Where?")
+    chat.take(change)
+    again = sampling_of(chat.session.chat, chat.session.seed + chat.session.num_draws)
+    ids = render_prompt(chat.session.last_messages(), opened.tokenizer, opened.data)
+    screen.pieces.clear()
+    chat.take("/compare")
+    block = "".join(screen.pieces).split("--- adapter ---\n")[1].split()
+    expected = generate_text(opened.model, opened.tokenizer, ids, again)
+    assert block == "".join(c for c in expected if c.isprintable() or c in "\n\t").split()
+
+
 def test_compare_without_a_question_or_an_adapter_is_refused(opened: Opened, tiny_model: Callable[..., Path]) -> None:
     chat, screen = start(opened)
     chat.take("/compare")

@@ -408,6 +408,26 @@ def test_the_recipe_decides_where_the_command_line_does_not(place: Path, monkeyp
     assert report["gates"] == [{"gate": "contains:e >= 2", "value": report["gates"][0]["value"], "is_met": False}]
 
 
+def test_other_tasks_and_rows_leave_out_what_only_the_recipe_wants(place: Path, monkeypatch) -> None:
+    schema = place / "colour.json"
+    schema.write_text('{"type": "object"}')
+    keys = {"tasks": ["json"], "gates": ["json_valid >= 0.5"], "schema": str(schema), "category": "topic"}
+    change_facts(place, {"eval": keys | {"answer_tokens": 2}}, place / "adapters/keeper")
+    (place / "other.jsonl").write_text('{"prompt": "Box?", "completion": "red"}\n')
+    result = run(place, "keeper", "--tasks", "loss", "--data", "other.jsonl", "--json", monkeypatch=monkeypatch)
+    assert result.exception is None, result.exception
+    report = json.loads(result.stdout)
+    assert (result.return_value, report["tasks"], report["gates"]) == (0, ["loss"], [])
+    assert "[eval] category: nothing is split: not every row has `topic`" in result.stderr
+    assert "[eval] gates: json_valid >= 0.5 is not checked: json_valid is not measured here" in result.stderr
+    for asked in (("--category", "topic"), ("--gate", "json_valid >= 0.5")):
+        more = ("--tasks", "loss", "--data", "other.jsonl", *asked)
+        refused = run(place, "keeper", *more, monkeypatch=monkeypatch)
+        assert isinstance(refused.exception, UsageError | DataError), asked
+    wanted = run(place, "keeper", "--tasks", "loss", "--schema", str(schema), "--json", monkeypatch=monkeypatch)
+    assert json.loads(wanted.stdout)["tasks"] == ["json", "loss"]
+
+
 def test_ctrl_c_says_what_was_measured_and_leaves_with_130(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_add = Journal.add
 
@@ -430,6 +450,9 @@ def test_ctrl_c_says_what_was_measured_and_leaves_with_130(place: Path, monkeypa
         (("keeper", "--gate", "x"), "the gate `x` is not of the form"),
         (("keeper", "--json", "--csv"), "two forms of the same report"),
         (("keeper", "--name", "a/b"), "cannot be the name of a result"),
+        (("keeper", "--category", ""), "`category`: string should have at least 1 character"),
+        (("keeper", "--gate", "loss >> 1"), "the gate `loss >> 1` is not of the form"),
+        (("keeper", "--gate", "json_valid >= 95"), "the gate `json_valid >= 95` can never be met"),
         (("kepeer",), "there is no run, folder or model 'kepeer'"),
         (("keeper", "--tasks", "regex:("), "cannot be read"),
     ],
@@ -500,9 +523,24 @@ def test_a_checkpoint_has_results_of_its_own_name(place: Path) -> None:
     for name in ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors"):
         if (run / name).exists():
             (checkpoint / name).write_bytes((run / name).read_bytes())
+    (checkpoint / "manifest.json").write_text("{}")
+    (checkpoint / "run.json").write_bytes((run / "run.json").read_bytes())  # as a training saves it
     finished, _ = measure(evaluation_of(place, ("loss",), name="adapters/keeper/checkpoint-2"))
     assert finished.place is not None
     assert finished.place.file(".json") == run.resolve() / "eval/checkpoint-2-test.json"
+    assert not (checkpoint / "eval").exists(), "a checkpoint is removed one day"
+
+
+def test_what_may_be_compared_is_named_and_nothing_else(place: Path, tiny_model: TinyModel, monkeypatch) -> None:
+    def ends_with(*arguments: str) -> str:
+        result = run(place, *arguments, "--tasks", "loss", "--max-rows", "6", monkeypatch=monkeypatch)
+        assert result.exception is None, result.exception
+        return result.stderr.splitlines()[-1]
+
+    assert ends_with("keeper") == "next: mlxft runs compare keeper OTHER_RUN"
+    assert ends_with("keeper", "--out", "kept") == "kept in kept/test.json and .csv"
+    model = str(tiny_model("llama"))
+    assert ends_with(model, "--out", "alone", "--data", "rows.jsonl").startswith("kept in alone/")
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "gemma"])

@@ -1,8 +1,10 @@
 """Parquet, load_from_disk folders and the hub: through the library where installed, a sentence where not."""
 
 import importlib.util
+import logging
 import shlex
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,24 @@ def test_a_hub_id_without_a_network_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nobody/nothing is no file or folder here, and the hub says: ") as caught:
         load_splits(recipe("nobody/nothing"), base=tmp_path)
     assert caught.value.hint == "offline mode is on (HF_HUB_OFFLINE)"
+
+
+def test_the_retries_of_the_hub_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "level", logging.WARNING)
+
+    def load_dataset(name: str) -> None:
+        logger.warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError(f"{name} cannot be reached")
+
+    library = types.SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setattr(columnar, "_library", lambda what: library)
+    with pytest.raises(DataError, match="the hub says: nobody/silent cannot be reached"):
+        columnar.locate_hub("nobody/silent")
+    assert told == []
+    logger.warning("afterwards")
+    assert told == ["afterwards"]

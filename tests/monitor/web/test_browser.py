@@ -261,6 +261,15 @@ def test_nothing_scrolls_sideways_on_a_phone(server: Server, open_page: Open) ->
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, view
 
 
+def test_the_names_of_runs_can_be_read_on_a_phone(server: Server, open_page: Open) -> None:
+    """A few letters a line are not to be read: the table scrolls in its frame instead."""
+    page = open_page("#/runs", width=360, height=740)
+    row = page.locator(".runs tbody tr", has=page.get_by_role("link", name="other", exact=True))
+    row.wait_for()
+    assert row.get_by_role("link").evaluate("link => link.getClientRects().length") == 1
+    assert row.evaluate("row => row.clientHeight") < 60  # the model's name, in two lines at most
+
+
 def test_colours_follow_the_system_and_the_switch(open_page: Open) -> None:
     page = open_page(color_scheme="dark")
     colour = "getComputedStyle(document.documentElement).backgroundColor"

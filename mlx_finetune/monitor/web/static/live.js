@@ -355,7 +355,7 @@ class Side {
     if (changed.notices || changed.restarts) this.showSaid(status)
     if (changed.checkpoints) {
       const rows = [...status.checkpoints].reverse().slice(0, 12)
-      fill(this.saved, rows.length ? rows.map(([step, , size]) => h("li", {}, h("span", {}, `step ${count(step)}`), h("span", { class: "dim" }, bytes(size)))) : [h("li", { class: "note" }, "None yet.")])
+      fill(this.saved, rows.length ? rows.map((one) => h("li", {}, h("span", {}, `step ${count(one.step)}`), h("span", { class: "dim" }, bytes(one.num_bytes)))) : [h("li", { class: "note" }, "None yet.")])
     }
     if (changed.go_on || changed.state || changed.outcome !== undefined) this.showNext(status)
   }

@@ -247,7 +247,12 @@ def _alone() -> Generator[None]:
 def _warn_before() -> None:
     """What would make the figures those of another machine."""
     from mlx_finetune.hardware.sensors import system_sensors
+    from mlx_finetune.rundir import list_runs, running_process
 
+    for run in list_runs(Path("adapters")):
+        if running_process(run) is not None:
+            click.echo(f"warning: {run.name} is being trained: beside it everything measured is slower", err=True)
+            click.echo(f"hint: Ctrl-C, and tune again when it has ended (mlxft monitor {run.name})", err=True)
     if system_sensors().read_power().on_battery:
         click.echo("warning: on battery, where a laptop may be slower than on mains power", err=True)
 

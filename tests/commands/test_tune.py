@@ -1,6 +1,7 @@
 """``mlxft tune`` as a user types it, with processes that train nothing: what is kept, shown, forgotten, interrupted."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -268,3 +269,16 @@ def test_ctrl_c_keeps_what_was_settled_unless_what_was_there_is_better(
     assert ("it was interrupted; what was tuned on 26 Nov 2026 stays" in result.stderr) == stays
     if not stays:
         assert "; it was interrupted\n" in result.stdout
+
+
+def test_a_training_at_work_is_named_before_anything_is_measured(child: Callable[..., None]) -> None:
+    child({})
+    run = Path("adapters/mine")
+    run.mkdir(parents=True)
+    (run / "events.jsonl").touch()
+    assert "is being trained" not in call().stderr
+    lock = take_lock(run / ".lock")
+    assert lock is not None
+    result = call()
+    os.close(lock)
+    assert result.stderr.startswith("warning: mine is being trained: beside it everything measured is slower\nhint: ")

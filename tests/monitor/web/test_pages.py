@@ -36,7 +36,7 @@ def test_a_run_is_told_in_full(folder: Path) -> None:
     assert status["state"] == "finished"
     assert (status["steps_done"], status["best"], status["eta"]) == (40, [30, 1.25], None)
     assert status["outcome"]["result_loss"] == 1.25
-    assert status["go_on"] == ["to go on: mlxft train demo.toml --resume"]
+    assert (status["go_on"], status["talk"]) == ("mlxft train demo.toml --resume", "mlxft chat demo")
     curves = get(client, "/api/runs/demo/curves")
     assert curves["curves"]["loss"][0] == [float(number) for number in range(1, 41)]
     assert curves["evaluations"] == [[0, 2.5], [30, 1.25], [40, 1.5]]
@@ -64,7 +64,7 @@ def test_a_run_at_work_has_an_end_on_the_clock_and_no_way_to_go_on(folder: Path)
     lock = take_lock(run.file(LOCK))
     assert lock is not None
     status = get(make_client(make_pages(folder)), "/api/runs/now/status")["status"]
-    assert (status["state"], status["go_on"]) == ("running", [])
+    assert (status["state"], status["go_on"]) == ("running", "")
     assert status["eta"] == 1_000_010.0 + 30.0
 
 

@@ -149,6 +149,12 @@ def test_without_anything_tuned_the_next_command_is_named() -> None:
     assert json.loads(call("--show", "--json").stdout)["sets"] == []
 
 
+def test_the_next_command_can_be_copied(tmp_path: Path) -> None:
+    (tmp_path / "my folder").mkdir()
+    path = write_recipe(tmp_path / "my folder", tmp_path / "tiny")
+    assert call("--show", str(path)).stderr.endswith(f"next: mlxft tune '{path}'\n")
+
+
 def test_what_another_version_of_mlx_measured_is_said_to_be_stale(cache: Path) -> None:
     older = here().rpartition(", mlx ")[0] + ", mlx 0.1.0"
     remember_tuned(cache / "profile.json", older, GENERAL, tuned_set())

@@ -270,6 +270,16 @@ def test_the_names_of_runs_can_be_read_on_a_phone(server: Server, open_page: Ope
     assert row.evaluate("row => row.clientHeight") < 60  # the model's name, in two lines at most
 
 
+def test_the_last_figure_of_an_axis_has_room(server: Server, open_page: Open) -> None:
+    """100,000 at the right edge was cut to 100,0."""
+    write_run(server.folder / "adapters", "far", records(STARTED, step(1), step(50_000), step(100_000)))
+    page = open_page("#/live/far")
+    page.wait_for_selector(".plot .u-over")
+    gap = "(() => { const plot = document.querySelector('.plot'), over = plot.querySelector('.u-over');"
+    gap += " return plot.getBoundingClientRect().right - over.getBoundingClientRect().right })()"
+    page.wait_for_function(f"{gap} > 22")
+
+
 def test_colours_follow_the_system_and_the_switch(open_page: Open) -> None:
     page = open_page(color_scheme="dark")
     colour = "getComputedStyle(document.documentElement).backgroundColor"

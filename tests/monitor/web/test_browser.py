@@ -12,6 +12,7 @@ from journal import KILLED, STARTED, records, step, whole_run
 from web_pages import add_records, write_journal, write_run
 from web_server import Page as Server
 
+from mlx_finetune.dataset.token_losses import Measured, Microscope, Row, Token, write_microscope
 from mlx_finetune.events import Event, Notice, Resources, RunFailed, RunStarted, Sampled
 from mlx_finetune.rundir import LOCK, RunDir, take_lock
 
@@ -268,6 +269,17 @@ def test_the_names_of_runs_can_be_read_on_a_phone(server: Server, open_page: Ope
     row.wait_for()
     assert row.get_by_role("link").evaluate("link => link.getClientRects().length") == 1
     assert row.evaluate("row => row.clientHeight") < 60  # the model's name, in two lines at most
+
+
+def test_the_verdicts_about_tokens_are_whole_words_on_a_phone(server: Server, open_page: Open) -> None:
+    row = Row("rows.jsonl:3", (Token("Hi", False), Token("yes", True, 5.0, 0.1)))
+    write_microscope(write_demo(server.folder, "lens"), Microscope((row,), Measured(model="tiny", step=7)))
+    page = open_page("#/tokens/lens", width=360, height=740)
+    word = page.locator(".verdicts th, .verdicts td:first-child").get_by_text("learned", exact=True)
+    word.wait_for()
+    assert word.evaluate("word => word.getClientRects().length") == 1
+    assert word.evaluate("word => word.clientHeight || word.offsetHeight") < 32
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_the_last_figure_of_an_axis_has_room(server: Server, open_page: Open) -> None:

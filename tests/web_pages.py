@@ -32,8 +32,8 @@ class Asked:
         if run.path.name == "refuses":
             raise RunError("no training is at work", "see how it ended")
 
-    def _go_on(self, run: RunDir) -> Sequence[str]:
-        return [f"to go on: mlxft train {run.path.name}.toml --resume"]
+    def _go_on(self, run: RunDir) -> str:
+        return f"mlxft train {run.path.name}.toml --resume"
 
     def hands(self) -> Hands:
         """To be given to the page."""
@@ -41,6 +41,7 @@ class Asked:
             stop=lambda run: self._note("stop", run),
             save_now=lambda run: self._note("save", run),
             go_on=self._go_on,
+            talk=lambda run: f"mlxft chat {run.path.name}",
             rows=lambda run, split, first, count: {**self.rows, "asked": [split, first, count]},
             compare=lambda first, second: self.comparison,
             settings=lambda run: self.settings,

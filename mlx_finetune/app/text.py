@@ -2,6 +2,8 @@
 
 import io
 
+from mlx_finetune.recipe.values import BIDI
+
 MIN_SIDE_BY_SIDE = 80
 _QUOTES = '"""'
 
@@ -34,8 +36,12 @@ def _after_command(text: str) -> tuple[str, str]:
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters that a terminal would obey; line ends and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+    """``text`` without what a terminal would obey: control characters and marks that turn the writing direction.
+
+    Line ends and tabs stay.
+    """
+    bare = "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+    return BIDI.sub("", bare)
 
 
 def shorten(text: str, width: int = 70) -> str:

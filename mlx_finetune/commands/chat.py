@@ -149,8 +149,8 @@ def banner(opened: "Opened") -> Iterator[str]:
     if opened.chat.system:
         yield f"system: {opened.chat.system}"
     compare = ", /compare TEXT asks base and adapter" if opened.has_base else ""
-    fix = ", /fix puts an answer right" if opened.located.run is not None else ""
-    yield f"/help lists the commands{compare}{fix}, Ctrl-D leaves"
+    fix = ",\n/fix puts an answer right" if opened.located.run is not None else ""  # in 80 columns
+    yield from f"/help lists the commands{compare}{fix}, Ctrl-D leaves".splitlines()
 
 
 def _serve_terminal(chat: "Chat") -> None:

@@ -95,19 +95,43 @@ def recorded_go_on_lines(run: RunDir) -> Sequence[str]:
 
     Relative paths count from the folder where it was started; a run that lies elsewhere now is named where it lies.
     """
+    found = _recorded(run)
+    if found is None:
+        return []
+    folder, lines = found
+    if folder.resolve() == Path.cwd():
+        return lines
+    return [line.replace("to go on: ", f"to go on: cd {shlex.quote(str(folder))} && ", 1) for line in lines]
+
+
+def copied_go_on(run: RunDir) -> str:
+    """The command alone, as it works in a terminal that is opened afterwards; "" where run.json does not tell."""
+    found = _recorded(run)
+    return "" if found is None else copied(found[1][0].removeprefix("to go on: "), found[0])
+
+
+def copied(command: str, folder: Path) -> str:
+    """``mlxft ...`` as typed in ``folder``, for a terminal that is opened afterwards: there nothing is set up."""
+    import mlx_finetune
+    from mlx_finetune.app.doctor.finding import how_to_type
+
+    where = folder.resolve()
+    typed = how_to_type(package=Path(mlx_finetune.__file__).resolve().parent, base=where)
+    return f"cd {shlex.quote(str(where))} && {typed.mlxft}{command.removeprefix('mlxft')}"
+
+
+def _recorded(run: RunDir) -> tuple[Path, Sequence[str]] | None:
+    """The folder where a run was started, and how it goes on from there."""
     try:
         info = json.loads(run.file(RUN_INFO).read_bytes())
         recipe, folder = Path(info["recipe_path"]), Path(info.get("started_in", "."))
         overrides = [str(override) for override in info["overrides"]]
         output_dir = info.get("resolved", {}).get("output_dir")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
+        return None
     here = run.path.resolve()
     if output_dir and (folder / Path(output_dir).expanduser()).resolve() != here:
         overrides = [one for one in overrides if not one.startswith("output_dir=")] + [f"output_dir={here}"]
     if not (folder / recipe).is_file() and (here / RECIPE).is_file():
         recipe = here / RECIPE
-    lines = go_on_lines(str(recipe), [part for override in overrides for part in ("--set", override)])
-    if folder.resolve() == Path.cwd():
-        return lines
-    return [line.replace("to go on: ", f"to go on: cd {shlex.quote(str(folder))} && ", 1) for line in lines]
+    return folder, go_on_lines(str(recipe), [part for override in overrides for part in ("--set", override)])

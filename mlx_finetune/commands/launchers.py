@@ -54,7 +54,9 @@ def install(folder: Path | None) -> int:
     done = launcher.install(where, target)
     for one in done:
         click.echo(f"{one.what}: {one.path}" if one.what != "foreign" else f"left alone, not ours: {one.path}")
-    click.echo(f"\nthey work in {target.folder}; next: double-click Train, or type: mlxft launchers check", err=True)
+    there = "" if folder is None else f" {shlex.quote(str(where))}"
+    following = f"next: double-click Train, or type: mlxft launchers check{there}"
+    click.echo(f"\nthey work in {target.folder}; {following}", err=True)
     return int(any(one.what == "foreign" for one in done))
 
 

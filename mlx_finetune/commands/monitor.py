@@ -89,8 +89,8 @@ def _fill_screen(run: "RunDir", *, until_end: bool) -> int:
 
 def monitor_hands(run: "RunDir") -> "Hands":
     """What the full screen can do for a person who came to see ``run``."""
-    from mlx_finetune.app.running.control import save_now, stop
-    from mlx_finetune.commands.closing import recorded_go_on_lines
+    from mlx_finetune.app.control import save_now, stop
+    from mlx_finetune.commands.closing import copied_go_on
     from mlx_finetune.monitor.tui.hands import Hands
     from mlx_finetune.rundir import list_runs
 
@@ -100,10 +100,7 @@ def monitor_hands(run: "RunDir") -> "Hands":
         found.setdefault(run.path.resolve(), run)
         return [one if path != run.path.resolve() else run for path, one in found.items()]
 
-    def resume_command(one: "RunDir") -> str:
-        return "".join(line.removeprefix("to go on: ") for line in recorded_go_on_lines(one))
-
-    return Hands(runs, stop, save_now, resume_command, _copy)
+    return Hands(runs, stop, save_now, copied_go_on, _copy)
 
 
 def _copy(text: str) -> bool:

@@ -87,16 +87,17 @@ def _has_display() -> bool:
 
 
 def _hands() -> "Hands":
-    from mlx_finetune.app.running.control import save_now, stop
-    from mlx_finetune.app.running.runs import run_bytes
-    from mlx_finetune.commands.closing import recorded_go_on_lines
+    from mlx_finetune.app.control import save_now, stop
+    from mlx_finetune.app.runs import run_bytes
+    from mlx_finetune.commands.closing import copied, copied_go_on
     from mlx_finetune.commands.runs import read_settings
     from mlx_finetune.monitor.web.hands import Hands
 
     return Hands(
         stop=stop,
         save_now=save_now,
-        go_on=recorded_go_on_lines,
+        go_on=copied_go_on,
+        talk=lambda run: copied(f"mlxft chat {run.name}", Path.cwd()),
         rows=_RowsLater().rows,
         compare=_compare,
         settings=read_settings,

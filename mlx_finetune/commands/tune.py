@@ -1,6 +1,7 @@
 """``mlxft tune``: measure settings on this machine and keep the fastest safe ones."""
 
 import json
+import shlex
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def _finish(session: "Session", subject: "Subject", machine: "Machine", code: in
         words = f"other programs used {session.others_share:.0%} of the processors"
         click.echo(f"warning: {words}; tune again when it is quiet", err=True)
     if not as_json:
-        following = f"mlxft plan {subject.recipe}" if subject.recipe else "mlxft plan RECIPE"
+        following = f"mlxft plan {shlex.quote(str(subject.recipe))}" if subject.recipe else "mlxft plan RECIPE"
         click.echo(f"\nnext: {following}   # its reasons name what is used", err=True)
         click.echo("to forget it: mlxft tune --reset", err=True)
     return code
@@ -111,7 +112,7 @@ def _show(recipe: Path | None, overrides: Sequence[str], *, as_json: bool) -> in
     if profile.warning:
         click.echo(f"warning: {profile.warning}", err=True)
     _print(machine, sets, as_json=as_json, stale=stale)
-    named = f" {recipe}" if recipe is not None else ""
+    named = f" {shlex.quote(str(recipe))}" if recipe is not None else ""
     for sentence in stale:
         click.echo(f"warning: {sentence}: it is not used any more; tune again: mlxft tune", err=True)
     if not sets and not as_json:
@@ -247,7 +248,12 @@ def _alone() -> Generator[None]:
 def _warn_before() -> None:
     """What would make the figures those of another machine."""
     from mlx_finetune.hardware.sensors import system_sensors
+    from mlx_finetune.rundir import list_runs, running_process
 
+    for run in list_runs(Path("adapters")):
+        if running_process(run) is not None:
+            click.echo(f"warning: {run.name} is being trained: beside it everything measured is slower", err=True)
+            click.echo(f"hint: Ctrl-C, and tune again when it has ended (mlxft monitor {run.name})", err=True)
     if system_sensors().read_power().on_battery:
         click.echo("warning: on battery, where a laptop may be slower than on mains power", err=True)
 

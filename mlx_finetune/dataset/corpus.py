@@ -7,6 +7,7 @@ and 9 bytes a row are kept.
 
 import hashlib
 import itertools
+import shlex
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,10 +104,13 @@ def load_splits(
     findings = reading.findings
     if findings.count:
         names = ", ".join(file.source for file in files[:3]) + (", ..." if len(files) > 3 else "")
-        few = "one problem" if findings.count == 1 else f"{findings.count} problems"
+        problems = findings.problems()
+        few, what = f"{findings.count} problems", ""
+        if findings.count == 1:
+            few, what = "one problem", f": {problems[0].message}"
         is_plain = not data.columns and data.format == "auto"
-        hint = f"mlxft data check {files[0].source if is_plain else 'RECIPE'}"
-        raise DataError(f"{names}: {few} in the data", hint, findings.problems())
+        hint = f"mlxft data check {shlex.quote(files[0].source) if is_plain else 'RECIPE'}"
+        raise DataError(f"{names}: {few} in the data{what}", hint, problems)
 
     return _split(reading, data, split_files, formats[0])
 

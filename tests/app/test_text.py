@@ -29,6 +29,11 @@ def test_backslash_and_triple_quotes_carry_an_input_over_lines(text: str, more: 
 
 
 def test_control_characters_never_reach_the_terminal() -> None:
+    assert (
+        printable("a\u202eb\u2066c \u05e9\u05dc \U0001f468\u200d\U0001f33e")
+        == "abc \u05e9\u05dc \U0001f468\u200d\U0001f33e"
+    )
+    assert shorten("so \u202eabc") == "so abc"
     assert printable("a\x1b[2Jb\rc\x9bd\n\te\x7f") == "a[2Jbcd\n\te"
     assert shorten("a\n\n b  c") == "a b c"
     assert shorten("x" * 80) == "x" * 67 + "..."

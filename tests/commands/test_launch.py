@@ -148,6 +148,7 @@ def test_a_foreign_file_is_left_alone_and_told(here: Path) -> None:
     (here / "my place" / "Train.command").write_text("mine")
     done = manage("install", "my place")
     assert done.return_value == 1
+    assert done.stderr.endswith(f"or type: mlxft launchers check '{here / 'my place'}'\n")
     assert f"left alone, not ours: {here / 'my place' / 'Train.command'}\n" in done.stdout
     assert (here / "my place" / "Train.command").read_text() == "mine"
 

@@ -1,6 +1,7 @@
 """``mlxft tune`` as a user types it, with processes that train nothing: what is kept, shown, forgotten, interrupted."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -148,6 +149,12 @@ def test_without_anything_tuned_the_next_command_is_named() -> None:
     assert json.loads(call("--show", "--json").stdout)["sets"] == []
 
 
+def test_the_next_command_can_be_copied(tmp_path: Path) -> None:
+    (tmp_path / "my folder").mkdir()
+    path = write_recipe(tmp_path / "my folder", tmp_path / "tiny")
+    assert call("--show", str(path)).stderr.endswith(f"next: mlxft tune '{path}'\n")
+
+
 def test_what_another_version_of_mlx_measured_is_said_to_be_stale(cache: Path) -> None:
     older = here().rpartition(", mlx ")[0] + ", mlx 0.1.0"
     remember_tuned(cache / "profile.json", older, GENERAL, tuned_set())
@@ -268,3 +275,16 @@ def test_ctrl_c_keeps_what_was_settled_unless_what_was_there_is_better(
     assert ("it was interrupted; what was tuned on 26 Nov 2026 stays" in result.stderr) == stays
     if not stays:
         assert "; it was interrupted\n" in result.stdout
+
+
+def test_a_training_at_work_is_named_before_anything_is_measured(child: Callable[..., None]) -> None:
+    child({})
+    run = Path("adapters/mine")
+    run.mkdir(parents=True)
+    (run / "events.jsonl").touch()
+    assert "is being trained" not in call().stderr
+    lock = take_lock(run / ".lock")
+    assert lock is not None
+    result = call()
+    os.close(lock)
+    assert result.stderr.startswith("warning: mine is being trained: beside it everything measured is slower\nhint: ")

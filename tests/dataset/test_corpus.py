@@ -174,3 +174,10 @@ def test_an_empty_validation_file_is_an_error_like_an_empty_training_file(tmp_pa
     assert [(problem.where, problem.message) for problem in caught.value.problems] == [
         ("d/valid.jsonl", "the file is empty")
     ]
+
+
+def test_one_problem_is_said_at_once_and_the_command_can_be_copied(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe(path="my data/$(rows).jsonl"), base=tmp_path)
+    assert caught.value.message == "my data/$(rows).jsonl: one problem in the data: no such file"
+    assert caught.value.hint == "mlxft data check 'my data/$(rows).jsonl'"

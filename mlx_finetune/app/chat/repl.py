@@ -3,6 +3,7 @@
 Terminals and pipes are in ``commands.chat``.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,8 +29,11 @@ class Command:
 def _help(session: Session, rest: str) -> None:
     del rest
     width = max(len(f"/{name} {command.takes}") for name, command in COMMANDS.items())
+    columns = max(session.screen.width or 1000, width + 24)  # lines of a pipe are not wrapped
     for name, command in COMMANDS.items():
-        session.screen.talk(f"  {f'/{name} {command.takes}':<{width}}  {command.does}")
+        head = f"  {f'/{name} {command.takes}':<{width}}  "
+        for line in textwrap.wrap(command.does, columns, initial_indent=head, subsequent_indent=" " * len(head)):
+            session.screen.talk(line)
     for line in INPUT_HELP:
         session.screen.talk(line)
 

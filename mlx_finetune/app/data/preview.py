@@ -6,6 +6,7 @@ terminal could act upon are written as escapes.
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def show_preview(
     for line in summary_lines(recipe, counted.report, len(splits.train), in_colour=_has_colour(console)):
         console.print(line)
     if is_recipe:
-        notes.print(f"next: mlxft train {target}")
+        notes.print(f"next: mlxft train {shlex.quote(str(target))}")
     else:
         notes.print(f"tokens and template of {recipe.model}; a recipe, or --model NAME, shows those of another")
         notes.print("next: mlxft recipe copy quickstart mine.toml")
@@ -88,8 +89,8 @@ def _bare_recipe(path: str, overrides: Sequence[str], model: str | None) -> Reci
     if model is None and not _is_here(DEFAULT_MODEL):
         raise UsageError(
             f"{path}: a preview in tokens needs a model's tokenizer, and {DEFAULT_MODEL} is not on this disk yet",
-            f"mlxft data preview {path} --model {DEFAULT_MODEL} fetches it; a recipe in the place of the data names "
-            "its own; mlxft data stats counts without one",
+            f"mlxft data preview {shlex.quote(path)} --model {DEFAULT_MODEL} fetches it; "
+            "a recipe in the place of the data names its own; mlxft data stats counts without one",
         )
     data = {"path": path, "val_split": 0.0, "test_split": 0.0}
     return Recipe.model_validate({"model": model or DEFAULT_MODEL, "output_dir": "adapters/preview", "data": data})

@@ -84,6 +84,7 @@ def pick_run(desk: Desk, given: Sequence[str], prompt: str) -> RunDir:
     if given:
         return find_run(given[0], base=Path())
     runs = [run for run in known_runs(desk) if has_result(run)]
+    runs.sort(key=lambda run: running_process(run) is not None)  # one at work is slowed by it: never what Return takes
     if not runs:
         raise RunError("nothing has been trained here yet", 'double-click "Train" first')
     if len(runs) == 1 or not desk.can_ask:

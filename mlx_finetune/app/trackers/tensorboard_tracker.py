@@ -20,7 +20,10 @@ class TensorboardTracker:
 
     def __init__(self, about: About) -> None:
         purge = about.first_step if about.num_starts else None
-        self._writer = _library.SummaryWriter(logdir=str(about.folder), purge_step=purge, flush_secs=10)
+        start = f".{about.num_starts}"  # the name holds the second alone: two starts in one would share a file
+        self._writer = _library.SummaryWriter(
+            logdir=str(about.folder), purge_step=purge, flush_secs=10, filename_suffix=start
+        )
         self._last_step = about.first_step
         if not about.num_starts:
             lines = [f"{key} = {toml_value(value)}" for key, value in about.config.items() if value is not None]

@@ -22,15 +22,21 @@ class WandbTracker:
         settings = _library.Settings(
             console="off", save_code=False, disable_git=True, x_disable_stats=True, silent=True
         )
-        self._run: Any = _library.init(
-            project=about.project,
-            name=about.name,
-            id=about.run_id,
-            resume="allow",
-            dir=str(about.folder),
-            config=dict(about.config),
-            settings=settings,
-        )
+        try:
+            self._run: Any = _library.init(
+                project=about.project,
+                name=about.name,
+                id=about.run_id,
+                resume="allow",
+                dir=str(about.folder),
+                config=dict(about.config),
+                settings=settings,
+            )
+        except _library.errors.UsageError as error:  # no account, most often
+            said = next(iter(str(error).strip().splitlines()), "")
+            raise _library.errors.UsageError(
+                f"{said} Without an account: WANDB_MODE=offline mlxft train ..."
+            ) from error
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 

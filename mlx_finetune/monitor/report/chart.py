@@ -57,7 +57,7 @@ def draw(chart: Chart) -> Html | None:
     x_low = 0.0 if series[0].xs[0] <= 1 else series[0].xs[0]
     x_axis = linear_axis(x_low, max(one.xs[-1] for one in series), least_step=1.0)
     values = [value for one in series for value in one.ys] + ([chart.limit[1]] if chart.limit else [])
-    top = _top(series) if chart.cuts_spikes else max(values)
+    top = max(_top(series), chart.limit[1] if chart.limit else 0.0) if chart.cuts_spikes else max(values)
     y_axis = value_axis(
         [min(value, top) for value in values], chart.write, from_zero=chart.from_zero, may_be_log=chart.may_be_log
     )

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.errors import RunError
+from mlx_finetune.events import RunFailed
 from mlx_finetune.monitor.report.facts import ReportFacts, read_facts
 from mlx_finetune.monitor.report.page import render
-from mlx_finetune.rundir import RunDir, next_report
+from mlx_finetune.rundir import LOG, RunDir, next_report
 
 _SEAL = re.compile(rb"<!-- mlxft report, run ([0-9a-f]{16}), unedited ([0-9a-f]{64}) -->\n\Z")
 
@@ -27,7 +28,7 @@ def write_report(run: RunDir, *, out: Path | None = None, facts: ReportFacts | N
     """
     facts = facts or read_facts(run)
     if not has_something(facts):
-        raise RunError(f"{run.path} has nothing to report yet", f"watch it with: mlxft monitor {run.name}")
+        raise _nothing(run, facts)
     owner = _owner(facts)
     path = _free_place(run, owner) if out is None else _checked(out, owner)
     durable.replace_file(path, [sealed(render(facts), owner)])
@@ -43,6 +44,18 @@ def is_renewable(run: RunDir, facts: ReportFacts) -> bool:
 def has_something(facts: ReportFacts) -> bool:
     """True where the run came as far as having loaded everything."""
     return facts.summary.started is not None
+
+
+def _nothing(run: RunDir, facts: ReportFacts) -> RunError:
+    """Why there is no page: it has not come so far, or never will."""
+    outcome = facts.summary.outcome
+    if facts.run.is_running:
+        return RunError(f"{run.path} has nothing to report yet", f"watch it with: mlxft monitor {run.name}")
+    if isinstance(outcome, RunFailed):
+        what = f"{run.path} failed before there was anything to report: {outcome.message}"
+        return RunError(what, outcome.hint or f"more is in {run.file(LOG)}")
+    what = f"{run.path} has nothing to report: it ended before the model was loaded"
+    return RunError(what, f"how to go on: mlxft runs show {run.name}")
 
 
 def sealed(page: str, owner: str) -> bytes:

@@ -16,6 +16,7 @@ _BLANK = 0x2800
 _TICK, _WALL, _CORNER, _FLOOR, _FLOOR_TICK = "\u2524", "\u2502", "\u2514", "\u2500", "\u252c"
 _STEP_SIZES = (1.0, 2.0, 2.5, 5.0, 10.0)
 LEAST_WIDTH, LEAST_HEIGHT = 16, 3
+_FLAT = 1e-4  # of its size: a curve that moves less is a level line, not a picture of its rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _y_range(curves: Sequence[Curve]) -> tuple[float, float]:
         if not curve.in_range and len(ys) >= 50:
             ys = sorted(ys)[len(ys) // 100 : len(ys) - len(ys) // 100]
         low, high = min(low, *ys), max(high, *ys)
-    if high <= low:
+    if high - low <= _FLAT * max(abs(low), abs(high)):
         room = abs(low) / 10 or 1.0
         return low - room, high + room
     return low, high
@@ -153,6 +154,7 @@ def _x_axis(first: float, last: float, gutter: int, columns: int) -> list[Text]:
     """The floor with its ticks, and the figures below it; the last one says what is counted."""
     ticks: list[tuple[int, str]] = []
     size = max(1.0, _round_up((last - first) / max(1, columns // 14))) if last > first else 1.0
+    size = 5.0 if size == 2.5 else size  # there is no half of a step
     end, taken = f"step {last:,.0f}", 0
     for number in range(math.ceil(first / size), math.floor(last / size) + 1):
         column, name = _place(number * size, first, last, columns), f"{number * size:,.0f}"

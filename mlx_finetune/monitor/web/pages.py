@@ -155,8 +155,7 @@ class Pages:
     def _status(self, request: Request, run: RunDir) -> Json:
         is_running = running_process(run) is not None
         with self._fresh(run) as course:
-            go_on = [] if is_running else self._hands.go_on(run)
-            return {"status": status_json(run, course.summary, is_running=is_running, go_on=go_on)}
+            return {"status": status_json(run, course.summary, self._hands, is_running=is_running)}
 
     def _filmstrip(self, request: Request, run: RunDir) -> Json:
         with self._fresh(run) as course:

@@ -1,6 +1,5 @@
 """Where a run is, as plain values for the page: all but the curves. Texts are sent as they are, never as HTML."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from mlx_finetune.events import Event, RunFailed, RunFinished, RunStopped
@@ -8,7 +7,8 @@ from mlx_finetune.monitor.filmstrip import Frame, changed_words, frames
 from mlx_finetune.monitor.plain import amount_done
 from mlx_finetune.monitor.run_report import RunFacts
 from mlx_finetune.monitor.summary import Summary
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.monitor.web.hands import Hands
+from mlx_finetune.rundir import RunDir, checkpoint_step
 
 Json = dict[str, object]
 
@@ -17,11 +17,11 @@ MAX_LISTED = 200
 MAX_EVALUATIONS = 2000
 
 
-def status_json(run: RunDir, summary: Summary, *, is_running: bool, go_on: Sequence[str]) -> Json:
+def status_json(run: RunDir, summary: Summary, hands: Hands, *, is_running: bool) -> Json:
     """The state by its parts; each is sent again only when it has changed."""
     started, step = summary.started, summary.step
     return {
-        "typed": run.name,
+        "talk": hands.talk(run),
         "state": state_of(summary, is_running=is_running),
         "phase": _phase(summary) if is_running else None,
         "started": asdict(started) if started else None,
@@ -39,12 +39,12 @@ def status_json(run: RunDir, summary: Summary, *, is_running: bool, go_on: Seque
         "lost_seconds": [summary.pause_seconds, summary.sleep_seconds],
         "evaluations": [[one.step, one.loss] for one in summary.evaluations[-MAX_EVALUATIONS:]],
         "best": _best(summary),
-        "checkpoints": [[one.step, one.folder, one.num_bytes] for one in summary.checkpoints[-MAX_LISTED:]],
+        "checkpoints": _checkpoints(run, summary),
         "notices": [asdict(one) for one in summary.notices[-MAX_LISTED:]],
         "restarts": [one.sentence for one in summary.restarts[-MAX_LISTED:]],
         "frames": [len(summary.samples), summary.samples[-1].step if summary.samples else None],
         "outcome": _outcome(summary.outcome),
-        "go_on": list(go_on),
+        "go_on": "" if is_running else hands.go_on(run),
     }
 
 
@@ -69,6 +69,13 @@ def _eta(summary: Summary) -> float | None:
     """When the last step will be done, in seconds since 1970."""
     remaining = summary.remaining_seconds()
     return None if remaining is None or summary.paused is not None else round(summary.last_time + remaining, 1)
+
+
+def _checkpoints(run: RunDir, summary: Summary) -> list[Json]:
+    """Those in the folder: of those in the journal some were removed since, and a crash may have lost a line of it."""
+    sizes = {one.folder: one.num_bytes for one in summary.checkpoints}
+    kept = run.checkpoints()[-MAX_LISTED:]
+    return [{"step": checkpoint_step(path), "folder": path.name, "num_bytes": sizes.get(path.name)} for path in kept]
 
 
 def _best(summary: Summary) -> list[float] | None:

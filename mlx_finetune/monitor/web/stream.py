@@ -44,8 +44,7 @@ class Teller:
             seen = (now, course.num_records, is_running)
             if seen == self._seen:
                 return None
-            go_on = [] if is_running else self._hands.go_on(course.run)
-            status = status_json(course.run, course.summary, is_running=is_running, go_on=go_on)
+            status = status_json(course.run, course.summary, self._hands, is_running=is_running)
             is_known = before is not None and course.holds(before) and now.num_steps - before.num_steps <= MAX_MISSED
             steps, machine = course.since(before) if is_known and before is not None else ({}, {})
         self._position, self._seen = now, seen

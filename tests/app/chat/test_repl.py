@@ -181,6 +181,11 @@ def test_help_names_every_command(opened: Opened) -> None:
     assert [line.split()[0] for line in screen.said[: len(COMMANDS)]] == [f"/{name}" for name in COMMANDS]
     assert not chat.take("/exit")
     assert not chat.take("/quit")
+    screen.said.clear()
+    screen.width = 80
+    chat.take("/help")
+    assert max(map(len, screen.said)) <= 80
+    assert [line.split()[0] for line in screen.said if line.startswith("  /")] == [f"/{name}" for name in COMMANDS]
 
 
 def test_compare_shows_base_and_adapter_and_leaves_the_conversation_alone(

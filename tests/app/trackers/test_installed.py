@@ -186,4 +186,5 @@ def test_wandb_without_a_key_is_one_sentence(tmp_path: Path):
     )
     (warning,) = (line for line in done.stdout.splitlines() if line)
     assert warning.startswith("warning: wandb failed, and the training goes on without it: ")
+    assert warning.endswith(" Without an account: WANDB_MODE=offline mlxft train ...")
     assert done.returncode == 1

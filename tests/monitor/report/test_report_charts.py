@@ -81,6 +81,18 @@ def test_fewer_than_two_values_are_no_picture() -> None:
     assert draw(Chart("Loss", (Series("", "first", [1.0, 2.0], [float("nan"), 2.0]),))) is None
 
 
+def test_a_limit_is_drawn_where_it_is_although_spikes_are_cut() -> None:
+    """One gradient of 900 among many of 0.3: what is cut at 1 was drawn at the upper edge, at 0.4."""
+    steps = [float(step) for step in range(100)]
+    norms = [900.0 if step == 50 else 0.3 for step in range(100)]
+    figure = draw(Chart("Norm", (Series("", "first", steps, norms),), cuts_spikes=True, limit=("cut to 1", 1.0)))
+    assert figure is not None
+    (high,) = re.findall(r'data-high="([^"]+)"', figure.text)
+    (place,) = re.findall(r'<path class="limit" d="M0 ([\d.]+)H1000">', figure.text)
+    assert float(high) >= 1.0
+    assert float(place) == pytest.approx(300 * (1 - 1 / float(high)), abs=0.1)
+
+
 def test_limit_best_and_restarts_are_drawn_and_named() -> None:
     chart = Chart(
         "Memory",

@@ -9,9 +9,9 @@ import pytest
 from reported_runs import STARTED, events, step, write_events, write_run
 
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Evaluated, Event, Phase, Sampled
+from mlx_finetune.events import Evaluated, Event, Phase, RunFailed, Sampled
 from mlx_finetune.monitor.report.write import write_report
-from mlx_finetune.rundir import RunDir, is_run_file
+from mlx_finetune.rundir import LOCK, RunDir, is_run_file, take_lock
 
 
 @pytest.fixture
@@ -99,9 +99,29 @@ def test_out_is_a_file_in_a_folder_that_is_there(run: RunDir, tmp_path: Path) ->
 def test_a_run_before_its_start_has_nothing_to_report(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     write_events(run, [Phase("load", "tiny-llama")])
-    with pytest.raises(RunError, match="nothing to report yet"):
+    lock = take_lock(run.file(LOCK))
+    assert lock is not None
+    with pytest.raises(RunError, match="nothing to report yet") as raised:
         write_report(run)
+    assert raised.value.hint.startswith("watch it with: mlxft monitor ")
+    os.close(lock)
     assert not run.file("report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "message", "hint"),
+    [
+        ([RunFailed("no memory", "smaller", 0)], "failed before there was anything to report: no memory", "smaller"),
+        ([RunFailed("no memory", "", 0)], "failed before there was anything to report: no memory", "more is in "),
+        ([], "it ended before the model was loaded", "how to go on: mlxft runs show "),
+    ],
+)
+def test_a_run_that_never_began_is_not_to_be_watched(tmp_path: Path, end: list[Event], message: str, hint: str) -> None:
+    run = RunDir(tmp_path)
+    write_events(run, [Phase("load", "tiny-llama"), *end])
+    with pytest.raises(RunError, match=message) as raised:
+        write_report(run)
+    assert raised.value.hint.startswith(hint)
 
 
 def test_a_journal_alone_is_enough(tmp_path: Path) -> None:

@@ -88,3 +88,17 @@ def test_segments_join_to_the_curve_of_the_live_view() -> None:
     draw_segment(rows, (0, 4 * height - 1), (2 * width - 1, 0))
     drawn = ["".join(chr(0x2800 + cell) for cell in row) for row in rows]
     assert drawn == draw_curve([(0.0, 0.0), (1.0, 1.0)], width=width, height=height)
+
+
+def test_steps_at_the_axis_are_whole() -> None:
+    """17 steps in 110 columns would be parted at 2.5 and 7.5, which were written as 2 and 8."""
+    figures = text([Curve([(0.0, 3.0), (17.0, 1.0)], "")], width=116)[-1].split()
+    assert figures == ["0", "5", "10", "15", "step", "17"]
+
+
+def test_memory_that_moves_by_some_kilobytes_is_a_level_line() -> None:
+    still = [(float(x), 635.76 + 0.01 * (x % 2)) for x in range(20)]
+    lines = text([Curve(still, "")])
+    assert sum(any("\u2801" <= char <= "\u28ff" for char in line) for line in lines) <= 2
+    moved = [(float(x), 635.0 + x % 2) for x in range(20)]
+    assert sum(any("\u2801" <= char <= "\u28ff" for char in line) for line in text([Curve(moved, "")])) > 3

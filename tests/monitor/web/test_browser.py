@@ -12,6 +12,7 @@ from journal import KILLED, STARTED, records, step, whole_run
 from web_pages import add_records, write_journal, write_run
 from web_server import Page as Server
 
+from mlx_finetune.dataset.token_losses import Measured, Microscope, Row, Token, write_microscope
 from mlx_finetune.events import Event, Notice, Resources, RunFailed, RunStarted, Sampled
 from mlx_finetune.rundir import LOCK, RunDir, take_lock
 
@@ -259,6 +260,36 @@ def test_nothing_scrolls_sideways_on_a_phone(server: Server, open_page: Open) ->
         page.wait_for_selector("main section")
         page.wait_for_timeout(400)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, view
+
+
+def test_the_names_of_runs_can_be_read_on_a_phone(server: Server, open_page: Open) -> None:
+    """A few letters a line are not to be read: the table scrolls in its frame instead."""
+    page = open_page("#/runs", width=360, height=740)
+    row = page.locator(".runs tbody tr", has=page.get_by_role("link", name="other", exact=True))
+    row.wait_for()
+    assert row.get_by_role("link").evaluate("link => link.getClientRects().length") == 1
+    assert row.evaluate("row => row.clientHeight") < 60  # the model's name, in two lines at most
+
+
+def test_the_verdicts_about_tokens_are_whole_words_on_a_phone(server: Server, open_page: Open) -> None:
+    row = Row("rows.jsonl:3", (Token("Hi", False), Token("yes", True, 5.0, 0.1)))
+    write_microscope(write_demo(server.folder, "lens"), Microscope((row,), Measured(model="tiny", step=7)))
+    page = open_page("#/tokens/lens", width=360, height=740)
+    word = page.locator(".verdicts th, .verdicts td:first-child").get_by_text("learned", exact=True)
+    word.wait_for()
+    assert word.evaluate("word => word.getClientRects().length") == 1
+    assert word.evaluate("word => word.clientHeight || word.offsetHeight") < 32
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_last_figure_of_an_axis_has_room(server: Server, open_page: Open) -> None:
+    """100,000 at the right edge was cut to 100,0."""
+    write_run(server.folder / "adapters", "far", records(STARTED, step(1), step(50_000), step(100_000)))
+    page = open_page("#/live/far")
+    page.wait_for_selector(".plot .u-over")
+    gap = "(() => { const plot = document.querySelector('.plot'), over = plot.querySelector('.u-over');"
+    gap += " return plot.getBoundingClientRect().right - over.getBoundingClientRect().right })()"
+    page.wait_for_function(f"{gap} > 22")
 
 
 def test_colours_follow_the_system_and_the_switch(open_page: Open) -> None:

@@ -11,7 +11,7 @@ from mlx_finetune.events import Notice, RunFailed, Sampled, to_json
 from mlx_finetune.monitor.web.pages import MAX_POINTS, Pages
 from mlx_finetune.monitor.web.shelf import Shelf
 from mlx_finetune.monitor.web.tickets import Tickets
-from mlx_finetune.rundir import EVENTS, LOCK, take_lock
+from mlx_finetune.rundir import EVENTS, LOCK, MANIFEST, take_lock
 
 HOSTILE = "</script><img src=x onerror=alert(1)> \u202e\x1b[31m"
 
@@ -36,8 +36,7 @@ def test_a_run_is_told_in_full(folder: Path) -> None:
     assert status["state"] == "finished"
     assert (status["steps_done"], status["best"], status["eta"]) == (40, [30, 1.25], None)
     assert status["outcome"]["result_loss"] == 1.25
-    assert status["checkpoints"] == [[30, "checkpoint-30", 4_000_000]]
-    assert status["go_on"] == ["to go on: mlxft train demo.toml --resume"]
+    assert (status["go_on"], status["talk"]) == ("mlxft train demo.toml --resume", "mlxft chat demo")
     curves = get(client, "/api/runs/demo/curves")
     assert curves["curves"]["loss"][0] == [float(number) for number in range(1, 41)]
     assert curves["evaluations"] == [[0, 2.5], [30, 1.25], [40, 1.5]]
@@ -46,12 +45,26 @@ def test_a_run_is_told_in_full(folder: Path) -> None:
     assert (row["state"], row["first_loss"], row["result_loss"], row["num_bytes"]) == ("finished", 2.5, 1.25, 1234)
 
 
+def test_the_checkpoints_are_those_in_the_folder(folder: Path) -> None:
+    """That of step 30 is in the journal and was removed; a crash took the line of step 36."""
+    client = make_client(make_pages(folder, chosen="demo"))
+    assert get(client, "/api/runs/demo/status")["status"]["checkpoints"] == []
+    for step_ in (36, 30):
+        kept = folder / "demo" / f"checkpoint-{step_}"
+        kept.mkdir()
+        (kept / MANIFEST).write_text("{}")
+    assert get(client, "/api/runs/demo/status")["status"]["checkpoints"] == [
+        {"step": 30, "folder": "checkpoint-30", "num_bytes": 4_000_000},
+        {"step": 36, "folder": "checkpoint-36", "num_bytes": None},
+    ]
+
+
 def test_a_run_at_work_has_an_end_on_the_clock_and_no_way_to_go_on(folder: Path) -> None:
     run = write_run(folder, "now", records(STARTED, *(step(number) for number in range(1, 11))))
     lock = take_lock(run.file(LOCK))
     assert lock is not None
     status = get(make_client(make_pages(folder)), "/api/runs/now/status")["status"]
-    assert (status["state"], status["go_on"]) == ("running", [])
+    assert (status["state"], status["go_on"]) == ("running", "")
     assert status["eta"] == 1_000_010.0 + 30.0
 
 

@@ -27,9 +27,10 @@ from mlx_finetune.app.desktop.training.starts import (
     unfinished,
 )
 from mlx_finetune.errors import UsageError
-from mlx_finetune.rundir import RunDir, running_process
+from mlx_finetune.rundir import REPORT, RunDir, running_process
 
 DOES_NOT_FIT = 3
+REPORT_SECONDS = 5.0
 OWN_DATA = "My own data: make a recipe from a file or a folder"
 OTHER_FILE = "Another recipe file"
 
@@ -163,6 +164,7 @@ def choose_here(desk: Desk, prompt: str, labels: Sequence[str]) -> int:
 def say_end(desk: Desk, run: RunDir, code: int) -> int:
     """What to do with a run that is not at work any more."""
     state = read_state(run)
+    _say_report(desk, run)
     if state.kind == "finished":
         suggest(
             desk, test="to see its answers beside those of the base", chat="to talk with it", evaluate="to measure it"
@@ -172,3 +174,13 @@ def say_end(desk: Desk, run: RunDir, code: int) -> int:
     else:
         suggest(desk, train="to start it again")
     return code
+
+
+def _say_report(desk: Desk, run: RunDir) -> None:
+    """Where the run's page is. It is made after the end that is seen here, so it may take a moment."""
+    page = run.file(REPORT)
+    end = desk.now() + REPORT_SECONDS
+    while has_result(run) and not page.is_file() and desk.now() < end:
+        desk.sleep(0.2)
+    if page.is_file():
+        desk.say(f"\nCurves, answers and settings of {run.path.name} on one page for your browser:\n{page.resolve()}")

@@ -51,8 +51,10 @@ def make_recipe(desk: Desk) -> Path:
 
 def _pick_data(desk: Desk) -> Path:
     """Data that a training would take."""
-    desk.say("\nYour data: one example a row, as JSON Lines, JSON, CSV or Parquet, or plain text; or a folder with")
-    desk.say("train, valid and test files.")
+    desk.say(
+        "\nYour data: one example a row, as JSON Lines, JSON, CSV or Parquet, or plain text; "
+        "or a folder with train, valid and test files."
+    )
     while True:
         kind = "file"
         if desk.has_dialogs:

@@ -95,7 +95,7 @@ def _slider(shown: Sequence[Frame], best_step: int) -> Html:
 def _prompt(prompt: str, shown: Sequence[Frame], best_step: int) -> Html:
     answered = [(place, frame) for place, frame in enumerate(shown) if prompt in frame.answers]
     texts: Mapping[int, str] = {place: frame.answers[prompt] for place, frame in answered}
-    before = {later: texts[earlier] for earlier, later in pairwise(texts)}
+    before = {later: (_when(shown[earlier]), texts[earlier]) for earlier, later in pairwise(texts)}
     return tag(
         "article",
         tag("h3", tag("span", "Prompt", class_="who"), foreign(prompt, MAX_PROMPT_CHARACTERS)),
@@ -108,14 +108,19 @@ def _prompt(prompt: str, shown: Sequence[Frame], best_step: int) -> Html:
     )
 
 
-def _frame(place: int, frame: Frame, text: str, before: str | None, best_step: int) -> Html:
+def _when(frame: Frame) -> str:
+    return "before training" if frame.step == 0 else f"step {frame.step:,}"
+
+
+def _frame(place: int, frame: Frame, text: str, earlier: tuple[str, str] | None, best_step: int) -> Html:
+    """``earlier`` is the answer before this one, with when it was given."""
     is_best = bool(frame.step) and frame.step == best_step
-    title = "before training" if frame.step == 0 else f"step {frame.step:,}"
+    when, before = earlier or ("", None)
     badge = tag("span", "lowest validation loss", class_="badge finished") if is_best else None
-    same = before is not None and before == text
+    same = f"the same as {'at ' * when.startswith('step')}{when}" if before == text else ""
     return tag(
         "div",
-        tag("h4", title, " ", badge, tag("span", "unchanged", class_="same") if same else None),
+        tag("h4", _when(frame), " ", badge, tag("span", same, class_="same") if same else None),
         tag("bdi", *_marked(before, text), class_="text"),
         class_="frame",
         data_frame=place,

@@ -47,7 +47,7 @@ class Answers {
   }
 
   async take(news) {
-    this.typed = news.status?.typed ?? this.typed
+    this.talk = news.status?.talk ?? this.talk
     if (this.isGone || !(news.reset || news.status?.frames || news.status?.checkpoints)) return
     const [strip, curves] = await Promise.all([get(about(this.name, "filmstrip")), get(about(this.name, "curves?points=600"))])
     this.frames = strip.frames
@@ -76,7 +76,7 @@ class Answers {
     this.slider.setAttribute("aria-valuetext", text)
     this.loss.setMark(step)
     const saved = `checkpoint-${step}`
-    fill(this.chat, this.checkpoints.includes(saved) ? [code(visible(`mlxft chat ${this.typed}/${saved}`))] : [])
+    fill(this.chat, this.checkpoints.includes(saved) ? [code(visible(`${this.talk}/${saved}`))] : [])
     const frame = await get(about(this.name, `filmstrip/${number}?against=${this.against.value}`)).catch(() => null)
     if (frame && frame.number === this.number) fill(this.list, frame.answers.map(answer))
     this.element.dataset.step = step

@@ -2,7 +2,7 @@
 // its group. Zoom by dragging, by + and -, with the arrows; Escape or 0 shows everything.
 
 import { h, put } from "./dom.js"
-import { figure } from "./format.js"
+import { count, figure } from "./format.js"
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim()
 
@@ -166,7 +166,7 @@ class Chart {
     this.plot = new uPlot({
       width,
       height: this.height,
-      padding: [8, 10, 0, 0],
+      padding: [8, (plot) => Math.max(10, 3.5 * count(Math.round(plot.scales.x.max ?? 0)).length), 0, 0], // half of the last figure
       legend: { show: false },
       cursor: {
         sync: { key: this.group.sync.key, scales: ["x", null], filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },

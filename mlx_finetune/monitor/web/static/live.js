@@ -355,17 +355,17 @@ class Side {
     if (changed.notices || changed.restarts) this.showSaid(status)
     if (changed.checkpoints) {
       const rows = [...status.checkpoints].reverse().slice(0, 12)
-      fill(this.saved, rows.length ? rows.map(([step, , size]) => h("li", {}, h("span", {}, `step ${count(step)}`), h("span", { class: "dim" }, bytes(size)))) : [h("li", { class: "note" }, "None yet.")])
+      fill(this.saved, rows.length ? rows.map((one) => h("li", {}, h("span", {}, `step ${count(one.step)}`), h("span", { class: "dim" }, bytes(one.num_bytes)))) : [h("li", { class: "note" }, "None yet.")])
     }
     if (changed.go_on || changed.state || changed.outcome !== undefined) this.showNext(status)
   }
 
-  showNext({ state, typed, go_on: lines, outcome }) {
+  showNext({ state, talk, go_on: goOn, outcome }) {
     const parts = []
     if (AT_WORK.includes(state)) parts.push(h("p", { class: "note" }, "Closing this page or its server leaves the training alone."))
     if (outcome?.kind === "failed" && outcome.hint) parts.push(h("p", {}, visible(outcome.hint)))
-    if (state === "finished") parts.push(code(visible(`mlxft chat ${typed}`)))
-    if (state !== "finished") for (const line of lines ?? []) parts.push(h("p", { class: "note" }, "To go on:"), code(visible(line.replace(/^to go on: /, ""))))
+    if (state === "finished") parts.push(code(visible(talk)))
+    if (state !== "finished" && goOn) parts.push(h("p", { class: "note" }, "To go on:"), code(visible(goOn)))
     fill(this.next, parts)
     this.nextSection.hidden = parts.length === 0
   }

@@ -168,3 +168,17 @@ def test_the_end_says_what_to_double_click(fake: FakeDesk, tmp_path: Path) -> No
     fake.commands = {"monitor": 1}
     assert training.watch(fake.desk(), write_run(tmp_path, "b", "failed")) == 1
     assert '"Train" to go on with it' in fake.said[-1]
+
+
+def test_the_end_says_where_the_report_is_and_waits_a_moment_for_it(fake: FakeDesk, tmp_path: Path) -> None:
+    run = write_run(tmp_path, "quickstart", "finished")
+    fake.on_sleep = lambda: run.file("report.html").touch()
+    assert training.watch(fake.desk(), run) == 0
+    assert fake.said[-2].endswith(f" for your browser:\n{run.file('report.html').resolve()}")
+
+
+def test_an_end_without_a_report_does_not_wait_for_ever(fake: FakeDesk, tmp_path: Path) -> None:
+    begun = fake.time
+    assert training.watch(fake.desk(), write_run(tmp_path, "quickstart", "finished")) == 0
+    assert fake.time - begun < 6
+    assert "for your browser" not in fake.text

@@ -120,3 +120,7 @@ def test_runs_to_choose_from_are_those_that_can_answer_the_latest_first(fake: Fa
     assert fake.said[1:] == ["  1  a (stopped at step 4)", "  2  z (finished)"]
     assert label(new) == "a (stopped at step 4)"
     assert pick_run(fake.desk(), ["z"], "Which?") == old
+    fake.answers = [""]
+    with at_work(new):
+        assert pick_run(fake.desk(), [], "Which?") == old
+    assert fake.said[-2:] == ["  1  z (finished)", "  2  a (at work)"]

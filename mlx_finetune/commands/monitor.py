@@ -89,7 +89,7 @@ def _fill_screen(run: "RunDir", *, until_end: bool) -> int:
 
 def monitor_hands(run: "RunDir") -> "Hands":
     """What the full screen can do for a person who came to see ``run``."""
-    from mlx_finetune.app.control import save_now, stop
+    from mlx_finetune.app.running.control import save_now, stop
     from mlx_finetune.commands.closing import copied_go_on
     from mlx_finetune.monitor.tui.hands import Hands
     from mlx_finetune.rundir import list_runs

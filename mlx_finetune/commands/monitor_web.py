@@ -87,8 +87,8 @@ def _has_display() -> bool:
 
 
 def _hands() -> "Hands":
-    from mlx_finetune.app.control import save_now, stop
-    from mlx_finetune.app.runs import run_bytes
+    from mlx_finetune.app.running.control import save_now, stop
+    from mlx_finetune.app.running.runs import run_bytes
     from mlx_finetune.commands.closing import copied, copied_go_on
     from mlx_finetune.commands.runs import read_settings
     from mlx_finetune.monitor.web.hands import Hands

@@ -137,7 +137,7 @@ def compare_command(first: str, second: str, as_json: bool) -> None:
 @click.option("--corrections", is_flag=True, help="Remove the answers put right in chats too.")
 def remove_command(runs: tuple[str, ...], yes: bool, corrections: bool) -> None:
     """Remove run folders with their adapters and checkpoints, for good. What /fix wrote in chats stays."""
-    from mlx_finetune.app.runs import check_removable, count_corrections, find_leftover, remove_run, run_bytes
+    from mlx_finetune.app.running.runs import check_removable, count_corrections, find_leftover, remove_run, run_bytes
     from mlx_finetune.rundir import CORRECTIONS, find_run
     from mlx_finetune.units import format_bytes
 

@@ -17,7 +17,7 @@ from mlx_finetune.app.eval.score import is_json_object
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
 from mlx_finetune.dataset.formats import Text
 from mlx_finetune.errors import DataError, Problem, UsageError
-from mlx_finetune.model.constrain import Grammar
+from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
 from mlx_finetune.recipe.paths import named_file
 from mlx_finetune.scoring.bleu import check_installed

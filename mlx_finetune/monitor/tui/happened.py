@@ -89,7 +89,8 @@ def checkpoints_lines(watched: Watched, now: float, *, width: int) -> Lines:
     saved = {one.event.step: one for one in watched.records if isinstance(one.event, CheckpointSaved)}
     steps = sorted(watched.checkpoints, reverse=True)
     if not steps:
-        return [Text(" no checkpoint so far; c saves one now", "dim")]
+        said = "no checkpoint so far; c saves one now" if watched.is_at_work else "no checkpoint was saved"
+        return [Text(f" {said}", "dim")]
     losses = {one.step: one.loss for one in watched.summary.evaluations}
     best = watched.summary.best_evaluation
     rows = [("step", "validation", "size", "saved", "")]

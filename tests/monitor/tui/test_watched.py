@@ -10,6 +10,7 @@ from golden_screens import at_work
 from screen_runs import KILLED, READING, START, STARTED, append, at_pace, step, working_run, write_run
 
 from mlx_finetune.events import Evaluated, Event, Paused, Phase, RunFailed, RunFinished, RunStopped
+from mlx_finetune.monitor.tui.happened import checkpoints_lines
 from mlx_finetune.monitor.tui.watched import MOST_POINTS, Series, Watched
 from mlx_finetune.monitor.tui.words import machine_parts, seconds_left, share_done, state_of
 from mlx_finetune.rundir import EVENTS, SUPERVISOR, RunDir, take_lock
@@ -153,3 +154,10 @@ def test_what_the_machine_does_not_tell_is_left_out_of_the_short_line() -> None:
     assert machine_parts(None) == []
     reading = dataclasses.replace(READING, gpu_percent=None, throttled="the GPU, by heat")
     assert machine_parts(reading) == ["CPU 34%", "21 W", "120 GB of disk free", "slowed down: the GPU, by heat"]
+
+
+def test_a_checkpoint_is_offered_only_where_one_can_be_saved(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", working_run()[:3])
+    assert checkpoints_lines(loaded(run), START, width=60)[0].plain == " no checkpoint was saved"
+    with at_work(run):
+        assert checkpoints_lines(loaded(run), START, width=60)[0].plain == " no checkpoint so far; c saves one now"

@@ -43,7 +43,7 @@ def overnight(desk: Desk, given: Sequence[str]) -> int:
         return watch_night(desk, folder)
     starts = check_starts(desk, pick_starts(desk, given) if given else _left_over(desk) or pick_starts(desk, given))
     check_power(desk)
-    if desk.can_ask and not confirm(desk, f"\nStart {_trainings(len(starts))} now, one after another?"):
+    if desk.can_ask and not confirm(desk, f"\nStart {_trainings(len(starts))}?"):
         raise Cancelled
     folder = nights.new_folder(desk.logs, desk.now())
     nights.write_night(folder, nights.Night(nights.items_of(starts), desk.now()))
@@ -55,7 +55,7 @@ def overnight(desk: Desk, given: Sequence[str]) -> int:
 
 
 def _trainings(count: int) -> str:
-    return "this training" if count == 1 else f"these {count} trainings"
+    return "this training now" if count == 1 else f"these {count} trainings now, one after another"
 
 
 def _left_over(desk: Desk) -> Sequence[Start]:

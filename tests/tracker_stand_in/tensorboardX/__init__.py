@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class SummaryWriter:
-    def __init__(self, logdir, purge_step=None, flush_secs=120):
+    def __init__(self, logdir, purge_step=None, flush_secs=120, filename_suffix=""):
         mode = os.environ.get("STAND_IN", "")
         if mode == "raises at once":
             raise RuntimeError("no space for\nevents")

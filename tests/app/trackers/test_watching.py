@@ -135,10 +135,11 @@ def test_one_that_still_sends_at_the_end_is_said(
 ):
     behave("hangs")
     monkeypatch.setattr(watching, "END_SECONDS", 0.2)
-    run = write_run(tmp_path / "demo", [STARTED])
+    run = write_run(tmp_path / "demo", [])
     talk = Talk()
     trackers = Trackers(run, talk.say)
     trackers.start(["tensorboard"], is_fork=False)
+    add_events(run, [STARTED])  # what began before the tracker is not this training
     process = trackers.processes[0].process
     try:
         trackers.end()

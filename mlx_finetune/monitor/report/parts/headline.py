@@ -84,7 +84,9 @@ def _verdicts(facts: ReportFacts) -> Iterator[Html | None]:
     if facts.evaluations:
         newest = facts.evaluations[0]
         title = ["Newest evaluation, ", foreign(newest.name, 60), ": "]
-        look = _VERDICTS.get(newest.verdict.outcome, "open")
+        has_worse = any(one.is_worse for one in newest.measures)  # learned, and something forgotten for it
+        look = "open" if has_worse else _VERDICTS.get(newest.verdict.outcome, "open")
+        look = "bad" if newest.verdict.outcome == "worse" else look
         yield _verdict(look, tag("b", *title), foreign(newest.verdict.sentence, 1500))
     elif facts.summary.outcome is not None and facts.run.checkpoints:
         yield _verdict(

@@ -63,7 +63,18 @@ def plan(layout: Layout, shape: ModelShape = SMOLLM2, *, recompute: bool = False
     return plan_memory(shape, lora(**more), layout, value_bytes=4, stored_bits=None, recompute=recompute)
 
 
-@pytest.mark.parametrize("name", ["tiny-llama 1x512", "tiny-qwen3", "tiny-gemma", "tiny-gpt2", "tiny-gpt-neox"])
+# Where the two threads of a GPT-NeoX meet depends on what else the machine does: 33.3 to 36.3 MB for 35.1 planned, which
+# is wider than both bars together. It is measured alone, with the slow ones.
+TINY = [
+    "tiny-llama 1x512",
+    "tiny-qwen3",
+    "tiny-gemma",
+    "tiny-gpt2",
+    pytest.param("tiny-gpt-neox", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_real_steps_of_tiny_models_peak_where_the_plan_says(name: str) -> None:
     compare_with_measured("--only", name, "--steps", "12")  # both threads at their peak together: not in every step
 

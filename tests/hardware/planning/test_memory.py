@@ -63,8 +63,8 @@ def plan(layout: Layout, shape: ModelShape = SMOLLM2, *, recompute: bool = False
     return plan_memory(shape, lora(**more), layout, value_bytes=4, stored_bits=None, recompute=recompute)
 
 
-# Where the two threads of a GPT-NeoX meet depends on what else the machine does: 33.3 to 36.3 MB for 35.1 planned, which
-# is wider than both bars together. It is measured alone, with the slow ones.
+# Where the two threads of a GPT-NeoX meet depends on what else the machine does: 33.3 to 36.3 MB for 35.1 planned,
+# which is wider than both bars together. It is measured alone, with the slow ones.
 TINY = [
     "tiny-llama 1x512",
     "tiny-qwen3",

@@ -49,8 +49,9 @@ class Trackers:
     def start(self, names: Sequence[str], *, is_fork: bool, command: Sequence[str] | None = None) -> None:
         """One process for each name; one that does not start is a warning."""
         start = list(command) if command is not None else [sys.executable, "-m", FOLLOWER]
+        since = repr(round(time.time() - 0.001, 3))  # times in a journal are rounded, perhaps down
         for name in names:
-            arguments = ["--tracker", name, "--run", str(self.run.path), "--since", repr(time.time())]
+            arguments = ["--tracker", name, "--run", str(self.run.path), "--since", since]
             errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
             try:
                 process = subprocess.Popen(

@@ -1,5 +1,7 @@
 """The parent's side: one warning for whatever a tracker does, and no waiting."""
 
+import ast
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from journal import FINISHED, STARTED, step
 
 from mlx_finetune.app.trackers import watching
 from mlx_finetune.app.trackers.watching import TrackedView, Trackers, look_lines, tracked
-from mlx_finetune.events import Record
+from mlx_finetune.events import Record, from_json, to_json
 from mlx_finetune.rundir import LOG, TRACKERS, RunDir
 
 
@@ -128,6 +130,22 @@ def test_a_tracker_that_hangs_is_one_warning_and_is_left_behind(
         process.returncode = None
         process.kill()
         process.wait()
+
+
+def test_a_training_that_begins_in_the_same_millisecond_is_that_of_the_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(watching.time, "time", lambda: 1000.00049)  # rounded down in a journal
+    trackers = Trackers(RunDir(tmp_path / "demo"), Talk().say)
+    trackers.start(["wandb"], is_fork=False, command=[sys.executable, "-c", "import sys; print(sys.argv)"])
+    process = trackers.processes[0].process
+    assert process.wait(60) == 0
+    assert process.stdout is not None
+    since = ast.literal_eval(process.stdout.read().decode())
+    trackers.end()
+    record = from_json(to_json(STARTED, 1000.00049))
+    assert record is not None
+    assert float(since[since.index("--since") + 1]) <= record.time
 
 
 def test_one_that_still_sends_at_the_end_is_said(

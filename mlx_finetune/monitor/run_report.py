@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from mlx_finetune.events import RunFailed, RunFinished, RunStopped, summarise_resources
+from mlx_finetune.events import RunFailed, RunFinished, summarise_resources
 from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.ending import restarted_lines
 from mlx_finetune.monitor.plain import notice_lines, number, one_line
@@ -27,18 +27,8 @@ class RunFacts:
 
     @property
     def status(self) -> str:
-        """running, finished, stopped (by a signal, resumable), failed, or interrupted (killed, resumable)."""
-        if self.is_running:
-            return "running"
-        match self.summary.outcome:
-            case RunFinished():
-                return "finished"
-            case RunStopped():
-                return "stopped"
-            case RunFailed():
-                return "failed"
-            case None:
-                return "interrupted"
+        """As ``Summary.status`` calls it."""
+        return self.summary.status(is_running=self.is_running)
 
     @property
     def model(self) -> str:
@@ -54,18 +44,13 @@ class RunFacts:
     @property
     def best_loss(self) -> float | None:
         """Lowest validation loss after a step."""
-        return min((one.loss for one in self.summary.evaluations if one.step and _is_number(one.loss)), default=None)
+        return min((one.loss for one in self.summary.finite_evaluations if one.step), default=None)
 
     @property
     def result_loss(self) -> float | None:
         """Validation loss of the weights in the folder, of the best ones so far where it has not finished."""
         outcome = self.summary.outcome
         return outcome.result_loss if isinstance(outcome, RunFinished) else self.best_loss
-
-
-def _is_number(loss: float | None) -> bool:
-    """A loss that is not finite is null in the journal."""
-    return loss is not None
 
 
 def table_lines(runs: Sequence[RunFacts]) -> Iterator[str]:

@@ -197,8 +197,26 @@ class Summary:
     @property
     def best_evaluation(self) -> Evaluated | None:
         """The lowest validation loss so far."""
-        finite = [one for one in self.evaluations if _is_number(one.loss)]
-        return min(finite, key=lambda one: one.loss, default=None)
+        return min(self.finite_evaluations, key=lambda one: one.loss, default=None)
+
+    @property
+    def finite_evaluations(self) -> list[Evaluated]:
+        """The evaluations whose loss is a number; one that is not finite is null in the journal."""
+        return [one for one in self.evaluations if one.loss is not None]  # pyright: ignore[reportUnnecessaryComparison]
+
+    def status(self, *, is_running: bool) -> str:
+        """running, finished, stopped (by a signal, resumable), failed, or interrupted (killed, resumable)."""
+        if is_running:
+            return "running"
+        match self.outcome:
+            case RunFinished():
+                return "finished"
+            case RunStopped():
+                return "stopped"
+            case RunFailed():
+                return "failed"
+            case None:
+                return "interrupted"
 
     @property
     def smooth_loss(self) -> float | None:
@@ -259,7 +277,3 @@ def summarise(records: Iterable[Record]) -> Summary:
 def _before_start(summary: Summary) -> list[Evaluated]:
     """A run from step 0 may measure its base before it reports that it has started; an older run's are dropped."""
     return [one for one in summary.evaluations[-1:] if one.step == 0]
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None

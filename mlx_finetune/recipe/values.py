@@ -48,13 +48,13 @@ def _escape(character: str) -> str:
 
 def shown(value: object) -> str:
     """``value`` as TOML for a message: short, on one line, without secrets or control characters."""
-    text = _without_tokens(_shown(value, 0))
+    text = without_tokens(_shown(value, 0))
     return text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 3] + "..."
 
 
 def shown_name(name: object) -> str:
     """A key as the user wrote it, safe for a message."""
-    return _shorten(_without_tokens("".join(_escape(c) if c not in '"\\' else c for c in str(name))))
+    return _shorten(without_tokens("".join(_escape(c) if c not in '"\\' else c for c in str(name))))
 
 
 def shown_path(path: Sequence[str | int]) -> str:
@@ -69,14 +69,15 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 3] + "..."
 
 
-def _without_tokens(text: str) -> str:
+def without_tokens(text: str) -> str:
+    """``text`` with every access token of the hub cut out."""
     return TOKEN.sub("hf_***", text)
 
 
 def _shown(value: object, depth: int) -> str:
     if isinstance(value, str):
         # The token is cut out before the text is shortened, or half of it would survive.
-        return toml_value(_without_tokens(value)[:_MESSAGE_CHARACTERS])
+        return toml_value(without_tokens(value)[:_MESSAGE_CHARACTERS])
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_MESSAGE_DIGITS:
         # Above 4300 digits Python refuses to print an integer at all.
         return f"a whole number of more than {_MESSAGE_DIGITS} digits"

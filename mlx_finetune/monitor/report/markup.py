@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mlx_finetune.dataset.visible import harmless
-from mlx_finetune.recipe.values import TOKEN
+from mlx_finetune.recipe.values import without_tokens
 
 _VOID = frozenset({"br", "col", "input", "meta"})
 #: What a page or a reader could be misled by: control characters, line ends of other systems, characters that turn the
@@ -55,7 +55,7 @@ def escaped(text: str) -> str:
 
 def printable(text: str) -> str:
     """``text`` with every character that would not be seen, or would reorder others, as an escape; without tokens."""
-    return _without_tokens(_HARMFUL.sub(lambda found: harmless(found[0]), text))
+    return without_tokens(_HARMFUL.sub(lambda found: harmless(found[0]), text))
 
 
 def foreign(text: str, most: int = 400) -> Html:
@@ -65,12 +65,8 @@ def foreign(text: str, most: int = 400) -> Html:
 
 def cut(text: str, most: int) -> str:
     """The beginning of ``text``, with the number of characters that are left out."""
-    text = _without_tokens(text)  # before it is shortened, or half of one would survive
+    text = without_tokens(text)  # before it is shortened, or half of one would survive
     return text if len(text) <= most else f"{text[:most]} ... ({len(text) - most:,} more characters)"
-
-
-def _without_tokens(text: str) -> str:
-    return TOKEN.sub("hf_***", text)
 
 
 def code(text: str, most: int = 400) -> Html:

@@ -29,9 +29,7 @@ def loss_block(watched: Watched, *, width: int, height: int, zoom: int = 0) -> L
     """Heading with what is drawn, and the chart; a sentence while there is nothing to draw."""
     first = since(watched.summary, zoom)
     most = 4 * width
-    valid = [
-        (float(one.step), one.loss) for one in watched.summary.evaluations if one.step >= first and _is_number(one.loss)
-    ]
+    valid = [(float(one.step), one.loss) for one in watched.summary.finite_evaluations if one.step >= first]
     curves = [
         Curve(watched.curves["loss"].points(most, first), "dim", in_range=False),
         Curve(watched.curves["smooth"].points(most // 2, first), SMOOTH),
@@ -103,7 +101,3 @@ def small_charts(watched: Watched, *, width: int, columns: int, height: int, zoo
             blocks.append(([title(text, each), *chart], each))
         lines += beside(blocks)
     return lines
-
-
-def _is_number(loss: float | None) -> bool:
-    return loss is not None

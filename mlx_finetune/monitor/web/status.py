@@ -5,7 +5,6 @@ from dataclasses import asdict
 from mlx_finetune.events import Event, RunFailed, RunFinished, RunStopped
 from mlx_finetune.monitor.filmstrip import Frame, changed_words, frames
 from mlx_finetune.monitor.plain import amount_done
-from mlx_finetune.monitor.run_report import RunFacts
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.web.hands import Hands
 from mlx_finetune.rundir import RunDir, checkpoint_step
@@ -54,7 +53,7 @@ def state_of(summary: Summary, *, is_running: bool) -> str:
         return "paused"
     if is_running and (summary.is_preparing or summary.started is None):
         return "preparing"
-    return RunFacts("", "", 0, is_running, (), summary).status
+    return summary.status(is_running=is_running)
 
 
 def _phase(summary: Summary) -> Json | None:

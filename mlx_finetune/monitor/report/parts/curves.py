@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from mlx_finetune.events import Evaluated
 from mlx_finetune.monitor.plain import number
 from mlx_finetune.monitor.report.chart import Chart, Series, draw
 from mlx_finetune.monitor.report.facts import ReportFacts
@@ -63,7 +62,7 @@ def _charts(facts: ReportFacts) -> Iterator[Chart]:
 
 
 def _loss(summary: Summary, marks: tuple[float, ...]) -> Chart:
-    points, evaluations = summary.losses, [one for one in summary.evaluations if _is_number(one)]
+    points, evaluations = summary.losses, summary.finite_evaluations
     steps = [float(point.step) for point in points]
     best = summary.best_evaluation
     note = "Training loss is on rows that it learns from, validation loss on rows that it does not."
@@ -88,11 +87,6 @@ def _loss(summary: Summary, marks: tuple[float, ...]) -> Chart:
         marks=marks,
         cuts_spikes=True,
     )
-
-
-def _is_number(one: Evaluated) -> bool:
-    """A loss that is not finite is null in the journal."""
-    return one.loss is not None  # pyright: ignore[reportUnnecessaryComparison]
 
 
 def _norm_limit(facts: ReportFacts) -> tuple[str, float] | None:

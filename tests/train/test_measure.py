@@ -26,8 +26,11 @@ def prepared(tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytes
     return make(tmp_path, tiny_model, packing="false")
 
 
-def make(folder: Path, tiny_model: Callable[..., Path], *, packing: str, extra: str = "") -> Prepared:
-    loaded = load_recipe(write_recipe(folder, tiny_model("llama"), packing=packing, extra=extra))
+def make(
+    folder: Path, tiny_model: Callable[..., Path], *, packing: str, extra: str = "", num_threads: int | None = None
+) -> Prepared:
+    overrides = () if num_threads is None else (f"hardware.num_threads={num_threads}",)
+    loaded = load_recipe(write_recipe(folder, tiny_model("llama"), packing=packing, extra=extra), overrides)
     stop = StopRequest()
     return prepare(loaded, base=folder, decided=None, total_steps=None, safer=Safer(), emit=lambda _: None, stop=stop)
 
@@ -90,10 +93,12 @@ def test_real_steps_are_timed_and_the_peak_is_that_of_the_longest(prepared: Prep
 def test_the_measured_peak_is_that_of_the_run(
     tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, accumulation: int
 ) -> None:
-    """Within the error bar of a plan: whether both threads reach their peaks together is chance in so few steps."""
+    """Within the error bar of a plan. In one thread: whether two reach their peaks together is chance (under load
+    1 of 4 runs was 7 % lower)."""
     monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
     extra = f"gradient_accumulation_steps = {accumulation}"
-    measured, truth = measure_and_run(make(tmp_path, tiny_model, packing="false", extra=extra))
+    measured, truth = measure_and_run(make(tmp_path, tiny_model, packing="false", extra=extra, num_threads=1))
+    print("RATIO", truth/measured)
     assert MEASURED_PEAK[0] * measured < truth < MOST_MISSED * measured
 
 

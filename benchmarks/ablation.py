@@ -175,7 +175,7 @@ def read_rows() -> list[Any]:
     from mlx_finetune.dataset.template import tokenize
     from mlx_finetune.model.sources.fetch import fetch_model
     from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-    from mlx_finetune.recipe.schema import DataRecipe
+    from mlx_finetune.recipe.data import DataRecipe
 
     tokenizer = load_tokenizer(fetch_model("smollm2-135m", report=lambda _: None).folder)
     examples: list[Any] = []

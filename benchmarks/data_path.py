@@ -40,7 +40,8 @@ from mlx_finetune.dataset.walk import Walk
 from mlx_finetune.events import Event, StepDone
 from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe, Recipe
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.units import format_bytes
 

@@ -153,7 +153,7 @@ def tokenised(rows: Sequence[Fields], cell: Cell, model: Path, count: int) -> li
     from mlx_finetune.dataset.template import tokenize
     from mlx_finetune.dataset.turns import read_turns
     from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-    from mlx_finetune.recipe.schema import DataRecipe
+    from mlx_finetune.recipe.data import DataRecipe
 
     data = DataRecipe.model_validate(
         {"path": "rows", "max_seq_length": cell.max_length, "mask_prompt": cell.mask_prompt, "truncation": "drop"}

@@ -15,7 +15,7 @@ from families import family_tokenizer
 from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 GOLDEN = Path(__file__).parent / "golden" / "templates" / "masks.txt"
 TEMPLATES = Path(__file__).parent.parent.parent / "shared" / "models" / "templates"

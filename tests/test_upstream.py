@@ -40,7 +40,8 @@ from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.model.adapters.layers import DoRALinear, dense_weight
 from mlx_finetune.model.adapters.lora import adapter_layers, attach_adapter, detach_adapter
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe, LoraRecipe
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import LoraRecipe
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer

@@ -20,7 +20,8 @@ from mlx_finetune.model.answers.batches import BatchDecoder, Piece, Request
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.model.answers.generate import PromptCache, generate_tokens
 from mlx_finetune.model.answers.sampling import Sampling
-from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import ChatRecipe
 from mlx_finetune.scoring.json_text import first_object
 
 Message = Mapping[str, object]

@@ -30,7 +30,8 @@ from mlx_finetune.model.sources import hub
 from mlx_finetune.model.sources.catalogue import find_entry, nearest_names
 from mlx_finetune.model.sources.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
-from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe, Recipe, ServeRecipe
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import ChatRecipe, Recipe, ServeRecipe
 from mlx_finetune.rundir import RunDir, list_runs
 
 Report = Callable[[Phase | Notice], None]

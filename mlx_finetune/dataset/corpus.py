@@ -22,7 +22,7 @@ from mlx_finetune.dataset.sources.columnar import table_files
 from mlx_finetune.dataset.sources.locate import Located, locate
 from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key
 from mlx_finetune.errors import DataError, Problem
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 #: What the tasks of this version learn from.
 TRAINABLE = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")

@@ -17,7 +17,7 @@ from mlx_finetune.dataset.read import read_rows
 from mlx_finetune.dataset.row import DataFile, Report, Row
 from mlx_finetune.dataset.sources.columnar import read_table, table_files
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 Stamps = tuple[tuple[int, int, int], ...]
 

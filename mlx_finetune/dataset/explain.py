@@ -15,7 +15,7 @@ from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.tokens import Encoded, Tokenizer
 from mlx_finetune.dataset.walk import Draft, Walk
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 State = Literal["learned", "read", "cut"]
 

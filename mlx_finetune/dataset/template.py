@@ -27,7 +27,7 @@ from mlx_finetune.dataset.tokens import (
 )
 from mlx_finetune.dataset.walk import Draft, Walk, where
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

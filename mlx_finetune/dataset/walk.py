@@ -31,7 +31,7 @@ from mlx_finetune.dataset.tokens import (
 )
 from mlx_finetune.dataset.truncate import keep_end, shorter_conversations, split
 from mlx_finetune.errors import DataError, Problem
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 PROMPT_TEMPLATE = "prompt template"
 WHOLE_TEXT = "whole text"

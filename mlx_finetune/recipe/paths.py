@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_finetune.errors import Problem, RecipeError
+from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.load import LoadedRecipe
-from mlx_finetune.recipe.schema import DataRecipe
 
 
 def check_paths(loaded: LoadedRecipe, base: Path) -> None:

@@ -20,7 +20,7 @@ from mlx_finetune.dataset.ahead import Ahead
 from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.errors import TrainingError
 from mlx_finetune.events import CheckpointSaved, Evaluated, Event, Notice, StepDone
-from mlx_finetune.recipe.schema import TrainingRecipe
+from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.checkpoints.commit import Checkpoint
 from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.optim import Schedule

@@ -14,7 +14,7 @@ import numpy as np
 from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.stream import Batch, round_up
 from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer, tokenize
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.train.losses import Head
 
 Arrays = tuple[mx.array, ...]

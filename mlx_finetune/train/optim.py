@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_finetune.recipe.schema import TrainingRecipe
+from mlx_finetune.recipe.training import TrainingRecipe
 
 Schedule = Callable[[int], float]
 FlatArrays = dict[str, mx.array]

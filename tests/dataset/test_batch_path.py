@@ -14,7 +14,7 @@ from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.tokens import Encoding, TokenizeReport, Tokens
 from mlx_finetune.dataset.walk import Walk
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 FILES = (
     "alpaca/alpaca_2k.jsonl",

@@ -13,7 +13,7 @@ from tiny import CHATML, write_tokenizer
 from mlx_finetune.dataset.formats import Instruction, Messages, Text
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 #: Name -> files of ../shared/models with the name each has in a model folder, and the tokenizer class.
 FILES = {

@@ -11,7 +11,7 @@ import pytest
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.formats import Example, Instruction, Text
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 
 def recipe(**fields: object) -> DataRecipe:

@@ -16,7 +16,8 @@ from mlx_finetune.dataset.row import DataFile, Row
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe, Recipe
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import Recipe
 
 
 def turns(*texts: str) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.divide import divide_file
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 
 def data_file(path: Path, content: bytes) -> DataFile:

@@ -6,7 +6,7 @@ import pytest
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.examples import FileExamples
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 
 def write(path: Path, *numbers: int, name: str = "text") -> None:

@@ -17,7 +17,7 @@ from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.dataset.template import render_prompt, tokenize
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 DATA = DataRecipe.model_validate({"path": "-"})
 FAMILIES = (

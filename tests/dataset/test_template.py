@@ -21,7 +21,7 @@ from mlx_finetune.dataset.read import read_rows
 from mlx_finetune.dataset.template import TokenizedSplit, render_prompt, tokenize
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 
 @pytest.fixture(name="chat", scope="module")

@@ -98,7 +98,7 @@ def test_the_measured_peak_is_that_of_the_run(
     monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
     extra = f"gradient_accumulation_steps = {accumulation}"
     measured, truth = measure_and_run(make(tmp_path, tiny_model, packing="false", extra=extra, num_threads=1))
-    print("RATIO", truth/measured)
+    print("RATIO", truth / measured)
     assert MEASURED_PEAK[0] * measured < truth < MOST_MISSED * measured
 
 

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_finetune.recipe.schema import TrainingRecipe
+from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.optim import AdamW, build_schedule, decayed_names, global_norm
 from mlx_finetune.train.step import clip
 

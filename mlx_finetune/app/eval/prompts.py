@@ -19,7 +19,7 @@ from mlx_finetune.dataset.prompts import load_prompt_template
 from mlx_finetune.dataset.tokens import Message, Tokenizer, Tokens
 from mlx_finetune.dataset.walk import Walk
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 _BETWEEN = "\n\n"
 

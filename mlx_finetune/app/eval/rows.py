@@ -19,7 +19,7 @@ from mlx_finetune.dataset.problems import Findings, RowError, show_names
 from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError, Problem, UsageError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 #: Categories that are shown apart; more are not a way to split figures.
 MAX_CATEGORIES = 50

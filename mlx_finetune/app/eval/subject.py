@@ -12,7 +12,8 @@ from mlx_finetune import rundir
 from mlx_finetune.app.eval.rows import NO_DATA
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
 from mlx_finetune.app.open import Located, Opened, Report, base_model, locate, open_name, read_recipe
-from mlx_finetune.recipe.schema import DataRecipe, Recipe
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
 

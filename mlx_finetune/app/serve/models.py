@@ -24,7 +24,8 @@ from mlx_finetune.model.answers.batches import check_batchable
 from mlx_finetune.model.inside.parts import num_embeddings
 from mlx_finetune.model.inside.segments import learned_positions
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
-from mlx_finetune.recipe.schema import ChatRecipe, DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import ChatRecipe
 
 _LEAST_BEGINNING = 8  # tokens; fewer are read as fast as they are copied
 

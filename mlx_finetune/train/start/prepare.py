@@ -43,7 +43,8 @@ from mlx_finetune.model.load import LoadedModel, ModelInfo, device_name, load_mo
 from mlx_finetune.model.sources.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
-from mlx_finetune.recipe.schema import Recipe, TrainingRecipe
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.compare import Expected, expect_run, with_profile
 from mlx_finetune.train.objective import OBJECTIVES, Objective
 from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names

@@ -8,7 +8,7 @@ from mlx_finetune.app.chat.conversation import Conversation, load_conversation, 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.errors import DataError, RunError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 
 def talk(system: str = "") -> Conversation:

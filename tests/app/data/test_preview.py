@@ -16,7 +16,7 @@ from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.errors import UsageError
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 TURNS = ("Hi you", "the end", "And the one", "Yes")
 

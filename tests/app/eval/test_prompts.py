@@ -13,7 +13,7 @@ from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.dataset.formats import Instruction, Messages
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 TinyModel = Callable[..., Path]
 MARKS = ("<|im_start|>", "<|im_end|>")

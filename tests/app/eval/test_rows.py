@@ -9,7 +9,7 @@ from eval_runs import write_rows
 from mlx_finetune.app.eval.rows import choose_rows, draw_shots, smallest
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.errors import DataError
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 
 def choose(folder: Path, *, max_rows: int = 200, category: str | None = None, shots: int = 0, given=None, **data):

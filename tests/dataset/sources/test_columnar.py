@@ -14,7 +14,7 @@ from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.read import read_rows
 from mlx_finetune.dataset.sources import columnar
 from mlx_finetune.errors import DataError, Problem
-from mlx_finetune.recipe.schema import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe
 
 is_installed = importlib.util.find_spec("datasets") is not None
 needs_library = pytest.mark.skipif(not is_installed, reason="needs the extra `datasets`")

@@ -1,0 +1,98 @@
+"""[data] of a recipe: which rows, how they become tokens, which tokens are targets."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mlx_finetune.recipe.fields import Auto, Names, Section, Text, as_tuple, refuse
+
+
+class SourceRecipe(Section):
+    """[[data.sources]]: one of several training sources."""
+
+    path: Text = Field(description="File, folder, or hub id of this source.")
+    weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="How often each row is seen in an epoch; 0.5 shows a fresh half each time."
+    )
+
+
+Corrections = bool | Text | Names
+Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
+
+DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
+Truncation = Literal["drop", "keep-end", "split"]
+
+
+class DataRecipe(Section):
+    """[data]: which rows, how they become tokens, which tokens are targets."""
+
+    path: Text | None = Field(
+        None, description="File, folder with train/valid/test files, load_from_disk folder, or hub id."
+    )
+    train: Text | None = Field(None, description="Training file, when the files are named one by one.")
+    valid: Text | None = Field(None, description="Validation file; goes with train.")
+    test: Text | None = Field(None, description="Test file; goes with train.")
+    sources: Sources = Field((), description="Several training sources, each with a weight.")
+    corrections: Corrections = Field(
+        False,
+        description="Train on answers put right by /fix in chats too: true takes those of the run in output_dir and of "
+        "the run that adapter names; otherwise run folders, runs or files (the last correction of a question counts).",
+    )
+    corrections_weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="How often each correction is seen in an epoch."
+    )
+    format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
+    columns: dict[str, str] = Field(
+        {}, description='Our field name to the name in the file, for instance instruction = "question".'
+    )
+    val_split: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Share of rows for validation when no validation file is given; by content hash, so stable."
+    )
+    test_split: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1,
+        description="Share of rows set aside as a test set when no valid and no test file is given; by content hash.",
+    )
+    max_seq_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+        2048, description="Longest sequence in tokens; longer rows are treated as truncation says."
+    )
+    mask_prompt: bool = Field(True, description="Learn the answers only; false learns every token of a row.")
+    packing: Auto | bool = Field(
+        "auto", description="Several rows in one sequence, none seeing the others; auto decides by model and lengths."
+    )
+    chat_template: str = Field(
+        "auto", min_length=1, description='"auto" takes the tokenizer\'s own; otherwise a path to a Jinja file.'
+    )
+    template_arguments: dict[str, bool | int | float | str] = Field(
+        {}, description="Extra variables for the chat template, for instance enable_thinking = false."
+    )
+    prompt_template: str = Field(
+        "auto",
+        min_length=1,
+        description='For models without a chat template: "alpaca", "none" (prompt and answer joined), or a text file '
+        'with {instruction}, {input} and {output}. "auto" is alpaca where the rows have instructions.',
+    )
+    truncation: Truncation = Field(
+        "drop", description="Rows longer than max_seq_length: dropped, kept from the end, or split; always counted."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_name_files(self) -> Self:
+        given = [name for name in ("path", "train", "sources") if getattr(self, name)]
+        problems: list[str] = []
+        if not given:
+            problems.append("no data is named; write one of `path`, `train` or `sources`")
+        if len(given) > 1:
+            what = " and ".join(f"`{name}`" for name in given)
+            problems.append(f"{what} both name the training data; keep one")
+        if self.path:
+            problems += [
+                f"`{name}` = {value!r} does not go with `path`; write `train` instead of `path`, or leave `{name}` out"
+                for name, value in (("valid", self.valid), ("test", self.test))
+                if value
+            ]
+        if self.val_split + self.test_split >= 1:
+            problems.append(
+                f"`val_split` = {self.val_split} and `test_split` = {self.test_split} leave nothing to train on; "
+                "their sum must be below 1"
+            )
+        return refuse(self, problems)

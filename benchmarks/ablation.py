@@ -78,9 +78,9 @@ def every_position() -> Generator[None]:
     import mlx.core as mx
     import numpy as np
 
-    from mlx_finetune.train import objective
+    from mlx_finetune.train.objectives import next_token
 
-    original = objective.target_arrays
+    original = next_token.target_arrays
 
     def everywhere(batch: Any, parts: int) -> tuple[mx.array, mx.array]:
         positions, targets = original(batch, parts)
@@ -221,7 +221,7 @@ def make_trainers(num_layers: int) -> dict[str, Any]:
     from mlx_finetune.model.load import load_model, on_gpu
     from mlx_finetune.model.sources.fetch import fetch_model
     from mlx_finetune.recipe.schema import LoraRecipe
-    from mlx_finetune.train.objective import OBJECTIVES
+    from mlx_finetune.train.objectives.next_token import next_token
     from mlx_finetune.train.optim import AdamW, decayed_names
     from mlx_finetune.train.step import Trainer
 
@@ -237,7 +237,7 @@ def make_trainers(num_layers: int) -> dict[str, Any]:
         is_blockwise = not kind.startswith("plain")
         trainers[kind] = Trainer(
             own,
-            OBJECTIVES["sft"],
+            next_token("sft"),
             AdamW(0.9, 0.999, 1e-8, 0.01, decayed_names(parameters)),
             parameters,
             seed=0,

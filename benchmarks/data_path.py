@@ -162,7 +162,7 @@ def _list_stages(found: Mapping[str, float]) -> str:
 
 def start(path: Path) -> Mapping[str, float]:
     """What one start of a training does with its data, then an epoch of batches."""
-    from mlx_finetune.train.objective import OBJECTIVES
+    from mlx_finetune.train.objectives.next_token import next_token
     from mlx_finetune.train.start.rows import read_rows
 
     tokenizer = load_tokenizer(_model_folder())
@@ -170,7 +170,7 @@ def start(path: Path) -> Mapping[str, float]:
     found: dict[str, float] = {"imported": _peak_bytes()}
     with _stages(found):
         begin, before = time.perf_counter(), time.process_time()
-        rows = read_rows(recipe, OBJECTIVES["sft"], tokenizer, Path(), lambda event: None)
+        rows = read_rows(recipe, next_token("sft"), tokenizer, Path(), lambda event: None)
         found["seconds"], found["processor"] = time.perf_counter() - begin, time.process_time() - before
     for name, packed_length in (("grouping", None), ("packing", PACKED_LENGTH)):
         begin = time.perf_counter()

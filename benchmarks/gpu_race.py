@@ -145,7 +145,7 @@ def run_ours(name: str, batch_size: int, steps: int, *, recomputes: bool) -> dic
     from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
     from mlx_finetune.model.inside.noise import checkpoint_blocks
     from mlx_finetune.recipe.schema import LoraRecipe
-    from mlx_finetune.train.objective import OBJECTIVES
+    from mlx_finetune.train.objectives.next_token import next_token
     from mlx_finetune.train.optim import AdamW, decayed_names
     from mlx_finetune.train.step import Trainer
 
@@ -168,7 +168,7 @@ def run_ours(name: str, batch_size: int, steps: int, *, recomputes: bool) -> dic
     optimizer = AdamW(0.9, 0.999, 1e-8, 0.01, decayed_names(parameters))
     trainer = Trainer(
         model,
-        OBJECTIVES["sft"],
+        next_token("sft"),
         optimizer,
         parameters,
         seed=0,

@@ -217,7 +217,7 @@ def _trainer(setting: Setting, lora: Any) -> Any:
 
     from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter, full_parameters
     from mlx_finetune.model.files.repairs import repair_activation
-    from mlx_finetune.train.objective import OBJECTIVES
+    from mlx_finetune.train.objectives.next_token import next_token
     from mlx_finetune.train.optim import AdamW, decayed_names
     from mlx_finetune.train.step import Trainer
 
@@ -235,7 +235,7 @@ def _trainer(setting: Setting, lora: Any) -> Any:
     optimizer = AdamW(0.9, 0.999, 1e-8, 0.01, decayed_names(parameters))
     trainer = Trainer(
         model,
-        OBJECTIVES["sft"],
+        next_token("sft"),
         optimizer,
         parameters,
         seed=0,

@@ -8,8 +8,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,10 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """Metrics of one optimizer step. ``loss`` is nats per target; ``grad_norm`` is before clipping."""
+    """Metrics of one optimizer step. ``loss`` is nats per target; ``grad_norm`` is before clipping.
+
+    ``num_targets`` is what its objective counts (tokens, pairs, rows), ``metrics`` what else it measures, by name.
+    """
 
     kind: ClassVar[str] = "step"
     step: int
@@ -61,6 +64,7 @@ class StepDone:
     targets_per_second: float
     active_memory_bytes: int
     peak_memory_bytes: int
+    metrics: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def summarise_resources(samples: Sequence[Resources]) -> dict[str, object] | Non
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Loss over the whole validation set, in nats per target."""
+    """Loss over the whole validation set, in nats per target, and the objective's other ``metrics`` by name."""
 
     kind: ClassVar[str] = "evaluation"
     step: int
@@ -139,6 +143,7 @@ class Evaluated:
     num_targets: int
     is_best: bool
     seconds: float
+    metrics: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +337,9 @@ def to_json(event: Event, time: float) -> str:
 
 
 def _finite(value: object) -> object:
+    """``value`` with null for what is not finite, also inside ``metrics``."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in cast("dict[str, object]", value).items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -269,7 +269,7 @@ def test_the_prompt_template_changes_what_a_base_model_sees(folder, tiny_model, 
 
 
 def test_gradient_checkpointing_recomputes_the_blocks(folder, tiny_model, monkeypatch):
-    from mlx_finetune.train.start import prepare
+    from mlx_finetune.train.start import trainable
 
     recomputed = []
 
@@ -277,8 +277,8 @@ def test_gradient_checkpointing_recomputes_the_blocks(folder, tiny_model, monkey
         recomputed.append(recomputes)
         return goes(model, recomputes=recomputes)
 
-    goes = prepare.goes_block_by_block
-    monkeypatch.setattr(prepare, "goes_block_by_block", watched)
+    goes = trainable.goes_block_by_block
+    monkeypatch.setattr(trainable, "goes_block_by_block", watched)
     recipe = write_recipe(folder, tiny_model("llama"))
     for value in ("false", "true"):
         overrides = (f"training.gradient_checkpointing={value}", f"output_dir={folder / value}")

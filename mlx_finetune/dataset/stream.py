@@ -8,7 +8,7 @@ come from a set of at most 16, because every new shape costs MLX a trace that it
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import numpy as np
@@ -32,6 +32,7 @@ class Batch:
     ``rows`` are the row numbers in it, for messages about this batch; ``is_packed`` says whether a sequence may hold
     more than one row. ``part`` is its number among the microbatches of its step, on whichever rank: its noise depends
     on it. ``entering`` are the hidden states (B, T, H) that enter the lowest block that learns, where they are kept.
+    ``values`` (B, K) are the numbers of each row that is not packed, then those that the stream has for it.
     """
 
     tokens: NDArray[np.int32]
@@ -41,6 +42,7 @@ class Batch:
     is_packed: bool
     part: int = 0
     entering: States | None = None
+    values: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def num_tokens(self) -> int:
@@ -134,6 +136,7 @@ class Stream:
         if not rows:
             raise ValueError("a stream needs at least one row")
         self.states: RowStates | None = None  # of these rows, once somebody has computed them
+        self.values: NDArray[np.float64] | None = None  # (rows, M), appended to the values that rows have
         self._rows: TokenRows = rows_of(rows)
         self._lengths = self._rows.lengths
         self._batch_size = batch_size
@@ -250,7 +253,7 @@ class Stream:
     def _batch(self, group: Sequence[Sequence[int]], part: int) -> Batch:
         num_sequences, length = self._shape(group)
         batch = make_batch(self._rows, group, num_sequences=num_sequences, length=length, is_packed=self.is_packed)
-        return replace(batch, part=part, entering=self.states.of(batch) if self.states else None)
+        return replace(_with_values(batch, self.values), part=part, entering=self.states and self.states.of(batch))
 
 
 class _Groups(Sequence[list[list[int]]]):
@@ -332,6 +335,7 @@ def make_batch(
     tokens = np.zeros(shape, np.int32)
     loss_mask = np.zeros(shape, np.bool_)
     segment_ids = np.zeros(shape, np.int32)
+    values = [()] * num_sequences if is_packed else [rows[members[0]].values for members in group]
     for sequence, members in enumerate(group):
         start = 0
         for segment, row in enumerate(members, start=1):
@@ -342,7 +346,14 @@ def make_batch(
             segment_ids[sequence, start:stop] = segment
             start = stop
     numbers = tuple(row for members in group for row in members)
-    return Batch(tokens, loss_mask, segment_ids, numbers, is_packed)
+    return Batch(tokens, loss_mask, segment_ids, numbers, is_packed, values=np.array(values).reshape(len(values), -1))
+
+
+def _with_values(batch: Batch, values: NDArray[np.float64] | None) -> Batch:
+    """``batch`` with what a stream knows of its rows beside the values that they have themselves."""
+    if values is None:
+        return batch
+    return replace(batch, values=np.concatenate([batch.values, values[list(batch.rows)]], axis=1))
 
 
 class OrderedBatches(Sequence[Batch]):
@@ -351,6 +362,7 @@ class OrderedBatches(Sequence[Batch]):
     def __init__(self, rows: Sequence[Tokens], batch_size: int) -> None:
         """The last batch may have fewer rows than ``batch_size``."""
         self.states: RowStates | None = None  # of these rows, once somebody has computed them
+        self.values: NDArray[np.float64] | None = None  # (rows, M), appended to the values that rows have
         self.rows = rows_of(rows)
         self._batch_size = batch_size
         self._order = np.argsort(self.rows.lengths, kind="stable")
@@ -372,7 +384,7 @@ class OrderedBatches(Sequence[Batch]):
         length = round_up(int(self.rows.lengths[chosen].max()) - 1, self._step)
         group = [[row] for row in chosen.tolist()]
         batch = make_batch(self.rows, group, num_sequences=len(group), length=length)
-        return replace(batch, entering=self.states.of(batch)) if self.states else batch
+        return replace(_with_values(batch, self.values), entering=self.states and self.states.of(batch))
 
 
 def ordered_batches(rows: Sequence[Tokens], batch_size: int) -> OrderedBatches:

@@ -20,12 +20,12 @@ from typing import IO, cast
 import numpy as np
 
 from mlx_finetune import durable
-from mlx_finetune.dataset.token_rows import ROW, WORD, TokenRows, rows_of
+from mlx_finetune.dataset.token_rows import ROW, VALUE, WORD, TokenRows, rows_of
 from mlx_finetune.dataset.tokens import Outcome, TokenizedSplit, TokenizeReport
 from mlx_finetune.errors import Problem
 
 MAX_CACHE_BYTES = 20_000_000_000
-_MAGIC = b"mlxft tokens 1\n"
+_MAGIC = b"mlxft tokens 2\n"
 _TAIL = struct.Struct("<Q32s16s")  # bytes of the description, SHA-256 of all before this and of that number, magic
 _ENDING = ".tokens"
 _PART_HOURS = 24
@@ -106,7 +106,7 @@ class TokenCache:
 
 
 def _chunks(made: CachedSplits) -> Generator[bytes]:
-    """The bytes of a file: rows of every split, words of every split, description, tail."""
+    """The bytes of a file: rows of every split, their values, words of every split, description, tail."""
     digest = hashlib.sha256()
     rows = {name: rows_of(split.rows) for name, split in made.splits.items()}
     description = {
@@ -117,6 +117,7 @@ def _chunks(made: CachedSplits) -> Generator[bytes]:
                 "name": name,
                 "num_rows": len(rows[name]),
                 "num_words": len(rows[name].words),
+                "num_values": rows[name].values.shape[1],
                 "sources": rows[name].sources,
                 "report": asdict(split.report),
             }
@@ -134,6 +135,8 @@ def _chunks(made: CachedSplits) -> Generator[bytes]:
 def _contents(rows: list[TokenRows], description: bytes) -> Iterator[bytes]:
     for one in rows:
         yield one.rows.astype(ROW, copy=False).tobytes()
+    for one in rows:
+        yield one.values.astype(VALUE, copy=False).tobytes()
     for one in rows:
         for words in one.chunks():
             yield words.astype(WORD, copy=False).tobytes()
@@ -153,14 +156,18 @@ def _read(file: IO[bytes]) -> CachedSplits | None:
     description = json.loads(file.read(num_bytes))
     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     listed = description["splits"]
-    row_start, word_start = 0, sum(split["num_rows"] for split in listed) * ROW.itemsize
+    num_values = [split["num_rows"] * split["num_values"] for split in listed]
+    row_start, value_start = 0, sum(split["num_rows"] for split in listed) * ROW.itemsize
+    word_start = value_start + sum(num_values) * VALUE.itemsize
     splits: dict[str, TokenizedSplit] = {}
-    for split in listed:
+    for split, count in zip(listed, num_values, strict=True):
         rows = np.frombuffer(mapping, ROW, split["num_rows"], row_start).copy()
+        values = np.frombuffer(mapping, VALUE, count, value_start).reshape(len(rows), split["num_values"])
         words = np.frombuffer(mapping, WORD, split["num_words"], word_start)
         row_start += rows.nbytes
+        value_start += values.nbytes
         word_start += words.nbytes
-        found = TokenRows(words, rows, split["sources"], mapping)
+        found = TokenRows(words, rows, split["sources"], mapping, values)
         splits[split["name"]] = TokenizedSplit(found if len(found) else (), _report(split["report"]))
     problems = tuple(Problem(**problem) for problem in description["problems"])
     return CachedSplits(splits, problems, description["content_hash"])

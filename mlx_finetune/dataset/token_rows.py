@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mlx_finetune.dataset.tokens import Tokens
 
 WORD = np.dtype("<u4")
+VALUE = np.dtype("<f8")
 ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("source", "<i8"), ("weight", "<f8")])  # end: in words
 MEMORY_WORDS = 16_000_000  # more are put into a temporary file while they are made
 
@@ -35,11 +36,14 @@ class TokenRows(Sequence[Tokens]):
         rows: NDArray[np.void],
         sources: Sequence[str],
         mapping: mmap.mmap | None = None,
+        values: NDArray[np.float64] | None = None,
     ) -> None:
-        """``rows`` has the dtype ``ROW``; ``mapping`` is what ``words`` lie in where they lie in a file."""
+        """``rows`` has the dtype ``ROW``; ``mapping`` is what ``words`` lie in where they lie in a file; ``values``
+        (N, K) are those of every row, none without them."""
         self.words = words
         self.rows = rows
         self.sources = tuple(sources)
+        self.values: NDArray[np.float64] = np.zeros((len(rows), 0)) if values is None else values
         self.lengths: NDArray[np.int64] = np.diff(rows["end"], prepend=0)
         self.weights: NDArray[np.float64] = np.ascontiguousarray(rows["weight"])
         self._ends: NDArray[np.int64] = np.ascontiguousarray(rows["end"])
@@ -64,7 +68,8 @@ class TokenRows(Sequence[Tokens]):
         self._num_taken += 1
         if self._num_taken >= _ROWS_BEFORE_RELEASE:
             self._release()
-        return Tokens(ids, loss_mask, self.sources[int(row["source"])], int(row["line"]), float(row["weight"]))
+        values = tuple(self.values[index].tolist())
+        return Tokens(ids, loss_mask, self.sources[int(row["source"])], int(row["line"]), float(row["weight"]), values)
 
     def where(self, index: int) -> str:
         """``file:line`` of one row."""
@@ -117,6 +122,7 @@ class RowsBuilder:
     def __init__(self) -> None:
         self._ends, self._lines, self._numbers, self._weights = array("q"), array("q"), array("q"), array("d")
         self._sources: dict[str, int] = {}
+        self._values: array[float] = array("d")
         self._pieces: list[NDArray[np.uint32]] = []
         self._num_in_memory = 0
         self._file: IO[bytes] | None = None
@@ -132,6 +138,7 @@ class RowsBuilder:
             self._lines.append(row.line)
             self._numbers.append(self._sources.setdefault(row.source, len(self._sources)))
             self._weights.append(row.weight)
+            self._values.extend(row.values)
         ids = np.concatenate([row.ids for row in rows]).view(np.uint32)
         targets = np.concatenate([row.loss_mask for row in rows]).astype(np.uint32) << np.uint32(31)
         self._pieces.append(ids | targets)
@@ -144,13 +151,14 @@ class RowsBuilder:
         rows = np.zeros(len(self._ends), ROW)
         for name, values in zip(ROW.names or (), (self._ends, self._lines, self._numbers, self._weights), strict=True):
             rows[name] = values
+        values = np.array(self._values, np.float64).reshape(len(rows), -1 if len(rows) else 0)
         if self._file is None:
             words = np.concatenate(self._pieces) if self._pieces else np.empty(0, WORD)
-            return TokenRows(words, rows, tuple(self._sources))
+            return TokenRows(words, rows, tuple(self._sources), values=values)
         self._spill()
         mapping = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._file.close()
-        return TokenRows(np.frombuffer(mapping, WORD), rows, tuple(self._sources), mapping)
+        return TokenRows(np.frombuffer(mapping, WORD), rows, tuple(self._sources), mapping, values)
 
     def _spill(self) -> None:
         if self._file is None:

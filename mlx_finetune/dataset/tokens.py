@@ -152,13 +152,17 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One row as the model sees it. ``loss_mask[i]`` says that token ``i`` is a target; ``loss_mask[0]`` is False."""
+    """One row as the model sees it. ``loss_mask[i]`` says that token ``i`` is a target; ``loss_mask[0]`` is False.
+
+    ``values`` are numbers that the row's objective reads, as many in every row: a label, lengths of parts.
+    """
 
     ids: NDArray[np.int32]  # (n,)
     loss_mask: NDArray[np.bool_]  # (n,)
     source: str
     line: int
     weight: float = 1.0
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class BothCores:
     def loss_and_gradients(
         self, parameters: FlatArrays, batch: Batch, step: int, part: int
     ) -> tuple[mx.array, FlatArrays]:
-        """Loss sum and summed gradients of the microbatch ``part`` of ``step``, evaluated."""
+        """Sums of the objective and summed gradients of the microbatch ``part`` of ``step``, evaluated."""
         self._put(parameters)
 
         def compute(worker: _Worker, piece: _Piece, number: int) -> tuple[mx.array, FlatArrays]:
@@ -109,14 +109,14 @@ class BothCores:
 
         first, *rest = self._on_both(batch, compute)
         total, gradients = first
-        for loss_sum, more in rest:
-            total = total + loss_sum
+        for sums, more in rest:
+            total = total + sums
             gradients = {name: gradients[name] + more[name] for name in gradients}
         mx.eval(total, gradients)
         return total, gradients
 
     def loss(self, parameters: FlatArrays, batch: Batch) -> mx.array:
-        """Loss sum of a batch without noise or gradient; rows are not packed."""
+        """Sums of the objective of a batch without noise or gradient; rows are not packed."""
         self._put(parameters)
 
         def compute(worker: _Worker, piece: _Piece, _: int) -> mx.array:
@@ -125,9 +125,10 @@ class BothCores:
             hidden = worker.blockwise.hidden(tokens, caches, self._entering(piece))
             if piece.part:
                 hidden = piece.part.gather(hidden)
-            total = self._objective.loss(Head(worker.split, {}, uses_numpy=True, is_learning=False), hidden, *arrays)
-            mx.eval(total)
-            return total
+            head = Head(worker.split, {}, uses_numpy=True, is_learning=False)
+            sums = self._objective.loss(head, hidden, *arrays).reshape(-1)
+            mx.eval(sums)
+            return sums
 
         first, *rest = self._on_both(batch, compute)
         return sum(rest, start=first)
@@ -189,7 +190,8 @@ class BothCores:
 
     def _can_divide(self) -> bool:
         if self._divides is None:
-            self._divides = self._in_halves and not self._is_packed and can_divide(self._workers[0].split)
+            may_divide = self._in_halves and not self._is_packed and self._objective.is_per_position
+            self._divides = may_divide and can_divide(self._workers[0].split)
         return self._divides
 
     def close(self) -> None:
@@ -267,7 +269,16 @@ def part_of(batch: Batch, sequences: Sequence[int]) -> Batch:
         array[chosen, : max(2, length)] for array in (batch.tokens, batch.loss_mask, batch.segment_ids)
     )
     entering = None if batch.entering is None else batch.entering[chosen, : tokens.shape[1] - 1]
-    return replace(batch, tokens=tokens, loss_mask=loss_mask, segment_ids=segment_ids, entering=entering)
+    rows = batch.rows if batch.is_packed else tuple(batch.rows[index] for index in chosen if index < len(batch.rows))
+    return replace(
+        batch,
+        tokens=tokens,
+        loss_mask=loss_mask,
+        segment_ids=segment_ids,
+        rows=rows,
+        entering=entering,
+        values=batch.values[chosen] if len(batch.values) else batch.values,
+    )
 
 
 def half_of_targets(batch: Batch, number: int) -> Batch:

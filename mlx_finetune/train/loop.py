@@ -179,7 +179,8 @@ def _take_step(loop: Loop, state: RunState, ahead: Ahead) -> None:
 def _log_step(loop: Loop, state: RunState, result: StepResult, seconds: float) -> None:
     if state.step % loop.training.logging_steps and state.step != loop.cadence.total_steps:
         return
-    state.log({"loss": result.loss, "learning_rate": state.learning_rate, "grad_norm": result.grad_norm})
+    logged = {"loss": result.loss, "learning_rate": state.learning_rate, "grad_norm": result.grad_norm}
+    state.log(logged | dict(result.metrics))
     loop.emit(
         StepDone(
             step=state.step,
@@ -194,6 +195,7 @@ def _log_step(loop: Loop, state: RunState, result: StepResult, seconds: float) -
             targets_per_second=round(result.num_targets / max(seconds, 1e-9), 2),
             active_memory_bytes=mx.get_active_memory(),
             peak_memory_bytes=state.peak_memory_bytes,
+            metrics=result.metrics,
         )
     )
 
@@ -229,28 +231,30 @@ def _evaluate(loop: Loop, state: RunState) -> bool:
 
 def _evaluate_set(loop: Loop, state: RunState) -> bool:
     started = time.monotonic()
-    total, num_targets = 0.0, 0
+    totals: list[float] = []
+    num_targets = 0
     align(loop.trainer, loop.ranks)
     for start in range(0, len(loop.valid_batches), loop.ranks.size):
         found = loop.ranks.gather(_evaluate_batch(loop, start + loop.ranks.rank))
         if _is_stop_asked(loop, [number for number, _, _ in found]):
             return False
         loop.report_machine(state.step)
-        for _, loss_sum, count in found:
-            total, num_targets = total + loss_sum, num_targets + count
+        for _, sums, count in found:
+            totals = [old + new for old, new in zip(totals, sums, strict=True)] if totals and sums else totals or sums
+            num_targets += count
     state.evaluated_step = state.step
     if num_targets:
-        loss = total / num_targets
+        loss, metrics = loop.trainer.means(totals, num_targets)
         is_best = state.record_evaluation(loss)
         seconds = round(time.monotonic() - started, 3)
-        loop.emit(Evaluated(step=state.step, loss=loss, num_targets=num_targets, is_best=is_best, seconds=seconds))
+        loop.emit(Evaluated(state.step, loss, num_targets, is_best, seconds, metrics))
     return True
 
 
-def _evaluate_batch(loop: Loop, number: int) -> tuple[int, float, int]:
-    """``(signal, loss_sum, n_targets)``; nothing is computed after a signal, or where there is no such batch."""
+def _evaluate_batch(loop: Loop, number: int) -> tuple[int, list[float], int]:
+    """``(signal, sums, count)``; nothing is computed after a signal, or where there is no such batch."""
     if loop.stop.signal_number or number >= len(loop.valid_batches):
-        return loop.stop.signal_number, 0.0, 0
+        return loop.stop.signal_number, [], 0
     return 0, *loop.trainer.loss(loop.valid_batches[number])
 
 

@@ -1,6 +1,6 @@
-"""What a loop is handed instead of knowing tasks: how rows become tokens, and a loss that returns a sum and a count.
+"""What a loop is handed instead of knowing tasks: how rows become tokens, and a loss that returns sums and a count.
 
-Adding an objective is adding a value of ``Objective``; ``loop.py`` and ``step.py`` name none of them.
+Each objective is a module of ``objectives``; ``loop.py`` and ``step.py`` name none of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_finetune.dataset.formats import Example
-from mlx_finetune.dataset.stream import Batch, round_up
-from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer, tokenize
+from mlx_finetune.dataset.stream import Batch
+from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer
 from mlx_finetune.recipe.data import DataRecipe
-from mlx_finetune.train.losses import Head
 
 Arrays = tuple[mx.array, ...]
 
@@ -34,54 +32,29 @@ class ReadRows(Protocol):
     ) -> TokenizedSplit: ...
 
 
+def count_targets(batch: Batch) -> int:
+    """Tokens of the batch that are learned."""
+    return batch.num_targets
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """One way to train.
 
     ``read_rows`` makes tokens and masks; ``arrays`` turns a batch into what ``loss`` takes after the hidden states;
-    ``loss(head, hidden, *arrays)`` returns a sum, an fp32 scalar, and is called under ``mx.compile``, block by block
-    and in evaluation alike. What the sum is divided by is ``Batch.num_targets``.
+    ``loss(head, hidden, *arrays)`` returns sums in fp32, and is called under ``mx.compile``, block by block and in
+    evaluation alike: a scalar, or (1 + M,) whose first is what is learned and whose others are those of ``metrics``, in
+    their order. All are divided by ``count`` of their batches.
+
+    ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that is a sum over
+    positions (``is_per_position``) a single row may be computed in two parts.
     """
 
     name: str
     read_rows: ReadRows
     arrays: Callable[[Batch, int], Arrays]
     loss: Callable[..., mx.array]
-
-
-def target_arrays(batch: Batch, parts: int) -> Arrays:
-    """Where the targets are predicted from, (N,) of the flat (B T), and the tokens to predict, (N,); -1 is padding.
-
-    With ``parts`` N is rounded up to the next of so many sizes, so that compiled functions see few shapes; 0: exact.
-    """
-    positions, targets = batch.target_positions, batch.target_tokens
-    if parts:
-        size = -(-batch.num_positions // parts)
-        padding = (0, round_up(len(positions), size) - len(positions))
-        positions, targets = np.pad(positions, padding), np.pad(targets, padding, constant_values=-1)
-    return mx.array(positions), mx.array(targets)
-
-
-def next_token_loss(head: Head, hidden: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
-    """Cross-entropy of the next token, summed over targets. ``hidden`` is (B, T, H)."""
-    rows = mx.take(hidden.reshape(-1, hidden.shape[-1]), positions, axis=0)  # (N, H)
-    return head.cross_entropy(rows, targets)
-
-
-def _read_as(task: str) -> ReadRows:
-    def read_rows(
-        examples: Sequence[Example],
-        tokenizer: Tokenizer,
-        data: DataRecipe,
-        base: Path,
-        progress: Callable[[int, int], None] | None,
-        split: str,
-    ) -> TokenizedSplit:
-        return tokenize(examples, tokenizer, data, task=task, progress=progress, base=base, split=split)
-
-    return read_rows
-
-
-OBJECTIVES: dict[str, Objective] = {
-    name: Objective(name, _read_as(name), target_arrays, next_token_loss) for name in ("sft", "pretrain")
-}
+    metrics: tuple[str, ...] = ()
+    count: Callable[[Batch], int] = count_targets
+    unpackable: str = ""
+    is_per_position: bool = True

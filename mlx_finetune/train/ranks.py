@@ -65,19 +65,18 @@ class Ranks:
         self._all_sum = all_sum
 
     def reduce(
-        self, gradients: FlatArrays, loss_sum: mx.array, counts: Sequence[int]
+        self, gradients: FlatArrays, sums: mx.array, counts: Sequence[int]
     ) -> tuple[FlatArrays, mx.array, list[int]]:
         """The three summed over all ranks, gradients in fp32. Counts are exact up to 2^24."""
         if self.size == 1:
-            return gradients, loss_sum, list(counts)
-        head = mx.array([0.0, *counts])
-        head[0] = loss_sum
+            return gradients, sums, list(counts)
+        head = mx.concatenate([sums, mx.array([float(count) for count in counts])])
         names = sorted(gradients)  # the same order on every rank, also on one without a part in this step
         flat = self._sum(mx.concatenate([head, *(gradients[name].astype(mx.float32).flatten() for name in names)]))
         ends = np.cumsum([head.size, *(gradients[name].size for name in names)]).tolist()
         first, *rest = mx.split(flat, ends[:-1])
         summed = {name: part.reshape(gradients[name].shape) for name, part in zip(names, rest, strict=True)}
-        return summed, first[0], [round(float(count)) for count in np.array(first[1:])]
+        return summed, first[: sums.size], [round(float(count)) for count in np.array(first[sums.size :])]
 
     def gather(self, value: T) -> list[T]:
         """What every rank gave, by rank. Plain values that JSON takes; floats come through to the last bit."""

@@ -10,17 +10,14 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from mlx_finetune import durable, rundir
-from mlx_finetune.dataset.card import card_json
 from mlx_finetune.errors import MlxftError, RunError
-from mlx_finetune.events import Event, Notice, RunFinished, RunStarted
+from mlx_finetune.events import Event, Notice, RunFinished
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import LoadedRecipe
-from mlx_finetune.recipe.resolve import render_resolved
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state, rotate
@@ -28,13 +25,14 @@ from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_tr
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
-from mlx_finetune.train.machine import sampled_machine, with_setting_reasons
+from mlx_finetune.train.machine import sampled_machine
 from mlx_finetune.train.microscope import keep_microscope
 from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.admission import Admission, CutFile, RefusedError, Request, cut_journal
+from mlx_finetune.train.start.decisions import run_started, write_decisions
 from mlx_finetune.train.start.endpoints import keep_schemas, read_schemas
 from mlx_finetune.train.start.frozen import reused_states
 from mlx_finetune.train.start.identity import (
@@ -79,7 +77,7 @@ def train_run(
     parts = (prepared.kept, prepared.trainer, prepared.stream, prepared.valid_batches)
     with closing(prepared.trainer):
         with reused_states(*parts, run.path, stop, emit):
-            emit(_run_started(run, prepared, state))
+            emit(run_started(run, prepared, state))
             seconds = prepared.recipe.hardware.sample_seconds
             with sampled_machine(run, seconds, around, loop.watch, emit) as report:
                 reason = run_loop(replace(loop, report_machine=report), state)
@@ -157,7 +155,7 @@ def _begin(
         assert admission.checkpoint is not None
         restore_trainer(prepared, admission.checkpoint.path)
     is_forked = bool((admission.run_info or {}).get("is_forked")) or (request.fork and state.step > 0)
-    info = _write_decisions(
+    info = write_decisions(
         run, loaded, prepared, admission, state, base, around, is_extended=is_extended, is_forked=is_forked
     )
     keep_schemas(run, schemas)
@@ -288,70 +286,6 @@ def _check_identity(admission: Admission, identity: Identity, request: Request, 
         emit(Notice("warning", f"forked: {sentence}"))
     for sentence in version_changes(saved, identity):
         emit(Notice("warning", f"{sentence}; the rest of this run is no longer promised to be bitwise the same"))
-
-
-def _write_decisions(
-    run: RunDir,
-    loaded: LoadedRecipe,
-    prepared: Prepared,
-    admission: Admission,
-    state: RunState,
-    base: Path,
-    around: Surroundings,
-    *,
-    is_extended: bool,
-    is_forked: bool,
-) -> dict[str, object]:
-    """Write recipe.toml, resolved.toml, data_card.json and run.json; returns the fields of run.json."""
-    durable.write_text(run.file(rundir.RECIPE), loaded.text)
-    durable.write_json(run.file(rundir.DATA_CARD), card_json(prepared.card))
-    reasons = with_setting_reasons(prepared.reasons, prepared.recipe.hardware, around)
-    durable.write_text(run.file(rundir.RESOLVED), render_resolved(prepared.recipe, reasons))
-    created = (admission.run_info or {}).get("created") or datetime.now(UTC).isoformat(timespec="seconds")
-    info: dict[str, object] = {
-        "format_version": rundir.FORMAT_VERSION,
-        "created": created,
-        "status": "running",
-        "step": state.step,
-        "total_steps": prepared.total_steps,
-        "is_extended": is_extended,
-        "is_forked": is_forked,
-        "safer": prepared.safer.to_json(),
-        "corrections": dict(prepared.corrections),
-        "model": prepared.info.name,
-        "model_source": prepared.source,
-        "model_folder": str(prepared.info.folder),
-        "model_sha256": prepared.info.sha256,
-        "revision": prepared.info.revision,
-        "license": prepared.info.license,
-        "task": prepared.recipe.task,
-        "full": prepared.recipe.lora is None,
-        "recipe_path": str(loaded.path),
-        "started_in": str(base.resolve()),
-        "overrides": list(loaded.overrides),
-        "resolved": prepared.recipe.model_dump(mode="json"),
-        "identity": prepared.identity.to_json(),
-    }
-    durable.write_json(run.file(rundir.RUN_INFO), info)
-    return info
-
-
-def _run_started(run: RunDir, prepared: Prepared, state: RunState) -> Event:
-    return RunStarted(
-        run=str(run.path),
-        model=prepared.info.name,
-        task=prepared.recipe.task,
-        first_step=state.step,
-        total_steps=prepared.total_steps,
-        steps_per_epoch=prepared.stream.steps_in_epoch(0),
-        train_rows=len(prepared.rows),
-        valid_rows=prepared.num_valid_rows,
-        trainable_parameters=sum(value.size for value in prepared.trainer.parameters.values()),
-        total_parameters=prepared.info.num_parameters,
-        device=prepared.device,
-        compute_dtype=prepared.recipe.hardware.compute_dtype,
-        memory_limit_bytes=prepared.limits.memory_bytes,
-    )
 
 
 def _finish(

@@ -5,7 +5,7 @@ once per batch shape. Everything random in a microbatch comes from a key that is
 nothing random is ever saved, and a resumed run draws the same dropout masks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
@@ -29,7 +29,7 @@ from mlx_finetune.train.optim import AdamW, FlatArrays, global_norm
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
-#: ``(gradients, loss_sum, counts)`` of this process -> the same, summed over all ranks.
+#: ``(gradients, sums, counts)`` of this process -> the same, summed over all ranks.
 Reduce = Callable[[FlatArrays, mx.array, Sequence[int]], tuple[FlatArrays, mx.array, list[int]]]
 
 #: Hidden states (B, T, H) that stand in for the frozen blocks, or nothing: a tree that ``mx.compile`` takes.
@@ -40,13 +40,17 @@ PACKED_TARGET_SIZES = 4  # packs have one length, so compiled functions may see 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """``loss`` is nats per target over the whole step; ``grad_norm`` before clipping; both may be non-finite."""
+    """``loss`` is nats per target over the whole step; ``grad_norm`` before clipping; both may be non-finite.
+
+    ``num_targets`` is what the objective counts, ``metrics`` its other sums divided by it.
+    """
 
     loss: float
     grad_norm: float
     num_targets: int
     num_tokens: int
     num_positions: int
+    metrics: Mapping[str, float]
 
 
 class Trainer:
@@ -125,19 +129,19 @@ class Trainer:
         ``gradient = sum over microbatches / sum of targets``, never a mean of means. ``batches`` are this rank's share
         of the step, perhaps none. Raises ``AssertionError`` when no batch of any rank has a target.
         """
-        total = mx.array(0.0)
+        total = mx.zeros(1 + len(self._objective.metrics))
         gradients: FlatArrays | None = None
         self._train(is_training=True)
         for batch in batches:
-            loss_sum, new = self._gradients(batch, step, batch.part)
+            sums, new = self._gradients(batch, step, batch.part)
             gradients = new if gradients is None else {name: gradients[name] + new[name] for name in new}
-            total = total + loss_sum
+            total = total + sums
             if batch is not batches[-1]:  # the last one is evaluated with the norm: one wait less on a GPU
                 mx.eval(total, gradients)
         self.load_into_model()
         sizes = [self._cores.sizes(one) if self._cores else (one.num_tokens, one.num_positions) for one in batches]
         counts = [
-            sum(batch.num_targets for batch in batches),
+            sum(self._objective.count(batch) for batch in batches),
             sum(tokens for tokens, _ in sizes),
             sum(positions for _, positions in sizes),
         ]
@@ -149,12 +153,14 @@ class Trainer:
         assert num_targets, f"step {step} has no target"
         gradients, norm = self._average(gradients, mx.array(float(num_targets)))
         mx.eval(gradients, norm)
+        loss, metrics = self.means(as_floats(total), num_targets)
         result = StepResult(
-            loss=as_float(total) / num_targets,
+            loss=loss,
             grad_norm=as_float(norm),
             num_targets=num_targets,
             num_tokens=num_tokens,
             num_positions=num_positions,
+            metrics=metrics,
         )
         return gradients, result
 
@@ -165,16 +171,21 @@ class Trainer:
         mx.eval(self.parameters, self.state)
         self.load_into_model()
 
-    def loss(self, batch: Batch) -> tuple[float, int]:
-        """``(loss_sum, n_targets)`` of one batch in eval mode: no noise, no gradient."""
+    def means(self, sums: Sequence[float], count: int) -> tuple[float, dict[str, float]]:
+        """Loss and metrics, by name, of the sums of some batches with ``count`` in all."""
+        loss, *rest = sums
+        return loss / count, {name: value / count for name, value in zip(self._objective.metrics, rest, strict=True)}
+
+    def loss(self, batch: Batch) -> tuple[list[float], int]:
+        """The sums of one batch in eval mode, that of the loss first, and their count: no noise, no gradient."""
         self._train(is_training=False)
         if self._cores:
-            loss_sum = self._cores.loss(self.parameters, batch)
+            sums = self._cores.loss(self.parameters, batch)
         else:
-            loss_sum = self._evaluate(self.parameters, _entering(batch), *self._arrays(batch))
-        mx.eval(loss_sum)
+            sums = self._evaluate(self.parameters, _entering(batch), *self._arrays(batch))
+        mx.eval(sums)
         self.load_into_model()
-        return as_float(loss_sum), batch.num_targets
+        return as_floats(sums), self._objective.count(batch)
 
     def entering(self, batches: Sequence[Batch]) -> list[States]:
         """The hidden states (B, T, H) that enter the lowest block that learns, for at most two batches that are not
@@ -185,7 +196,7 @@ class Trainer:
         return [to_numpy(states_above(self._split, self.num_frozen, mx.array(one.tokens[:, :-1]))) for one in batches]
 
     def _gradients(self, batch: Batch, step: int, part: int) -> tuple[mx.array, FlatArrays]:
-        """Loss sum and summed gradients of one microbatch."""
+        """Sums of the objective and summed gradients of one microbatch."""
         if self._cores:
             return self._cores.loss_and_gradients(self.parameters, batch, step, part)
         key = derive_key(self._seed, "noise", step, part)
@@ -216,23 +227,25 @@ class Trainer:
             parameters: FlatArrays, key: mx.array, lengths: mx.array, entering: Entering, *arrays: mx.array
         ) -> tuple[mx.array, FlatArrays]:
             with use_noise(key, lengths=lengths):
-                return mx.value_and_grad(forward)(parameters, entering, *arrays)
+                (_, sums), gradients = mx.value_and_grad(forward)(parameters, entering, *arrays)
+                return sums, gradients
 
         def forward(
             parameters: FlatArrays, entering: Entering, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array
-        ) -> mx.array:
+        ) -> tuple[mx.array, mx.array]:
             self._places.put(parameters)
             outer = {name: parameters[name] for name in self._outer}
             caches = segment_caches(self._model, segment_ids) if self._is_packed else None
             head = Head(split, outer, uses_numpy=False, is_learning=True)
-            return loss(head, hidden(tokens, caches, entering), *arrays)
+            sums = loss(head, hidden(tokens, caches, entering), *arrays).reshape(-1)
+            return sums[0], sums
 
         def evaluate(
             parameters: FlatArrays, entering: Entering, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array
         ) -> mx.array:
             self._places.put(parameters)
             head = Head(split, {}, uses_numpy=False, is_learning=False)
-            return loss(head, hidden(tokens, None, entering), *arrays)
+            return loss(head, hidden(tokens, None, entering), *arrays).reshape(-1)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}
@@ -253,6 +266,11 @@ def _entering(batch: Batch) -> Entering:
 
 def _as_it_is(function: _F) -> _F:
     return function
+
+
+def as_floats(values: mx.array) -> list[float]:
+    """The values of a vector as Python floats."""
+    return cast("list[float]", values.tolist())
 
 
 def as_float(scalar: mx.array) -> float:

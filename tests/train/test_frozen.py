@@ -25,7 +25,7 @@ from mlx_finetune.model.inside.noise import checkpoint_blocks
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.schema import LoraRecipe
-from mlx_finetune.train.objective import OBJECTIVES
+from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start import frozen, rows
@@ -71,7 +71,7 @@ def make_trainer(tiny_model):
             checkpoint_blocks(model)
         trainer = Trainer(
             model,
-            OBJECTIVES["sft"],
+            next_token("sft"),
             AdamW(0.9, 0.999, 1e-8, 0.0, frozenset()),
             parameters,
             seed=3,

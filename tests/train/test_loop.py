@@ -14,7 +14,8 @@ from mlx_finetune import rundir
 from mlx_finetune.errors import TrainingError
 from mlx_finetune.events import Notice
 from mlx_finetune.journal import read_events
-from mlx_finetune.train import loop, objective
+from mlx_finetune.train import loop
+from mlx_finetune.train.objectives import next_token, registry
 
 
 @pytest.fixture
@@ -123,12 +124,13 @@ def test_a_third_objective_needs_nothing_of_the_loop(recipe, monkeypatch):
 
     def smoothed(head, hidden, positions, targets):
         calls.append(targets.shape)
-        loss_sum = objective.next_token_loss(head, hidden, positions, targets)
+        loss_sum = next_token.next_token_loss(head, hidden, positions, targets)
         return 0.9 * loss_sum + 0.1 * targets.size * mx.log(mx.array(300.0))
 
-    base = objective.OBJECTIVES["sft"]
+    base = next_token.next_token("sft")
     plain = train(recipe, overrides=("training.max_steps=2", "eval.prompts=[]"))
-    monkeypatch.setitem(objective.OBJECTIVES, "sft", dataclasses.replace(base, name="smoothed", loss=smoothed))
+    changed = dataclasses.replace(base, name="smoothed", loss=smoothed)
+    monkeypatch.setitem(registry.OBJECTIVES, "sft", lambda recipe: changed)
     other = f"output_dir={recipe.parent / 'smoothed'}"
     run = train(recipe, overrides=("training.max_steps=2", "eval.prompts=[]", other))
     assert calls

@@ -8,7 +8,7 @@ import pytest
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.train import losses
 from mlx_finetune.train.losses import cross_entropy, cross_entropy_only
-from mlx_finetune.train.objective import target_arrays
+from mlx_finetune.train.objectives.next_token import target_arrays
 
 VOCAB, WIDTH = 300, 16
 

@@ -28,7 +28,7 @@ from mlx_finetune.model.adapters.peft_names import PREFIX, to_theirs
 from mlx_finetune.model.load import LoadedModel, load_model
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.schema import LoraRecipe
-from mlx_finetune.train.objective import OBJECTIVES
+from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.optim import AdamW, FlatArrays, decayed_names, global_norm
 from mlx_finetune.train.step import Trainer
 
@@ -83,7 +83,7 @@ def make_trainer(model: nn.Module, parameters: FlatArrays, *, weight_decay: floa
     optimizer = AdamW(0.9, 0.999, 1e-8, weight_decay, decayed_names(parameters))
     return Trainer(
         model,
-        OBJECTIVES["sft"],
+        next_token("sft"),
         optimizer,
         parameters,
         seed=0,

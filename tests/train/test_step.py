@@ -23,7 +23,7 @@ from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.schema import LoraRecipe
 from mlx_finetune.train.both_cores import half_of_targets, halves
-from mlx_finetune.train.objective import OBJECTIVES
+from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer, as_float
 
@@ -64,7 +64,7 @@ def make_trainer(tiny_model):
         optimizer = AdamW(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=frozenset())
         trainer = Trainer(
             model,
-            OBJECTIVES["sft"],
+            next_token("sft"),
             optimizer,
             parameters,
             seed=seed,
@@ -194,7 +194,7 @@ def test_gradients_of_a_small_model_match_finite_differences(make_trainer):
         moved = trainer.parameters | {name: trainer.parameters[name] + sign * 0.02 * direction}
         trainer.restore(moved, trainer.state)
         sums = [trainer.loss(batch) for batch in batches]
-        losses.append(sum(loss for loss, _ in sums) / sum(count for _, count in sums))
+        losses.append(sum(loss for (loss,), _ in sums) / sum(count for _, count in sums))
         trainer.restore(moved | {name: moved[name] - sign * 0.02 * direction}, trainer.state)
     slope = (losses[0] - losses[1]) / 0.04
     assert slope == pytest.approx(as_float(mx.sum(gradients[name] * direction)), rel=2e-2)
@@ -208,7 +208,7 @@ def test_full_fine_tuning_reaches_every_weight(tiny_model):
     optimizer = AdamW(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decayed=frozenset())
     trainer = Trainer(
         model,
-        OBJECTIVES["sft"],
+        next_token("sft"),
         optimizer,
         full_parameters(model),
         seed=0,

@@ -29,7 +29,8 @@ from mlx_finetune.model.inside.prefix import evaluated, standing_in, states_abov
 from mlx_finetune.model.inside.split import SplitModel
 
 FlatArrays = dict[str, mx.array]
-#: ``loss(outer, hidden)``: a scalar from parameters outside the blocks and hidden states (B, T, H).
+#: ``loss(outer, hidden)``: a scalar, or sums whose first is what is learned, from parameters outside the blocks and
+#: hidden states (B, T, H).
 TailLoss = Callable[[FlatArrays, mx.array], mx.array]
 
 
@@ -93,7 +94,8 @@ class Blockwise:
         entering: mx.array | None = None,
         part: ContextPart | None = None,
     ) -> tuple[mx.array, FlatArrays]:
-        """``loss`` of the hidden states of ``tokens`` (B, T), and its gradient for every parameter, evaluated.
+        """``loss`` of the hidden states of ``tokens`` (B, T), and the gradient of the first of its sums for every
+        parameter, evaluated.
 
         ``entering`` as in ``hidden``. Call it under ``use_noise`` where there is noise. The model must hold
         ``parameters``. With a ``part`` the tokens, caches and ``entering`` are the part's, ``loss`` gets hidden states
@@ -115,7 +117,7 @@ class Blockwise:
         visits, last = self._forward(tokens, caches, entering)
         outer = {name: parameters[name] for name in self._outer}
         last = part.gather(last) if part else last
-        value, gradients, slope = self._tail(outer, tokens, caches, last, loss, start)
+        sums, gradients, slope = self._tail(outer, tokens, caches, last, loss, start)
         del last
         if part:
             slope = part.scatter_sum(slope)
@@ -128,7 +130,7 @@ class Blockwise:
             for name, more in self._front(outer, tokens, caches, slope, start).items():
                 gradients[name] = gradients[name] + more
             mx.eval(gradients)  # a thread must not hand on what it has not computed: streams are its own
-        return value, gradients
+        return sums, gradients
 
     def _forward(
         self, tokens: mx.array, caches: Sequence[object] | None, entering: mx.array | None
@@ -166,16 +168,17 @@ class Blockwise:
         loss: TailLoss,
         start: int,
     ) -> tuple[mx.array, FlatArrays, mx.array]:
-        """The loss, and its gradients for the outer parameters and the last block's output."""
+        """The sums of the loss, and gradients of the first for the outer parameters and the last block's output."""
 
-        def above(outer: FlatArrays, x: mx.array) -> mx.array:
+        def above(outer: FlatArrays, x: mx.array) -> tuple[mx.array, mx.array]:
             hidden = self._around(outer, tokens, caches, start, x)
-            return loss(outer, hidden)
+            sums = loss(outer, hidden).reshape(-1)
+            return sums[0], sums
 
-        value, (gradients, slope) = mx.value_and_grad(above, argnums=(0, 1))(outer, last)
-        mx.eval(value, gradients, slope)
+        (_, sums), (gradients, slope) = mx.value_and_grad(above, argnums=(0, 1))(outer, last)
+        mx.eval(sums, gradients, slope)
         self._outer_places.put(outer)
-        return value, gradients, slope
+        return sums, gradients, slope
 
     def _around(
         self, outer: FlatArrays, tokens: mx.array, caches: Sequence[object] | None, start: int, output: mx.array | None

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard
@@ -26,33 +25,28 @@ from mlx_finetune.hardware.planning.memory import trainable_parameters
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.model.adapters.base import check_base
-from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
+from mlx_finetune.model.adapters.files import hash_adapter
 from mlx_finetune.model.adapters.lora import (
     AdapterSpec,
-    adapter_layers,
-    adapter_parameters,
-    attach_adapter,
-    full_parameters,
 )
-from mlx_finetune.model.cpu.blockwise import is_chain
-from mlx_finetune.model.inside.noise import add_neftune, checkpoint_blocks
-from mlx_finetune.model.inside.parts import embedding
 from mlx_finetune.model.inside.segments import check_packable
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, device_name, load_model, on_gpu
-from mlx_finetune.model.sources.fetch import LocalModel, fetch_model, path_of
+from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.compare import Expected, expect_run, with_profile
-from mlx_finetune.train.objective import OBJECTIVES, Objective
-from mlx_finetune.train.optim import AdamW, Schedule, build_schedule, decayed_names
+from mlx_finetune.train.objective import Objective
+from mlx_finetune.train.objectives.registry import build_objective
+from mlx_finetune.train.optim import Schedule, build_schedule
 from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.frozen import KEY, check_states_room, settle_reuse
 from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
+from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer
 from mlx_finetune.train.step import Trainer
 
 
@@ -107,7 +101,7 @@ def prepare(
     rank, which must train the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
     """
     asked = loaded.recipe
-    objective = OBJECTIVES[asked.task]
+    objective = build_objective(asked)
     adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
     report = _leaving(emit, stop)
     local = fetch_model(asked.model, revision=asked.revision, report=report)
@@ -116,7 +110,7 @@ def prepare(
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
-    facts = read_facts(local.folder, rows, asked, num_processes=ranks.size)
+    facts = read_facts(local.folder, rows, asked, unpackable=objective.unpackable, num_processes=ranks.size)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
@@ -128,7 +122,7 @@ def prepare(
     loaded_model = _load_model(local, resolved, rows, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
-    spec = _attach(loaded_model, resolved.recipe, base, emit)
+    spec = attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
     split = SplitModel(loaded_model.model)
@@ -223,7 +217,7 @@ def _assemble(
         source=source,
         tokenizer=tokenizer,
         spec=spec,
-        trainer=_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
+        trainer=build_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
         stream=_stream(rows, resolved, safer.pieces, ranks),
         valid_batches=ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces)),
         schedule=_schedule(training, total_steps),
@@ -294,66 +288,6 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates)})
 
 
-def _attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec | None:
-    """Make the right weights trainable, start from another run's adapter if asked, add noise."""
-    model = base_model.model
-    spec = None
-    if recipe.lora is not None:
-        spec = attach_adapter(model, recipe.lora, seed=recipe.seed)
-        if recipe.adapter:
-            spec = _start_from(model, spec, recipe, base, emit)
-    else:
-        full_parameters(model)
-    if recipe.training.neftune_alpha:
-        add_neftune(embedding(model), recipe.training.neftune_alpha)
-    return spec
-
-
-def goes_block_by_block(split: SplitModel, *, recomputes: bool) -> bool:
-    """True where the trainer takes block after block, as it does on a CPU (``model.cpu.blockwise``); else
-    recomputation, where it is wanted, is put into the blocks. Models whose blocks are no chain have one graph on a CPU
-    too."""
-    if not on_gpu() and is_chain(split):
-        return True
-    if recomputes:
-        checkpoint_blocks(split.model)
-    return False
-
-
-def _start_from(model: nn.Module, spec: AdapterSpec, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec:
-    """Put the weights of another run's adapter into ``model``; it must have the shape that [lora] asks for."""
-    folder = adapter_folder(recipe.adapter, base)
-    loaded = load_adapter(model, folder)
-    pairs = (
-        ("rank", spec.rank, loaded.rank),
-        ("scale", spec.scale, loaded.scale),
-        ("use_dora", spec.use_dora, loaded.use_dora),
-        ("modules", spec.module_paths, loaded.module_paths),
-    )
-    different = [f"{name} {theirs} instead of {ours}" for name, ours, theirs in pairs if ours != theirs]
-    if different:
-        raise RunError(
-            f"the adapter in {folder} is not what [lora] describes: {'; '.join(different)[:300]}",
-            "copy the [lora] section of the run it comes from",
-        )
-    for layer in adapter_layers(model).values():
-        layer.dropout = spec.dropout
-    emit(Notice("info", f"starting from the adapter in {folder}"))
-    return spec
-
-
-def adapter_folder(name: str, base: Path) -> Path:
-    """Where the adapter of a run, a checkpoint, or any adapter folder lies. Raises ``RunError`` where there is none."""
-    for folder in (base / path_of(name), path_of(name)):
-        if (folder / rundir.ADAPTER_CONFIG).is_file():
-            return folder
-    run = rundir.find_run(name, base=base)
-    for folder in (run.path, *reversed(run.checkpoints())):
-        if (folder / rundir.ADAPTER_CONFIG).is_file():
-            return folder
-    raise RunError(f"{run.path} has no adapter yet", "wait for its first checkpoint")
-
-
 def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: TrainingRows, base: Path) -> Identity:
     adapter = hash_adapter(adapter_folder(recipe.adapter, base)) if recipe.adapter else ""
     return Identity(
@@ -364,38 +298,4 @@ def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: 
         adapter_sha256=adapter,
         order=ORDER_ID,
         versions=current_versions(),
-    )
-
-
-def _trainer(split: SplitModel, objective: Objective, resolved: Resolved, *, recomputes: bool, ranks: Ranks) -> Trainer:
-    """The trainable parameters with their optimizer; embeddings, norms and biases are not decayed."""
-    recipe, model = resolved.recipe, split.model
-    training = recipe.training
-    parameters = (
-        adapter_parameters(model) if recipe.lora is not None else dict(tree_flatten(model.trainable_parameters()))
-    )
-    parameters = {name: parameters[name] for name in sorted(parameters)}
-    undecayed = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)]
-    recomputes = recomputes or bool(training.gradient_checkpointing)
-    optimizer = AdamW(
-        beta1=training.adam_beta1,
-        beta2=training.adam_beta2,
-        epsilon=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-        decayed=decayed_names(parameters, undecayed),
-    )
-    return Trainer(
-        model,
-        objective,
-        optimizer,
-        parameters,
-        seed=recipe.seed,
-        max_grad_norm=training.max_grad_norm,
-        is_packed=resolved.packed_length is not None,
-        is_compiled=on_gpu(),
-        is_blockwise=goes_block_by_block(split, recomputes=recomputes),
-        split=split,
-        keeps_products=not recomputes,
-        in_halves=not isinstance(recipe.hardware.num_threads, int),
-        reduce=ranks.reduce if ranks.size > 1 else None,
     )

@@ -189,8 +189,12 @@ def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
             emit(Notice("warning", what, "see them with file and line: mlxft data check RECIPE"))
 
 
-def read_facts(folder: Path, rows: TrainingRows, recipe: Recipe, *, num_processes: int = 1) -> Facts:
+def read_facts(
+    folder: Path, rows: TrainingRows, recipe: Recipe, *, unpackable: str = "", num_processes: int = 1
+) -> Facts:
     """What the rules behind "auto" look at, from the model's config, the rows and this machine.
+
+    ``unpackable`` says why the objective's rows cannot share a sequence.
 
     Raises ``ModelError`` where the config does not say how large the model is.
     """
@@ -206,7 +210,7 @@ def read_facts(folder: Path, rows: TrainingRows, recipe: Recipe, *, num_processe
         lengths=epoch_lengths(rows.train, recipe.seed),
         shape=shape,
         machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
-        unpackable=why_unpackable(str(config.get("model_type"))),
+        unpackable=unpackable or why_unpackable(str(config.get("model_type"))),
         stored_bits=bits if isinstance(bits, int) else None,
         most_targets=rows.train.most_targets(),
         train_positions=int(num_states(rows.train.lengths).sum()),

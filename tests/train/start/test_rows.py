@@ -15,7 +15,7 @@ from mlx_finetune.errors import DataError
 from mlx_finetune.events import Event, Notice
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.train.objective import OBJECTIVES
+from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.start import rows as start
 from mlx_finetune.train.start.rows import TrainingRows, read_rows
 
@@ -62,7 +62,7 @@ class Start:
         """Rows, what was said of them, and whether anything was read and tokenised."""
         self.num_encoded = self.num_loaded = 0
         events: list[Event] = []
-        rows = read_rows(made, OBJECTIVES[made.task], self._tokenizer, self._base, events.append)
+        rows = read_rows(made, next_token(made.task), self._tokenizer, self._base, events.append)
         assert (self.num_encoded > 0) == (self.num_loaded > 0)
         return rows, [event for event in events if isinstance(event, Notice)], self.num_encoded > 0
 
@@ -202,7 +202,7 @@ def test_batches_on_the_way_through_the_tokenizer_are_left_when_training_is_stop
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read_rows(recipe(), OBJECTIVES["sft"], tokenizer, tmp_path, stop)
+        read_rows(recipe(), next_token("sft"), tokenizer, tmp_path, stop)
     assert read.num_encoded <= 3 * template.BATCH_ROWS
     assert files(tmp_path) == []
 

@@ -1,0 +1,52 @@
+"""The next token of answers (``sft``) or of whole texts (``pretrain``): cross-entropy at targets."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.stream import Batch, round_up
+from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer, tokenize
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.train.losses import Head
+from mlx_finetune.train.objective import Arrays, Objective, ReadRows
+
+
+def next_token(task: str) -> Objective:
+    """``sft`` or ``pretrain``, which differ in the rows they take and in their masks."""
+    return Objective(task, _read_as(task), target_arrays, next_token_loss)
+
+
+def target_arrays(batch: Batch, parts: int) -> Arrays:
+    """Where the targets are predicted from, (N,) of the flat (B T), and the tokens to predict, (N,); -1 is padding.
+
+    With ``parts`` N is rounded up to the next of so many sizes, so that compiled functions see few shapes; 0: exact.
+    """
+    positions, targets = batch.target_positions, batch.target_tokens
+    if parts:
+        size = -(-batch.num_positions // parts)
+        padding = (0, round_up(len(positions), size) - len(positions))
+        positions, targets = np.pad(positions, padding), np.pad(targets, padding, constant_values=-1)
+    return mx.array(positions), mx.array(targets)
+
+
+def next_token_loss(head: Head, hidden: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
+    """Cross-entropy of the next token, summed over targets. ``hidden`` is (B, T, H)."""
+    rows = mx.take(hidden.reshape(-1, hidden.shape[-1]), positions, axis=0)  # (N, H)
+    return head.cross_entropy(rows, targets)
+
+
+def _read_as(task: str) -> ReadRows:
+    def read_rows(
+        examples: Sequence[Example],
+        tokenizer: Tokenizer,
+        data: DataRecipe,
+        base: Path,
+        progress: Callable[[int, int], None] | None,
+        split: str,
+    ) -> TokenizedSplit:
+        return tokenize(examples, tokenizer, data, task=task, progress=progress, base=base, split=split)
+
+    return read_rows

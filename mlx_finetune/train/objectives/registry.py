@@ -1,0 +1,18 @@
+"""Every objective by the name that ``task`` has in a recipe."""
+
+from collections.abc import Callable
+
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.train.objective import Objective
+from mlx_finetune.train.objectives.next_token import next_token
+
+#: Name of a task -> its objective with the settings of a recipe.
+OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
+    "sft": lambda recipe: next_token("sft"),
+    "pretrain": lambda recipe: next_token("pretrain"),
+}
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """The objective of the recipe's task."""
+    return OBJECTIVES[recipe.task](recipe)

@@ -1,0 +1,127 @@
+"""What a run trains: the adapter that is put on, or every weight, with their optimizer in a ``Trainer``."""
+
+from pathlib import Path
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import RunError
+from mlx_finetune.events import Notice
+from mlx_finetune.hardware.planning.auto import Resolved
+from mlx_finetune.model.adapters.files import load_adapter
+from mlx_finetune.model.adapters.lora import (
+    AdapterSpec,
+    adapter_layers,
+    adapter_parameters,
+    attach_adapter,
+    full_parameters,
+)
+from mlx_finetune.model.cpu.blockwise import is_chain
+from mlx_finetune.model.inside.noise import add_neftune, checkpoint_blocks
+from mlx_finetune.model.inside.parts import embedding
+from mlx_finetune.model.inside.split import SplitModel
+from mlx_finetune.model.load import LoadedModel, on_gpu
+from mlx_finetune.model.sources.fetch import path_of
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.train.objective import Objective
+from mlx_finetune.train.optim import AdamW, decayed_names
+from mlx_finetune.train.ranks import Ranks
+from mlx_finetune.train.start.rows import Emit
+from mlx_finetune.train.step import Trainer
+
+
+def attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec | None:
+    """Make the right weights trainable, start from another run's adapter if asked, add noise."""
+    model = base_model.model
+    spec = None
+    if recipe.lora is not None:
+        spec = attach_adapter(model, recipe.lora, seed=recipe.seed)
+        if recipe.adapter:
+            spec = _start_from(model, spec, recipe, base, emit)
+    else:
+        full_parameters(model)
+    if recipe.training.neftune_alpha:
+        add_neftune(embedding(model), recipe.training.neftune_alpha)
+    return spec
+
+
+def goes_block_by_block(split: SplitModel, *, recomputes: bool) -> bool:
+    """True where the trainer takes block after block, as it does on a CPU (``model.cpu.blockwise``); else
+    recomputation, where it is wanted, is put into the blocks. Models whose blocks are no chain have one graph on a CPU
+    too."""
+    if not on_gpu() and is_chain(split):
+        return True
+    if recomputes:
+        checkpoint_blocks(split.model)
+    return False
+
+
+def _start_from(model: nn.Module, spec: AdapterSpec, recipe: Recipe, base: Path, emit: Emit) -> AdapterSpec:
+    """Put the weights of another run's adapter into ``model``; it must have the shape that [lora] asks for."""
+    folder = adapter_folder(recipe.adapter, base)
+    loaded = load_adapter(model, folder)
+    pairs = (
+        ("rank", spec.rank, loaded.rank),
+        ("scale", spec.scale, loaded.scale),
+        ("use_dora", spec.use_dora, loaded.use_dora),
+        ("modules", spec.module_paths, loaded.module_paths),
+    )
+    different = [f"{name} {theirs} instead of {ours}" for name, ours, theirs in pairs if ours != theirs]
+    if different:
+        raise RunError(
+            f"the adapter in {folder} is not what [lora] describes: {'; '.join(different)[:300]}",
+            "copy the [lora] section of the run it comes from",
+        )
+    for layer in adapter_layers(model).values():
+        layer.dropout = spec.dropout
+    emit(Notice("info", f"starting from the adapter in {folder}"))
+    return spec
+
+
+def adapter_folder(name: str, base: Path) -> Path:
+    """Where the adapter of a run, a checkpoint, or any adapter folder lies. Raises ``RunError`` where there is none."""
+    for folder in (base / path_of(name), path_of(name)):
+        if (folder / rundir.ADAPTER_CONFIG).is_file():
+            return folder
+    run = rundir.find_run(name, base=base)
+    for folder in (run.path, *reversed(run.checkpoints())):
+        if (folder / rundir.ADAPTER_CONFIG).is_file():
+            return folder
+    raise RunError(f"{run.path} has no adapter yet", "wait for its first checkpoint")
+
+
+def build_trainer(
+    split: SplitModel, objective: Objective, resolved: Resolved, *, recomputes: bool, ranks: Ranks
+) -> Trainer:
+    """The trainable parameters with their optimizer; embeddings, norms and biases are not decayed."""
+    recipe, model = resolved.recipe, split.model
+    training = recipe.training
+    parameters = (
+        adapter_parameters(model) if recipe.lora is not None else dict(tree_flatten(model.trainable_parameters()))
+    )
+    parameters = {name: parameters[name] for name in sorted(parameters)}
+    undecayed = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    recomputes = recomputes or bool(training.gradient_checkpointing)
+    optimizer = AdamW(
+        beta1=training.adam_beta1,
+        beta2=training.adam_beta2,
+        epsilon=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        decayed=decayed_names(parameters, undecayed),
+    )
+    return Trainer(
+        model,
+        objective,
+        optimizer,
+        parameters,
+        seed=recipe.seed,
+        max_grad_norm=training.max_grad_norm,
+        is_packed=resolved.packed_length is not None,
+        is_compiled=on_gpu(),
+        is_blockwise=goes_block_by_block(split, recomputes=recomputes),
+        split=split,
+        keeps_products=not recomputes,
+        in_halves=not isinstance(recipe.hardware.num_threads, int),
+        reduce=ranks.reduce if ranks.size > 1 else None,
+    )

@@ -5,7 +5,7 @@ together: the first window at once, then in chunks.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,7 +30,7 @@ def make_caches(model: nn.Module, method: str, window: int) -> list[Any]:
     """One cache a layer. Raises ``ModelError`` for a model without rotary embeddings."""
     turns = rotations(model)
     if method == FULL:
-        return cast("list[Any]", make_prompt_cache(model))
+        return make_prompt_cache(model)
     keep = 0 if method == WINDOW else NUM_SINKS
     return [SinkCache(window, keep, turn if method == TURNED else None) for turn in turns]
 

@@ -6,10 +6,10 @@ apart; with four of them kept (the sinks) it does not (Xiao et al. 2023, 2309.17
 paper counts positions inside the cache. Every rotary angle is a difference of positions, so it is enough to turn the
 keys of the sinks by the number of tokens left out between them and the rest.
 
-A query at position ``t`` sees the first ``keep`` tokens and the last ``window - keep``, its own among them, however many
-tokens are read at once: a mask keeps what is too old from each query, and where sinks are turned each query has its own
-copy of them, ``keep`` columns more for each query of a chunk. mlx-lm's cache shows a chunk that is longer than what
-fits a window from which the sinks are gone. Memory is that of ``window`` keys and one chunk.
+A query at position ``t`` sees the first ``keep`` tokens and the last ``window - keep``, its own among them, however
+many tokens are read at once: a mask keeps what is too old from each query, and where sinks are turned each query has
+its own copy of them, ``keep`` columns more for each query of a chunk. mlx-lm's cache shows a chunk that is longer than
+what fits a window from which the sinks are gone. Memory is that of ``window`` keys and one chunk.
 """
 
 import mlx.core as mx
@@ -40,7 +40,7 @@ class SinkCache:
         return [] if self.keys is None or self.values is None else [self.keys, self.values]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Take in new keys and values (B, H, N, D); what the queries of these N tokens may see, as ``make_mask`` says."""
+        """Take in keys and values (B, H, N, D) of N tokens; returns what their queries may see, as in ``make_mask``."""
         num_new = keys.shape[2]
         if self.keys is not None and self.values is not None:
             keys = mx.concatenate([self.keys, keys], axis=2)

@@ -1,4 +1,4 @@
-"""Attention sinks (ALGORITHMS.md section 12): in chunks as token by token, and turned as if the kept had been recomputed."""
+"""Attention sinks (ALGORITHMS.md section 12): chunks as token by token, turned sinks as if recomputed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,8 @@ def in_chunks(attention: llama.Attention, x: mx.array, cache: Any, sizes: list[i
 def recomputed(attention: llama.Attention, x: mx.array, t: int) -> mx.array:
     """The output at ``t`` when the kept tokens alone are read, at positions from 0 on."""
     kept = list(range(t + 1)) if t < W else [*range(KEEP), *range(t + 1 - (W - KEEP), t + 1)]
-    return attention(x[:, mx.array(kept)], "causal")[:, -1]
+    causal = mx.tril(mx.ones((len(kept), len(kept)), mx.bool_))
+    return attention(x[:, mx.array(kept)], causal)[:, -1]
 
 
 def largest_difference(one: mx.array, other: mx.array) -> float:

@@ -46,7 +46,7 @@ from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.frozen import KEY, check_states_room, settle_reuse
 from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
-from mlx_finetune.train.start.trainable import adapter_folder, attach, attach_scores, build_trainer
+from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer, split_with_scores
 from mlx_finetune.train.step import Trainer
 
 
@@ -125,8 +125,7 @@ def prepare(
     spec = attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
-    split = SplitModel(loaded_model.model)
-    attach_scores(split, objective, rows.labels, resolved.recipe, base, emit)
+    split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
     resolved = settle_reuse(resolved, split, asked)
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)

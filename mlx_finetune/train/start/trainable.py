@@ -49,17 +49,17 @@ def attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> A
     return spec
 
 
-def attach_scores(
-    split: SplitModel, objective: Objective, labels: Sequence[str], recipe: Recipe, base: Path, emit: Emit
-) -> None:
-    """Put the score head on that the objective needs, with ``labels`` those of the training rows.
+def split_with_scores(
+    model: nn.Module, objective: Objective, labels: Sequence[str], recipe: Recipe, base: Path, emit: Emit
+) -> SplitModel:
+    """``model`` in parts, with the score head that the objective needs; ``labels`` are those of the training rows.
 
-    It is that of the adapter training starts from, if it has the same outputs, else a fresh one. Raises ``ModelError``
+    The head is that of the adapter training starts from, if it has the same outputs, else a fresh one. Raises ``ModelError``
     for a model that cannot have one.
     """
-    count = num_outputs(objective, labels)
+    split, count = SplitModel(model), num_outputs(objective, labels)
     if not count:
-        return
+        return split
     spec = HeadSpec(objective.name, count, tuple(labels))
     found = read_head(adapter_folder(recipe.adapter, base)) if recipe.adapter else None
     if found is not None and (found[0].labels, found[0].num_outputs) == (spec.labels, spec.num_outputs):
@@ -67,6 +67,7 @@ def attach_scores(
         attach_head(split, spec, found[1])
     else:
         attach_head(split, spec, first_weight(spec, split.hidden_size, recipe.seed))
+    return split
 
 
 def goes_block_by_block(split: SplitModel, *, recomputes: bool) -> bool:

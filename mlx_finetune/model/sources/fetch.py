@@ -178,6 +178,26 @@ def _convert(
     made = part / "model"
     made.mkdir()
     convert_gguf(gguf, made)
+    return _keep(made, name, source, license_name, digest)
+
+
+def make_once(name: str, digest: str, source: str, make: Callable[[Path], None]) -> LocalModel:
+    """The model ``name`` of our cache with this ``digest`` of what it is made from; ``make`` fills its folder once.
+
+    Raises ``ModelError`` where what was made is no model.
+    """
+    kept = _own_folder(name, digest)
+    if kept is not None:
+        return kept
+    with _part_folder() as part:
+        made = part / "model"
+        made.mkdir()
+        make(made)
+        return _keep(made, name, source, None, digest)
+
+
+def _keep(made: Path, name: str, source: str, license_name: str | None, digest: str) -> LocalModel:
+    """Move a finished folder to its place in our cache."""
     check_weight_files(made)
     notes = {"name": name, "source": source, "source_sha256": digest, "license": license_name or _license_of(made)}
     (made / SOURCE_FILE).write_text(json.dumps(notes, indent=1), "utf-8")

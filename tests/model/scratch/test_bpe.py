@@ -10,10 +10,6 @@ from mlx_finetune.model.scratch.bpe import CONTROL, texts_of, train_bpe, write_t
 
 WORDS = ("hand", "head")
 TEXTS = [f"The {one} of the king, {number} years old, spoke {one}ly.\n" for number in range(60) for one in WORDS]
-    f"The {word} of the king, {number} years old, spoke {word}ly.\n"
-    for number in range(60)
-    for word in ("hand", "head")
-]
 MADE = train_bpe(TEXTS, 400)
 
 

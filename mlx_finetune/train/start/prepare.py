@@ -32,7 +32,8 @@ from mlx_finetune.model.adapters.lora import (
 from mlx_finetune.model.inside.segments import check_packable
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, device_name, load_model, on_gpu
-from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
+from mlx_finetune.model.scratch.begin import about_tokenizer, recipe_model
+from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
@@ -104,7 +105,7 @@ def prepare(
     objective = build_objective(asked)
     adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
     report = _leaving(emit, stop)
-    local = fetch_model(asked.model, revision=asked.revision, report=report)
+    local = _model_of(asked, base, report)
     stop.raise_if_asked("before the first step")
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
@@ -129,6 +130,14 @@ def prepare(
     resolved = settle_reuse(resolved, split, asked)
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
+
+
+def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
+    """The model's folder; of a new tokenizer it is said what it is like."""
+    local = recipe_model(asked, base=base, report=report)
+    if sentence := about_tokenizer(local.folder):
+        report(Notice("info", sentence))
+    return local
 
 
 def _leaving(emit: Emit, stop: StopRequest) -> Emit:

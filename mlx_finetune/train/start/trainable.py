@@ -54,8 +54,8 @@ def split_with_scores(
 ) -> SplitModel:
     """``model`` in parts, with the score head that the objective needs; ``labels`` are those of the training rows.
 
-    The head is that of the adapter training starts from, if it has the same outputs, else a fresh one. Raises ``ModelError``
-    for a model that cannot have one.
+    The head is that of the adapter training starts from, if it has the same outputs, else a fresh one. Raises
+    ``ModelError`` for a model that cannot have one.
     """
     split, count = SplitModel(model), num_outputs(objective, labels)
     if not count:

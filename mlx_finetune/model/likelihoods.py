@@ -67,7 +67,7 @@ class LikelihoodModel:
 
         ``step`` is told how many rows are done.
         """
-        batches = _batches([len(row.ids) for row in rows])
+        batches = batches_by_length([len(row.ids) for row in rows])
         ends = np.cumsum([len(batch) for batch in batches])
 
         def compute(thread: int, batch: list[int]) -> list[Losses]:
@@ -174,7 +174,7 @@ def windows(num_tokens: int, window: int, stride: int) -> list[Window]:
     return found
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
     """Places of rows that go together: neighbours by length, as many as fit into ``BATCH_TOKENS``, at least one."""
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):

@@ -45,6 +45,8 @@ HEAD_WEIGHTS = "head.safetensors"  # a score head, beside an adapter or a fully 
 MODEL_FOLDER = "model"  # a fully trained model
 MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
+CHECKPOINT_EVALUATIONS = "eval/checkpoints"  # in it: the same of every checkpoint of the run
+SINK_EXPERIMENTS = "eval/sinks"  # in it: NAME.json and NAME.csv of texts longer than the trained context
 TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 

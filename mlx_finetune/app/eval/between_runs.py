@@ -36,6 +36,7 @@ _MUST_MATCH = {
 _OF_TOKENS = {
     "loss": "answer_bits_per_byte",
     "perplexity": "bits_per_byte",
+    "text_loss": "bits_per_byte",
     "general_perplexity": "general_bits_per_byte",
 }
 SEED = 0

@@ -102,12 +102,13 @@ def _place(folder: Path | None, named: str | None, evaluation: Evaluation) -> Ge
         return
     durable.make_folder(folder)
     default = default_name(evaluation)
-    with _locked(folder):
+    with locked(folder):
         yield choose_place(folder, named, default, evaluation.identity)
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
+def locked(folder: Path) -> Generator[None]:
+    """Nobody else evaluates into ``folder`` while the block runs. Raises ``RunError`` where somebody does."""
     lock = rundir.take_lock(folder / rundir.LOCK)
     if lock is None:
         raise RunError(f"another evaluation is at work in {folder}", "wait for it, or give --out another folder")

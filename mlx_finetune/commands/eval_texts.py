@@ -119,4 +119,40 @@ def _reporter(clear: Callable[[], None]) -> "Callable[[Problem, str], None]":
 
 
 def _sinks(request: Request) -> int:
-    raise NotImplementedError
+    _prepare_machine()
+    from mlx_finetune.app.eval.sinks.results import csv_text, report_json, report_lines
+    from mlx_finetune.app.eval.sinks.run import run_experiment
+    from mlx_finetune.app.eval.sinks.setup import prepare_experiment
+    from mlx_finetune.app.eval.subject import open_subject
+    from mlx_finetune.commands.eval import Bar, renew_report, say, shown
+    from mlx_finetune.commands.opening import LoadingTalk
+
+    talk, bar = LoadingTalk(), Bar()
+    try:
+        subject = open_subject(request.name, base=Path.cwd(), report=talk)
+        experiment = prepare_experiment(
+            subject, given=request.data, context=request.context, num_texts=request.max_rows, base=Path.cwd()
+        )
+        talk.clear()
+        finished = run_experiment(experiment, named=request.named, out=request.out, show=bar, say=say)
+    finally:
+        talk.clear()
+        bar.clear()
+    report, place = finished.report, finished.place
+    if request.as_json:
+        click.echo(json.dumps(report_json(report), ensure_ascii=False))
+    elif request.as_csv:
+        click.echo(csv_text(report), nl=False)
+    else:
+        for line in report_lines(report):
+            click.echo(line)
+    path = shown(place.file("")) if place is not None else ""
+    if not report.is_whole:
+        goes_on = f"; the same command goes on from there ({path}.rows.jsonl)" if path else ""
+        click.echo(f"\ninterrupted{goes_on}", err=True)
+        return _INTERRUPTED
+    click.echo(f"\nkept in {path}.json and .csv" if path else "\nnothing was kept: --out FOLDER keeps it", err=True)
+    if subject.run is not None and request.out is None:
+        renew_report(subject.run.path)
+        click.echo(f"next: mlxft report {subject.run.name}", err=True)
+    return 0

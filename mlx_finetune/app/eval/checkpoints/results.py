@@ -42,6 +42,11 @@ class At:
     figures: Mapping[str, Figure]
     change: Change | None
 
+    @property
+    def place(self) -> str:
+        """For a sentence."""
+        return f"at step {self.step}" if self.step else "before training"
+
 
 @dataclass(frozen=True, slots=True)
 class CourseReport:
@@ -139,12 +144,12 @@ def _sentence(
     (first, first_key), (last, last_key) = known[0], known[-1]
     lowest, lowest_key = min(known, key=lambda one: value.get(one[0].step, float("inf")))
     moved = _change(columns[first_key], columns[last_key], course.recipe.seed)
-    parts = [f"Bits per byte {_number(value[first.step])} {first.name}, {_number(value[last.step])} at {last.name}"]
+    parts = [f"Bits per byte {_number(value[first.step])} {first.place}, {_number(value[last.step])} {last.place}"]
     parts.append(f" ({_moved(moved)})" if moved else "")
     if lowest is not last:
         back = _change(columns[lowest_key], columns[last_key], course.recipe.seed)
-        sure = "worse for sure" if back and back.p < ALPHA else "no sure difference"
-        parts.append(f"; lowest at {lowest.name}: {_number(value[lowest.step])}, the last one is {sure}")
+        sure = "worse for sure" if back and back.p < ALPHA else "not worse for sure"
+        parts.append(f". It was lowest {lowest.place}, {_number(value[lowest.step])}; the last one is {sure}")
     return f"{few}{''.join(parts)}."
 
 

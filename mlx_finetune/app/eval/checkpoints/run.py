@@ -11,8 +11,8 @@ from mlx_finetune.app.eval.checkpoints.measure import Measuring, Show
 from mlx_finetune.app.eval.checkpoints.results import CourseReport, course_report, csv_text, report_json
 from mlx_finetune.app.eval.checkpoints.setup import Course
 from mlx_finetune.app.eval.journal import Journal
-from mlx_finetune.app.eval.results import CSV_END, JOURNAL_END, JSON_END, Place, choose_place
-from mlx_finetune.app.eval.run import locked
+from mlx_finetune.app.eval.results import CSV_END, JOURNAL_END, JSON_END, Place
+from mlx_finetune.app.eval.run import place_in
 from mlx_finetune.errors import Problem
 
 
@@ -39,10 +39,8 @@ def measure_course(
     """
     folder = course.run.file(rundir.CHECKPOINT_EVALUATIONS)
     durable.make_folder(folder.parent)
-    durable.make_folder(folder)
     default = {"validation": "valid", "all": "rows"}.get(course.chosen.split, course.chosen.split)
-    with locked(folder):
-        place = choose_place(folder, named, default, course.identity)
+    with place_in(folder, named, default, course.identity) as place:
         if place.is_begun:
             say(f"going on with what was measured before in {place.file(JOURNAL_END)}")
         started = time.perf_counter()

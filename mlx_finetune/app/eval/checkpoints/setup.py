@@ -90,7 +90,7 @@ def prepare_course(
     return Course(
         run,
         recipe,
-        opened.info.name,
+        str(opened.located.facts.get("model", opened.info.name)),
         opened.tokenizer,
         points,
         Weights(opened, base=base, report=report),

@@ -54,7 +54,7 @@ for (const chart of document.querySelectorAll(".chart")) {
       step ??= Math.round(Number(from) + (px / 1000) * (to - from));
       return (name ? name + " " : "") + written(value(py), unit);
     });
-    readout.textContent = "step " + step.toLocaleString() + ": " + parts.join(", ");
+    readout.textContent = (chart.dataset.x || "step") + " " + step.toLocaleString() + ": " + parts.join(", ");
   });
   svg.addEventListener("pointerleave", () => (readout.textContent = ""));
 }

@@ -55,6 +55,7 @@ class SinkReport:
     num_texts: int
     num_tokens: int
     tokenizer: str
+    methods: tuple[str, ...]
     meaning: Mapping[str, str]
     buckets: tuple[Bucket, ...]
     inside: Mapping[str, Loss]
@@ -89,6 +90,7 @@ def sink_report(experiment: Experiment, journal: Journal, *, is_whole: bool) -> 
         len(shared),
         length,
         opened.tokenizer.settings_hash[:12],
+        METHODS,
         MEANING,
         tuple(
             Bucket(edges[place] + 1, edges[place + 1], {m: _loss(v[:, place], seed) for m, v in values.items()})

@@ -3,6 +3,7 @@ context."""
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def _checkpoints(request: Request) -> int:
         bar.clear()
     _print_course(request, finished)
     renew_report(folder.path)
-    click.echo(f"next: mlxft report {folder.name}", err=True)
+    click.echo(f"next: mlxft report {shlex.quote(request.name)}", err=True)
     return 0 if finished.report.is_whole else _INTERRUPTED
 
 
@@ -154,5 +155,5 @@ def _sinks(request: Request) -> int:
     click.echo(f"\nkept in {path}.json and .csv" if path else "\nnothing was kept: --out FOLDER keeps it", err=True)
     if subject.run is not None and request.out is None:
         renew_report(subject.run.path)
-        click.echo(f"next: mlxft report {subject.run.name}", err=True)
+        click.echo(f"next: mlxft report {shlex.quote(request.name)}", err=True)
     return 0

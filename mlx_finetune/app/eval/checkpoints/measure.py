@@ -50,11 +50,14 @@ class Measuring:
         """Do what is left to do, point by point. What is there when a ``KeyboardInterrupt`` comes is in the journal."""
         with self._second:
             for point in self._course.points:
-                rows = [n for n in range(len(self._course.chosen.rows)) if (LOSSES, point.key, n) not in self._journal]
-                prompts = [n for n in range(len(self._course.prompts)) if not self._is_answered(point, n)]
+                rows, prompts = self._left(point)
                 if rows or prompts:
-                    with self._course.weights.at(point) as model:
-                        self._measure(model, point, rows, prompts)
+                    self._do(point, rows, prompts)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not any(rows or prompts for rows, prompts in map(self._left, self._course.points))
 
     def samples(self) -> list[Sample]:
         """The answers there are, by point and prompt: those of the training where it gave them."""
@@ -67,9 +70,19 @@ class Measuring:
                     found.append(Sample(point.step, prompt, text))
         return found
 
+    def _left(self, point: Point) -> tuple[list[int], list[int]]:
+        """Rows and prompts of a point that are still to be done."""
+        rows = [n for n in range(len(self._course.chosen.rows)) if (LOSSES, point.key, n) not in self._journal]
+        return rows, [n for n in range(len(self._course.prompts)) if not self._is_answered(point, n)]
+
     def _is_answered(self, point: Point, number: int) -> bool:
         is_known = (point.step, self._course.prompts[number]) in self._trained
         return is_known or (SAMPLE, point.key, number) in self._journal
+
+    def _do(self, point: Point, rows: Sequence[int], prompts: Sequence[int]) -> None:
+        """A function, so that no name keeps the model of one point while that of the next is loaded."""
+        with self._course.weights.at(point) as model:
+            self._measure(model, point, rows, prompts)
 
     def _measure(self, model: nn.Module, point: Point, rows: Sequence[int], prompts: Sequence[int]) -> None:
         if rows:

@@ -200,7 +200,7 @@ def report_lines(report: CourseReport) -> Iterator[str]:
     yield ""
     yield from wrapped(report.sentence)
     yield ""
-    yield f"{'step':>8}{'loss':>8}{'perplexity':>12}{'bits/byte':>11}   {'95 % interval':<17}{'change':<9}95 % interval"
+    yield f"{'step':>6}{'loss':>7}{'perplexity':>11}{'bits/byte':>10}  {'95 % interval':<17}{'change':<8}95 % interval"
     for at in report.points:
         yield _line(at).rstrip()
     yield ""
@@ -212,16 +212,16 @@ def report_lines(report: CourseReport) -> Iterator[str]:
 def _line(at: At) -> str:
     bits = at.figures.get("bits_per_byte")
     if not at.figures or bits is None:
-        return f"{at.step:>8}   no loss is a finite number"
+        return f"{at.step:>6}  no loss is a finite number"
     loss, perplexity = at.figures["loss"].value, at.figures["perplexity"].value
     span = no_interval(bits) if bits.low is None or bits.high is None else f"{bits.low:.3f} to {bits.high:.3f}"
-    line = f"{at.step:>8}{loss:>8.3f}{_short(perplexity):>12}{bits.value:>11.3f}   {span:<17}"
+    line = f"{at.step:>6}{loss:>7.3f}{_short(perplexity):>11}{bits.value:>10.3f}  {span:<17}"
     moved = at.change
     if moved is None:
         return line
     if moved.low is None or moved.high is None:
-        return f"{line}{moved.value:<+9.3f}{no_interval(moved)}"
-    return f"{line}{moved.value:<+9.3f}{moved.low:+.3f} to {moved.high:+.3f}"
+        return f"{line}{moved.value:<+8.3f}{no_interval(moved)}"
+    return f"{line}{moved.value:<+8.3f}{moved.low:+.3f} to {moved.high:+.3f}"
 
 
 def _short(value: float) -> str:

@@ -41,11 +41,13 @@ def measure_course(
     durable.make_folder(folder.parent)
     default = {"validation": "valid", "all": "rows"}.get(course.chosen.split, course.chosen.split)
     with place_in(folder, named, default, course.identity) as place:
-        if place.is_begun:
-            say(f"going on with what was measured before in {place.file(JOURNAL_END)}")
-        started = time.perf_counter()
+        was_begun, started = place.is_begun, time.perf_counter()
         journal = Journal(place.file(JOURNAL_END), course.identity)
         measuring, is_whole = Measuring(course, journal, show, report), False
+        if was_begun and measuring.is_done:
+            say(f"all of this was measured before; these are the results in {place.file(JSON_END)}")
+        elif was_begun:
+            say(f"going on with what was measured before in {place.file(JOURNAL_END)}")
         try:
             with contextlib.suppress(KeyboardInterrupt):
                 measuring.run()

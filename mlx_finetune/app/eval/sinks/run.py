@@ -17,6 +17,7 @@ from mlx_finetune.app.eval.results import CSV_END, JOURNAL_END, JSON_END, Place
 from mlx_finetune.app.eval.run import place_in
 from mlx_finetune.app.eval.sinks.results import SinkReport, csv_text, report_json, sink_report
 from mlx_finetune.app.eval.sinks.setup import Experiment
+from mlx_finetune.errors import ModelError
 from mlx_finetune.model.long_text.reading import METHODS, LongReader
 from mlx_finetune.train.losses import chunk_rows
 
@@ -43,14 +44,16 @@ def run_experiment(
     """Read what is not read yet and keep the result: in ``out``, else in the run's ``eval/sinks``, else nowhere.
 
     After a Ctrl-C the report is of what was read so far. Raises ``RunError`` where ``named`` holds another result,
-    ``OSError`` for what the disk refuses.
+    ``ModelError`` for a loss that is not finite, ``OSError`` for what the disk refuses.
     """
     run = experiment.subject.run
     folder = out or (run.file(rundir.SINK_EXPERIMENTS) if run is not None else None)
     if folder is not None:
         durable.make_folder(folder.parent)
     with place_in(folder, named, "context", experiment.identity) as place:
-        if place.is_begun:
+        if place.is_done:
+            say(f"this was measured before; these are the results in {place.file(JSON_END)}")
+        elif place.is_begun:
             say(f"going on with what was measured before in {place.file(JOURNAL_END)}")
         journal, is_whole = Journal(place.file(JOURNAL_END), experiment.identity), False
         try:
@@ -84,6 +87,9 @@ def _read(experiment: Experiment, journal: Journal, show: Callable[[Progress], N
 
             step(0)
             losses = reader.losses(experiment.texts[left], method, experiment.context, step)  # (N, T)
+            if not np.isfinite(losses).all():
+                name = experiment.subject.opened.name
+                raise ModelError(f"{name} gives a loss that is not a finite number ({method})", "its weights are bad")
             for text, row in zip(left, losses, strict=True):
                 journal.add(Measured(method, "", text, {"nats": _bucket_means(row, experiment.edges)}))
 

@@ -24,14 +24,16 @@ class DiskPlan:
     free: int
 
 
-def plan_disk(recipe: Recipe, trainable: int, total_steps: int, folder: Path, *, beside: int) -> DiskPlan:
+def plan_disk(
+    recipe: Recipe, trainable: int, total_steps: int, folder: Path, *, beside: int, moments: int | None = None
+) -> DiskPlan:
     """Room for ``keep_checkpoints + 2`` checkpoints, the adapter and the journal, on the volume of ``folder``.
 
-    ``beside`` are the bytes of the tokenizer in each.
+    ``beside`` are the bytes of the tokenizer in each, ``moments`` those of the optimizer's state (None: of AdamW's).
     """
     is_adapter = recipe.lora is not None
     adapter = adapter_file_bytes(trainable) * (2 if is_adapter else 1) + beside
-    checkpoint = checkpoint_bytes(trainable, is_adapter=is_adapter) + beside
+    checkpoint = checkpoint_bytes(trainable, is_adapter=is_adapter, moments=moments) + beside
     kept = recipe.training.keep_checkpoints + len(recipe.training.save_at) + 2
     journal = EVENT_BYTES * total_steps // recipe.training.logging_steps
     return DiskPlan(adapter, checkpoint, kept * checkpoint + adapter + journal, free_bytes(folder))

@@ -22,6 +22,7 @@ from mlx_finetune.hardware.planning.auto import Facts, Resolved, refuse_too_larg
 from mlx_finetune.hardware.planning.disk import DiskPlan, check_room, plan_disk
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.planning.memory import trainable_parameters
+from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.model.adapters.base import check_base
@@ -191,7 +192,8 @@ def _plan_disk(
     recipe = resolved.recipe
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
     trainable = trainable_parameters(shape, recipe.lora)
-    disk = plan_disk(recipe, trainable, total_steps, recipe.run_folder, beside=beside)
+    moments = moment_bytes(shape, recipe.lora, recipe.training.optimizer)
+    disk = plan_disk(recipe, trainable, total_steps, recipe.run_folder, beside=beside, moments=moments)
     if is_checked:
         check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
         check_states_room(resolved.kept, disk, recipe.run_folder)

@@ -161,8 +161,7 @@ def make_plan(
     facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    moments = moment_bytes(shape, recipe.lora, recipe.training.optimizer)
-    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes, moments=moments)
+    disk = _plan_disk(resolved, shape, run, tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
@@ -256,6 +255,13 @@ def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: M
         return forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
     on_gpu = facts.machine.on_gpu
     return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
+
+
+def _plan_disk(resolved: Resolved, shape: ModelShape, run: Path, tokenizer_bytes: int) -> DiskPlan:
+    recipe = resolved.recipe
+    trainable = trainable_parameters(shape, recipe.lora)
+    moments = moment_bytes(shape, recipe.lora, recipe.training.optimizer)
+    return plan_disk(recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes, moments=moments)
 
 
 class _WouldDownloadError(Exception):

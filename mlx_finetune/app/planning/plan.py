@@ -30,7 +30,7 @@ from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import Mac
-from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_disk
+from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_run_disk
 from mlx_finetune.hardware.planning.forecast import (
     Forecast,
     disk_at_end,
@@ -42,7 +42,6 @@ from mlx_finetune.hardware.planning.forecast import (
 from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
-from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -161,7 +160,7 @@ def make_plan(
     facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    disk = _plan_disk(resolved, shape, run, tokenizer_bytes)
+    disk = plan_run_disk(resolved.recipe, shape, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
@@ -255,13 +254,6 @@ def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: M
         return forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
     on_gpu = facts.machine.on_gpu
     return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
-
-
-def _plan_disk(resolved: Resolved, shape: ModelShape, run: Path, tokenizer_bytes: int) -> DiskPlan:
-    recipe = resolved.recipe
-    trainable = trainable_parameters(shape, recipe.lora)
-    moments = moment_bytes(shape, recipe.lora, recipe.training.optimizer)
-    return plan_disk(recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes, moments=moments)
 
 
 class _WouldDownloadError(Exception):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune.errors import DoesNotFitError
-from mlx_finetune.hardware.planning.memory import adapter_file_bytes, checkpoint_bytes
+from mlx_finetune.hardware.planning.memory import adapter_file_bytes, checkpoint_bytes, trainable_parameters
+from mlx_finetune.hardware.planning.moments import moment_bytes
+from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_bytes
 
@@ -37,6 +39,13 @@ def plan_disk(
     kept = recipe.training.keep_checkpoints + len(recipe.training.save_at) + 2
     journal = EVENT_BYTES * total_steps // recipe.training.logging_steps
     return DiskPlan(adapter, checkpoint, kept * checkpoint + adapter + journal, free_bytes(folder))
+
+
+def plan_run_disk(recipe: Recipe, shape: ModelShape, total_steps: int, folder: Path, *, beside: int) -> DiskPlan:
+    """``plan_disk`` for what ``recipe`` trains of a model of this ``shape``, with its optimizer."""
+    moments = moment_bytes(shape, recipe.lora, recipe.training.optimizer)
+    trainable = trainable_parameters(shape, recipe.lora)
+    return plan_disk(recipe, trainable, total_steps, folder, beside=beside, moments=moments)
 
 
 def free_bytes(folder: Path) -> int:

@@ -32,7 +32,7 @@ OPTIMIZERS: Mapping[str, Mapping[str, object]] = {
     "lion": {"adam_beta2": 0.99, "weight_decay": 0.3},
     "adafactor": {"weight_decay": 0.0},
 }
-DATA_DEFAULTS: Mapping[str, object] = {"truncation": "split", "test_split": 0.0}
+DATA_DEFAULTS: Mapping[str, object] = {"documents": "file", "truncation": "split", "test_split": 0.0}
 
 
 class ScratchRecipe(Section):

@@ -46,7 +46,7 @@ from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.frozen import KEY, check_states_room, settle_reuse
 from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
-from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer
+from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer, split_with_scores
 from mlx_finetune.train.step import Trainer
 
 
@@ -110,7 +110,7 @@ def prepare(
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
-    facts = read_facts(local.folder, rows, asked, unpackable=objective.unpackable, num_processes=ranks.size)
+    facts = read_facts(local.folder, rows, asked, objective, num_processes=ranks.size)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
@@ -125,7 +125,7 @@ def prepare(
     spec = attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
-    split = SplitModel(loaded_model.model)
+    split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
     resolved = settle_reuse(resolved, split, asked)
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)

@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mlx_finetune.app.eval.measure import Progress
     from mlx_finetune.app.eval.run import Finished
     from mlx_finetune.app.eval.setup import Evaluation
     from mlx_finetune.app.eval.subject import Subject
@@ -80,11 +77,7 @@ def command(
     Without --tasks the recipe's [eval] decides, else the rows. Results are kept in the run folder under eval/; Ctrl-C
     keeps what was measured, and the same command goes on. Exits with 4 where a gate is missed.
     """
-    from mlx_finetune.errors import UsageError
-
-    if as_json and as_csv:
-        raise UsageError("--json and --csv are two forms of the same report", "give one of them")
-    _check_name(named)
+    _check_form(named, as_json=as_json, as_csv=as_csv)
     given: dict[str, object | None] = {
         "tasks": split_tasks(tasks) or None,
         "gates": gates or None,
@@ -95,14 +88,12 @@ def command(
         "answer_tokens": max_tokens,
     }
     changes = {key: value for key, value in given.items() if value is not None}
-    if checkpoints or sinks:
+    if checkpoints or sinks or prompts or context:
         from mlx_finetune.commands import eval_texts
 
-        others = changes.keys() - {"max_rows"} | ({"batch"} if batch else set[str]())
         request = eval_texts.Request(name, data, max_rows, prompts, context, named, out, as_json=as_json, as_csv=as_csv)
-        return eval_texts.run(request, checkpoints=checkpoints, sinks=sinks, others=sorted(others))
-    if prompts or context:
-        raise UsageError("--prompt goes with --checkpoints and --context with --sinks", "add one of them")
+        others = [*(key for key in changes if key != "max_rows"), *(["batch"] if batch else [])]
+        return eval_texts.run(request, checkpoints=checkpoints, sinks=sinks, others=others)
     evaluation = _prepared(name, changes, named, data, batch)
     finished = _measured(evaluation, named, out)
     _print(evaluation, finished, as_json=as_json, as_csv=as_csv)
@@ -118,9 +109,11 @@ def split_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _check_name(named: str | None) -> None:
+def _check_form(named: str | None, *, as_json: bool, as_csv: bool) -> None:
     from mlx_finetune.errors import UsageError
 
+    if as_json and as_csv:
+        raise UsageError("--json and --csv are two forms of the same report", "give one of them")
     if named is not None and not _NAME.fullmatch(named):
         raise UsageError(f"{named[:60]!r} cannot be the name of a result", "use letters, digits, dots and dashes")
 
@@ -134,6 +127,7 @@ def _prepared(
     subject = _opened(name)
     from mlx_finetune.app.eval.run import rows_at_once
     from mlx_finetune.app.eval.setup import prepare
+    from mlx_finetune.commands.measuring import say
 
     recipe = subject.recipe.eval if subject.recipe else EvalRecipe.model_validate({})
     at_once = rows_at_once(subject, batch, say)
@@ -178,6 +172,7 @@ def _opened(name: str) -> "Subject":
 def _measured(evaluation: "Evaluation", named: str | None, out: Path | None) -> "Finished":
     from mlx_finetune.app.eval.run import evaluate
     from mlx_finetune.app.text import shorten
+    from mlx_finetune.commands.measuring import Bar, say
 
     bar = Bar()
 
@@ -191,46 +186,10 @@ def _measured(evaluation: "Evaluation", named: str | None, out: Path | None) -> 
         bar.clear()
 
 
-class Bar:
-    """How far it is, on one line of a terminal that is overwritten; elsewhere one line when a kind of work begins."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._work = ""
-        self._started, self._first = 0.0, 0
-
-    def __call__(self, progress: "Progress") -> None:
-        from mlx_finetune.app.eval.view import progress_line
-
-        if progress.work != self._work:
-            self._work, self._started, self._first = progress.work, time.monotonic(), progress.done
-            if not self._is_terminal:
-                click.echo(progress_line(progress.work, progress.done, progress.total, 0.0), err=True)
-        if self._is_terminal:
-            done, total = progress.done - self._first, progress.total - self._first
-            line = progress_line(progress.work, done, total, time.monotonic() - self._started)
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._is_terminal:
-            click.echo("\r\x1b[K", err=True, nl=False)
-
-
-def say(text: str) -> None:
-    """What a person should know, on stderr."""
-    click.echo(text, err=True)
-
-
-def shown(path: Path) -> str:
-    """``path`` as it is named from here."""
-    here = Path.cwd().resolve()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
 def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_csv: bool) -> None:
     from mlx_finetune.app.eval.results import csv_text, report_json
     from mlx_finetune.app.eval.view import report_lines
+    from mlx_finetune.commands.measuring import renew_report, shown
     from mlx_finetune.rundir import EVALUATIONS
 
     report, place = finished.report, finished.place
@@ -255,13 +214,3 @@ def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_
             click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
     else:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)
-
-
-def renew_report(folder: Path) -> None:
-    """The page of the run with this evaluation, where it has one that nobody has edited."""
-    from mlx_finetune.commands.report import try_report
-    from mlx_finetune.rundir import RunDir
-
-    path, warnings = try_report(RunDir(folder), only_renew=True)
-    for line in [f"report renewed: {shown(path)}"] if path else warnings:
-        click.echo(line, err=True)

@@ -40,6 +40,8 @@ def run(request: Request, *, checkpoints: bool, sinks: bool, others: Sequence[st
     which = "--checkpoints" if checkpoints else "--sinks"
     if checkpoints and sinks:
         raise UsageError("--checkpoints and --sinks are two evaluations", "give one of them")
+    if not checkpoints and not sinks:
+        raise UsageError("--prompt goes with --checkpoints and --context with --sinks", "add one of them")
     if others:
         raise UsageError(f"{which} does not go with the option for `{others[0]}`", f"leave it out, or {which}")
     if checkpoints and (request.context or request.out):
@@ -64,7 +66,7 @@ def _checkpoints(request: Request) -> int:
     _prepare_machine()
     from mlx_finetune.app.eval.checkpoints.run import measure_course
     from mlx_finetune.app.eval.checkpoints.setup import prepare_course
-    from mlx_finetune.commands.eval import Bar, renew_report, say
+    from mlx_finetune.commands.measuring import Bar, renew_report, say
     from mlx_finetune.commands.opening import LoadingTalk
 
     talk, bar = LoadingTalk(), Bar()
@@ -92,7 +94,7 @@ def _checkpoints(request: Request) -> int:
 
 def _print_course(request: Request, finished: "Finished") -> None:
     from mlx_finetune.app.eval.checkpoints.results import csv_text, report_json, report_lines
-    from mlx_finetune.commands.eval import shown
+    from mlx_finetune.commands.measuring import shown
 
     report, place = finished.report, finished.place
     if request.as_json:
@@ -125,7 +127,7 @@ def _sinks(request: Request) -> int:
     from mlx_finetune.app.eval.sinks.run import run_experiment
     from mlx_finetune.app.eval.sinks.setup import prepare_experiment
     from mlx_finetune.app.eval.subject import open_subject
-    from mlx_finetune.commands.eval import Bar, renew_report, say, shown
+    from mlx_finetune.commands.measuring import Bar, renew_report, say, shown
     from mlx_finetune.commands.opening import LoadingTalk
 
     talk, bar = LoadingTalk(), Bar()

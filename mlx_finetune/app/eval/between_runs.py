@@ -99,7 +99,9 @@ def kept_names(run: RunDir) -> Sequence[str]:
 
 
 def kept_verdicts(run: RunDir) -> dict[str, str]:
-    """The sentence of each finished evaluation by its name; a file that holds none is left out."""
+    """The sentence of each finished evaluation by its name, of checkpoints and long texts too; a file that holds none
+    is left out.
+    """
     found: dict[str, str] = {}
     for name in kept_names(run):
         try:
@@ -107,6 +109,12 @@ def kept_verdicts(run: RunDir) -> dict[str, str]:
             found[name] = str(fields["verdict"]["sentence"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
+    for folder in (rundir.CHECKPOINT_EVALUATIONS, rundir.SINK_EXPERIMENTS):
+        for path in sorted(run.file(folder).glob(f"*{_JSON_END}")):
+            try:
+                found[f"{path.parent.name}/{path.stem}"] = str(json.loads(path.read_bytes())["sentence"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                continue
     return found
 
 

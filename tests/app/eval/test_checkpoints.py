@@ -17,6 +17,7 @@ from course_runs import PROMPTS, add_checkpoint, write_adapter_run, write_model_
 from eval_runs import change_facts, write_place
 
 from mlx_finetune import rundir
+from mlx_finetune.app.eval.between_runs import kept_verdicts
 from mlx_finetune.app.eval.checkpoints import points
 from mlx_finetune.app.eval.checkpoints.measure import LOSSES
 from mlx_finetune.app.eval.checkpoints.results import csv_text, report_lines
@@ -281,6 +282,7 @@ def test_a_user_gets_the_table_or_its_data(run: RunDir, monkeypatch: pytest.Monk
     assert lines[0].startswith("step,name,loss,loss_low,loss_high,perplexity")
     assert len(lines) == 4
     assert [one["prompt"] for one in fields["samples"] if one["step"] == 10] == list(PROMPTS)
+    assert kept_verdicts(run) == {"checkpoints/test": fields["sentence"]}
 
 
 def test_what_does_not_go_together_is_refused(

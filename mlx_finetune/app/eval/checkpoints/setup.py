@@ -70,8 +70,9 @@ def prepare_course(
     if recipe is None:
         raise RunError(f"the settings of {run.path} cannot be read", "evaluate its checkpoints one by one")
     _check_task(recipe, given)
+    data = subject.data if recipe.task in _LANGUAGE_TASKS else subject.data.model_copy(update={"format": "auto"})
     chosen = choose_rows(
-        subject.data,
+        data,
         base=subject.folder if given is None else base,
         training_base=subject.folder,
         given=given,

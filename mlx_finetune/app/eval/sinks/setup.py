@@ -54,7 +54,7 @@ def prepare_experiment(
     if given is None and has_no_data(subject):
         raise UsageError(f"{opened.name} has no held-out text of its own", "name some: --data FILE_OR_FOLDER")
     chosen = choose_rows(
-        subject.data,
+        subject.data if given is None else subject.data.model_copy(update={"format": "auto"}),
         base=subject.folder if given is None else base,
         training_base=subject.folder,
         given=given,

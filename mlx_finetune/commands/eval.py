@@ -211,6 +211,8 @@ def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_
         run, located = evaluation.subject.run, evaluation.subject.opened.located
         is_checkpoint = run is not None and located.adapter not in (None, run.path)
         if run is not None and place.folder == run.file(EVALUATIONS) and not is_checkpoint:
-            click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
+            is_text = "perplexity" in evaluation.tasks
+            following = f"mlxft eval {name} --checkpoints" if is_text else f"mlxft runs compare {name} OTHER_RUN"
+            click.echo(f"next: {following}", err=True)
     else:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)

@@ -111,6 +111,18 @@ def test_chunks_of_any_size_are_the_same_as_token_by_token(turns: bool, sizes: l
     assert largest_difference(found, by_token(attention, x, SinkCache(W, KEEP, turn))) < 1e-6
 
 
+def test_the_stock_cache_shows_long_chunks_a_window_without_sinks() -> None:
+    """Why the chunks here have a mask of their own; mlx-lm 0.32.2."""
+    attention = layer()
+    x = mx.random.normal((1, 3 * W, 64), key=mx.random.key(9))
+    stock = RotatingKVCache(W, keep=KEEP)
+    found = in_chunks(attention, x, stock, [W, W, W])
+    wanted = by_token(attention, x, RotatingKVCache(W, keep=KEEP))
+    assert largest_difference(found, wanted) > 1e-2
+    ours = in_chunks(attention, x, SinkCache(W, KEEP), [W, W, W])
+    assert largest_difference(ours, wanted) < 1e-6
+
+
 def test_the_cache_keeps_a_window_and_no_more() -> None:
     attention, cache = layer(), SinkCache(W, KEEP)
     in_chunks(attention, mx.zeros((1, 200, 64)), cache, [100, 100])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.app.eval.journal import Journal
-from mlx_finetune.app.eval.sinks.setup import BUCKETS, CONTEXTS, Experiment
+from mlx_finetune.app.eval.sinks.setup import BUCKETS, CONTEXTS, NUM_TEXTS, Experiment
 from mlx_finetune.app.eval.table import wrapped
 from mlx_finetune.model.long_text.reading import FULL, METHODS, SINKS, TURNED, WINDOW
 from mlx_finetune.model.long_text.sink_cache import NUM_SINKS
@@ -123,12 +123,17 @@ def _sentence(
     behind = whole["behind"]
     said = ", ".join(f"{behind[method].value:.3f} with {_SHORT[method]}" for method in METHODS)
     text = f"Up to the context a token costs {whole['inside'][FULL].value:.3f} nats; behind it {said}."
+    few = "" if len(values[FULL]) >= NUM_TEXTS else f"{_texts(len(values[FULL]))} little. "
     stock, turned = (np.average(values[m][:, inside:], axis=1, weights=sizes[inside:]) for m in (SINKS, TURNED))
     if len(stock) < 2:
-        return f"{text} One text gives no interval."
+        return f"{few}{text} One text gives no interval."
     moved = paired_bootstrap(stock, turned, seed=seed)
     low, high = moved.interval.low, moved.interval.high
-    return f"{text} Turning the sinks changes {moved.value:+.3f} (95 % interval {low:+.3f} to {high:+.3f})."
+    return f"{few}{text} Turning the sinks changes {moved.value:+.3f} (95 % interval {low:+.3f} to {high:+.3f})."
+
+
+def _texts(count: int) -> str:
+    return "One text proves" if count == 1 else f"{count} texts prove"
 
 
 _SHORT = {FULL: "every token kept", WINDOW: "a window", SINKS: "sinks", TURNED: "turned sinks"}
@@ -161,7 +166,9 @@ def report_lines(report: SinkReport) -> Iterator[str]:
         f"the context of {report.context:,}"
     )
     if report.own_context not in (None, report.context):
-        yield from wrapped(f"The model's own context is {report.own_context:,}: all four go on well up to there.")
+        yield from wrapped(
+            f"The model's own context is {report.own_context:,}: up to there it has learned to use every token kept."
+        )
     yield ""
     yield from wrapped(report.sentence)
     yield ""

@@ -22,7 +22,7 @@ def sinks(facts: ReportFacts) -> Html | None:
         tag(
             "p",
             "Texts three times as long as the context, read to their end. Where the keys and values of all tokens are "
-            "not kept, those of the first few (the sinks) are what the model leans on.",
+            "not kept, those of the first few (the sinks) are often what a model leans on.",
             class_="hint",
         ),
         *(_experiment(one) for one in facts.texts.experiments[:MOST]),

@@ -82,7 +82,6 @@ def _are_numbers(value: object) -> bool:
         return False
     rows = cast("list[object]", value)
     return all(
-        isinstance(row, list)
-        and all(isinstance(number, int) and number >= 0 for number in cast("list[object]", row))
+        isinstance(row, list) and all(isinstance(number, int) and number >= 0 for number in cast("list[object]", row))
         for row in rows
     )

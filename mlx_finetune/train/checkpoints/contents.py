@@ -79,17 +79,21 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
         yield name, [text.encode("utf-8")]
     yield rundir.RUN_INFO, [run.file(rundir.RUN_INFO).read_bytes()]  # should the one in the run folder be damaged
     check = _reload_check(prepared) if state.step in state.kept_steps else {}
-    fields = state.to_json() | check | {
-        "format_version": rundir.FORMAT_VERSION,
-        "timestamp": timestamp,
-        "total_steps": prepared.total_steps,
-        "progress": round(state.step / prepared.total_steps, 6),
-        "seed": recipe.seed,
-        "task": recipe.task,
-        "model": prepared.info.name,
-        "model_folder": str(prepared.info.folder),
-        "identity": prepared.identity.to_json(),
-    }
+    fields = (
+        state.to_json()
+        | check
+        | {
+            "format_version": rundir.FORMAT_VERSION,
+            "timestamp": timestamp,
+            "total_steps": prepared.total_steps,
+            "progress": round(state.step / prepared.total_steps, 6),
+            "seed": recipe.seed,
+            "task": recipe.task,
+            "model": prepared.info.name,
+            "model_folder": str(prepared.info.folder),
+            "identity": prepared.identity.to_json(),
+        }
+    )
     yield rundir.TRAINER_STATE, [durable.encode_json(fields)]
 
 

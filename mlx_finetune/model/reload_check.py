@@ -43,7 +43,7 @@ class ReloadCheck:
             return None
         rows, places = cast("list[list[int]]", ids), cast("list[list[int]]", positions)
         fits = len(rows) == len(places) and all(
-            0 < min(chosen, default=0) and max(chosen) < len(row) for row, chosen in zip(rows, places, strict=False)
+            min(chosen, default=0) > 0 and max(chosen) < len(row) for row, chosen in zip(rows, places, strict=False)
         )
         return cls(tuple(map(tuple, rows)), tuple(map(tuple, places)), loss) if fits and rows else None
 

@@ -105,7 +105,7 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
     return Probes(tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], source)
 
 
-def _read_columns(data, base: Path, examples: Sequence[Example]) -> Mapping[tuple[str, int], Mapping[str, object]]:  # noqa: ANN001
+def _read_columns(data, base: Path, examples: Sequence[Example]) -> Mapping[tuple[str, int], Mapping[str, object]]:
     """The fields of the rows that ``examples`` came from: examples keep what is learned and no other column."""
     wanted = {(example.source, example.line) for example in examples}
     found: dict[tuple[str, int], Mapping[str, object]] = {}
@@ -166,7 +166,7 @@ def _with_drawn(chosen: Sequence[_Asked], every: Sequence[_Asked]) -> list[_Aske
     return made
 
 
-def _tokenized(chosen: Sequence[_Asked], subject: Subject, data, folder: Path) -> list[Probe]:  # noqa: ANN001
+def _tokenized(chosen: Sequence[_Asked], subject: Subject, data, folder: Path) -> list[Probe]:
     """Every probe with its answers as rows of tokens; one whose rows were cut, split or dropped is left out."""
     examples: list[Example] = []
     for number, one in enumerate(chosen):

@@ -229,7 +229,7 @@ def _natural(path: str) -> list[int | str]:
     return [f"{int(part):09d}" if part.isdigit() else part for part in path.split(".")]
 
 
-def _mx():  # noqa: ANN202
+def _mx():
     import mlx.core as mx
 
     return mx

@@ -20,8 +20,8 @@ from mlx_finetune.rundir import RunDir, checkpoint_step
 from mlx_finetune.train.checkpoints.commit import Checkpoint, Contents, rotate, save_checkpoint
 from mlx_finetune.train.checkpoints.room import make_room
 from mlx_finetune.train.checkpoints.state import RunState
-from mlx_finetune.train.losses import chunk_rows
 from mlx_finetune.train.loop import Cadence
+from mlx_finetune.train.losses import chunk_rows
 from mlx_finetune.train.optim import FlatArrays
 from mlx_finetune.train.start.prepare import Prepared
 

@@ -1,21 +1,21 @@
-"""Constraint corpora with one right answer each: simple mappings and spatial relations. Standard library only.
+"""Constraint corpora with one right answer each: simple mappings and spatial relations, made by rule from a seed.
 
     python data/constraints/make_constraints.py                   # the JSON Lines and Arrow folders here, to the byte
     python data/constraints/make_constraints.py --rows 20000      # more of each kind, in data/constraints-20000
     python data/constraints/make_constraints.py --convert FOLDER  # bAbI (qaN_*.txt) and StepGame files as such rows
 
-A row has ``category`` (its kind), ``prompt``, ``completion`` (the right answer) and ``wrong``, other answers of the same
-kind: a probe asks whether the right one is more probable than each of those. What is true is decided first (a table of
-names, a world with coordinates) and the text is written from it.
+A row has ``category`` (its kind), ``prompt``, ``completion`` (the right answer) and ``wrong``, other answers of the
+same kind: a probe asks whether the right one is more probable than each of those. What is true is decided first (a
+table of names, a world with coordinates) and the text is written from it.
 
 mappings: ``colour`` and ``number`` give invented names a value; no rule says which, so a test row asks for a name that
-was trained, in a phrasing that this name was never asked in. ``symbols`` replaces syllables by words, and a test row has
-a sequence that was never trained. spatial: places of things on a line, in a column or on a plane, one step apart
+was trained, in a phrasing that this name was never asked in. ``symbols`` replaces syllables by words, and a test row
+has a sequence that was never trained. spatial: places of things on a line, in a column or on a plane, one step apart
 (``horizontal``, ``vertical``), two or three steps (``chain``), or both ways at once (``diagonal``); a test row has a
 story that was never trained. Every row is drawn from a generator of its own, seeded by (seed, kind, number).
 
-``--saved`` writes the folders that ``datasets.load_from_disk`` reads (needs pyarrow): this layout is what save_to_disk
-writes, with a fingerprint of the content in the place of a random one.
+The folders under ``saved`` are what ``datasets.load_from_disk`` reads, in the layout that save_to_disk writes, with a
+fingerprint of the content in the place of a random one; ``--no-saved`` leaves them out, for they need pyarrow.
 """
 
 import argparse
@@ -262,9 +262,10 @@ def _with_wrong(rows: list[Row]) -> list[Row]:
 
 
 def convert(folder: Path) -> dict[str, list[Row]]:
-    """The bAbI and StepGame files of ``folder`` and below by split; a fifth of what is only trained is held out.
+    """The bAbI and StepGame files of ``folder`` and below by split.
 
-    Files named test are tests; of the others every tenth story validates, and tests where its kind has no test file.
+    Files named test are tests; of the others about every tenth question validates, and another tenth tests where its
+    kind has no test file. Questions that are trained are in no other split, which the files do not see to.
     """
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     files = sorted([*folder.rglob("qa*_*.txt"), *folder.rglob("stepgame_*.jsonl")])
@@ -326,7 +327,8 @@ def write_saved(folder: Path, splits: Mapping[str, Sequence[Row]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Write what the command line asks for, and say how much it is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help=f"rows of each kind, 500 to {MOST_ROWS}")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, help="folder to write to")
@@ -347,7 +349,8 @@ def main() -> None:
         write_jsonl(out / name, splits)
         if not given.no_saved:
             write_saved(out / "saved" / name, splits)
-        print(f"{out / name}: " + ", ".join(f"{len(rows)} {split}" for split, rows in splits.items()))
+        counts = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
+        sys.stdout.write(f"{out / name}: {counts}\n")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ STATE_PROBES, STATE_TOKENS = 64, 12
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``loss_sum`` over the ``num_targets`` of the right row, nats. ``scores`` are log-probabilities of the answers from
-    where they part, the right one first. ``token_rank`` is the place of the right token there among all, 1 the
-    likeliest."""
+    """``loss_sum`` is over the ``num_targets`` of the right row, nats. ``scores`` are log-probabilities of the answers
+    from where they part, the right one first. ``token_rank`` is the place of the right token there among all, 1 for
+    the likeliest."""
 
     loss_sum: float
     num_targets: int

@@ -45,7 +45,7 @@ class Factored:
     def parts(self) -> tuple[Floats, Floats]:
         """Left singular vectors (out, r) and singular values (r,): QR of both factors, then an SVD of r x r."""
         q, r_b = np.linalg.qr(_fp64(self.b).T)  # (out, r), (r, r)
-        r_a = np.linalg.qr(_fp64(self.a), mode="r")  # (r, r)
+        r_a = np.linalg.qr(_fp64(self.a))[1]  # (r, r)
         left, values, _ = np.linalg.svd(r_b @ r_a.T)
         return q @ left, abs(self.scale) * values
 
@@ -121,13 +121,13 @@ def overlap(first: Update, second: Update, k: int) -> float | None:
     1 for the same space, k / out for two at random. Where an update has fewer directions, k is their number; None
     where one is 0 or has no SVD.
     """
-    parts = first.parts, second.parts
-    if parts[0] is None or parts[1] is None:
+    one, other = first.parts, second.parts
+    if one is None or other is None:
         return None
-    k = min(k, *(len(_kept(values)) for _, values in parts))
+    k = min(k, len(_kept(one[1])), len(_kept(other[1])))
     if not k:
         return None
-    return float(np.sum((parts[0][0][:, :k].T @ parts[1][0][:, :k]) ** 2)) / k
+    return float(np.sum((one[0][:, :k].T @ other[0][:, :k]) ** 2)) / k
 
 
 def _kept(values: Sequence[float] | Floats) -> Floats:

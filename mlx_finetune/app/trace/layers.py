@@ -22,8 +22,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """After block ``layer``, first 0. ``lens_kl`` is KL(final || lens), ``base_kl`` KL(base || tuned), nats; the CKAs are
-    with the base and with the step before. None where there is nothing to compare, or no lens."""
+    """After block ``layer``, first 0. ``lens_kl`` is KL(final || lens), ``base_kl`` KL(base || tuned), nats; the CKAs
+    are with the base and with the step before. None where there is nothing to compare, or no lens."""
 
     layer: int
     base_cka: float | None

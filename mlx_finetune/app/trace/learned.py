@@ -1,7 +1,7 @@
 """When each category was learned: the first checkpoint from which on most of its held-out probes are right.
 
 Right is a probe whose right answer is more probable than every wrong one. Most are right where Wilson's 95 % interval
-of the share lies above one half, there and at every later checkpoint. What the model knew before training is said apart.
+of the share lies above one half, there and at every later checkpoint. What was known before training is said apart.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Goes through the checkpoints of a run in order: reload and check, ask the probes, compare the states, measure updates.
+"""Goes through the checkpoints of a run in order: reload and check, ask the probes, compare states, measure updates.
 
 Everything about a step is kept before the next one begins (``journal``). Beside the model there are the states of the
 base and of the step before: 64 probes, 12 tokens each (SmolLM2-135M: 53 MB).
@@ -77,7 +77,7 @@ class Tracer:
         return self.series.run.file(rundir.TRACE)
 
     def results(self) -> Iterator[StepResult]:
-        """The results in order, from the folder where they are kept already. The first is that of the base or step 0."""
+        """The results in order, from the folder where they are kept. The first is that of the base or step 0."""
         previous: SavedCheckpoint | None = None
         steps = [0, *(checkpoint.step for checkpoint in self.series)]
         if self.series[0].step != 0:

@@ -22,6 +22,7 @@ from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import DataError, UsageError
+from mlx_finetune.recipe.data import DataRecipe
 
 WRONG_COLUMNS = ("wrong", "candidates", "distractors")
 MOST_WRONG = 7
@@ -105,7 +106,9 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
     return Probes(tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], source)
 
 
-def _read_columns(data, base: Path, examples: Sequence[Example]) -> Mapping[tuple[str, int], Mapping[str, object]]:
+def _read_columns(
+    data: DataRecipe, base: Path, examples: Sequence[Example]
+) -> Mapping[tuple[str, int], Mapping[str, object]]:
     """The fields of the rows that ``examples`` came from: examples keep what is learned and no other column."""
     wanted = {(example.source, example.line) for example in examples}
     found: dict[tuple[str, int], Mapping[str, object]] = {}
@@ -166,16 +169,13 @@ def _with_drawn(chosen: Sequence[_Asked], every: Sequence[_Asked]) -> list[_Aske
     return made
 
 
-def _tokenized(chosen: Sequence[_Asked], subject: Subject, data, folder: Path) -> list[Probe]:
+def _tokenized(chosen: Sequence[_Asked], subject: Subject, data: DataRecipe, folder: Path) -> list[Probe]:
     """Every probe with its answers as rows of tokens; one whose rows were cut, split or dropped is left out."""
     examples: list[Example] = []
     for number, one in enumerate(chosen):
-        for text in (None, *one.wrong):
-            answered = one.example if text is None else _with_answer(one.example, text)
-            examples.append(replace(answered, source="probe", line=number * (MOST_WRONG + 1) + 1, weight=1.0))
-            examples[-1] = replace(
-                examples[-1], line=examples[-1].line + (0 if text is None else 1 + one.wrong.index(text))
-            )
+        answered = [one.example, *(_with_answer(one.example, text) for text in one.wrong)]
+        first = number * (MOST_WRONG + 1) + 1
+        examples += [replace(each, source="probe", line=first + place) for place, each in enumerate(answered)]
     made = tokenize(examples, subject.opened.tokenizer, data, task=_task(subject), base=folder, may_be_empty=True)
     by_line: dict[int, list[Tokens]] = {}
     for row in made.rows:
@@ -185,13 +185,17 @@ def _tokenized(chosen: Sequence[_Asked], subject: Subject, data, folder: Path) -
         first = number * (MOST_WRONG + 1) + 1
         rows = [by_line.get(first + place, []) for place in range(1 + len(one.wrong))]
         if all(len(found) == 1 for found in rows) and rows[0][0].loss_mask[1:].any():
-            question, right = prompt_and_reference(one.example)
-            shown = (
-                one.example.text if isinstance(one.example, Text) else str(question[-1]["content"]) if question else ""
-            )
             where = f"{one.example.source}:{one.example.line}"
-            probes.append(Probe(where, one.category, shown, (right, *one.wrong), tuple(found[0] for found in rows)))
+            right = prompt_and_reference(one.example)[1]
+            rows_of = tuple(found[0] for found in rows)
+            probes.append(Probe(where, one.category, _question(one.example), (right, *one.wrong), rows_of))
     return probes
+
+
+def _question(example: Example) -> str:
+    """The last turn before the answer, or the text."""
+    turns = prompt_and_reference(example)[0]
+    return example.text if isinstance(example, Text) else str(turns[-1]["content"]) if turns else ""
 
 
 def _task(subject: Subject) -> str:

@@ -49,7 +49,8 @@ def reload_lines(traced: Traced) -> Iterator[str]:
 
 def _course(category: Category) -> Iterator[str]:
     yield f"{harmless(category.name)} ({counted(category.num_probes, 'probe')})"
-    yield f"  {'step':>7} {'right':>6} {'95 %':>10} {'rank':>5} {'margin':>7} {'95 %':>14} {'loss':>7} {'token rank':>10}"
+    shares = f"{'right':>6} {'95 %':>10} {'rank':>5} {'margin':>7} {'95 %':>14}"
+    yield f"  {'step':>7} {shares} {'loss':>7} {'token rank':>10}"
     for point in category.course:
         yield f"  {point.step:>7,} {_share(point, category.num_probes)} {point.loss:>7.3f} {point.token_rank:>10,.0f}"
 

@@ -35,8 +35,9 @@ def final_norm(split: SplitModel) -> nn.Module | None:
     with caught_states(split.model) as caught:
         hidden = split.hidden(mx.array([[0, 1]]), None)
     named = cast("list[tuple[str, nn.Module]]", split.model.named_modules())
+    inside = {id(module) for block in blocks(split.model) for module in block.modules()}
     for path, module in named:
-        if path.rpartition(".")[2] in _NORMS and "layers." not in path and ".h." not in f".{path}":
-            if bool(mx.array_equal(cast(Any, module)(caught[-1]), hidden)):
-                return module
+        is_candidate = path.rpartition(".")[2] in _NORMS and id(module) not in inside
+        if is_candidate and bool(mx.array_equal(cast(Any, module)(caught[-1]), hidden)):
+            return module
     return None

@@ -29,7 +29,8 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Curves over steps, or over what ``across`` names. ``marks`` are steps with a line across, ``best`` a point to mark, ``limit`` a line along.
+    """Curves over steps, or over what ``across`` names. ``marks`` are steps with a line across, ``best`` a point to
+    mark, ``limit`` a line along.
 
     ``write`` makes text of a value. ``unit`` is what the script writes behind one; "B" asks it for kB, MB and so on.
     With ``cuts_spikes`` the first series may leave the plot at the top; ``may_be_log`` allows a logarithmic scale.

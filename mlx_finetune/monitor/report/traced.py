@@ -1,4 +1,4 @@
-"""What ``mlxft trace`` keeps in a run folder, as the report shows it; a file that cannot be read leaves its part out."""
+"""What ``mlxft trace`` keeps, as the report shows it; a file that cannot be read leaves its part out."""
 
 import csv
 import io

@@ -17,12 +17,16 @@ def probe():
     return Probe("f:1", "colour", "q", ("a", "b", "c", "d"), (row,) * 4)
 
 
+def reply(*, is_right):
+    return Reply(1.0, 2, (-1.0, -2.0 if is_right else -0.5, -9.0, -9.0), 3)
+
+
 def category(shares, count=24):
     """One category whose share of right probes at each of STEPS is given."""
     results = [
         StepResult(
             step, 0.0, True, None, None, Reload(None, None),
-            tuple(Reply(1.0, 2, (-1.0, -2.0 if place < share * count else -0.5, -9.0, -9.0), 3) for place in range(count)),
+            tuple(reply(is_right=place < share * count) for place in range(count)),
             (), (), (),
         )
         for step, share in zip(STEPS, shares, strict=True)
@@ -34,8 +38,8 @@ def test_it_was_learned_at_the_first_checkpoint_from_which_on_most_are_right():
     found = category((0.25, 0.5, 1.0, 1.0))
     assert (found.outcome, found.before, found.step) == ("learned", 25, 50)
     assert found.sentence == (
-        "colour: learned between step 25 (50% right, 31 to 69) and step 50 (100% right, 86 to 100); 24 held-out probes, "
-        "chance 25%"
+        "colour: learned between step 25 (50% right, 31 to 69) and step 50 (100% right, 86 to 100); 24 held-out "
+        "probes, chance 25%"
     )
 
 
@@ -62,4 +66,8 @@ def test_margins_and_ranks_are_means_over_probes():
     point = category((0.25, 0.5, 1.0, 1.0)).course[1]
     assert (point.num_right, point.rank, point.token_rank, point.loss) == (12, 1.5, 3, 0.5)
     assert point.margin == pytest.approx((12 * 1.0 + 12 * -0.5) / 24)
-    assert point.margin_low < point.margin < point.margin_high
+    low, high = point.margin_low, point.margin_high
+    assert low is not None
+    assert high is not None
+    assert point.margin is not None
+    assert low < point.margin < high

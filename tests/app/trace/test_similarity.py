@@ -18,9 +18,9 @@ def test_cka_is_one_under_rotation_scale_and_shift(shape):
 def test_cka_of_unlike_states_is_far_below_one_and_stretching_is_seen():
     rng = np.random.default_rng(4)
     first, second = rng.normal(size=(2, 500, 8))
-    assert linear_cka(centred(first), centred(second)) < 0.1
+    assert (linear_cka(centred(first), centred(second)) or 0.0) < 0.1
     stretched = first * np.array([10.0] + [0.1] * 7)
-    assert linear_cka(centred(first), centred(stretched)) < 0.9
+    assert (linear_cka(centred(first), centred(stretched)) or 1.0) < 0.9
 
 
 def test_both_ways_of_computing_it_agree():

@@ -96,10 +96,12 @@ def test_step_0_is_the_base_and_every_checkpoint_has_the_loss_it_was_saved_with(
 def test_the_lens_ends_at_the_final_distribution_and_training_moves_it(traced):
     last = traced.results[-1]
     assert last.layers[-1].lens_kl == pytest.approx(0.0, abs=1e-9)
-    assert last.layers[0].lens_kl > 0
-    assert last.layers[-1].base_kl > 1e-3
-    assert last.layers[-1].base_cka < 1 - 1e-4
-    assert last.layers[-1].previous_cka > last.layers[-1].base_cka  # the last half of a cosine moves less
+    assert (last.layers[0].lens_kl or 0.0) > 0
+    assert (last.layers[-1].base_kl or 0.0) > 1e-3
+    assert (last.layers[-1].base_cka or 1.0) < 1 - 1e-4
+    assert (last.layers[-1].previous_cka or 0.0) > (
+        last.layers[-1].base_cka or 1.0
+    )  # the last half of a cosine moves less
 
 
 def test_matrices_are_those_of_the_dense_updates(run, traced):
@@ -179,7 +181,7 @@ def test_a_run_without_step_0_is_compared_with_its_base(make_run):
     assert [(result.step, result.is_checkpoint) for result in found.results] == [(0, False), (6, True)]
     assert found.results[0].layers[-1].base_kl == pytest.approx(0, abs=1e-6)
     assert found.results[0].matrices == ()
-    assert found.results[1].layers[-1].base_kl > 1e-3
+    assert (found.results[1].layers[-1].base_kl or 0.0) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,8 @@ def test_other_adapters_other_models_and_full_training_are_traced(make_run, kind
     run = make_run(kind, *overrides, is_full=is_full)
     found = trace(run)
     last = found.results[-1]
-    assert all(result.reload.difference <= 1e-6 for result in found.results)
+    assert all((result.reload.difference or 0.0) <= 1e-6 for result in found.results)
+    assert found.results[0].reload.found is not None
     assert last.layers[-1].lens_kl == pytest.approx(0, abs=1e-6)
     assert all(layer.base_cka is not None and layer.base_cka < 1 for layer in last.layers)
     assert all(matrix.norm > 0 for matrix in last.matrices)
@@ -221,7 +224,7 @@ def test_what_cannot_be_traced_is_one_sentence(run, make_run, tmp_path):
     with pytest.raises(RunError, match="has no checkpoint, so there is nothing to trace"):
         trace(empty)
     subject = open_traced(open_series(run), silent)
-    with pytest.raises(UsageError, match="there is no nothing.jsonl for --probes"):
+    with pytest.raises(UsageError, match=r"there is no nothing\.jsonl for --probes"):
         choose_probes(subject, "nothing.jsonl", per_category=2, category="category", base=tmp_path)
     (tmp_path / "many.jsonl").write_text(
         "".join(json.dumps({"prompt": f"q{n}", "completion": "a", "category": f"kind {n}"}) + "\n" for n in range(51))

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlx_finetune.app.trace.series import load_series
+    from mlx_finetune.app.updates.series import load_series
     from mlx_finetune.errors import MlxftError
     from mlx_finetune.journal import read_events
     from mlx_finetune.recipe.load import load_recipe
@@ -35,7 +35,7 @@ _HOMES = {
     "find_run": "rundir",
     "list_runs": "rundir",
     "load_recipe": "recipe.load",
-    "load_series": "app.trace.series",
+    "load_series": "app.updates.series",
     "read_events": "journal",
 }
 

@@ -99,8 +99,8 @@ def _renew_report(folder: Path) -> None:
 
 
 def _export(name: str, folder: Path, *, dense: bool, as_json: bool) -> None:
-    from mlx_finetune.app.trace.export import export_series
-    from mlx_finetune.app.trace.series import open_series
+    from mlx_finetune.app.updates.export import export_series
+    from mlx_finetune.app.updates.series import open_series
     from mlx_finetune.rundir import find_run
 
     series = open_series(find_run(name, base=Path.cwd()))

@@ -4,7 +4,8 @@ Everything about a step is kept before the next one begins (``journal``). Beside
 base and of the step before: 64 probes, 12 tokens each (SmolLM2-135M: 53 MB).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.subject import Subject, open_subject
 from mlx_finetune.app.open import Report, base_model, open_name
 from mlx_finetune.app.trace.asking import Reply, States, ask
-from mlx_finetune.app.trace.geometry import Update, effective_rank, stable_rank
 from mlx_finetune.app.trace.journal import (
     Matrix,
     Reload,
@@ -29,7 +29,8 @@ from mlx_finetune.app.trace.journal import (
 )
 from mlx_finetune.app.trace.layers import Lens, Reference, describe_layers
 from mlx_finetune.app.trace.probes import Probe, Probes
-from mlx_finetune.app.trace.series import SavedCheckpoint, Series
+from mlx_finetune.app.updates.geometry import Update, effective_rank, stable_rank
+from mlx_finetune.app.updates.series import SavedCheckpoint, Series
 from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Notice, Phase
@@ -69,6 +70,7 @@ class Tracer:
         self._base: Reference | None = None
         self._last: tuple[int, Reference] | None = None
         self._norms: dict[str, float] = {}
+        self._begun_with: nn.Module | None = None
         self._has_lens = True
 
     @property
@@ -117,7 +119,7 @@ class Tracer:
 
     def _base_result(self) -> StepResult:
         """Step 0 of a run that kept no checkpoint of it."""
-        with base_model(self._subject.opened) as model:
+        with self._first_model() as model:
             split = SplitModel(model)
             replies, states = self._asked(split, 0)
             reference = self._base = Reference(states)
@@ -158,6 +160,17 @@ class Tracer:
             matrices=tuple(matrices),
         )
 
+    @contextmanager
+    def _first_model(self) -> Generator[nn.Module]:
+        """The model before training: the base, or of a run that trained every weight and kept step 0, that."""
+        first = self.series[0]
+        if self.series.kind == "full" and first.step == 0:
+            self._begun_with = self._begun_with or self._model_at(first)
+            yield self._begun_with
+            return
+        with base_model(self._subject.opened) as model:
+            yield model
+
     def _model_at(self, checkpoint: SavedCheckpoint) -> nn.Module:
         """The model with the weights of ``checkpoint``, from its files."""
         opened = self._subject.opened
@@ -187,7 +200,7 @@ class Tracer:
     def _base_reference(self) -> Reference:
         """The states of the model before training; asked once."""
         if self._base is None:
-            with base_model(self._subject.opened) as model:
+            with self._first_model() as model:
                 self._base = Reference(self._asked(SplitModel(model), 0, only_states=True)[1])
         return self._base
 
@@ -207,12 +220,12 @@ class Tracer:
     def _base_reader(self, base: Reference) -> Callable[[int], NDArray[np.float32]] | None:
         """The base's own norm and head. An adapter touches neither; a fully trained model has others."""
         if self.series.kind == "full":
-            load = self._subject.opened.load_base
-            split = SplitModel(load()) if load is not None else None
+            with self._first_model() as model:
+                split = SplitModel(model)
         else:
             split = SplitModel(self._subject.opened.model)
-        norm = None if split is None else final_norm(split)
-        return None if split is None or norm is None else _reader(Lens(split, norm), base)
+        norm = final_norm(split)
+        return None if norm is None else _reader(Lens(split, norm), base)
 
     def _samples(self, model: nn.Module, step: int) -> list[Sample]:
         sampling = Sampling(
@@ -257,6 +270,11 @@ def open_traced(series: Series, report: Report) -> Subject:
             "encoder-decoder models (task = seq2seq) cannot be traced: probes, lens and reload check are those of a "
             "model that predicts the next token",
             "load_series() of Python gives their updates",
+        )
+    if subject.recipe is not None and subject.recipe.scratch is not None and series[0].step != 0:
+        raise RunError(
+            "a model that began with random weights has no base to be compared with, and step 0 was not kept",
+            "keep it in the next run: training.save_at = [0, 0.25, 0.5, 0.75, 1.0]",
         )
     return subject
 

@@ -8,8 +8,8 @@ from mlx_finetune.app.open import Report
 from mlx_finetune.app.trace.learned import describe_categories
 from mlx_finetune.app.trace.measure import Settings, Tracer, open_traced
 from mlx_finetune.app.trace.probes import choose_probes
-from mlx_finetune.app.trace.series import Series, open_series
 from mlx_finetune.app.trace.tables import Traced, compare_checkpoints, write_tables
+from mlx_finetune.app.updates.series import Series, open_series
 from mlx_finetune.events import Phase
 from mlx_finetune.rundir import find_run
 

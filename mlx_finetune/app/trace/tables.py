@@ -8,11 +8,11 @@ from itertools import combinations, pairwise
 from pathlib import Path
 
 from mlx_finetune import durable
-from mlx_finetune.app.trace.geometry import cosine, overlap
 from mlx_finetune.app.trace.journal import StepResult
 from mlx_finetune.app.trace.learned import Category
 from mlx_finetune.app.trace.probes import Probes
-from mlx_finetune.app.trace.series import SavedCheckpoint, Series
+from mlx_finetune.app.updates.geometry import cosine, overlap
+from mlx_finetune.app.updates.series import SavedCheckpoint, Series
 from mlx_finetune.model.reload_check import TOLERANCE
 
 FORMAT = 1

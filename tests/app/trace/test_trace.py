@@ -14,8 +14,8 @@ from mlx_finetune.app.open import open_name
 from mlx_finetune.app.trace.measure import open_traced
 from mlx_finetune.app.trace.probes import choose_probes
 from mlx_finetune.app.trace.run import Asked, trace_run
-from mlx_finetune.app.trace.series import open_series
 from mlx_finetune.app.trace.view import summary_lines
+from mlx_finetune.app.updates.series import open_series
 from mlx_finetune.errors import DataError, RunError, UsageError
 from mlx_finetune.model.reload_check import KEY
 from mlx_finetune.rundir import RunDir

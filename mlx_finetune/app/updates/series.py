@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune import rundir
-from mlx_finetune.app.trace.geometry import Dense, Factored, Update
+from mlx_finetune.app.updates.geometry import Dense, Factored, Update
 from mlx_finetune.errors import RunError, UsageError
 from mlx_finetune.rundir import RunDir, checkpoint_step, find_run
 

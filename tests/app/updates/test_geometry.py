@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlx_finetune.app.trace.geometry import Dense, Factored, cosine, effective_rank, overlap, stable_rank
+from mlx_finetune.app.updates.geometry import Dense, Factored, cosine, effective_rank, overlap, stable_rank
 
 OUT, IN, RANK = 40, 56, 5
 

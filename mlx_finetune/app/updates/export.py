@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from mlx_finetune import durable
-from mlx_finetune.app.trace.series import SavedCheckpoint, Series
+from mlx_finetune.app.updates.series import SavedCheckpoint, Series
 from mlx_finetune.errors import UsageError
 from mlx_finetune.hardware.planning.disk import SPARE_BYTES, free_bytes
 from mlx_finetune.units import format_bytes

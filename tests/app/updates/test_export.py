@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import mlx_finetune
-from mlx_finetune.app.trace.export import export_series
+from mlx_finetune.app.updates.export import export_series
 from mlx_finetune.errors import RunError, UsageError
 
 

@@ -48,6 +48,7 @@ EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of eac
 CHECKPOINT_EVALUATIONS = "eval/checkpoints"  # in it: the same of every checkpoint of the run
 SINK_EXPERIMENTS = "eval/sinks"  # in it: NAME.json and NAME.csv of texts longer than the trained context
 TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
+TRACE = "trace"  # a folder: trace.json, CSV files and steps/ of mlxft trace
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -72,6 +73,7 @@ _RUN_FILES = frozenset(
             MODEL_FOLDER,
             EVALUATIONS,
             TRACKERS,
+            TRACE,
             SCHEMAS,
         ),
         *(

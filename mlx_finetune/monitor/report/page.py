@@ -23,6 +23,7 @@ from mlx_finetune.monitor.report.parts.origin import files, reproduce
 from mlx_finetune.monitor.report.parts.settings import settings
 from mlx_finetune.monitor.report.parts.sinks import sinks
 from mlx_finetune.monitor.report.parts.tokens import tokens
+from mlx_finetune.monitor.report.parts.trace import trace
 
 #: Anchor, what the list at the top calls it, and what makes it.
 _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
@@ -31,6 +32,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("evaluation", "evaluation", evaluations),
     ("checkpoints", "checkpoints", checkpoints),
     ("sinks", "past the context", sinks),
+    ("trace", "trace", trace),
     ("tokens", "tokens", tokens),
     ("data", "data", data),
     ("recipe", "recipe", settings),

@@ -88,7 +88,7 @@ def test_csv_terminal_and_report_have_the_same_figures(run: RunDir) -> None:
     shown = list(report_lines(report))
     assert max(map(len, shown)) <= 80
     assert any(line.lstrip().startswith("33-40") and f"{float(lines[4]['turned']):.3f}" in line for line in shown)
-    assert 'data-x="token"' in part.text
+    assert 'data-across="token"' in part.text
     assert part.text.count('class="line') == 4
 
 

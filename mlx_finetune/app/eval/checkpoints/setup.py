@@ -70,17 +70,7 @@ def prepare_course(
     if recipe is None:
         raise RunError(f"the settings of {run.path} cannot be read", "evaluate its checkpoints one by one")
     _check_task(recipe, given)
-    data = subject.data if recipe.task in _LANGUAGE_TASKS else subject.data.model_copy(update={"format": "auto"})
-    chosen = choose_rows(
-        data,
-        base=subject.folder if given is None else base,
-        training_base=subject.folder,
-        given=given,
-        max_rows=max_rows or recipe.eval.max_rows,
-        category=None,
-        shots=0,
-        seed=recipe.seed,
-    )
+    chosen = _chosen(subject, recipe, given, max_rows or recipe.eval.max_rows, base)
     is_text = all(isinstance(row.example, Text) for row in chosen.rows)
     points = checkpoints
     if checkpoints[0].step > 0:
@@ -100,6 +90,20 @@ def prepare_course(
         prompts or recipe.eval.prompts,
         reading,
         _identity(subject, chosen, task, reading),
+    )
+
+
+def _chosen(subject: Subject, recipe: Recipe, given: str | None, max_rows: int, base: Path) -> Chosen:
+    data = subject.data if recipe.task in _LANGUAGE_TASKS else subject.data.model_copy(update={"format": "auto"})
+    return choose_rows(
+        data,
+        base=subject.folder if given is None else base,
+        training_base=subject.folder,
+        given=given,
+        max_rows=max_rows,
+        category=None,
+        shots=0,
+        seed=recipe.seed,
     )
 
 

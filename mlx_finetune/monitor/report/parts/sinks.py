@@ -38,7 +38,7 @@ def _experiment(one: SinkExperiment) -> Html:
             tuple(_series(one, method, look) for method, look in zip(methods, _LOOKS, strict=False)),
             marks=(float(one.context),),
             mark_name="end of the context",
-            x_name="token",
+            across="token",
             from_zero=False,
         )
     )

@@ -132,7 +132,7 @@ def test_the_cache_keeps_a_window_and_no_more() -> None:
     assert cache.offset == 200
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
 def test_all_four_agree_up_to_the_window_and_differ_behind_it(kind: str, tiny_model: TinyModel) -> None:
     reader, ids = LongReader(load(tiny_model(kind)), chunk_rows), tokens(2, 3 * W + 1)
     found = {method: reader.losses(ids, method, W) for method in METHODS}

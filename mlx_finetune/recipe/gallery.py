@@ -17,7 +17,7 @@ from typing import Any, cast
 import mlx_finetune
 from mlx_finetune.errors import UsageError
 from mlx_finetune.recipe.describe import SCHEMA_NAME, json_schema, schema_text
-from mlx_finetune.recipe.load import MAX_BYTES
+from mlx_finetune.recipe.toml_file import MAX_BYTES
 
 _PACKAGE = Path(mlx_finetune.__file__).parent
 

@@ -56,6 +56,18 @@ def find_recipe(name: str, here: Path = Path()) -> RecipeFile:
     raise UsageError(f"there is no recipe `{name}`", hint)
 
 
+def find_named(name: str, here: Path, beside: Path) -> Path | None:
+    """The recipe that a pipeline in the folder ``beside`` names: a path from ``here`` or from there, else a name.
+
+    A name may have the folder of a pipeline in it: ``pipeline-scratch/sft``.
+    """
+    path = Path(name).expanduser()
+    folders = (here, beside, *_folders(here))
+    with_ending = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")
+    found = next((folder / with_ending for folder in folders if (folder / with_ending).is_file()), None)
+    return found.relative_to(here) if found is not None and found.is_relative_to(here) else found
+
+
 def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
     """Copy the recipe to the file or folder ``destination``, and its schema beside it. Returns what was written.
 

@@ -58,6 +58,7 @@ class Measured:
     is_better: bool = False
     is_worse: bool = False
     is_shown: bool = True
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

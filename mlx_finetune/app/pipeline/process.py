@@ -1,0 +1,73 @@
+"""One command of mlxft as a process of its own: what it says is passed on, and its last error is kept.
+
+It lives in its own session, so that Ctrl-C reaches it once, through us; a second Ctrl-C ends it at once.
+"""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlx_finetune.app.pipeline.carry_out import Ended
+from mlx_finetune.app.running.launch import POLL_SECONDS, forwarding
+from mlx_finetune.errors import RunError
+
+
+def run_command(words: Sequence[str], log: Path | None, say: Callable[[str], None]) -> Ended:
+    """Run ``mlxft WORDS`` to its end. Its stdout goes to the end of ``log``, nowhere without one; stderr to ``say``.
+
+    Raises ``RunError`` where no process starts.
+    """
+    said: list[str] = []
+
+    def listen(line: str) -> None:
+        said.append(line)
+        say(line)
+
+    output = log.open("ab") if log is not None else None
+    try:
+        with forwarding(say) as signals:
+            child = _spawn(words, output)
+            assert child.stderr is not None
+            stderr = child.stderr
+            reader = threading.Thread(target=lambda: [listen(line.rstrip("\n")) for line in stderr], daemon=True)
+            reader.start()
+            signals.attach(child)
+            while child.poll() is None:
+                signals.announce()
+                signals.insist()
+                time.sleep(POLL_SECONDS)
+            signals.child = None
+            reader.join()
+    finally:
+        if output is not None:
+            output.close()
+    code = child.returncode
+    if signals.received and code:
+        return Ended(128 + signals.received[0])
+    if code < 0:
+        return Ended(1, f"the process was ended by signal {-code}")
+    return Ended(code, _last(said, "error: ") or f"it ended with code {code}", _last(said, "hint: "))
+
+
+def _spawn(words: Sequence[str], output: "subprocess._FILE") -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "mlx_finetune", *words]
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output if output is not None else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RunError(f"{sys.executable} cannot be started: {error.strerror}", "mlxft doctor") from error
+
+
+def _last(lines: Sequence[str], start: str) -> str:
+    return next((line.removeprefix(start) for line in reversed(lines) if line.startswith(start)), "")

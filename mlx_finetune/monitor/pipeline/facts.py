@@ -1,0 +1,71 @@
+"""What is known of a pipeline, from pipeline.json and the folders of its stages; what is missing is left out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune import rundir
+from mlx_finetune.errors import RunError
+from mlx_finetune.monitor.report.evaluated import Evaluation, read_evaluations
+from mlx_finetune.monitor.report.facts import ReportFacts, read_facts
+from mlx_finetune.recipe.pipeline.record import PipelineRecord, StageRecord, read_record
+from mlx_finetune.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """One stage. ``run`` is None for a command and before a training began; ``evaluations`` are by name, and are those
+    that the pipeline measured."""
+
+    record: StageRecord
+    folder: Path
+    run: ReportFacts | None
+    evaluations: Mapping[str, Evaluation]
+    is_at_work: bool
+
+    @property
+    def status(self) -> str:
+        """As the record says; a stage that has begun is running only while a process is."""
+        if self.record.status != "begun":
+            return self.record.status
+        return "running" if self.is_at_work else "interrupted"
+
+    @property
+    def tokenizer(self) -> str:
+        """SHA-256 of its tokenizer; "" where nothing tells."""
+        return self.run.info.identity.tokenizer_sha256 if self.run is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineFacts:
+    """All stages in order. ``is_running``: a process is at work on the pipeline."""
+
+    name: str
+    folder: Path
+    record: PipelineRecord
+    stages: tuple[StageFacts, ...]
+    is_running: bool
+
+    @property
+    def seconds(self) -> float:
+        """Time at work of all stages and measurements, over all starts."""
+        return sum(one.seconds for one in (*self.record.stages, *self.record.evaluations))
+
+
+def read_pipeline(folder: Path) -> PipelineFacts:
+    """The pipeline in ``folder``. Raises ``RunError`` where there is none."""
+    record = read_record(folder)
+    if record is None:
+        raise RunError(f"no pipeline has run in {folder}", "start it: mlxft pipeline FILE")
+    is_running = rundir.lock_holder(folder / rundir.LOCK) is not None
+    stages = tuple(_stage(one, folder / one.name, record, is_running=is_running) for one in record.stages)
+    return PipelineFacts(folder.resolve().name, folder, record, stages, is_running)
+
+
+def _stage(record: StageRecord, folder: Path, pipeline: PipelineRecord, *, is_running: bool) -> StageFacts:
+    run = RunDir(folder)
+    facts = read_facts(run) if record.kind == "train" and run.is_run() else None
+    measured = {one.name for one in pipeline.evaluations if one.stage == record.name and one.status == "finished"}
+    found, _ = read_evaluations(run.file(rundir.EVALUATIONS)) if facts is not None else ([], [])
+    is_at_work = is_running or (facts is not None and facts.run.is_running)
+    return StageFacts(record, folder, facts, {one.name: one for one in found if one.name in measured}, is_at_work)

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "eval": "What a run learned and forgot: base beside tuned, with intervals.",
     "microscope": "What was learned, token by token, under base and adapter.",
     "serve": "Answer over HTTP as OpenAI does, on this machine.",
+    "pipeline": "Stages of trainings, each from the last one's result, with one report.",
     "report": "A run as one page for any browser: curves, answers, verdict.",
     "runs": "List, show, compare or remove runs.",
     "recipe": "List, show, copy or check recipes.",

@@ -129,6 +129,21 @@ def _plan(
     return plan, overrides, profile.warning
 
 
+def plan_recipe(loaded: "LoadedRecipe") -> "Plan":
+    """The plan of a recipe for this machine by arithmetic and earlier runs. Raises ``MlxftError``."""
+    from mlx_finetune.app.planning.plan import make_plan
+    from mlx_finetune.hardware.profile import machine_key, tuned_settings
+
+    machine, profile = this_machine(), _profile()
+    return make_plan(
+        loaded.recipe,
+        base=Path.cwd(),
+        machine=machine,
+        corrections=profile.of(machine_key(machine)),
+        tuned=tuned_settings(profile, machine, loaded.recipe),
+    )
+
+
 def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
     """The plan with measured figures, which are kept for the comparison after the run."""
     from mlx_finetune.app.planning.measuring import measure

@@ -17,6 +17,7 @@ from typing import Any, cast
 import mlx_finetune
 from mlx_finetune.errors import UsageError
 from mlx_finetune.recipe.describe import SCHEMA_NAME, json_schema, schema_text
+from mlx_finetune.recipe.scratch import SCRATCH
 from mlx_finetune.recipe.toml_file import MAX_BYTES
 
 _PACKAGE = Path(mlx_finetune.__file__).parent
@@ -118,8 +119,13 @@ def _folders(here: Path) -> Iterator[Path]:
 
 def _describe(path: Path) -> RecipeFile:
     values = _read(path)
-    model, task = values.get("model"), values.get("task", "sft")
-    return RecipeFile(path.stem, path, model if isinstance(model, str) else "", str(task), _purpose(path))
+    task = values.get("task", "pretrain" if "scratch" in values else "sft")
+    return RecipeFile(path.stem, path, _model(values), str(task), _purpose(path))
+
+
+def _model(values: dict[str, Any]) -> str:
+    model = values.get("model", SCRATCH if "scratch" in values else "")
+    return model if isinstance(model, str) else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

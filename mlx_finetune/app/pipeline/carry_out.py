@@ -1,8 +1,8 @@
 """Runs a pipeline: stage after stage, each with its measurements, and keeps pipeline.json up to date on the way.
 
 A training is the same child process as that of ``mlxft train``, a command or a measurement is a process of ``mlxft``
-(``process``). What a stage needs was decided before; it is decided again when its turn has come, because only then is it
-known what the stages before it made.
+(``process``). What a stage needs was decided before; it is decided again when its turn has come, because only then is
+it known what the stages before it made.
 """
 
 import os

@@ -39,7 +39,7 @@ def training_fingerprint(
     if stage.asked.start_from is not None:
         found = {key: value for key, value in found.items() if key not in ("model", "revision", "adapter")}
         found["start"] = results[stage.asked.start_from]
-    elif path_of(recipe.model).exists():
+    elif recipe.scratch is None and path_of(recipe.model).exists():
         found["model files"] = fetch_model(recipe.model, report=lambda _: None).sha256
     found["data files"] = hash_data(recipe.data, base)
     templates = [

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from mlx_finetune.app.pipeline.carry_out import Ended
 from mlx_finetune.app.running.launch import POLL_SECONDS, forwarding
@@ -32,7 +33,9 @@ def run_command(words: Sequence[str], log: Path | None, say: Callable[[str], Non
             child = _spawn(words, output)
             assert child.stderr is not None
             stderr = child.stderr
-            reader = threading.Thread(target=lambda: [listen(line.rstrip("\n")) for line in stderr], daemon=True)
+            reader = threading.Thread(
+                target=lambda: [listen(line.decode("utf-8", "replace").rstrip()) for line in stderr], daemon=True
+            )
             reader.start()
             signals.attach(child)
             while child.poll() is None:
@@ -52,7 +55,7 @@ def run_command(words: Sequence[str], log: Path | None, say: Callable[[str], Non
     return Ended(code, _last(said, "error: ") or f"it ended with code {code}", _last(said, "hint: "))
 
 
-def _spawn(words: Sequence[str], output: "subprocess._FILE") -> "subprocess.Popen[str]":
+def _spawn(words: Sequence[str], output: "IO[bytes] | None") -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "mlx_finetune", *words]
     try:
         return subprocess.Popen(
@@ -60,9 +63,6 @@ def _spawn(words: Sequence[str], output: "subprocess._FILE") -> "subprocess.Pope
             stdin=subprocess.DEVNULL,
             stdout=output if output is not None else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
             start_new_session=True,
         )
     except OSError as error:

@@ -218,15 +218,19 @@ class _Loading:
                 index, "start_from", f"{before.name} trains nothing to start from", "name a stage that has a recipe"
             )
             return ()
+        if recipe.scratch is not None:
+            message = f"{asked.name} begins with random weights ([scratch]) and cannot start from {before.name}"
+            self._problem(index, "start_from", message, "remove start_from, or [scratch] from its recipe")
+            return ()
         earlier = before.loaded.recipe
         if earlier.lora is None:
-            return [f"model={before.result}", "revision=", "adapter="]
+            return [f"model={before.folder}", "revision=", "adapter="]
         if different := _differences(earlier.lora, recipe.lora):
             message = f"{asked.name} cannot go on with the adapter of {before.name}: {different}"
             self._problem(index, "start_from", message, f"copy the [lora] section of {before.name} into its recipe")
             return ()
         revision = earlier.revision or ""
-        return [f"model={earlier.model}", f"revision={revision}", f"adapter={before.result}"]
+        return [f"model={earlier.model}", f"revision={revision}", f"adapter={before.folder}"]
 
     def _problem(self, index: int, key: str, message: str, hint: str) -> None:
         line = self.lines.line_of(("stages", index, key)) or 1

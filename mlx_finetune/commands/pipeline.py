@@ -85,6 +85,15 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def _pass_on(line: str) -> None:
+    """What a part says, without the commands that it proposes: here the pipeline goes on."""
+    if line and not line.startswith(_PROPOSALS):
+        _say(line)
+
+
+_PROPOSALS = ("next: ", "error: ", "hint: ", "what it learned, measured: ", "to go on: ")
+
+
 # --- running ---
 
 
@@ -95,7 +104,7 @@ def _run(deciding: "Deciding", *, as_json: bool) -> int:
     pipeline = deciding.pipeline
     hands = Hands(
         train=_train,
-        command=lambda words, log: run_command(words, log, _say),
+        command=lambda words, log: run_command(words, log, _pass_on),
         say=lambda text: _say(f"\n{text}"),
     )
     try:
@@ -136,8 +145,7 @@ def _train(stage: "Stage", is_resumed: bool) -> "Ended":
     report, warnings = (None, []) if supervised.ending.kind == "refused" else try_report(run)
     lines = [*warnings, *ended_lines(supervised, summary, run, [], report)]
     for line in lines:
-        if not line.startswith(("next: ", "error: ", "hint: ")):
-            _say(line)
+        _pass_on(line)
     ending = supervised.ending
     return Ended(supervised.exit_code, ending.message if supervised.exit_code else "", ending.hint)
 

@@ -1,7 +1,7 @@
 """What a pipeline will cost, before anything is started: what is done with each stage, its time, memory and disk.
 
-A stage whose model does not exist yet is planned with the model that its chain begins with, which has the same shape and
-so takes the same memory and time. Rows that an earlier stage will make are not known; then that is said and nothing is guessed.
+A stage whose model does not exist yet is planned with the model that its chain begins with: that has the same shape, and
+so takes as long and as much. Rows that an earlier stage will make are not known; then that is said and nothing guessed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +75,8 @@ def _plan(stage: Stage, deciding: Deciding, done: set[str], make: Make) -> tuple
             return None, error.message
         model = str(local.folder) if local is not None else root.recipe.model
         kept = [one for one in loaded.overrides if one.partition("=")[0] not in ("model", "revision", "adapter")]
-        loaded = load_recipe(loaded.path, (f"model={model}", "revision=", "adapter=", *kept))
+        named = [f"{key}=" for key in ("revision", "adapter") if getattr(loaded.recipe, key)]
+        loaded = load_recipe(loaded.path, (f"model={model}", *named, *kept))
         note = f"planned with the model that {_first(stage, deciding.pipeline).name} begins with"
     try:
         return make(loaded), note

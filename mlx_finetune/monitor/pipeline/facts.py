@@ -30,11 +30,6 @@ class StageFacts:
             return self.record.status
         return "running" if self.is_at_work else "interrupted"
 
-    @property
-    def tokenizer(self) -> str:
-        """SHA-256 of its tokenizer; "" where nothing tells."""
-        return self.run.info.identity.tokenizer_sha256 if self.run is not None else ""
-
 
 @dataclass(frozen=True, slots=True)
 class PipelineFacts:

@@ -107,6 +107,7 @@ class Evaluation:
     lost: tuple[Changed, ...] = ()
     gates: tuple[Gate, ...] = ()
     failed: tuple[Problem, ...] = field(default=())
+    identity: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:

@@ -223,14 +223,15 @@ class _Loading:
             self._problem(index, "start_from", message, "remove start_from, or [scratch] from its recipe")
             return ()
         earlier = before.loaded.recipe
+        named = [f"{key}=" for key in ("revision", "adapter") if getattr(recipe, key)]  # those of its own file
         if earlier.lora is None:
-            return [f"model={before.folder}", "revision=", "adapter="]
+            return [f"model={before.folder}", *named]
         if different := _differences(earlier.lora, recipe.lora):
             message = f"{asked.name} cannot go on with the adapter of {before.name}: {different}"
             self._problem(index, "start_from", message, f"copy the [lora] section of {before.name} into its recipe")
             return ()
-        revision = earlier.revision or ""
-        return [f"model={earlier.model}", f"revision={revision}", f"adapter={before.folder}"]
+        revision = [f"revision={earlier.revision}"] if earlier.revision else named[:1] if recipe.revision else []
+        return [f"model={earlier.model}", *revision, f"adapter={before.folder}"]
 
     def _problem(self, index: int, key: str, message: str, hint: str) -> None:
         line = self.lines.line_of(("stages", index, key)) or 1

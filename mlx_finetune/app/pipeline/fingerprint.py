@@ -12,6 +12,7 @@ from pathlib import Path
 from mlx_finetune import durable
 from mlx_finetune.dataset.corpus import locate_sources
 from mlx_finetune.dataset.stream import ORDER_ID
+from mlx_finetune.errors import DataError
 from mlx_finetune.model.sources.fetch import fetch_model, path_of
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
@@ -103,10 +104,18 @@ def hash_result(stage: Stage) -> str:
 
 
 def hash_path(path: Path) -> str:
-    """SHA-256 of a file, or of the names and hashes of all files in a folder but hidden ones and logs."""
-    if not path.is_dir():
-        return durable.hash_file(path)
-    return _joined((str(one.relative_to(path)), durable.hash_file(one)) for one in _files(path))
+    """SHA-256 of a file, or of the names and hashes of all files in a folder but hidden ones and logs.
+
+    Raises ``DataError`` for what cannot be read.
+    """
+    try:
+        if not path.is_dir():
+            return durable.hash_file(path)
+        return _joined((str(one.relative_to(path)), durable.hash_file(one)) for one in _files(path))
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}", "check the name; relative paths count from here") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _files(folder: Path) -> Iterator[Path]:

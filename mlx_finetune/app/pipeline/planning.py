@@ -1,7 +1,7 @@
 """What a pipeline will cost, before anything is started: what is done with each stage, its time, memory and disk.
 
-A stage whose model does not exist yet is planned with the model that its chain begins with: that has the same shape, and
-so takes as long and as much. Rows that an earlier stage will make are not known; then that is said and nothing guessed.
+A stage whose model does not exist yet is planned with the model that its chain begins with: of the same shape, it
+takes as long and as much. Rows that an earlier stage will make are not known; that is said then.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -182,7 +182,8 @@ class _Loading:
         name = asked.recipe or ""
         found = find_named(name, self.here, self.path.parent)
         if found is None:
-            near = get_close_matches(Path(name).stem, [one.name for one in list_recipes(self.here)], 1)
+            files = [path.name for folder in (self.path.parent, self.here) for path in sorted(folder.glob("*.toml"))]
+            near = get_close_matches(name, [*files, *(one.name for one in list_recipes(self.here))], 1)
             hint = f"did you mean {near[0]}?" if near else "`mlxft recipe list` shows the recipes there are"
             self._problem(index, "recipe", f"there is no recipe {shown(name)}", hint)
             return None

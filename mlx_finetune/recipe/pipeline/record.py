@@ -125,4 +125,4 @@ _WORDS: Mapping[str, str] = {
 
 
 def _short(value: str | None) -> str:
-    return "not there" if value is None else value if len(value) <= 60 else f"{value[:57]}..."
+    return "not there" if value is None else value if len(value) <= 160 else f"{value[:157]}..."

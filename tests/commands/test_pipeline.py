@@ -1,4 +1,4 @@
-"""``mlxft pipeline`` with real trainings of tiny models: two stages and a measurement; stopping and killing are slow."""
+"""``mlxft pipeline`` with real trainings of tiny models: two stages and a measurement. Killing them is slow."""
 
 import json
 import os

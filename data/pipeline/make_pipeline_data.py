@@ -48,6 +48,7 @@ def share_of(kind: str, number: int) -> Share:
 
 
 def choice(share: Share, options: Sequence[str]) -> str:
+    """One of the options, each as likely as the others."""
     return options[int(share() * len(options))]
 
 
@@ -64,10 +65,12 @@ def turned(share: Share, pair: Pair) -> Pair:
 
 
 def written_out(pair: Pair) -> str:
+    """``34 + 58 = 92``."""
     return f"{pair[0]} + {pair[1]} = {sum(pair)}"
 
 
 def question(share: Share, pair: Pair) -> str:
+    """A sum as somebody asks for it."""
     form = choice(share, ("What is {} + {}?", "How much is {} + {}?", "Add {} and {}."))
     return form.format(*pair)
 
@@ -88,6 +91,7 @@ def story(share: Share) -> str:
 
 
 def fact(share: Share) -> str:
+    """The colour of something."""
     thing = choice(share, tuple(COLOURS))
     return f"{thing[0].upper()}{thing[1:]} is {COLOURS[thing]}."
 
@@ -133,6 +137,7 @@ def choice_of_error(share: Share) -> int:
 
 
 def sums(name: str, set_aside: Sequence[Pair]) -> Iterator[dict[str, str]]:
+    """Questions with the number that is right."""
     for number, pair in enumerate(set_aside):
         share = share_of(name, number)
         asked = turned(share, pair)
@@ -140,6 +145,7 @@ def sums(name: str, set_aside: Sequence[Pair]) -> Iterator[dict[str, str]]:
 
 
 def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """One row a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8", newline="\n")

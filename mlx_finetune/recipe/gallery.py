@@ -20,6 +20,10 @@ from mlx_finetune.recipe.describe import SCHEMA_NAME, json_schema, schema_text
 from mlx_finetune.recipe.scratch import SCRATCH
 from mlx_finetune.recipe.toml_file import MAX_BYTES
 
+#: Stands in the place of the task for a pipeline, which lies among the recipes.
+PIPELINE_TASK = "pipeline"
+#: Rows of the pipelines that come with mlxft.
+PIPELINE_DATA = "data/pipeline"
 _PACKAGE = Path(mlx_finetune.__file__).parent
 
 
@@ -98,9 +102,18 @@ def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
 
 
 def copy_data(recipe: RecipeFile, here: Path) -> Path | None:
-    """Copy the data that came with the package to where the recipe looks from ``here``; None where none is missing."""
+    """Copy the data that came with the package to where the recipe looks from ``here``; None where none is missing.
+
+    Of a pipeline that is the folder with the rows of all its stages.
+    """
+    if recipe.task == PIPELINE_TASK:
+        return _copy_folder(recipe, PIPELINE_DATA, here)
     data = _read(recipe.path).get("data")
     path = cast(dict[str, Any], data).get("path") if isinstance(data, dict) else None
+    return _copy_folder(recipe, path, here)
+
+
+def _copy_folder(recipe: RecipeFile, path: object, here: Path) -> Path | None:
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
         return None
     shipped, target = _PACKAGE / path, here / path
@@ -108,6 +121,11 @@ def copy_data(recipe: RecipeFile, here: Path) -> Path | None:
         return None
     shutil.copytree(shipped, target)
     return target
+
+
+def is_pipeline(path: Path) -> bool:
+    """True for a file with stages; a file that cannot be read is taken for a recipe."""
+    return "stages" in _read(path)
 
 
 def _folders(here: Path) -> Iterator[Path]:
@@ -119,6 +137,8 @@ def _folders(here: Path) -> Iterator[Path]:
 
 def _describe(path: Path) -> RecipeFile:
     values = _read(path)
+    if "stages" in values:
+        return RecipeFile(path.stem, path, "", PIPELINE_TASK, _purpose(path))
     task = values.get("task", "pretrain" if "scratch" in values else "sft")
     return RecipeFile(path.stem, path, _model(values), str(task), _purpose(path))
 

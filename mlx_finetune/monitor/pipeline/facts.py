@@ -1,15 +1,53 @@
 """What is known of a pipeline, from pipeline.json and the folders of its stages; what is missing is left out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
-from mlx_finetune.monitor.report.evaluated import Evaluation, read_evaluations
+from mlx_finetune.monitor.report.evaluated import Evaluation, Figure, read_evaluations
 from mlx_finetune.monitor.report.facts import ReportFacts, read_facts
+from mlx_finetune.monitor.report.typed import read_json
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, StageRecord, read_record
 from mlx_finetune.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How often one way to pick an answer is right: a share of the problems with its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    num_right: int | None = None
+
+    def figure(self, num_problems: int) -> Figure:
+        """As a share in a table."""
+        return Figure(self.value, self.low, self.high, num_problems, self.num_right or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The share of the first way less that of the second, over the same problems."""
+
+    first: str
+    second: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Picks:
+    """One comparison of ways to pick one of ``k`` answers, as ``mlxft eval --samples`` keeps it."""
+
+    samples: str
+    num_problems: int
+    k: int
+    ways: tuple[Way, ...]
+    compared: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +59,7 @@ class StageFacts:
     folder: Path
     run: ReportFacts | None
     evaluations: Mapping[str, Evaluation]
+    picks: tuple[Picks, ...]
     is_at_work: bool
 
     @property
@@ -63,4 +102,13 @@ def _stage(record: StageRecord, folder: Path, pipeline: PipelineRecord, *, is_ru
     measured = {one.name for one in pipeline.evaluations if one.stage == record.name and one.status == "finished"}
     found, _ = read_evaluations(run.file(rundir.EVALUATIONS)) if facts is not None else ([], [])
     is_at_work = is_running or (facts is not None and facts.run.is_running)
-    return StageFacts(record, folder, facts, {one.name: one for one in found if one.name in measured}, is_at_work)
+    own = {one.name: one for one in found if one.name in measured}
+    return StageFacts(record, folder, facts, own, tuple(_picks(folder)) if record.kind == "command" else (), is_at_work)
+
+
+def _picks(folder: Path) -> Iterator[Picks]:
+    """Every comparison in the folder of a command, by name; other files are passed over."""
+    for path in sorted(folder.glob("*.json")):
+        found = read_json(path, Picks)
+        if found is not None and found.ways:
+            yield found

@@ -9,14 +9,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlx_finetune import durable
-from mlx_finetune.monitor.pipeline.facts import PipelineFacts, StageFacts
+from mlx_finetune.monitor.pipeline.facts import Picks, PipelineFacts, StageFacts
 from mlx_finetune.monitor.pipeline.table import (
     HEAD,
     Column,
     EvaluationTable,
+    all_picks,
+    difference_texts,
     evaluation_tables,
     figure_text,
     markdown,
+    pick_rows,
+    picks_title,
     stage_rows,
 )
 from mlx_finetune.monitor.report.chart import bar
@@ -53,6 +57,9 @@ def render(facts: PipelineFacts) -> str:
     """The page as text, the same for the same pipeline."""
     tables = evaluation_tables(facts)
     parts = [("stages", "stages", _stages(facts))]
+    picks = all_picks(facts)
+    if picks:
+        parts.append(("picks", "picking", _picks(picks)))
     if tables:
         parts.append(("figures", "figures", _figures(tables)))
     if any(stage.run is not None and stage.run.card is not None for stage in facts.stages):
@@ -131,6 +138,20 @@ def _cells(column: Column, stage: str) -> list[Child]:
 
 def _bar(figure: Figure | None) -> Html | None:
     return bar(max(0.0, min(1.0, figure.value))) if figure is not None and figure.num_right is not None else None
+
+
+def _picks(found: Sequence[tuple[str, Picks]]) -> Html:
+    """Ways to pick one of several answers, side by side."""
+    made: list[Html] = []
+    for stage, picks in found:
+        made.append(tag("h3", foreign(stage, 60), " ", tag("span", foreign(picks_title(picks), 200), class_="same")))
+        rows: list[list[Child]] = [
+            [name, text, bar(max(0.0, min(1.0, way.value)))]
+            for (name, text), way in zip(pick_rows(picks), picks.ways, strict=True)
+        ]
+        made.append(table(("", "right", ""), rows, class_="figures"))
+        made += [tag("p", one) for one in difference_texts(picks)]
+    return section("picks", "Picking one of several answers", *made)
 
 
 def _data(facts: PipelineFacts) -> Html:

@@ -5,9 +5,9 @@ one tokenizer; bits per byte can always be compared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from mlx_finetune.monitor.pipeline.facts import PipelineFacts, StageFacts
+from mlx_finetune.monitor.pipeline.facts import Picks, PipelineFacts, StageFacts
 from mlx_finetune.monitor.plain import one_line
 from mlx_finetune.monitor.report.evaluated import Evaluation, Figure
 from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
@@ -123,6 +123,42 @@ def _stage_row(stage: StageFacts) -> Sequence[str]:
     return (record.name, what, status, steps, losses, format_seconds(record.seconds) if record.seconds else "", size)
 
 
+_TITLES = {
+    "greedy": "greedy answer",
+    "random": "random pick",
+    "majority": "majority vote",
+    "verifier": "verifier's pick",
+    "oracle": "oracle (any right)",
+}
+
+
+def all_picks(facts: PipelineFacts) -> Sequence[tuple[str, Picks]]:
+    """Every comparison of ways to pick an answer, with the stage that made it."""
+    return [(stage.record.name, picks) for stage in facts.stages for picks in stage.picks]
+
+
+def picks_title(picks: Picks) -> str:
+    """What was picked from."""
+    return f"{counted(picks.num_problems, 'problem')} of {one_line(picks.samples, 80)}, {picks.k} answers each"
+
+
+def pick_rows(picks: Picks) -> Sequence[Sequence[str]]:
+    """A row for each way: its name and the share that is right."""
+    ways = picks.ways
+    return [
+        (_TITLES.get(way.name, one_line(way.name, 40)), figure_text(way.figure(picks.num_problems))) for way in ways
+    ]
+
+
+def difference_texts(picks: Picks) -> Sequence[str]:
+    """``verifier - random: +12.3 points (+8.1 to +16.4)`` for each pair that was compared."""
+    return [
+        f"{one_line(one.first, 40)} - {one_line(one.second, 40)}: {100 * one.value:+.1f} points "
+        f"({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+        for one in picks.compared
+    ]
+
+
 def table_lines(facts: PipelineFacts) -> Iterator[str]:
     """Everything as lines for a terminal."""
     yield from _aligned([tuple(word.upper() for word in HEAD), *stage_rows(facts)])
@@ -132,6 +168,11 @@ def table_lines(facts: PipelineFacts) -> Iterator[str]:
         yield from _aligned([("", *(one_line(column.title, 40) for column in one.columns)), *_cells(one, "*")])
         if one.note:
             yield one.note
+    for stage, picks in all_picks(facts):
+        yield ""
+        yield f"{stage}: {picks_title(picks)}"
+        yield from _aligned([("", "right"), *pick_rows(picks)])
+        yield from (f"{one}" for one in difference_texts(picks))
     if any(column.best for one in evaluation_tables(facts) for column in one.columns):
         yield ""
         yield "* best of its column; in brackets the 95 % interval"
@@ -145,6 +186,10 @@ def markdown(facts: PipelineFacts) -> str:
         lines += ["", f"## {_plain(one.name)}", "", f"{_plain(one.rows)}; in brackets the 95 % interval.", ""]
         lines += _grid(("stage", *(column.title for column in one.columns)), _cells(one, "**"))
         lines += ["", f"{one.note[0].upper()}{one.note[1:]}."] if one.note else []
+    for stage, picks in all_picks(facts):
+        lines += ["", f"## {_plain(stage)}", "", f"{_plain(picks_title(picks))}; in brackets the 95 % interval.", ""]
+        lines += _grid(("one of them, picked", "right"), pick_rows(picks))
+        lines += ["", *(f"{_plain(one)}  " for one in difference_texts(picks))]
     return "\n".join(lines) + "\n"
 
 
@@ -182,6 +227,7 @@ def table_json(facts: PipelineFacts) -> dict[str, object]:
             }
             for one in evaluation_tables(facts)
         ],
+        "picks": [{"stage": stage, **asdict(picks)} for stage, picks in all_picks(facts)],
     }
 
 

@@ -5,7 +5,7 @@
 A small world that a model of two million weights can learn in minutes, one kind of rows for each stage:
 
     text/      plain text: little stories about who has how many of what, facts, and sums written out
-    sft/       questions with answers; sums are answered in two ways, "92" twice as often as "34 + 58 = 92"
+    sft/       questions with answers; sums are answered in two ways, "52" twice as often as "34 + 18 = 52"
     dpo/       pairs: the sum written out is preferred to the bare number, and a right sum to a wrong one
     problems.jsonl    sums whose answers are sampled, to teach a verifier
     test.jsonl        sums for the end
@@ -23,9 +23,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SEED = 7
-LARGEST = 99
+LARGEST, LARGEST_ADDED = 99, 30
 #: Sums set aside: problems.jsonl, test.jsonl, and the valid files of sft and dpo.
-ASIDE = {"problems": 500, "test": 300, "sft": 100, "dpo": 200}
+ASIDE = {"problems": 400, "test": 200, "sft": 60, "dpo": 120}
 ROWS = {"text": 6000, "sft": 2400, "dpo": 1200}
 TEXT_VALID = 200
 
@@ -53,9 +53,11 @@ def choice(share: Share, options: Sequence[str]) -> str:
 
 
 def pairs() -> list[Pair]:
-    """Every sum of two numbers from 10 to ``LARGEST``, the smaller first, in a fixed disorder."""
+    """Every sum of a number from 10 to 99 and one from 2 to 30, the smaller first, in a fixed disorder."""
     share = share_of("pairs", 0)
-    every = [(a, b) for a in range(10, LARGEST + 1) for b in range(a, LARGEST + 1)]
+    every = sorted(
+        {(min(a, b), max(a, b)) for a in range(10, LARGEST + 1) for b in range(2, LARGEST_ADDED + 1)},
+    )
     return [pair for _, pair in sorted((share(), pair) for pair in every)]
 
 
@@ -65,7 +67,7 @@ def turned(share: Share, pair: Pair) -> Pair:
 
 
 def written_out(pair: Pair) -> str:
-    """``34 + 58 = 92``."""
+    """``34 + 18 = 52``."""
     return f"{pair[0]} + {pair[1]} = {sum(pair)}"
 
 

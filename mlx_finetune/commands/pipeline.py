@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
     help="Replace the results of stages that have changed; with --from or --only those stages in any case.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, with time, memory and disk; change nothing.")
+@click.option("--no-measure", is_flag=True, help="With --dry-run: take no steps where the time is not known.")
 @click.option("--status", is_flag=True, help="Print how far it is; also while it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table, the status or the plan as JSON.")
 def command(
@@ -42,6 +43,7 @@ def command(
     only: str | None,
     force: bool,
     dry_run: bool,
+    no_measure: bool,
     status: bool,
     as_json: bool,
 ) -> int:
@@ -61,7 +63,7 @@ def command(
         return _status(pipeline, as_json=as_json)
     deciding = _deciding(pipeline, Selection(first, only, force))
     if dry_run:
-        return _dry_run(deciding, as_json=as_json)
+        return _dry_run(deciding, measures=not no_measure, as_json=as_json)
     return _run(deciding, as_json=as_json)
 
 
@@ -99,7 +101,8 @@ _PROPOSALS = ("next: ", "error: ", "hint: ", "what it learned, measured: ", "to 
 
 def _run(deciding: "Deciding", *, as_json: bool) -> int:
     from mlx_finetune.app.pipeline.carry_out import Hands, carry_out
-    from mlx_finetune.app.pipeline.process import run_command
+    from mlx_finetune.app.pipeline.process import leaving, run_command
+    from mlx_finetune.errors import Interrupted
 
     pipeline = deciding.pipeline
     hands = Hands(
@@ -108,10 +111,11 @@ def _run(deciding: "Deciding", *, as_json: bool) -> int:
         say=lambda text: _say(f"\n{text}"),
     )
     try:
-        outcome = carry_out(deciding, hands)
-    except KeyboardInterrupt:
-        _say(f"\ninterrupted\nto go on: {_go_on(deciding)}")
-        return 130
+        with leaving():
+            outcome = carry_out(deciding, hands)
+    except Interrupted as error:
+        _say(f"\n{error.message}\nto go on: {_go_on(deciding)}")
+        return error.exit_code
     return _ended(deciding, outcome, pipeline, as_json=as_json)
 
 
@@ -243,12 +247,15 @@ def _since(started: float) -> str:
     return format_seconds(max(0.0, time.time() - started))
 
 
-def _dry_run(deciding: "Deciding", *, as_json: bool) -> int:
+def _dry_run(deciding: "Deciding", *, measures: bool, as_json: bool) -> int:
+    from functools import partial
+
     from mlx_finetune.app.pipeline.planning import plan_json, plan_lines, plan_stages
     from mlx_finetune.commands.plan import plan_recipe
     from mlx_finetune.recipe.pipeline.record import read_record
 
-    planned = plan_stages(deciding, read_record(deciding.pipeline.folder), plan_recipe)
+    make = partial(plan_recipe, measures=measures)
+    planned = plan_stages(deciding, read_record(deciding.pipeline.folder), make)
     if as_json:
         click.echo(json.dumps(plan_json(planned, deciding.pipeline), ensure_ascii=False))
     else:

@@ -1,4 +1,4 @@
-"""``mlxft pipeline`` with real trainings of tiny models: two stages and a measurement. Killing them is slow."""
+"""``mlxft pipeline`` with real trainings of tiny models: two stages and an evaluation. Killing them is slow."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_a_pipeline_runs_is_planned_skipped_looked_at_and_protected(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_pipeline(tmp_path, tiny_model("llama"))
-    planned = call("--dry-run")
+    planned = call("--dry-run", "--no-measure")
     assert not Path("adapters").exists()
     lines = planned.stdout.splitlines()
     assert lines[0] == "plan of p.toml into adapters/p"
@@ -95,16 +95,16 @@ def test_a_pipeline_runs_is_planned_skipped_looked_at_and_protected(
         ["sft", "runs"],
     ]
     assert "  planned with the model that full begins with" in lines
-    assert stages_of(call("--dry-run", "--json")) == [("full", "run"), ("sft", "run")]
+    assert stages_of(call("--dry-run", "--no-measure", "--json")) == [("full", "run"), ("sft", "run")]
     process = start(tmp_path)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     _check_table(out)
-    assert [line for line in err.splitlines() if line.startswith(("stage ", "measuring ", "next: "))] == [
+    assert [line for line in err.splitlines() if line.startswith(("stage ", "evaluating ", "next: "))] == [
         "stage 1 of 2, full: begins",
-        "measuring rows of full",
+        "evaluating rows of full",
         "stage 2 of 2, sft: begins",
-        "measuring rows of sft",
+        "evaluating rows of sft",
         "next: mlxft chat adapters/p/sft",
     ]
     _check_report(Path("adapters/p"))
@@ -139,10 +139,10 @@ def _check_afterwards() -> None:
     again = call()
     assert (again.return_value, again.stderr.count("done before, skipped")) == (0, 2)
     assert "finished (skipped)" in again.stdout
-    assert call("--dry-run").stdout.splitlines()[-1] == "everything is done"
+    assert call("--dry-run", "--no-measure").stdout.splitlines()[-1] == "everything is done"
     with pytest.raises(RunError, match=r"would be replaced: sft \(training.max_steps: was 2, is now 3\)"):
         raise call("--set", "sft.training.max_steps=3").exception or AssertionError("nothing was refused")
-    assert "needs --force" in call("--set", "sft.training.max_steps=3", "--dry-run").stdout
+    assert "needs --force" in call("--set", "sft.training.max_steps=3", "--dry-run", "--no-measure").stdout
     with pytest.raises(UsageError, match="--dry-run and --status"):
         raise call("--status", "--dry-run").exception or AssertionError("nothing was refused")
     Path("adapters/p/report.html").write_text("mine")
@@ -178,7 +178,7 @@ def test_status_of_a_pipeline_that_never_ran_says_how_to_start_it(
 def test_stopped_or_killed_at_any_moment_it_ends_with_the_same_weights(
     tmp_path: Path, tiny_model: Callable[..., Path], how: signal.Signals
 ) -> None:
-    """Again and again, a little later each time, in trainings, in measurements and between them."""
+    """Again and again, a little later each time, in trainings, in evaluations and between them."""
     write_pipeline(tmp_path, tiny_model("llama"), steps=24)
     straight, cut = tmp_path, tmp_path / "cut"
     cut.mkdir()
@@ -198,8 +198,9 @@ def test_stopped_or_killed_at_any_moment_it_ends_with_the_same_weights(
         if ended == 0:
             break
         if how != signal.SIGKILL:
-            assert ended == 128 + how, err
-            assert err.splitlines()[-1] == "to go on: mlxft pipeline p.toml"
+            is_early = not err  # before anything was read: Python's own way to leave
+            assert is_early or ended == 128 + how, err
+            assert is_early or err.splitlines()[-1] == "to go on: mlxft pipeline p.toml"
         seconds += 0.4
         _wait_for_orphans(cut)
     assert ended == 0

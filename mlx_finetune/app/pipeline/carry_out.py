@@ -1,6 +1,6 @@
-"""Runs a pipeline: stage after stage, each with its measurements, and keeps pipeline.json up to date on the way.
+"""Runs a pipeline: stage after stage, each with its evaluations, and keeps pipeline.json up to date on the way.
 
-A training is the same child process as that of ``mlxft train``, a command or a measurement is a process of ``mlxft``
+A training is the same child process as that of ``mlxft train``, a command or an evaluation is a process of ``mlxft``
 (``process``). What a stage needs was decided before; it is decided again when its turn has come, because only then is
 it known what the stages before it made.
 """
@@ -38,7 +38,7 @@ _STOPPED = (130, 143, 129)
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a stage or a measurement ended: its exit code, and why and what to do where that is not 0."""
+    """How a stage or an evaluation ended: its exit code, and why and what to do where that is not 0."""
 
     exit_code: int
     message: str = ""
@@ -64,7 +64,7 @@ class Hands:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the pipeline ended; ``where`` names the stage or measurement that did not finish, "" where all did."""
+    """How the pipeline ended; ``where`` names the stage or evaluation that did not finish, "" where all did."""
 
     exit_code: int
     record: PipelineRecord
@@ -117,12 +117,12 @@ def begun_record(pipeline: LoadedPipeline, old: PipelineRecord | None) -> Pipeli
 
 
 def data_of(one: EvaluationRecipe, pipeline: LoadedPipeline) -> str | None:
-    """Where the rows of a measurement are."""
+    """Where the rows of an evaluation are."""
     return filled(one.data, pipeline.folders) if one.data is not None else None
 
 
 def _refuse_replaced_figures(deciding: Deciding, steps: Sequence[Step]) -> None:
-    """A measurement that was defined otherwise is not replaced unasked. Raises ``RunError``."""
+    """An evaluation that was defined otherwise is not replaced unasked. Raises ``RunError``."""
     pipeline, record = deciding.pipeline, read_record(deciding.pipeline.folder)
     if record is None:
         return
@@ -135,7 +135,7 @@ def _refuse_replaced_figures(deciding: Deciding, steps: Sequence[Step]) -> None:
             new = evaluation_fingerprint(one, data_of(one, pipeline), result, deciding.base)
             if changed := differences(kept.fingerprint, new, {}):
                 raise RunError(
-                    f"the measurement {one.name} has changed: {'; '.join(changed)}; the figures of {step.stage.name} "
+                    f"the evaluation {one.name} has changed: {'; '.join(changed)}; the figures of {step.stage.name} "
                     "would be replaced",
                     f"to replace them: {pipeline.command('--force')}; to keep them give it another name",
                 )
@@ -171,7 +171,7 @@ class _Work:
                     continue
                 ended = self._evaluation(stage, one)
                 if ended.status != "finished":
-                    where = f"the measurement {one.name} of stage {stage.name}"
+                    where = f"the evaluation {one.name} of stage {stage.name}"
                     return Outcome(ended.exit_code, self.record, where, ended.message, ended.hint)
         return Outcome(0, self.record)
 
@@ -266,9 +266,9 @@ class _Work:
         if kept is not None and is_same and kept.status == "finished" and place.with_name(f"{one.name}.json").is_file():
             return Ended(0)
         if not is_same:
-            for end in (".json", ".csv", ".rows.jsonl"):  # of a measurement that was defined otherwise
+            for end in (".json", ".csv", ".rows.jsonl"):  # of an evaluation that was defined otherwise
                 place.with_name(one.name + end).unlink(missing_ok=True)
-        self.hands.say(f"measuring {one.name} of {stage.name}")
+        self.hands.say(f"evaluating {one.name} of {stage.name}")
         before = kept.seconds if kept is not None and is_same else 0.0
         begun = EvaluationRecord(stage.name, one.name, "begun", found, before)
         self._keep(self.record.with_evaluation(begun))
@@ -280,7 +280,7 @@ class _Work:
 
 
 def evaluation_words(stage: Stage, one: EvaluationRecipe, data: str | None) -> Sequence[str]:
-    """The command of a measurement, after ``mlxft``."""
+    """The command of an evaluation, after ``mlxft``."""
     words = ["eval", str(stage.folder), "--name", one.name]
     options: Mapping[str, object | None] = {"--data": data, "--max-rows": one.max_rows, "--max-tokens": one.max_tokens}
     words += [part for option, value in options.items() if value is not None for part in (option, str(value))]

@@ -66,7 +66,7 @@ def command_fingerprint(
 
 
 def evaluation_fingerprint(one: EvaluationRecipe, data: str | None, result: str, base: Path) -> dict[str, str]:
-    """That of a measurement of a result; ``data`` is where its rows are, with the names of stages filled in."""
+    """That of an evaluation of a result; ``data`` is where its rows are, with the names of stages filled in."""
     found = {
         key: json.dumps(value) for key, value in one.model_dump(mode="json").items() if key not in ("stages", "name")
     }

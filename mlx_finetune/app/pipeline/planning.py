@@ -143,13 +143,13 @@ def _sum_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Ite
     unknown = [one.step.stage.name for one in todo if not (one.plan and one.plan.forecast.finish_seconds)]
     if known:
         more = f", and what {', '.join(unknown)} will take" if unknown else ""
-        yield f"about {format_seconds(sum(one.expected for one in known))} in all{more}, without measurements"
+        yield f"about {format_seconds(sum(one.expected for one in known))} in all{more}, without evaluations"
     elif unknown:
         yield f"the time is known once something has run here; measure one: mlxft plan {_measurable(todo)}"
     evaluations = pipeline.pipeline.evaluations
     count = sum(name in one.stages for one in evaluations for name in (item.step.stage.name for item in todo))
     if count:
-        yield f"{count} measurements: {', '.join(one.name for one in evaluations)}"
+        yield f"{count} evaluations: {', '.join(one.name for one in evaluations)}"
     for one in todo:
         if one.plan is not None and not one.plan.fits:
             need = format_bytes(one.plan.forecast.peak_bytes.expected)

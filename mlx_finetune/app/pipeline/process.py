@@ -3,17 +3,42 @@
 It lives in its own session, so that Ctrl-C reaches it once, through us; a second Ctrl-C ends it at once.
 """
 
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from mlx_finetune.app.pipeline.carry_out import Ended
 from mlx_finetune.app.running.launch import POLL_SECONDS, forwarding
-from mlx_finetune.errors import RunError
+from mlx_finetune.errors import Interrupted, RunError
+
+
+@contextmanager
+def leaving() -> Generator[None]:
+    """Between two processes SIGTERM and SIGHUP leave as Ctrl-C does; one that is ignored (nohup) stays ignored.
+
+    Raises ``Interrupted``.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        del frame
+        raise Interrupted(f"stopped by {signal.Signals(number).name}", signal_number=number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_command(words: Sequence[str], log: Path | None, say: Callable[[str], None]) -> Ended:

@@ -82,7 +82,7 @@ class PipelineFacts:
 
     @property
     def seconds(self) -> float:
-        """Time at work of all stages and measurements, over all starts."""
+        """Time at work of all stages and evaluations, over all starts."""
         return sum(one.seconds for one in (*self.record.stages, *self.record.evaluations))
 
 

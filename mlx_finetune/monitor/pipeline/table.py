@@ -181,7 +181,7 @@ def table_lines(facts: PipelineFacts) -> Iterator[str]:
 def markdown(facts: PipelineFacts) -> str:
     """The same as Markdown."""
     lines = [f"# {_plain(facts.name)}", "", *_grid(HEAD, stage_rows(facts))]
-    lines += ["", f"{format_seconds(facts.seconds)} in all, measurements included."]
+    lines += ["", f"{format_seconds(facts.seconds)} in all, evaluations included."]
     for one in evaluation_tables(facts):
         lines += ["", f"## {_plain(one.name)}", "", f"{_plain(one.rows)}; in brackets the 95 % interval.", ""]
         lines += _grid(("stage", *(column.title for column in one.columns)), _cells(one, "**"))

@@ -44,7 +44,7 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """One measurement of the result of a stage; its figures are in the stage's eval/NAME.json."""
+    """One evaluation of the result of a stage; its figures are in the stage's eval/NAME.json."""
 
     stage: str
     name: str
@@ -71,7 +71,7 @@ class PipelineRecord:
         return next((one for one in self.stages if one.name == name), None)
 
     def evaluation(self, stage: str, name: str) -> EvaluationRecord | None:
-        """The record of a measurement; None where there was none yet."""
+        """The record of an evaluation; None where there was none yet."""
         return next((one for one in self.evaluations if (one.stage, one.name) == (stage, name)), None)
 
     def with_stage(self, changed: StageRecord) -> "PipelineRecord":
@@ -79,7 +79,7 @@ class PipelineRecord:
         return replace(self, stages=tuple(changed if one.name == changed.name else one for one in self.stages))
 
     def with_evaluation(self, changed: EvaluationRecord) -> "PipelineRecord":
-        """The same with another record of that measurement, whether there was one or not."""
+        """The same with another record of that evaluation, whether there was one or not."""
         others = [one for one in self.evaluations if (one.stage, one.name) != (changed.stage, changed.name)]
         return replace(self, evaluations=(*others, changed))
 

@@ -62,9 +62,9 @@ class StageRecipe(Section):
 
 
 class EvaluationRecipe(Section):
-    """[[evaluations]]: one measurement by mlxft eval, on the same rows for every stage that it names."""
+    """[[evaluations]]: one evaluation by mlxft eval, on the same rows for every stage that it names."""
 
-    name: Name = Field(description="Name of the measurement, and of its file in each run's eval folder.")
+    name: Name = Field(description="Name of the evaluation, and of its file in each run's eval folder.")
     stages: Names = Field(description="Stages whose results are measured.", examples=[["sft"]])
     data: Text | None = Field(
         None, description="File or folder of rows; left out, the held-out rows of each stage's own recipe."

@@ -225,10 +225,10 @@ def test_a_process_that_was_killed_leaves_a_stage_that_goes_on(done: Pretend) ->
     assert done.done == ["lora again"]
 
 
-def test_a_failed_measurement_ends_it_and_is_done_first_the_next_time() -> None:
+def test_a_failed_evaluation_ends_it_and_is_done_first_the_next_time() -> None:
     pretend = Pretend(ends={"eval lora": Ended(1, "out of rows", "give some")})
     outcome = run(pretend)
-    assert (outcome.where, outcome.message) == ("the measurement rows of stage lora", "out of rows")
+    assert (outcome.where, outcome.message) == ("the evaluation rows of stage lora", "out of rows")
     run(pretend)
     assert pretend.done == ["eval lora", "draw", "more"]
 
@@ -239,9 +239,9 @@ def test_a_missed_gate_is_a_result(done: Pretend) -> None:
     assert run(done).exit_code == 0
 
 
-def test_a_measurement_that_was_defined_otherwise_is_replaced_only_when_asked(done: Pretend) -> None:
+def test_an_evaluation_that_was_defined_otherwise_is_replaced_only_when_asked(done: Pretend) -> None:
     Path("p.toml").write_text(PIPELINE.replace('["loss"]', '["loss", "general"]'))
-    with pytest.raises(RunError, match=r"the measurement rows has changed: tasks: was .*figures of full"):
+    with pytest.raises(RunError, match=r"the evaluation rows has changed: tasks: was .*figures of full"):
         run(done)
     run(done, selection=Selection(is_forced=True))
     assert done.done == ["eval full", "eval lora"]

@@ -56,13 +56,16 @@ def copy(name: str, destination: Path) -> None:
 
     Its schema is written beside it, so that an editor knows the keys.
     """
-    from mlx_finetune.recipe.gallery import copy_data, copy_recipe, find_recipe
+    from mlx_finetune.recipe.gallery import PIPELINE_TASK, copy_data, copy_recipe, find_recipe
 
     recipe = find_recipe(name, Path.cwd())
     written = copy_recipe(recipe, destination)
     data = copy_data(recipe, Path.cwd())
     for path in [*written, *([data] if data else [])]:
         click.echo(str(path))
+    if recipe.task == PIPELINE_TASK:
+        click.echo(f"\nnext: mlxft pipeline {shlex.quote(str(written[0]))} --dry-run", err=True)
+        return
     click.echo(f"\nnext: put your data and another output_dir into {written[0]}, then:", err=True)
     click.echo(f"      mlxft data check {shlex.quote(str(written[0]))}", err=True)
 

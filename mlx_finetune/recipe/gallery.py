@@ -8,7 +8,7 @@ import json
 import shlex
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import mlx_finetune
 from mlx_finetune.errors import UsageError
-from mlx_finetune.recipe.describe import SCHEMA_NAME, json_schema, schema_text
+from mlx_finetune.recipe.describe import SCHEMA_NAME, schema_text
+from mlx_finetune.recipe.pipeline import check as pipeline
 from mlx_finetune.recipe.scratch import SCRATCH
 from mlx_finetune.recipe.toml_file import MAX_BYTES
 
@@ -56,6 +57,8 @@ def find_recipe(name: str, here: Path = Path()) -> RecipeFile:
     wanted = name.removesuffix(".toml").removeprefix("recipes/")
     if wanted in recipes:
         return recipes[wanted]
+    if "/" in wanted and (stage := find_named(wanted, here, here)) is not None:
+        return _describe(stage)  # of a pipeline
     near = get_close_matches(wanted, recipes, 1)
     hint = f"did you mean `{near[0]}`?" if near else "`mlxft recipe list` shows the recipes there are"
     raise UsageError(f"there is no recipe `{name}`", hint)
@@ -94,9 +97,11 @@ def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}", "name a folder that exists") from None
     written = [target]
-    schema = target.with_name(SCHEMA_NAME)
-    if _may_write_schema(schema):
-        schema.write_text(schema_text(), encoding="utf-8")
+    is_of_pipeline = recipe.task == PIPELINE_TASK
+    schema = target.with_name(pipeline.SCHEMA_NAME if is_of_pipeline else SCHEMA_NAME)
+    content = pipeline.schema_text() if is_of_pipeline else schema_text()
+    if _may_write_schema(schema, json.loads(content)):
+        schema.write_text(content, encoding="utf-8")
         written.append(schema)
     return written
 
@@ -165,13 +170,13 @@ def _purpose(path: Path) -> str:
     return comments[0] if comments else ""
 
 
-def _may_write_schema(path: Path) -> bool:
-    """Is there no such file, or an older schema of ours?"""
+def _may_write_schema(path: Path, ours: Mapping[str, object]) -> bool:
+    """Is there no such file, or an older one of the schema ``ours``?"""
     if not path.exists():
         return True
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    is_ours = isinstance(found, dict) and cast(dict[str, object], found).get("title") == json_schema()["title"]
-    return is_ours and found != json_schema()
+    is_ours = isinstance(found, dict) and cast(dict[str, object], found).get("title") == ours["title"]
+    return is_ours and found != ours

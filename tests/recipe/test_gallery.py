@@ -7,7 +7,7 @@ from conftest import ROOT
 from mlx_finetune.errors import UsageError
 from mlx_finetune.recipe import gallery
 from mlx_finetune.recipe.describe import SCHEMA_NAME, schema_text
-from mlx_finetune.recipe.gallery import copy_data, copy_recipe, find_recipe, list_recipes
+from mlx_finetune.recipe.gallery import copy_data, copy_recipe, find_named, find_recipe, list_recipes
 from mlx_finetune.recipe.load import load_recipe
 
 PIPELINES = ["pipeline-scratch"]
@@ -161,3 +161,28 @@ def test_an_installed_package_brings_the_data_of_its_recipe(tmp_path: Path, monk
     assert copy_data(recipe, here) == here / "data" / "quickstart"
     assert (here / "data" / "quickstart" / "train.jsonl").read_text() == "{}"
     assert copy_data(recipe, here) is None
+
+
+def test_a_pipeline_is_copied_with_its_own_schema_and_its_stages_have_names(tmp_path: Path) -> None:
+    pipeline = find_recipe("pipeline-scratch", tmp_path)
+    assert (pipeline.task, pipeline.model) == ("pipeline", "")
+    written = copy_recipe(pipeline, tmp_path / "mine.toml")
+    assert [path.name for path in written] == ["mine.toml", "pipeline.schema.json"]
+    assert f"mlxft pipeline {tmp_path / 'mine.toml'} --dry-run" in written[0].read_text()
+    stage = ROOT / "recipes" / "pipeline-scratch" / "sft.toml"
+    assert find_recipe("pipeline-scratch/sft", tmp_path).path == stage
+    assert find_named("pipeline-scratch/sft", tmp_path, tmp_path) == stage
+
+
+def test_the_rows_of_an_installed_pipeline_are_copied_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    (package / "recipes").mkdir(parents=True)
+    (package / "recipes" / "p.toml").write_text('output_dir = "o"\n[[stages]]\nname = "a"\n')
+    (package / "data" / "pipeline" / "sft").mkdir(parents=True)
+    (package / "data" / "pipeline" / "sft" / "train.jsonl").write_text("{}")
+    monkeypatch.setattr(gallery, "_PACKAGE", package)
+    copied = copy_data(find_recipe("p", tmp_path), tmp_path)
+    assert copied == tmp_path / "data" / "pipeline"
+    assert (copied / "sft" / "train.jsonl").is_file()

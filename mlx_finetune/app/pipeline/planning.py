@@ -11,6 +11,7 @@ from pathlib import Path
 from mlx_finetune.app.pipeline.decide import Action, Deciding, Step
 from mlx_finetune.app.planning.plan import Plan, find_local
 from mlx_finetune.errors import MlxftError
+from mlx_finetune.hardware.planning.disk import free_bytes
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
@@ -146,6 +147,10 @@ def _sum_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Ite
         yield f"about {format_seconds(sum(one.expected for one in known))} in all{more}, without evaluations"
     elif unknown:
         yield f"the time is known once something has run here; measure one: mlxft plan {_measurable(todo)}"
+    disk = sum(one.plan.forecast.disk_bytes.expected for one in todo if one.plan is not None)
+    if disk:
+        free = free_bytes(pipeline.folder)
+        yield f"{format_bytes(disk)} of disk in all, {format_bytes(free)} are free"
     evaluations = pipeline.pipeline.evaluations
     count = sum(name in one.stages for one in evaluations for name in (item.step.stage.name for item in todo))
     if count:

@@ -1,5 +1,7 @@
 """What is known of a pipeline, from pipeline.json and the folders of its stages; what is missing is left out."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,9 @@ from mlx_finetune.monitor.report.facts import ReportFacts, read_facts
 from mlx_finetune.monitor.report.typed import read_json
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, StageRecord, read_record
 from mlx_finetune.rundir import RunDir
+
+
+_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,14 @@ class Picks:
 @dataclass(frozen=True, slots=True)
 class StageFacts:
     """One stage. ``run`` is None for a command and before a training began; ``evaluations`` are by name, and are those
-    that the pipeline measured."""
+    that the pipeline measured. ``vocabulary`` is equal for tokenizers that cut texts alike."""
 
     record: StageRecord
     folder: Path
     run: ReportFacts | None
     evaluations: Mapping[str, Evaluation]
     picks: tuple[Picks, ...]
+    vocabulary: str
     is_at_work: bool
 
     @property
@@ -103,7 +109,20 @@ def _stage(record: StageRecord, folder: Path, pipeline: PipelineRecord, *, is_ru
     found, _ = read_evaluations(run.file(rundir.EVALUATIONS)) if facts is not None else ([], [])
     is_at_work = is_running or (facts is not None and facts.run.is_running)
     own = {one.name: one for one in found if one.name in measured}
-    return StageFacts(record, folder, facts, own, tuple(_picks(folder)) if record.kind == "command" else (), is_at_work)
+    picks = tuple(_picks(folder)) if record.kind == "command" else ()
+    return StageFacts(record, folder, facts, own, picks, _vocabulary(folder), is_at_work)
+
+
+def _vocabulary(folder: Path) -> str:
+    """SHA-256 of what cuts a text into tokens, whatever template goes with it; "" where nothing tells."""
+    for path in (folder / rundir.MODEL_FOLDER / _TOKENIZER, folder / _TOKENIZER):
+        try:
+            found = json.loads(path.read_bytes())
+            parts = [found[key] for key in ("model", "normalizer", "pre_tokenizer")]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return ""
 
 
 def _picks(folder: Path) -> Iterator[Picks]:

@@ -50,7 +50,7 @@ def evaluation_tables(facts: PipelineFacts) -> Sequence[EvaluationTable]:
 def _table(name: str, stages: Sequence[StageFacts]) -> EvaluationTable:
     evaluations = {stage.record.name: stage.evaluations[name] for stage in stages}
     places = {one.identity.get("rows_sha256") for one in evaluations.values()}
-    tokenizers = {one.identity.get("tokenizer_sha256") for one in evaluations.values()}
+    tokenizers = {stage.vocabulary or stage.evaluations[name].identity.get("tokenizer_sha256") for stage in stages}
     shown = {measured.title: measured for one in evaluations.values() for measured in one.measures if measured.is_shown}
     columns: list[Column] = []
     for title, measured in shown.items():

@@ -35,7 +35,7 @@ def pipeline(first: Evaluation, second: Evaluation, **changes: Any) -> PipelineF
     evaluations = tuple(EvaluationRecord(name, "rows", "finished", seconds=5.0) for name in STAGES)
     record = PipelineRecord("2026", "p.toml", "/", stages=records, evaluations=evaluations)
     stages = tuple(
-        StageFacts(one, Path(one.name), None, {"rows": found}, (), is_at_work=False)
+        StageFacts(one, Path(one.name), None, {"rows": found}, (), "", is_at_work=False)
         for one, found in zip(records, (first, second), strict=True)
     )
     return replace(PipelineFacts("mine", Path("adapters/mine"), record, stages, is_running=False), **changes)
@@ -60,6 +60,19 @@ def test_what_is_counted_per_token_is_not_ranked_across_tokenizers() -> None:
     assert evaluation_tables(facts)[0].note == (
         "what is counted per token is not ranked: the tokenizers differ; compare bits per byte"
     )
+
+
+def test_a_chat_template_makes_no_other_tokenizer(tmp_path: Path) -> None:
+    tokens = {"model": {"vocab": {"a": 0}}, "normalizer": None, "pre_tokenizer": None}
+    for name, place in (("pretrain", "pretrain/model"), ("sft", "sft")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "tokenizer.json").write_text(json.dumps(tokens | {"decoder": name}))
+    write_record(tmp_path, pipeline(evaluation(3.0, 10), evaluation(3.5, 20)).record)
+    first, second = read_pipeline(tmp_path).stages
+    assert first.vocabulary == second.vocabulary != ""
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20, tokenizer="with a template"))
+    stages = tuple(replace(stage, vocabulary=first.vocabulary) for stage in facts.stages)
+    assert best(replace(facts, stages=stages))["perplexity"] == ("pretrain",)
 
 
 def test_nothing_is_ranked_over_different_rows_or_alone_or_where_all_are_alike() -> None:

@@ -90,13 +90,13 @@ def carry_out(deciding: Deciding, hands: Hands) -> Outcome:
             f"another process runs the pipeline in {pipeline.folder}", f"look at it: {pipeline.command('--status')}"
         )
     try:
-        return _Work(deciding, hands, begun_record(pipeline, read_record(pipeline.folder))).run(steps)
+        return _Work(deciding, hands, begun_record(pipeline, read_record(pipeline.folder), deciding.base)).run(steps)
     finally:
         os.close(lock)
 
 
-def begun_record(pipeline: LoadedPipeline, old: PipelineRecord | None) -> PipelineRecord:
-    """The record with the stages that the file has now; what is known of them stays."""
+def begun_record(pipeline: LoadedPipeline, old: PipelineRecord | None, base: Path) -> PipelineRecord:
+    """The record with the stages that the file has now, started in ``base``; what is known of them stays."""
     created = old.created if old is not None else datetime.now(UTC).isoformat(timespec="seconds")
     stages: list[StageRecord] = []
     for stage in pipeline.stages:
@@ -109,7 +109,7 @@ def begun_record(pipeline: LoadedPipeline, old: PipelineRecord | None) -> Pipeli
     return PipelineRecord(
         created,
         str(pipeline.path),
-        str(Path.cwd()),
+        str(base.resolve()),
         pipeline.overrides,
         tuple(stages),
         tuple(kept_evaluations),

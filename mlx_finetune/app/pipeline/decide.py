@@ -5,7 +5,7 @@ Decided from pipeline.json and from what lies in the folders. Nothing is run or 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -157,9 +157,7 @@ def _more(reasons: Sequence[str]) -> str:
 def _elsewhere(pipeline: LoadedPipeline) -> str:
     """The command with another folder for everything."""
     others = tuple(one for one in pipeline.overrides if one.partition("=")[0].strip() != "output_dir")
-    folder = next_folder(pipeline.folder)
-    moved = LoadedPipeline(pipeline.pipeline, pipeline.text, pipeline.path, (*others, f"output_dir={folder}"), ())
-    return moved.command()
+    return replace(pipeline, overrides=(*others, f"output_dir={next_folder(pipeline.folder)}")).command()
 
 
 def next_folder(folder: Path) -> Path:

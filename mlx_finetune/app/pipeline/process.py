@@ -48,19 +48,17 @@ def run_command(words: Sequence[str], log: Path | None, say: Callable[[str], Non
     """
     said: list[str] = []
 
-    def listen(line: str) -> None:
-        said.append(line)
-        say(line)
+    def listen(stream: IO[bytes]) -> None:
+        for line in stream:
+            said.append(line.decode("utf-8", "replace").rstrip())
+            say(said[-1])
 
     output = log.open("ab") if log is not None else None
     try:
         with forwarding(say) as signals:
             child = _spawn(words, output)
             assert child.stderr is not None
-            stderr = child.stderr
-            reader = threading.Thread(
-                target=lambda: [listen(line.decode("utf-8", "replace").rstrip()) for line in stderr], daemon=True
-            )
+            reader = threading.Thread(target=listen, args=(child.stderr,), daemon=True)
             reader.start()
             signals.attach(child)
             while child.poll() is None:

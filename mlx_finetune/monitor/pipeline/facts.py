@@ -14,7 +14,6 @@ from mlx_finetune.monitor.report.typed import read_json
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, StageRecord, read_record
 from mlx_finetune.rundir import RunDir
 
-
 _TOKENIZER = "tokenizer.json"
 
 

@@ -151,7 +151,8 @@ def _train(stage: "Stage", is_resumed: bool) -> "Ended":
     for line in lines:
         _pass_on(line)
     ending = supervised.ending
-    return Ended(supervised.exit_code, ending.message if supervised.exit_code else "", ending.hint)
+    message = ending.message if supervised.exit_code else ""
+    return Ended(supervised.exit_code, message, ending.hint, supervised.stop_signal)
 
 
 def _ended(deciding: "Deciding", outcome: "Outcome", pipeline: "LoadedPipeline", *, as_json: bool) -> int:

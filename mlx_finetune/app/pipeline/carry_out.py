@@ -38,11 +38,15 @@ _STOPPED = (130, 143, 129)
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a stage or an evaluation ended: its exit code, and why and what to do where that is not 0."""
+    """How a stage or an evaluation ended: its exit code, and why and what to do where that is not 0.
+
+    ``stop_signal`` is a signal that came too late to stop it: what is next is not begun any more. 0 without one.
+    """
 
     exit_code: int
     message: str = ""
     hint: str = ""
+    stop_signal: int = 0
 
     @property
     def status(self) -> Status:
@@ -164,16 +168,19 @@ class _Work:
                 continue
             title = f"stage {number} of {len(steps)}, {stage.name}"
             ended = self._stage(stage, title)
-            if ended.status != "finished":
-                return Outcome(ended.exit_code, self.record, f"stage {stage.name}", ended.message, ended.hint)
+            if ended.status != "finished" or ended.stop_signal:
+                return self._left(ended, f"stage {stage.name}")
             for one in self.pipeline.pipeline.evaluations:
                 if stage.name not in one.stages:
                     continue
                 ended = self._evaluation(stage, one)
-                if ended.status != "finished":
-                    where = f"the evaluation {one.name} of stage {stage.name}"
-                    return Outcome(ended.exit_code, self.record, where, ended.message, ended.hint)
+                if ended.status != "finished" or ended.stop_signal:
+                    return self._left(ended, f"the evaluation {one.name} of stage {stage.name}")
         return Outcome(0, self.record)
+
+    def _left(self, ended: Ended, where: str) -> Outcome:
+        code = 128 + ended.stop_signal if ended.stop_signal else ended.exit_code
+        return Outcome(code, self.record, where, ended.message, ended.hint)
 
     def _keep(self, record: PipelineRecord) -> None:
         self.record = record

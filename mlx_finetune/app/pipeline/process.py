@@ -71,8 +71,8 @@ def run_command(words: Sequence[str], log: Path | None, say: Callable[[str], Non
         if output is not None:
             output.close()
     code = child.returncode
-    if signals.received and code:
-        return Ended(128 + signals.received[0])
+    if signals.received:
+        return Ended(128 + signals.received[0] if code else 0, stop_signal=signals.received[0])
     if code < 0:
         return Ended(1, f"the process was ended by signal {-code}")
     return Ended(code, _last(said, "error: ") or f"it ended with code {code}", _last(said, "hint: "))

@@ -225,6 +225,14 @@ def test_a_process_that_was_killed_leaves_a_stage_that_goes_on(done: Pretend) ->
     assert done.done == ["lora again"]
 
 
+def test_a_signal_that_came_too_late_for_a_stage_keeps_its_result_and_begins_nothing_more() -> None:
+    pretend = Pretend(ends={"full": Ended(0, stop_signal=2)})
+    outcome = run(pretend)
+    assert (outcome.exit_code, outcome.where, pretend.done) == (130, "stage full", ["full"])
+    run(pretend)
+    assert pretend.done == ALL[1:]
+
+
 def test_a_failed_evaluation_ends_it_and_is_done_first_the_next_time() -> None:
     pretend = Pretend(ends={"eval lora": Ended(1, "out of rows", "give some")})
     outcome = run(pretend)

@@ -48,6 +48,7 @@ EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of eac
 TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
 PIPELINE = "pipeline.json"  # in the folder of a pipeline, whose stages are run folders below it
 PIPELINE_REPORT = "report.md"  # beside a REPORT of the same: the table across stages
+TRACE = "trace"  # a folder: trace.json, CSV files and steps/ of mlxft trace
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -72,6 +73,7 @@ _RUN_FILES = frozenset(
             MODEL_FOLDER,
             EVALUATIONS,
             TRACKERS,
+            TRACE,
             SCHEMAS,
         ),
         *(

@@ -34,7 +34,7 @@ from mlx_finetune.units import counted, format_count, format_seconds
 _FOOTER = "Made by mlxft from the files of the pipeline. It holds everything it shows; nothing is sent anywhere."
 _HOW_TO_READ = (
     "The figures of one table are of the same rows, unless it says otherwise. 95 times of 100 an interval holds the "
-    "true value; where the intervals of two stages overlap widely, the rows do not tell them apart. The best value of a "
+    "true value; where the intervals of two stages overlap widely, the rows do not tell them apart. The best of a "
     "column is bold."
 )
 

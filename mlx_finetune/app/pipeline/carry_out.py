@@ -16,7 +16,7 @@ from mlx_finetune import durable
 from mlx_finetune.app.pipeline.decide import Deciding, Step, refuse_replacing, run_status
 from mlx_finetune.app.pipeline.fingerprint import evaluation_fingerprint, hash_result
 from mlx_finetune.app.running.runs import remove_run
-from mlx_finetune.errors import MlxftError, RunError
+from mlx_finetune.errors import Interrupted, MlxftError, RunError
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import (
     EvaluationRecord,
@@ -29,7 +29,7 @@ from mlx_finetune.recipe.pipeline.record import (
 )
 from mlx_finetune.recipe.pipeline.rules import filled
 from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
-from mlx_finetune.rundir import EVALUATIONS, LOCK, LOG, RunDir, take_lock
+from mlx_finetune.rundir import EVALUATIONS, LOCK, LOG, RunDir, check_folder, take_lock
 
 GATE_MISSED = 4
 #: Codes of a process that a signal has asked to leave.
@@ -83,6 +83,9 @@ def carry_out(deciding: Deciding, hands: Hands) -> Outcome:
     A stage that fails or is stopped ends it there; what was done is kept.
     """
     pipeline = deciding.pipeline
+    check_folder(pipeline.folder)
+    if RunDir(pipeline.folder).is_run():
+        raise RunError(f"{pipeline.folder} holds a run, not a pipeline", "choose another output_dir")
     steps = deciding.all_steps(read_record(pipeline.folder))
     if not deciding.selection.is_forced:
         refuse_replacing(steps, pipeline)
@@ -187,7 +190,15 @@ class _Work:
         write_record(self.pipeline.folder, record)
 
     def _stage(self, stage: Stage, title: str) -> Ended:
-        """Do what a stage still needs."""
+        """Do what a stage still needs; a refusal is an end of it that leaves its record as it was."""
+        try:
+            return self._decided(stage, title)
+        except Interrupted:
+            raise
+        except MlxftError as error:
+            return Ended(error.exit_code, error.message, error.hint)
+
+    def _decided(self, stage: Stage, title: str) -> Ended:
         step = self.deciding.step(stage, self.record, self.results)
         found = hash_result(stage) if step.action == "skip" else ""
         if step.action == "skip" and found:

@@ -4,13 +4,14 @@ Decided from pipeline.json and from what lies in the folders. Nothing is run or 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from mlx_finetune.app.pipeline.fingerprint import (
     RecipeIdentity,
+    check_rows,
     command_fingerprint,
     default_values,
     training_fingerprint,
@@ -18,6 +19,7 @@ from mlx_finetune.app.pipeline.fingerprint import (
 from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError, UsageError
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, differences
+from mlx_finetune.recipe.pipeline.rules import filled
 from mlx_finetune.rundir import RUN_INFO
 
 #: leave: not asked for. later: known once an earlier stage has run. replace: what is there would be lost.
@@ -80,6 +82,8 @@ class Deciding:
             is_chosen = stage.name in chosen
             try:
                 step = self.step(stage, record, results) if is_chosen else Step(stage, "leave")
+                if is_chosen and step.fingerprint is None:
+                    check_rows(stage, self.pipeline, self.base)
             except RecipeError:
                 raise
             except MlxftError as error:
@@ -89,6 +93,7 @@ class Deciding:
             kept = record.stage(stage.name) if record is not None else None
             if kept is not None and kept.status == "finished" and step.action in ("skip", "leave"):
                 results[stage.name] = kept.result_sha256
+        problems += self._missing_rows(chosen)
         if problems:
             raise RecipeError(problems)
         self._refuse_gaps(steps, results)
@@ -118,6 +123,16 @@ class Deciding:
         if stage.loaded is None:
             return command_fingerprint(stage, self.pipeline, results, self.base)
         return training_fingerprint(stage, self.pipeline, results, self.identity, self.base)
+
+    def _missing_rows(self, chosen: Sequence[str]) -> Iterator[Problem]:
+        """Files that evaluations name and that are not there; what a stage will make is not looked for."""
+        for one in self.pipeline.pipeline.evaluations:
+            if one.data is None or not set(one.stages) & set(chosen):
+                continue
+            path = Path(filled(one.data, self.pipeline.folders)).expanduser()
+            is_made_here = self.pipeline.folder in path.parents
+            if not is_made_here and not (self.base / path).exists():
+                yield Problem(f"evaluation {one.name}", f"there is no file {path}", "check `data` in [[evaluations]]")
 
     def _refuse_gaps(self, steps: Sequence[Step], results: Mapping[str, str]) -> None:
         """A stage that was left out must have finished where another one takes its result."""

@@ -15,6 +15,7 @@ from mlx_finetune.dataset.stream import ORDER_ID
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.sources.fetch import fetch_model, path_of
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.paths import data_paths
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
 from mlx_finetune.recipe.schema import Recipe
@@ -51,6 +52,15 @@ def training_fingerprint(
     if templates:
         found["template files"] = _joined((path.name, durable.hash_file(path)) for path in templates)
     return found | {"order": ORDER_ID}
+
+
+def check_rows(stage: Stage, pipeline: LoadedPipeline, base: Path) -> None:
+    """Refuse data that is not there, but for what an earlier stage will make. Raises ``DataError``."""
+    if stage.loaded is None:
+        return
+    data = stage.loaded.recipe.data
+    if not any(_is_below(text, pipeline.folder) for _, text in data_paths(data)):
+        hash_data(data, base)
 
 
 def command_fingerprint(

@@ -294,8 +294,9 @@ def test_a_result_that_somebody_changed_is_taken_and_one_that_is_gone_is_not_mad
     assert done.done == []
     assert done.said[-1] == "stage 4 of 4, more: done before, skipped; its result was changed since"
     Path("adapters/p/more/adapter_model.safetensors").unlink()
-    with pytest.raises(RunError, match=r"more \(its result is gone\)"):
-        run(done)
+    outcome = run(done)
+    assert (outcome.exit_code, outcome.where) == (1, "stage more")
+    assert outcome.message == "what adapters/p holds would be replaced: more (its result is gone)"
 
 
 def test_missing_data_is_found_before_anything_begins() -> None:
@@ -306,6 +307,33 @@ def test_missing_data_is_found_before_anything_begins() -> None:
     assert pretend.done == []
     problem = caught.value.problems[0]
     assert (problem.where, problem.message.startswith("there is no file ")) == ("stage full", True)
+
+
+@pytest.mark.parametrize("change", [("lora.data.path=nowhere.jsonl",), ()])
+def test_missing_rows_of_later_stages_and_of_evaluations_are_found_too(change: tuple[str, ...]) -> None:
+    if not change:
+        Path("p.toml").write_text(PIPELINE.replace('data = "rows.jsonl"', 'data = "nowhere.jsonl"'))
+    pretend = Pretend()
+    with pytest.raises(RecipeError, match=r"nowhere\.jsonl") as caught:
+        run(pretend, *change)
+    assert caught.value.problems[0].where == ("stage lora" if change else "evaluation rows")
+    assert pretend.done == []
+    assert not Path("adapters").exists()
+
+
+def test_a_pipeline_needs_a_folder_of_its_own(here: Path) -> None:
+    (here / "file").touch()
+    (here / "link").symlink_to("nowhere")
+    (here / "run").mkdir()
+    (here / "run" / RUN_INFO).write_text("{}")
+    for folder, message in (
+        ("file", "file is a file; output_dir must name a folder"),
+        ("link", "link is a link to a folder that is not there"),
+        ("run", "run holds a run, not a pipeline"),
+    ):
+        with pytest.raises(RunError) as caught:
+            run(Pretend(), f"output_dir={folder}")
+        assert caught.value.message == message
 
 
 def test_one_process_at_a_time(done: Pretend) -> None:

@@ -10,7 +10,7 @@ from mlx_finetune.app.open import Report
 from mlx_finetune.app.trace.learned import describe_categories
 from mlx_finetune.app.trace.measure import Settings, Tracer, open_traced
 from mlx_finetune.app.trace.probes import choose_probes
-from mlx_finetune.app.trace.tables import Traced, compare_checkpoints, write_tables
+from mlx_finetune.app.trace.tables import Traced, compare_checkpoints, find_directions, write_tables
 from mlx_finetune.app.updates.series import Series, open_series
 from mlx_finetune.errors import StorageError
 from mlx_finetune.events import Phase
@@ -49,7 +49,9 @@ def _trace(series: Series, asked: Asked, base: Path, report: Report) -> Traced:
     report(Phase("trace", detail="comparing checkpoints"))
     pairs = tuple(compare_checkpoints(series, has_svd=asked.has_svd))
     categories = describe_categories(results, probes.probes, seed=subject.seed)
-    traced = Traced(series, probes, results, tuple(categories), pairs, tuple(_left_out(series, asked)))
+    directions = tuple(find_directions(series, tracer.base_weight)) if asked.has_svd else ()
+    left_out = tuple(_left_out(series, asked))
+    traced = Traced(series, probes, results, tuple(categories), pairs, left_out, directions)
     write_tables(series.run.file(rundir.TRACE), traced)
     return traced
 

@@ -28,6 +28,9 @@ def summary_lines(traced: Traced) -> Iterator[str]:
     yield from _samples(traced)
     yield from _layers(traced)
     yield from _matrices(traced)
+    if traced.directions:
+        count = sum(one.is_intruder for one in traced.directions)
+        yield f"Intruder directions: {count} of {len(traced.directions)} top directions are like none of the base's"
     for sentence in traced.left_out:
         yield f"left out: {sentence}"
     yield DISCLAIMER

@@ -178,6 +178,16 @@ def test_a_checkpoint_that_is_not_what_was_saved_is_said(run, tmp_path):
     assert lines[1].startswith("2 checkpoints reloaded with the loss saved")
 
 
+def test_dense_svds_are_made_when_asked_for(run, tmp_path):
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    found = trace(copy, Asked(per_category=3, answer_tokens=3, has_svd=True))
+    rows = table(copy, "intruders.csv")
+    assert len(rows) == len(found.directions) == 10 * len(found.series.paths)
+    assert found.summary["num_intruders"] == sum(row["is_intruder"] == "True" for row in rows)
+    assert any(line.startswith("Intruder directions: ") for line in summary_lines(found))
+
+
 def test_a_run_without_step_0_is_compared_with_its_base(make_run):
     found = trace(make_run("llama", "training.save_at=[1.0]"))
     assert [(result.step, result.is_checkpoint) for result in found.results] == [(0, False), (6, True)]

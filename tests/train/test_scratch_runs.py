@@ -87,6 +87,9 @@ def test_experts_and_sinks_resume_to_the_same_bits(tmp_path: Path) -> None:
     train(recipe, overrides=more, resume=True)
     assert course(killed) == course(straight)
     assert result(killed) == result(straight)
+    card = killed.file(rundir.CARD).read_text()
+    assert "trained from random weights" in card
+    assert "trust_remote_code=True" in card
     balance = [event.metrics["balance_loss"] for event in steps(killed)]
     assert all(one is not None and 0.009 < one < 0.02 for one in balance)
 

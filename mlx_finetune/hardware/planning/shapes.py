@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlx_finetune.recipe.schema import LoraRecipe
+from mlx_finetune.recipe.scratch import OWN_TYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +149,6 @@ def adapter_parameters(shape: ModelShape, lora: LoraRecipe) -> int:
         for one in target_linears(shape, lora)
     )
     return per_block * adapted_layers(shape, lora)
-
-
-#: ``model_type`` of our own llama with sinks or experts (``model.scratch``, which this layer does not import).
-OWN_TYPE = "mlxft_scratch"
 
 
 class _Sizes:

@@ -89,7 +89,8 @@ def run_recipe(tmp_path):
 
 
 def test_every_recipe_has_a_case():
-    assert sorted([*CASES, *NEW_MODELS]) == sorted(path.stem for path in RECIPES.glob("*.toml"))
+    there = [path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text()]
+    assert sorted([*CASES, *NEW_MODELS]) == sorted(there)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -47,6 +47,11 @@ CASES = {
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
 }
+#: Recipes that begin with random weights, and what makes them small.
+NEW_MODELS = {
+    "scratch-shakespeare": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
+    "scratch-tinystories": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
+}
 BASE_MODELS = ("timeline-dialogpt", "llama-3.1-8b-alpaca", "voice-pythia-1.4b")
 
 
@@ -84,7 +89,8 @@ def run_recipe(tmp_path):
 
 
 def test_every_recipe_has_a_case():
-    assert sorted(CASES) == sorted(path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text())
+    there = [path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text()]
+    assert sorted([*CASES, *NEW_MODELS]) == sorted(there)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -101,6 +107,22 @@ def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
     assert {key.split(".")[-2] for key in weights} == set(modules)
     assert sum(value.size for value in weights.values()) == expected
     assert any(np.abs(value).max() > 0 for key, value in weights.items() if key.endswith("lora_b"))
+
+
+@pytest.mark.parametrize("name", NEW_MODELS)
+def test_a_recipe_from_random_weights_makes_a_model_with_a_tokenizer(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    data = write_data(tmp_path / "rows.jsonl", "text")
+    small = (*NEW_MODELS[name], "scratch.num_heads=2", "scratch.num_kv_heads=2", "training.batch_size=4")
+    lengths = ("training.max_steps=4", "training.eval_steps=4", "training.save_steps=4")
+    overrides = (*small, *lengths, f"data.path={data}", f"output_dir={tmp_path / 'run'}")
+    run = train(RECIPES / f"{name}.toml", overrides=overrides)
+    started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    assert started.trainable_parameters == started.total_parameters
+    made = run.path / rundir.MODEL_FOLDER
+    assert {path.name for path in made.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    losses = [r.event.loss for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, Evaluated)]
+    assert losses[-1] < losses[0]
 
 
 def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_recipe):

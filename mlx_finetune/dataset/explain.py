@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.formats import Example, Text
 from mlx_finetune.dataset.tokens import Encoded, Tokenizer
 from mlx_finetune.dataset.walk import Draft, Walk
 from mlx_finetune.errors import DataError
@@ -63,7 +63,8 @@ def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -
     texts = _texts(draft.text, encoding)
     if draft.is_document:
         before, after = walk.edge_texts()
-        texts = ([before] if before else []) + texts + [after]
+        goes_on = isinstance(draft.example, Text) and draft.example.continues
+        texts = ([before] if before else []) + texts + ([] if goes_on else [after])
     keeps = np.ones(len(ids), dtype=np.bool_)
     if len(ids) > limit:
         kept = walk.shorten(draft, ids, mask)

@@ -282,6 +282,11 @@ def _check_identity(admission: Admission, identity: Identity, request: Request, 
     changed = differences(saved, identity)
     if changed and not request.fork:
         raise other_run(changed)
+    if saved.get("tokenizer_sha256") != identity.tokenizer_sha256 and "scratch.tokenizer" in identity.recipe:
+        raise RunError(
+            "with this data the new model would get another tokenizer, whose tokens the trained weights do not know",
+            f"train its result on other data: a recipe with model = {str(admission.run.path)!r} and task = 'pretrain'",
+        )
     for sentence in fork_differences(saved, identity, admission.run_info.get("resolved")):
         emit(Notice("warning", f"forked: {sentence}"))
     for sentence in version_changes(saved, identity):

@@ -103,16 +103,21 @@ def write_record(folder: Path, record: PipelineRecord) -> None:
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str], defaults: Mapping[str, str]) -> Sequence[str]:
-    """What differs between two fingerprints, a phrase each. ``defaults`` count for what an older version left out."""
+    """What differs between two fingerprints, a phrase each.
+
+    For a key that one of them does not have ``defaults`` count: a version that knew more, or fewer, keys wrote it.
+    """
     found: list[str] = []
     for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key, defaults.get(key)), new.get(key, defaults.get(key))
+        default = defaults.get(key, _NOTHING)
+        before, after = old.get(key, default), new.get(key, default)
         if before == after:
             continue
         found.append(_WORDS.get(key) or (f"{key}: was {_short(before)}, is now {_short(after)}"))
     return found
 
 
+_NOTHING = "null"
 _WORDS: Mapping[str, str] = {
     "data files": "the data files have changed",
     "start": "what it starts from is another",
@@ -124,5 +129,5 @@ _WORDS: Mapping[str, str] = {
 }
 
 
-def _short(value: str | None) -> str:
-    return "not there" if value is None else value if len(value) <= 160 else f"{value[:157]}..."
+def _short(value: str) -> str:
+    return "not there" if value == _NOTHING else value if len(value) <= 160 else f"{value[:157]}..."

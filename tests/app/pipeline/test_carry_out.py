@@ -182,6 +182,20 @@ def test_keys_that_change_no_weight_are_no_reason(done: Pretend) -> None:
     assert done.done == []
 
 
+def test_keys_that_another_version_knows_are_no_change_while_they_have_their_defaults(done: Pretend) -> None:
+    record = read_record(Path("adapters/p"))
+    assert record is not None
+    full = record.stage("full")
+    assert full is not None
+    older = {key: value for key, value in full.fingerprint.items() if key != "data.packing"}
+    write_record(Path("adapters/p"), record.with_stage(replace(full, fingerprint=older | {"future": "null"})))
+    run(done)
+    assert done.done == []
+    write_record(Path("adapters/p"), record.with_stage(replace(full, fingerprint=older | {"future": "7"})))
+    with pytest.raises(RunError, match="future: was 7, is now not there"):
+        run(done)
+
+
 @pytest.mark.parametrize("code", [130, 143])
 def test_a_stopped_stage_goes_on_where_it_was_and_nothing_is_done_twice(code: int) -> None:
     pretend = Pretend(ends={"lora": Ended(code)})

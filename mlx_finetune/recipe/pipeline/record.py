@@ -56,7 +56,10 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True)
 class PipelineRecord:
-    """A whole pipeline. ``file``, ``started_in`` and ``overrides`` are what it takes to go on with it."""
+    """A whole pipeline. ``file``, ``started_in`` and ``overrides`` are what it takes to go on with it.
+
+    ``former`` are stages that were taken out of the file, ``former_evaluations`` likewise.
+    """
 
     created: str
     file: str
@@ -64,11 +67,18 @@ class PipelineRecord:
     overrides: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
+    former: tuple[StageRecord, ...] = ()
+    former_evaluations: tuple[EvaluationRecord, ...] = ()
     format_version: int = FORMAT_VERSION
+
+    @property
+    def all_evaluations(self) -> tuple[EvaluationRecord, ...]:
+        """Those of the file and those that were taken out of it."""
+        return (*self.former_evaluations, *self.evaluations)
 
     def stage(self, name: str) -> StageRecord | None:
         """The record of a stage; None where the pipeline had no such stage yet."""
-        return next((one for one in self.stages if one.name == name), None)
+        return next((one for one in (*self.stages, *self.former) if one.name == name), None)
 
     def evaluation(self, stage: str, name: str) -> EvaluationRecord | None:
         """The record of an evaluation; None where there was none yet."""

@@ -12,6 +12,7 @@ from mlx_finetune.monitor.microscope import STYLE
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Html, tag
 from mlx_finetune.monitor.report.parts.answers import answers
+from mlx_finetune.monitor.report.parts.checkpoints import checkpoints
 from mlx_finetune.monitor.report.parts.curves import curves
 from mlx_finetune.monitor.report.parts.data import data
 from mlx_finetune.monitor.report.parts.evaluations import evaluations
@@ -20,6 +21,7 @@ from mlx_finetune.monitor.report.parts.history import history
 from mlx_finetune.monitor.report.parts.machine import machine
 from mlx_finetune.monitor.report.parts.origin import files, reproduce
 from mlx_finetune.monitor.report.parts.settings import settings
+from mlx_finetune.monitor.report.parts.sinks import sinks
 from mlx_finetune.monitor.report.parts.tokens import tokens
 from mlx_finetune.monitor.report.parts.trace import trace
 
@@ -28,6 +30,8 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("answers", "answers", answers),
     ("curves", "curves", curves),
     ("evaluation", "evaluation", evaluations),
+    ("checkpoints", "checkpoints", checkpoints),
+    ("sinks", "past the context", sinks),
     ("trace", "trace", trace),
     ("tokens", "tokens", tokens),
     ("data", "data", data),

@@ -108,6 +108,7 @@ class Evaluation:
     gates: tuple[Gate, ...] = ()
     failed: tuple[Problem, ...] = field(default=())
     identity: Mapping[str, object] = field(default_factory=dict[str, object])
+    texts: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
 
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:

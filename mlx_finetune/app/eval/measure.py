@@ -16,6 +16,7 @@ from mlx_finetune.app.eval.answers import Answer, answer_all
 from mlx_finetune.app.eval.journal import Journal, Measured
 from mlx_finetune.app.eval.prompts import Continuation
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
+from mlx_finetune.app.eval.scored import own_side, predicted, scored_example
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
 from mlx_finetune.dataset.formats import Example
@@ -23,6 +24,7 @@ from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError, Problem
 from mlx_finetune.model.answers.batches import Request
 from mlx_finetune.model.answers.sampling import Sampling
+from mlx_finetune.model.heads.score import HeadSpec
 from mlx_finetune.model.likelihoods import LikelihoodModel, Losses, Scored, stride_of, window_of
 from mlx_finetune.train.losses import chunk_rows
 
@@ -162,6 +164,10 @@ class Measuring:
         The raw sum, not the mean over tokens: with the end mark the labels are different whole answers, so the sum is
         the probability that the model gives exactly this one; a mean would favour long labels.
         """
+        head = self._evaluation.subject.opened.head
+        if head is not None and own_side(side, head):
+            yield from self._scored_rows(model, side, rows, head)
+            return
         labels, likelihoods = self._evaluation.labels, LikelihoodModel(model, chunk_rows)
         for row in rows:
             one = self._evaluation.rows[row]
@@ -178,6 +184,24 @@ class Measuring:
             values: Values = label_values(labels, one.reference, likeliest, generated=False)
             nats = {f"nats:{label}": (total,) for label, total in zip(labels, sums, strict=True)}
             yield Measured(measures.LABELS, side.name, row, values | nats, answer=likeliest)
+
+    def _scored_rows(self, model: nn.Module, side: Side, rows: Sequence[int], head: HeadSpec) -> Iterator[Measured]:
+        """The class that the score head gives each row."""
+        labels, kept = self._evaluation.labels, list[tuple[int, Tokens]]()
+        for row in rows:
+            try:
+                kept.append((row, self._evaluation.prompter.trained(scored_example(self._evaluation.rows[row]))[-1]))
+            except MlxftError as error:
+                yield self._failure(measures.LABELS, side, row, error.message)
+        for (row, _), name in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
+            reference = self._evaluation.rows[row].reference
+            yield Measured(
+                measures.LABELS,
+                side.name,
+                row,
+                label_values(labels, reference, name, generated=False),
+                answer=name,
+            )
 
     # --- answers ---
 

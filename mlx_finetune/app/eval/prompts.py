@@ -20,7 +20,9 @@ from mlx_finetune.dataset.tokens import Message, Tokenizer, Tokens
 from mlx_finetune.dataset.walk import Walk
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.heads import SCORED_TASKS
 
+NO_LIMIT = 1_048_576
 _BETWEEN = "\n\n"
 
 
@@ -38,7 +40,8 @@ class Prompter:
     def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
         self._tokenizer = tokenizer
         self._walk = Walk(tokenizer, data, task=task, base=base)
-        answers = data.model_copy(update={"mask_prompt": True})
+        longest = NO_LIMIT if task in SCORED_TASKS else data.max_seq_length  # a question about a row is longer than it
+        answers = data.model_copy(update={"mask_prompt": True, "max_seq_length": longest})
         self._answers = Walk(tokenizer, answers, task="sft", base=base)
         self._markers = ControlMarkers(tokenizer)
         by_prompt = data.prompt_template != "auto" or not tokenizer.has_chat_template

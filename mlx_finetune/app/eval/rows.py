@@ -7,7 +7,7 @@ is that of the chosen rows.
 
 import heapq
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,16 @@ class _NoColumnError(DataError):
     """A row has nothing in the column by which figures are split."""
 
 
+#: A row that a score head is given -> the question about it for a language model, with its answer.
+Ask = Callable[[Example], Example]
+
+
 @dataclass(frozen=True, slots=True)
 class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
 
-    ``key`` is the hash of the content, the same in every evaluation.
+    ``key`` is the hash of the content, the same in every evaluation; ``scored`` what a score head is given, where
+    ``example`` is only what a language model is asked about it.
     """
 
     key: str
@@ -45,6 +50,7 @@ class EvalRow:
     example: Example
     prompt: tuple[Message, ...]
     reference: str
+    scored: Example | None = None
 
     @property
     def question(self) -> str:
@@ -78,11 +84,15 @@ def choose_rows(
     shots: int,
     seed: int,
     needs_category: bool = True,
+    task: str = "sft",
+    ask: Ask | None = None,
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
 
     Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``. Rows without the column
     ``category`` are not split, with a notice, unless it ``needs_category``.
+
+    ``task`` is the run's; ``ask`` makes questions of rows that a score head is given.
 
     Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
     is missing, or there are too few rows for ``shots``.
@@ -90,7 +100,7 @@ def choose_rows(
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
     recipe = data if given is None else data_of(given, data)
-    splits = load_splits(recipe, base=base)
+    splits = load_splits(recipe, base=base, task=task)
     name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
     if name is None and given is None:
         raise DataError(
@@ -107,14 +117,16 @@ def choose_rows(
         if needs_category:
             raise
         notices = (*notices, Problem("[eval] category", f"nothing is split: not every row has `{category}`"))
+    training = _training_rows(splits, data, training_base, given, task) if shots else ()
+    drawn = draw_shots(training, shots, seed)
     source = given or data.path or data.test or data.train or "the sources of the recipe"
     return Chosen(
-        tuple(_row(example, categories) for example in chosen),
+        tuple(_row(example, categories, ask) for example in chosen),
         _SPLIT_NAMES[name or "train"],
         source,
         splits.content_hash,
         len(held),
-        draw_shots(_training_rows(splits, data, training_base, given) if shots else (), shots, seed),
+        tuple(map(ask, drawn)) if ask else drawn,
         notices,
     )
 
@@ -146,11 +158,11 @@ def draw_shots(examples: Sequence[Example], count: int, seed: int) -> tuple[Exam
     return tuple(examples[place] for place in random.Random(f"shots {seed}").sample(range(len(examples)), count))
 
 
-def _training_rows(splits: Splits, data: DataRecipe, base: Path, given: str | None) -> Sequence[Example]:
+def _training_rows(splits: Splits, data: DataRecipe, base: Path, given: str | None, task: str) -> Sequence[Example]:
     """Rows that examples are drawn from: the run's own, whatever is evaluated; of a model's, those beside --data."""
     if given is None or data.path == NO_DATA:
         return splits.train if splits.test or splits.valid else ()
-    return load_splits(data, base=base).train
+    return load_splits(data, base=base, task=task).train
 
 
 def read_categories(
@@ -195,11 +207,13 @@ def _category(value: object) -> str:
     return " ".join(text.split())[:60]
 
 
-def _row(example: Example, categories: Mapping[tuple[str, int, int], str]) -> EvalRow:
+def _row(example: Example, categories: Mapping[tuple[str, int, int], str], ask: Ask | None) -> EvalRow:
     key = content_key(example)
     category = categories.get((example.source, example.line, key), "")
-    prompt, reference = prompt_and_reference(example)
-    return EvalRow(f"{key:016x}", f"{example.source}:{example.line}", category, example, prompt, reference)
+    asked = ask(example) if ask else example
+    prompt, reference = prompt_and_reference(asked)
+    where = f"{example.source}:{example.line}"
+    return EvalRow(f"{key:016x}", where, category, asked, prompt, reference, example if ask else None)
 
 
 def prompt_and_reference(example: Example) -> tuple[tuple[Message, ...], str]:

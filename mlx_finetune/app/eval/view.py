@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from mlx_finetune.app.eval import measures as works
+from mlx_finetune.app.eval.classes import confusion_lines
 from mlx_finetune.app.eval.figures import Result
 from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed, Timing
 from mlx_finetune.app.eval.setup import Evaluation
@@ -21,6 +22,7 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield from wrapped(report.verdict.sentence)
     yield ""
     yield from table(report.results, BASE, TUNED)
+    yield from confusion_lines(report.classes, TUNED if TUNED in report.classes else next(iter(report.classes), ""))
     yield from _categories(report.categories, report.results)
     how = "one at a time" if evaluation.at_once == 1 else f"{evaluation.at_once} at a time"
     yield from _answer_lines(f"answers, {how}: tokens and seconds of one (median, 95 % below)", report.answers)

@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.formats import Example, Labelled, Preference
+from mlx_finetune.dataset.problems import show
 from mlx_finetune.dataset.tokens import Encoded, Tokenizer
 from mlx_finetune.dataset.walk import Draft, Walk
 from mlx_finetune.errors import DataError
@@ -52,9 +53,18 @@ def explain(
                 rows.append((draft.method, _explain_draft(walk, draft, tokenizer, data.max_seq_length)))
             except DataError as error:
                 refusal = error.message
-        notes = tuple(problem.message for problem in walk.problems()) + ((refusal,) if refusal else ())
+        notes = tuple(problem.message for problem in walk.problems()) + ((refusal,) if refusal else ()) + _told(example)
         for method, tokens in rows or [("", ())]:
             yield ExplainedRow(example.source, example.line, method, tokens, notes)
+
+
+def _told(example: Example) -> tuple[str, ...]:
+    """What is learned of a row beside its tokens: its label, or the verdict on its answer."""
+    if isinstance(example, Labelled):
+        return (f"its label is {show(example.label)}: the state of the last token before the end is scored",)
+    if isinstance(example, Preference) and (example.chosen is None) != (example.rejected is None):
+        return (f"the answer is {'wrong' if example.chosen is None else 'right'}",)
+    return ()
 
 
 def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -> tuple[ExplainedToken, ...]:

@@ -7,7 +7,11 @@ from pydantic import Field
 from mlx_finetune.recipe.data import WHOLE_TEXT, DataRecipe
 from mlx_finetune.recipe.fields import Section
 
-SCORED_TASKS = ("classify", "verifier")
+#: Task -> why its rows cannot share a sequence.
+SCORED_TASKS = {
+    "classify": "every row has a label of its own",
+    "verifier": "every answer has a verdict of its own",
+}
 
 
 class VerifierRecipe(Section):

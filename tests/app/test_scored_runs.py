@@ -14,6 +14,7 @@ from mlx_finetune.app.classify import TextRow, label_texts, read_texts
 from mlx_finetune.app.eval.classes import confusion_lines, confusion_of
 from mlx_finetune.app.open import open_name
 from mlx_finetune.cli import main
+from mlx_finetune.errors import Problem
 from mlx_finetune.monitor.report.evaluated import read_evaluations
 from mlx_finetune.rundir import RunDir
 
@@ -46,6 +47,10 @@ def call(capsys) -> Callable[..., tuple[int, str, str]]:
         return ended.value.code, out, err
 
     return run
+
+
+def fail(problem: Problem) -> None:
+    pytest.fail(problem.message)
 
 
 def test_confusions_count_what_was_taken_for_what():
@@ -81,7 +86,7 @@ def test_a_classifier_is_measured_beside_the_language_model_it_began_as(runs, ca
     lines = [int(one["where"].rpartition(":")[2]) - 2 for one in result["gained"] + result["lost"]]
     asked = [TextRow(rows[line]["sentence"]) for line in lines]
     words = {"10": "ten", "2": "two", "ok": "ok"}
-    found = [words[one.label] for one in label_texts(opened, asked, pytest.fail)]
+    found = [words[one.label] for one in label_texts(opened, asked, fail)]
     right = [words[rows[line]["label"]] for line in lines]
     assert [a == b for a, b in zip(found, right, strict=True)] == [True] * len(result["gained"]) + [False] * len(
         result["lost"]
@@ -139,7 +144,7 @@ def test_a_long_text_is_read_to_its_end_and_one_without_a_token_is_reported(runs
     assert np.isfinite(list(found[0].probabilities.values())).all()
     assert "control marker" in problems[0]
     (tmp_path / "t.txt").write_text("one\n\ntwo\n")
-    assert [row.where.rpartition(":")[2] for row in read_texts(tmp_path / "t.txt", opened, pytest.fail)] == ["1", "3"]
+    assert [row.where.rpartition(":")[2] for row in read_texts(tmp_path / "t.txt", opened, fail)] == ["1", "3"]
 
 
 def test_chat_and_serve_say_what_a_classifier_is_for(runs, call, monkeypatch, tmp_path):

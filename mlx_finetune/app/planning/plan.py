@@ -19,6 +19,7 @@ from mlx_finetune.app.planning.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.labels import num_outputs
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.stream import epoch_lengths
@@ -49,6 +50,7 @@ from mlx_finetune.model.files.config import read_config, refuse_more_blocks
 from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.catalogue import find_entry
 from mlx_finetune.model.sources.fetch import LocalModel
+from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import counted, format_bytes, format_seconds
 
@@ -153,9 +155,10 @@ def make_plan(
     else:
         shape, bits = _read_config(local)
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
+    shape = replace(shape, num_outputs=num_outputs(recipe.task, splits.train))
     known = corrections or Corrections()
     _check_blocks(recipe, shape)
-    run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type)
+    run, unpackable = base / recipe.run_folder, SCORED_TASKS.get(recipe.task, why_unpackable(shape.model_type))
     facts = Facts(lengths, shape, machine, unpackable, bits, known.memory_factor, num_processes=num_processes)
     facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)

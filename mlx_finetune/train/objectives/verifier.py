@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_finetune.dataset.stream import Batch
+from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective
 from mlx_finetune.train.objectives.classify import count_rows
@@ -26,7 +27,7 @@ def verifier(lm_loss_weight: float) -> Objective:
         partial(verdict_loss, lm_loss_weight=lm_loss_weight),
         metrics=("accuracy", "verdict_loss"),
         count=count_rows,
-        unpackable="every answer has a verdict of its own",
+        unpackable=SCORED_TASKS["verifier"],
         num_outputs=1,
         is_per_position=False,
     )

@@ -19,7 +19,9 @@ class SourceRecipe(Section):
 Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
-DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
+DataFormat = Literal[
+    "auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion", "preference", "unpaired-preference"
+]
 Truncation = Literal["drop", "keep-end", "split"]
 
 

@@ -24,6 +24,7 @@ from mlx_finetune.recipe.fields import (
     refuse,
 )
 from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.recipe.preference import PREFERENCE_TASKS, PreferenceRecipe, unused_problems
 from mlx_finetune.recipe.training import TrainingRecipe
 
 
@@ -125,8 +126,10 @@ class Recipe(Section):
         None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
     )
     adapter: str = Field("", description="Run or adapter folder whose weights training starts from.")
-    task: Literal["sft", "pretrain"] = Field(
-        "sft", description="sft learns answers to prompts; pretrain learns plain text."
+    task: Literal["sft", "pretrain", "dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto"] = Field(
+        "sft",
+        description="sft learns answers to prompts; pretrain learns plain text; dpo, cdpo, rdpo, ipo, simpo and orpo "
+        "learn from pairs of a chosen and a rejected answer, kto from answers marked good or bad.",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -137,6 +140,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes initial weights, order, dropout, draws.")
     lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
     data: DataRecipe
+    preference: PreferenceRecipe | None = Field(None, description="Numbers of the losses on preferences.")
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
     eval: EvalRecipe = Field(default_factory=lambda: EvalRecipe.model_validate({}))
     chat: ChatRecipe = Field(default_factory=lambda: ChatRecipe.model_validate({}))
@@ -162,9 +166,25 @@ class Recipe(Section):
                 f"`adapter` = {self.adapter!r} without a [lora] section: full fine-tuning has no adapter; "
                 "add [lora] or remove `adapter`"
             )
+        problems += unused_problems(self.task, self.preference)
+        if self.task in PREFERENCE_TASKS:
+            problems += _not_of_preferences(self.task, self.data)
         return refuse(self, problems)
+
+
+def _not_of_preferences(task: str, data: DataRecipe) -> list[str]:
+    """What [data] asks for that makes no sense for two answers to one prompt."""
+    problems: list[str] = []
+    if not data.mask_prompt:
+        problems.append(f"`mask_prompt` = false with task {task!r}: only answers are compared; remove `mask_prompt`")
+    if data.truncation == "split":
+        problems.append(
+            f"`truncation` = \"split\" with task {task!r}: half an answer cannot be compared; write \"drop\" or "
+            '"keep-end"'
+        )
+    return problems
 
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "data", "training", "eval", "chat", "serve", "hardware")
+    return ("lora", "data", "preference", "training", "eval", "chat", "serve", "hardware")

@@ -7,9 +7,9 @@ comparing tokens, never by counting those of a prompt. In unpaired data the seco
 KTO's estimate of how far the policy has moved, and a fifth value says whether the own answer is good.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +212,9 @@ def _of_task(example: Example, task: str) -> Preference:
     return example
 
 
-def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    iterator = iter(examples)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch
+def _batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Parts of at least ``BATCH_ROWS``, so that a row of unpaired data has another one beside it."""
+    count = max(1, len(examples) // BATCH_ROWS)
+    ends = [len(examples) * number // count for number in range(count + 1)]
+    for start, end in itertools.pairwise(ends):
+        yield examples[start:end]

@@ -4,7 +4,7 @@ Defaults are those of ALGORITHMS.md 6; ``preference_settings`` fills them in for
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -36,8 +36,8 @@ class PreferenceRecipe(Section):
     )
     alpha: Annotated[float, Field(ge=0, le=1000)] | None = Field(
         None,
-        description="Weight of the loss of the chosen answer (nats per token) beside dpo, cdpo, rdpo or ipo; default is "
-        "0, and 1 helps where the chosen log-probability falls.",
+        description="Weight of the loss of the chosen answer (nats per token) beside dpo, cdpo, rdpo or ipo; default "
+        "is 0, and 1 helps where the chosen log-probability falls.",
     )
     good_weight: Auto | Weight | None = Field(
         None, description="Weight of good answers in kto; auto weighs good and bad answers alike in sum."
@@ -47,8 +47,8 @@ class PreferenceRecipe(Section):
     )
     share_prompt: Auto | bool | None = Field(
         None,
-        description="Compute the prompt of two answers once; auto does where the model allows it. The same numbers up to "
-        "rounding.",
+        description="Compute the prompt of two answers once; auto does where the model allows it. The same numbers up "
+        "to rounding.",
     )
 
 
@@ -104,4 +104,8 @@ def default_rate(task: str, *, is_adapter: bool) -> tuple[float, str]:
     return (5e-6, f"for adapters with {task}") if is_adapter else (5e-7, f"where every weight is trained with {task}")
 
 
-Task = Literal["dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto"]
+def kto_weights(num_good: int, num_bad: int) -> tuple[float, float]:
+    """Weights of good and bad answers that make both weigh alike in sum: 1 for the more frequent kind."""
+    if not num_good or not num_bad:
+        return 1.0, 1.0
+    return (1.0, num_good / num_bad) if num_good >= num_bad else (num_bad / num_good, 1.0)

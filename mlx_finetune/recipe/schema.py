@@ -179,8 +179,7 @@ def _not_of_preferences(task: str, data: DataRecipe) -> list[str]:
         problems.append(f"`mask_prompt` = false with task {task!r}: only answers are compared; remove `mask_prompt`")
     if data.truncation == "split":
         problems.append(
-            f"`truncation` = \"split\" with task {task!r}: half an answer cannot be compared; write \"drop\" or "
-            '"keep-end"'
+            f'`truncation` = "split" with task {task!r}: half an answer cannot be compared; write "drop" or "keep-end"'
         )
     return problems
 

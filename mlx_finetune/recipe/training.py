@@ -14,7 +14,9 @@ class TrainingRecipe(Section):
     """[training]: steps, optimizer, schedule, cadence. Every ``*_steps`` counts optimizer steps."""
 
     learning_rate: Auto | Annotated[float, Field(gt=0, le=10)] = Field(
-        "auto", description="Peak learning rate; auto is 2e-4 for adapters and 1e-5 for full fine-tuning."
+        "auto",
+        description="Peak learning rate; auto is 2e-4 for adapters and 1e-5 for full fine-tuning, 5e-6 and 5e-7 for "
+        "tasks on preferences (orpo 8e-6).",
     )
     epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         None, description="Passes over the training rows; give this or max_steps (1 when neither is given)."

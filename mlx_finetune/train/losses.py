@@ -246,24 +246,30 @@ def _weighted(
         part, chosen = hidden[start : start + rows], targets[start : start + rows]
         if d_hidden and not uses_numpy:
             part = cast("list[mx.array]", mx.depends([part], [found[-1], d_hidden[-1], *d_outer]))[0]
-        formed = logits(outer, part)
-        if uses_numpy:
-            row_losses, slope = _numpy_row_slopes(formed, chosen)
-            losses, slopes = mx.array(row_losses), as_numpy(slope)
-            slopes *= -as_numpy(weights)[start : start + rows, None]
-        else:
-            losses, slope = _fused_row_slopes(formed.astype(mx.float32), chosen)
-            slope = (-weights[start : start + rows, None] * slope).astype(formed.dtype)
+        losses, slope = _weighted_slopes(logits(outer, part), chosen, weights[start : start + rows], uses_numpy)
         d_part, *d_values = _pull_back(logits, outer, part, slope)
         found.append(-losses)
         d_hidden.append(d_part)
         d_outer = [kept + new for kept, new in zip(d_outer, d_values, strict=True)]
         if uses_numpy:
             d_hidden[-1], *d_outer = without_graph(d_part, *d_outer)
-            del formed, slope, slopes, d_part, d_values
+            del slope, d_part, d_values
     if not found:
         return (mx.zeros((0,)), mx.zeros_like(hidden), *d_outer)
     return (mx.concatenate(found), mx.concatenate(d_hidden, axis=0), *d_outer)
+
+
+def _weighted_slopes(
+    formed: mx.array, targets: mx.array, weights: mx.array, uses_numpy: bool
+) -> tuple[mx.array, mx.array]:
+    """The loss of each row (N,), and the gradient of its log-probability times its weight for the logits ``formed``."""
+    if not uses_numpy:
+        losses, slope = _fused_row_slopes(formed.astype(mx.float32), targets)
+        return losses, (-weights[:, None] * slope).astype(formed.dtype)
+    row_losses, slope = _numpy_row_slopes(formed, targets)
+    values = as_numpy(slope)
+    values *= -as_numpy(weights)[:, None]
+    return mx.array(row_losses), slope
 
 
 def fused_losses(scores: mx.array, targets: mx.array) -> mx.array:

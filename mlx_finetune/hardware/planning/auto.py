@@ -21,6 +21,13 @@ from mlx_finetune.hardware.planning.layout import choose_layout, count_sequences
 from mlx_finetune.hardware.planning.memory import Layout, MemoryPlan, plan_memory
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, VARIABLES, TunedSettings
+from mlx_finetune.recipe.preference import (
+    PREFERENCE_TASKS,
+    PreferenceRecipe,
+    default_rate,
+    kto_weights,
+    preference_settings,
+)
 from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
 from mlx_finetune.units import format_bytes
 
@@ -36,7 +43,9 @@ class Facts:
     a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted beyond the
     frozen weights (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token).
     ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
-    ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned`` is what ``mlxft tune`` found here.
+    ``answers`` are those marked
+    good and bad, where rows are marked. ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned``
+    is what ``mlxft tune`` found here.
     """
 
     lengths: NDArray[np.integer]
@@ -50,6 +59,7 @@ class Facts:
     valid_positions: int = 0
     free_disk_bytes: int | None = None
     num_processes: int = 1
+    answers: tuple[int, int] | None = None
     tuned: TunedSettings = NOTHING_TUNED
 
     @property
@@ -247,7 +257,7 @@ class _Decisions:
         """Learning rate, and the length of the run."""
         training = self._recipe.training
         if training.learning_rate == "auto":
-            rate, reason = (2e-4, "for adapters") if self._recipe.lora else (1e-5, "where every weight is trained")
+            rate, reason = self._default_rate()
             self._training["learning_rate"] = rate
             self._reasons["training.learning_rate"] = reason
         num_sequences = count_sequences(self._facts.lengths, self._packed_length)
@@ -258,6 +268,26 @@ class _Decisions:
             self._training["epochs"] = epochs
             self._reasons["training.epochs"] = "one pass where neither epochs nor max_steps is given"
         self._total_steps = training.max_steps or total_steps(self._steps_per_epoch, epochs or 1.0)
+
+    def _default_rate(self) -> tuple[float, str]:
+        """Peak learning rate of the task, and why."""
+        if self._recipe.task in PREFERENCE_TASKS:
+            return default_rate(self._recipe.task, is_adapter=self._recipe.lora is not None)
+        return (2e-4, "for adapters") if self._recipe.lora else (1e-5, "where every weight is trained")
+
+    def _preference(self) -> PreferenceRecipe | None:
+        """[preference] with the defaults of the task; the weights of kto make both kinds weigh alike."""
+        task = self._recipe.task
+        if task not in PREFERENCE_TASKS:
+            return self._recipe.preference
+        settings = preference_settings(task, self._recipe.preference)
+        if self._facts.answers is None:
+            return settings
+        good, bad = self._facts.answers
+        found = dict(zip(("good_weight", "bad_weight"), kto_weights(good, bad), strict=True))
+        chosen = {key: value for key, value in found.items() if getattr(settings, key) == "auto"}
+        self._reasons |= {f"preference.{key}": f"{good} good and {bad} bad answers weigh alike" for key in chosen}
+        return settings.model_copy(update=chosen)
 
     def decide_reuse(self) -> None:
         """Compute what leaves the frozen blocks once, or in every epoch again."""
@@ -324,6 +354,7 @@ class _Decisions:
         resolved = recipe.model_copy(
             update={
                 "data": recipe.data.model_copy(update={"packing": self._packed_length is not None}),
+                "preference": self._preference(),
                 "training": recipe.training.model_copy(update=training),
                 "hardware": recipe.hardware.model_copy(update=hardware),
             }

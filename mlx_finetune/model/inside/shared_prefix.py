@@ -7,7 +7,7 @@ EPYC). Hidden states are those of two sequences up to rounding. Where a model ad
 along or rotates with code of its own, that is found on a few tokens and said.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -119,6 +119,6 @@ def _is_alike(split: SplitModel) -> bool:
     return bool(difference <= tolerance * mx.abs(expected).max())
 
 
-def _two(split: SplitModel, one: mx.array, other: mx.array, prefix: int) -> Sequence[mx.array]:
+def _two(split: SplitModel, one: mx.array, other: mx.array, prefix: int) -> list[mx.array]:
     """The hidden states of two sequences, the second without its first ``prefix``."""
     return [split.hidden(one, None), split.hidden(other, None)[:, prefix:]]

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
 from mlx_finetune import durable
 from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
+from mlx_finetune.dataset.pairs import IS_GOOD
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stream import epoch_lengths
@@ -47,6 +50,7 @@ _LOSSES = {
     "cut": ("was cut to max_seq_length", "were cut to max_seq_length"),
     "split": ("was split at max_seq_length", "were split at max_seq_length"),
     "no_target": ("has nothing to learn and was left out", "have nothing to learn and were left out"),
+    "same_answers": ("has two equal answers and was left out", "have two equal answers and were left out"),
     "reasoning_left_out": ("lost reasoning that the template does not write",) * 2,
 }
 
@@ -217,14 +221,25 @@ def read_facts(
         valid_positions=int(num_states(rows.valid.lengths).sum()),
         free_disk_bytes=free_bytes(recipe.run_folder),
         num_processes=num_processes,
+        answers=_answers(rows.train) if recipe.task == "kto" else None,
     )
 
 
-def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None) -> None:
+def _answers(rows: TokenRows) -> tuple[int, int]:
+    """Answers marked good and bad."""
+    num_good = int(rows.values[:, IS_GOOD].sum())
+    return num_good, len(rows) - num_good
+
+
+def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None, objective: Objective) -> None:
     """Refuse sequences longer than the model's context. Raises ``DataError`` naming the longest row."""
-    longest = max((part for part in (rows.train, rows.valid) if part), key=lambda part: int(part.lengths.max()))
-    row = int(longest.lengths.argmax())
-    length = max(int(longest.lengths[row]) - 1, packed_length or 0)
+
+    def lengths(part: TokenRows) -> NDArray[np.int64]:
+        return objective.longest(part) if objective.longest else part.lengths
+
+    longest = max((part for part in (rows.train, rows.valid) if part), key=lambda part: int(lengths(part).max()))
+    row = int(lengths(longest).argmax())
+    length = max(int(lengths(longest)[row]) - 1, packed_length or 0)
     if info.context_length is not None and length > info.context_length:
         raise DataError(
             f"{longest.where(row)} has {length} tokens, but {info.name} reads at most {info.context_length}",

@@ -1,0 +1,169 @@
+"""Numbers of every row from the weights before step 1, where an objective compares with them: computed once and kept.
+
+For losses on preferences they are the log-probabilities of the policy at step 0 in eval mode, of training and
+validation rows. They lie in the cache under a hash of everything that decides them, so a resumed run and a second one
+read what the first computed: the same bits. Rows go through the model in the batches of an evaluation, so an
+evaluation before step 1 finds exactly them. What a signal or a kill cuts short goes on from the last minute.
+"""
+
+import hashlib
+import io
+import json
+import time
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune import durable
+from mlx_finetune.dataset.stream import Batch, OrderedBatches, ordered_batches
+from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.events import Notice, Phase
+from mlx_finetune.model.sources.catalogue import cache_folder
+from mlx_finetune.train.objective import Objective
+from mlx_finetune.train.ranks import Ranks
+from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.prepare import Prepared
+from mlx_finetune.train.start.rows import Emit
+from mlx_finetune.train.step import Trainer
+
+REFERENCES = "references"
+SAVE_SECONDS = 60.0
+MAX_FILES = 200
+_ENDING = ".npz"
+
+_Values = dict[str, NDArray[np.float64]]
+
+
+def add_reference(prepared: Prepared, stop: StopRequest, emit: Emit, ranks: Ranks) -> None:
+    """Give the rows of ``prepared`` their reference, where its objective has one; the trainer must be at step 0.
+
+    Rank 0 computes, all have the same. Raises ``Interrupted`` for a signal.
+    """
+    objective = prepared.objective.reference
+    if objective is None:
+        return
+    try:
+        found: _Values = {} if ranks.rank else _load_or_compute(prepared, objective, stop, emit)
+    except BaseException:
+        prepared.trainer.close()  # its threads must not outlive it
+        raise
+    shared = ranks.share({name: values.tolist() for name, values in found.items()})
+    for name, rows in (("train", prepared.stream), ("valid", prepared.valid_batches)):
+        num_rows = len(prepared.rows) if name == "train" else prepared.num_valid_rows
+        rows.values = np.array(shared[name], np.float64).reshape(num_rows, -1)
+
+
+def _load_or_compute(prepared: Prepared, objective: Objective, stop: StopRequest, emit: Emit) -> _Values:
+    batches = {"train": ordered_batches(prepared.rows, prepared.valid_batches.batch_size)}
+    batches["valid"] = ordered_batches(prepared.valid_batches.rows, prepared.valid_batches.batch_size)
+    path = cache_folder() / REFERENCES / f"{_key(prepared, batches)}{_ENDING}"
+    found = _read(path, batches) or {}
+    computed = 0
+    for name, split in batches.items():
+        found.setdefault(name, np.full((len(split.rows), 2), np.nan))
+        computed += _fill(found, name, split, prepared.trainer, objective, path, stop, emit)
+    if computed:
+        _write(path, found, emit)
+        emit(Notice("info", f"the reference of {computed} rows was computed once, before step 1, and is kept"))
+    else:
+        emit(Notice("info", "the reference of these rows was computed before, and is read"))
+    return found
+
+
+def _fill(
+    found: _Values,
+    name: str,
+    batches: OrderedBatches,
+    trainer: Trainer,
+    objective: Objective,
+    path: Path,
+    stop: StopRequest,
+    emit: Emit,
+) -> int:
+    """Compute what is missing of a split; the number of rows that were."""
+    values, saved, computed = found[name], time.monotonic(), 0
+    done = int(np.isfinite(values).all(axis=1).sum())
+    for batch in _missing(batches, values):
+        if stop.signal_number:
+            _write(path, found, emit)
+        stop.raise_if_asked("before the first step")
+        emit(Phase("compute reference", detail=name, done=done, total=len(values), unit="rows"))
+        values[list(batch.rows)] = trainer.row_outputs(objective, batch)
+        computed += len(batch.rows)
+        done += len(batch.rows)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            _write(path, found, emit)
+            saved = time.monotonic()
+    return computed
+
+
+def _missing(batches: OrderedBatches, values: NDArray[np.float64]) -> Sequence[Batch]:
+    """Batches with a row that has no numbers yet; those with most tokens last, as an evaluation takes them."""
+    return [batch for batch in batches if np.isnan(values[list(batch.rows)]).any()]
+
+
+def _key(prepared: Prepared, batches: dict[str, OrderedBatches]) -> str:
+    """SHA-256 of everything that the numbers depend on, to the last bit."""
+    recipe, identity = prepared.recipe, prepared.identity
+    lora = recipe.lora.model_dump(mode="json") if recipe.lora and (recipe.adapter or recipe.lora.use_dora) else None
+    parts = {
+        "version": 1,
+        "model": identity.model_sha256,
+        "adapter": identity.adapter_sha256,
+        "lora": lora,
+        "seed": recipe.seed if lora else None,
+        "is_full": recipe.lora is None,
+        "quantize": recipe.quantize,
+        "compute_dtype": recipe.hardware.compute_dtype,
+        "num_threads": recipe.hardware.num_threads,
+        "device": prepared.device,
+        "versions": dict(identity.versions),
+        "share_prompt": recipe.preference.share_prompt if recipe.preference else None,
+        "batch_size": prepared.valid_batches.batch_size,
+        "rows": {name: _rows_hash(split.rows) for name, split in batches.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _rows_hash(rows: TokenRows) -> str:
+    """SHA-256 over tokens, masks, lengths and values."""
+    digest = hashlib.sha256(np.ascontiguousarray(rows.lengths).tobytes())
+    digest.update(np.ascontiguousarray(rows.values).tobytes())
+    for words in rows.chunks():
+        digest.update(np.ascontiguousarray(words).tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, batches: dict[str, OrderedBatches]) -> _Values | None:
+    """What was kept, whole or in part; None where there is nothing, or nothing that can be used (it is made again)."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as kept:  # a checksum is part of the format
+            found = {name: kept[name] for name in batches}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with suppress(OSError):
+            path.unlink()
+        return None
+    if any(found[name].shape != (len(split.rows), 2) for name, split in batches.items()):
+        return None
+    return found
+
+
+def _write(path: Path, found: _Values, emit: Emit) -> None:
+    """Keep it; a disk that does not take it costs the next start some time, not this run."""
+    buffer = io.BytesIO()
+    np.savez(buffer, train=found["train"], valid=found["valid"])
+    try:
+        durable.make_folder(path.parent)
+        durable.replace_file(path, [buffer.getvalue()])
+        files = sorted(path.parent.glob(f"*{_ENDING}"), key=lambda one: -one.stat().st_mtime)
+        for old in files[MAX_FILES:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        what = f"the reference cannot be kept for the next start: {error.strerror or error}"
+        emit(Notice("info", what, "MLXFT_CACHE=FOLDER keeps it in another place"))

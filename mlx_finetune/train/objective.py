@@ -81,8 +81,9 @@ class Objective:
     evaluation alike: a scalar, or (1 + M,) whose first is what is learned and whose others are those of ``metrics``, in
     their order. All are divided by ``count`` of their batches, and ``present`` makes of the means what is shown.
 
-    ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that is a sum over
-    positions (``is_per_position``) a single row may be computed in two parts.
+    ``num_outputs`` are those of the score head that it needs (``Head.scores``): 0 is no head, None one for each label
+    of the training rows. ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that
+    is a sum over positions (``is_per_position``) a single row may be computed in two parts.
 
     ``unfold`` makes of rows the sequences that go through the model. ``attention(model, *arrays)`` gives inside what
     stands in for KV caches. ``settle`` adapts the objective to a loaded model and says what it chose, by key of the
@@ -99,6 +100,7 @@ class Objective:
     metrics: tuple[str, ...] = ()
     count: Callable[[Batch], int] = count_targets
     unpackable: str = ""
+    num_outputs: int | None = 0
     is_per_position: bool = True
     unfold: Callable[[Batch], Batch] = as_it_is
     attention: Callable[..., AbstractContextManager[Sequence[object] | None]] | None = None
@@ -112,3 +114,8 @@ class Objective:
     def attending(self, model: nn.Module, arrays: Arrays) -> AbstractContextManager[Sequence[object] | None]:
         """What stands in for KV caches inside; None where nothing does."""
         return self.attention(model, *arrays) if self.attention else nullcontext()
+
+
+def num_outputs(objective: Objective, labels: Sequence[str]) -> int:
+    """Outputs of the score head that ``objective`` needs where the training rows have these ``labels``; 0: no head."""
+    return len(labels) if objective.num_outputs is None else objective.num_outputs

@@ -14,7 +14,7 @@ from pathlib import Path
 from mlx_finetune.dataset.conversation import instruction_turns
 from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
-from mlx_finetune.dataset.formats import Example, FormatCounter, Instruction, Messages, Text, example_of
+from mlx_finetune.dataset.formats import Example, FormatCounter, Instruction, Messages, Preference, Text, example_of
 from mlx_finetune.dataset.problems import Findings, RowError, show_names
 from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.tokens import Message
@@ -77,6 +77,7 @@ def choose_rows(
     category: str | None,
     shots: int,
     seed: int,
+    task: str = "sft",
     needs_category: bool = True,
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
@@ -90,7 +91,7 @@ def choose_rows(
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
     recipe = data if given is None else data_of(given, data)
-    splits = load_splits(recipe, base=base)
+    splits = load_splits(recipe, base=base, task=task)
     name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
     if name is None and given is None:
         raise DataError(
@@ -203,9 +204,12 @@ def _row(example: Example, categories: Mapping[tuple[str, int, int], str]) -> Ev
 
 
 def prompt_and_reference(example: Example) -> tuple[tuple[Message, ...], str]:
-    """The turns before the last answer of a row, and that answer; nothing for text."""
+    """The turns before the last answer of a row, and that answer (of a pair the chosen one); nothing for text."""
     if isinstance(example, Text):
         return (), ""
+    if isinstance(example, Preference):
+        answer = example.chosen or example.rejected or ()
+        return tuple(example.prompt), str(answer[-1]["content"]) if answer else ""
     assert isinstance(example, Instruction | Messages), "load_splits refuses the other kinds"
     turns: tuple[Message, ...] = (
         instruction_turns(example) if isinstance(example, Instruction) else tuple(example.messages)

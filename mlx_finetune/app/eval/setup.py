@@ -15,7 +15,7 @@ from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.score import is_json_object
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
-from mlx_finetune.dataset.formats import Text
+from mlx_finetune.dataset.formats import Preference, Text
 from mlx_finetune.errors import DataError, Problem, UsageError
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
@@ -103,7 +103,7 @@ def prepare(
         tasks, reason = ("json", *tasks), reason
     _check_tasks(tasks, chosen.rows)
     labels = _labels(recipe, chosen.rows) if "labels" in tasks else ()
-    measures = measures_of(tasks, has_schema=schema is not None)
+    measures = measures_of(tasks, has_schema=schema is not None, is_unpaired=_is_unpaired(chosen.rows))
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
     gates, notices = _gates(recipe, measures, needs_all=is_fixed)
@@ -137,12 +137,15 @@ def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path,
         category=recipe.category,
         shots=recipe.shots,
         seed=subject.seed,
+        task=subject.task,
         needs_category=needs_category or given is None,
     )
 
 
 def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     """The tasks for rows whose recipe names none, the one that leads first, and why."""
+    if all(isinstance(row.example, Preference) for row in rows):
+        return ("preference", "general"), "the rows are preferences"
     if all(isinstance(row.example, Text) for row in rows):
         return ("perplexity", "general"), "the rows are plain text"
     references = [row.reference for row in rows if row.reference]
@@ -160,7 +163,18 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
 
 
 def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
-    answering = [task for task in tasks if task not in ("loss", "perplexity", "general", "speed")]
+    are_preferences = all(isinstance(row.example, Preference) for row in rows)
+    if "preference" in tasks and not are_preferences:
+        raise UsageError(
+            "the task `preference` needs rows with chosen and rejected answers, or answers marked good or bad",
+            "leave it out, or evaluate a run with a preference task",
+        )
+    if "loss" in tasks and are_preferences:
+        raise UsageError(
+            "the rows are preferences: `loss` is of single answers",
+            "name `preference`, which has the loss of the chosen answers too",
+        )
+    answering = [task for task in tasks if task not in ("loss", "perplexity", "preference", "general", "speed")]
     are_text = all(isinstance(row.example, Text) for row in rows)
     if are_text and answering:
         raise UsageError(
@@ -174,6 +188,11 @@ def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
         )
     if "bleu" in tasks:
         check_installed()
+
+
+def _is_unpaired(rows: Sequence[EvalRow]) -> bool:
+    examples = [row.example for row in rows]
+    return any(isinstance(one, Preference) and (one.chosen is None or one.rejected is None) for one in examples)
 
 
 def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:

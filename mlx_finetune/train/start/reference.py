@@ -2,8 +2,9 @@
 
 For losses on preferences they are the log-probabilities of the policy at step 0 in eval mode, of training and
 validation rows. They lie in the cache under a hash of everything that decides them, so a resumed run and a second one
-read what the first computed: the same bits. Rows go through the model in the batches of an evaluation, so an
-evaluation before step 1 finds exactly them. What a signal or a kill cuts short goes on from the last minute.
+read what the first computed: the same bits. Rows go through the model in the batches of the run, so an evaluation
+before step 1 finds exactly them; a training row that no step sees is left out. What a signal or a kill cuts short goes
+on from the last minute.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune import durable
-from mlx_finetune.dataset.stream import Batch, OrderedBatches, ordered_batches
+from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.events import Notice, Phase
 from mlx_finetune.model.sources.catalogue import cache_folder
@@ -28,7 +29,6 @@ from mlx_finetune.train.ranks import Ranks
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.prepare import Prepared
 from mlx_finetune.train.start.rows import Emit
-from mlx_finetune.train.step import Trainer
 
 REFERENCES = "references"
 SAVE_SECONDS = 60.0
@@ -58,14 +58,23 @@ def add_reference(prepared: Prepared, stop: StopRequest, emit: Emit, ranks: Rank
 
 
 def _load_or_compute(prepared: Prepared, objective: Objective, stop: StopRequest, emit: Emit) -> _Values:
-    batches = {"train": ordered_batches(prepared.rows, prepared.valid_batches.batch_size)}
-    batches["valid"] = ordered_batches(prepared.valid_batches.rows, prepared.valid_batches.batch_size)
-    path = cache_folder() / REFERENCES / f"{_key(prepared, batches)}{_ENDING}"
-    found = _read(path, batches) or {}
-    computed = 0
-    for name, split in batches.items():
-        found.setdefault(name, np.full((len(split.rows), 2), np.nan))
-        computed += _fill(found, name, split, prepared.trainer, objective, path, stop, emit)
+    splits = {"train": prepared.rows, "valid": prepared.valid_batches.rows}
+    path = cache_folder() / REFERENCES / f"{_key(prepared, splits)}{_ENDING}"
+    found = _read(path, splits) or {name: np.full((len(rows), 2), np.nan) for name, rows in splits.items()}
+    batches = {"train": _trained(prepared, found["train"]), "valid": prepared.valid_batches}
+    computed, saved = 0, time.monotonic()
+    for name, values in found.items():
+        for batch in batches[name]:
+            if not np.isnan(values[list(batch.rows)]).any():
+                continue
+            if stop.signal_number or time.monotonic() - saved > SAVE_SECONDS:
+                _write(path, found, emit)
+                saved = time.monotonic()
+            stop.raise_if_asked("before the first step")
+            done = int(np.isfinite(values[:, 0]).sum())
+            emit(Phase("compute reference", detail=name, done=done, total=len(values), unit="rows"))
+            values[list(batch.rows)] = prepared.trainer.row_outputs(objective, batch)
+            computed += len(batch.rows)
     if computed:
         _write(path, found, emit)
         emit(Notice("info", f"the reference of {computed} rows was computed once, before step 1, and is kept"))
@@ -74,39 +83,17 @@ def _load_or_compute(prepared: Prepared, objective: Objective, stop: StopRequest
     return found
 
 
-def _fill(
-    found: _Values,
-    name: str,
-    batches: OrderedBatches,
-    trainer: Trainer,
-    objective: Objective,
-    path: Path,
-    stop: StopRequest,
-    emit: Emit,
-) -> int:
-    """Compute what is missing of a split; the number of rows that were."""
-    values, saved, computed = found[name], time.monotonic(), 0
-    done = int(np.isfinite(values).all(axis=1).sum())
-    for batch in _missing(batches, values):
-        if stop.signal_number:
-            _write(path, found, emit)
-        stop.raise_if_asked("before the first step")
-        emit(Phase("compute reference", detail=name, done=done, total=len(values), unit="rows"))
-        values[list(batch.rows)] = trainer.row_outputs(objective, batch)
-        computed += len(batch.rows)
-        done += len(batch.rows)
-        if time.monotonic() - saved > SAVE_SECONDS:
-            _write(path, found, emit)
-            saved = time.monotonic()
-    return computed
+def _trained(prepared: Prepared, values: NDArray[np.float64]) -> Iterator[Batch]:
+    """The microbatches of the run's steps while a row of them may have no numbers yet."""
+    stream = prepared.stream
+    for step in range(prepared.total_steps):
+        if np.isnan(values[stream.rows(step)]).any():
+            yield from stream.microbatches(step)
+        elif np.isfinite(values).all():
+            return
 
 
-def _missing(batches: OrderedBatches, values: NDArray[np.float64]) -> Sequence[Batch]:
-    """Batches with a row that has no numbers yet; those with most tokens last, as an evaluation takes them."""
-    return [batch for batch in batches if np.isnan(values[list(batch.rows)]).any()]
-
-
-def _key(prepared: Prepared, batches: dict[str, OrderedBatches]) -> str:
+def _key(prepared: Prepared, splits: Mapping[str, TokenRows]) -> str:
     """SHA-256 of everything that the numbers depend on, to the last bit."""
     recipe, identity = prepared.recipe, prepared.identity
     lora = recipe.lora.model_dump(mode="json") if recipe.lora and (recipe.adapter or recipe.lora.use_dora) else None
@@ -115,7 +102,6 @@ def _key(prepared: Prepared, batches: dict[str, OrderedBatches]) -> str:
         "model": identity.model_sha256,
         "adapter": identity.adapter_sha256,
         "lora": lora,
-        "seed": recipe.seed if lora else None,
         "is_full": recipe.lora is None,
         "quantize": recipe.quantize,
         "compute_dtype": recipe.hardware.compute_dtype,
@@ -123,8 +109,14 @@ def _key(prepared: Prepared, batches: dict[str, OrderedBatches]) -> str:
         "device": prepared.device,
         "versions": dict(identity.versions),
         "share_prompt": recipe.preference.share_prompt if recipe.preference else None,
-        "batch_size": prepared.valid_batches.batch_size,
-        "rows": {name: _rows_hash(split.rows) for name, split in batches.items()},
+        "order": [identity.order, recipe.seed],
+        "batches": [
+            recipe.training.batch_size,
+            recipe.training.gradient_accumulation_steps,
+            recipe.hardware.microbatch,
+            prepared.valid_batches.batch_size,
+        ],
+        "rows": {name: _rows_hash(rows) for name, rows in splits.items()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
@@ -138,18 +130,18 @@ def _rows_hash(rows: TokenRows) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, batches: dict[str, OrderedBatches]) -> _Values | None:
+def _read(path: Path, splits: Mapping[str, TokenRows]) -> _Values | None:
     """What was kept, whole or in part; None where there is nothing, or nothing that can be used (it is made again)."""
     try:
         with np.load(io.BytesIO(path.read_bytes())) as kept:  # a checksum is part of the format
-            found = {name: kept[name] for name in batches}
+            found = {name: kept[name] for name in splits}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         with suppress(OSError):
             path.unlink()
         return None
-    if any(found[name].shape != (len(split.rows), 2) for name, split in batches.items()):
+    if any(found[name].shape != (len(rows), 2) for name, rows in splits.items()):
         return None
     return found
 

@@ -24,6 +24,7 @@ from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_l
 from mlx_finetune.train.objectives.preference.sequences import Sequences, first_answers
 
 SHARE = "preference.share_prompt"
+_TELLING_MARGIN = 0.1  # a reward; below it nothing has been learned yet
 _UNPACKABLE = "a row holds two answers"
 
 PAIR_METRICS = (
@@ -135,7 +136,7 @@ def _pair_loss(
 def _advise(metrics: Mapping[str, float]) -> tuple[str, str]:
     """The usual failure: the margin grows while even the chosen answers become less likely."""
     chosen, margin = metrics["rewards/chosen"], metrics["margin"]
-    if margin <= 0 or chosen >= -0.1 * margin:
+    if margin <= _TELLING_MARGIN or chosen >= -0.1 * margin:
         return "", ""
     return (
         f"the log-probability of the chosen answers has fallen (reward {chosen:.3g}) while the margin has grown to "

@@ -51,8 +51,7 @@ _REFUSED = {
 }
 _HINTS = {
     "classify": '[data.columns] text = "COLUMN", label = "COLUMN" names the two columns',
-    "verifier": "[data.columns] prompt, completion and label name the three columns; "
-    '[data] format = "unpaired-preference"',
+    "verifier": '[data.columns] names the columns prompt, completion and label; [data] format = "unpaired-preference"',
 }
 #: (Format, kind of task) -> the task that fits.
 _FITS = {

@@ -20,8 +20,17 @@ Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
 DataFormat = Literal[
-    "auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion", "preference", "unpaired-preference"
+    "auto",
+    "text",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt-completion",
+    "preference",
+    "unpaired-preference",
+    "labels",
 ]
+TEXT_IN_TEMPLATE, WHOLE_TEXT = r"\{text\}", "{text}"
 Truncation = Literal["drop", "keep-end", "split"]
 
 
@@ -44,6 +53,12 @@ class DataRecipe(Section):
         1.0, description="How often each correction is seen in an epoch."
     )
     format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
+    documents: Literal["paragraph", "file"] = Field(
+        "paragraph",
+        description="What a document is in a file of plain text: a paragraph (blank lines stand between them, or each "
+        "line is one where there are none), or the whole file, which is the default with [scratch]. Lines of "
+        "<|endoftext|> alone always stand between documents.",
+    )
     columns: dict[str, str] = Field(
         {}, description='Our field name to the name in the file, for instance instruction = "question".'
     )
@@ -72,6 +87,9 @@ class DataRecipe(Section):
         min_length=1,
         description='For models without a chat template: "alpaca", "none" (prompt and answer joined), or a text file '
         'with {instruction}, {input} and {output}. "auto" is alpaca where the rows have instructions.',
+    )
+    text_template: Annotated[str, Field(pattern=TEXT_IN_TEMPLATE, max_length=10_000)] = Field(
+        WHOLE_TEXT, description="What a classifier reads of a row; {text} stands for the row's text."
     )
     truncation: Truncation = Field(
         "drop", description="Rows longer than max_seq_length: dropped, kept from the end, or split; always counted."

@@ -22,14 +22,10 @@ _KEYS: Mapping[str, str] = {
 #: Dotted key -> value -> what it is.
 _VALUES: Mapping[str, Mapping[str, str]] = {
     "task": {
-        "classify": "a classification head",
         "reward": "a reward head",
-        "verifier": "a verifier head",
         "grpo": "reinforcement learning",
         "seq2seq": "encoder-decoder models",
     },
-    "training.optimizer": dict.fromkeys(("muon", "adafactor", "lion"), "another optimizer than AdamW"),
-    "data.format": {"labels": "a classification head"},
 }
 
 

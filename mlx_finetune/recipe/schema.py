@@ -24,6 +24,7 @@ from mlx_finetune.recipe.fields import (
     refuse,
 )
 from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.recipe.heads import VerifierRecipe, scored_problems
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS, PreferenceRecipe, unused_problems
 from mlx_finetune.recipe.scratch import ScratchRecipe, scratch_problems, with_scratch_defaults
 from mlx_finetune.recipe.training import TrainingRecipe
@@ -119,6 +120,9 @@ class ServeRecipe(Section):
         return refuse(self, problems)
 
 
+Task = Literal["sft", "pretrain", "dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto", "classify", "verifier"]
+
+
 class Recipe(Section):
     """One run: a model, the data, what is trained and how."""
 
@@ -130,10 +134,11 @@ class Recipe(Section):
         None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
     )
     adapter: str = Field("", description="Run or adapter folder whose weights training starts from.")
-    task: Literal["sft", "pretrain", "dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto"] = Field(
+    task: Task = Field(
         "sft",
         description="sft learns answers to prompts; pretrain learns plain text; dpo, cdpo, rdpo, ipo, simpo and orpo "
-        "learn from pairs of a chosen and a rejected answer, kto from answers marked good or bad.",
+        "learn from pairs of a chosen and a rejected answer, kto from answers marked good or bad; classify learns the "
+        "labels of texts, verifier whether answers are right.",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -144,6 +149,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes initial weights, order, dropout, draws.")
     lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
     scratch: ScratchRecipe | None = Field(None, description="A new model with random weights in the place of `model`.")
+    verifier: VerifierRecipe = Field(default_factory=lambda: VerifierRecipe.model_validate({}))
     data: DataRecipe
     preference: PreferenceRecipe | None = Field(None, description="Numbers of the losses on preferences.")
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
@@ -166,12 +172,19 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         problems: list[str] = []
+        problems += scored_problems(self.task, self.data, self.verifier, len(self.eval.prompts))
         if self.scratch is not None:
-            return refuse(self, scratch_problems(self.scratch, dict(self), self.data.max_seq_length))
+            problems += scratch_problems(self.scratch, dict(self), self.data.max_seq_length)
+            return refuse(self, problems)
         if self.lora is None and self.quantize is not None:
             problems.append(
                 f"`quantize` = {self.quantize} without a [lora] section: quantised weights cannot be trained "
                 "themselves; add [lora] or remove `quantize`"
+            )
+        if self.lora is not None and self.training.optimizer == "muon":
+            problems.append(
+                "`training.optimizer` = 'muon' with a [lora] section: Muon is for whole matrices, not for the two "
+                'factors of an adapter; write optimizer = "adamw", or remove [lora]'
             )
         if self.lora is None and self.adapter:
             problems.append(
@@ -198,4 +211,4 @@ def _not_of_preferences(task: str, data: DataRecipe) -> list[str]:
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "scratch", "data", "preference", "training", "eval", "chat", "serve", "hardware")
+    return ("lora", "scratch", "verifier", "data", "preference", "training", "eval", "chat", "serve", "hardware")

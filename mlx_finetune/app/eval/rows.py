@@ -5,6 +5,7 @@ without one the validation rows are taken, and that is said, because the kept we
 is that of the chosen rows.
 """
 
+import contextlib
 import heapq
 import random
 from collections.abc import Mapping, Sequence
@@ -77,13 +78,13 @@ def choose_rows(
     category: str | None,
     shots: int,
     seed: int,
-    task: str = "sft",
+    tasks: Sequence[str] = ("sft",),
     needs_category: bool = True,
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
 
     Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``. Rows without the column
-    ``category`` are not split, with a notice, unless it ``needs_category``.
+    ``category`` are not split, with a notice, unless it ``needs_category``. Rows are what one of ``tasks`` learns from.
 
     Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
     is missing, or there are too few rows for ``shots``.
@@ -91,13 +92,8 @@ def choose_rows(
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
     recipe = data if given is None else data_of(given, data)
-    splits = load_splits(recipe, base=base, task=task)
-    name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
-    if name is None and given is None:
-        raise DataError(
-            "nothing is held out: the data of this run has no test rows and no validation rows",
-            "name rows that it was not trained on: --data FILE",
-        )
+    splits = _load(recipe, base, tasks)
+    name = _held_out(splits, given)
     held: Sequence[Example] = getattr(splits, name or "train")
     chosen = smallest(held, max_rows)
     categories: Mapping[tuple[str, int, int], str] = {}
@@ -118,6 +114,25 @@ def choose_rows(
         draw_shots(_training_rows(splits, data, training_base, given) if shots else (), shots, seed),
         notices,
     )
+
+
+def _held_out(splits: Splits, given: str | None) -> str | None:
+    """The split that is evaluated; None for all rows of files that the user named."""
+    name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
+    if name is None and given is None:
+        raise DataError(
+            "nothing is held out: the data of this run has no test rows and no validation rows",
+            "name rows that it was not trained on: --data FILE",
+        )
+    return name
+
+
+def _load(data: DataRecipe, base: Path, tasks: Sequence[str]) -> Splits:
+    """The rows, as those of the first task that learns from such rows."""
+    for task in tasks[:-1]:
+        with contextlib.suppress(DataError):
+            return load_splits(data, base=base, task=task)
+    return load_splits(data, base=base, task=tasks[-1])
 
 
 def data_of(given: str, data: DataRecipe) -> DataRecipe:

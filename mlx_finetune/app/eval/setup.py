@@ -103,7 +103,7 @@ def prepare(
         tasks, reason = ("json", *tasks), reason
     _check_tasks(tasks, chosen.rows)
     labels = _labels(recipe, chosen.rows) if "labels" in tasks else ()
-    measures = measures_of(tasks, has_schema=schema is not None, is_unpaired=_is_unpaired(chosen.rows))
+    measures = _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
     gates, notices = _gates(recipe, measures, needs_all=is_fixed)
@@ -137,9 +137,15 @@ def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path,
         category=recipe.category,
         shots=recipe.shots,
         seed=subject.seed,
-        task=subject.task,
+        tasks=_row_tasks(subject.task, recipe, is_given=given is not None),
         needs_category=needs_category or given is None,
     )
+
+
+def _row_tasks(task: str, recipe: EvalRecipe, *, is_given: bool) -> tuple[str, ...]:
+    """Tasks whose rows may be evaluated: other rows that the user names may be of another kind."""
+    more = ("dpo", "kto") if "preference" in recipe.tasks else ("sft",) if is_given else ()
+    return tuple(dict.fromkeys((*more, task)))
 
 
 def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
@@ -190,9 +196,11 @@ def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
         check_installed()
 
 
-def _is_unpaired(rows: Sequence[EvalRow]) -> bool:
-    examples = [row.example for row in rows]
-    return any(isinstance(one, Preference) and (one.chosen is None or one.rejected is None) for one in examples)
+def _measures(tasks: Sequence[str], schema: Schema | None, rows: Sequence[EvalRow]) -> tuple[Measure, ...]:
+    """The figures of the tasks; preferences that are single answers marked good or bad have their own."""
+    answers = [row.example for row in rows if isinstance(row.example, Preference)]
+    is_unpaired = any(one.chosen is None or one.rejected is None for one in answers)
+    return measures_of(tasks, has_schema=schema is not None, is_unpaired=is_unpaired)
 
 
 def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:

@@ -30,7 +30,7 @@ from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import Mac
-from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_disk
+from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_run_disk
 from mlx_finetune.hardware.planning.forecast import (
     Forecast,
     disk_at_end,
@@ -160,7 +160,7 @@ def make_plan(
     facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
+    disk = plan_run_disk(resolved.recipe, shape, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",

@@ -19,15 +19,10 @@ from mlx_finetune.hardware.planning.cadence import cadence, steps_in_epoch, tota
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.planning.layout import choose_layout, count_sequences, longest_padded
 from mlx_finetune.hardware.planning.memory import Layout, MemoryPlan, plan_memory
+from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, VARIABLES, TunedSettings
-from mlx_finetune.recipe.preference import (
-    PREFERENCE_TASKS,
-    PreferenceRecipe,
-    default_rate,
-    kto_weights,
-    preference_settings,
-)
+from mlx_finetune.recipe.preference import PREFERENCE_TASKS, default_rate, settled_preference
 from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
 from mlx_finetune.units import format_bytes
 
@@ -110,6 +105,19 @@ def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
     decided.decide_reuse()
     decided.decide_cadence()
     return decided.result()
+
+
+def _learning_rate(recipe: Recipe) -> tuple[float, str]:
+    """The peak learning rate where none is given, and why."""
+    if recipe.scratch is not None:
+        rate, reason = 1e-3, "for random weights"
+    elif recipe.task in PREFERENCE_TASKS:
+        rate, reason = default_rate(recipe.task, is_adapter=recipe.lora is not None)
+    elif recipe.lora is not None:
+        rate, reason = 2e-4, "for adapters"
+    else:
+        rate, reason = 1e-5, "where every weight is trained"
+    return (rate / 5, f"{reason}, a fifth with lion") if recipe.training.optimizer == "lion" else (rate, reason)
 
 
 class _Decisions:
@@ -251,13 +259,14 @@ class _Decisions:
             stored_bits=stored_bits,
             recompute=recompute,
             on_gpu=facts.machine.on_gpu,
+            moments=moment_bytes(facts.shape, recipe.lora, recipe.training.optimizer),
         )
 
     def decide_rates(self) -> None:
         """Learning rate, and the length of the run."""
         training = self._recipe.training
         if training.learning_rate == "auto":
-            rate, reason = self._default_rate()
+            rate, reason = _learning_rate(self._recipe)
             self._training["learning_rate"] = rate
             self._reasons["training.learning_rate"] = reason
         num_sequences = count_sequences(self._facts.lengths, self._packed_length)
@@ -268,26 +277,6 @@ class _Decisions:
             self._training["epochs"] = epochs
             self._reasons["training.epochs"] = "one pass where neither epochs nor max_steps is given"
         self._total_steps = training.max_steps or total_steps(self._steps_per_epoch, epochs or 1.0)
-
-    def _default_rate(self) -> tuple[float, str]:
-        """Peak learning rate of the task, and why."""
-        if self._recipe.task in PREFERENCE_TASKS:
-            return default_rate(self._recipe.task, is_adapter=self._recipe.lora is not None)
-        return (2e-4, "for adapters") if self._recipe.lora else (1e-5, "where every weight is trained")
-
-    def _preference(self) -> PreferenceRecipe | None:
-        """[preference] with the defaults of the task; the weights of kto make both kinds weigh alike."""
-        task = self._recipe.task
-        if task not in PREFERENCE_TASKS:
-            return self._recipe.preference
-        settings = preference_settings(task, self._recipe.preference)
-        if self._facts.answers is None:
-            return settings
-        good, bad = self._facts.answers
-        found = dict(zip(("good_weight", "bad_weight"), kto_weights(good, bad), strict=True))
-        chosen = {key: value for key, value in found.items() if getattr(settings, key) == "auto"}
-        self._reasons |= {f"preference.{key}": f"{good} good and {bad} bad answers weigh alike" for key in chosen}
-        return settings.model_copy(update=chosen)
 
     def decide_reuse(self) -> None:
         """Compute what leaves the frozen blocks once, or in every epoch again."""
@@ -345,6 +334,8 @@ class _Decisions:
         memory = self._memory(recompute=self._recompute)
         needed = memory.corrected(self._facts.memory_factor)
         limits = plan_limits(recipe.hardware, self._facts.machine, needed, self._reasons)
+        preference, reasons = settled_preference(recipe.task, recipe.preference, self._facts.answers)
+        self._reasons |= reasons
         training = self._training | {"batch_size": self._batch_size, "gradient_checkpointing": self._recompute}
         sizes = {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
         if limits.wired_bytes:
@@ -354,7 +345,7 @@ class _Decisions:
         resolved = recipe.model_copy(
             update={
                 "data": recipe.data.model_copy(update={"packing": self._packed_length is not None}),
-                "preference": self._preference(),
+                "preference": preference,
                 "training": recipe.training.model_copy(update=training),
                 "hardware": recipe.hardware.model_copy(update=hardware),
             }

@@ -49,11 +49,14 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "training.reuse_frozen_layers": "auto",
     "hardware.microbatch": "auto",
     "hardware.num_threads": "auto",
+    "data.documents": "paragraph",
     "data.corrections": False,
     "data.corrections_weight": 1.0,
     "hardware.tf32": "auto",
     "hardware.gpu_architecture": "auto",
     "hardware.compile": "auto",
+    "data.text_template": "{text}",
+    "verifier.lm_loss_weight": 1.0,
 }
 
 

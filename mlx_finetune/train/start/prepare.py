@@ -20,9 +20,8 @@ from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.metal import apply_limits
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, refuse_too_large, resolve_auto
-from mlx_finetune.hardware.planning.disk import DiskPlan, check_room, plan_disk
+from mlx_finetune.hardware.planning.disk import DiskPlan, check_room, plan_run_disk
 from mlx_finetune.hardware.planning.kept_states import KeptStates
-from mlx_finetune.hardware.planning.memory import trainable_parameters
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.model.adapters.base import check_base
@@ -122,7 +121,6 @@ def prepare(
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved, asked.hardware, facts.machine, plan=loaded.command("plan"))
     disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
-    objective = build_objective(resolved.recipe)
     loaded_model = _load_model(local, resolved, rows, objective, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
@@ -130,14 +128,14 @@ def prepare(
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
     split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
-    resolved = settle_reuse(resolved, split, asked)
-    objective, resolved = _settled(objective, split, resolved)
+    objective, resolved = _settled(split, settle_reuse(resolved, split, asked))
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
 
 
-def _settled(objective: Objective, split: SplitModel, resolved: Resolved) -> tuple[Objective, Resolved]:
-    """The objective as the loaded model allows it, with what that chose in the recipe."""
+def _settled(split: SplitModel, resolved: Resolved) -> tuple[Objective, Resolved]:
+    """The objective of the resolved recipe as the loaded model allows it, with what that chose in the recipe."""
+    objective = build_objective(resolved.recipe)
     if objective.settle is None:
         return objective, resolved
     objective, chosen = objective.settle(split)
@@ -207,8 +205,7 @@ def _plan_disk(
     """What the run needs on the disk, refused before anything large is loaded where that is not there."""
     recipe = resolved.recipe
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
-    trainable = trainable_parameters(shape, recipe.lora)
-    disk = plan_disk(recipe, trainable, total_steps, recipe.run_folder, beside=beside)
+    disk = plan_run_disk(recipe, shape, total_steps, recipe.run_folder, beside=beside)
     if is_checked:
         check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
         check_states_room(resolved.kept, disk, recipe.run_folder)

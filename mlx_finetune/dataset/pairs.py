@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Example, Messages, Preference
-from mlx_finetune.dataset.template import BATCH_ROWS, nothing_left
+from mlx_finetune.dataset.stream import epoch_rows
+from mlx_finetune.dataset.template import BATCH_ROWS, nothing_left, tokenize
 from mlx_finetune.dataset.token_rows import RowsBuilder, TokenRows
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, Tokens, Totals
 from mlx_finetune.dataset.turns import Turn
 from mlx_finetune.dataset.walk import Draft, Walk, where
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.preference import PREFERENCE_TASKS
 
 #: Columns of a row's values.
 PREFIX, FIRST, SECOND, WEIGHT, IS_GOOD = 0, 1, 2, 3, 4
@@ -65,6 +67,32 @@ def tokenize_preferences(
     if done and not totals.num_rows and not may_be_empty:
         raise nothing_left(report, data, split)
     return TokenizedSplit(found if totals.num_rows else (), report)
+
+
+def tokenize_rows(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    data: DataRecipe,
+    *,
+    task: str,
+    base: Path | None = None,
+    split: str = "",
+    may_be_empty: bool = False,
+) -> TokenizedSplit:
+    """Rows as ``task`` learns from them, whichever task that is."""
+    make = tokenize_preferences if task in PREFERENCE_TASKS else tokenize
+    return make(examples, tokenizer, data, task=task, base=base, split=split, may_be_empty=may_be_empty)
+
+
+def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:
+    """Tokens of every row's longest sequence, which ``max_seq_length`` is about."""
+    return longest_sequences(rows) if task in PREFERENCE_TASKS and len(rows) else rows.lengths
+
+
+def planned_lengths(rows: TokenRows, seed: int, task: str, *, is_shared: bool) -> NDArray[np.int64]:
+    """Tokens of every row of the first epoch as they go through the model: of two sequences both, and their padding."""
+    lengths = rows.lengths if is_shared or task not in PREFERENCE_TASKS else 2 * longest_sequences(rows)
+    return lengths[epoch_rows(rows, seed, 0)]
 
 
 def longest_sequences(rows: TokenRows) -> NDArray[np.int64]:
@@ -130,23 +158,10 @@ class _PreferenceRows:
         return [self.walk.whole(draft, next(encodings)) if draft else None for draft in drafts]
 
     def _draft(self, example: Preference, answer: tuple[Turn, ...]) -> Draft | None:
-        """The rendered conversation, with the spans of this answer alone."""
-        num_replies = sum(turn.get("role") == "assistant" for turn in answer)
-        if not num_replies:
-            self.walk.note("refused", example, "an answer without an assistant turn")
-            return None
-        messages = Messages(
-            example.prompt + answer, example.tools, example.source, example.line, only_last=num_replies == 1
-        )
-        drafts = self.walk.drafts(messages)
-        if len(drafts) != 1:
-            if drafts:
-                self.walk.note("refused", example, "the chat template rewrites earlier turns of an answer of several")
-            return None
-        draft = drafts[0]
-        if draft.spans is not None and num_replies > 1:
-            draft = replace(draft, spans=draft.spans[-num_replies:])
-        self.methods[draft.method] = self.methods.get(draft.method, 0) + 1
+        """``answer_draft``, with the way its mask is made counted."""
+        draft = answer_draft(self.walk, example, answer)
+        if draft is not None:
+            self.methods[draft.method] = self.methods.get(draft.method, 0) + 1
         return draft
 
     def _row(
@@ -174,6 +189,22 @@ class _PreferenceRows:
         lengths = (float(len(front)), float(len(first[0]) - prefix), float(len(second[0]) - prefix))
         values = (*lengths, example.loss_weight, *more)
         return Tokens(ids, mask, example.source, example.line, example.weight, values)
+
+
+def answer_draft(walk: Walk, example: Preference, answer: tuple[Turn, ...]) -> Draft | None:
+    """The rendered conversation with one answer, and the spans of this answer alone; None where it is refused."""
+    num_replies = sum(turn.get("role") == "assistant" for turn in answer)
+    if not num_replies:
+        walk.note("refused", example, "an answer without an assistant turn")
+        return None
+    turns, is_single = example.prompt + answer, num_replies == 1
+    drafts = walk.drafts(Messages(turns, example.tools, example.source, example.line, only_last=is_single))
+    if len(drafts) != 1:
+        if drafts:
+            walk.note("refused", example, "the chat template rewrites earlier turns of an answer of several")
+        return None
+    draft = drafts[0]
+    return draft if is_single or draft.spans is None else replace(draft, spans=draft.spans[-num_replies:])
 
 
 def shared_length(first: TokenSequence, second: TokenSequence) -> int:

@@ -120,6 +120,10 @@ ELSEWHERE = {
     "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",
     "training.on_nonfinite": "tests/train/test_loop.py: stopped or skipped",
     "training.report_to": "tests/app/trackers/test_training.py: told, or refused where it is not installed",
+    **dict.fromkeys(
+        (f"preference.{key}" for key in schema.PreferenceRecipe.model_fields),
+        "tests/train/objectives/test_preference_runs.py: each changes the weights, share_prompt what goes through",
+    ),
     "eval.microscope_rows": "tests/train/test_microscope.py: measured, how many rows, or not",
     "eval.tasks": "tests/app/eval/test_evaluate.py: what is measured",
     "eval.max_rows": "tests/app/eval/test_evaluate.py: how many rows",

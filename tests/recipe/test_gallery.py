@@ -38,6 +38,7 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
         "training.max_steps": 100,
         "data.path": "data/timeline",
     },
+    "dpo-rules": {"model": "smollm2-135m", "task": "dpo", "data.path": "data/rules", "preference.beta": 0.1},
     "timeline-smollm2": {"model": "smollm2-135m", "task": "sft", "data.path": "data/timeline", "chat.temperature": 0.0},
     "llama-3.1-8b-alpaca": {
         "model": "meta-llama/Llama-3.1-8B",

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from mlx_finetune.app.eval import knowledge, measures
 from mlx_finetune.app.eval.answers import Answer, answer_all
 from mlx_finetune.app.eval.journal import Journal, Measured
+from mlx_finetune.app.eval.preferences import preference_rows, preference_values
 from mlx_finetune.app.eval.prompts import Continuation
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
 from mlx_finetune.app.eval.scored import own_side, predicted, scored_example
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
-from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.formats import Example, Preference
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError, Problem
 from mlx_finetune.model.answers.batches import Request
@@ -69,6 +70,8 @@ class Measuring:
         plain = [side for side in evaluation.sides if not side.shots]
         if evaluation.has_work(measures.LOSS):
             self._each(measures.LOSS, plain, rows, _LOSS_ROWS, self._losses)
+        if evaluation.has_work(measures.PREFERENCE):
+            self._each(measures.PREFERENCE, plain, rows, _LOSS_ROWS, self._preferences)
         if evaluation.has_work(measures.TEXT):
             self._text(measures.TEXT, plain, [row.question for row in evaluation.rows])
         if evaluation.has_work(measures.LABELS):
@@ -130,6 +133,23 @@ class Measuring:
             yield self._summed(
                 measures.LOSS, side, row, {"loss": (found, len(found)), "answer_bits_per_byte": (found, num_bytes)}
             )
+
+    def _preferences(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
+        """What each row of preferences says; the longer answers go through the model with others of their length."""
+        subject = self._evaluation.subject
+        kept: list[tuple[int, dict[str, Scored]]] = []
+        for row in rows:
+            example = self._evaluation.rows[row].example
+            assert isinstance(example, Preference), "setup refuses the other kinds"
+            try:
+                kept.append((row, preference_rows(example, self._tokenizer, subject.data, subject.folder)))
+            except MlxftError as error:
+                yield self._failure(measures.PREFERENCE, side, row, error.message)
+        for (row, _), values in zip(kept, preference_values(model, [one for _, one in kept], chunk_rows), strict=True):
+            if all(np.isfinite(value[0]) for value in values.values()):
+                yield Measured(measures.PREFERENCE, side.name, row, values)
+            else:
+                yield self._failure(measures.PREFERENCE, side, row, "a likelihood is not a finite number")
 
     def _text(self, work: str, sides: Sequence[Side], texts: Sequence[str]) -> None:
         """Texts joined by end marks, read in windows; each text has the losses of its own tokens."""

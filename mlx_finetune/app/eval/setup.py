@@ -16,7 +16,7 @@ from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.score import is_json_object
 from mlx_finetune.app.eval.scored import check_scored, class_names, question_of, scored_measures, scored_sides
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
-from mlx_finetune.dataset.formats import Text
+from mlx_finetune.dataset.formats import Preference, Text
 from mlx_finetune.errors import DataError, Problem, UsageError
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
@@ -104,7 +104,7 @@ def prepare(
     schema = None if head else _schema(recipe, subject, base)
     tasks, reason = _tasks(recipe, chosen.rows, has_schema=schema is not None, has_head=head is not None)
     labels = _labels(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
-    measures = scored_measures() if head else measures_of(tasks, has_schema=schema is not None)
+    measures = scored_measures() if head else _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
     gates, notices = _gates(recipe, measures, needs_all=is_fixed)
@@ -151,14 +151,22 @@ def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path,
         category=recipe.category,
         shots=recipe.shots,
         seed=subject.seed,
+        tasks=(subject.task,) if subject.opened.head else _row_tasks(subject.task, recipe, is_given=given is not None),
         needs_category=needs_category or given is None,
-        task=subject.task,
         ask=question_of(subject.opened.head, recipe) if subject.opened.head else None,
     )
 
 
+def _row_tasks(task: str, recipe: EvalRecipe, *, is_given: bool) -> tuple[str, ...]:
+    """Tasks whose rows may be evaluated: other rows that the user names may be of another kind."""
+    more = ("dpo", "kto") if "preference" in recipe.tasks else ("sft",) if is_given else ()
+    return tuple(dict.fromkeys((*more, task)))
+
+
 def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     """The tasks for rows whose recipe names none, the one that leads first, and why."""
+    if all(isinstance(row.example, Preference) for row in rows):
+        return ("preference", "general"), "the rows are preferences"
     if all(isinstance(row.example, Text) for row in rows):
         return ("perplexity", "general"), "the rows are plain text"
     references = [row.reference for row in rows if row.reference]
@@ -176,7 +184,18 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
 
 
 def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
-    answering = [task for task in tasks if task not in ("loss", "perplexity", "general", "speed")]
+    are_preferences = all(isinstance(row.example, Preference) for row in rows)
+    if "preference" in tasks and not are_preferences:
+        raise UsageError(
+            "the task `preference` needs rows with chosen and rejected answers, or answers marked good or bad",
+            "leave it out, or evaluate a run with a preference task",
+        )
+    if "loss" in tasks and are_preferences:
+        raise UsageError(
+            "the rows are preferences: `loss` is of single answers",
+            "name `preference`, which has the loss of the chosen answers too",
+        )
+    answering = [task for task in tasks if task not in ("loss", "perplexity", "preference", "general", "speed")]
     are_text = all(isinstance(row.example, Text) for row in rows)
     if are_text and answering:
         raise UsageError(
@@ -190,6 +209,13 @@ def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
         )
     if "bleu" in tasks:
         check_installed()
+
+
+def _measures(tasks: Sequence[str], schema: Schema | None, rows: Sequence[EvalRow]) -> tuple[Measure, ...]:
+    """The figures of the tasks; preferences that are single answers marked good or bad have their own."""
+    answers = [row.example for row in rows if isinstance(row.example, Preference)]
+    is_unpaired = any(one.chosen is None or one.rejected is None for one in answers)
+    return measures_of(tasks, has_schema=schema is not None, is_unpaired=is_unpaired)
 
 
 def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:

@@ -159,6 +159,7 @@ def _gates(report: Report) -> Iterator[str]:
 _DOING = {
     works.LOSS: "losses of the rows",
     works.TEXT: "perplexity of the text",
+    works.PREFERENCE: "likelihoods of both answers",
     works.LABELS: "likelihoods of the classes",
     works.ANSWER: "answers",
     works.CONSTRAINED: "answers held to the schema",

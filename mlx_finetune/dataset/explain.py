@@ -18,7 +18,7 @@ from mlx_finetune.dataset.tokens import Encoded, Tokenizer
 from mlx_finetune.dataset.walk import Draft, Walk
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
-from mlx_finetune.recipe.preference import PREFERENCE_TASKS
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
 
 State = Literal["learned", "read", "cut"]
 
@@ -71,7 +71,7 @@ def _told(example: Example) -> tuple[str, ...]:
 
 def _drafts(walk: Walk, example: Example, task: str) -> list[tuple[str, Draft]]:
     """The sequences of a row, those of a preference task by what they are: each answer with its prompt."""
-    if not (isinstance(example, Preference) and task in PREFERENCE_TASKS):
+    if not (isinstance(example, Preference) and task in TWO_ANSWER_TASKS):
         return [("", draft) for draft in walk.drafts(example)]
     names = ("good", "bad") if task == "kto" else ("chosen", "rejected")
     answers = zip(names, (example.chosen, example.rejected), strict=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Preference
 from mlx_finetune.errors import Problem
-from mlx_finetune.recipe.preference import PAIRED_TASKS, PREFERENCE_TASKS
+from mlx_finetune.recipe.preference import PAIRED_TASKS, TWO_ANSWER_TASKS
 
 _ANSWERS = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")
 
@@ -26,7 +26,7 @@ _PAIRS = _Kind(("preference",), "pairs of a chosen and a rejected answer")
 _KINDS: Mapping[str, _Kind] = {
     "classify": _Kind(("labels",), "texts with labels"),
     "verifier": _MARKED,
-    **dict.fromkeys(PAIRED_TASKS, _PAIRS),
+    **dict.fromkeys((*PAIRED_TASKS, "reward"), _PAIRS),
     "kto": _Kind(("unpaired-preference",), "answers marked good or bad"),
 }
 
@@ -73,10 +73,10 @@ def refused_format(detected: DetectedFormat, source: str, task: str) -> Problem:
         return Problem(
             source,
             f"the rows are {detected.name}; {wanted}",
-            _SFT_FITS if task in PREFERENCE_TASKS else _HINTS.get(task, ""),
+            _SFT_FITS if task in TWO_ANSWER_TASKS else _HINTS.get(task, ""),
         )
     what, use, hint = _REFUSED[detected.name]
-    if task in PREFERENCE_TASKS:
+    if task in TWO_ANSWER_TASKS:
         hint = _FITS.get((detected.name, "kto" if task == "kto" else "paired"), hint)
     return Problem(source, f"the rows {what}, which are for {use}; {wanted}", _HINTS.get(task, hint))
 

@@ -24,7 +24,7 @@ from mlx_finetune.dataset.turns import Turn
 from mlx_finetune.dataset.walk import Draft, Walk, where
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
-from mlx_finetune.recipe.preference import PREFERENCE_TASKS
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
 
 #: Columns of a row's values.
 PREFIX, FIRST, SECOND, WEIGHT, IS_GOOD = 0, 1, 2, 3, 4
@@ -80,18 +80,18 @@ def tokenize_rows(
     may_be_empty: bool = False,
 ) -> TokenizedSplit:
     """Rows as ``task`` learns from them, whichever task that is."""
-    make = tokenize_preferences if task in PREFERENCE_TASKS else tokenize
+    make = tokenize_preferences if task in TWO_ANSWER_TASKS else tokenize
     return make(examples, tokenizer, data, task=task, base=base, split=split, may_be_empty=may_be_empty)
 
 
 def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:
     """Tokens of every row's longest sequence, which ``max_seq_length`` is about."""
-    return longest_sequences(rows) if task in PREFERENCE_TASKS and len(rows) else rows.lengths
+    return longest_sequences(rows) if task in TWO_ANSWER_TASKS and len(rows) else rows.lengths
 
 
 def planned_lengths(rows: TokenRows, seed: int, task: str, *, is_shared: bool) -> NDArray[np.int64]:
     """Tokens of every row of the first epoch as they go through the model: of two sequences both, and their padding."""
-    lengths = rows.lengths if is_shared or task not in PREFERENCE_TASKS else 2 * longest_sequences(rows)
+    lengths = rows.lengths if is_shared or task not in TWO_ANSWER_TASKS else 2 * longest_sequences(rows)
     return lengths[epoch_rows(rows, seed, 0)]
 
 

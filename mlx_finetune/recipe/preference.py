@@ -14,6 +14,8 @@ Weight = Annotated[float, Field(gt=0, le=1000)]
 
 PAIRED_TASKS = ("dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo")
 PREFERENCE_TASKS = (*PAIRED_TASKS, "kto")
+#: Tasks whose rows hold two answers (``dataset.pairs``).
+TWO_ANSWER_TASKS = (*PREFERENCE_TASKS, "reward")
 
 
 class PreferenceRecipe(Section):

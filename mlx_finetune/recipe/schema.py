@@ -120,7 +120,9 @@ class ServeRecipe(Section):
         return refuse(self, problems)
 
 
-Task = Literal["sft", "pretrain", "dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto", "classify", "verifier"]
+Task = Literal[
+    "sft", "pretrain", "dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto", "classify", "reward", "verifier"
+]
 
 
 class Recipe(Section):
@@ -138,7 +140,7 @@ class Recipe(Section):
         "sft",
         description="sft learns answers to prompts; pretrain learns plain text; dpo, cdpo, rdpo, ipo, simpo and orpo "
         "learn from pairs of a chosen and a rejected answer, kto from answers marked good or bad; classify learns the "
-        "labels of texts, verifier whether answers are right.",
+        "labels of texts, reward which of two answers is better, verifier whether answers are right.",
     )
     quantize: Literal[4, 8] | None = Field(
         None,

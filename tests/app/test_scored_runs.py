@@ -25,7 +25,7 @@ WORDS = '[eval]\nlabel_words = {10 = "ten", 2 = "two"}\nlabel_question = "{text}
 def runs(tiny_model, tmp_path_factory) -> dict[str, RunDir]:
     """A classifier whose labels have words, and a verifier."""
     found: dict[str, RunDir] = {}
-    for task in ("classify", "verifier"):
+    for task in ("classify", "verifier", "reward"):
         folder = tmp_path_factory.mktemp(task)
         recipe = write_scored_recipe(folder, tiny_model("llama"), task)
         if task == "classify":
@@ -99,13 +99,18 @@ def test_a_classifier_is_measured_beside_the_language_model_it_began_as(runs, ca
     assert evaluations[0].classes["tuned"].labels == ("ten", "two", "ok")
 
 
-def test_a_verifier_is_measured_alone(runs, call, monkeypatch):
-    run = runs["verifier"]
+@pytest.mark.parametrize(
+    ("task", "labels", "names"),
+    [("verifier", ["wrong", "right"], ["accuracy", "macro_f1"]), ("reward", ["rejected", "chosen"], ["accuracy"])],
+)
+def test_a_verifier_and_a_reward_model_are_measured_alone(runs, call, monkeypatch, task, labels, names):
+    run = runs[task]
     monkeypatch.chdir(run.path.parent)
     code, _, talk = call("eval", str(run.path))
     assert code == 0, talk
     result = json.loads((run.path / "eval" / "test.json").read_text())
-    assert result["identity"]["labels"] == ["wrong", "right"]
+    assert result["identity"]["labels"] == labels
+    assert [one["name"] for one in result["measures"]] == names
     assert set(result["measures"][0]["sides"]) == {"tuned"}
 
 
@@ -150,6 +155,7 @@ def test_a_long_text_is_read_to_its_end_and_one_without_a_token_is_reported(runs
 def test_chat_and_serve_say_what_a_classifier_is_for(runs, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     name = str(runs["classify"].path)
+    assert "it gives scores" in call("generate", str(runs["reward"].path), "--prompt", "a")[2]
     for command in (("chat", name), ("serve", name, "--port", "0")):
         code, _, talk = call(*command)
         assert code == 2, talk

@@ -26,7 +26,7 @@ from mlx_finetune.errors import MlxftError, Problem
 from mlx_finetune.model.answers.batches import Request
 from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.model.heads.score import HeadSpec
-from mlx_finetune.model.likelihoods import LikelihoodModel, Losses, Scored, stride_of, window_of
+from mlx_finetune.model.likelihoods import Ids, LikelihoodModel, Losses, Scored, stride_of, window_of
 from mlx_finetune.train.losses import chunk_rows
 
 SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 8, 1, 64
@@ -207,10 +207,10 @@ class Measuring:
 
     def _scored_rows(self, model: nn.Module, side: Side, rows: Sequence[int], head: HeadSpec) -> Iterator[Measured]:
         """The class that the score head gives each row."""
-        labels, kept = self._evaluation.labels, list[tuple[int, Tokens]]()
+        labels, kept = self._evaluation.labels, list[tuple[int, list[Ids]]]()
         for row in rows:
             try:
-                kept.append((row, self._evaluation.prompter.trained(scored_example(self._evaluation.rows[row]))[-1]))
+                kept.append((row, self._evaluation.prompter.scored(scored_example(self._evaluation.rows[row]))))
             except MlxftError as error:
                 yield self._failure(measures.LABELS, side, row, error.message)
         for (row, _), name in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):

@@ -2,7 +2,7 @@
 
 The classifier's own side is the label with the highest score. The other sides are baselines: the language model is
 asked for the label in words, without and with training rows as examples, and the likeliest label is its answer
-(``measure``). A verifier has its verdict alone.
+(``measure``). A verifier and a reward model have their verdicts alone.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,30 @@ from mlx_finetune.app.eval.rows import Ask, EvalRow
 from mlx_finetune.app.eval.subject import Side, Subject
 from mlx_finetune.app.eval.verdict import TUNED
 from mlx_finetune.dataset.formats import Example, Instruction, Labelled, Preference
-from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import UsageError
 from mlx_finetune.model.heads.score import HeadSpec
 from mlx_finetune.model.heads.token_scores import ScoringModel
+from mlx_finetune.model.likelihoods import Ids
 from mlx_finetune.recipe.evaluation import EvalRecipe
 
 #: With more labels the language model is not asked: each costs it a pass over the row.
 MOST_ASKED = 50
-WRONG, RIGHT = "wrong", "right"
-_TITLES = {"accuracy": "right label", "macro_f1": "macro F1"}
+#: What the two classes of a task are called: score below and above 0, or below and above the other answer's.
+_VERDICTS = {"verifier": ("wrong", "right"), "reward": ("rejected", "chosen")}
+_TITLES = {"classify": "right label", "verifier": "right verdict", "reward": "chosen answer is above"}
 
 
 def class_names(head: HeadSpec, recipe: EvalRecipe) -> tuple[str, ...]:
     """What each class is called in an evaluation: a label's word, or the label itself; of a verifier its verdicts."""
     if head.task == "classify":
         return tuple(recipe.label_words.get(label, label) for label in head.labels)
-    return (WRONG, RIGHT)
+    return _VERDICTS[head.task]
 
 
 def check_scored(head: HeadSpec, recipe: EvalRecipe, *, has_tasks: bool) -> None:
     """Raise ``UsageError`` for what does not go with a model that scores."""
-    if head.task not in ("classify", "verifier"):
-        raise UsageError(f"a model of task {head.task} is not evaluated yet", "its accuracy is in the run's events")
+    if head.task != "classify" and head.task not in _VERDICTS:
+        raise UsageError(f"nothing is known about the scores of a model of task {head.task!r}", "update mlxft")
     if has_tasks and tuple(recipe.tasks) not in ((), ("labels",)):
         raise UsageError(
             f"this run scores rows and writes no answers, so it is measured by labels, not by {recipe.tasks[0]}",
@@ -55,10 +56,11 @@ def check_scored(head: HeadSpec, recipe: EvalRecipe, *, has_tasks: bool) -> None
         raise UsageError("[eval] label_words gives two labels the same word", "each label needs its own")
 
 
-def scored_measures() -> tuple[Measure, ...]:
-    """Accuracy and macro F1 of the class that was chosen."""
-    found = (one for one in measures_of(("labels",), has_schema=False) if one.work == LABELS)
-    return tuple(replace(one, title=_TITLES[one.name]) for one in found)
+def scored_measures(head: HeadSpec) -> tuple[Measure, ...]:
+    """Accuracy and macro F1 of the class that was chosen; of pairs, whose right class is always one, accuracy alone."""
+    accuracy, macro_f1 = (one for one in measures_of(("labels",), has_schema=False) if one.work == LABELS)
+    accuracy, macro_f1 = replace(accuracy, title=_TITLES[head.task]), replace(macro_f1, title="macro F1")
+    return (accuracy,) if head.task == "reward" else (accuracy, macro_f1)
 
 
 def scored_sides(subject: Subject, head: HeadSpec, shots: int) -> tuple[Side, ...]:
@@ -82,15 +84,20 @@ def question_of(head: HeadSpec, recipe: EvalRecipe) -> Ask:
             return Instruction(question, "", word, example.source, example.line)
         assert isinstance(example, Preference), "load_splits refuses the other kinds"
         question = str(example.prompt[-1]["content"]) if example.prompt else ""
-        return Instruction(question, "", RIGHT if example.chosen else WRONG, example.source, example.line)
+        return Instruction(question, "", names[example.chosen is not None], example.source, example.line)
 
     return ask
 
 
-def predicted(model: nn.Module, rows: Sequence[Tokens], head: HeadSpec, names: Sequence[str]) -> list[str]:
-    """The class that the head gives each of ``rows``, which end with the token behind the one whose state is scored."""
-    scores = ScoringModel(model).last([row.ids[:-1] for row in rows])  # (N, n)
-    places = scores.argmax(axis=1) if head.task == "classify" else (scores[:, 0] > 0).astype(np.int64)
+def predicted(model: nn.Module, rows: Sequence[Sequence[Ids]], head: HeadSpec, names: Sequence[str]) -> list[str]:
+    """The class that the head gives each of ``rows``: one sequence, or those of a chosen and a rejected answer."""
+    scores = ScoringModel(model).last([ids for row in rows for ids in row])  # (N, n)
+    if head.task == "classify":
+        places = scores.argmax(axis=1)
+    elif head.task == "reward":
+        places = (scores[::2, 0] > scores[1::2, 0]).astype(np.int64)
+    else:
+        places = (scores[:, 0] > 0).astype(np.int64)
     return [names[int(place)] for place in places]
 
 

@@ -104,7 +104,7 @@ def prepare(
     schema = None if head else _schema(recipe, subject, base)
     tasks, reason = _tasks(recipe, chosen.rows, has_schema=schema is not None, has_head=head is not None)
     labels = _labels(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
-    measures = scored_measures() if head else _measures(tasks, schema, chosen.rows)
+    measures = scored_measures(head) if head else _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
     gates, notices = _gates(recipe, measures, needs_all=is_fixed)

@@ -19,7 +19,7 @@ from mlx_finetune.dataset.pack import pack_lengths
 from mlx_finetune.dataset.stream import length_step, round_up
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.recipe.heads import SCORED_TASKS
-from mlx_finetune.recipe.preference import PREFERENCE_TASKS
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
 from mlx_finetune.recipe.schema import Recipe
 
 PACKED_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -72,6 +72,8 @@ def choose_layout(
 
 def shares_prompts(recipe: Recipe, model_type: str) -> bool:
     """True where two answers are expected to share their prompt; the loaded model has the last word."""
+    if recipe.task in SCORED_TASKS:
+        return False
     asked = recipe.preference.share_prompt if recipe.preference else "auto"
     return asked is not False and not why_unpackable(model_type)
 
@@ -79,7 +81,7 @@ def shares_prompts(recipe: Recipe, model_type: str) -> bool:
 def why_unpackable(model_type: str, task: str = "") -> str:
     """Why rows of this family, or of this task, cannot share a sequence, "" where they can (``inside.segments`` refuses
     the same)."""
-    if task in PREFERENCE_TASKS:
+    if task in TWO_ANSWER_TASKS:
         return "a row holds two answers"
     if task in SCORED_TASKS:
         return SCORED_TASKS[task]

@@ -8,6 +8,7 @@ from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.objectives.classify import classify
 from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.objectives.preference.objective import preference
+from mlx_finetune.train.objectives.reward import reward
 from mlx_finetune.train.objectives.verifier import verifier
 
 #: Name of a task -> its objective with the settings of a recipe.
@@ -16,6 +17,7 @@ OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
     "pretrain": lambda recipe: next_token("pretrain"),
     **dict.fromkeys(PREFERENCE_TASKS, preference),
     "classify": lambda recipe: classify(),
+    "reward": lambda recipe: reward(),
     "verifier": lambda recipe: verifier(recipe.verifier.lm_loss_weight),
 }
 

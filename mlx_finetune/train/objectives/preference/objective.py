@@ -99,7 +99,7 @@ def _log_probs(task: str, sequences: Sequences) -> Objective:
 
     return Objective(
         task,
-        _read_as(task),
+        read_preferences(task),
         arrays,
         loss,
         count=_count_rows,
@@ -187,7 +187,9 @@ def _count_rows(batch: Batch) -> int:
     return len(batch.rows)
 
 
-def _read_as(task: str) -> ReadRows:
+def read_preferences(task: str) -> ReadRows:
+    """Rows of two answers, as ``task`` wants them."""
+
     def read_rows(
         examples: Sequence[Example],
         tokenizer: Tokenizer,

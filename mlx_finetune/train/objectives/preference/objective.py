@@ -43,7 +43,7 @@ def preference(recipe: Recipe) -> Objective:
     settings = preference_settings(recipe.task, recipe.preference)
     wanted = settings.share_prompt
     return replace(
-        _objective(recipe.task, settings, Sequences(is_shared=wanted is not False)),
+        preference_objective(recipe.task, settings, Sequences(is_shared=wanted is not False)),
         settle=partial(_settle, recipe.task, settings),
     )
 
@@ -53,14 +53,14 @@ def _settle(
 ) -> tuple[Objective, Mapping[str, tuple[object, str]]]:
     """With the prompt shared where that is wanted and the model allows it."""
     if settings.share_prompt is False:
-        return _objective(task, settings, Sequences(is_shared=False)), {SHARE: (False, "as the recipe says")}
+        return preference_objective(task, settings, Sequences(is_shared=False)), {SHARE: (False, "as the recipe says")}
     reason = why_not_shared(split)
     chosen = "computed once for both answers of a row" if not reason else f"two sequences a row: {reason}"
-    objective = _objective(task, settings, Sequences(is_shared=not reason))
+    objective = preference_objective(task, settings, Sequences(is_shared=not reason))
     return objective, {SHARE: (not reason, chosen)}
 
 
-def _objective(task: str, settings: PreferenceRecipe, sequences: Sequences) -> Objective:
+def preference_objective(task: str, settings: PreferenceRecipe, sequences: Sequences) -> Objective:
     """One of them with these settings."""
     scores = _log_probs(task, sequences)
     if task == "kto":

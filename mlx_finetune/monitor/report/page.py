@@ -22,6 +22,7 @@ from mlx_finetune.monitor.report.parts.metrics import metrics
 from mlx_finetune.monitor.report.parts.origin import files, reproduce
 from mlx_finetune.monitor.report.parts.settings import settings
 from mlx_finetune.monitor.report.parts.tokens import tokens
+from mlx_finetune.monitor.report.parts.trace import trace
 
 #: Anchor, what the list at the top calls it, and what makes it.
 _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
@@ -29,6 +30,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("curves", "curves", curves),
     ("metrics", "metrics", metrics),
     ("evaluation", "evaluation", evaluations),
+    ("trace", "trace", trace),
     ("tokens", "tokens", tokens),
     ("data", "data", data),
     ("recipe", "recipe", settings),

@@ -19,7 +19,7 @@ from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.preference import PreferenceRecipe, needs_reference, preference_settings
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.losses import Head
-from mlx_finetune.train.objective import Arrays, Objective, ReadRows, StepValue
+from mlx_finetune.train.objective import Arrays, Objective, ReadRows, StepValue, nothing_around
 from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses
 from mlx_finetune.train.objectives.preference.sequences import Sequences, first_answers
 
@@ -72,7 +72,7 @@ def preference_objective(task: str, settings: PreferenceRecipe, sequences: Seque
             loss=partial(_kto_loss, settings, alone),
             metrics=KTO_METRICS,
             unfold=first_answers,
-            attention=None,
+            around=nothing_around,
             reference=scores,
             step_value=value,
             present=_present_kto,
@@ -106,7 +106,7 @@ def _log_probs(task: str, sequences: Sequences) -> Objective:
         unpackable=_UNPACKABLE,
         is_per_position=False,
         unfold=sequences.unfold,
-        attention=sequences.attention if sequences.is_shared else None,
+        around=sequences.around if sequences.is_shared else nothing_around,
         longest=longest_sequences,
     )
 

@@ -90,11 +90,12 @@ class Objective:
     is a sum over positions (``is_per_position``) a single row may be computed in two parts.
 
     ``around(model, segment_ids, *arrays)`` is entered while hidden states and loss are computed, forward and backward:
-    for what a loss needs of the inside of a model. What it
-    gives, unless that is None, stands in for KV caches. It is entered once in every thread, and under ``mx.compile``.
+    for what a loss needs of the inside of a model. What it gives, unless that is None, stands in for KV caches. It is
+    entered once in every thread, and under ``mx.compile``.
 
     ``unfold`` makes of rows the sequences that go through the model. ``settle`` adapts the objective to a loaded model
-    and says what it chose, by key of the recipe. ``longest`` gives the tokens of every row's longest sequence, where a row is not one.
+    and says what it chose, by key of the recipe. ``longest`` gives the tokens of every row's longest sequence, where a
+    row is not one.
     ``reference`` is an objective whose ``loss`` gives (B, K) numbers of the rows of a batch: they are computed once, of
     the weights before step 1, and stand behind the values of each row. ``step_value`` stands behind them again.
     ``advise`` is told the metrics of an evaluation and says a warning and a hint, or nothing.
@@ -110,9 +111,7 @@ class Objective:
     num_outputs: int | None = 0
     is_per_position: bool = True
     around: Callable[..., AbstractContextManager[Sequence[object] | None]] = nothing_around
-
     unfold: Callable[[Batch], Batch] = as_it_is
-    attention: Callable[..., AbstractContextManager[Sequence[object] | None]] | None = None
     settle: Callable[[SplitModel], "tuple[Objective, Mapping[str, tuple[object, str]]]"] | None = None
     longest: Callable[[TokenRows], NDArray[np.int64]] | None = None
     reference: "Objective | None" = None

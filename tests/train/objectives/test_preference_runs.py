@@ -224,7 +224,7 @@ def test_rows_of_the_other_kind_are_one_error_that_names_the_task_that_fits(tmp_
     data = write(tmp_path / "rows-of-another-kind.jsonl")
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     with pytest.raises(DataError) as caught:
-        train(recipe, overrides=(f"task={task}", f"data.path={data}"))
+        train(recipe, overrides=(f"task={task}", f"data.path={data}", "data.packing=auto"))
     (problem,) = caught.value.problems
     assert fits in problem.hint
 

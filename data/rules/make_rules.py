@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 HERE = Path(__file__).resolve().parent
-SIZES = {"train": 1200, "valid": 160, "test": 400}
+SIZES = {"train": 1200, "valid": 48, "test": 400}
 
 T = TypeVar("T")
 Rule = Mapping[str, object]

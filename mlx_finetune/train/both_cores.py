@@ -102,9 +102,8 @@ class BothCores:
                 head = Head(worker.split, outer, uses_numpy=True, is_learning=True)
                 return self._objective.loss(head, hidden, *arrays)
 
-            key = derive_key(self._seed, "noise", *labels)
-            attending = self._objective.attending(worker.split.model, arrays)
-            with use_noise(key, lengths=mx.array(piece.batch.lengths)), attending as own:
+            noise = use_noise(derive_key(self._seed, "noise", *labels), lengths=mx.array(piece.batch.lengths))
+            with noise, self._objective.around(worker.split.model, segments, *arrays) as own:
                 packed = segment_caches(worker.split.model, segments) if self._is_packed else own
                 caches = piece.part.caches if piece.part else packed
                 entering = self._entering(piece)
@@ -139,14 +138,15 @@ class BothCores:
         """What the loss of ``objective`` says of each piece, without noise or gradient, evaluated."""
 
         def compute(worker: _Worker, piece: _Piece, _: int) -> mx.array:
-            tokens, _segments, arrays = self._arrays(piece, objective)
-            with objective.attending(worker.split.model, arrays) as own:
-                caches = piece.part.caches if piece.part else own
-                hidden = worker.blockwise.hidden(tokens, caches, self._entering(piece))
-            if piece.part:
-                hidden = piece.part.gather(hidden)
-            head = Head(worker.split, {}, uses_numpy=True, is_learning=False)
-            found = objective.loss(head, hidden, *arrays)
+            tokens, segments, arrays = self._arrays(piece, objective)
+            with objective.around(worker.split.model, segments, *arrays) as own:
+                hidden = worker.blockwise.hidden(
+                    tokens, piece.part.caches if piece.part else own, self._entering(piece)
+                )
+                if piece.part:
+                    hidden = piece.part.gather(hidden)
+                head = Head(worker.split, {}, uses_numpy=True, is_learning=False)
+                found = objective.loss(head, hidden, *arrays)
             mx.eval(found)
             return found
 

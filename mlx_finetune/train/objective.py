@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +40,11 @@ class ReadRows(Protocol):
 def count_targets(batch: Batch) -> int:
     """Tokens of the batch that are learned."""
     return batch.num_targets
+
+
+def nothing_around(*_: object) -> AbstractContextManager[None]:
+    """What most objectives want of the inside of a model."""
+    return nullcontext()
 
 
 def as_it_is(batch: Batch) -> Batch:
@@ -85,9 +89,13 @@ class Objective:
     of the training rows. ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that
     is a sum over positions (``is_per_position``) a single row may be computed in two parts.
 
-    ``unfold`` makes of rows the sequences that go through the model. ``attention(model, *arrays)`` gives inside what
-    stands in for KV caches. ``settle`` adapts the objective to a loaded model and says what it chose, by key of the
-    recipe. ``longest`` gives the tokens of every row's longest sequence, where a row is not one.
+    ``around(model, segment_ids, *arrays)`` is entered while hidden states and loss are computed, forward and backward:
+    for what a loss needs of the inside of a model. What it gives, unless that is None, stands in for KV caches. It is
+    entered once in every thread, and under ``mx.compile``.
+
+    ``unfold`` makes of rows the sequences that go through the model. ``settle`` adapts the objective to a loaded model
+    and says what it chose, by key of the recipe. ``longest`` gives the tokens of every row's longest sequence, where a
+    row is not one.
     ``reference`` is an objective whose ``loss`` gives (B, K) numbers of the rows of a batch: they are computed once, of
     the weights before step 1, and stand behind the values of each row. ``step_value`` stands behind them again.
     ``advise`` is told the metrics of an evaluation and says a warning and a hint, or nothing.
@@ -102,18 +110,14 @@ class Objective:
     unpackable: str = ""
     num_outputs: int | None = 0
     is_per_position: bool = True
+    around: Callable[..., AbstractContextManager[Sequence[object] | None]] = nothing_around
     unfold: Callable[[Batch], Batch] = as_it_is
-    attention: Callable[..., AbstractContextManager[Sequence[object] | None]] | None = None
     settle: Callable[[SplitModel], "tuple[Objective, Mapping[str, tuple[object, str]]]"] | None = None
     longest: Callable[[TokenRows], NDArray[np.int64]] | None = None
     reference: "Objective | None" = None
     step_value: StepValue | None = None
     present: Callable[[Mapping[str, float]], Mapping[str, float]] = as_they_are
     advise: Callable[[Mapping[str, float]], tuple[str, str]] = no_advice
-
-    def attending(self, model: nn.Module, arrays: Arrays) -> AbstractContextManager[Sequence[object] | None]:
-        """What stands in for KV caches inside; None where nothing does."""
-        return self.attention(model, *arrays) if self.attention else nullcontext()
 
 
 def num_outputs(objective: Objective, labels: Sequence[str]) -> int:

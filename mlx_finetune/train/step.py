@@ -204,11 +204,11 @@ class Trainer:
         self.load_into_model()
         unfolded = objective.unfold(batch)
         arrays = objective.arrays(unfolded, self._target_parts)
-        tokens = mx.array(unfolded.tokens[:, :-1])
-        with objective.attending(self._model, arrays) as caches:
+        tokens, segment_ids = (mx.array(array[:, :-1]) for array in (unfolded.tokens, unfolded.segment_ids))
+        with objective.around(self._model, segment_ids, *arrays) as caches:
             hidden = self._split.hidden(tokens, caches)
-        head = Head(self._split, {}, uses_numpy=False, is_learning=False)
-        return np.array(objective.loss(head, hidden, *arrays))
+            head = Head(self._split, {}, uses_numpy=False, is_learning=False)
+            return np.array(objective.loss(head, hidden, *arrays))
 
     def _with_step_value(self, batches: Sequence[Batch], *, is_shared: bool = True) -> Sequence[Batch]:
         """The batches with the objective's value of their rows, and of those of all ranks, behind each row's values."""
@@ -252,15 +252,12 @@ class Trainer:
 
     def _compile(self) -> None:
         """Build the functions, compiled where that pays. Frozen weights are captured; what changes is passed in."""
-        split, loss = self._split, self._objective.loss
+        split, loss, around = self._split, self._objective.loss, self._objective.around
 
-        def hidden(
-            tokens: mx.array, caches: Sequence[object] | None, entering: Entering, arrays: Sequence[mx.array]
-        ) -> mx.array:
+        def hidden(tokens: mx.array, caches: Sequence[object] | None, entering: Entering) -> mx.array:
             frozen = blocks(split.model)[: self.num_frozen] if entering else ()
-            standing = overridden(standing_in(frozen, *entering) if entering else ())
-            with standing, self._objective.attending(self._model, tuple(arrays)) as own:
-                return split.hidden(tokens, caches if own is None else own)
+            with overridden(standing_in(frozen, *entering) if entering else ()):
+                return split.hidden(tokens, caches)
 
         def microbatch(
             parameters: FlatArrays, key: mx.array, lengths: mx.array, entering: Entering, *arrays: mx.array
@@ -276,7 +273,8 @@ class Trainer:
             outer = {name: parameters[name] for name in self._outer}
             caches = segment_caches(self._model, segment_ids) if self._is_packed else None
             head = Head(split, outer, uses_numpy=False, is_learning=True)
-            sums = loss(head, hidden(tokens, caches, entering, arrays), *arrays).reshape(-1)
+            with around(self._model, segment_ids, *arrays) as own:
+                sums = loss(head, hidden(tokens, caches if own is None else own, entering), *arrays).reshape(-1)
             return sums[0], sums
 
         def evaluate(
@@ -284,7 +282,8 @@ class Trainer:
         ) -> mx.array:
             self._places.put(parameters)
             head = Head(split, {}, uses_numpy=False, is_learning=False)
-            return loss(head, hidden(tokens, None, entering, arrays), *arrays).reshape(-1)
+            with around(self._model, segment_ids, *arrays) as own:
+                return loss(head, hidden(tokens, own, entering), *arrays).reshape(-1)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}

@@ -66,13 +66,14 @@ class Subject:
         if not side.is_base:
             yield self.opened.model
             return
-        started_from = self._started_from()
-        around = base_model(self.opened) if started_from is None else start_model(self.opened, started_from)
+        adapter = self.started_from
+        around = base_model(self.opened) if adapter is None else start_model(self.opened, adapter)
         with around as model:
             model.eval()
             yield model
 
-    def _started_from(self) -> Path | None:
+    @property
+    def started_from(self) -> Path | None:
         """The adapter that a preference run began with: what it is compared with is its own start, not the base."""
         if self.recipe is None or self.recipe.task not in PREFERENCE_TASKS or not self.recipe.adapter:
             return None

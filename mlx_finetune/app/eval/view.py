@@ -44,7 +44,9 @@ def _heading(evaluation: Evaluation, report: Report) -> str:
     else:
         rows = f"all {len(chosen.rows)} rows" if chosen.split == "all" else f"{len(chosen.rows)} {chosen.split} rows"
     start = "" if report.is_whole else "interrupted, figures are of what was measured so far; "
-    return f"{start}{what} on {rows} of {chosen.source}"
+    begun = evaluation.subject.started_from
+    base = f"; base is what it started from, {begun.name}" if begun is not None else ""
+    return f"{start}{what} on {rows} of {chosen.source}{base}"
 
 
 def _categories(categories: Sequence[Category], results: Sequence[Result]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from mlx_finetune.model.adapters.files import adapter_files
 from mlx_finetune.model.files.safetensors_write import safetensors_chunks
 from mlx_finetune.model.heads.files import head_file
 from mlx_finetune.model.heads.score import WEIGHT, find_head
+from mlx_finetune.model.scratch.weights import OWN_FILE
 from mlx_finetune.rundir import RunDir, checkpoint_step
 from mlx_finetune.train.checkpoints.commit import Checkpoint, Contents, rotate, save_checkpoint
 from mlx_finetune.train.checkpoints.room import make_room
@@ -77,6 +78,8 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
     else:
         yield rundir.MODEL_WEIGHTS, safetensors_chunks(_without_head(trainer.parameters), {"format": "mlx"})
         yield "config.json", [_model_config(prepared)]
+        if (code := prepared.info.folder / OWN_FILE).is_file():  # of an architecture that other programs do not have
+            yield OWN_FILE, [code.read_bytes()]
         head = find_head(prepared.model)
         if head is not None:
             yield rundir.HEAD_WEIGHTS, [head_file(head)]

@@ -9,12 +9,13 @@ from mlx_finetune.train.objectives.classify import classify
 from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.objectives.preference.objective import preference
 from mlx_finetune.train.objectives.reward import reward
+from mlx_finetune.train.objectives.scratch import pretrain
 from mlx_finetune.train.objectives.verifier import verifier
 
 #: Name of a task -> its objective with the settings of a recipe.
 OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
     "sft": lambda recipe: next_token("sft"),
-    "pretrain": lambda recipe: next_token("pretrain"),
+    "pretrain": lambda recipe: pretrain(recipe.scratch),
     **dict.fromkeys(PREFERENCE_TASKS, preference),
     "classify": lambda recipe: classify(),
     "reward": lambda recipe: reward(),

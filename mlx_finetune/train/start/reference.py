@@ -12,7 +12,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,28 +59,48 @@ def add_reference(prepared: Prepared, stop: StopRequest, emit: Emit, ranks: Rank
 
 def _load_or_compute(prepared: Prepared, objective: Objective, stop: StopRequest, emit: Emit) -> _Values:
     splits = {"train": prepared.rows, "valid": prepared.valid_batches.rows}
-    path = cache_folder() / REFERENCES / f"{_key(prepared, splits)}{_ENDING}"
-    found = _read(path, splits) or {name: np.full((len(rows), 2), np.nan) for name, rows in splits.items()}
-    batches = {"train": _trained(prepared, found["train"]), "valid": prepared.valid_batches}
-    computed, saved = 0, time.monotonic()
-    for name, values in found.items():
-        for batch in batches[name]:
-            if not np.isnan(values[list(batch.rows)]).any():
-                continue
-            if stop.signal_number or time.monotonic() - saved > SAVE_SECONDS:
-                _write(path, found, emit)
-                saved = time.monotonic()
-            stop.raise_if_asked("before the first step")
-            done = int(np.isfinite(values[:, 0]).sum())
-            emit(Phase("compute reference", detail=name, done=done, total=len(values), unit="rows"))
-            values[list(batch.rows)] = prepared.trainer.row_outputs(objective, batch)
-            computed += len(batch.rows)
+    found: _Values = {}
+    computed = 0
+    for name, rows in splits.items():
+        path = cache_folder() / REFERENCES / f"{_key(prepared, name, rows)}{_ENDING}"
+        values = _read(path, len(rows))
+        values = np.full((len(rows), 2), np.nan) if values is None else values
+        batches = _trained(prepared, values) if name == "train" else prepared.valid_batches
+        computed += _fill(values, batches, name, path, prepared, objective, stop, emit)
+        found[name] = values
     if computed:
-        _write(path, found, emit)
         emit(Notice("info", f"the reference of {computed} rows was computed once, before step 1, and is kept"))
     else:
         emit(Notice("info", "the reference of these rows was computed before, and is read"))
     return found
+
+
+def _fill(
+    values: NDArray[np.float64],
+    batches: Iterable[Batch],
+    name: str,
+    path: Path,
+    prepared: Prepared,
+    objective: Objective,
+    stop: StopRequest,
+    emit: Emit,
+) -> int:
+    """Compute what is missing and keep it; the number of rows that were computed."""
+    computed, saved = 0, time.monotonic()
+    for batch in batches:
+        if not np.isnan(values[list(batch.rows)]).any():
+            continue
+        if stop.signal_number or time.monotonic() - saved > SAVE_SECONDS:
+            _write(path, values, emit)
+            saved = time.monotonic()
+        stop.raise_if_asked("before the first step")
+        done = int(np.isfinite(values[:, 0]).sum())
+        emit(Phase("compute reference", detail=name, done=done, total=len(values), unit="rows"))
+        values[list(batch.rows)] = prepared.trainer.row_outputs(objective, batch)
+        computed += len(batch.rows)
+    if computed:
+        _write(path, values, emit)
+    return computed
 
 
 def _trained(prepared: Prepared, values: NDArray[np.float64]) -> Iterator[Batch]:
@@ -93,10 +113,13 @@ def _trained(prepared: Prepared, values: NDArray[np.float64]) -> Iterator[Batch]
             return
 
 
-def _key(prepared: Prepared, splits: Mapping[str, TokenRows]) -> str:
-    """SHA-256 of everything that the numbers depend on, to the last bit."""
+def _key(prepared: Prepared, name: str, rows: TokenRows) -> str:
+    """SHA-256 of everything that the numbers of a split depend on, to the last bit."""
     recipe, identity = prepared.recipe, prepared.identity
     lora = recipe.lora.model_dump(mode="json") if recipe.lora and (recipe.adapter or recipe.lora.use_dora) else None
+    training = recipe.training
+    steps = [training.batch_size, training.gradient_accumulation_steps, recipe.hardware.microbatch]
+    steps += [prepared.safer.pieces, identity.order, recipe.seed]
     parts = {
         "version": 1,
         "model": identity.model_sha256,
@@ -109,14 +132,8 @@ def _key(prepared: Prepared, splits: Mapping[str, TokenRows]) -> str:
         "device": prepared.device,
         "versions": dict(identity.versions),
         "share_prompt": recipe.preference.share_prompt if recipe.preference else None,
-        "order": [identity.order, recipe.seed],
-        "batches": [
-            recipe.training.batch_size,
-            recipe.training.gradient_accumulation_steps,
-            recipe.hardware.microbatch,
-            prepared.valid_batches.batch_size,
-        ],
-        "rows": {name: _rows_hash(rows) for name, rows in splits.items()},
+        "batches": [prepared.valid_batches.batch_size] if name == "valid" else steps,
+        "rows": _rows_hash(rows),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
@@ -130,26 +147,24 @@ def _rows_hash(rows: TokenRows) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, splits: Mapping[str, TokenRows]) -> _Values | None:
+def _read(path: Path, num_rows: int) -> NDArray[np.float64] | None:
     """What was kept, whole or in part; None where there is nothing, or nothing that can be used (it is made again)."""
     try:
         with np.load(io.BytesIO(path.read_bytes())) as kept:  # a checksum is part of the format
-            found = {name: kept[name] for name in splits}
+            found: NDArray[np.float64] = kept["values"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         with suppress(OSError):
             path.unlink()
         return None
-    if any(found[name].shape != (len(rows), 2) for name, rows in splits.items()):
-        return None
-    return found
+    return found if found.shape == (num_rows, 2) else None
 
 
-def _write(path: Path, found: _Values, emit: Emit) -> None:
+def _write(path: Path, values: NDArray[np.float64], emit: Emit) -> None:
     """Keep it; a disk that does not take it costs the next start some time, not this run."""
     buffer = io.BytesIO()
-    np.savez(buffer, train=found["train"], valid=found["valid"])
+    np.savez(buffer, values=values)
     try:
         durable.make_folder(path.parent)
         durable.replace_file(path, [buffer.getvalue()])

@@ -14,7 +14,7 @@ from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.preference import PreferenceRecipe, preference_settings
 from mlx_finetune.recipe.schema import LoraRecipe
-from mlx_finetune.train.objectives.preference.objective import _objective
+from mlx_finetune.train.objectives.preference.objective import preference_objective
 from mlx_finetune.train.objectives.preference.sequences import Sequences
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer
@@ -57,7 +57,7 @@ def trainer_of(model, task: str, *, is_shared: bool, how: str = "graph", is_full
     settings = preference_settings(task, PreferenceRecipe.model_validate(given))
     return Trainer(
         model,
-        _objective(task, settings, Sequences(is_shared=is_shared)),
+        preference_objective(task, settings, Sequences(is_shared=is_shared)),
         AdamW(0.9, 0.999, 1e-8, 0.0, frozenset()),
         parameters,
         seed=1,

@@ -19,7 +19,7 @@ from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.preference import PreferenceRecipe, needs_reference, preference_settings
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.losses import Head
-from mlx_finetune.train.objective import Arrays, Objective, ReadRows, StepValue
+from mlx_finetune.train.objective import Arrays, Objective, ReadRows, StepValue, nothing_around
 from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses
 from mlx_finetune.train.objectives.preference.sequences import Sequences, first_answers
 
@@ -43,7 +43,7 @@ def preference(recipe: Recipe) -> Objective:
     settings = preference_settings(recipe.task, recipe.preference)
     wanted = settings.share_prompt
     return replace(
-        _objective(recipe.task, settings, Sequences(is_shared=wanted is not False)),
+        preference_objective(recipe.task, settings, Sequences(is_shared=wanted is not False)),
         settle=partial(_settle, recipe.task, settings),
     )
 
@@ -53,14 +53,14 @@ def _settle(
 ) -> tuple[Objective, Mapping[str, tuple[object, str]]]:
     """With the prompt shared where that is wanted and the model allows it."""
     if settings.share_prompt is False:
-        return _objective(task, settings, Sequences(is_shared=False)), {SHARE: (False, "as the recipe says")}
+        return preference_objective(task, settings, Sequences(is_shared=False)), {SHARE: (False, "as the recipe says")}
     reason = why_not_shared(split)
     chosen = "computed once for both answers of a row" if not reason else f"two sequences a row: {reason}"
-    objective = _objective(task, settings, Sequences(is_shared=not reason))
+    objective = preference_objective(task, settings, Sequences(is_shared=not reason))
     return objective, {SHARE: (not reason, chosen)}
 
 
-def _objective(task: str, settings: PreferenceRecipe, sequences: Sequences) -> Objective:
+def preference_objective(task: str, settings: PreferenceRecipe, sequences: Sequences) -> Objective:
     """One of them with these settings."""
     scores = _log_probs(task, sequences)
     if task == "kto":
@@ -72,7 +72,7 @@ def _objective(task: str, settings: PreferenceRecipe, sequences: Sequences) -> O
             loss=partial(_kto_loss, settings, alone),
             metrics=KTO_METRICS,
             unfold=first_answers,
-            attention=None,
+            around=nothing_around,
             reference=scores,
             step_value=value,
             present=_present_kto,
@@ -106,7 +106,7 @@ def _log_probs(task: str, sequences: Sequences) -> Objective:
         unpackable=_UNPACKABLE,
         is_per_position=False,
         unfold=sequences.unfold,
-        attention=sequences.attention if sequences.is_shared else None,
+        around=sequences.around if sequences.is_shared else nothing_around,
         longest=longest_sequences,
     )
 

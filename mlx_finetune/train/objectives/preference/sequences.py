@@ -57,8 +57,11 @@ class Sequences:
             found += _places(batch)
         return tuple(mx.array(one) for one in found), values, lengths
 
-    def attention(self, model: nn.Module, *arrays: mx.array) -> AbstractContextManager[Sequence[object]]:
+    def around(
+        self, model: nn.Module, segment_ids: mx.array, *arrays: mx.array
+    ) -> AbstractContextManager[Sequence[object]]:
         """What keeps the second answer from seeing the first: parts and positions stand behind the first three."""
+        del segment_ids
         return shared_prefix.parts_apart(model, arrays[3], arrays[4])
 
     def log_probs(self, head: Head, hidden: mx.array, num_rows: int, *arrays: mx.array) -> mx.array:

@@ -132,6 +132,8 @@ ELSEWHERE = {
     "eval.category": "tests/app/eval/test_evaluate.py: every figure split",
     "eval.shots": "tests/app/eval/test_evaluate.py: one more side",
     "eval.labels": "tests/app/eval/test_evaluate.py: other classes",
+    "eval.label_words": "tests/app/test_scored_runs.py: what the classes are called",
+    "eval.label_question": "tests/app/test_scored_runs.py: another question",
     "eval.answer_tokens": "tests/app/eval/test_evaluate.py: the longest answer",
     "chat.max_tokens": "tests/app/test_open.py: the longest answer of chat and generate",
     "serve.endpoints": "tests/serving/test_tasks.py: addresses of the server",

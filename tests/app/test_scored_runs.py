@@ -74,6 +74,9 @@ def test_a_classifier_is_measured_beside_the_language_model_it_began_as(runs, ca
     assert code == 0, talk
     result = json.loads((run.path / "eval" / "test.json").read_text())
     assert result["identity"]["labels"] == ["ten", "two", "ok"]
+    assert result["identity"]["question"] == "{text} is {labels}?"
+    nats = [json.loads(line)["values"] for line in (run.path / "eval" / "test.rows.jsonl").read_text().splitlines()[1:]]
+    assert {name for one in nats for name in one if name.startswith("nats:")} == {"nats:ten", "nats:two", "nats:ok"}
     accuracy = next(one for one in result["measures"] if one["name"] == "accuracy")
     assert set(accuracy["sides"]) == {"base", "base 2-shot", "tuned"}
     assert accuracy["change"]["p"] is not None

@@ -148,8 +148,7 @@ def make_plan(
     local = find_local(recipe, base)
     if local is None:
         shape, bits = _guess(recipe), None
-        lengths, tokens = _estimate_tokens(splits, recipe)
-        tokenizer_bytes = 0
+        lengths, tokens, tokenizer_bytes = *_estimate_tokens(splits, recipe), 0
     else:
         shape, bits = _read_config(local)
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base, shape)

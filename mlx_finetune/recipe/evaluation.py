@@ -21,7 +21,7 @@ from mlx_finetune.recipe.values import shown_name
 #: Task -> what it measures, for help and error messages.
 TASKS: dict[str, str] = {
     "loss": "loss of the held-out answers",
-    "perplexity": "perplexity and bits per byte of plain text",
+    "perplexity": "perplexity, bits per byte and loss of plain text",
     "preference": "pairs whose chosen answer is likelier, or how likely good and bad answers are",
     "exact_match": "answers equal to the reference",
     "token_f1": "words shared with the reference",
@@ -41,6 +41,7 @@ MEASURES: dict[str, str] = {
     "answer_bits_per_byte": "loss",
     "perplexity": "perplexity",
     "bits_per_byte": "perplexity",
+    "text_loss": "perplexity",
     "preferred": "preference",
     "preferred_per_token": "preference",
     "chosen_loss": "preference",

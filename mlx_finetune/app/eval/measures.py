@@ -56,6 +56,7 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
     "perplexity": (
         _lower("perplexity", TEXT, "perplexity", "perplexity of the text", "exp", is_tested=True),
         _lower("perplexity", TEXT, "bits_per_byte", "bits per byte", "bits"),
+        _lower("perplexity", TEXT, "text_loss", "loss of the text", "plain"),
     ),
     "preference": (
         _measure("preference", PREFERENCE, "right", "preferred", "chosen likelier (sum)", is_tested=True),

@@ -9,9 +9,10 @@ import contextlib
 import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlx_finetune.app.eval.texts import FEW_TEXTS, blocks
 from mlx_finetune.dataset.conversation import instruction_turns
 from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
@@ -42,7 +43,8 @@ class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
 
     ``key`` is the hash of the content, the same in every evaluation; ``scored`` what a score head is given, where
-    ``example`` is only what a language model is asked about it.
+    ``example`` is only what a language model is asked about it. One that ``is_continued`` goes on with the text of the
+    row before it: a text that stands alone is divided into blocks.
     """
 
     key: str
@@ -52,6 +54,7 @@ class EvalRow:
     prompt: tuple[Message, ...]
     reference: str
     scored: Example | None = None
+    is_continued: bool = False
 
     @property
     def question(self) -> str:
@@ -116,7 +119,7 @@ def choose_rows(
     drawn = draw_shots(training, shots, seed)
     source = given or data.path or data.test or data.train or "the sources of the recipe"
     return Chosen(
-        tuple(_row(example, categories, ask) for example in chosen),
+        _eval_rows(chosen, categories, max_rows, ask),
         _SPLIT_NAMES[name or "train"],
         source,
         splits.content_hash,
@@ -221,6 +224,29 @@ def read_categories(
 def _category(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return " ".join(text.split())[:60]
+
+
+def _eval_rows(
+    chosen: Sequence[Example], categories: Mapping[tuple[str, int, int], str], max_rows: int, ask: Ask | None
+) -> tuple[EvalRow, ...]:
+    """One row each; of a few long texts their blocks, as many as there may be rows, from the front."""
+    rows = [_row(example, categories, ask) for example in chosen]
+    if len(rows) >= FEW_TEXTS or not all(isinstance(row.example, Text) for row in rows):
+        return tuple(rows)
+    divided = [block for row in rows for block in _blocks(row)]
+    return tuple(rows if len(divided) == len(rows) else divided[: max(max_rows, len(rows))])
+
+
+def _blocks(row: EvalRow) -> list[EvalRow]:
+    assert isinstance(row.example, Text)
+    made: list[EvalRow] = []
+    parts = blocks(row.example.text)
+    for number, text in enumerate(parts):
+        example = replace(row.example, text=text)
+        where = f"{row.where}, block {number + 1}"
+        key = f"{content_key(example):016x}"
+        made.append(replace(row, key=key, where=where, example=example, is_continued=number > 0))
+    return made if len(parts) > 1 else [row]
 
 
 def _row(example: Example, categories: Mapping[tuple[str, int, int], str], ask: Ask | None) -> EvalRow:

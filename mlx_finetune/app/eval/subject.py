@@ -95,9 +95,13 @@ def shots_name(side: str, shots: int) -> str:
 
 def open_subject(name: str, *, base: Path, report: Report) -> Subject:
     """Load what ``name`` stands for. Raises ``RunError`` or ``ModelError``."""
-    located = locate(name, base=base)
+    return subject_of(open_name(name, base=base, report=report), base=base)
+
+
+def subject_of(opened: Opened, *, base: Path) -> Subject:
+    """What is open already, with what its run records."""
+    located = opened.located
     recipe = read_recipe(located, lambda _: None)
-    opened = open_name(name, base=base, report=report)
     facts = _run_facts(located)
     started_in = facts.get("started_in")
     folder = Path(started_in) if isinstance(started_in, str) and Path(started_in).is_dir() else base

@@ -58,6 +58,7 @@ class Measured:
     is_better: bool = False
     is_worse: bool = False
     is_shown: bool = True
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class Evaluation:
     gates: tuple[Gate, ...] = ()
     classes: Mapping[str, Classes] = field(default_factory=dict[str, Classes])
     failed: tuple[Problem, ...] = field(default=())
+    identity: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:

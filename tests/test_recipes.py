@@ -47,6 +47,8 @@ CASES = {
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
 }
+#: Recipes with a test of their own.
+OTHERS = ("classify-sst2",)
 BASE_MODELS = ("timeline-dialogpt", "llama-3.1-8b-alpaca", "voice-pythia-1.4b")
 
 
@@ -84,7 +86,7 @@ def run_recipe(tmp_path):
 
 
 def test_every_recipe_has_a_case():
-    assert sorted(CASES) == sorted(path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text())
+    assert sorted([*CASES, *OTHERS]) == sorted(path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -101,6 +103,24 @@ def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
     assert {key.split(".")[-2] for key in weights} == set(modules)
     assert sum(value.size for value in weights.values()) == expected
     assert any(np.abs(value).max() > 0 for key, value in weights.items() if key.endswith("lora_b"))
+
+
+@pytest.mark.parametrize(("architecture", "modules"), [("llama", (*ATTENTION, *MLP)), ("gpt2", ("c_attn", "c_proj"))])
+def test_the_classifier_recipe_trains_its_head_on_llama_and_on_gpt2(tmp_path, architecture, modules):
+    model = tiny.write_tiny_model(tmp_path / "model", architecture)
+    rows = [f"It is {'good' if n % 2 else 'bad'} {n}.\t{n % 2}" for n in range(60)]
+    for name, part in (("train", rows[:40]), ("dev", rows[40:])):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *part, ""]))
+    overrides = [f"model={model}", f"output_dir={tmp_path / 'run'}", f"data.train={tmp_path / 'train.tsv'}"]
+    overrides += [f"data.test={tmp_path / 'dev.tsv'}", "data.val_split=0.2", "lora.num_layers=1", "training.epochs=1"]
+    if architecture == "gpt2":
+        overrides.append(f"lora.target_modules={list(modules)}")
+    run = train(RECIPES / "classify-sst2.toml", overrides=tuple(overrides))
+    weights = load_file(run.file(rundir.MLX_WEIGHTS))
+    assert {key.split(".")[-2] for key in weights} == set(modules)
+    assert load_file(run.file(rundir.HEAD_WEIGHTS))["score.weight"].shape == (2, 64)
+    started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    assert started.trainable_parameters == sum(value.size for value in weights.values()) + 2 * 64
 
 
 def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_recipe):

@@ -86,7 +86,9 @@ def run_recipe(tmp_path):
 
 
 def test_every_recipe_has_a_case():
-    assert sorted([*CASES, *OTHERS]) == sorted(path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text())
+    assert sorted([*CASES, *OTHERS]) == sorted(
+        path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text()
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

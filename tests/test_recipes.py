@@ -52,6 +52,8 @@ NEW_MODELS = {
     "scratch-shakespeare": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
     "scratch-tinystories": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
 }
+#: Recipes with a test of their own.
+OTHERS = ("classify-sst2",)
 BASE_MODELS = ("timeline-dialogpt", "llama-3.1-8b-alpaca", "voice-pythia-1.4b")
 
 
@@ -90,7 +92,7 @@ def run_recipe(tmp_path):
 
 def test_every_recipe_has_a_case():
     there = [path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text()]
-    assert sorted([*CASES, *NEW_MODELS]) == sorted(there)
+    assert sorted([*CASES, *NEW_MODELS, *OTHERS]) == sorted(there)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,6 +125,24 @@ def test_a_recipe_from_random_weights_makes_a_model_with_a_tokenizer(tmp_path, m
     assert {path.name for path in made.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     losses = [r.event.loss for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, Evaluated)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("architecture", "modules"), [("llama", (*ATTENTION, *MLP)), ("gpt2", ("c_attn", "c_proj"))])
+def test_the_classifier_recipe_trains_its_head_on_llama_and_on_gpt2(tmp_path, architecture, modules):
+    model = tiny.write_tiny_model(tmp_path / "model", architecture)
+    rows = [f"It is {'good' if n % 2 else 'bad'} {n}.\t{n % 2}" for n in range(60)]
+    for name, part in (("train", rows[:40]), ("dev", rows[40:])):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *part, ""]))
+    overrides = [f"model={model}", f"output_dir={tmp_path / 'run'}", f"data.train={tmp_path / 'train.tsv'}"]
+    overrides += [f"data.test={tmp_path / 'dev.tsv'}", "data.val_split=0.2", "lora.num_layers=1", "training.epochs=1"]
+    if architecture == "gpt2":
+        overrides.append(f"lora.target_modules={list(modules)}")
+    run = train(RECIPES / "classify-sst2.toml", overrides=tuple(overrides))
+    weights = load_file(run.file(rundir.MLX_WEIGHTS))
+    assert {key.split(".")[-2] for key in weights} == set(modules)
+    assert load_file(run.file(rundir.HEAD_WEIGHTS))["score.weight"].shape == (2, 64)
+    started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    assert started.trainable_parameters == sum(value.size for value in weights.values()) + 2 * 64
 
 
 def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_recipe):

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from mlx_finetune.dataset.pack import pack_lengths
 from mlx_finetune.dataset.stream import length_step, round_up
 from mlx_finetune.hardware.planning.shapes import ModelShape
+from mlx_finetune.recipe.heads import SCORED_TASKS
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
+from mlx_finetune.recipe.schema import Recipe
 
 PACKED_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 WORTH_IT = 0.95  # pack when it costs at most this share of padding
@@ -67,8 +70,21 @@ def choose_layout(
     return RowLayout(best, f"packs of {best} cost {ratio:.0%} of batches padded by length")
 
 
-def why_unpackable(model_type: str) -> str:
-    """Why rows of this family cannot share a sequence, "" where they can (``inside.segments`` refuses the same)."""
+def shares_prompts(recipe: Recipe, model_type: str) -> bool:
+    """True where two answers are expected to share their prompt; the loaded model has the last word."""
+    if recipe.task in SCORED_TASKS:
+        return False
+    asked = recipe.preference.share_prompt if recipe.preference else "auto"
+    return asked is not False and not why_unpackable(model_type)
+
+
+def why_unpackable(model_type: str, task: str = "") -> str:
+    """Why rows of this family, or of this task, cannot share a sequence, "" where they can (``inside.segments`` refuses
+    the same)."""
+    if task in TWO_ANSWER_TASKS:
+        return "a row holds two answers"
+    if task in SCORED_TASKS:
+        return SCORED_TASKS[task]
     if model_type in ("gpt2", "gpt_bigcode"):
         return f"{model_type} has learned positions, which start at 0 for every row"
     if any(name in model_type for name in ("mamba", "rwkv", "recurrent", "jamba", "plamo2", "lfm2", "qwen3_next")):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.nn as nn
+import numpy as np
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard
@@ -62,6 +63,7 @@ class Prepared:
     source: str
     tokenizer: ModelTokenizer
     spec: AdapterSpec | None
+    objective: Objective
     trainer: Trainer
     stream: Stream
     valid_batches: OrderedBatches
@@ -119,16 +121,30 @@ def prepare(
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved, asked.hardware, facts.machine, plan=loaded.command("plan"))
     disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
-    loaded_model = _load_model(local, resolved, rows, report)
+    loaded_model = _load_model(local, resolved, rows, objective, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
     split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
-    resolved = settle_reuse(resolved, split, asked)
+    objective, resolved = _settled(split, settle_reuse(resolved, split, asked))
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
+
+
+def _settled(split: SplitModel, resolved: Resolved) -> tuple[Objective, Resolved]:
+    """The objective of the resolved recipe as the loaded model allows it, with what that chose in the recipe."""
+    objective = build_objective(resolved.recipe)
+    if objective.settle is None:
+        return objective, resolved
+    objective, chosen = objective.settle(split)
+    recipe = resolved.recipe
+    for key, (value, _) in chosen.items():
+        section, _, name = key.partition(".")
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})
+    reasons = {**resolved.reasons, **{key: reason for key, (_, reason) in chosen.items()}}
+    return objective, replace(resolved, recipe=recipe, reasons=reasons)
 
 
 def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
@@ -215,6 +231,10 @@ def _assemble(
 ) -> Prepared:
     """The parts of a run around a loaded model: stream, optimizer, schedule."""
     recipe, training = resolved.recipe, resolved.recipe.training
+    stream = _stream(rows, resolved, safer.pieces, ranks)
+    valid = ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces))
+    if objective.reference:  # until it is computed: a measured step needs some
+        stream.values, valid.values = np.zeros((len(rows.train), 2)), np.zeros((len(rows.valid), 2))
     return Prepared(
         recipe=recipe,
         reasons={**resolved.reasons, **safer.reasons()},
@@ -224,9 +244,10 @@ def _assemble(
         source=source,
         tokenizer=tokenizer,
         spec=spec,
+        objective=objective,
         trainer=build_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
-        stream=_stream(rows, resolved, safer.pieces, ranks),
-        valid_batches=ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces)),
+        stream=stream,
+        valid_batches=valid,
         schedule=_schedule(training, total_steps),
         total_steps=total_steps,
         limits=resolved.limits,
@@ -261,7 +282,9 @@ def _stream(rows: TrainingRows, resolved: Resolved, pieces: int, ranks: Ranks) -
     )
 
 
-def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit: Emit) -> LoadedModel:
+def _load_model(
+    local: LocalModel, resolved: Resolved, rows: TrainingRows, objective: Objective, emit: Emit
+) -> LoadedModel:
     """The frozen base model under the memory limits, after everything that can be refused without it."""
     recipe = resolved.recipe
     apply_limits(resolved.limits)
@@ -277,7 +300,7 @@ def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit:
         emit(notice)
     if resolved.packed_length is not None:
         check_packable(loaded_model.model)
-    check_context(loaded_model.info, rows, resolved.packed_length)
+    check_context(loaded_model.info, rows, resolved.packed_length, objective)
     return loaded_model
 
 

@@ -110,7 +110,7 @@ def _prepared(
     if named is not None and not _NAME.fullmatch(named):
         raise UsageError(f"{named[:60]!r} cannot be the name of a result", "use letters, digits, dots and dashes")
     _with_changes(EvalRecipe.model_validate({}), changes)  # a slip is found before the model is loaded
-    subject = _opened(name)
+    subject = open_for_eval(name)
     from mlx_finetune.app.eval.run import rows_at_once
     from mlx_finetune.app.eval.setup import prepare
 
@@ -137,7 +137,8 @@ def _with_changes(recipe: "EvalRecipe", changes: Mapping[str, object]) -> "EvalR
     return change_recipe(recipe, changes)
 
 
-def _opened(name: str) -> "Subject":
+def open_for_eval(name: str) -> "Subject":
+    """The run or model ``name``, with what it says while it is loaded."""
     import os
 
     from mlx_finetune.commands.opening import LoadingTalk

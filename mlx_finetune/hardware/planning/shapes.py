@@ -48,7 +48,8 @@ class BlockKind:
 class ModelShape:
     """What the arithmetic needs to know. ``linears`` are those of one block, attention's first, each part's last layer
     last. ``other_parameters`` of the whole model are neither in them nor in the embedding and the head: norms, biases,
-    learned positions; ``outside_parameters`` of these are in no block."""
+    learned positions; ``outside_parameters`` of these are in no block. ``num_outputs`` are those of a score head, which
+    always learns."""
 
     model_type: str
     num_layers: int
@@ -65,6 +66,7 @@ class ModelShape:
     is_exact: bool
     kind: BlockKind = BlockKind()
     outside_parameters: int = 0
+    num_outputs: int = 0
 
     @property
     def attention_width(self) -> int:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_finetune.commands.evaluating import open_for_eval, renew_report, shown_path
+
 if TYPE_CHECKING:
     from mlx_finetune.app.eval.measure import Progress
     from mlx_finetune.app.eval.run import Finished
     from mlx_finetune.app.eval.setup import Evaluation
-    from mlx_finetune.app.eval.subject import Subject
     from mlx_finetune.errors import Problem
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
@@ -49,6 +50,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 )
 @click.option("--name", "named", metavar="NAME", help="Name of the result in the run's eval/ folder.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the result there instead.")
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Of a verifier: judge the answers that mlxft sample drew, beside greedy, random, majority and oracle.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the figures as CSV.")
 def command(
@@ -64,6 +71,7 @@ def command(
     gates: tuple[str, ...],
     named: str | None,
     out: Path | None,
+    samples: Path | None,
     as_json: bool,
     as_csv: bool,
 ) -> int:
@@ -76,6 +84,14 @@ def command(
 
     if as_json and as_csv:
         raise UsageError("--json and --csv are two forms of the same report", "give one of them")
+    if samples is not None:
+        others = {"--tasks": tasks, "--data": data, "--max-rows": max_rows, "--shots": shots, "--gate": gates}
+        strange = next((option for option, value in others.items() if value), None)
+        if strange is not None:
+            raise UsageError(f"--samples and {strange} do not go together", "the samples are what is evaluated")
+        from mlx_finetune.commands.eval_samples import eval_samples
+
+        return eval_samples(open_for_eval(name), samples, out=out, as_json=as_json, as_csv=as_csv)
     given = {
         "tasks": split_tasks(tasks) or None,
         "gates": gates or None,
@@ -137,24 +153,6 @@ def _with_changes(recipe: "EvalRecipe", changes: Mapping[str, object]) -> "EvalR
     return change_recipe(recipe, changes)
 
 
-def open_for_eval(name: str) -> "Subject":
-    """The run or model ``name``, with what it says while it is loaded."""
-    import os
-
-    from mlx_finetune.commands.opening import LoadingTalk
-    from mlx_finetune.hardware import blas
-
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # see commands/opening.py
-    blas.prepare()  # before mlx is imported
-    from mlx_finetune.app.eval.subject import open_subject
-
-    talk = LoadingTalk()
-    try:
-        return open_subject(name, base=Path.cwd(), report=talk)
-    finally:
-        talk.clear()
-
-
 def _measured(evaluation: "Evaluation", named: str | None, out: Path | None) -> "Finished":
     from mlx_finetune.app.eval.run import evaluate
     from mlx_finetune.app.text import shorten
@@ -201,12 +199,6 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _shown(path: Path) -> str:
-    """``path`` as it is named from here."""
-    here = Path.cwd().resolve()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
 def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_csv: bool) -> None:
     from mlx_finetune.app.eval.results import csv_text, report_json
     from mlx_finetune.app.eval.view import report_lines
@@ -221,26 +213,16 @@ def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_
         for line in report_lines(evaluation, report):
             click.echo(line)
     name = shlex.quote(evaluation.subject.opened.name)
-    path = _shown(place.file("")) if place is not None else ""
+    path = shown_path(place.file("")) if place is not None else ""
     if not report.is_whole:
         kept = f"; the same command goes on from there ({path}.rows.jsonl)" if place else ""
         click.echo(f"\ninterrupted{kept}", err=True)
     elif place is not None:
         click.echo(f"\nkept in {path}.json and .csv", err=True)
-        _renew_report(place.folder.parent)
+        renew_report(place.folder.parent)
         run, located = evaluation.subject.run, evaluation.subject.opened.located
         is_checkpoint = run is not None and located.adapter not in (None, run.path)
         if run is not None and place.folder == run.file(EVALUATIONS) and not is_checkpoint:
             click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
     else:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)
-
-
-def _renew_report(folder: Path) -> None:
-    """The page of the run with this evaluation, where it has one that nobody has edited."""
-    from mlx_finetune.commands.report import try_report
-    from mlx_finetune.rundir import RunDir
-
-    path, warnings = try_report(RunDir(folder), only_renew=True)
-    for line in [f"report renewed: {_shown(path)}"] if path else warnings:
-        click.echo(line, err=True)

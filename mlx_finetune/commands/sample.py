@@ -59,7 +59,7 @@ def command(
     verifier/ (every answer with whether it is right); the last two are the data.path of a recipe. Prints how often the
     greedy answer, a random one, the majority and the best of k are right. The greedy answer is drawn beside the k.
     """
-    from mlx_finetune.commands.eval import open_for_eval
+    from mlx_finetune.commands.evaluating import open_for_eval
 
     subject = open_for_eval(name)
     from mlx_finetune.app.eval.run import rows_at_once

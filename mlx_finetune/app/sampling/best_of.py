@@ -65,7 +65,11 @@ class AtN:
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
-    """The whole comparison. Shares at the end are of all drawn answers."""
+    """The whole comparison. ``nothing_found`` and ``cut`` are shares of all drawn answers.
+
+    ``told_apart``: how often the verifier puts a right answer above a wrong one to the same problem, 0.5 being chance;
+    over the problems that have both.
+    """
 
     num_problems: int
     k: int
@@ -75,6 +79,7 @@ class BestOf:
     nothing_found: float
     cut: float
     mean_tokens: float
+    told_apart: Share | None = None
 
 
 def compare(problems: Sequence[SampledProblem], scores: Sequence[Sequence[float]] | None, *, seed: int) -> BestOf:
@@ -101,6 +106,7 @@ def compare(problems: Sequence[SampledProblem], scores: Sequence[Sequence[float]
         nothing_found=_mean([sample.found is None for sample in answers]),
         cut=_mean([sample.finish != "stop" for sample in answers]),
         mean_tokens=_mean([sample.tokens for sample in answers]),
+        told_apart=_told_apart(right, scores, seed) if scores is not None else None,
     )
 
 
@@ -146,6 +152,20 @@ def _at_n(right: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]] | N
     if scores is None:
         return AtN(n, any_right, None)
     return AtN(n, any_right, _mean([best_of(mine, one, n) for mine, one in zip(scores, right, strict=True)]))
+
+
+def _told_apart(right: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]], seed: int) -> Share | None:
+    """None where no problem has a right and a wrong answer."""
+    found: list[float] = []
+    for mine, is_right in zip(scores, right, strict=True):
+        good = [score for score, one in zip(mine, is_right, strict=True) if one]
+        bad = [score for score, one in zip(mine, is_right, strict=True) if not one]
+        if good and bad:
+            found.append(_mean([(a > b) + 0.5 * (a == b) for a in good for b in bad]))
+    if not found:
+        return None
+    interval = bootstrap_mean(found, seed=seed)
+    return Share("told_apart", _mean(found), interval.low, interval.high, None)
 
 
 def _steps(k: int) -> list[int]:
@@ -198,6 +218,10 @@ def lines(found: BestOf) -> list[str]:
     if picks:
         label = "verifier's best"
         made.append(f"{label:<22}" + "".join(f"{pick:>9.3f}" for pick in picks))
+    if found.told_apart is not None:
+        told = found.told_apart
+        made += ["", f"A right answer outscores a wrong one to the same problem {100 * told.value:.1f} times of 100 "]
+        made[-1] += f"({100 * told.low:.1f} to {100 * told.high:.1f}; chance is 50)."
     made += [
         "",
         f"Drawn answers: {found.mean_tokens:.1f} tokens on average, {100 * found.cut:.1f} % cut at the limit, "

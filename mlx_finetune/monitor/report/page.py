@@ -12,6 +12,7 @@ from mlx_finetune.monitor.microscope import STYLE
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Html, tag
 from mlx_finetune.monitor.report.parts.answers import answers
+from mlx_finetune.monitor.report.parts.best_of import best_of
 from mlx_finetune.monitor.report.parts.curves import curves
 from mlx_finetune.monitor.report.parts.data import data
 from mlx_finetune.monitor.report.parts.evaluations import evaluations
@@ -27,6 +28,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("answers", "answers", answers),
     ("curves", "curves", curves),
     ("evaluation", "evaluation", evaluations),
+    ("picks", "best of n", best_of),
     ("tokens", "tokens", tokens),
     ("data", "data", data),
     ("recipe", "recipe", settings),

@@ -3,8 +3,8 @@
     python data/sums/make_sums.py                               # the files of this folder, to the byte
     python data/sums/make_sums.py --terms 3 --largest 99 --out data/other-sums
 
-A row has ``prompt`` ("382+47=") and ``completion``: the answer alone, or with ``--steps`` one line for each operation
-and the answer behind ####. Difficulty is the number of terms, the largest of them and ``--minus`` (with subtractions):
+A row has ``prompt`` ("28+17=" or "12-30=") and ``completion``: the answer alone, or with ``--steps`` one line for each operation
+and the answer behind ####. Difficulty is the number of terms, the largest of them and ``--plus`` (no subtractions):
 choose it so that the generator is right 10 to 60 times of 100, or a verifier has little to tell apart. No problem stands in two splits, and no problem is another's with its terms in another order. Every
 problem comes from a generator of its own, seeded by (seed, number): the rows of a small set are the first of a large
 one, and the same in every version of Python.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 #: Split -> its rows. The generator learns from train; answers to sample.jsonl teach a verifier; test is for the end.
-SIZES = {"train": 2400, "valid": 100, "sample": 500, "test": 300}
+SIZES = {"train": 600, "valid": 60, "sample": 250, "test": 250}
 _MOST_TRIES = 50  # draws for each problem, where most were drawn before
 
 
@@ -53,7 +53,7 @@ class Sum:
         return "\n".join([*lines, f"#### {total}"])
 
 
-def draw(number: int, *, seed: int, terms: int, largest: int, minus: bool) -> Sum:
+def draw(number: int, *, seed: int, terms: int, largest: int, plus: bool) -> Sum:
     """Problem ``number`` of a set; by ``random()`` alone, the one method whose values Python promises to keep."""
     share = random.Random(f"sums/{seed}/{number}").random
 
@@ -61,15 +61,15 @@ def draw(number: int, *, seed: int, terms: int, largest: int, minus: bool) -> Su
         return 1 + int(share() * largest)
 
     others = [term() for _ in range(terms - 1)]
-    signs = [-1 if minus and share() < 0.5 else 1 for _ in others]
+    signs = [1 if plus or share() < 0.5 else -1 for _ in others]
     return Sum(term(), tuple(sign * other for sign, other in zip(signs, others, strict=True)))
 
 
-def problems(count: int, *, seed: int, terms: int, largest: int, minus: bool) -> Iterator[Sum]:
+def problems(count: int, *, seed: int, terms: int, largest: int, plus: bool) -> Iterator[Sum]:
     """``count`` different problems. Raises ``SystemExit`` where there are not so many."""
     seen: set[tuple[int, ...]] = set()
     for number in range(_MOST_TRIES * count):
-        drawn = draw(number, seed=seed, terms=terms, largest=largest, minus=minus)
+        drawn = draw(number, seed=seed, terms=terms, largest=largest, plus=plus)
         if drawn.key in seen:
             continue
         seen.add(drawn.key)
@@ -79,10 +79,10 @@ def problems(count: int, *, seed: int, terms: int, largest: int, minus: bool) ->
     raise SystemExit(f"there are not {count} different sums of {terms} terms up to {largest}; allow larger ones")
 
 
-def write(out: Path, sizes: dict[str, int], *, seed: int, terms: int, largest: int, minus: bool, steps: bool) -> None:
+def write(out: Path, sizes: dict[str, int], *, seed: int, terms: int, largest: int, plus: bool, steps: bool) -> None:
     """One file for each split."""
     out.mkdir(parents=True, exist_ok=True)
-    drawn = problems(sum(sizes.values()), seed=seed, terms=terms, largest=largest, minus=minus)
+    drawn = problems(sum(sizes.values()), seed=seed, terms=terms, largest=largest, plus=plus)
     for split, size in sizes.items():
         rows = [
             json.dumps({"prompt": one.question, "completion": one.answer(steps=steps)}) + "\n"
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--terms", type=int, default=2)
-    parser.add_argument("--largest", type=int, default=999)
-    parser.add_argument("--minus", action="store_true")
+    parser.add_argument("--largest", type=int, default=30)
+    parser.add_argument("--plus", action="store_true", help="no subtractions")
     parser.add_argument("--steps", action="store_true")
     for split, size in SIZES.items():
         parser.add_argument(f"--{split}", type=int, default=size, help=f"rows of {split}.jsonl")
@@ -106,7 +106,7 @@ def main() -> None:
     if given.terms < 2 or given.largest < 1:
         parser.error("a sum has at least 2 terms of at least 1")
     sizes = {split: getattr(given, split) for split in SIZES}
-    form = {"terms": given.terms, "largest": given.largest, "minus": given.minus, "steps": given.steps}
+    form = {"terms": given.terms, "largest": given.largest, "plus": given.plus, "steps": given.steps}
     write(given.out, sizes, seed=given.seed, **form)
 
 

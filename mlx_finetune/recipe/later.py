@@ -27,7 +27,6 @@ _VALUES: Mapping[str, Mapping[str, str]] = {
         "classify": "a classification head",
         "reward": "a reward head",
         "verifier": "a verifier head",
-        "grpo": "reinforcement learning",
         "seq2seq": "encoder-decoder models",
     },
     "training.optimizer": dict.fromkeys(("muon", "adafactor", "lion"), "another optimizer than AdamW"),

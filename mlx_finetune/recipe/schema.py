@@ -23,6 +23,7 @@ from mlx_finetune.recipe.fields import (
     as_tuple,
     refuse,
 )
+from mlx_finetune.recipe.grpo import GrpoRecipe, grpo_problems, with_grpo_defaults
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.scratch import ScratchRecipe, scratch_problems, with_scratch_defaults
 from mlx_finetune.recipe.training import TrainingRecipe
@@ -129,8 +130,10 @@ class Recipe(Section):
         None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
     )
     adapter: str = Field("", description="Run or adapter folder whose weights training starts from.")
-    task: Literal["sft", "pretrain"] = Field(
-        "sft", description="sft learns answers to prompts; pretrain learns plain text."
+    task: Literal["sft", "pretrain", "grpo"] = Field(
+        "sft",
+        description="sft learns answers to prompts; pretrain learns plain text; grpo learns from the rewards of its own "
+        "answers.",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -141,6 +144,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes initial weights, order, dropout, draws.")
     lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
     scratch: ScratchRecipe | None = Field(None, description="A new model with random weights in the place of `model`.")
+    grpo: GrpoRecipe = Field(default_factory=lambda: GrpoRecipe.model_validate({}))
     data: DataRecipe
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
     eval: EvalRecipe = Field(default_factory=lambda: EvalRecipe.model_validate({}))
@@ -157,13 +161,14 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _begin_from_scratch(cls, values: object) -> object:
-        return with_scratch_defaults(values)
+        return with_scratch_defaults(with_grpo_defaults(values))
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        problems: list[str] = []
+        problems = grpo_problems(dict(self))
         if self.scratch is not None:
-            return refuse(self, scratch_problems(self.scratch, dict(self), self.data.max_seq_length))
+            problems += scratch_problems(self.scratch, dict(self), self.data.max_seq_length)
+            return refuse(self, problems)
         if self.lora is None and self.quantize is not None:
             problems.append(
                 f"`quantize` = {self.quantize} without a [lora] section: quantised weights cannot be trained "
@@ -179,4 +184,4 @@ class Recipe(Section):
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "scratch", "data", "training", "eval", "chat", "serve", "hardware")
+    return ("lora", "scratch", "grpo", "data", "training", "eval", "chat", "serve", "hardware")

@@ -21,7 +21,7 @@ from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError, MlxftError
 from mlx_finetune.model.answers.batches import Request
-from mlx_finetune.model.answers.sampling import Sampling
+from mlx_finetune.model.answers.sampling import Sampling, seed_of
 from mlx_finetune.scoring.rules import Rule, choose_rule, found, is_right
 
 _EXTRA_TOKENS, _MAX_AUTO_TOKENS = 16, 1024
@@ -135,12 +135,6 @@ def draw(sampler: Sampler, file: SamplesFile, show: Callable[[Progress], None]) 
     return time.perf_counter() - started
 
 
-def seed_of(seed: int, prompt: Sequence[int], number: int) -> int:
-    """The seed of answer ``number`` to the problem with these tokens, below 2^31."""
-    text = f"{seed}/{' '.join(map(str, prompt))}/{number}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-
-
 def _draw_group(sampler: Sampler, group: range, show: Callable[[int], None]) -> list[Sample]:
     wanted = [(problem, number) for problem in group for number in range(sampler.drawing.k + 1)]
     requests = [_request(sampler, problem, number) for problem, number in wanted]
@@ -176,7 +170,7 @@ def _request(sampler: Sampler, problem: int, number: int) -> Request:
         top_p=drawing.top_p,
         top_k=0,
         max_tokens=sampler.max_tokens,
-        seed=seed_of(drawing.seed, prompt, number),
+        seed=seed_of(drawing.seed, " ".join(map(str, prompt)), number),
     )
     return Request(prompt, sampling, num_logprobs=1)
 

@@ -19,7 +19,10 @@ class SourceRecipe(Section):
 Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
-DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
+DataFormat = Literal[
+    "auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion", "unpaired-preference", "labels"
+]
+TEXT_IN_TEMPLATE, WHOLE_TEXT = r"\{text\}", "{text}"
 Truncation = Literal["drop", "keep-end", "split"]
 
 
@@ -70,6 +73,9 @@ class DataRecipe(Section):
         min_length=1,
         description='For models without a chat template: "alpaca", "none" (prompt and answer joined), or a text file '
         'with {instruction}, {input} and {output}. "auto" is alpaca where the rows have instructions.',
+    )
+    text_template: Annotated[str, Field(pattern=TEXT_IN_TEMPLATE, max_length=10_000)] = Field(
+        WHOLE_TEXT, description="What a classifier reads of a row; {text} stands for the row's text."
     )
     truncation: Truncation = Field(
         "drop", description="Rows longer than max_seq_length: dropped, kept from the end, or split; always counted."

@@ -25,6 +25,7 @@ from mlx_finetune.recipe.fields import (
 )
 from mlx_finetune.recipe.grpo import GrpoRecipe, grpo_problems, with_grpo_defaults
 from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.recipe.heads import VerifierRecipe, scored_problems
 from mlx_finetune.recipe.scratch import ScratchRecipe, scratch_problems, with_scratch_defaults
 from mlx_finetune.recipe.training import TrainingRecipe
 
@@ -130,10 +131,10 @@ class Recipe(Section):
         None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
     )
     adapter: str = Field("", description="Run or adapter folder whose weights training starts from.")
-    task: Literal["sft", "pretrain", "grpo"] = Field(
+    task: Literal["sft", "pretrain", "classify", "verifier", "grpo"] = Field(
         "sft",
-        description="sft learns answers to prompts; pretrain learns plain text; grpo learns from the rewards of its own "
-        "answers.",
+        description="sft learns answers to prompts; pretrain learns plain text; classify learns the labels of texts, "
+        "verifier whether answers are right, grpo from the rewards of its own answers.",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -144,6 +145,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes initial weights, order, dropout, draws.")
     lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
     scratch: ScratchRecipe | None = Field(None, description="A new model with random weights in the place of `model`.")
+    verifier: VerifierRecipe = Field(default_factory=lambda: VerifierRecipe.model_validate({}))
     grpo: GrpoRecipe = Field(default_factory=lambda: GrpoRecipe.model_validate({}))
     data: DataRecipe
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
@@ -166,6 +168,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         problems = grpo_problems(dict(self))
+        problems += scored_problems(self.task, self.data, self.verifier, len(self.eval.prompts))
         if self.scratch is not None:
             problems += scratch_problems(self.scratch, dict(self), self.data.max_seq_length)
             return refuse(self, problems)
@@ -184,4 +187,4 @@ class Recipe(Section):
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "scratch", "grpo", "data", "training", "eval", "chat", "serve", "hardware")
+    return ("lora", "scratch", "verifier", "grpo", "data", "training", "eval", "chat", "serve", "hardware")

@@ -184,7 +184,7 @@ def make_plan(
 
 def _load_rows(recipe: Recipe, base: Path) -> Splits:
     rundir.check_folder(recipe.run_folder)
-    splits = load_splits(recipe.data, base=base, corrections=find_corrections(recipe, base=base))
+    splits = load_splits(recipe.data, base=base, task=recipe.task, corrections=find_corrections(recipe, base=base))
     if not splits.train:
         raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
     return splits

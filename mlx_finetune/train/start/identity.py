@@ -54,6 +54,8 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "hardware.tf32": "auto",
     "hardware.gpu_architecture": "auto",
     "hardware.compile": "auto",
+    "data.text_template": "{text}",
+    "verifier.lm_loss_weight": 1.0,
 }
 
 

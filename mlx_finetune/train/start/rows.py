@@ -117,7 +117,7 @@ def _make_rows(
     corrections: Sequence[DataFile],
 ) -> CachedSplits:
     """Read, render and tokenise; what is to be said is said as it is found."""
-    splits = load_splits(recipe.data, base=base, corrections=corrections)
+    splits = load_splits(recipe.data, base=base, task=recipe.task, corrections=corrections)
     _report_problems(splits.problems, emit)
     tokenized: dict[str, TokenizedSplit] = {}
     for name, examples in (("train", splits.train), ("valid", splits.valid)):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.objectives.classify import classify
+from mlx_finetune.train.objectives.grpo.policy import grpo
 from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.objectives.verifier import verifier
 
@@ -12,6 +13,7 @@ from mlx_finetune.train.objectives.verifier import verifier
 OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
     "sft": lambda recipe: next_token("sft"),
     "pretrain": lambda recipe: next_token("pretrain"),
+    "grpo": grpo,
     "classify": lambda recipe: classify(),
     "verifier": lambda recipe: verifier(recipe.verifier.lm_loss_weight),
 }

@@ -1,8 +1,9 @@
 """The objective of ``grpo``: what the loss is, and which rows it starts from.
 
-Dr. GRPO (2503.20783) with one update for each batch of answers: ``loss = -sum_i A_i sum_t log pi(y_it) / (N max_tokens)``
-over the N answers of a step, so that the ratio to the policy that gave them is 1 and nothing is clipped. The divisor is
-a constant: a mean over each answer's own length (2402.03300) makes long wrong answers cheap. No KL term.
+Dr. GRPO (2503.20783) with one update for each batch of answers, over the N answers of a step:
+``loss = -sum_i A_i sum_t log pi(y_it) / (N max_tokens)``. The ratio to the policy that gave them is 1, so nothing is
+clipped. The divisor is a constant: a mean over each answer's own length (2402.03300) makes long wrong answers cheap.
+No KL term.
 
 ``A_i = R_i - mean(R)`` over an answer's group. Dividing by the group's spread, as in 2402.03300, is left to the recipe.
 """
@@ -27,6 +28,7 @@ from mlx_finetune.train.objectives.grpo.values import (
     TOKENS,
 )
 from mlx_finetune.train.objectives.next_token import read_as
+
 
 def grpo(recipe: Recipe) -> Objective:
     """Rows are those of sft: questions with their reference answers."""

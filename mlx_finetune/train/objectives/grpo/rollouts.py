@@ -1,8 +1,8 @@
 """Answers of the model as it is now, with their rewards, as the batches of a step and of an evaluation.
 
-A step takes the problems that its stream gives it and draws ``group_size`` answers to each. What comes out is a function
-of (seed, step, weights) alone, so a resumed run draws what the uninterrupted one drew, and nothing of it is saved.
-Groups whose rewards are all equal teach nothing: their answers are left out and counted.
+A step takes the problems that its stream gives it and draws ``group_size`` answers to each. What comes out is a
+function of (seed, step, weights) alone, so a resumed run draws what the uninterrupted one drew, and nothing of it is
+saved. Groups whose rewards are all equal teach nothing: their answers are left out and counted.
 
 Cost: nearly all of a step is drawing, one forward pass for each token of the longest of some answers.
 """
@@ -245,7 +245,8 @@ class Evaluations(Sequence[Batch]):
         group = self._groups[index]
         problems = [self._policy.problem(self._rows[number]) for number in group]
         answers = self._policy.answer([problem.prompt for problem in problems])
-        rewards = [self._policy.reward(one.reference, answer.text) for one, answer in zip(problems, answers, strict=True)]
+        pairs = zip(problems, answers, strict=True)
+        rewards = [self._policy.reward(problem.reference, answer.text) for problem, answer in pairs]
         values = _sums(rewards, answers, is_dropped=False)
         values[MISSED] = len(rewards) * self._policy.best - sum(rewards)
         row = Tokens(np.zeros(9, np.int32), np.arange(9) > 7, "", 0, 1.0, tuple(values.tolist()))

@@ -37,8 +37,8 @@ def keep_microscope(run: RunDir, prepared: Prepared, step: int, stop: StopReques
     The trainer has no use any more: the model is left with other weights than it had.
     """
     rows, count = prepared.valid_batches.rows, prepared.recipe.eval.microscope_rows
-    if not count or not len(rows) or find_head(prepared.model) is not None:
-        return  # of a model that scores texts, losses of single tokens say nothing
+    if not count or not len(rows) or find_head(prepared.model) is not None or prepared.objective.live is not None:
+        return  # of scored texts, and of answers that were not learned, losses of single tokens say nothing
     try:
         _measure(run, prepared, rows, count, step, stop)
     except MlxftError as error:

@@ -327,7 +327,8 @@ def _finish(
         emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
     published = result_step(recipe, state)
     publish(run, recipe, published)
-    compared = None if is_forked else compare_run(prepared.expected, state, emit)
+    is_comparable = not is_forked and prepared.objective.live is None  # time to say answers is none of a step's
+    compared = None if not is_comparable else compare_run(prepared.expected, state, emit)
     write_metrics(run, recipe, prepared.info, state, reason, compared.to_json() if compared else None)
     write_card(run, recipe, prepared.info, state, source=prepared.source)
     emit(

@@ -21,7 +21,6 @@ from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
-from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import TokenizeReport
@@ -42,6 +41,7 @@ from mlx_finetune.hardware.planning.forecast import (
 from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
+from mlx_finetune.hardware.planning.rollouts import RolloutPlan, plan_rollouts, planned_lengths, with_rollouts
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -310,7 +310,7 @@ def _count_tokens(
         tokenize(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
         for name, examples in (("train", splits.train), ("valid", splits.valid))
     )
-    lengths = epoch_lengths(split.rows, recipe.seed)
+    lengths = planned_lengths(rows_of(split.rows), recipe)
     report = split.report
     cut = sum(report.count(outcome) for outcome in _BY_LENGTH)
     lost = (*_lost("training", report, _NOT_USED), *_lost("validation", valid.report, {**_BY_LENGTH, **_NOT_USED}))

@@ -248,6 +248,8 @@ class _Decisions:
         training = self._recipe.training
         if training.learning_rate == "auto":
             rate, reason = (2e-4, "for adapters") if self._recipe.lora else (1e-5, "where every weight is trained")
+            if self._recipe.task == "grpo":
+                rate, reason = (1e-5, "for adapters, of grpo") if self._recipe.lora else (1e-6, "of grpo, every weight")
             self._training["learning_rate"] = rate
             self._reasons["training.learning_rate"] = reason
         num_sequences = count_sequences(self._facts.lengths, self._packed_length)

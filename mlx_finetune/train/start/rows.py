@@ -15,7 +15,6 @@ from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, 
 from mlx_finetune.dataset.labels import check_labels, renumbered
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
-from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
 from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
@@ -25,6 +24,7 @@ from mlx_finetune.hardware.limits import read_machine
 from mlx_finetune.hardware.planning.auto import Facts
 from mlx_finetune.hardware.planning.disk import free_bytes
 from mlx_finetune.hardware.planning.layout import why_unpackable
+from mlx_finetune.hardware.planning.rollouts import planned_lengths
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.inside.parts import check_ids
@@ -213,7 +213,7 @@ def read_facts(
         raise ModelError(f"{folder}: {error}", "fetch or copy the model again") from error
     working_set = mx.device_info().get("max_recommended_working_set_size") if on_gpu() else None
     return Facts(
-        lengths=epoch_lengths(rows.train, recipe.seed),
+        lengths=planned_lengths(rows.train, recipe),
         shape=shape,
         machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
         unpackable=objective.unpackable or why_unpackable(str(config.get("model_type"))),

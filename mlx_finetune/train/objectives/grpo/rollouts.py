@@ -21,9 +21,9 @@ from mlx_finetune.dataset.stream import Batch, length_step, make_batch, round_up
 from mlx_finetune.dataset.tokens import Tokenizer, Tokens
 from mlx_finetune.errors import ModelError
 from mlx_finetune.hardware.blas import single_threaded
+from mlx_finetune.hardware.planning.rollouts import CPU_AT_ONCE, GPU_AT_ONCE
 from mlx_finetune.model.answers.batches import BatchDecoder, Request, check_batchable
 from mlx_finetune.model.answers.sampling import Sampling, seed_of
-from mlx_finetune.model.cpu.few_rows import MOST_ROWS
 from mlx_finetune.recipe.grpo import GrpoRecipe
 from mlx_finetune.scoring.json_schema import Validator, read_schema
 from mlx_finetune.scoring.rewards import Rewards
@@ -38,8 +38,6 @@ from mlx_finetune.train.objectives.grpo.values import (
     TOKENS,
     advantages,
 )
-
-_GPU_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,4 +270,4 @@ def _answers_at_once(model: nn.Module) -> int:
         check_batchable(model)
     except ModelError:
         return 1
-    return MOST_ROWS if mx.default_device().type == mx.DeviceType.cpu else _GPU_AT_ONCE
+    return CPU_AT_ONCE if mx.default_device().type == mx.DeviceType.cpu else GPU_AT_ONCE

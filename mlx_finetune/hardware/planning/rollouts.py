@@ -1,0 +1,87 @@
+"""What a run that learns from its own answers (grpo) costs beside its steps: saying them is nearly all of the time.
+
+One forward pass gives each of ``AT_ONCE`` answers its next token. It takes longer than one for a single answer: on two
+x86 cores SmolLM2-135M says 14 tokens a second alone, 77 in batches of 8 and about 100 in batches of 16 (2026-11-26).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.dataset.stream import epoch_rows
+from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.hardware.planning.forecast import Forecast
+from mlx_finetune.hardware.planning.ranges import Range
+from mlx_finetune.recipe.schema import Recipe
+
+#: Answers that grow together, on a CPU (``model.cpu.few_rows.MOST_ROWS``) and on a GPU.
+CPU_AT_ONCE, GPU_AT_ONCE = 16, 32
+_PER_ANSWER_CPU, _PER_ANSWER_GPU = 0.08, 0.01  # of the time of one alone, for each answer more
+_SHARE = (0.1, 0.6, 1.3)  # of the longest answer before one ends by itself
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """``num_answers`` of a step, of at most ``max_tokens``, ``at_once`` together; ``group_size`` to each problem."""
+
+    num_answers: int
+    group_size: int
+    max_tokens: int
+    at_once: int
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes of a step where every answer is as long as it may be."""
+        return math.ceil(self.num_answers / self.at_once) * self.max_tokens
+
+    def passes_for(self, num_answers: int) -> int:
+        """The same for an evaluation, of one answer to each problem."""
+        return math.ceil(num_answers / self.at_once) * self.max_tokens
+
+
+def plan_rollouts(recipe: Recipe, batch_size: int, *, on_gpu: bool) -> RolloutPlan | None:
+    """None for a task that says nothing itself."""
+    if recipe.task != "grpo":
+        return None
+    problems = batch_size * recipe.training.gradient_accumulation_steps
+    size = recipe.grpo.group_size
+    return RolloutPlan(problems * size, size, recipe.grpo.max_tokens, GPU_AT_ONCE if on_gpu else CPU_AT_ONCE)
+
+
+def planned_lengths(rows: TokenRows, recipe: Recipe) -> NDArray[np.int64]:
+    """Tokens of every row of the first epoch, in its order: of grpo a problem with the longest answer behind it."""
+    lengths = rows.lengths
+    if recipe.task == "grpo":
+        lengths = lengths - rows.num_targets() + recipe.grpo.max_tokens
+    return lengths[epoch_rows(rows, recipe.seed, 0)]
+
+
+def with_rollouts(
+    forecast: Forecast,
+    plan: RolloutPlan,
+    *,
+    answer_seconds: float | None,
+    total_steps: int,
+    num_evaluations: int,
+    num_valid: int,
+    on_gpu: bool,
+) -> Forecast:
+    """``forecast`` of steps on one answer a problem, with all answers of each group and the time to say them.
+
+    ``answer_seconds`` is what a token of one answer takes; without it that time is not in it.
+    """
+    if forecast.step_seconds is None or forecast.finish_seconds is None:
+        return forecast
+    training = forecast.step_seconds * plan.group_size
+    more = forecast.step_seconds * (total_steps * (plan.group_size - 1))
+    finish, step = forecast.finish_seconds + more, training
+    if answer_seconds is not None:
+        grows = _PER_ANSWER_GPU if on_gpu else _PER_ANSWER_CPU
+        low, usual, high = _SHARE
+        each = Range(low, usual, high) * (answer_seconds * (1 + grows * (plan.at_once - 1)))
+        step = training + each * plan.num_passes
+        passes = total_steps * plan.num_passes + num_evaluations * plan.passes_for(num_valid)
+        finish = finish + each * passes
+    return replace(forecast, step_seconds=step, finish_seconds=finish)

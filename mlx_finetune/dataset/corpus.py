@@ -102,12 +102,19 @@ def load_splits(
 
 def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
     """The files of [data], with valid and test files named one by one beside the first source."""
-    given = {name: locate(text, base=base)["train"] for name in ("valid", "test") if (text := getattr(data, name))}
+
+    def located(text: str) -> Located:
+        found = locate(text, base=base)
+        if data.documents != "file":
+            return found
+        return {split: [replace(file, is_whole=True) for file in files] for split, files in found.items()}
+
+    given = {name: located(text)["train"] for name in ("valid", "test") if (text := getattr(data, name))}
     if data.path is not None:
-        return [Source(locate(data.path, base=base), 1.0)]
+        return [Source(located(data.path), 1.0)]
     if data.train is not None:
-        return [Source({"train": locate(data.train, base=base)["train"], **given}, 1.0)]
-    sources = [Source(locate(source.path, base=base), source.weight) for source in data.sources]
+        return [Source({"train": located(data.train)["train"], **given}, 1.0)]
+    sources = [Source(located(source.path), source.weight) for source in data.sources]
     if given:
         sources = [Source({"train": source.located["train"]}, source.weight) for source in sources]
         sources[0] = Source({**sources[0].located, **given}, sources[0].weight)

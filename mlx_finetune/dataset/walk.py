@@ -219,8 +219,10 @@ class Walk:
             mask = target_mask(draft.text, encoding, draft.spans, end_ids)
         if draft.is_document:
             head = [] if self._bos is None else [self._bos]
-            ids = np.concatenate((head, ids, [self._tokenizer.eos_token_id]), dtype=np.int32, casting="unsafe")
-            mask = np.concatenate(([False] * len(head), mask, [True]), dtype=np.bool_, casting="unsafe")
+            goes_on = isinstance(draft.example, Text) and draft.example.continues
+            end = [] if goes_on else [self._tokenizer.eos_token_id]
+            ids = np.concatenate((head, ids, end), dtype=np.int32, casting="unsafe")
+            mask = np.concatenate(([False] * len(head), mask, [True] * len(end)), dtype=np.bool_, casting="unsafe")
             if draft.method == LABEL:
                 mask[:-1] = False  # the state of the token before this one is what is scored
         elif len(ids) and ids[0] == self._tokenizer.bos_token_id:

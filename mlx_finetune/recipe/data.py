@@ -45,6 +45,12 @@ class DataRecipe(Section):
         1.0, description="How often each correction is seen in an epoch."
     )
     format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
+    documents: Literal["paragraph", "file"] = Field(
+        "paragraph",
+        description="What a document is in a file of plain text: a paragraph (blank lines stand between them, or each "
+        "line is one where there are none), or the whole file, which is the default with [scratch]. Lines of "
+        "<|endoftext|> alone always stand between documents.",
+    )
     columns: dict[str, str] = Field(
         {}, description='Our field name to the name in the file, for instance instruction = "question".'
     )

@@ -27,7 +27,6 @@ _VALUES: Mapping[str, Mapping[str, str]] = {
         "reward": "a reward head",
         "seq2seq": "encoder-decoder models",
     },
-    "training.optimizer": dict.fromkeys(("muon", "adafactor", "lion"), "another optimizer than AdamW"),
     "data.format": {"preference": "training on preferences"},
 }
 

@@ -177,6 +177,11 @@ class Recipe(Section):
                 f"`quantize` = {self.quantize} without a [lora] section: quantised weights cannot be trained "
                 "themselves; add [lora] or remove `quantize`"
             )
+        if self.lora is not None and self.training.optimizer == "muon":
+            problems.append(
+                "`training.optimizer` = 'muon' with a [lora] section: Muon is for whole matrices, not for the two "
+                'factors of an adapter; write optimizer = "adamw", or remove [lora]'
+            )
         if self.lora is None and self.adapter:
             problems.append(
                 f"`adapter` = {self.adapter!r} without a [lora] section: full fine-tuning has no adapter; "

@@ -29,7 +29,7 @@ from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import Mac
-from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_disk
+from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_run_disk
 from mlx_finetune.hardware.planning.forecast import (
     Forecast,
     disk_at_end,
@@ -41,7 +41,7 @@ from mlx_finetune.hardware.planning.forecast import (
 from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
-from mlx_finetune.hardware.planning.rollouts import RolloutPlan, plan_rollouts, planned_lengths, with_rollouts
+from mlx_finetune.hardware.planning.rollouts import add_rollouts, planned_lengths
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -155,12 +155,12 @@ def make_plan(
         lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
     known = corrections or Corrections()
     _check_blocks(recipe, shape)
-    run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type)
+    run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type, recipe.task)
     facts = Facts(lengths, shape, machine, unpackable, bits, known.memory_factor, num_processes=num_processes)
     facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
+    disk = plan_run_disk(resolved.recipe, shape, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
@@ -231,6 +231,8 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         on_gpu=on_gpu,
         disk_bytes=disk_bytes,
     )
+    seconds, num_valid = measured.answer_seconds, plan.tokens.num_valid
+    forecast = add_rollouts(forecast, plan.resolved, seconds, num_valid, beside.num_evaluations, on_gpu=on_gpu)
     factor = plan.resolved.memory.factor(forecast.peak_bytes.expected)
     facts = replace(plan.facts, memory_factor=factor)
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
@@ -250,10 +252,12 @@ def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: M
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     positions = epochs * epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
     at_end = disk_at_end(resolved, disk, plan_beside(resolved, resolved.recipe.eval, disk.checkpoint))
-    if mac is not None:
-        return forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
     on_gpu = facts.machine.on_gpu
-    return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
+    if mac is not None:
+        forecast = forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
+    else:
+        forecast = forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
+    return add_rollouts(forecast, resolved, None, 0, 0, on_gpu=on_gpu)
 
 
 class _WouldDownloadError(Exception):

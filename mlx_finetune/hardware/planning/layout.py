@@ -67,8 +67,19 @@ def choose_layout(
     return RowLayout(best, f"packs of {best} cost {ratio:.0%} of batches padded by length")
 
 
-def why_unpackable(model_type: str) -> str:
-    """Why rows of this family cannot share a sequence, "" where they can (``inside.segments`` refuses the same)."""
+#: Task -> why its rows are alone.
+_ALONE = {
+    "classify": "every row has a label of its own",
+    "verifier": "every answer has a verdict of its own",
+    "grpo": "every answer has a reward of its own",
+}
+
+
+def why_unpackable(model_type: str, task: str = "") -> str:
+    """Why rows of this family and task cannot share a sequence, "" where they can (``inside.segments`` and the task's
+    objective refuse the same)."""
+    if task in _ALONE:
+        return _ALONE[task]
     if model_type in ("gpt2", "gpt_bigcode"):
         return f"{model_type} has learned positions, which start at 0 for every row"
     if any(name in model_type for name in ("mamba", "rwkv", "recurrent", "jamba", "plamo2", "lfm2", "qwen3_next")):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlx_finetune.dataset.stream import epoch_rows
 from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.forecast import Forecast
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.recipe.schema import Recipe
@@ -41,11 +42,12 @@ class RolloutPlan:
         return math.ceil(num_answers / self.at_once) * self.max_tokens
 
 
-def plan_rollouts(recipe: Recipe, batch_size: int, *, on_gpu: bool) -> RolloutPlan | None:
+def plan_rollouts(resolved: Resolved, *, on_gpu: bool) -> RolloutPlan | None:
     """None for a task that says nothing itself."""
+    recipe = resolved.recipe
     if recipe.task != "grpo":
         return None
-    problems = batch_size * recipe.training.gradient_accumulation_steps
+    problems = resolved.batch_size * recipe.training.gradient_accumulation_steps
     size = recipe.grpo.group_size
     return RolloutPlan(problems * size, size, recipe.grpo.max_tokens, GPU_AT_ONCE if on_gpu else CPU_AT_ONCE)
 
@@ -58,30 +60,30 @@ def planned_lengths(rows: TokenRows, recipe: Recipe) -> NDArray[np.int64]:
     return lengths[epoch_rows(rows, recipe.seed, 0)]
 
 
-def with_rollouts(
+def add_rollouts(
     forecast: Forecast,
-    plan: RolloutPlan,
-    *,
+    resolved: Resolved,
     answer_seconds: float | None,
-    total_steps: int,
-    num_evaluations: int,
     num_valid: int,
+    num_evaluations: int,
+    *,
     on_gpu: bool,
 ) -> Forecast:
     """``forecast`` of steps on one answer a problem, with all answers of each group and the time to say them.
 
-    ``answer_seconds`` is what a token of one answer takes; without it that time is not in it.
+    ``answer_seconds`` is what a token of one answer takes; without it that time is not in it. An evaluation says one
+    answer to each of ``num_valid`` problems. Other tasks stay as they are.
     """
-    if forecast.step_seconds is None or forecast.finish_seconds is None:
+    plan = plan_rollouts(resolved, on_gpu=on_gpu)
+    if plan is None or forecast.step_seconds is None or forecast.finish_seconds is None:
         return forecast
-    training = forecast.step_seconds * plan.group_size
-    more = forecast.step_seconds * (total_steps * (plan.group_size - 1))
-    finish, step = forecast.finish_seconds + more, training
+    total = resolved.total_steps
+    step = forecast.step_seconds * plan.group_size
+    finish = forecast.finish_seconds + forecast.step_seconds * (total * (plan.group_size - 1))
     if answer_seconds is not None:
         grows = _PER_ANSWER_GPU if on_gpu else _PER_ANSWER_CPU
         low, usual, high = _SHARE
         each = Range(low, usual, high) * (answer_seconds * (1 + grows * (plan.at_once - 1)))
-        step = training + each * plan.num_passes
-        passes = total_steps * plan.num_passes + num_evaluations * plan.passes_for(num_valid)
-        finish = finish + each * passes
+        step = step + each * plan.num_passes
+        finish = finish + each * (total * plan.num_passes + num_evaluations * plan.passes_for(num_valid))
     return replace(forecast, step_seconds=step, finish_seconds=finish)

@@ -49,6 +49,7 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "training.reuse_frozen_layers": "auto",
     "hardware.microbatch": "auto",
     "hardware.num_threads": "auto",
+    "data.documents": "paragraph",
     "data.corrections": False,
     "data.corrections_weight": 1.0,
     "hardware.tf32": "auto",

@@ -3,11 +3,11 @@
     python data/sums/make_sums.py                               # the files of this folder, to the byte
     python data/sums/make_sums.py --terms 3 --largest 99 --out data/other-sums
 
-A row has ``prompt`` ("28+17=" or "12-30=") and ``completion``: the answer alone, or with ``--steps`` one line for each operation
-and the answer behind ####. Difficulty is the number of terms, the largest of them and ``--plus`` (no subtractions):
-choose it so that the generator is right 10 to 60 times of 100, or a verifier has little to tell apart. No problem stands in two splits, and no problem is another's with its terms in another order. Every
-problem comes from a generator of its own, seeded by (seed, number): the rows of a small set are the first of a large
-one, and the same in every version of Python.
+A row has ``prompt`` ("28+17=" or "12-30=") and ``completion``: the answer alone, or with ``--steps`` one line for each
+operation and the answer behind ####. Difficulty is the number of terms, the largest of them and ``--plus`` (no
+subtractions): choose it so that the generator is right 10 to 60 times of 100, or a verifier has little to tell apart.
+No problem stands in two splits, and no problem is another's with its terms in another order. Every problem comes from a
+generator of its own, seeded by (seed, number), and is the same in every version of Python.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 #: Split -> its rows. The generator learns from train; answers to sample.jsonl teach a verifier; test is for the end.
 SIZES = {"train": 600, "valid": 60, "sample": 250, "test": 250}
+#: What the files of this folder are made with.
+DEFAULTS = {"seed": 7, "terms": 2, "largest": 30, "plus": False, "steps": False}
 _MOST_TRIES = 50  # draws for each problem, where most were drawn before
 
 
@@ -95,9 +97,9 @@ def main() -> None:
     """Read the options and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--terms", type=int, default=2)
-    parser.add_argument("--largest", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=DEFAULTS["seed"])
+    parser.add_argument("--terms", type=int, default=DEFAULTS["terms"])
+    parser.add_argument("--largest", type=int, default=DEFAULTS["largest"])
     parser.add_argument("--plus", action="store_true", help="no subtractions")
     parser.add_argument("--steps", action="store_true")
     for split, size in SIZES.items():

@@ -173,7 +173,7 @@ def _run_lines(plan: Plan) -> Iterator[str]:
         tokens = rollouts.num_answers * rollouts.max_tokens
         yield (
             f"each step draws {rollouts.num_answers:,} answers, {rollouts.group_size} to a problem, of at most "
-            f"{rollouts.max_tokens:,} tokens, {rollouts.at_once} at a time: up to {rollouts.num_passes:,} forward passes"
+            f"{rollouts.max_tokens:,} tokens, {rollouts.at_once} at a time: at most {rollouts.num_passes:,} passes"
         )
         yield (
             f"up to {format_count(tokens * resolved.total_steps)} tokens are said in all, which is nearly all of the "

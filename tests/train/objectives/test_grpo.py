@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -212,6 +213,29 @@ def test_groups_of_equal_rewards_are_dropped_and_counted(living):
     assert 12 <= tokens <= 60
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"group_size": 3},
+        {"max_tokens": 2},
+        {"temperature": 0.3},
+        {"divide_by_sd": True},
+        {"rewards": ("max_length:3",)},
+        {"rewards": ("contains:e", "regex:[a-m]"), "reward_weights": (1.0, 0.25)},
+    ],
+)
+def test_every_key_changes_what_is_learned(living, keys):
+    def learned(recipe: Recipe) -> list[list[object]]:
+        settings = recipe.grpo
+        policy = Policy(living.model, living.tokenizer, settings)
+        batches = Rollouts(policy, replace(living, recipe=recipe)).share(1, 0, 1)
+        return [[batch.tokens.tolist(), batch.values[:, 0].tolist()] for batch in batches]
+
+    plain = {"rewards": ("contains:e",)}
+    assert learned(recipe_of(**plain)) == learned(recipe_of(**plain))
+    assert learned(recipe_of(**plain)) != learned(recipe_of(**(plain | keys)))
+
+
 def test_an_evaluation_is_the_reward_that_the_likeliest_answers_miss(living, tiny_model):
     policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
     policy.reward = lambda reference, answer: 0.25
@@ -244,7 +268,7 @@ def write_bandit(folder: Path) -> Path:
 
 def test_the_two_armed_bandit_is_solved(tmp_path):
     model = write_bandit(tmp_path / "bandit")
-    run = train(write_recipe(tmp_path, model, [{"prompt": "Pull:", "completion": "A"}], steps=40, rate=1e-3))
+    run = train(write_recipe(tmp_path, model, [{"prompt": "Pull:", "completion": "A"}], steps=24, rate=1e-3))
     events = [record.event for record in read_events(run.file(rundir.EVENTS))]
     rewards = [event.metrics["reward"] for event in events if isinstance(event, StepDone)]
     assert 0.2 < np.mean(rewards[:4]) < 0.8

@@ -276,7 +276,7 @@ def _time_validation(prepared: "Prepared", clock: Clock, frozen: _Frozen) -> lis
 
 
 def _time_answer(prepared: "Prepared") -> float | None:
-    """Seconds for one token of an answer, reading the prompt spread over ``max_new_tokens``; None where there are none."""
+    """Seconds for one token of an answer, reading the prompt spread over ``max_new_tokens``; None without prompts."""
     recipe = prepared.recipe
     prompts = recipe.eval.prompts or ("What is 1 + 1?",) * (prepared.objective.live is not None)
     if not prompts:

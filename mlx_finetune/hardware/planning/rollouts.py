@@ -1,6 +1,6 @@
 """What a run that learns from its own answers (grpo) costs beside its steps: saying them is nearly all of the time.
 
-One forward pass gives each of ``AT_ONCE`` answers its next token. It takes longer than one for a single answer: on two
+One forward pass gives each of some answers its next token. It takes longer than one for a single answer: on two
 x86 cores SmolLM2-135M says 14 tokens a second alone, 77 in batches of 8 and about 100 in batches of 16 (2026-11-26).
 """
 
@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from mlx_finetune.dataset.stream import epoch_rows
 from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.hardware.planning.answering import CPU_AT_ONCE, GPU_AT_ONCE
 from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.forecast import Forecast
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.recipe.schema import Recipe
 
-#: Answers that grow together, on a CPU (``model.cpu.few_rows.MOST_ROWS``) and on a GPU.
-CPU_AT_ONCE, GPU_AT_ONCE = 16, 32
 _PER_ANSWER_CPU, _PER_ANSWER_GPU = 0.08, 0.01  # of the time of one alone, for each answer more
 _SHARE = (0.1, 0.6, 1.3)  # of the longest answer before one ends by itself
 

@@ -21,7 +21,7 @@ from mlx_finetune.dataset.stream import Batch, length_step, make_batch, round_up
 from mlx_finetune.dataset.tokens import Tokenizer, Tokens
 from mlx_finetune.errors import ModelError
 from mlx_finetune.hardware.blas import single_threaded
-from mlx_finetune.hardware.planning.rollouts import CPU_AT_ONCE, GPU_AT_ONCE
+from mlx_finetune.hardware.planning.answering import CPU_AT_ONCE, GPU_AT_ONCE
 from mlx_finetune.model.answers.batches import BatchDecoder, Request, check_batchable
 from mlx_finetune.model.answers.sampling import Sampling, seed_of
 from mlx_finetune.recipe.grpo import GrpoRecipe

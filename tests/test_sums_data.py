@@ -53,7 +53,7 @@ def test_every_answer_is_right() -> None:
 
 def test_harder_sums_with_steps_end_with_the_answer(maker: ModuleType, tmp_path: Path) -> None:
     sizes = {"train": 30, "test": 10}
-    maker.write(tmp_path, sizes, **(maker.DEFAULTS | {"terms": 4, "largest": 99, "steps": True, "seed": 1}))
+    maker.write(tmp_path, sizes, **(maker.DEFAULTS | {"terms": 4, "minus": True, "steps": True, "seed": 1}))
     for row in rows(tmp_path, "train") + rows(tmp_path, "test"):
         numbers = terms(row["prompt"])
         *steps, last = row["completion"].splitlines()
@@ -65,4 +65,4 @@ def test_harder_sums_with_steps_end_with_the_answer(maker: ModuleType, tmp_path:
 
 def test_more_sums_than_there_are_is_an_error(maker: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="there are not 100 different sums"):
-        maker.write(tmp_path, {"train": 100}, **(maker.DEFAULTS | {"largest": 5, "plus": True}))
+        maker.write(tmp_path, {"train": 100}, **(maker.DEFAULTS | {"largest": 5}))

@@ -148,7 +148,7 @@ def test_the_loss_is_that_of_the_formula_on_every_path(tiny_model, how):
     trainer.load_into_model()
     expected = 0.0
     for row in ANSWERS:
-        logits = trainer._model(mx.array(row.ids[None, :-1]))[0].astype(mx.float32)  # noqa: SLF001 - the model alone
+        logits = trainer._model(mx.array(row.ids[None, :-1]))[0].astype(mx.float32)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         picked = [logprobs[place, int(row.ids[place + 1])].item() for place in range(1, len(row.ids) - 1)]
         expected -= row.values[0] * sum(picked) / (8 * 5)

@@ -3,20 +3,30 @@
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from mlx_finetune.app.eval.subject import Subject
+from mlx_finetune.errors import UsageError
 
 
-def eval_samples(subject: "Subject", samples: Path, *, out: Path | None, as_json: bool, as_csv: bool) -> int:
-    """Score the answers that ``mlxft sample`` drew, print the comparison, and keep it in the verifier's run."""
+def eval_samples(
+    name: str, samples: Path, *, out: Path | None, others: Sequence[str], as_json: bool, as_csv: bool
+) -> int:
+    """Score the answers that ``mlxft sample`` drew, print the comparison, and keep it in the run of verifier ``name``.
+
+    ``others`` are options that were given beside. Raises ``UsageError`` where there are any.
+    """
+    if others:
+        option = f"--{others[0].replace('_', '-')}"
+        raise UsageError(f"--samples and {option} do not go together", "the samples are what is evaluated")
+    from mlx_finetune.commands.evaluating import open_for_eval
+
+    subject = open_for_eval(name)
     from mlx_finetune.app.sampling.best_of import csv_text, lines, to_json
     from mlx_finetune.app.sampling.judge import JSON_END, judge
-    from mlx_finetune.commands.evaluating import renew_report, shown_path
+    from mlx_finetune.commands.measuring import renew_report, shown
 
     is_terminal = sys.stderr.isatty()
 
@@ -37,7 +47,7 @@ def eval_samples(subject: "Subject", samples: Path, *, out: Path | None, as_json
     if judged.path is None:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a verifier without a run", err=True)
         return 0
-    kept = shown_path(judged.path.with_name(judged.path.name + JSON_END))
+    kept = shown(judged.path.with_name(judged.path.name + JSON_END))
     click.echo(f"\nkept in {kept}, .csv and .scores.jsonl", err=True)
     if out is None and subject.run is not None:
         renew_report(subject.run.path)

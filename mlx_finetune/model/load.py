@@ -21,6 +21,8 @@ from mlx_finetune.model.files import packed, repairs
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.files.safetensors_check import check_stamps, check_weight_files, file_stamps
 from mlx_finetune.model.inside.parts import flat_arrays
+from mlx_finetune.model.scratch import architecture as own_architecture
+from mlx_finetune.model.scratch.weights import OWN_TYPE
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.upstream import find_architecture, packing_of
 
@@ -129,7 +131,7 @@ def load_model(
 
 def _build(folder: Path, config: dict[str, object]) -> tuple[nn.Module, dict[str, object], tuple[str, ...]]:
     """The architecture with random weights that are never computed, and the repaired config."""
-    if "model_file" in config:
+    if "model_file" in config and config.get("model_type") != OWN_TYPE:
         raise ModelError(
             f"{folder} brings its own code ({config['model_file']!r}), which is never run",
             "use a model whose architecture mlx-lm knows",
@@ -156,7 +158,7 @@ def _architecture(folder: Path, config: Mapping[str, object]) -> Any:
         "supported are the decoder-only models of mlx-lm: llama, mistral, gemma, qwen2, qwen3, gpt2, gpt_neox, phi3, …"
         + ("; the code in this folder is never run" if "auto_map" in config else ""),
     )
-    module = None if "." in kind else find_architecture(kind)
+    module = own_architecture if kind == OWN_TYPE else (None if "." in kind else find_architecture(kind))
     if module is None or not isinstance(getattr(module, "Model", None), type) or not hasattr(module, "ModelArgs"):
         raise refusal
     return module

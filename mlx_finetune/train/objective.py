@@ -4,6 +4,7 @@ Each objective is a module of ``objectives``; ``loop.py`` and ``step.py`` name n
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -64,6 +65,11 @@ def count_targets(batch: Batch) -> int:
     return batch.num_targets
 
 
+def nothing_around(*_: object) -> AbstractContextManager[None]:
+    """What most objectives want of the inside of a model."""
+    return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """One way to train.
@@ -77,6 +83,9 @@ class Objective:
     of the training rows. ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that
     is a sum over positions (``is_per_position``) a single row may be computed in two parts. ``live`` makes the batches
     of an objective that learns from what the model says; without it they are the rows.
+
+    ``around(model, segment_ids, *arrays)`` is entered while hidden states and loss are computed, forward and backward:
+    for what a loss needs of the inside of a model. It is entered once in every thread, and under ``mx.compile``.
     """
 
     name: str
@@ -88,6 +97,7 @@ class Objective:
     unpackable: str = ""
     num_outputs: int | None = 0
     is_per_position: bool = True
+    around: Callable[..., AbstractContextManager[None]] = nothing_around
     live: Callable[[Living], Live] | None = None
 
 

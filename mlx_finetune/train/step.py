@@ -217,7 +217,7 @@ class Trainer:
 
     def _compile(self) -> None:
         """Build the functions, compiled where that pays. Frozen weights are captured; what changes is passed in."""
-        split, loss = self._split, self._objective.loss
+        split, loss, around = self._split, self._objective.loss, self._objective.around
 
         def hidden(tokens: mx.array, caches: Sequence[object] | None, entering: Entering) -> mx.array:
             frozen = blocks(split.model)[: self.num_frozen] if entering else ()
@@ -238,7 +238,8 @@ class Trainer:
             outer = {name: parameters[name] for name in self._outer}
             caches = segment_caches(self._model, segment_ids) if self._is_packed else None
             head = Head(split, outer, uses_numpy=False, is_learning=True)
-            sums = loss(head, hidden(tokens, caches, entering), *arrays).reshape(-1)
+            with around(self._model, segment_ids, *arrays):
+                sums = loss(head, hidden(tokens, caches, entering), *arrays).reshape(-1)
             return sums[0], sums
 
         def evaluate(
@@ -246,7 +247,8 @@ class Trainer:
         ) -> mx.array:
             self._places.put(parameters)
             head = Head(split, {}, uses_numpy=False, is_learning=False)
-            return loss(head, hidden(tokens, None, entering), *arrays).reshape(-1)
+            with around(self._model, segment_ids, *arrays):
+                return loss(head, hidden(tokens, None, entering), *arrays).reshape(-1)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}

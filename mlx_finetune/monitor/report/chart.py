@@ -29,9 +29,11 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Curves over steps. ``marks`` are steps with a line across, ``best`` a point to mark, ``limit`` a line along.
+    """Curves over steps, or over what ``across`` names. ``marks`` are steps with a line across, ``best`` a point to
+    mark, ``limit`` a line along.
 
     ``write`` makes text of a value. ``unit`` is what the script writes behind one; "B" asks it for kB, MB and so on.
+    ``mark_name`` is what is at marks.
     With ``cuts_spikes`` the first series may leave the plot at the top; ``may_be_log`` allows a logarithmic scale.
     """
 
@@ -46,6 +48,8 @@ class Chart:
     from_zero: bool = True
     cuts_spikes: bool = False
     may_be_log: bool = False
+    across: str = "step"
+    mark_name: str = "restart"
 
 
 def draw(chart: Chart) -> Html | None:
@@ -95,6 +99,7 @@ def draw(chart: Chart) -> Html | None:
         data_high=f"{y_axis.high:.6g}",
         data_log=y_axis.is_log,
         data_unit=chart.unit or None,
+        data_across=None if chart.across == "step" else chart.across,
     )
 
 
@@ -166,7 +171,7 @@ def _legend(chart: Chart, series: Sequence[Series]) -> list[Html]:
     entries = [(one.look, one.name) for one in series if one.name]
     entries += [("best", "best")] if chart.best else []
     entries += [("limit", chart.limit[0])] if chart.limit else []
-    entries += [("mark", "restart")] if chart.marks else []
+    entries += [("mark", chart.mark_name)] if chart.marks else []
     return [tag("span", tag("i", class_=look), name, class_="key") for look, name in entries]
 
 

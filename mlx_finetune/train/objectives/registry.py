@@ -7,12 +7,13 @@ from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.objectives.classify import classify
 from mlx_finetune.train.objectives.grpo.policy import grpo
 from mlx_finetune.train.objectives.next_token import next_token
+from mlx_finetune.train.objectives.scratch import pretrain
 from mlx_finetune.train.objectives.verifier import verifier
 
 #: Name of a task -> its objective with the settings of a recipe.
 OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
     "sft": lambda recipe: next_token("sft"),
-    "pretrain": lambda recipe: next_token("pretrain"),
+    "pretrain": lambda recipe: pretrain(recipe.scratch),
     "grpo": grpo,
     "classify": lambda recipe: classify(),
     "verifier": lambda recipe: verifier(recipe.verifier.lm_loss_weight),

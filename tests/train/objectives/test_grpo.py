@@ -160,7 +160,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(tiny_model):
     whole, _ = trainer_of(tiny_model("llama"), "graph").compute(batches_of(ANSWERS, 3), 0)
     cut, _ = trainer_of(tiny_model("llama"), "block by block").compute(batches_of(ANSWERS, 1), 0)
     assert all(mx.allclose(whole[name], cut[name], atol=1e-6).item() for name in whole)
-    assert max(mx.max(mx.abs(value)).item() for value in whole.values()) > 1e-4
+    assert any(mx.any(mx.abs(value) > 1e-4).item() for value in whole.values())
 
 
 @pytest.fixture
@@ -188,9 +188,9 @@ def test_log_probabilities_of_drawn_answers_are_those_of_the_training_forward(li
         assert len(one.ids) > 1
 
 
-def test_a_step_draws_a_group_to_each_problem_and_the_same_again(living):
+def test_a_step_draws_a_group_to_each_problem_and_the_same_again(living, monkeypatch):
     policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
-    policy.reward = lambda reference, answer: float(len(answer) % 2)
+    monkeypatch.setattr(policy, "reward", lambda reference, answer: float(len(answer) % 2))
     rollouts = Rollouts(policy, living)
     drawn, again = rollouts.share(4, 0, 1), rollouts.share(4, 0, 1)
     assert [batch.tokens.tolist() for batch in drawn] == [batch.tokens.tolist() for batch in again]
@@ -203,9 +203,9 @@ def test_a_step_draws_a_group_to_each_problem_and_the_same_again(living):
     assert not rollouts.can_read_ahead
 
 
-def test_groups_of_equal_rewards_are_dropped_and_counted(living):
+def test_groups_of_equal_rewards_are_dropped_and_counted(living, monkeypatch):
     policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
-    policy.reward = lambda reference, answer: 1.0
+    monkeypatch.setattr(policy, "reward", lambda reference, answer: 1.0)
     (batch,) = Rollouts(policy, living).share(0, 0, 1)
     assert len(batch.rows) == 1  # one answer stands for the step, and teaches nothing
     advantage, num_answers, missed, reward, dropped, tokens = batch.values[0]
@@ -236,9 +236,9 @@ def test_every_key_changes_what_is_learned(living, keys):
     assert learned(recipe_of(**plain)) != learned(recipe_of(**(plain | keys)))
 
 
-def test_an_evaluation_is_the_reward_that_the_likeliest_answers_miss(living, tiny_model):
+def test_an_evaluation_is_the_reward_that_the_likeliest_answers_miss(living, tiny_model, monkeypatch):
     policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
-    policy.reward = lambda reference, answer: 0.25
+    monkeypatch.setattr(policy, "reward", lambda reference, answer: 0.25)
     trainer = trainer_of(tiny_model("llama"), "graph")
     sums, count = np.zeros(4), 0
     for batch in Evaluations(policy, living):
@@ -270,7 +270,7 @@ def test_the_two_armed_bandit_is_solved(tmp_path):
     model = write_bandit(tmp_path / "bandit")
     run = train(write_recipe(tmp_path, model, [{"prompt": "Pull:", "completion": "A"}], steps=24, rate=1e-3))
     events = [record.event for record in read_events(run.file(rundir.EVENTS))]
-    rewards = [event.metrics["reward"] for event in events if isinstance(event, StepDone)]
+    rewards = [event.metrics["reward"] or 0.0 for event in events if isinstance(event, StepDone)]
     assert 0.2 < np.mean(rewards[:4]) < 0.8
     assert np.mean(rewards[-10:]) >= 0.95
     last = [event for event in events if isinstance(event, Evaluated)][-1]

@@ -115,6 +115,13 @@ ELSEWHERE = {
     "data.sources": "test_named_files_and_weighted_sources_change_the_rows",
     "data.prompt_template": "test_the_prompt_template_changes_what_a_base_model_sees",
     "data.text_template": "tests/train/objectives/test_scored.py: other tokens",
+    "grpo.rewards": "tests/train/objectives/test_grpo.py: other rewards",
+    "grpo.reward_weights": "tests/train/objectives/test_grpo.py: other rewards",
+    "grpo.schema": "tests/train/objectives/test_grpo.py: other rewards",
+    "grpo.group_size": "tests/train/objectives/test_grpo.py: other answers",
+    "grpo.max_tokens": "tests/train/objectives/test_grpo.py: other answers",
+    "grpo.temperature": "tests/train/objectives/test_grpo.py: other answers",
+    "grpo.divide_by_sd": "tests/train/objectives/test_grpo.py: other advantages",
     "verifier.lm_loss_weight": "tests/train/objectives/test_scored.py: more or fewer losses",
     **dict.fromkeys(
         (

@@ -46,6 +46,9 @@ CASES = {
     "quickstart": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
+    "sums-generator": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "sums"),
+    "sums-verifier": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "verdicts"),
+    "sums-grpo": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "sums"),
 }
 #: Recipes that begin with random weights, and what makes them small.
 NEW_MODELS = {
@@ -67,6 +70,8 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
             ]
         },
         "alpaca": lambda n: {"instruction": f"Add {n}.", "input": f"{n}" * (n % 2), "output": f"It is {2 * n}."},
+        "sums": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7)},
+        "verdicts": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7 + n % 2), "label": n % 2 == 0},
         "text": lambda n: {"text": f"Chapter {n}. " + "And then it rained. " * (n % 7)},
     }
     path.write_text("".join(json.dumps(makers[layout](number)) + "\n" for number in range(num_rows)))
@@ -79,8 +84,12 @@ def run_recipe(tmp_path):
         architecture, _, _, layout = CASES[name]
         model = model or tiny.write_tiny_model(tmp_path / "model", architecture, chat_template=name not in BASE_MODELS)
         data = write_data(tmp_path / "rows.jsonl", layout)
-        overrides = [f"model={model}", f"data.path={data}", f"output_dir={tmp_path / 'run'}"]
         recipe = load_recipe(RECIPES / f"{name}.toml").recipe
+        files = [f"data.path={data}"] if recipe.data.path else [f"data.train={data}", f"data.valid={data}"]
+        overrides = [f"model={model}", *files, f"output_dir={tmp_path / 'run'}"]
+        overrides += ["adapter="] if recipe.adapter else []
+        if recipe.task == "grpo":
+            overrides.append('grpo.rewards=["max_length:8"]')  # a random model solves nothing, and would learn nothing
         if recipe.lora and recipe.lora.num_layers != "all":
             overrides.append("lora.num_layers=1")  # half of the tiny model's blocks, as of the real one's
         if recipe.training.max_steps or recipe.training.epochs:
@@ -104,7 +113,8 @@ def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
         assert started.trainable_parameters == started.total_parameters
         assert (run.path / "model" / "model.safetensors").is_file()
         return
-    assert started.trainable_parameters == expected
+    head = tiny.HIDDEN if load_recipe(RECIPES / f"{name}.toml").recipe.task == "verifier" else 0
+    assert started.trainable_parameters == expected + head
     weights = load_file(run.file(rundir.MLX_WEIGHTS))
     assert {key.split(".")[-2] for key in weights} == set(modules)
     assert sum(value.size for value in weights.values()) == expected

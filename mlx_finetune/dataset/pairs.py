@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Example, Messages, Preference
-from mlx_finetune.dataset.stream import epoch_rows
 from mlx_finetune.dataset.template import BATCH_ROWS, nothing_left, tokenize
 from mlx_finetune.dataset.token_rows import RowsBuilder, TokenRows
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, Tokens, Totals
@@ -87,12 +86,6 @@ def tokenize_rows(
 def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:
     """Tokens of every row's longest sequence, which ``max_seq_length`` is about."""
     return longest_sequences(rows) if task in TWO_ANSWER_TASKS and len(rows) else rows.lengths
-
-
-def planned_lengths(rows: TokenRows, seed: int, task: str, *, is_shared: bool) -> NDArray[np.int64]:
-    """Tokens of every row of the first epoch as they go through the model: of two sequences both, and their padding."""
-    lengths = rows.lengths if is_shared or task not in TWO_ANSWER_TASKS else 2 * longest_sequences(rows)
-    return lengths[epoch_rows(rows, seed, 0)]
 
 
 def longest_sequences(rows: TokenRows) -> NDArray[np.int64]:

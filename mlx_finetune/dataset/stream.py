@@ -155,6 +155,11 @@ class Stream:
         return self._rows
 
     @property
+    def can_read_ahead(self) -> bool:
+        """Which rows a step has is known before any step was taken."""
+        return True
+
+    @property
     def is_packed(self) -> bool:
         """True where a sequence may hold more than one row."""
         return self._packed_length is not None

@@ -22,7 +22,6 @@ _KEYS: Mapping[str, str] = {
 #: Dotted key -> value -> what it is.
 _VALUES: Mapping[str, Mapping[str, str]] = {
     "task": {
-        "grpo": "reinforcement learning",
         "seq2seq": "encoder-decoder models",
     },
 }

@@ -23,6 +23,7 @@ from mlx_finetune.recipe.fields import (
     as_tuple,
     refuse,
 )
+from mlx_finetune.recipe.grpo import GrpoRecipe, grpo_problems, with_grpo_defaults
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.heads import VerifierRecipe, scored_problems
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS, PreferenceRecipe, unused_problems
@@ -121,7 +122,7 @@ class ServeRecipe(Section):
 
 
 Task = Literal[
-    "sft", "pretrain", "dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto", "classify", "reward", "verifier"
+    "sft", "pretrain", "dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto", "classify", "reward", "verifier", "grpo"
 ]
 
 
@@ -140,7 +141,8 @@ class Recipe(Section):
         "sft",
         description="sft learns answers to prompts; pretrain learns plain text; dpo, cdpo, rdpo, ipo, simpo and orpo "
         "learn from pairs of a chosen and a rejected answer, kto from answers marked good or bad; classify learns the "
-        "labels of texts, reward which of two answers is better, verifier whether answers are right.",
+        "labels of texts, reward which of two answers is better, verifier whether answers are right; grpo learns from "
+        "the rewards of its own answers.",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -152,6 +154,7 @@ class Recipe(Section):
     lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
     scratch: ScratchRecipe | None = Field(None, description="A new model with random weights in the place of `model`.")
     verifier: VerifierRecipe = Field(default_factory=lambda: VerifierRecipe.model_validate({}))
+    grpo: GrpoRecipe = Field(default_factory=lambda: GrpoRecipe.model_validate({}))
     data: DataRecipe
     preference: PreferenceRecipe | None = Field(None, description="Numbers of the losses on preferences.")
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
@@ -169,11 +172,11 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _begin_from_scratch(cls, values: object) -> object:
-        return with_scratch_defaults(values)
+        return with_scratch_defaults(with_grpo_defaults(values))
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        problems: list[str] = []
+        problems = grpo_problems(dict(self))
         problems += scored_problems(self.task, self.data, self.verifier, len(self.eval.prompts))
         if self.scratch is not None:
             problems += scratch_problems(self.scratch, dict(self), self.data.max_seq_length)
@@ -215,4 +218,7 @@ def _not_of_preferences(task: str, data: DataRecipe) -> list[str]:
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "scratch", "verifier", "data", "preference", "training", "eval", "chat", "serve", "hardware")
+    return (
+        *("lora", "scratch", "verifier", "grpo", "data", "preference", "training", "eval", "chat", "serve"),
+        "hardware",
+    )

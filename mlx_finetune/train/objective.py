@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_finetune.dataset.ahead import Steps
 from mlx_finetune.dataset.formats import Example
-from mlx_finetune.dataset.stream import Batch
+from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import Recipe
 
 Arrays = tuple[mx.array, ...]
 
@@ -35,6 +38,29 @@ class ReadRows(Protocol):
         progress: Callable[[int, int], None] | None,
         split: str,
     ) -> TokenizedSplit: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """What batches are made from that depend on the weights of the moment: ``model`` always has them.
+
+    ``recipe`` is resolved; ``microbatch`` sequences go through the model at once.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    recipe: Recipe
+    stream: Stream
+    valid: TokenRows
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What a loop trains on and evaluates in the place of the rows themselves."""
+
+    stream: Steps
+    valid_batches: Sequence[Batch]
 
 
 def count_targets(batch: Batch) -> int:
@@ -87,7 +113,8 @@ class Objective:
 
     ``num_outputs`` are those of the score head that it needs (``Head.scores``): 0 is no head, None one for each label
     of the training rows. ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that
-    is a sum over positions (``is_per_position``) a single row may be computed in two parts.
+    is a sum over positions (``is_per_position``) a single row may be computed in two parts. ``live`` makes the batches
+    of an objective that learns from what the model says; without it they are the rows.
 
     ``around(model, segment_ids, *arrays)`` is entered while hidden states and loss are computed, forward and backward:
     for what a loss needs of the inside of a model. What it gives, unless that is None, stands in for KV caches. It is
@@ -118,6 +145,7 @@ class Objective:
     step_value: StepValue | None = None
     present: Callable[[Mapping[str, float]], Mapping[str, float]] = as_they_are
     advise: Callable[[Mapping[str, float]], tuple[str, str]] = no_advice
+    live: Callable[[Living], Live] | None = None
 
 
 def num_outputs(objective: Objective, labels: Sequence[str]) -> int:

@@ -28,6 +28,7 @@ from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
 from mlx_finetune.train.machine import sampled_machine
 from mlx_finetune.train.microscope import keep_microscope
+from mlx_finetune.train.objective import Live, Living
 from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
@@ -252,6 +253,7 @@ def _build_loop(
 ) -> Loop:
     """``run`` is None on a rank that writes nothing."""
     training = prepared.recipe.training
+    live = _live(prepared)
     kept = frozenset(math.ceil(share * prepared.total_steps - 1e-9) for share in training.save_at)
     cadence = Cadence(
         total_steps=prepared.total_steps,
@@ -261,8 +263,8 @@ def _build_loop(
     )
     return Loop(
         trainer=prepared.trainer,
-        stream=prepared.stream,
-        valid_batches=prepared.valid_batches,
+        stream=live.stream,
+        valid_batches=live.valid_batches,
         schedule=prepared.schedule,
         cadence=cadence,
         training=training,
@@ -273,6 +275,22 @@ def _build_loop(
         answer_prompts=prompt_answerer(run.file(rundir.SAMPLES), prepared, stop, emit) if run else lambda _: True,
         locate_row=prepared.rows.where,
         ranks=ranks,
+    )
+
+
+def _live(prepared: Prepared) -> Live:
+    """The rows, or what the model makes of them where the objective learns from that."""
+    if prepared.objective.live is None:
+        return Live(prepared.stream, prepared.valid_batches)
+    return prepared.objective.live(
+        Living(
+            prepared.model,
+            prepared.tokenizer,
+            prepared.recipe,
+            prepared.stream,
+            prepared.valid_batches.rows,
+            prepared.microbatch,
+        )
     )
 
 
@@ -318,7 +336,8 @@ def _finish(
         emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
     published = result_step(recipe, state)
     publish(run, recipe, published)
-    compared = None if is_forked else compare_run(prepared.expected, state, emit)
+    is_comparable = not is_forked and prepared.objective.live is None  # time to say answers is none of a step's
+    compared = None if not is_comparable else compare_run(prepared.expected, state, emit)
     write_metrics(run, recipe, prepared.info, state, reason, compared.to_json() if compared else None)
     write_card(run, recipe, prepared.info, state, source=prepared.source)
     emit(

@@ -87,6 +87,14 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
     "quickstart": {"model": "smollm2-135m", "task": "sft", "data.path": "data/quickstart", "lora.rank": 16},
     "pretrain-text": {"model": "smollm2-135m", "task": "pretrain", "data.format": "text", "data.truncation": "split"},
     "full-smollm2": {"model": "smollm2-135m", "lora": None, "quantize": None},
+    "sums-generator": {"model": "smollm2-135m", "task": "sft", "data.path": "data/sums", "training.epochs": 2.0},
+    "sums-verifier": {"task": "verifier", "adapter": "adapters/sums-generator", "lora.rank": 16},
+    "sums-grpo": {
+        "task": "grpo",
+        "adapter": "adapters/sums-generator",
+        "grpo.group_size": 8,
+        "grpo.divide_by_sd": False,
+    },
 }
 
 

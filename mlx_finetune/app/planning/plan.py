@@ -20,7 +20,7 @@ from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
 from mlx_finetune.dataset.labels import num_outputs
-from mlx_finetune.dataset.pairs import planned_lengths, sequence_lengths, tokenize_rows
+from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.token_rows import rows_of
@@ -39,9 +39,11 @@ from mlx_finetune.hardware.planning.forecast import (
     forecast_measured,
     plan_beside,
 )
-from mlx_finetune.hardware.planning.layout import epoch_positions, shares_prompts, why_unpackable
+from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
+from mlx_finetune.hardware.planning.rollouts import add_rollouts
+from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -231,6 +233,8 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         on_gpu=on_gpu,
         disk_bytes=disk_bytes,
     )
+    seconds, num_valid = measured.answer_seconds, plan.tokens.num_valid
+    forecast = add_rollouts(forecast, plan.resolved, seconds, num_valid, beside.num_evaluations, on_gpu=on_gpu)
     factor = plan.resolved.memory.factor(forecast.peak_bytes.expected)
     facts = replace(plan.facts, memory_factor=factor)
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
@@ -250,10 +254,12 @@ def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: M
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     positions = epochs * epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
     at_end = disk_at_end(resolved, disk, plan_beside(resolved, resolved.recipe.eval, disk.checkpoint))
-    if mac is not None:
-        return forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
     on_gpu = facts.machine.on_gpu
-    return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
+    if mac is not None:
+        forecast = forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
+    else:
+        forecast = forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
+    return add_rollouts(forecast, resolved, None, 0, 0, on_gpu=on_gpu)
 
 
 class _WouldDownloadError(Exception):
@@ -311,7 +317,7 @@ def _count_tokens(
         for name, examples in (("train", splits.train), ("valid", splits.valid))
     )
     rows = rows_of(split.rows)
-    lengths = planned_lengths(rows, recipe.seed, recipe.task, is_shared=shares_prompts(recipe, shape.model_type))
+    lengths = planned_lengths(rows, recipe, shape.model_type)
     report = split.report
     cut = sum(report.count(outcome) for outcome in _BY_LENGTH)
     lost = (*_lost("training", report, _NOT_USED), *_lost("validation", valid.report, {**_BY_LENGTH, **_NOT_USED}))

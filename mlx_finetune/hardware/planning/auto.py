@@ -5,7 +5,7 @@ the decisions filled in, each with its reason. Pure arithmetic: the same facts g
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from mlx_finetune.dataset.stream import count_parts
 from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, memory_limit, plan_limits
 from mlx_finetune.hardware.planning import kept_states
+from mlx_finetune.hardware.planning.answering import answer_bytes, answers_a_row
 from mlx_finetune.hardware.planning.cadence import cadence, steps_in_epoch, total_steps
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.planning.layout import choose_layout, count_sequences, longest_padded
@@ -113,6 +114,8 @@ def _learning_rate(recipe: Recipe) -> tuple[float, str]:
         rate, reason = 1e-3, "for random weights"
     elif recipe.task in PREFERENCE_TASKS:
         rate, reason = default_rate(recipe.task, is_adapter=recipe.lora is not None)
+    elif recipe.task == "grpo":
+        rate, reason = (1e-5 if recipe.lora is not None else 1e-6), "for rewards of its own answers"
     elif recipe.lora is not None:
         rate, reason = 2e-4, "for adapters"
     else:
@@ -247,11 +250,12 @@ class _Decisions:
         length = self._packed_length or longest_padded(facts.lengths)
         is_packed = self._packed_length is not None
         share = 1.0 if is_packed or facts.most_targets is None else min(1.0, facts.most_targets / length)
-        num_parts = count_parts(self._batch_size, recipe.training.gradient_accumulation_steps, self._microbatch)
+        num_sequences = self._batch_size * answers_a_row(recipe)
+        num_parts = count_parts(num_sequences, recipe.training.gradient_accumulation_steps, self._microbatch)
         layout = Layout(self._microbatch, length, num_parts, share, is_packed, is_whole=isinstance(self._threads, int))
         stored_bits = (recipe.quantize or facts.stored_bits) if facts.machine.on_gpu else None
         value_bytes = 4 if self._dtype == "float32" else 2
-        return plan_memory(
+        memory = plan_memory(
             facts.shape,
             recipe.lora,
             layout,
@@ -261,6 +265,10 @@ class _Decisions:
             on_gpu=facts.machine.on_gpu,
             moments=moment_bytes(facts.shape, recipe.lora, recipe.training.optimizer),
         )
+        if recipe.task != "grpo":
+            return memory
+        said = answer_bytes(facts.shape, length, value_bytes=value_bytes, on_gpu=facts.machine.on_gpu)
+        return replace(memory, activations=max(memory.activations, said - memory.logits))
 
     def decide_rates(self) -> None:
         """Learning rate, and the length of the run."""

@@ -69,6 +69,8 @@ def why_impossible(recipe: Recipe, shape: ModelShape, num_processes: int) -> str
 
     What only the loaded model tells (blocks that are no chain) is looked at in ``train.start.frozen``.
     """
+    if recipe.task == "grpo":
+        return "the rows are other answers in every step"
     if recipe.lora is None:
         return "every weight is trained"
     if not frozen_blocks(shape, recipe):

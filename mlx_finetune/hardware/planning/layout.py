@@ -70,6 +70,14 @@ def choose_layout(
     return RowLayout(best, f"packs of {best} cost {ratio:.0%} of batches padded by length")
 
 
+#: Task -> why its rows are alone.
+_ALONE = {
+    **dict.fromkeys(TWO_ANSWER_TASKS, "a row holds two answers"),
+    **SCORED_TASKS,
+    "grpo": "every answer has a reward of its own",
+}
+
+
 def shares_prompts(recipe: Recipe, model_type: str) -> bool:
     """True where two answers are expected to share their prompt; the loaded model has the last word."""
     if recipe.task in SCORED_TASKS:
@@ -79,12 +87,10 @@ def shares_prompts(recipe: Recipe, model_type: str) -> bool:
 
 
 def why_unpackable(model_type: str, task: str = "") -> str:
-    """Why rows of this family, or of this task, cannot share a sequence, "" where they can (``inside.segments`` refuses
-    the same)."""
-    if task in TWO_ANSWER_TASKS:
-        return "a row holds two answers"
-    if task in SCORED_TASKS:
-        return SCORED_TASKS[task]
+    """Why rows of this family and task cannot share a sequence, "" where they can (``inside.segments`` and the task's
+    objective refuse the same)."""
+    if task in _ALONE:
+        return _ALONE[task]
     if model_type in ("gpt2", "gpt_bigcode"):
         return f"{model_type} has learned positions, which start at 0 for every row"
     if any(name in model_type for name in ("mamba", "rwkv", "recurrent", "jamba", "plamo2", "lfm2", "qwen3_next")):

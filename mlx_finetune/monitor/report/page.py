@@ -12,6 +12,7 @@ from mlx_finetune.monitor.microscope import STYLE
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Html, tag
 from mlx_finetune.monitor.report.parts.answers import answers
+from mlx_finetune.monitor.report.parts.best_of import best_of
 from mlx_finetune.monitor.report.parts.checkpoints import checkpoints
 from mlx_finetune.monitor.report.parts.curves import curves
 from mlx_finetune.monitor.report.parts.data import data
@@ -32,6 +33,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("curves", "curves", curves),
     ("metrics", "metrics", metrics),
     ("evaluation", "evaluation", evaluations),
+    ("picks", "best of n", best_of),
     ("checkpoints", "checkpoints", checkpoints),
     ("sinks", "past the context", sinks),
     ("trace", "trace", trace),

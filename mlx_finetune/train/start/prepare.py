@@ -56,6 +56,7 @@ class Prepared:
     """A run that could take its first step. ``recipe`` has no "auto" left; ``reasons`` say how each was decided."""
 
     recipe: Recipe
+    objective: Objective
     reasons: Mapping[str, str]
     identity: Identity
     model: nn.Module
@@ -63,7 +64,6 @@ class Prepared:
     source: str
     tokenizer: ModelTokenizer
     spec: AdapterSpec | None
-    objective: Objective
     trainer: Trainer
     stream: Stream
     valid_batches: OrderedBatches
@@ -76,6 +76,7 @@ class Prepared:
     device: str
     rows: TokenRows
     num_valid_rows: int
+    microbatch: int
     kept: KeptStates | None
     corrections: Mapping[str, int]
     card: DataCard
@@ -237,6 +238,7 @@ def _assemble(
         stream.values, valid.values = np.zeros((len(rows.train), 2)), np.zeros((len(rows.valid), 2))
     return Prepared(
         recipe=recipe,
+        objective=objective,
         reasons={**resolved.reasons, **safer.reasons()},
         identity=identity,
         model=loaded_model.model,
@@ -244,7 +246,6 @@ def _assemble(
         source=source,
         tokenizer=tokenizer,
         spec=spec,
-        objective=objective,
         trainer=build_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
         stream=stream,
         valid_batches=valid,
@@ -257,6 +258,7 @@ def _assemble(
         device=device_name(),
         rows=rows.train,
         num_valid_rows=len(rows.valid),
+        microbatch=-(-resolved.microbatch // safer.pieces),
         kept=resolved.kept,
         corrections=rows.corrections,
         card=rows.card,
@@ -310,12 +312,15 @@ def _in_folder(name: str, base: Path, words: tuple[str, ...] = ("auto",)) -> str
 
 
 def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
-    """The recipe with template files named so that chat finds them from any folder."""
+    """The recipe with template and schema files named so that they are found from any folder."""
     templates = {
         "chat_template": _in_folder(recipe.data.chat_template, base),
         "prompt_template": _in_folder(recipe.data.prompt_template, base, ("auto", "alpaca", "none")),
     }
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates)})
+    grpo = recipe.grpo
+    if grpo.schema is not None:
+        grpo = grpo.model_copy(update={"schema": _in_folder(grpo.schema, base)})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates), "grpo": grpo})
 
 
 def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: TrainingRows, base: Path) -> Identity:

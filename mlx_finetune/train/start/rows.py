@@ -15,7 +15,7 @@ from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
 from mlx_finetune.dataset.labels import balance, check_labels, renumbered
-from mlx_finetune.dataset.pairs import IS_GOOD, planned_lengths
+from mlx_finetune.dataset.pairs import IS_GOOD
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
@@ -26,7 +26,8 @@ from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.limits import read_machine
 from mlx_finetune.hardware.planning.auto import Facts
 from mlx_finetune.hardware.planning.disk import free_bytes
-from mlx_finetune.hardware.planning.layout import shares_prompts, why_unpackable
+from mlx_finetune.hardware.planning.layout import why_unpackable
+from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.inside.parts import check_ids
@@ -220,7 +221,7 @@ def read_facts(
         raise ModelError(f"{folder}: {error}", "fetch or copy the model again") from error
     working_set = mx.device_info().get("max_recommended_working_set_size") if on_gpu() else None
     return Facts(
-        lengths=planned_lengths(rows.train, recipe.seed, recipe.task, is_shared=shares_prompts(recipe, model_type)),
+        lengths=planned_lengths(rows.train, recipe, model_type),
         shape=shape,
         machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
         unpackable=objective.unpackable or why_unpackable(model_type),

@@ -49,7 +49,7 @@ def explain(
         refusal = ""
         for draft in walk.drafts(example):
             try:
-                rows.append((draft.method, _explain_draft(walk, draft, tokenizer, data.max_seq_length)))
+                rows.append((draft.method, _explain_draft(walk, draft, tokenizer)))
             except DataError as error:
                 refusal = error.message
         notes = tuple(problem.message for problem in walk.problems()) + ((refusal,) if refusal else ())
@@ -57,16 +57,19 @@ def explain(
             yield ExplainedRow(example.source, example.line, method, tokens, notes)
 
 
-def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -> tuple[ExplainedToken, ...]:
+def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer) -> tuple[ExplainedToken, ...]:
     encoding = walk.without_merged_border(draft, tokenizer.encode(draft.text))
     ids, mask = walk.ids_and_mask(draft, encoding)
     texts = _texts(draft.text, encoding)
     if draft.is_document:
         before, after = walk.edge_texts()
         texts = ([before] if before else []) + texts + [after]
+    if walk.behind_prompt and draft.spans:
+        cut = encoding.first_from(draft.spans[0][0])
+        texts[cut:cut] = [tokenizer.decode([token]) for token in walk.behind_prompt]
     keeps = np.ones(len(ids), dtype=np.bool_)
-    if len(ids) > limit:
-        kept = walk.shorten(draft, ids, mask)
+    kept = walk.fitted(draft, ids, mask)
+    if len(kept) != 1 or len(kept[0][0]) != len(ids):
         keeps[:] = len(kept) > 1  # split: every token is in one of the pieces
         if len(kept) == 1:
             keeps = _kept(ids, kept[0][0], tokenizer)

@@ -17,7 +17,7 @@ from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import complete, instruction_turns, single_exchange, wrapped_tools
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
 from mlx_finetune.dataset.mask import Renderer, Rendering, target_mask
-from mlx_finetune.dataset.prompts import PromptTemplate, load_prompt_template
+from mlx_finetune.dataset.prompts import PromptTemplate, template_of
 from mlx_finetune.dataset.tokens import (
     Encoded,
     Encoding,
@@ -30,6 +30,7 @@ from mlx_finetune.dataset.tokens import (
     Totals,
 )
 from mlx_finetune.dataset.truncate import keep_end, shorter_conversations, split
+from mlx_finetune.dataset.two_sides import Edges, fit, two_sided
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
@@ -60,8 +61,11 @@ class Walk:
         self._learns_all = task == "pretrain" or not data.mask_prompt
         self._markers = ControlMarkers(tokenizer)
         self._renderer = Renderer(tokenizer, data.template_arguments)
-        self._by_prompt = data.prompt_template != "auto" or not tokenizer.has_chat_template
-        self._prompt = load_prompt_template(data.prompt_template, base=base) if self._by_prompt else None
+        self._prompt = template_of(tokenizer, data, base=base)
+        self._by_prompt = self._prompt is not None
+        start = tokenizer.start_token_id
+        self._edges = None if start is None else Edges(tokenizer.eos_token_id, start)
+        self.behind_prompt = [] if self._edges is None else list(self._edges)
         self._bos = _bos_to_add(tokenizer)
         self._bos_text = _token_text(tokenizer, tokenizer.bos_token_id)
         self._eos_text = _token_text(tokenizer, tokenizer.eos_token_id)
@@ -80,6 +84,8 @@ class Walk:
 
     def _unchecked_drafts(self, example: Example) -> list[Draft]:
         if isinstance(example, Text):
+            if self._edges is not None:
+                raise DataError("plain text has no prompt and answer, which an encoder-decoder model learns from")
             return [self._text(example)]
         if isinstance(example, Instruction):
             if self._by_prompt:
@@ -149,7 +155,7 @@ class Walk:
         """Rows of one encoded draft after mask and truncation; none where nothing is left (tallied)."""
         try:
             ids, mask = self.ids_and_mask(draft, encoding)
-            fitted = [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
+            fitted = self.fitted(draft, ids, mask)
         except DataError as error:
             self._tally.add("refused", Problem(where(draft.example), error.message, error.hint))
             return []
@@ -162,16 +168,29 @@ class Walk:
                 self._tally.add("no_target", Problem(where(example), f"nothing to learn in {len(ids)} tokens"))
         return rows
 
+    def fitted(
+        self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+        """The row within its limits: as it is, cut, in pieces, or not at all; tallied."""
+        if self._edges is None:
+            return [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
+        row, problem = fit(ids, mask, self._data)
+        if problem:
+            how = "dropped" if row is None else "cut at the front"
+            self._tally.add("too_long" if row is None else "cut", Problem(where(draft.example), f"{problem}: {how}"))
+        return [] if row is None else [row]
+
     def without_merged_border(self, draft: Draft, encoding: Encoded) -> Encoded:
         """The encoding, or that of prompt and answer apart where a token holds the end of one and the start of other.
 
         Only for prompt templates, whose prompt is tokenised alone when an answer is generated; with a prompt that ends
-        in a blank, the first word of every answer would be neither learned nor possible otherwise.
+        in a blank, the first word of every answer would be neither learned nor possible otherwise. Always for
+        encoder-decoder models, which read the two apart.
         """
         if draft.method != PROMPT_TEMPLATE or not draft.spans:
             return encoding
         border = draft.spans[0][0]
-        if not any(start < border < end for start, end in encoding.offsets):
+        if self._edges is None and not any(start < border < end for start, end in encoding.offsets):
             return encoding
         before, after = self._tokenizer.encode_batch([draft.text[:border], draft.text[border:]])
         moved = [(start + border, end + border) for start, end in after.offsets]
@@ -183,6 +202,9 @@ class Walk:
         disguised = self._markers.disguised(draft.text, encoding, ids)
         if disguised:
             raise DataError(f"characters of this row become the control token {disguised!r} in the tokenizer")
+        if self._edges is not None and draft.spans:
+            cut = encoding.first_from(draft.spans[0][0])
+            return two_sided(ids[:cut], ids[cut:], self._edges)
         if draft.spans is None or self._learns_all:
             mask = np.ones(len(ids), dtype=np.bool_)
             if draft.spans is not None and not draft.is_document:
@@ -258,7 +280,7 @@ class Walk:
         instruction, _, _ = single_exchange([*messages, {"role": "assistant", "content": ""}])
         self._refuse_marker(self._markers.find(instruction), "the prompt")
         head = [] if self._bos is None else [self._bos]
-        return head + self._prompt_encoding(self._need_prompt().prompt(instruction, ""))
+        return head + self._prompt_encoding(self._need_prompt().prompt(instruction, "")) + self.behind_prompt
 
     def _rendered_prompt(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> str:
         return self._tokenizer.render(

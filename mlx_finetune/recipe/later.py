@@ -28,7 +28,6 @@ _VALUES: Mapping[str, Mapping[str, str]] = {
         "reward": "a reward head",
         "verifier": "a verifier head",
         "grpo": "reinforcement learning",
-        "seq2seq": "encoder-decoder models",
     },
     "training.optimizer": dict.fromkeys(("muon", "adafactor", "lion"), "another optimizer than AdamW"),
     "data.format": {"preference": "training on preferences", "labels": "a classification head"},

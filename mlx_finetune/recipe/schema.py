@@ -24,6 +24,7 @@ from mlx_finetune.recipe.fields import (
     refuse,
 )
 from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.recipe.seq2seq import seq2seq_problems
 from mlx_finetune.recipe.training import TrainingRecipe
 
 
@@ -125,8 +126,10 @@ class Recipe(Section):
         None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
     )
     adapter: str = Field("", description="Run or adapter folder whose weights training starts from.")
-    task: Literal["sft", "pretrain"] = Field(
-        "sft", description="sft learns answers to prompts; pretrain learns plain text."
+    task: Literal["sft", "pretrain", "seq2seq"] = Field(
+        "sft",
+        description="sft learns answers to prompts; pretrain learns plain text; seq2seq learns answers with an "
+        "encoder-decoder model (T5).",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -162,7 +165,7 @@ class Recipe(Section):
                 f"`adapter` = {self.adapter!r} without a [lora] section: full fine-tuning has no adapter; "
                 "add [lora] or remove `adapter`"
             )
-        return refuse(self, problems)
+        return refuse(self, [*problems, *seq2seq_problems(self)])
 
 
 def section_names() -> Sequence[str]:

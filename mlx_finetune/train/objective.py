@@ -46,6 +46,9 @@ class Objective:
     evaluation alike: a scalar, or (1 + M,) whose first is what is learned and whose others are those of ``metrics``, in
     their order. All are divided by ``count`` of their batches.
 
+    ``hidden(model, *arrays)`` forms the hidden states that ``loss`` gets where they do not come from the tokens of a row
+    alone, as those of an encoder-decoder model; None: from the batch's tokens. It has one graph, on a CPU too.
+
     ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that is a sum over
     positions (``is_per_position``) a single row may be computed in two parts.
     """
@@ -58,3 +61,4 @@ class Objective:
     count: Callable[[Batch], int] = count_targets
     unpackable: str = ""
     is_per_position: bool = True
+    hidden: Callable[..., mx.array] | None = None

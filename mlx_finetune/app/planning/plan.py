@@ -24,6 +24,7 @@ from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.token_rows import rows_of
+from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.dataset.tokens import TokenizeReport
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
@@ -305,6 +306,7 @@ def _count_tokens(
     from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
+    check_task(recipe.task, tokenizer, local.name)
     split, valid = (
         tokenize(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
         for name, examples in (("train", splits.train), ("valid", splits.valid))

@@ -26,6 +26,8 @@ MAX_TEMPLATE_BYTES = 1_000_000
 _MAX_CONFIG_BYTES = 50_000_000
 _TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _PROBE = "mlxft probe"
+_START = "decoder_start_token_id"  # of config.json; kept in tokenizer_config.json where a run has no other
+_ENCODER_DECODERS = ("t5",)
 _CONVERTED = "The quick brown fox, 1234 times, jumps over the lazy dog's back."
 
 Config = Mapping[str, object]
@@ -65,6 +67,7 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
         eos=eos,
         bos=ids["bos_token"],
         pad=pad,
+        start=_start_id(folder, config),
         ends=frozenset({eos, *ends}),
         content_hash=digest.hexdigest(),
         settings_hash=hashlib.sha256(settings.encode("ascii")).hexdigest(),
@@ -83,6 +86,7 @@ class ModelTokenizer:
         eos: int,
         bos: int | None,
         pad: int,
+        start: int | None = None,
         ends: frozenset[int],
         content_hash: str,
         settings_hash: str,
@@ -91,6 +95,7 @@ class ModelTokenizer:
         self.eos_token_id = eos
         self.bos_token_id = bos
         self.pad_token_id = pad
+        self.start_token_id = start
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.has_chat_template = template is not None
         self.template_name = template_name
@@ -158,6 +163,8 @@ class ModelTokenizer:
             if token_id is not None:
                 config[name] = self._backend.id_to_token(token_id)
         config["pad_token"] = self._backend.id_to_token(self.pad_token_id)
+        if self.start_token_id is not None:
+            config[_START] = self.start_token_id
         files = {"tokenizer.json": self._backend.to_str()}
         if self.template_source:
             config["chat_template"] = self.template_source
@@ -325,6 +332,13 @@ def _special_names(folder: Path, config: Config) -> dict[str, str]:
         if isinstance(value, str) and value:
             names[name] = value
     return names
+
+
+def _start_id(folder: Path, config: Config) -> int | None:
+    """The token that an encoder-decoder model's answers begin with; T5's is 0, the pad token."""
+    model = _read_json(folder / "config.json")
+    value = model.get(_START, 0) if model.get("model_type") in _ENCODER_DECODERS else config.get(_START)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _end_ids(folder: Path, eos: int | None, vocab_size: int) -> list[int]:

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.objectives.next_token import next_token
+from mlx_finetune.train.objectives.seq2seq import seq2seq
 
 #: Name of a task -> its objective with the settings of a recipe.
 OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
     "sft": lambda recipe: next_token("sft"),
     "pretrain": lambda recipe: next_token("pretrain"),
+    "seq2seq": lambda recipe: seq2seq(),
 }
 
 

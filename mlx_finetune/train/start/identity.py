@@ -54,6 +54,7 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "hardware.tf32": "auto",
     "hardware.gpu_architecture": "auto",
     "hardware.compile": "auto",
+    "data.max_target_length": 256,
 }
 
 

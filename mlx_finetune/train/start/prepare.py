@@ -11,8 +11,10 @@ import mlx.nn as nn
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard
+from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware import blas
@@ -109,6 +111,7 @@ def prepare(
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
+    check_task(asked.task, tokenizer, local.name)
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
     facts = read_facts(local.folder, rows, asked, unpackable=objective.unpackable, num_processes=ranks.size)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
@@ -285,6 +288,8 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
         "chat_template": _in_folder(recipe.data.chat_template, base),
         "prompt_template": _in_folder(recipe.data.prompt_template, base, ("auto", "alpaca", "none")),
     }
+    if is_template_text(recipe.data.prompt_template):
+        del templates["prompt_template"]
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates)})
 
 

@@ -12,6 +12,7 @@ from mlx_finetune import durable
 from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
+from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stream import epoch_lengths
@@ -146,7 +147,8 @@ def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path, corrections: Seq
     prompt = base / Path(data.prompt_template).expanduser()
     try:
         content_hash = hash_files([file for _, file in files])
-        prompt_hash = durable.hash_file(prompt) if prompt.is_file() else ""
+        is_text = is_template_text(data.prompt_template)
+        prompt_hash = durable.hash_file(prompt) if not is_text and prompt.is_file() else ""
     except OSError:
         return "", ""
     parts = {

@@ -24,8 +24,8 @@ from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.token_rows import rows_of
-from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.dataset.tokens import TokenizeReport
+from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit

@@ -41,6 +41,7 @@ OPTIMIZER = "optimizer.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"
+HEAD_WEIGHTS = "head.safetensors"  # a score head, beside an adapter or a fully trained model
 MODEL_FOLDER = "model"  # a fully trained model
 MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
@@ -71,7 +72,15 @@ _RUN_FILES = frozenset(
             TRACKERS,
             SCHEMAS,
         ),
-        *(ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+        *(
+            ADAPTER_CONFIG,
+            PEFT_WEIGHTS,
+            MLX_WEIGHTS,
+            HEAD_WEIGHTS,
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "tokenizer.model",
+        ),
         *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
         *("chat_template.json", "generation_config.json", "config.json"),
     }

@@ -97,7 +97,7 @@ def t5_weights(vocab_size: int, *, is_tied: bool, seed: int = 0) -> dict[str, np
 
 
 def make_t5_tokenizer() -> Tokenizer:
-    """Pad, end and unknown are 0, 1 and 2, then words and letters; a text ends with the end mark where that is asked."""
+    """Pad, end and unknown are 0, 1 and 2, then words and letters."""
     words = [f"\u2581{word}" for word in _WORDS.split()]
     pieces = [(PAD, 0.0), (END, 0.0), (UNKNOWN, 0.0), ("\u2581", -2.0)]
     pieces += [(word, -3.0 - place / 100) for place, word in enumerate(words)]

@@ -25,7 +25,10 @@ from mlx_finetune.model.adapters.base import recorded_sha256
 from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
 from mlx_finetune.model.adapters.lora import AdapterSpec, adapter_layers, detach_adapter, fix_norms
 from mlx_finetune.model.files.config import read_config
+from mlx_finetune.model.heads.files import read_head
+from mlx_finetune.model.heads.score import HeadSpec, attach_head, detach_head
 from mlx_finetune.model.inside.parts import check_ids
+from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.sources import hub
 from mlx_finetune.model.sources.catalogue import find_entry, nearest_names
@@ -58,7 +61,7 @@ class Opened:
     """Ready to answer. ``spec`` is None without an adapter; ``load_base`` loads what a fully trained model began as.
 
     ``adapter_sha256`` is that of the adapter's files of weights (``hash_adapter``), None without an adapter; ``serve``
-    what its recipe wants served.
+    what its recipe wants served; ``head`` what its score head gives, None without one.
     """
 
     located: Located
@@ -72,6 +75,7 @@ class Opened:
     adapter_sha256: str | None
     load_base: Callable[[], nn.Module] | None
     serve: ServeRecipe
+    head: HeadSpec | None = None
 
     @property
     def run(self) -> RunDir | None:
@@ -123,6 +127,7 @@ def _attach(located: Located, recipe: Recipe | None, loaded: LoadedModel, local:
     else:
         spec = None
         detach_adapter(loaded.model)
+    head = _attach_head(located, loaded.model)
     loaded.model.freeze()
     loaded.model.eval()
     fix_norms(loaded.model)
@@ -140,7 +145,19 @@ def _attach(located: Located, recipe: Recipe | None, loaded: LoadedModel, local:
         adapter_sha256=None if located.adapter is None else hash_adapter(located.adapter),
         load_base=None if is_adapter or "model" not in located.facts else _base_loader(located, report),
         serve=recipe.serve if recipe else ServeRecipe.model_validate({}),
+        head=head,
     )
+
+
+def _attach_head(located: Located, model: nn.Module) -> HeadSpec | None:
+    """Put on the score head that lies beside the adapter or the fully trained model; take off another's."""
+    detach_head(model)
+    folder = located.adapter or (Path(located.model) if located.run and located.model else None)
+    found = None if folder is None else read_head(folder)
+    if found is None:
+        return None
+    attach_head(SplitModel(model), *found)
+    return found[0]
 
 
 @contextmanager

@@ -88,9 +88,9 @@ def load_prompt_template(name: str, *, base: Path | None = None) -> PromptTempla
 
 
 def template_of(tokenizer: Tokenizer, data: DataRecipe, *, base: Path | None = None) -> PromptTemplate | None:
-    """The template that rows go through; None where they go through the tokenizer's chat template. Raises ``DataError``.
+    """The template that rows go through; None where they go through the tokenizer's chat template.
 
-    What an encoder-decoder model reads is no conversation, whatever its tokenizer brings.
+    What an encoder-decoder model reads is no conversation, whatever its tokenizer brings. Raises ``DataError``.
     """
     if tokenizer.start_token_id is not None and data.prompt_template == "auto":
         return PLAIN

@@ -199,6 +199,6 @@ def _report(fields: Mapping[str, object]) -> TokenizeReport:
         )
         for name, outcome in outcomes.items()
     }
-    notes = tuple(cast("list[str]", fields["notes"]))
-    plain = {name: value for name, value in fields.items() if name not in ("outcomes", "notes")}
-    return TokenizeReport(notes=notes, outcomes=restored, **cast("dict[str, int]", plain))  # pyright: ignore[reportArgumentType]
+    notes, labels = (tuple(cast("list[str]", fields[name])) for name in ("notes", "labels"))
+    plain = {name: value for name, value in fields.items() if name not in ("outcomes", "notes", "labels")}
+    return TokenizeReport(notes=notes, labels=labels, outcomes=restored, **cast("dict[str, int]", plain))  # pyright: ignore[reportArgumentType]

@@ -71,6 +71,10 @@ class TokenRows(Sequence[Tokens]):
         values = tuple(self.values[index].tolist())
         return Tokens(ids, loss_mask, self.sources[int(row["source"])], int(row["line"]), float(row["weight"]), values)
 
+    def with_values(self, values: NDArray[np.float64]) -> "TokenRows":
+        """The same rows with other ``values`` (N, K)."""
+        return TokenRows(self.words, self.rows, self.sources, self._mapping, values)
+
     def where(self, index: int) -> str:
         """``file:line`` of one row."""
         row = self.rows[index]

@@ -185,6 +185,7 @@ class TokenizeReport:
     Outcomes: ``refused`` (a marker in the content, a template error, no end mark), ``too_long`` (dropped by length),
     ``cut`` (kept from the end), ``split`` (into pieces), ``no_target`` (nothing to learn, dropped), ``doubled_marker``
     (a begin or end marker in a text row was not written twice). ``methods`` counts rows by the way their mask was made.
+    ``labels`` are the classes of these rows, whose numbers are the first value of each, empty where rows have none.
     """
 
     num_examples: int = 0
@@ -194,6 +195,7 @@ class TokenizeReport:
     longest: int = 0
     methods: Mapping[str, int] = field(default_factory=dict[str, int])
     template: str = ""
+    labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict[str, Outcome])
 

@@ -166,7 +166,7 @@ def wired_limit(machine: Machine, predicted_bytes: int) -> int:
 
 
 def compute_dtype(machine: Machine, *, is_full: bool, needs_range: bool = False) -> tuple[str, str]:
-    """The type of weights and activations, and why; ``needs_range``: of a model whose activations float16 cannot hold."""
+    """The type of weights and activations, and why; ``needs_range``: of a model that float16 cannot hold."""
     if not machine.on_gpu:
         return "float32", "a CPU has no fast path for 16-bit types"
     if needs_range and machine.chip.startswith(("Apple M1", "Apple M2")):

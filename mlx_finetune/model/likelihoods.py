@@ -66,7 +66,7 @@ class LikelihoodModel:
         """
         found: list[Losses | None] = [None] * len(rows)
         done = 0
-        for batch in _batches([len(row.ids) for row in rows]):
+        for batch in batches_by_length([len(row.ids) for row in rows]):
             for place, losses in zip(batch, self._batch([rows[place] for place in batch]), strict=True):
                 found[place] = losses
             done += len(batch)
@@ -143,7 +143,7 @@ def windows(num_tokens: int, window: int, stride: int) -> list[Window]:
     return found
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
     """Places of rows that go together: neighbours by length, as many as fit into ``BATCH_TOKENS``, at least one."""
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):

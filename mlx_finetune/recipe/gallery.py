@@ -18,6 +18,7 @@ import mlx_finetune
 from mlx_finetune.errors import UsageError
 from mlx_finetune.recipe.describe import SCHEMA_NAME, json_schema, schema_text
 from mlx_finetune.recipe.load import MAX_BYTES
+from mlx_finetune.recipe.scratch import SCRATCH
 
 _PACKAGE = Path(mlx_finetune.__file__).parent
 
@@ -106,8 +107,13 @@ def _folders(here: Path) -> Iterator[Path]:
 
 def _describe(path: Path) -> RecipeFile:
     values = _read(path)
-    model, task = values.get("model"), values.get("task", "sft")
-    return RecipeFile(path.stem, path, model if isinstance(model, str) else "", str(task), _purpose(path))
+    task = values.get("task", "pretrain" if "scratch" in values else "sft")
+    return RecipeFile(path.stem, path, _model(values), str(task), _purpose(path))
+
+
+def _model(values: dict[str, Any]) -> str:
+    model = values.get("model", SCRATCH if "scratch" in values else "")
+    return model if isinstance(model, str) else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import cast
 from mlx_finetune.recipe.schema import Recipe, section_names
 from mlx_finetune.recipe.values import toml_value
 
+_WITHOUT = {"lora": "every weight is trained", "scratch": "training starts from `model`"}
+
 
 def render_resolved(recipe: Recipe, reasons: Mapping[str, str]) -> str:
     """TOML that reads back into the same recipe. ``reasons`` maps keys such as ``training.batch_size`` to sentences.
@@ -17,7 +19,7 @@ def render_resolved(recipe: Recipe, reasons: Mapping[str, str]) -> str:
     lines = _render_keys({key: value for key, value in values.items() if key not in section_names()}, "", reasons)
     for name in section_names():
         if values[name] is None:
-            lines += ["", f"# [{name}] is left out: every weight is trained"]
+            lines += ["", f"# [{name}] is left out: {_WITHOUT[name]}"]
         else:
             lines += ["", f"[{name}]", *_render_keys(cast(dict[str, object], values[name]), f"{name}.", reasons)]
     return "\n".join(lines) + "\n"

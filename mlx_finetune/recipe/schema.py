@@ -24,6 +24,7 @@ from mlx_finetune.recipe.fields import (
     refuse,
 )
 from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.recipe.scratch import ScratchRecipe, scratch_problems, with_scratch_defaults
 from mlx_finetune.recipe.seq2seq import seq2seq_problems
 from mlx_finetune.recipe.training import TrainingRecipe
 
@@ -121,7 +122,10 @@ class ServeRecipe(Section):
 class Recipe(Section):
     """One run: a model, the data, what is trained and how."""
 
-    model: str = Field(min_length=1, description="Catalogue name, hub id, local folder, or .gguf file.")
+    model: str = Field(
+        min_length=1,
+        description="Catalogue name, hub id, local folder, or .gguf file; left out in a recipe with [scratch].",
+    )
     revision: str | None = Field(
         None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
     )
@@ -139,6 +143,7 @@ class Recipe(Section):
     output_dir: str = Field(min_length=1, description="The run folder that will be made.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes initial weights, order, dropout, draws.")
     lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
+    scratch: ScratchRecipe | None = Field(None, description="A new model with random weights in the place of `model`.")
     data: DataRecipe
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
     eval: EvalRecipe = Field(default_factory=lambda: EvalRecipe.model_validate({}))
@@ -152,9 +157,16 @@ class Recipe(Section):
         path = Path(self.output_dir)
         return path.expanduser() if path.parts[:1] == ("~",) else path
 
+    @model_validator(mode="before")
+    @classmethod
+    def _begin_from_scratch(cls, values: object) -> object:
+        return with_scratch_defaults(values)
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         problems: list[str] = []
+        if self.scratch is not None:
+            return refuse(self, scratch_problems(self.scratch, dict(self), self.data.max_seq_length))
         if self.lora is None and self.quantize is not None:
             problems.append(
                 f"`quantize` = {self.quantize} without a [lora] section: quantised weights cannot be trained "
@@ -170,4 +182,4 @@ class Recipe(Section):
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "data", "training", "eval", "chat", "serve", "hardware")
+    return ("lora", "scratch", "data", "training", "eval", "chat", "serve", "hardware")

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from mlx_finetune.hardware.planning.blockwise_memory import CHUNK_BYTES
 from mlx_finetune.hardware.planning.graph_memory import GPU_CHUNKS
 from mlx_finetune.model.cpu.cpu_math import Floats, as_numpy, without_graph
+from mlx_finetune.model.heads.score import find_head
+from mlx_finetune.model.inside.parts import is_above
 from mlx_finetune.model.inside.split import SplitModel
 
 FlatArrays = dict[str, mx.array]
@@ -42,8 +44,15 @@ class Head:
         """``sum_i logsumexp(l_i) - l_i[t_i]`` in nats over rows (N, H) and targets (N,); a negative one is padding."""
         size, uses_numpy = self.split.vocab_size, self.uses_numpy and hidden.dtype == mx.float32
         if self.is_learning:
-            return cross_entropy(self._logits, self.outer, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
+            outer = {name: value for name, value in self.outer.items() if not is_above(name)}
+            return cross_entropy(self._logits, outer, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
         return cross_entropy_only(self._logits, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
+
+    def scores(self, hidden: mx.array) -> mx.array:
+        """The numbers of the score head, (..., n) in fp32, of states (..., H); the model has one where it is wanted."""
+        head = find_head(self.split.model)
+        assert head is not None, "an objective that scores says so with num_outputs"
+        return head(hidden)
 
     def _logits(self, outer: FlatArrays, hidden: mx.array) -> mx.array:
         if outer:

@@ -46,11 +46,12 @@ class Objective:
     evaluation alike: a scalar, or (1 + M,) whose first is what is learned and whose others are those of ``metrics``, in
     their order. All are divided by ``count`` of their batches.
 
-    ``hidden(model, *arrays)`` forms the hidden states that ``loss`` gets where they do not come from the tokens of a row
-    alone, as those of an encoder-decoder model; None: from the batch's tokens. It has one graph, on a CPU too.
+    ``hidden(model, *arrays)`` forms the hidden states that ``loss`` gets where they do not come from the tokens of a
+    row alone, as those of an encoder-decoder model; None: from the batch's tokens. It has one graph, on a CPU too.
 
-    ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that is a sum over
-    positions (``is_per_position``) a single row may be computed in two parts.
+    ``num_outputs`` are those of the score head that it needs (``Head.scores``): 0 is no head, None one for each label
+    of the training rows. ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that
+    is a sum over positions (``is_per_position``) a single row may be computed in two parts.
     """
 
     name: str
@@ -60,5 +61,11 @@ class Objective:
     metrics: tuple[str, ...] = ()
     count: Callable[[Batch], int] = count_targets
     unpackable: str = ""
+    num_outputs: int | None = 0
     is_per_position: bool = True
     hidden: Callable[..., mx.array] | None = None
+
+
+def num_outputs(objective: Objective, labels: Sequence[str]) -> int:
+    """Outputs of the score head that ``objective`` needs where the training rows have these ``labels``; 0: no head."""
+    return len(labels) if objective.num_outputs is None else objective.num_outputs

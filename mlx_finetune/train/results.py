@@ -97,11 +97,7 @@ def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, 
     data = recipe.data.path or recipe.data.train or ", ".join(source.path for source in recipe.data.sources)
     corrected = "" if recipe.data.corrections is False else ", and answers put right in chats"
     base = entry.hub_id if (entry := find_entry(info.name)) else info.name
-    load = (
-        f"Load it with `mlxft chat {run.path.name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
-        if lora
-        else f"Load it with `mlxft chat {run.path.name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`."
-    )
+    load = _how_to_load(run.path.name, is_adapter=lora is not None, task=recipe.task)
     text = f"""---
 base_model: {base}
 library_name: {"peft" if lora else "mlx"}
@@ -122,6 +118,15 @@ tags: [mlx, mlxft, {"lora" if lora else "full"}]
 All settings are in `resolved.toml`, the course of the training in `events.jsonl`.
 """
     durable.write_text(run.file(rundir.CARD), text)
+
+
+def _how_to_load(name: str, *, is_adapter: bool, task: str) -> str:
+    if task == "seq2seq":
+        other = "`peft`" if is_adapter else f"`{rundir.MODEL_FOLDER}/` with `transformers`"
+        return f"Load it with `mlxft generate {name}`, or {other}."
+    if is_adapter:
+        return f"Load it with `mlxft chat {name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
+    return f"Load it with `mlxft chat {name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`."
 
 
 def _losses(recipe: Recipe, state: RunState) -> str:

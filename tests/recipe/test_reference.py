@@ -21,8 +21,8 @@ def test_every_key_has_one_row_in_its_section() -> None:
 def test_a_row_says_what_is_allowed_what_holds_without_it_and_what_it_is() -> None:
     lines = reference_text().splitlines()
     assert (
-        "| `model` | text in quotes, not empty | required | Catalogue name, hub id, local folder, or .gguf file. |"
-        in lines
+        "| `model` | text in quotes, not empty | required | Catalogue name, hub id, local folder, or .gguf file; "
+        "left out in a recipe with [scratch]. |" in lines
     )
     assert (
         "| `max_steps` | a whole number from 1 to 1000000000 | left out | Optimizer steps; give this or epochs. |"

@@ -16,7 +16,7 @@ from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Outcome, Tally, TokenizeReport
 from mlx_finetune.errors import Problem
 from mlx_finetune.events import Phase
-from mlx_finetune.model.sources.fetch import fetch_model
+from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import Recipe
 
@@ -39,7 +39,7 @@ class _Counted:
 
 def count_tokens(recipe: Recipe, splits: Splits, base: Path, report: Callable[[Phase], None]) -> TokenReport:
     """Tokenise every row with the recipe's model and template. Raises ``MlxftError`` where that cannot be done."""
-    local = fetch_model(recipe.model, revision=recipe.revision, report=report)
+    local = recipe_model(recipe, base=base, report=report)
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
     named = (("train", splits.train), ("valid", splits.valid), ("test", splits.test))
     parts = [_count(name, examples, recipe, tokenizer, base) for name, examples in named if examples]

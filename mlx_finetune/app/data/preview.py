@@ -23,8 +23,8 @@ from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeRepor
 from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.errors import DataError, UsageError
 from mlx_finetune.events import Phase
+from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.catalogue import cache_folder, cached_models, find_entry, hub_cache_folder
-from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe
@@ -57,7 +57,7 @@ def show_preview(
     folder = base or Path()
     splits = load_splits(recipe.data, base=folder, corrections=find_corrections(recipe, base=folder))
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    local = fetch_model(recipe.model, revision=recipe.revision, report=lambda phase: _note_phase(notes, phase))
+    local = recipe_model(recipe, base=folder, report=lambda phase: _note_phase(notes, phase))
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
     shown = list(explain(splits.train[:rows], tokenizer, recipe.data, task=recipe.task, base=folder))
     counted = _count(splits, tokenizer, recipe, folder)

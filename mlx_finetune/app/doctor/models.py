@@ -16,6 +16,7 @@ from mlx_finetune.model.sources.catalogue import CATALOGUE, CachedModel, Catalog
 from mlx_finetune.model.sources.hub import is_hub_id
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.paths import check_paths, data_paths
+from mlx_finetune.recipe.scratch import TRAINED_HERE
 from mlx_finetune.units import format_bytes
 
 HUB_TIMEOUT_SECONDS = 4.0
@@ -64,15 +65,20 @@ def read_needs(
     ``check`` raises ``RecipeError`` for what the recipe names besides model and data: schemas, gates, trackers.
     """
     recipe = loaded.recipe
-    entry = find_entry(recipe.model)
-    is_there = os.path.exists(os.path.expanduser(recipe.model))
-    is_local = entry is None and not is_hub_id(recipe.model)
+    if recipe.scratch is not None:  # a tokenizer that it names is a model's
+        is_made_here = recipe.scratch.tokenizer == TRAINED_HERE
+        name = "" if is_made_here else recipe.scratch.tokenizer
+    else:
+        is_made_here, name = False, recipe.model
+    entry = find_entry(name)
+    is_there = is_made_here or os.path.exists(os.path.expanduser(name))
+    is_local = entry is None and not is_hub_id(name)
     is_local = is_local or (entry is None and is_there)
-    hub_id = "" if is_local else entry.hub_id if entry is not None else recipe.model
+    hub_id = "" if is_local else entry.hub_id if entry is not None else name
     is_here = is_there if is_local else any(hub_id in (one.name, *_ids(one.name)) for one in cached)
     problems = [*_data_problems(loaded, base), *_named_problems(loaded, base, check)]
     if is_local and not is_here:
-        problems.append((f"there is no file or folder {recipe.model}", "correct `model` in the recipe"))
+        problems.append((f"there is no file or folder {name}", "correct `model` in the recipe"))
     is_fetched = not is_here and not is_local
     return Needs(
         recipe=str(loaded.path),

@@ -99,6 +99,8 @@ def prepare(
     chosen = _chosen(subject, recipe, given, base, needs_category=asked is None or "category" in asked)
     schema = _schema(recipe, subject, base)
     tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(chosen.rows)
+    if subject.opened.tokenizer.start_token_id is not None:
+        tasks = _of_answers(tasks, is_asked=bool(recipe.tasks))
     if schema is not None and "json" not in tasks:
         tasks, reason = ("json", *tasks), reason
     _check_tasks(tasks, chosen.rows)
@@ -157,6 +159,17 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     if is_short:
         return ("exact_match", "token_f1", "loss", "general"), "the references are short"
     return ("loss", "rouge", "general"), "the references are free text"
+
+
+def _of_answers(tasks: Sequence[str], *, is_asked: bool) -> tuple[str, ...]:
+    """The tasks without those that read plain text, which an encoder-decoder model does not predict."""
+    others = [task for task in tasks if task in ("general", "perplexity")]
+    if others and is_asked:
+        raise UsageError(
+            f"the task `{others[0]}` reads plain text, and an encoder-decoder model predicts answers to prompts only",
+            f"leave it out: --tasks {','.join(task for task in tasks if task not in others) or 'loss,rouge'}",
+        )
+    return tuple(task for task in tasks if task not in others) or ("loss",)
 
 
 def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
@@ -263,4 +276,5 @@ def _identity(
         "category": recipe.category or "",
         "answer_tokens": answer_tokens,
         "shots": shots,
+        **({"max_target_length": data["max_target_length"]} if subject.task == "seq2seq" else {}),
     }

@@ -47,8 +47,9 @@ from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
 from mlx_finetune.model.files.config import read_config, refuse_more_blocks
+from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.catalogue import find_entry
-from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
+from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import counted, format_bytes, format_seconds
 
@@ -145,7 +146,7 @@ def make_plan(
     ``tuned`` is what ``mlxft tune`` found on ``machine``, another one where there is a ``mac``. Raises ``MlxftError``.
     """
     splits = _load_rows(recipe, base)
-    local = find_local(recipe)
+    local = find_local(recipe, base)
     if local is None:
         shape, bits = _guess(recipe), None
         lengths, tokens = _estimate_tokens(splits, recipe)
@@ -260,7 +261,7 @@ class _WouldDownloadError(Exception):
     """Raised by the reporter below: fetching announces a download before it asks anybody."""
 
 
-def find_local(recipe: Recipe) -> LocalModel | None:
+def find_local(recipe: Recipe, base: Path) -> LocalModel | None:
     """The recipe's model where it is on this machine; None where it would have to be downloaded."""
 
     def report(phase: Phase) -> None:
@@ -268,7 +269,7 @@ def find_local(recipe: Recipe) -> LocalModel | None:
             raise _WouldDownloadError
 
     try:
-        return fetch_model(recipe.model, revision=recipe.revision, report=report)
+        return recipe_model(recipe, base=base, report=report)
     except _WouldDownloadError:
         return None
 

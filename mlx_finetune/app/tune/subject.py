@@ -58,7 +58,7 @@ class Subject:
 
 def of_recipe(loaded: LoadedRecipe) -> Subject:
     """The recipe's own model and rows. Raises ``ModelError`` where the model is not on this machine."""
-    if find_local(loaded.recipe) is None:
+    if find_local(loaded.recipe, Path()) is None:
         name = loaded.recipe.model
         raise ModelError(
             f"{name} is not on this machine yet, so there is nothing to measure", f"mlxft models get {name}"
@@ -75,7 +75,7 @@ def small_subject(model: str = SMALL_MODEL, shape: RandomShape = RANDOM_135M) ->
         path = folder / "recipe.toml"
         _write_recipe(path, model, tokens_per_word=1.1)
         shown = model
-        if find_local(load_recipe(path).recipe) is None:
+        if find_local(load_recipe(path).recipe, Path()) is None:
             (folder / "model").mkdir()
             write_random_model(folder / "model", shape)
             _write_recipe(path, str(folder / "model"), tokens_per_word=(len(TEXT) + 1) / len(TEXT.split()))

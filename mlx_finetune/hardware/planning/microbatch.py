@@ -31,7 +31,8 @@ class Layout:
 class Learned:
     """What is learned. ``adapted`` are the linear layers of a block with an adapter, empty where all weights learn.
 
-    ``blocks`` learn something, each ``in_block`` parameters; ``outside`` are those of the embedding, head and norm.
+    ``blocks`` learn something, each ``in_block`` parameters; ``outside`` are those of the embedding, head and norm,
+    ``scores`` those of a score head.
     ``has_dropout``: what enters each adapter is masked.
     """
 
@@ -42,21 +43,24 @@ class Learned:
     in_block: int
     outside: int
     has_dropout: bool = False
+    scores: int = 0
 
     @property
     def total(self) -> int:
         """All parameters that are learned."""
-        return self.blocks * self.in_block + self.outside
+        return self.blocks * self.in_block + self.outside + self.scores
 
 
 def what_learns(shape: ModelShape, lora: LoraRecipe | None) -> Learned:
     """What ``lora`` makes learnable, or everything without it."""
+    scores = shape.num_outputs * shape.hidden_size
     if lora is None:
         outside = shape.embedding_weights + shape.outside_parameters
         in_block = (shape.num_parameters - outside) // shape.num_layers
         outside = shape.num_parameters - in_block * shape.num_layers
-        return Learned(shape.num_layers, 0, False, (), in_block, outside)
+        return Learned(shape.num_layers, 0, False, (), in_block, outside, scores=scores)
     blocks = adapted_layers(shape, lora)
     in_block = adapter_parameters(shape, lora) // blocks
     adapted = target_linears(shape, lora)
-    return Learned(blocks, lora.rank, lora.use_dora, adapted, in_block, 0, has_dropout=lora.dropout > 0)
+    has_dropout = lora.dropout > 0
+    return Learned(blocks, lora.rank, lora.use_dora, adapted, in_block, 0, has_dropout, scores)

@@ -48,8 +48,9 @@ class BlockKind:
 class ModelShape:
     """What the arithmetic needs to know. ``linears`` are those of one block, attention's first, each part's last layer
     last. ``other_parameters`` of the whole model are neither in them nor in the embedding and the head: norms, biases,
-    learned positions; ``outside_parameters`` of these are in no block. Of an encoder-decoder model, which has
-    ``decoder_layers``, a block here is one of the encoder with one of the decoder."""
+    learned positions; ``outside_parameters`` of these are in no block. ``num_outputs`` are those of a score head, which
+    always learns. Of an encoder-decoder model, which has ``decoder_layers``, a block here is one of the encoder with
+    one of the decoder."""
 
     model_type: str
     num_layers: int
@@ -67,6 +68,7 @@ class ModelShape:
     kind: BlockKind = BlockKind()
     outside_parameters: int = 0
     decoder_layers: int = 0
+    num_outputs: int = 0
 
     @property
     def attention_width(self) -> int:

@@ -55,11 +55,11 @@ def recorded_base(folder: Path) -> RecordedBase | None:
     Raises ``ModelError`` for a file that is damaged.
     """
     for name in (rundir.TRAINER_STATE, rundir.RUN_INFO):
-        facts = _read_object(folder / name)
+        facts = read_object(folder / name)
         sha256 = recorded_sha256(facts)
         if sha256 is not None:
             return RecordedBase(str(facts.get("model", "another model")), sha256)
-    config = _read_object(folder / rundir.ADAPTER_CONFIG)
+    config = read_object(folder / rundir.ADAPTER_CONFIG)
     base = config.get("base_model_name_or_path", config.get("model"))  # mlx-lm says model
     return RecordedBase(base, None) if isinstance(base, str) and base else None
 
@@ -78,7 +78,7 @@ def _short_name(name: str) -> str:
     return Path(entry.hub_id if entry else name).name.lower()
 
 
-def _read_object(path: Path) -> Mapping[str, object]:
+def read_object(path: Path) -> Mapping[str, object]:
     """The object in a JSON file; empty where there is no file."""
     if not path.is_file():
         return {}

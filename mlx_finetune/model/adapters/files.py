@@ -31,6 +31,8 @@ from mlx_finetune.model.adapters.lora import (
     module_at,
 )
 from mlx_finetune.model.files.safetensors_check import check_safetensors, check_stamps, file_stamps
+from mlx_finetune.model.heads.files import PEFT_KEY, head_file, peft_fields
+from mlx_finetune.model.heads.score import find_head
 from mlx_finetune.model.load import ModelInfo
 from mlx_finetune.model.sources.catalogue import find_entry
 
@@ -53,7 +55,7 @@ class _Stored:
 
 
 def adapter_files(model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> dict[str, bytes]:
-    """File name -> content of the attached adapter: weights in both layouts and the configuration.
+    """File name -> content of the attached adapter: weights in both layouts, the configuration, and a score head.
 
     Raises ``ModelError`` where a number is not finite.
     """
@@ -66,7 +68,11 @@ def adapter_files(model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> dict[
         path, _, part = name.rpartition(".")
         key = f"{peft_names.PREFIX}{peft_names.to_theirs(path, info.model_type)}.{_PEFT_PARTS[part]}"
         theirs[key] = value if part == "m" else np.ascontiguousarray(value.T)
-    return {
+    head = find_head(model)
+    if head is not None:
+        theirs[PEFT_KEY] = np.array(head.weight)
+    own = {} if head is None else {rundir.HEAD_WEIGHTS: head_file(head)}
+    return own | {
         rundir.PEFT_WEIGHTS: save(dict(sorted(theirs.items())), {"format": "pt"}),
         rundir.MLX_WEIGHTS: save(dict(sorted(ours.items())), {"format": "mlx"}),
         rundir.ADAPTER_CONFIG: durable.encode_json(adapter_config(model, spec, info)),
@@ -109,6 +115,9 @@ def adapter_config(model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> dict
         config["target_modules"] = sorted(peft_names.to_theirs(path, info.model_type) for path in spec.module_paths)
         config["num_layers"] = len(prefixes)
     keys = sorted(inside) if regular else sorted(spec.module_paths)
+    head = find_head(model)
+    if head is not None:
+        config |= peft_fields(head.spec)
     config["lora_parameters"] = {"rank": spec.rank, "scale": spec.scale, "dropout": spec.dropout, "keys": keys}
     return config
 
@@ -218,6 +227,8 @@ def _read_peft(folder: Path, fields: Mapping[str, object], model: nn.Module, mod
     weights: dict[str, dict[str, mx.array]] = {}
     theirs: dict[str, str] = {}
     for key, value in _read_tensors(folder, rundir.PEFT_WEIGHTS).items():
+        if key == PEFT_KEY and config.has_score:
+            continue  # ``model.heads.files`` reads it
         spelling = next((ending for ending in names if key.endswith(f".{ending}")), None)
         if spelling is None:
             raise ModelError(

@@ -43,7 +43,7 @@ _MAX_PATTERNS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """The part of PEFT's LoRA configuration that decides what an adapter computes."""
+    """The part of PEFT's LoRA configuration that decides what an adapter computes; ``has_score``: beside it a head."""
 
     rank: int
     alpha: float
@@ -56,6 +56,7 @@ class PeftConfig:
     layers_pattern: tuple[Pattern[str], ...]
     rank_pattern: Mapping[Pattern[str], object]
     alpha_pattern: Mapping[Pattern[str], object]
+    has_score: bool = False
 
     def rank_of(self, path: str) -> int:
         """Rank of the module at their ``path``."""
@@ -120,7 +121,7 @@ def parse_peft_config(fields: Mapping[str, object]) -> PeftConfig:
     if fields.get("bias", "none") != "none":
         raise ModelError(f"the adapter trains biases of the base (bias = {fields['bias']!r}), which is not supported")
     for name, why in _REFUSED_FIELDS.items():
-        if fields.get(name):
+        if fields.get(name) and (name, fields[name]) != ("modules_to_save", ["score"]):
             raise ModelError(f"the adapter uses {name}, which is not supported: {why}")
     start = fields.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGED_BASES):
@@ -141,6 +142,7 @@ def parse_peft_config(fields: Mapping[str, object]) -> PeftConfig:
         layers_pattern=_layer_patterns(fields.get("layers_pattern")),
         rank_pattern=_patterns(fields.get("rank_pattern"), "rank_pattern"),
         alpha_pattern=_patterns(fields.get("alpha_pattern"), "alpha_pattern"),
+        has_score=fields.get("modules_to_save") == ["score"],
     )
 
 

@@ -23,7 +23,7 @@ from mlx_finetune.model.cpu.context_parallel import ContextPart, PartCache
 from mlx_finetune.model.cpu.tape import Tape, keeping_linears, use_tape
 from mlx_finetune.model.inside.noise import noise_position, use_noise_from
 from mlx_finetune.model.inside.override import overridden
-from mlx_finetune.model.inside.parts import blocks
+from mlx_finetune.model.inside.parts import blocks, is_above
 from mlx_finetune.model.inside.places import Places
 from mlx_finetune.model.inside.prefix import evaluated, standing_in, states_above
 from mlx_finetune.model.inside.split import SplitModel
@@ -68,7 +68,8 @@ class Blockwise:
         self._outer_places = Places(split.model, self._outer)
         self._kept = keeping_linears(self._blocks) if keeps_products else []
         learning = [index for index, names in enumerate(self._inner) if names]
-        self._lowest = 0 if self._outer else min(learning, default=len(self._blocks))
+        self._below = [name for name in self._outer if not is_above(name)]
+        self._lowest = 0 if self._below else min(learning, default=len(self._blocks))
 
     def hidden(self, tokens: mx.array, caches: Sequence[object] | None, entering: mx.array | None = None) -> mx.array:
         """The hidden states of ``tokens`` (B, T), evaluated block by block: (B, T, H).
@@ -122,10 +123,10 @@ class Blockwise:
         if part:
             slope = part.scatter_sum(slope)
         for index in range(len(self._blocks) - 1, self._lowest - 1, -1):
-            wants_input = index > self._lowest or bool(self._outer)
+            wants_input = index > self._lowest or bool(self._below)
             found, slope = self._backward(index, visits[index], parameters, slope, wants_input=wants_input)
             gradients |= found
-        if self._outer:
+        if self._below:
             assert slope is not None
             for name, more in self._front(outer, tokens, caches, slope, start).items():
                 gradients[name] = gradients[name] + more
@@ -238,12 +239,12 @@ class Blockwise:
         self, outer: FlatArrays, tokens: mx.array, caches: Sequence[object] | None, slope: mx.array, start: int
     ) -> FlatArrays:
         """Gradients of the outer parameters through what enters the first block."""
-        names = list(outer)
+        names = self._below
 
         def below(*values: mx.array) -> mx.array:
-            return self._around(dict(zip(names, values, strict=True)), tokens, caches, start, None)
+            return self._around({**outer, **dict(zip(names, values, strict=True))}, tokens, caches, start, None)
 
-        _, slopes = mx.vjp(below, list(outer.values()), [slope])
+        _, slopes = mx.vjp(below, [outer[name] for name in names], [slope])
         mx.eval(slopes)
         self._outer_places.put(outer)
         return dict(zip(names, slopes, strict=True))

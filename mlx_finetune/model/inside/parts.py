@@ -11,6 +11,7 @@ from mlx_finetune.errors import ModelError
 
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "tok_embeddings", "word_embeddings", "shared")
 _HEADS = ("lm_head", "embed_out", "output")
+SCORE = "score"  # where a model has a head of numbers instead of tokens (``model.heads.score``)
 
 
 def embedding(model: nn.Module) -> nn.Module:
@@ -68,9 +69,14 @@ def inside_blocks(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name in names if name.startswith(prefixes))
 
 
+def is_above(name: str) -> bool:
+    """True for a parameter above everything that hidden states come from: nothing below it needs a gradient for it."""
+    return name.startswith(f"{SCORE}.")
+
+
 def num_frozen_below(model: nn.Module, names: Iterable[str]) -> int:
-    """Blocks below the lowest that holds one of the parameters ``names``; 0 where one of them is in no block."""
-    left = set(names)
+    """Blocks below the lowest that holds one of the parameters ``names``; 0 where one of them is below the blocks."""
+    left = {name for name in names if not is_above(name)}
     if left - inside_blocks(model, left) or not left:
         return 0
     named = {id(module): path for path, module in cast("list[tuple[str, nn.Module]]", model.named_modules())}

@@ -4,8 +4,8 @@ Logits are wanted only where there is a target, and a few rows at a time; mlx-lm
 whatever each does to its head's output (a soft cap, a scale). So the model is called as it is, with its body (the
 module that owns the blocks) overridden: to catch the body's output, whose logits nobody evaluates and MLX therefore
 never computes, or to put rows of hidden states in its place. A head inside the body is overridden itself. The parts
-are compared with the whole on two tokens; a model that is not their sum is not split. T5 says itself what its parts are,
-and is not split either: its blocks are no chain.
+are compared with the whole on two tokens; a model that is not their sum is not split. T5 says itself what its parts
+are, and is not split either: its blocks are no chain.
 """
 
 from collections.abc import Sequence

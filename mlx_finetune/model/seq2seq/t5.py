@@ -98,7 +98,7 @@ class Attention(nn.Module):
             self.relative_attention_bias = nn.Embedding(args.relative_attention_num_buckets, args.num_heads)
 
     def __call__(self, x: mx.array, pair: Pair, bias: mx.array | None) -> mx.array:
-        """``x`` (B, Q, H), keys and values (B, heads, K, D), ``bias`` to be added to scores (B or 1, heads or 1, Q, K)."""
+        """``x`` (B, Q, H), keys and values (B, heads, K, D), what is added to scores (B or 1, heads or 1, Q, K)."""
         keys, values = pair
         scores = self._heads(self.q(x)) @ mx.swapaxes(keys, 2, 3)  # (B, heads, Q, K)
         if bias is not None:
@@ -220,6 +220,7 @@ class Stack(nn.Module):
 class Model(nn.Module):
     """An encoder, a decoder, and the head. Called like mlx-lm's models, with rows for tokens."""
 
+    #: Prompts by which ``batches`` tries whether rows of different length can be answered at once.
     probe_prompts = ([2, 3, 0], [4, 0])
 
     def __init__(self, args: ModelArgs) -> None:
@@ -242,7 +243,8 @@ class Model(nn.Module):
         head that ``config.json`` does not speak of."""
         kept = {name: array for name, array in weights.items() if name not in _IGNORED}
         if "shared.weight" not in kept:  # some files have the table under the name of one of its users only
-            kept |= {"shared.weight": weights[name] for name in _IGNORED[:2] if name in weights}
+            user = next((name for name in _IGNORED[:2] if name in weights), None)
+            kept |= {"shared.weight": weights[user]} if user else {}
         if "lm_head" not in self:
             head = kept.pop("lm_head.weight", None)
             if head is not None and not mx.array_equal(head, kept.get("shared.weight", head)).item():

@@ -32,6 +32,7 @@ from mlx_finetune.model.sources.catalogue import (
     nearest_names,
 )
 from mlx_finetune.model.sources.wheel import fetch_member
+from mlx_finetune.rundir import MODEL_FOLDER, RUN_INFO
 from mlx_finetune.units import format_bytes
 
 HUB_TIMEOUT_SECONDS = 5.0
@@ -153,8 +154,9 @@ def _local(path: Path, revision: str | None, report: Report) -> LocalModel:
         raise ModelError(f"there is no file or folder {path}", "check the path; see also: mlxft models list")
     path = path.resolve()
     if path.is_dir():
+        path, shown = _of_run(path)
         check_weight_files(path)
-        return LocalModel(path.name, path, f"folder:{path}", None, hash_model(path), _license_of(path))
+        return LocalModel(shown, path, f"folder:{path}", None, hash_model(path), _license_of(path))
     if path.suffix != ".gguf":
         raise ModelError(
             f"{path} is neither a folder nor a .gguf file", "give a folder with config.json and safetensors"
@@ -168,6 +170,15 @@ def _local(path: Path, revision: str | None, report: Report) -> LocalModel:
         return _convert(path, part, _safe_name(path.stem), f"gguf:{path}", None, digest, report)
 
 
+def _of_run(folder: Path) -> tuple[Path, str]:
+    """The folder of a model and its name: of a run that trained every weight, what it made, by the run's name."""
+    made = folder / MODEL_FOLDER
+    if (folder / RUN_INFO).is_file() and (made / "config.json").is_file():
+        return made, folder.name
+    is_of_run = folder.name == MODEL_FOLDER and (folder.parent / RUN_INFO).is_file()
+    return folder, folder.parent.name if is_of_run else folder.name
+
+
 def _convert(
     gguf: Path, part: Path, name: str, source: str, license_name: str | None, digest: str, report: Report
 ) -> LocalModel:
@@ -178,6 +189,26 @@ def _convert(
     made = part / "model"
     made.mkdir()
     convert_gguf(gguf, made)
+    return _keep(made, name, source, license_name, digest)
+
+
+def make_once(name: str, digest: str, source: str, make: Callable[[Path], None]) -> LocalModel:
+    """The model ``name`` of our cache with this ``digest`` of what it is made from; ``make`` fills its folder once.
+
+    Raises ``ModelError`` where what was made is no model.
+    """
+    kept = _own_folder(name, digest)
+    if kept is not None:
+        return kept
+    with _part_folder() as part:
+        made = part / "model"
+        made.mkdir()
+        make(made)
+        return _keep(made, name, source, None, digest)
+
+
+def _keep(made: Path, name: str, source: str, license_name: str | None, digest: str) -> LocalModel:
+    """Move a finished folder to its place in our cache."""
     check_weight_files(made)
     notes = {"name": name, "source": source, "source_sha256": digest, "license": license_name or _license_of(made)}
     (made / SOURCE_FILE).write_text(json.dumps(notes, indent=1), "utf-8")

@@ -1,7 +1,8 @@
 """The files of a checkpoint, and reading them back to the last bit. ``checkpoint.py`` commits the folder.
 
-An adapter's checkpoint holds the adapter in both layouts; a fully trained model's holds a loadable model. Beside them
-the optimizer's moments, the state, the tokenizer, and what it was trained on (base, identity).
+An adapter's checkpoint holds the adapter in both layouts; a fully trained model's holds a loadable model. Beside them a
+score head where there is one, the optimizer's moments, the state, the tokenizer, and what it was trained on (base,
+identity).
 """
 
 import json
@@ -14,6 +15,8 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError, TrainingError
 from mlx_finetune.model.adapters.files import adapter_files
 from mlx_finetune.model.files.safetensors_write import safetensors_chunks
+from mlx_finetune.model.heads.files import head_file
+from mlx_finetune.model.heads.score import WEIGHT, find_head
 from mlx_finetune.rundir import RunDir, checkpoint_step
 from mlx_finetune.train.checkpoints.commit import Checkpoint, Contents, rotate, save_checkpoint
 from mlx_finetune.train.checkpoints.room import make_room
@@ -68,8 +71,11 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
         for name, content in adapter_files(prepared.model, prepared.spec, prepared.info).items():
             yield name, [content]
     else:
-        yield rundir.MODEL_WEIGHTS, safetensors_chunks(trainer.parameters, {"format": "mlx"})
+        yield rundir.MODEL_WEIGHTS, safetensors_chunks(_without_head(trainer.parameters), {"format": "mlx"})
         yield "config.json", [_model_config(prepared)]
+        head = find_head(prepared.model)
+        if head is not None:
+            yield rundir.HEAD_WEIGHTS, [head_file(head)]
     yield rundir.OPTIMIZER, safetensors_chunks(trainer.state, {"format": "mlx"})
     for name, text in prepared.tokenizer.files().items():
         yield name, [text.encode("utf-8")]
@@ -91,9 +97,18 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
 def restore_trainer(prepared: Prepared, checkpoint: Path) -> None:
     """Put weights and optimizer state of ``checkpoint`` into the trainer. Raises ``RunError`` for other tensors."""
     name = rundir.MLX_WEIGHTS if prepared.spec is not None else rundir.MODEL_WEIGHTS
-    parameters = _read(checkpoint / name, prepared.trainer.parameters)
+    expected = prepared.trainer.parameters
+    parameters = _read(checkpoint / name, _without_head(expected))
+    if expected.keys() != parameters.keys():
+        parameters |= _read(checkpoint / rundir.HEAD_WEIGHTS, {WEIGHT: expected[WEIGHT]})
+    parameters = {name: parameters[name] for name in expected}
     state = _read(checkpoint / rundir.OPTIMIZER, prepared.trainer.state)
     prepared.trainer.restore(parameters, state)
+
+
+def _without_head(parameters: FlatArrays) -> FlatArrays:
+    """All but the score head, which has a file of its own."""
+    return {name: value for name, value in parameters.items() if name != WEIGHT}
 
 
 def _read(path: Path, expected: FlatArrays) -> FlatArrays:

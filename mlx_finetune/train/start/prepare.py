@@ -34,7 +34,8 @@ from mlx_finetune.model.adapters.lora import (
 from mlx_finetune.model.inside.segments import check_packable
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, device_name, load_model, on_gpu
-from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
+from mlx_finetune.model.scratch.begin import about_tokenizer, recipe_model
+from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
@@ -48,7 +49,7 @@ from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.frozen import KEY, check_states_room, settle_reuse
 from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
-from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer
+from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer, split_with_scores
 from mlx_finetune.train.step import Trainer
 
 
@@ -106,14 +107,14 @@ def prepare(
     objective = build_objective(asked)
     adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
     report = _leaving(emit, stop)
-    local = fetch_model(asked.model, revision=asked.revision, report=report)
+    local = _model_of(asked, base, report)
     stop.raise_if_asked("before the first step")
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
     tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
     check_task(asked.task, tokenizer, local.name)
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
-    facts = read_facts(local.folder, rows, asked, unpackable=objective.unpackable, num_processes=ranks.size)
+    facts = read_facts(local.folder, rows, asked, objective, num_processes=ranks.size)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
@@ -128,10 +129,18 @@ def prepare(
     spec = attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
-    split = SplitModel(loaded_model.model)
+    split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
     resolved = settle_reuse(resolved, split, asked)
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
+
+
+def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
+    """The model's folder; of a new tokenizer it is said what it is like."""
+    local = recipe_model(asked, base=base, report=report)
+    if sentence := about_tokenizer(local.folder):
+        report(Notice("info", sentence))
+    return local
 
 
 def _leaving(emit: Emit, stop: StopRequest) -> Emit:

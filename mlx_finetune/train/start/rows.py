@@ -1,7 +1,7 @@
 """The rows of a run as tokens, what was lost on the way, and the facts that automatic choices are made from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from mlx_finetune import durable
 from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
+from mlx_finetune.dataset.labels import check_labels, renumbered
 from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
@@ -32,7 +33,7 @@ from mlx_finetune.model.load import ModelInfo, on_gpu
 from mlx_finetune.model.sources.catalogue import TOKENS, cache_folder
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.train.objective import Objective
+from mlx_finetune.train.objective import Objective, num_outputs
 from mlx_finetune.units import counted
 
 Emit = Callable[[Event], None]
@@ -57,6 +58,7 @@ class TrainingRows:
     """Rows to train on and to evaluate; ``content_hash`` is the SHA-256 of the files they come from.
 
     ``corrections`` has the bytes of each file of corrections that is among them, ``card`` what became of every row.
+    ``labels`` are the classes of a classification, in the order of their numbers.
     """
 
     train: TokenRows
@@ -64,6 +66,7 @@ class TrainingRows:
     content_hash: str
     corrections: Mapping[str, int]
     card: DataCard
+    labels: tuple[str, ...] = ()
 
 
 def read_rows(
@@ -98,7 +101,12 @@ def read_rows(
             "no training row is left: every one was too long, had no target or could not be rendered",
             "see which and why with: mlxft data check RECIPE",
         )
-    return TrainingRows(train, valid, found.content_hash, note_sizes(corrected), card_of(found))
+    reports = {name: split.report for name, split in found.splits.items()}
+    labels = reports["train"].labels
+    if labels:
+        check_labels(labels, train.where(0))
+        valid = renumbered(valid, reports["valid"].labels, labels)
+    return TrainingRows(train, valid, found.content_hash, note_sizes(corrected), card_of(found), labels)
 
 
 def _make_rows(
@@ -192,11 +200,9 @@ def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
 
 
 def read_facts(
-    folder: Path, rows: TrainingRows, recipe: Recipe, *, unpackable: str = "", num_processes: int = 1
+    folder: Path, rows: TrainingRows, recipe: Recipe, objective: Objective, *, num_processes: int = 1
 ) -> Facts:
     """What the rules behind "auto" look at, from the model's config, the rows and this machine.
-
-    ``unpackable`` says why the objective's rows cannot share a sequence.
 
     Raises ``ModelError`` where the config does not say how large the model is.
     """
@@ -204,7 +210,7 @@ def read_facts(
     quantization = config.get("quantization")
     bits = quantization.get("bits") if isinstance(quantization, dict) else None
     try:
-        shape = read_shape(config)
+        shape = replace(read_shape(config), num_outputs=num_outputs(objective, rows.labels))
     except ValueError as error:
         raise ModelError(f"{folder}: {error}", "fetch or copy the model again") from error
     working_set = mx.device_info().get("max_recommended_working_set_size") if on_gpu() else None
@@ -212,7 +218,7 @@ def read_facts(
         lengths=epoch_lengths(rows.train, recipe.seed),
         shape=shape,
         machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
-        unpackable=unpackable or why_unpackable(str(config.get("model_type"))),
+        unpackable=objective.unpackable or why_unpackable(str(config.get("model_type"))),
         stored_bits=bits if isinstance(bits, int) else None,
         most_targets=rows.train.most_targets(),
         train_positions=int(num_states(rows.train.lengths).sum()),

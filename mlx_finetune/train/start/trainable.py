@@ -1,5 +1,6 @@
 """What a run trains: the adapter that is put on, or every weight, with their optimizer in a ``Trainer``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.nn as nn
@@ -18,13 +19,15 @@ from mlx_finetune.model.adapters.lora import (
     full_parameters,
 )
 from mlx_finetune.model.cpu.blockwise import is_chain
+from mlx_finetune.model.heads.files import read_head
+from mlx_finetune.model.heads.score import HeadSpec, attach_head, first_weight, head_parameters
 from mlx_finetune.model.inside.noise import add_neftune, checkpoint_blocks
 from mlx_finetune.model.inside.parts import embedding
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, on_gpu
 from mlx_finetune.model.sources.fetch import path_of
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.train.objective import Objective
+from mlx_finetune.train.objective import Objective, num_outputs
 from mlx_finetune.train.optim import AdamW, decayed_names
 from mlx_finetune.train.ranks import Ranks
 from mlx_finetune.train.start.rows import Emit
@@ -44,6 +47,27 @@ def attach(base_model: LoadedModel, recipe: Recipe, base: Path, emit: Emit) -> A
     if recipe.training.neftune_alpha:
         add_neftune(embedding(model), recipe.training.neftune_alpha)
     return spec
+
+
+def split_with_scores(
+    model: nn.Module, objective: Objective, labels: Sequence[str], recipe: Recipe, base: Path, emit: Emit
+) -> SplitModel:
+    """``model`` in parts, with the score head that the objective needs; ``labels`` are those of the training rows.
+
+    The head is that of the adapter training starts from, if it has the same outputs, else a fresh one. Raises
+    ``ModelError`` for a model that cannot have one.
+    """
+    split, count = SplitModel(model), num_outputs(objective, labels)
+    if not count:
+        return split
+    spec = HeadSpec(objective.name, count, tuple(labels))
+    found = read_head(adapter_folder(recipe.adapter, base)) if recipe.adapter else None
+    if found is not None and (found[0].labels, found[0].num_outputs) == (spec.labels, spec.num_outputs):
+        emit(Notice("info", f"starting from the score head of {recipe.adapter}"))
+        attach_head(split, spec, found[1])
+    else:
+        attach_head(split, spec, first_weight(spec, split.hidden_size, recipe.seed))
+    return split
 
 
 def goes_block_by_block(split: SplitModel, *, recomputes: bool) -> bool:
@@ -98,7 +122,9 @@ def build_trainer(
     recipe, model = resolved.recipe, split.model
     training = recipe.training
     parameters = (
-        adapter_parameters(model) if recipe.lora is not None else dict(tree_flatten(model.trainable_parameters()))
+        adapter_parameters(model) | head_parameters(model)
+        if recipe.lora is not None
+        else dict(tree_flatten(model.trainable_parameters()))
     )
     parameters = {name: parameters[name] for name in sorted(parameters)}
     undecayed = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)]

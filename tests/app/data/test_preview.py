@@ -120,7 +120,7 @@ def test_bare_data_takes_the_quickstarts_model_where_it_was_fetched(
         asked.append(name)
         return LocalModel(name, tiny_model("llama"), "folder:here", None, "", None)
 
-    monkeypatch.setattr(preview, "fetch_model", fetched)
+    monkeypatch.setattr(preview, "recipe_model", lambda recipe, **_: fetched(recipe.model))
     snapshot = recipe.parent / folder / "snapshots" / "main"
     snapshot.mkdir(parents=True)
     for path in (snapshot / "model.safetensors", snapshot.parent.parent / "mlxft-source.json"):

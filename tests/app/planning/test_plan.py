@@ -118,7 +118,7 @@ def test_an_unknown_model_that_is_not_here_names_the_command_that_fetches_it() -
 
 
 def test_a_folder_counts_as_here(tiny_model: Callable[..., Path]) -> None:
-    local = find_local(recipe(tiny_model("gpt2")))
+    local = find_local(recipe(tiny_model("gpt2")), Path())
     assert local is not None
     assert local.folder == tiny_model("gpt2").resolve()
 

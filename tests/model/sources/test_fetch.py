@@ -46,6 +46,15 @@ def test_a_folder_is_used_where_it_is(tiny_model: TinyModel) -> None:
     assert (found.revision, found.license) == (None, None)
 
 
+def test_a_run_that_trained_every_weight_is_a_model_by_its_name(tmp_path: Path) -> None:
+    run = tmp_path / "shakespeare"
+    model = write_tiny_model(run / "model", "llama")
+    assert fetched(model).name == "model"  # not in a run
+    (run / "run.json").write_text("{}")
+    assert (fetched(run).folder, fetched(run).name) == (model.resolve(), "shakespeare")
+    assert fetched(model) == fetched(run)
+
+
 def test_the_hash_is_that_of_config_and_weights_and_nothing_else(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "m", "llama")
     before = fetched(folder).sha256

@@ -1,0 +1,1 @@
+"""Heads that give numbers instead of tokens: scores of a state, for classes, rewards and verdicts."""

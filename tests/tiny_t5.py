@@ -69,7 +69,7 @@ def t5_weights(vocab_size: int, *, is_tied: bool, seed: int = 0) -> dict[str, np
     """Under the names of transformers; matrices are (out, in)."""
     rng = np.random.default_rng([seed, is_tied])
 
-    def matrix(*shape: int, scale: float = 0.15) -> np.ndarray:
+    def matrix(*shape: int, scale: float = 0.1) -> np.ndarray:
         return rng.normal(0, scale, shape).astype(np.float32)
 
     weights = {"shared.weight": matrix(vocab_size, WIDTH, scale=1.0)}
@@ -88,11 +88,11 @@ def t5_weights(vocab_size: int, *, is_tied: bool, seed: int = 0) -> dict[str, np
             place = f"{stack}.block.{block}.layer.{len(attentions)}"
             for name in ("wi",) if is_tied else ("wi_0", "wi_1"):
                 weights[f"{place}.DenseReluDense.{name}.weight"] = matrix(INNER, WIDTH)
-            weights[f"{place}.DenseReluDense.wo.weight"] = matrix(WIDTH, INNER, scale=0.5)
+            weights[f"{place}.DenseReluDense.wo.weight"] = matrix(WIDTH, INNER, scale=0.4)
             weights[f"{place}.layer_norm.weight"] = 1 + matrix(WIDTH)
         weights[f"{stack}.final_layer_norm.weight"] = 1 + matrix(WIDTH)
     if not is_tied:
-        weights["lm_head.weight"] = matrix(vocab_size, WIDTH, scale=0.5)
+        weights["lm_head.weight"] = matrix(vocab_size, WIDTH, scale=0.2)
     return weights
 
 

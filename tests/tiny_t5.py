@@ -72,7 +72,7 @@ def t5_weights(vocab_size: int, *, is_tied: bool, seed: int = 0) -> dict[str, np
     def matrix(*shape: int, scale: float = 0.1) -> np.ndarray:
         return rng.normal(0, scale, shape).astype(np.float32)
 
-    weights = {"shared.weight": matrix(vocab_size, WIDTH, scale=1.0)}
+    weights = {"shared.weight": matrix(vocab_size, WIDTH, scale=0.3 if is_tied else 1.0)}
     for stack in ("encoder", "decoder"):
         attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
         for block in range(LAYERS):

@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "monitor": "Watch a run and steer it; come and go at any time.",
     "stop": "Let a run finish its step, save and leave.",
     "plan": "What a recipe will cost, before anything is loaded.",
+    "sweep": "A better learning rate and rank: at most 8 short trainings.",
     "data": "Check, preview, count or split training data.",
     "chat": "Talk with an adapter or a model.",
     "generate": "Answer one prompt or a file of prompts.",

@@ -113,6 +113,8 @@ ELSEWHERE = {
     "data.test": "tests/dataset/test_corpus.py: rows of the test file are nobody else's",
     "data.sources": "test_named_files_and_weighted_sources_change_the_rows",
     "data.prompt_template": "test_the_prompt_template_changes_what_a_base_model_sees",
+    "data.text_template": "tests/train/objectives/test_scored.py: other tokens",
+    "verifier.lm_loss_weight": "tests/train/objectives/test_scored.py: more or fewer losses",
     "training.optimizer": "it has one value",
     "training.gradient_checkpointing": "test_gradient_checkpointing_recomputes_the_blocks",
     "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",

@@ -132,7 +132,7 @@ def _examine(target: str, overrides: tuple[str, ...]) -> "tuple[DataReport, Toke
 def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport, TokenReport | None]":
     """The report on a recipe's data; tokens only where every row can be used."""
     from mlx_finetune.dataset.check import check_files
-    from mlx_finetune.dataset.corpus import TRAINABLE, load_splits, locate_sources
+    from mlx_finetune.dataset.corpus import load_splits, locate_sources
     from mlx_finetune.dataset.corrections import find_corrections
     from mlx_finetune.recipe.load import load_recipe, naming_recipe
 
@@ -140,13 +140,13 @@ def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport
     corrections = find_corrections(recipe, base=Path())
     located = [source.located for source in locate_sources(recipe.data, Path())]
     located += [{"train": corrections}] if corrections else []
-    report = check_files(located, columns=recipe.data.columns, format=recipe.data.format, trainable=TRAINABLE)
+    report = check_files(located, columns=recipe.data.columns, format=recipe.data.format, task=recipe.task)
     if report.num_errors:
         return report, None
     from mlx_finetune.app.data.data_tokens import count_tokens
 
     with naming_recipe(path, overrides):
-        splits = load_splits(recipe.data, base=Path(), corrections=corrections)
+        splits = load_splits(recipe.data, base=Path(), task=recipe.task, corrections=corrections)
         return report, count_tokens(recipe, splits, Path(), _phase)
 
 

@@ -25,9 +25,16 @@ DOES_NOT_FIT = 3
 @click.option("--no-measure", is_flag=True, help="Arithmetic only: under a second, no time where no run was here yet.")
 @click.option("--predict", metavar="MAC", help='Plan for another Mac, e.g. "M4 Max 64GB" or "M4 Max 32-core 36GB".')
 @click.option("--fix", type=click.IntRange(min=1), metavar="N", help="Plan with the N-th way to make it fit.")
+@click.option("--lr-range", is_flag=True, help="Try rising learning rates in 100 real steps, and suggest one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(
-    recipe: Path, overrides: tuple[str, ...], no_measure: bool, predict: str | None, fix: int | None, as_json: bool
+    recipe: Path,
+    overrides: tuple[str, ...],
+    no_measure: bool,
+    predict: str | None,
+    fix: int | None,
+    lr_range: bool,
+    as_json: bool,
 ) -> int:
     """Rows, tokens, steps, memory, time and disk of RECIPE, and the reason for every automatic choice.
 
@@ -35,7 +42,22 @@ def command(
     that is busy with other programs more. Exits with 3 where it does not fit, with ways to make it fit; --fix N plans
     with one of them and prints the command.
     """
+    if lr_range:
+        from mlx_finetune.commands.plan_lr_range import print_range
+
+        _refuse_beside_lr_range(no_measure=no_measure, predict=predict, fix=fix)
+        return print_range(recipe, overrides, as_json=as_json)
     return print_plan(recipe, overrides, as_json=as_json, measures=not no_measure, predict=predict, fix=fix)
+
+
+def _refuse_beside_lr_range(*, no_measure: bool, predict: str | None, fix: int | None) -> None:
+    """Raise ``UsageError`` for options that say something else than to take steps here."""
+    from mlx_finetune.errors import UsageError
+
+    given = {"--no-measure": no_measure, "--predict": predict is not None, "--fix": fix is not None}
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(f"--lr-range trains for some steps here, which {name} is not about", f"leave out {name}")
 
 
 def print_plan(

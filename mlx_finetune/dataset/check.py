@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_finetune.dataset.corpus import refused_format
 from mlx_finetune.dataset.corrections import correction_of
 from mlx_finetune.dataset.examples import read_file
 from mlx_finetune.dataset.formats import (
@@ -26,6 +25,7 @@ from mlx_finetune.dataset.formats import (
     example_of,
 )
 from mlx_finetune.dataset.inspect import inspect_example
+from mlx_finetune.dataset.kinds import is_trainable, refused_format
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND, Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.locate import Located
@@ -104,14 +104,14 @@ def check_files(
     *,
     columns: Mapping[str, str] | None = None,
     format: str = "auto",
-    trainable: Sequence[str] | None = None,
+    task: str = "",
 ) -> DataReport:
-    """Read every file once and report. ``trainable`` names the formats a task learns from; None takes every format."""
+    """Read every file once and report. Rows that ``task`` does not learn from are an error; without one none are."""
     scan = _Scan()
     for splits in located:
         for split, files in splits.items():
             for file in files:
-                _scan_file(file, split, FormatCounter(columns, format), scan, trainable)
+                _scan_file(file, split, FormatCounter(columns, format), scan, task)
     num_duplicates, num_leaks = _repeats(scan)
     rows: dict[str, int] = {}
     for file in scan.files:
@@ -131,9 +131,7 @@ def check_files(
     )
 
 
-def _scan_file(
-    file: DataFile, split: str, counter: FormatCounter, scan: _Scan, trainable: Sequence[str] | None
-) -> None:
+def _scan_file(file: DataFile, split: str, counter: FormatCounter, scan: _Scan, task: str) -> None:
     before = len(scan.keys)
     for row in read_file(file, scan.errors):
         layout = counter.add(row)
@@ -150,8 +148,8 @@ def _scan_file(
     detected = counter.result()
     for problem in detected.problems:
         scan.errors(problem)
-    if trainable is not None and detected.name and detected.name not in trainable:
-        scan.errors(refused_format(detected, file))
+    if task and detected.name and not is_trainable(detected.name, task):
+        scan.errors(refused_format(detected, file.source, task))
     if _has_byte_order_mark(file):
         scan.warnings(Problem(f"{file.source}:1", "the file begins with a byte-order mark", "it is left out when read"))
     scan.files.append(FileSummary(file.source, split, detected.name, len(scan.keys) - before))

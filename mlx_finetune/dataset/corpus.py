@@ -15,7 +15,8 @@ from pathlib import Path
 
 from mlx_finetune.dataset.corrections import contradicted, correction_of, first_bytes, prompt_of
 from mlx_finetune.dataset.examples import FileExamples, SplitFile, read_file, stamps_of
-from mlx_finetune.dataset.formats import DetectedFormat, Example, FormatCounter, example_of
+from mlx_finetune.dataset.formats import Example, FormatCounter, example_of
+from mlx_finetune.dataset.kinds import is_trainable, refused_format
 from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.columnar import table_files
@@ -24,35 +25,12 @@ from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
-#: What the tasks of this version learn from.
-TRAINABLE = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")
-
 #: Up to so many rows are kept as objects after they were read.
 KEPT_ROWS = 50_000
 
 _SPLITS = ("train", "valid", "test")
 CORRECTED = "corrections"
 _REPLACED = 255  # the side of a correction that a later one of the same prompt takes the place of
-
-#: Format -> what its rows are, what they are for, and how sft can use them all the same.
-_REFUSED = {
-    "preference": (
-        "are preference pairs (chosen and rejected)",
-        "preference training",
-        'sft can learn the chosen answers: [data.columns] prompt = "prompt", completion = "chosen"',
-    ),
-    "unpaired-preference": (
-        "are answers marked good or bad",
-        "preference training",
-        'sft can learn all of them alike: [data] format = "messages" or "prompt-completion"',
-    ),
-    "labels": (
-        "are texts with labels",
-        "a classifier",
-        'sft can learn the labels: [data.columns] prompt = "text", completion = "label"; or only the texts: '
-        '[data] format = "text"',
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +61,22 @@ class Source:
 
 
 def load_splits(
-    data: DataRecipe, *, base: Path, corrections: Sequence[DataFile] = (), kept_rows: int = KEPT_ROWS
+    data: DataRecipe,
+    *,
+    base: Path,
+    task: str = "sft",
+    corrections: Sequence[DataFile] = (),
+    kept_rows: int = KEPT_ROWS,
 ) -> Splits:
-    """Read and split everything [data] names; paths count from ``base``. Raises ``DataError`` with all problems.
+    """Read and split everything [data] names; paths count from ``base``.
+
+    Raises ``DataError`` with all problems; rows that ``task`` does not learn from are one.
 
     Sides depend on content alone (``split``) and on no seed, so that runs of different seeds can be compared and an
     adapter trained further under another seed never meets its validation rows. The rows of ``corrections`` stand behind
     the other training rows and on no other side.
     """
-    reading = _Reading(kept_rows)
+    reading = _Reading(kept_rows, task)
     sources = locate_sources(data, base)
     split_files = [
         SplitFile(file, split, source.weight if split == "train" else 1.0, stamps_of(file))
@@ -117,12 +102,19 @@ def load_splits(
 
 def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
     """The files of [data], with valid and test files named one by one beside the first source."""
-    given = {name: locate(text, base=base)["train"] for name in ("valid", "test") if (text := getattr(data, name))}
+
+    def located(text: str) -> Located:
+        found = locate(text, base=base)
+        if data.documents != "file":
+            return found
+        return {split: [replace(file, is_whole=True) for file in files] for split, files in found.items()}
+
+    given = {name: located(text)["train"] for name in ("valid", "test") if (text := getattr(data, name))}
     if data.path is not None:
-        return [Source(locate(data.path, base=base), 1.0)]
+        return [Source(located(data.path), 1.0)]
     if data.train is not None:
-        return [Source({"train": locate(data.train, base=base)["train"], **given}, 1.0)]
-    sources = [Source(locate(source.path, base=base), source.weight) for source in data.sources]
+        return [Source({"train": located(data.train)["train"], **given}, 1.0)]
+    sources = [Source(located(source.path), source.weight) for source in data.sources]
     if given:
         sources = [Source({"train": source.located["train"]}, source.weight) for source in sources]
         sources[0] = Source({**sources[0].located, **given}, sources[0].weight)
@@ -132,7 +124,8 @@ def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
 class _Reading:
     """What one pass over the files found: a content key for each row, and the examples while they are few."""
 
-    def __init__(self, kept_rows: int) -> None:
+    def __init__(self, kept_rows: int, task: str) -> None:
+        self._task = task
         self.findings = Findings()
         self.keys = {name: array("Q") for name in (*_SPLITS, CORRECTED)}
         self.prompt_keys = array("Q")  # of the corrections
@@ -155,7 +148,7 @@ class _Reading:
         counter = FormatCounter(data.columns, data.format)
         for row in read_file(one.file, self.findings):
             layout = counter.add(row)
-            if layout is None or layout.format not in TRAINABLE:
+            if layout is None or not is_trainable(layout.format, self._task):
                 continue
             try:
                 example = example_of(row, layout)
@@ -166,8 +159,8 @@ class _Reading:
         detected = counter.result()
         for problem in detected.problems:
             self.findings(problem)
-        if detected.name in _REFUSED:
-            self.findings(refused_format(detected, one.file))
+        if detected.name and not is_trainable(detected.name, self._task):
+            self.findings(refused_format(detected, one.file.source, self._task))
         return detected.name
 
     def _read_corrections(self, one: SplitFile) -> None:
@@ -184,13 +177,6 @@ class _Reading:
         """TRAIN for each correction but those that a later one replaces."""
         last = {key: place for place, key in enumerate(self.prompt_keys)}
         return bytes(TRAIN if last[key] == place else _REPLACED for place, key in enumerate(self.prompt_keys))
-
-
-def refused_format(detected: DetectedFormat, file: DataFile) -> Problem:
-    """The sentence for a format that is recognised, but that no task of this version learns from."""
-    what, use, hint = _REFUSED[detected.name]
-    message = f"the rows {what}, which are for {use}; task sft learns from conversations, instructions or text"
-    return Problem(file.source, message, hint)
 
 
 def _split(

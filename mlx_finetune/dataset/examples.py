@@ -99,7 +99,7 @@ def read_file(file: DataFile, report: Report) -> Iterator[Row]:
         return read_table(file, report)
     if file.num_bytes is not None:
         return read_corrections(file, report)
-    return read_rows(file.path, source=file.source, report=report)
+    return read_rows(file.path, source=file.source, report=report, is_whole=file.is_whole)
 
 
 def stamps_of(file: DataFile) -> Stamps:

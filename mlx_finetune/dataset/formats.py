@@ -22,12 +22,13 @@ Tools = tuple[Mapping[str, object], ...]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Plain text; every token is a target."""
+    """Plain text; every token is a target. Where it ``continues`` in the next row, no end of text follows."""
 
     text: str
     source: str
     line: int
     weight: float = 1.0
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ def example_of(row: Row, layout: Layout) -> Example:
 
 
 def _text(row: Row, names: Mapping[str, str]) -> Text:
-    return Text(_string(row, names, "text"), row.source, row.line, row.weight)
+    return Text(_string(row, names, "text"), row.source, row.line, row.weight, row.continues)
 
 
 def _messages(row: Row, names: Mapping[str, str]) -> Messages:

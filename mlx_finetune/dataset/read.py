@@ -22,11 +22,14 @@ from mlx_finetune.errors import Problem
 __all__ = ["Report", "Row", "read_lines_of", "read_rows"]
 
 
-def read_rows(path: Path, *, source: str | None = None, report: Report) -> Iterator[Row]:
-    """Rows of one file, in order; every problem goes to ``report`` with ``file:line``. Never raises for bad data."""
+def read_rows(path: Path, *, source: str | None = None, report: Report, is_whole: bool = False) -> Iterator[Row]:
+    """Rows of one file, in order; every problem goes to ``report`` with ``file:line``. Never raises for bad data.
+
+    ``is_whole``: a file of plain text is one document (``sources.plain``).
+    """
     name = str(path) if source is None else source
     try:
-        yield from _read(path, name, report)
+        yield from _read(path, name, report, is_whole)
     except FileProblem as problem:
         where = f"{name}:{problem.line}" if problem.line else name
         report(Problem(where, problem.message, problem.hint))
@@ -40,7 +43,7 @@ def read_lines_of(stream: BinaryIO, source: str, report: Report) -> Iterator[Row
         report(Problem(f"{source}:{problem.line}", problem.message, problem.hint))
 
 
-def _read(path: Path, source: str, report: Report) -> Iterator[Row]:
+def _read(path: Path, source: str, report: Report, is_whole: bool) -> Iterator[Row]:
     kind = file_kind(path)
     if kind == "parquet":
         yield from read_parquet(path, source)
@@ -51,7 +54,13 @@ def _read(path: Path, source: str, report: Report) -> Iterator[Row]:
             raise FileProblem(f"the ending {path.suffix!r} is not one that is read", f"one of {endings}, each also .gz")
         problems: list[Problem] = []
         is_empty = True
-        for row in _rows_of(kind, stream, source, lambda problem: (report(problem), problems.append(problem))[0]):
+
+        def note(problem: Problem) -> None:
+            problems.append(problem)
+            report(problem)
+
+        rows = read_plain(stream, source, note, is_whole) if kind == "text" else _rows_of(kind, stream, source, note)
+        for row in rows:
             is_empty = False
             yield row
         if is_empty and not problems:
@@ -61,8 +70,6 @@ def _read(path: Path, source: str, report: Report) -> Iterator[Row]:
 def _rows_of(kind: str, stream: BinaryIO, source: str, report: Report) -> Iterator[Row]:
     if kind in ("csv", "tsv"):
         return (read_csv if kind == "csv" else read_tsv)(stream, source, report)
-    if kind == "text":
-        return read_plain(stream, source, report)
     return _read_json(stream, source, report)
 
 

@@ -11,12 +11,16 @@ Report = Callable[[Problem], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw record. ``source`` is the path as the user wrote it, ``line`` its first line, from 1."""
+    """One raw record. ``source`` is the path as the user wrote it, ``line`` its first line, from 1.
+
+    ``continues``: it is a stretch of a longer text, which goes on in the next row.
+    """
 
     fields: Mapping[str, object]
     source: str
     line: int
     weight: float = 1.0
+    continues: bool = False
 
     @property
     def where(self) -> str:
@@ -29,12 +33,14 @@ class DataFile:
     """One file and how a message names it; ``table`` is the split inside a folder or hub data set of Hugging Face.
 
     ``num_bytes`` is set for a file of corrections (``corrections``): so much of it counts, as chats may add to it.
+    ``is_whole``: a file of plain text is one document.
     """
 
     path: Path
     source: str
     table: str = ""
     num_bytes: int | None = None
+    is_whole: bool = False
 
 
 #: Ending of a file name (without .gz) -> how it is read.

@@ -7,12 +7,14 @@ cut, split or dropped is counted and located in the report. 75 % of the speed of
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference, Text
+from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.kinds import refused_example, wanted_rows
+from mlx_finetune.dataset.labels import renumbered, sorted_labels
 from mlx_finetune.dataset.token_rows import RowsBuilder
 from mlx_finetune.dataset.tokens import (
     Encoded,
@@ -63,7 +65,8 @@ def tokenize(
     """Rows of at most ``data.max_seq_length`` tokens with their masks, in the order of ``examples``.
 
     ``progress`` is called with (examples done, all examples). ``base`` is the folder a prompt template's path starts
-    from. Raises ``DataError`` for preference and label rows, and, unless it ``may_be_empty``, where examples were given
+    from. Labels become numbers, the first value of each row; the report names them. Raises ``DataError`` for rows that
+    the task has no use for, and, unless it ``may_be_empty``, where examples were given
     but none is left; it then says which ``split`` (train, valid or test) they are.
     """
     walk = Walk(tokenizer, data, task=task, base=base)
@@ -86,9 +89,11 @@ def tokenize(
         if progress is not None:
             progress(done, len(examples))
     report = walk.report(totals, done, methods, tally)
+    labels = sorted_labels(report.labels)
     if done and not totals.num_rows and not may_be_empty:
         raise nothing_left(report, data, split)
-    return TokenizedSplit(builder.finish() if totals.num_rows else (), report)
+    numbered = renumbered(builder.finish(), report.labels, labels) if totals.num_rows else ()
+    return TokenizedSplit(numbered, replace(report, labels=labels))
 
 
 def nothing_left(report: TokenizeReport, data: DataRecipe, split: str) -> DataError:
@@ -147,10 +152,7 @@ def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
 
 
 def _refuse_other_kinds(examples: Sequence[Example], task: str) -> None:
+    """Raise ``DataError`` for the first row of a kind that ``task`` does not learn from."""
     for example in examples:
-        if not isinstance(example, Text | Instruction | Messages):
-            kind = "preference" if isinstance(example, Preference) else "label"
-            raise DataError(
-                f"{where(example)}: {kind} rows cannot be used for task = {task!r}",
-                "use rows with text, messages, or instructions and answers",
-            )
+        if why := refused_example(example, task):
+            raise DataError(f"{where(example)}: {why}", f"it learns from {wanted_rows(task)}")

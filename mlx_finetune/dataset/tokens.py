@@ -195,9 +195,9 @@ class TokenizeReport:
     longest: int = 0
     methods: Mapping[str, int] = field(default_factory=dict[str, int])
     template: str = ""
-    labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict[str, Outcome])
+    labels: tuple[str, ...] = ()
 
     @property
     def target_share(self) -> float:

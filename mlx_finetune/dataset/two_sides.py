@@ -4,11 +4,10 @@ Both are one sequence, so that everything that reads rows goes on as it does; th
 Prompt and answer are tokenised apart, because the model reads them apart. Each has a limit of its own.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_finetune.dataset.edges import Edges
 from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.errors import ModelError
 from mlx_finetune.recipe.data import DataRecipe
@@ -16,13 +15,6 @@ from mlx_finetune.recipe.data import DataRecipe
 _WRITE = 'write task = "seq2seq"'
 
 Row = tuple[NDArray[np.int32], NDArray[np.bool_]]
-
-
-class Edges(NamedTuple):
-    """The ids that are put behind a prompt: its end mark, and what the answer begins with."""
-
-    end: int
-    start: int
 
 
 def two_sided(prompt: NDArray[np.int32], answer: NDArray[np.int32], edges: Edges) -> Row:

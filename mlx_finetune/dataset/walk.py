@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import complete, instruction_turns, single_exchange, wrapped_tools
-from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.edges import bos_to_add, edges_of, token_text
+from mlx_finetune.dataset.formats import Example, Instruction, Labelled, Messages, Preference, Text
 from mlx_finetune.dataset.mask import Renderer, Rendering, target_mask
 from mlx_finetune.dataset.prompts import PromptTemplate, template_of
 from mlx_finetune.dataset.tokens import (
@@ -30,19 +31,23 @@ from mlx_finetune.dataset.tokens import (
     Totals,
 )
 from mlx_finetune.dataset.truncate import keep_end, shorter_conversations, split
-from mlx_finetune.dataset.two_sides import Edges, fit, two_sided
+from mlx_finetune.dataset.two_sides import fit, two_sided
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
 PROMPT_TEMPLATE = "prompt template"
 WHOLE_TEXT = "whole text"
+LABEL = "label of a text"
 
 _USE_MESSAGES = "write it in other words; text that is already rendered belongs in rows with messages"
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One sequence before tokenisation. Without ``spans`` every token is a target."""
+    """One sequence before tokenisation. Without ``spans`` every token is a target.
+
+    ``values`` are those of its row; with ``is_judged`` its last target is an input too, so that its state is known.
+    """
 
     text: str
     spans: tuple[Span, ...] | None
@@ -50,6 +55,8 @@ class Draft:
     example: Example
     is_document: bool  # beginning- and end-of-text tokens are put around it
     rendering: Rendering | None = None
+    values: tuple[float, ...] = ()
+    is_judged: bool = False
 
 
 class Walk:
@@ -63,13 +70,18 @@ class Walk:
         self._renderer = Renderer(tokenizer, data.template_arguments)
         self._prompt = template_of(tokenizer, data, base=base)
         self._by_prompt = self._prompt is not None
-        start = tokenizer.start_token_id
-        self._edges = None if start is None else Edges(tokenizer.eos_token_id, start)
-        self.behind_prompt = [] if self._edges is None else list(self._edges)
-        self._bos = _bos_to_add(tokenizer)
-        self._bos_text = _token_text(tokenizer, tokenizer.bos_token_id)
-        self._eos_text = _token_text(tokenizer, tokenizer.eos_token_id)
+        self._edges = edges_of(tokenizer)
+        self.behind_prompt = list(self._edges or ())
+        self._bos = bos_to_add(tokenizer)
+        self._bos_text = token_text(tokenizer, tokenizer.bos_token_id)
+        self._eos_text = token_text(tokenizer, tokenizer.eos_token_id)
         self._tally = Tally()
+        self._labels: dict[str, int] = {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the drafts so far, in the order of the numbers in their values."""
+        return tuple(self._labels)
 
     def drafts(self, example: Example) -> list[Draft]:
         """Sequences of one example; none where it is refused or has nothing to learn (both are tallied)."""
@@ -86,7 +98,14 @@ class Walk:
         if isinstance(example, Text):
             if self._edges is not None:
                 raise DataError("plain text has no prompt and answer, which an encoder-decoder model learns from")
-            return [self._text(example)]
+            return [self._text(example, example.text)]
+        if isinstance(example, Labelled):
+            text = self._data.text_template.replace("{text}", example.text)
+            number = self._labels.setdefault(str(example.label), len(self._labels))
+            return [replace(self._text(example, text), method=LABEL, values=(float(number),))]
+        if isinstance(example, Preference):
+            verdict = float(example.chosen is not None)
+            return [replace(draft, values=(verdict,), is_judged=True) for draft in self._answers(example)]
         if isinstance(example, Instruction):
             if self._by_prompt:
                 return self._prompted(example, example.instruction, example.input, example.output)
@@ -96,8 +115,16 @@ class Walk:
             return self._prompted(example, *single_exchange(example.messages))
         return self._chat(example, example.messages, example.tools)
 
-    def _text(self, example: Text) -> Draft:
-        text = example.text
+    def _answers(self, example: Preference) -> list[Draft]:
+        """The conversation with the one answer of an unpaired row, which alone is learned."""
+        answer = example.chosen if example.chosen is not None else example.rejected
+        assert answer is not None, "tokenize refuses rows with no answer"
+        turns = Messages(
+            example.prompt + answer, example.tools, example.source, example.line, example.weight, only_last=True
+        )
+        return self._unchecked_drafts(turns)
+
+    def _text(self, example: Example, text: str) -> Draft:
         bos, eos = self._bos_text, self._eos_text
         bare = text.removeprefix(bos) if bos else text
         bare = bare.removesuffix(eos) if eos else bare
@@ -163,7 +190,7 @@ class Walk:
         rows: list[Tokens] = []
         for ids, mask in fitted:
             if mask.any():
-                rows.append(Tokens(ids, mask, example.source, example.line, example.weight))
+                rows.append(Tokens(ids, mask, example.source, example.line, example.weight, draft.values))
             else:
                 self._tally.add("no_target", Problem(where(example), f"nothing to learn in {len(ids)} tokens"))
         return rows
@@ -214,13 +241,24 @@ class Walk:
             mask = target_mask(draft.text, encoding, draft.spans, end_ids)
         if draft.is_document:
             head = [] if self._bos is None else [self._bos]
-            ids = np.concatenate((head, ids, [self._tokenizer.eos_token_id]), dtype=np.int32, casting="unsafe")
-            mask = np.concatenate(([False] * len(head), mask, [True]), dtype=np.bool_, casting="unsafe")
+            goes_on = isinstance(draft.example, Text) and draft.example.continues
+            end = [] if goes_on else [self._tokenizer.eos_token_id]
+            ids = np.concatenate((head, ids, end), dtype=np.int32, casting="unsafe")
+            mask = np.concatenate(([False] * len(head), mask, [True] * len(end)), dtype=np.bool_, casting="unsafe")
+            if draft.method == LABEL:
+                mask[:-1] = False  # the state of the token before this one is what is scored
         elif len(ids) and ids[0] == self._tokenizer.bos_token_id:
             mask[0] = False
         if len(mask):
             mask[0] = False
-        return ids, mask
+        return self._with_one_more(ids, mask) if draft.is_judged else (ids, mask)
+
+    def _with_one_more(
+        self, ids: NDArray[np.int32], mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The row up to its last target and one token more, which nobody reads: an input is what has a next token."""
+        end = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(ids)
+        return np.append(ids[:end], np.int32(self._tokenizer.eos_token_id)), np.append(mask[:end], False)
 
     def shorten(
         self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
@@ -330,6 +368,7 @@ class Walk:
             longest=totals.longest,
             methods=methods,
             template=template,
+            labels=self.labels,
             notes=tuple(notes),
             outcomes=tally.outcomes(),
         )
@@ -354,13 +393,3 @@ def _refuse_half_characters(text: str) -> None:
 def where(example: Example) -> str:
     """``file:line``."""
     return f"{example.source}:{example.line}" if example.source else ""
-
-
-def _token_text(tokenizer: Tokenizer, token_id: int | None) -> str:
-    return next((token for token, id_ in tokenizer.control_tokens.items() if id_ == token_id), "")
-
-
-def _bos_to_add(tokenizer: Tokenizer) -> int | None:
-    """The beginning-of-text id if the tokenizer puts it before a text by itself, else None."""
-    ids = tokenizer.encode("a", add_special_tokens=True).ids
-    return tokenizer.bos_token_id if ids and ids[0] == tokenizer.bos_token_id else None

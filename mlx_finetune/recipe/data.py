@@ -19,7 +19,10 @@ class SourceRecipe(Section):
 Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
-DataFormat = Literal["auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion"]
+DataFormat = Literal[
+    "auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion", "unpaired-preference", "labels"
+]
+TEXT_IN_TEMPLATE, WHOLE_TEXT = r"\{text\}", "{text}"
 Truncation = Literal["drop", "keep-end", "split"]
 
 
@@ -42,6 +45,12 @@ class DataRecipe(Section):
         1.0, description="How often each correction is seen in an epoch."
     )
     format: DataFormat = Field("auto", description="Layout of a row; auto decides over the whole file.")
+    documents: Literal["paragraph", "file"] = Field(
+        "paragraph",
+        description="What a document is in a file of plain text: a paragraph (blank lines stand between them, or each "
+        "line is one where there are none), or the whole file, which is the default with [scratch]. Lines of "
+        "<|endoftext|> alone always stand between documents.",
+    )
     columns: dict[str, str] = Field(
         {}, description='Our field name to the name in the file, for instance instruction = "question".'
     )
@@ -76,6 +85,9 @@ class DataRecipe(Section):
         description='For models without a chat template: "alpaca", "none" (prompt and answer joined), a text with '
         '{instruction} such as "summarize: {instruction}", or a file with {instruction}, {input} and {output}. "auto" '
         "is alpaca where the rows have instructions; task seq2seq then takes the prompt as it is.",
+    )
+    text_template: Annotated[str, Field(pattern=TEXT_IN_TEMPLATE, max_length=10_000)] = Field(
+        WHOLE_TEXT, description="What a classifier reads of a row; {text} stands for the row's text."
     )
     truncation: Truncation = Field(
         "drop", description="Rows longer than max_seq_length: dropped, kept from the end, or split; always counted."

@@ -24,13 +24,10 @@ _KEYS: Mapping[str, str] = {
 _VALUES: Mapping[str, Mapping[str, str]] = {
     "task": {
         **dict.fromkeys(("dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto"), "training on preferences"),
-        "classify": "a classification head",
         "reward": "a reward head",
-        "verifier": "a verifier head",
         "grpo": "reinforcement learning",
     },
-    "training.optimizer": dict.fromkeys(("muon", "adafactor", "lion"), "another optimizer than AdamW"),
-    "data.format": {"preference": "training on preferences", "labels": "a classification head"},
+    "data.format": {"preference": "training on preferences"},
 }
 
 

@@ -24,6 +24,7 @@ from mlx_finetune.recipe.fields import (
     refuse,
 )
 from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.recipe.heads import VerifierRecipe, scored_problems
 from mlx_finetune.recipe.scratch import ScratchRecipe, scratch_problems, with_scratch_defaults
 from mlx_finetune.recipe.seq2seq import seq2seq_problems
 from mlx_finetune.recipe.training import TrainingRecipe
@@ -130,10 +131,10 @@ class Recipe(Section):
         None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
     )
     adapter: str = Field("", description="Run or adapter folder whose weights training starts from.")
-    task: Literal["sft", "pretrain", "seq2seq"] = Field(
+    task: Literal["sft", "pretrain", "classify", "verifier", "seq2seq"] = Field(
         "sft",
-        description="sft learns answers to prompts; pretrain learns plain text; seq2seq learns answers with an "
-        "encoder-decoder model (T5).",
+        description="sft learns answers to prompts; pretrain learns plain text; classify learns the labels of texts, "
+        "verifier whether answers are right; seq2seq learns answers with an encoder-decoder model (T5).",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -144,6 +145,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes initial weights, order, dropout, draws.")
     lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
     scratch: ScratchRecipe | None = Field(None, description="A new model with random weights in the place of `model`.")
+    verifier: VerifierRecipe = Field(default_factory=lambda: VerifierRecipe.model_validate({}))
     data: DataRecipe
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
     eval: EvalRecipe = Field(default_factory=lambda: EvalRecipe.model_validate({}))
@@ -165,21 +167,35 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         problems: list[str] = []
+        problems += scored_problems(self.task, self.data, self.verifier, len(self.eval.prompts))
         if self.scratch is not None:
-            return refuse(self, scratch_problems(self.scratch, dict(self), self.data.max_seq_length))
+            problems += scratch_problems(self.scratch, dict(self), self.data.max_seq_length)
+            return refuse(self, problems)
         if self.lora is None and self.quantize is not None:
             problems.append(
                 f"`quantize` = {self.quantize} without a [lora] section: quantised weights cannot be trained "
                 "themselves; add [lora] or remove `quantize`"
+            )
+        if self.lora is not None and self.training.optimizer == "muon":
+            problems.append(
+                "`training.optimizer` = 'muon' with a [lora] section: Muon is for whole matrices, not for the two "
+                'factors of an adapter; write optimizer = "adamw", or remove [lora]'
             )
         if self.lora is None and self.adapter:
             problems.append(
                 f"`adapter` = {self.adapter!r} without a [lora] section: full fine-tuning has no adapter; "
                 "add [lora] or remove `adapter`"
             )
-        return refuse(self, [*problems, *seq2seq_problems(self)])
+        if self.task == "seq2seq":
+            problems += seq2seq_problems(
+                self.data,
+                num_layers=self.lora.num_layers if self.lora else "all",
+                neftune_alpha=self.training.neftune_alpha,
+                compute_dtype=self.hardware.compute_dtype,
+            )
+        return refuse(self, problems)
 
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "scratch", "data", "training", "eval", "chat", "serve", "hardware")
+    return ("lora", "scratch", "verifier", "data", "training", "eval", "chat", "serve", "hardware")

@@ -21,13 +21,18 @@ TRAINED_HERE = "bpe"
 SMALLEST_VOCABULARY = 256 + 3
 
 #: What [training] and [data] are where a recipe with [scratch] says nothing (ALGORITHMS.md sections 4 and 9).
-TRAINING_DEFAULTS: Mapping[str, object] = {
+TRAINING_DEFAULTS: dict[str, object] = {
     "lr_scheduler": "wsd",
     "adam_beta1": 0.9,
     "adam_beta2": 0.95,
     "weight_decay": 0.1,
 }
-DATA_DEFAULTS: Mapping[str, object] = {"truncation": "split", "test_split": 0.0}
+#: The same with another optimizer than AdamW.
+OPTIMIZERS: Mapping[str, Mapping[str, object]] = {
+    "lion": {"adam_beta2": 0.99, "weight_decay": 0.3},
+    "adafactor": {"weight_decay": 0.0},
+}
+DATA_DEFAULTS: Mapping[str, object] = {"documents": "file", "truncation": "split", "test_split": 0.0}
 
 
 class ScratchRecipe(Section):
@@ -122,7 +127,10 @@ def with_scratch_defaults(values: object) -> object:
     data_defaults = dict(DATA_DEFAULTS)
     if isinstance(length, int) and not isinstance(length, bool):
         data_defaults["max_seq_length"] = length + 1  # so many positions have a next token to predict
-    for name, defaults in (("training", TRAINING_DEFAULTS), ("data", data_defaults)):
+    training = found.get("training")
+    optimizer = training.get("optimizer") if isinstance(training, dict) else None
+    training_defaults = {**TRAINING_DEFAULTS, **OPTIMIZERS.get(optimizer if isinstance(optimizer, str) else "", {})}
+    for name, defaults in (("training", training_defaults), ("data", data_defaults)):
         section = found.get(name, {} if name == "training" else None)
         if isinstance(section, dict):
             found[name] = {**defaults, **section}

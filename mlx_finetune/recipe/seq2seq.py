@@ -1,17 +1,14 @@
 """What does not go with ``task = "seq2seq"``, as sentences of problem and way out."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.recipe.data import DataRecipe
 
 
-def seq2seq_problems(recipe: "Recipe") -> Iterator[str]:
-    """Every setting of ``recipe`` that an encoder-decoder model cannot be trained with; none for other tasks."""
-    if recipe.task != "seq2seq":
-        return
-    data, lora = recipe.data, recipe.lora
+def seq2seq_problems(
+    data: DataRecipe, *, num_layers: str | int, neftune_alpha: float | None, compute_dtype: str
+) -> Iterator[str]:
+    """Every setting that an encoder-decoder model cannot be trained with; ``num_layers`` are those of [lora]."""
     if data.packing is True:
         yield (
             '`data.packing` = true does not go with `task` = "seq2seq": a prompt and an answer are two sequences; '
@@ -27,17 +24,17 @@ def seq2seq_problems(recipe: "Recipe") -> Iterator[str]:
             '`data.mask_prompt` = false does not go with `task` = "seq2seq": the encoder\'s tokens are not predicted; '
             "leave it out"
         )
-    if recipe.training.neftune_alpha:
+    if neftune_alpha:
         yield (
-            f'`training.neftune_alpha` = {recipe.training.neftune_alpha} does not go with `task` = "seq2seq", whose '
+            f'`training.neftune_alpha` = {neftune_alpha} does not go with `task` = "seq2seq", whose '
             "encoder and decoder share an embedding; leave it out"
         )
-    if lora is not None and lora.num_layers != "all":
+    if num_layers != "all":
         yield (
-            f'`lora.num_layers` = {lora.num_layers} does not go with `task` = "seq2seq", whose blocks are two stacks; '
+            f'`lora.num_layers` = {num_layers} does not go with `task` = "seq2seq", whose blocks are two stacks; '
             'write "all"'
         )
-    if recipe.hardware.compute_dtype == "float16":
+    if compute_dtype == "float16":
         yield (
             '`hardware.compute_dtype` = "float16" does not go with `task` = "seq2seq": T5\'s activations are larger '
             'than float16 can hold; write "bfloat16" or "float32"'

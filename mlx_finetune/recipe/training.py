@@ -1,6 +1,7 @@
 """[training] of a recipe: steps, optimizer, schedule, cadence."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -10,11 +11,21 @@ Tracker = Literal["wandb", "trackio", "tensorboard"]
 Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Tracker])]
 
 
+OptimizerName = Literal["adamw", "muon", "adafactor", "lion"]
+#: What other keys are where a recipe names an optimizer and leaves them out.
+OPTIMIZER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
+    "lion": {"adam_beta2": 0.99, "weight_decay": 0.03},
+    "adafactor": {"weight_decay": 0.0},
+}
+
+
 class TrainingRecipe(Section):
     """[training]: steps, optimizer, schedule, cadence. Every ``*_steps`` counts optimizer steps."""
 
     learning_rate: Auto | Annotated[float, Field(gt=0, le=10)] = Field(
-        "auto", description="Peak learning rate; auto is 2e-4 for adapters and 1e-5 for full fine-tuning."
+        "auto",
+        description="Peak learning rate; auto is 2e-4 for adapters, 1e-5 for full fine-tuning, 1e-3 for [scratch]; "
+        "with lion a fifth of that.",
     )
     epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         None, description="Passes over the training rows; give this or max_steps (1 when neither is given)."
@@ -41,12 +52,22 @@ class TrainingRecipe(Section):
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         0.1, description="Learning rate at the end of a cosine, as a share of the peak."
     )
-    optimizer: Literal["adamw"] = Field("adamw", description="AdamW with bias correction; its state is fp32.")
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="adamw, with bias correction; muon for the hidden matrices of a full training, adamw for the rest; "
+        "lion and adafactor for less memory. State is fp32.",
+    )
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Decay of the gradient average.")
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Decay of the squared gradients.")
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999,
+        description="Decay of the squared gradients, with lion of the momentum; left out it is 0.95 with [scratch] and "
+        "0.99 with lion.",
+    )
     adam_epsilon: Annotated[float, Field(gt=0, le=1)] = Field(1e-8, description="Added to the square root.")
     weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.01, description="Decoupled decay of matrices; norms, biases and embeddings are never decayed."
+        0.01,
+        description="Decoupled decay of matrices; norms, biases and embeddings are never decayed. Left out it is ten "
+        "times as much with [scratch], three times with lion, 0 with adafactor.",
     )
     max_grad_norm: Annotated[float, Field(ge=0, le=10**6)] = Field(
         1.0, description="Gradients are scaled down to this global L2 norm; 0 switches clipping off."
@@ -85,6 +106,14 @@ class TrainingRecipe(Section):
         description="Trackers that are told losses, rates, speed, memory, resources and answers while it trains; each "
         "needs a package of its own.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_optimizer(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        name = cast("dict[str, object]", values).get("optimizer")
+        return {**OPTIMIZER_DEFAULTS.get(name, {}), **values} if isinstance(name, str) else values
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

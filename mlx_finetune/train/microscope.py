@@ -21,6 +21,7 @@ from mlx_finetune.errors import MlxftError, UsageError
 from mlx_finetune.hardware.blas import single_threaded
 from mlx_finetune.model.adapters.files import load_adapter
 from mlx_finetune.model.adapters.lora import detach_adapter, fix_norms
+from mlx_finetune.model.heads.score import find_head
 from mlx_finetune.model.load import load_model, on_gpu
 from mlx_finetune.model.microscope import hash_rows, measure_losses, measured_rows
 from mlx_finetune.model.sources.fetch import fetch_model
@@ -36,8 +37,8 @@ def keep_microscope(run: RunDir, prepared: Prepared, step: int, stop: StopReques
     The trainer has no use any more: the model is left with other weights than it had.
     """
     rows, count = prepared.valid_batches.rows, prepared.recipe.eval.microscope_rows
-    if not count or not len(rows):
-        return
+    if not count or not len(rows) or find_head(prepared.model) is not None:
+        return  # of a model that scores texts, losses of single tokens say nothing
     try:
         _measure(run, prepared, rows, count, step, stop)
     except MlxftError as error:

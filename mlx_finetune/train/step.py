@@ -25,7 +25,8 @@ from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.train.both_cores import BothCores
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Objective
-from mlx_finetune.train.optim import AdamW, FlatArrays, global_norm
+from mlx_finetune.train.optim import FlatArrays, global_norm
+from mlx_finetune.train.optimizers.protocol import Optimizer
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -60,7 +61,7 @@ class Trainer:
         self,
         model: nn.Module,
         objective: Objective,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         parameters: FlatArrays,
         *,
         seed: int,

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 from mlx_finetune.dataset.check import DataReport, check_files
-from mlx_finetune.dataset.corpus import TRAINABLE
 from mlx_finetune.dataset.sources.locate import locate
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -87,7 +86,7 @@ def test_keys_in_rows_are_named_and_never_shown(tmp_path: Path) -> None:
 def test_formats_of_later_tasks_are_fine_alone_and_refused_for_a_task(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", {"prompt": "q", "chosen": "a", "rejected": "a"})
     assert listed(check(tmp_path, "a.jsonl")) == ["a.jsonl:1: the chosen and the rejected answer are the same"]
-    refused = check(tmp_path, "a.jsonl", trainable=TRAINABLE)
+    refused = check(tmp_path, "a.jsonl", task="sft")
     assert refused.num_errors == 1
     assert refused.errors[0].message.startswith("the rows are preference pairs (chosen and rejected)")
 

@@ -12,7 +12,7 @@ from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import TrainingError
-from mlx_finetune.events import Notice
+from mlx_finetune.events import Notice, StepDone
 from mlx_finetune.journal import read_events
 from mlx_finetune.train import loop
 from mlx_finetune.train.objectives import next_token, registry
@@ -146,3 +146,19 @@ def test_other_architectures_train_evaluate_and_save(tiny_model, tmp_path, model
     losses = evaluations(run)
     assert losses[2] < losses[0]
     assert run.checkpoint(2).is_dir()
+
+
+def test_a_validation_loss_that_keeps_rising_is_told_once(recipe, monkeypatch):
+    losses = [2.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.0]
+    step = 0
+
+    def note(event, stop):
+        nonlocal step
+        step = event.step if isinstance(event, StepDone) else step
+
+    monkeypatch.setattr(loop.Trainer, "loss", lambda self, batch: ([losses[step]], 1))
+    overrides = ("training.eval_steps=1", "training.max_steps=6", "eval.prompts=[]")
+    run = train(recipe, overrides=overrides, on_event=note)
+    events = [record.event for record in read_events(run.file(rundir.EVENTS))]
+    (warned,) = [at for at, one in enumerate(events) if isinstance(one, Notice) and "has risen 3 times" in one.message]
+    assert max(one.step for one in events[:warned] if isinstance(one, StepDone)) == 4

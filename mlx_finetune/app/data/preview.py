@@ -55,7 +55,7 @@ def show_preview(
     is_recipe = target.endswith(".toml")
     recipe = _recipe_of(target, overrides, model) if is_recipe else _bare_recipe(target, overrides, model)
     folder = base or Path()
-    splits = load_splits(recipe.data, base=folder, corrections=find_corrections(recipe, base=folder))
+    splits = load_splits(recipe.data, base=folder, task=recipe.task, corrections=find_corrections(recipe, base=folder))
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     local = recipe_model(recipe, base=folder, report=lambda phase: _note_phase(notes, phase))
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)

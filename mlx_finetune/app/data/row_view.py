@@ -86,7 +86,7 @@ class RowViewer:
             raise RunError(f"the settings of {run.path} cannot be read: {type(error).__name__}") from None
         base = Path(str(facts.get("started_in", ".")))
         tokenizer = _load_tokenizer(run, facts, recipe)
-        splits = load_splits(recipe.data, base=base, corrections=find_corrections(recipe, base=base))
+        splits = load_splits(recipe.data, base=base, task=recipe.task, corrections=find_corrections(recipe, base=base))
         self._read = _Read(key, recipe, base, splits, tokenizer)
         return self._read
 

@@ -98,9 +98,7 @@ def prepare(
         recipe = recipe.model_copy(update={"schema": None})
     chosen = _chosen(subject, recipe, given, base, needs_category=asked is None or "category" in asked)
     schema = _schema(recipe, subject, base)
-    tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(chosen.rows)
-    if subject.opened.tokenizer.start_token_id is not None:
-        tasks = _of_answers(tasks, is_asked=bool(recipe.tasks))
+    tasks, reason = _tasks(recipe, subject, chosen.rows)
     if schema is not None and "json" not in tasks:
         tasks, reason = ("json", *tasks), reason
     _check_tasks(tasks, chosen.rows)
@@ -161,15 +159,21 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     return ("loss", "rouge", "general"), "the references are free text"
 
 
-def _of_answers(tasks: Sequence[str], *, is_asked: bool) -> tuple[str, ...]:
-    """The tasks without those that read plain text, which an encoder-decoder model does not predict."""
+def _tasks(recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
+    """The tasks that are named, or those that the rows suggest, and why.
+
+    Those that read plain text, which an encoder-decoder model does not predict, are left out for it, or refused.
+    """
+    tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(rows)
+    if subject.opened.tokenizer.start_token_id is None:
+        return tasks, reason
     others = [task for task in tasks if task in ("general", "perplexity")]
-    if others and is_asked:
+    if others and recipe.tasks:
         raise UsageError(
             f"the task `{others[0]}` reads plain text, and an encoder-decoder model predicts answers to prompts only",
             f"leave it out: --tasks {','.join(task for task in tasks if task not in others) or 'loss,rouge'}",
         )
-    return tuple(task for task in tasks if task not in others) or ("loss",)
+    return tuple(task for task in tasks if task not in others) or ("loss",), reason
 
 
 def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:

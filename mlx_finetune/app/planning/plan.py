@@ -31,7 +31,7 @@ from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import Mac
-from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_disk
+from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_run_disk
 from mlx_finetune.hardware.planning.forecast import (
     Forecast,
     disk_at_end,
@@ -161,7 +161,7 @@ def make_plan(
     facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    disk = plan_disk(resolved.recipe, trainable, resolved.total_steps, run, beside=tokenizer_bytes)
+    disk = plan_run_disk(resolved.recipe, shape, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
@@ -185,7 +185,7 @@ def make_plan(
 
 def _load_rows(recipe: Recipe, base: Path) -> Splits:
     rundir.check_folder(recipe.run_folder)
-    splits = load_splits(recipe.data, base=base, corrections=find_corrections(recipe, base=base))
+    splits = load_splits(recipe.data, base=base, task=recipe.task, corrections=find_corrections(recipe, base=base))
     if not splits.train:
         raise DataError("no row is left to train on", "see why with: mlxft data check RECIPE")
     return splits

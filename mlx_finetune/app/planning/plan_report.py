@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlx_finetune.app.planning.fitting import Fix
 from mlx_finetune.app.planning.plan import BUSY_SHARE, Plan
+from mlx_finetune.app.planning.suggestions import Suggestion, suggest
 from mlx_finetune.hardware.limits import memory_limit
 from mlx_finetune.hardware.planning.forecast import Forecast
 from mlx_finetune.hardware.planning.ranges import Range
@@ -45,10 +46,19 @@ def plan_lines(plan: Plan, *, name: str) -> Iterator[str]:
         ("energy", _energy_lines(plan)),
         ("disk", _disk_lines(plan)),
         ("decided", _decision_lines(plan)),
+        ("advice", (one.sentence for one in suggestions(plan))),
     ):
         for line in lines:
             yield f"{label:<{LABEL_WIDTH}}{line}".rstrip()
             label = ""
+
+
+def suggestions(plan: Plan) -> tuple[Suggestion, ...]:
+    """What rows like these are usually trained with, where the recipe says otherwise."""
+    tokens = plan.tokens
+    rows, valid = tokens.lengths.count, tokens.num_valid
+    share = tokens.target_share
+    return suggest(plan.recipe, plan.resolved, plan.facts.lengths, num_rows=rows, num_valid=valid, target_share=share)
 
 
 def warning_lines(plan: Plan, *, command: str) -> Iterator[str]:
@@ -306,6 +316,7 @@ def plan_json(
         "recipe": resolved.recipe.model_dump(mode="json"),
         "reasons": dict(resolved.reasons),
         "warnings": list(plan.warnings),
+        "suggestions": [asdict(one) for one in suggestions(plan)],
         "fixes": [_fix(fix, path, overrides, hostfile) for fix in plan.fixes],
         "command": train_command(path, overrides, hostfile),
     }

@@ -1,13 +1,18 @@
 """Plain text to rows of one document each.
 
-With a blank line somewhere in the file, blank lines stand between documents and the lines of one belong together;
-without one, every line is a document. Two forms that only look like text are told apart: bAbI stories (numbered
-lines, questions with tabs) become rows with story, question and answer; token-and-tag lists for named entities are
-refused.
+Lines of ``<|endoftext|>`` alone stand between documents where a file has some. Without them, with a blank line
+somewhere in the file, blank lines stand between documents and the lines of one belong together; without one, every line
+is a document; or the file is one (``documents = "file"``). Two forms that only look like text are told apart: bAbI
+stories (numbered lines, questions with tabs) become rows with story, question and answer; token-and-tag lists for named
+entities are refused.
+
+A document that is read whole comes in stretches of about 4 kB, so that some of them can be kept for validation; each
+but the last says that the text goes on. Together they are the document, character for character.
 """
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import BinaryIO
 
@@ -22,9 +27,17 @@ _NUMBERED = re.compile(r"(\d+) (.+)")
 
 Line = tuple[int, str]
 
+#: A line of its own between two documents.
+SEPARATOR = "<|endoftext|>"
+#: From this length on a stretch ends at the next blank line, from twice as much on at the next line.
+STRETCH = 4_096
 
-def read_plain(stream: BinaryIO, source: str, report: Report) -> Iterator[Row]:
-    """Rows ``{"text": ...}``, or those of a bAbI file. Raises ``FileProblem`` for token-and-tag lists."""
+
+def read_plain(stream: BinaryIO, source: str, report: Report, is_whole: bool = False) -> Iterator[Row]:
+    """Rows ``{"text": ...}``, or those of a bAbI file; ``is_whole`` takes the file for one document.
+
+    Raises ``FileProblem`` for token-and-tag lists.
+    """
     head = [line for _, line in islice(_lines(stream, source, _ignore), 200) if line.strip()]
     stream.seek(0)
     if head and all(_TAGGED.fullmatch(line) for line in head):
@@ -35,23 +48,66 @@ def read_plain(stream: BinaryIO, source: str, report: Report) -> Iterator[Row]:
         )
     if head and all(_NUMBERED.fullmatch(line) for line in head) and any("\t" in line for line in head):
         return _stories(_lines(stream, source, report), source, report)
-    has_blank = _has_blank_between(line for _, line in read_lines(stream, source, _ignore))
+    has_blank, has_separator = _what_divides(line for _, line in read_lines(stream, source, _ignore))
     stream.seek(0)
     lines = _lines(stream, source, report)
+    if is_whole or has_separator:
+        return _stretches(lines, source)
     return _paragraphs(lines, source, report) if has_blank else _each_line(lines, source)
 
 
-def _has_blank_between(lines: Iterator[bytes]) -> bool:
-    """True where a blank line has text before and after it."""
-    has_text = has_blank = False
+def _what_divides(lines: Iterator[bytes]) -> tuple[bool, bool]:
+    """Whether a blank line has text before and after it; and whether there is a separator."""
+    separator = SEPARATOR.encode()
+    has_text = has_blank = is_between = False
     for line in lines:
-        if not line.strip():
+        bare = line.strip()
+        if bare == separator:
+            return is_between, True
+        if not bare:
             has_blank = has_text
         elif has_blank:
-            return True
+            is_between = True
         else:
             has_text = True
-    return False
+    return is_between, False
+
+
+def _stretches(lines: Iterator[Line], source: str) -> Iterator[Row]:
+    """Documents between separators, each in stretches that end at blank lines where they can."""
+    first, parts, length = 0, list[str](), 0
+    held: Row | None = None  # not known yet whether its document goes on
+    for number, line in lines:
+        if line.strip() == SEPARATOR:
+            row = _stretch(first, parts, source)
+            yield from _closed(held, row)
+            held, first, parts, length = None, 0, [], 0
+            continue
+        if not parts and held is None and not line.strip():
+            continue  # blank lines before a document
+        first = first or number
+        parts.append(line)
+        length += len(line) + 1
+        if length >= 2 * STRETCH or (length >= STRETCH and not line.strip()):
+            if held is not None:
+                yield replace(held, continues=True)
+            held = _stretch(first, parts, source)
+            first, parts, length = 0, [], 0
+    yield from _closed(held, _stretch(first, parts, source))
+
+
+def _stretch(first: int, lines: list[str], source: str) -> Row | None:
+    """The lines as they stand in the file; nothing where they are blank."""
+    text = "".join(f"{line}\n" for line in lines)
+    return Row({"text": text}, source, first) if text.strip() else None
+
+
+def _closed(held: Row | None, last: Row | None) -> Iterator[Row]:
+    """The last two stretches of a document."""
+    if held is not None:
+        yield replace(held, continues=last is not None)
+    if last is not None:
+        yield last
 
 
 def _ignore(problem: Problem) -> None:

@@ -19,6 +19,7 @@ from mlx_finetune.hardware.planning.cadence import cadence, steps_in_epoch, tota
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.planning.layout import choose_layout, count_sequences, longest_padded
 from mlx_finetune.hardware.planning.memory import Layout, MemoryPlan, plan_memory
+from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, VARIABLES, TunedSettings
 from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
@@ -100,6 +101,17 @@ def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
     decided.decide_reuse()
     decided.decide_cadence()
     return decided.result()
+
+
+def _learning_rate(recipe: Recipe) -> tuple[float, str]:
+    """The peak learning rate where none is given, and why."""
+    if recipe.scratch is not None:
+        rate, reason = 1e-3, "for random weights"
+    elif recipe.lora is not None:
+        rate, reason = 2e-4, "for adapters"
+    else:
+        rate, reason = 1e-5, "where every weight is trained"
+    return (rate / 5, f"{reason}, a fifth with lion") if recipe.training.optimizer == "lion" else (rate, reason)
 
 
 class _Decisions:
@@ -243,13 +255,14 @@ class _Decisions:
             stored_bits=stored_bits,
             recompute=recompute,
             on_gpu=facts.machine.on_gpu,
+            moments=moment_bytes(facts.shape, recipe.lora, recipe.training.optimizer),
         )
 
     def decide_rates(self) -> None:
         """Learning rate, and the length of the run."""
         training = self._recipe.training
         if training.learning_rate == "auto":
-            rate, reason = (2e-4, "for adapters") if self._recipe.lora else (1e-5, "where every weight is trained")
+            rate, reason = _learning_rate(self._recipe)
             self._training["learning_rate"] = rate
             self._reasons["training.learning_rate"] = reason
         num_sequences = count_sequences(self._facts.lengths, self._packed_length)

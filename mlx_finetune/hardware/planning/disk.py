@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune.errors import DoesNotFitError
-from mlx_finetune.hardware.planning.memory import adapter_file_bytes, checkpoint_bytes
+from mlx_finetune.hardware.planning.memory import adapter_file_bytes, checkpoint_bytes, trainable_parameters
+from mlx_finetune.hardware.planning.moments import moment_bytes
+from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_bytes
 
@@ -24,17 +26,26 @@ class DiskPlan:
     free: int
 
 
-def plan_disk(recipe: Recipe, trainable: int, total_steps: int, folder: Path, *, beside: int) -> DiskPlan:
+def plan_disk(
+    recipe: Recipe, trainable: int, total_steps: int, folder: Path, *, beside: int, moments: int | None = None
+) -> DiskPlan:
     """Room for ``keep_checkpoints + 2`` checkpoints, the adapter and the journal, on the volume of ``folder``.
 
-    ``beside`` are the bytes of the tokenizer in each.
+    ``beside`` are the bytes of the tokenizer in each, ``moments`` those of the optimizer's state (None: of AdamW's).
     """
     is_adapter = recipe.lora is not None
     adapter = adapter_file_bytes(trainable) * (2 if is_adapter else 1) + beside
-    checkpoint = checkpoint_bytes(trainable, is_adapter=is_adapter) + beside
+    checkpoint = checkpoint_bytes(trainable, is_adapter=is_adapter, moments=moments) + beside
     kept = recipe.training.keep_checkpoints + len(recipe.training.save_at) + 2
     journal = EVENT_BYTES * total_steps // recipe.training.logging_steps
     return DiskPlan(adapter, checkpoint, kept * checkpoint + adapter + journal, free_bytes(folder))
+
+
+def plan_run_disk(recipe: Recipe, shape: ModelShape, total_steps: int, folder: Path, *, beside: int) -> DiskPlan:
+    """``plan_disk`` for what ``recipe`` trains of a model of this ``shape``, with its optimizer."""
+    moments = moment_bytes(shape, recipe.lora, recipe.training.optimizer)
+    trainable = trainable_parameters(shape, recipe.lora)
+    return plan_disk(recipe, trainable, total_steps, folder, beside=beside, moments=moments)
 
 
 def free_bytes(folder: Path) -> int:

@@ -9,6 +9,7 @@ small sets stay in memory and larger ones go to a file. Both give the same bits,
 from dataclasses import dataclass
 
 from mlx_finetune.hardware.planning.memory import checkpoint_bytes, trainable_parameters
+from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import ModelShape, adapted_layers
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_bytes, format_count
@@ -88,6 +89,7 @@ def has_disk(num_bytes: int, recipe: Recipe, shape: ModelShape, free_bytes: int 
     if free_bytes is None:
         return True
     training = recipe.training
-    each = checkpoint_bytes(trainable_parameters(shape, recipe.lora), is_adapter=True)
+    moments = moment_bytes(shape, recipe.lora, recipe.training.optimizer)
+    each = checkpoint_bytes(trainable_parameters(shape, recipe.lora), is_adapter=True, moments=moments)
     kept = training.keep_checkpoints + len(training.save_at) + 3
     return num_bytes <= DISK_SHARE * (free_bytes - kept * each)

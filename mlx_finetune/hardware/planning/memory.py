@@ -66,12 +66,14 @@ def plan_memory(
     recompute: bool,
     on_gpu: bool = False,
     has_fused_gradient: bool = True,
+    moments: int | None = None,
 ) -> MemoryPlan:
     """The terms for one model, adapter and layout.
 
     ``value_bytes`` is the size of an activation (4 for float32, 2 otherwise), ``stored_bits`` of a quantised base.
     ``on_gpu`` takes the step as one compiled graph, else block by block; ``has_fused_gradient`` says that fused
-    attention has a gradient, as it has from mlx 0.32.4 on.
+    attention has a gradient, as it has from mlx 0.32.4 on. ``moments`` are the bytes of the optimizer's state, None for
+    the two moments of AdamW.
     """
     learned = what_learns(shape, lora)
     if shape.decoder_layers:
@@ -91,7 +93,7 @@ def plan_memory(
     own_weights = 0 if lora is None else weight_bytes(shape, value_bytes=value_bytes, stored_bits=stored_bits)
     return MemoryPlan(
         weights=own_weights,
-        trainable=trainable_bytes(learned.total, accumulation=layout.accumulation),
+        trainable=trainable_bytes(learned.total, accumulation=layout.accumulation, moments=moments),
         activations=backward,
         logits=max(0, loss - backward),
         update=update_bytes(shape, learned, num_parts=num_parts, accumulation=layout.accumulation),
@@ -110,10 +112,11 @@ def weight_bytes(shape: ModelShape, *, value_bytes: int, stored_bits: int | None
     return round(matrices * bits / 8) + shape.other_parameters * value_bytes
 
 
-def trainable_bytes(num_parameters: int, *, accumulation: int) -> int:
-    """Weight and two moments in fp32; the sum of gradients while microbatches are added up, and from the third on the
-    last microbatch's beside it."""
-    return num_parameters * (12 + 4 * _held_gradients(accumulation))
+def trainable_bytes(num_parameters: int, *, accumulation: int, moments: int | None = None) -> int:
+    """Weight and the optimizer's ``moments`` (two of AdamW) in fp32; the sum of gradients while microbatches are added
+    up, and from the third on the last microbatch's beside it."""
+    kept = 8 * num_parameters if moments is None else moments
+    return num_parameters * (4 + 4 * _held_gradients(accumulation)) + kept
 
 
 def _held_gradients(accumulation: int) -> int:
@@ -142,6 +145,6 @@ def adapter_file_bytes(num_parameters: int) -> int:
     return 4 * num_parameters
 
 
-def checkpoint_bytes(num_parameters: int, *, is_adapter: bool) -> int:
-    """A checkpoint: trained weights (an adapter twice, once for each reader) and two moments, fp32."""
-    return num_parameters * (4 * (2 if is_adapter else 1) + 8)
+def checkpoint_bytes(num_parameters: int, *, is_adapter: bool, moments: int | None = None) -> int:
+    """A checkpoint: trained weights (an adapter twice, once for each reader) and the optimizer's ``moments``, fp32."""
+    return num_parameters * 4 * (2 if is_adapter else 1) + (8 * num_parameters if moments is None else moments)

@@ -11,12 +11,12 @@ from typing import cast
 
 import mlx.core as mx
 import numpy as np
-from safetensors.numpy import save
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model.adapters.base import read_object
 from mlx_finetune.model.files.safetensors_check import check_safetensors
+from mlx_finetune.model.files.safetensors_write import safetensors_chunks
 from mlx_finetune.model.heads.score import WEIGHT, HeadSpec, ScoreHead
 
 PEFT_KEY = f"base_model.model.{WEIGHT}"
@@ -28,7 +28,8 @@ def head_file(head: ScoreHead) -> bytes:
     if not np.isfinite(weight).all():
         raise ModelError("the score head is not saved: it has numbers that are not finite")
     spec = head.spec
-    return save({WEIGHT: weight}, {"format": "mlx", "task": spec.task, "labels": json.dumps(list(spec.labels))})
+    metadata = {"format": "mlx", "task": spec.task, "labels": json.dumps(list(spec.labels))}
+    return b"".join(bytes(chunk) for chunk in safetensors_chunks({WEIGHT: head.weight}, metadata))
 
 
 def peft_fields(spec: HeadSpec) -> dict[str, object]:

@@ -20,14 +20,13 @@ from mlx_finetune.dataset.tokens import Encoded, Encoding, Message, Span
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.templates.chat_template import ChatTemplate, take_marks
 from mlx_finetune.model.tokens.encoding import LazyEncoding
+from mlx_finetune.model.tokens.start import START, start_id
 from mlx_finetune.model.tokens.tokenizer_check import check_size, check_tokenizer, read_tokenizer, reading_text
 
 MAX_TEMPLATE_BYTES = 1_000_000
 _MAX_CONFIG_BYTES = 50_000_000
 _TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _PROBE = "mlxft probe"
-_START = "decoder_start_token_id"  # of config.json; kept in tokenizer_config.json where a run has no other
-_ENCODER_DECODERS = ("t5",)
 _CONVERTED = "The quick brown fox, 1234 times, jumps over the lazy dog's back."
 
 Config = Mapping[str, object]
@@ -67,7 +66,7 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
         eos=eos,
         bos=ids["bos_token"],
         pad=pad,
-        start=_start_id(folder, config),
+        start=start_id(_read_json(folder / "config.json"), config),
         ends=frozenset({eos, *ends}),
         content_hash=digest.hexdigest(),
         settings_hash=hashlib.sha256(settings.encode("ascii")).hexdigest(),
@@ -164,7 +163,7 @@ class ModelTokenizer:
                 config[name] = self._backend.id_to_token(token_id)
         config["pad_token"] = self._backend.id_to_token(self.pad_token_id)
         if self.start_token_id is not None:
-            config[_START] = self.start_token_id
+            config[START] = self.start_token_id
         files = {"tokenizer.json": self._backend.to_str()}
         if self.template_source:
             config["chat_template"] = self.template_source
@@ -332,13 +331,6 @@ def _special_names(folder: Path, config: Config) -> dict[str, str]:
         if isinstance(value, str) and value:
             names[name] = value
     return names
-
-
-def _start_id(folder: Path, config: Config) -> int | None:
-    """The token that an encoder-decoder model's answers begin with; T5's is 0, the pad token."""
-    model = _read_json(folder / "config.json")
-    value = model.get(_START, 0) if model.get("model_type") in _ENCODER_DECODERS else config.get(_START)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _end_ids(folder: Path, eos: int | None, vocab_size: int) -> list[int]:

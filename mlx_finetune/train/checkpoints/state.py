@@ -5,6 +5,7 @@ people and never read back into the training.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,12 @@ class RunState:
         self.last_loss = loss if is_finite else None
         self.log({"eval_loss": loss})
         return is_best
+
+    def num_rises(self) -> int:
+        """How many validation losses in a row, the last one included, were higher than the one before."""
+        losses = [entry["eval_loss"] for entry in self.log_history if "eval_loss" in entry]
+        later = itertools.pairwise(reversed(losses))
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] > pair[1], later))
 
     def log(self, values: Mapping[str, float]) -> None:
         """Add an entry for this step to the history; numbers that are not finite are left out of it."""

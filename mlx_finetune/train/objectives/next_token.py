@@ -16,7 +16,7 @@ from mlx_finetune.train.objective import Arrays, Objective, ReadRows
 
 def next_token(task: str) -> Objective:
     """``sft`` or ``pretrain``, which differ in the rows they take and in their masks."""
-    return Objective(task, _read_as(task), target_arrays, next_token_loss)
+    return Objective(task, read_as(task), target_arrays, next_token_loss)
 
 
 def target_arrays(batch: Batch, parts: int) -> Arrays:
@@ -38,7 +38,9 @@ def next_token_loss(head: Head, hidden: mx.array, positions: mx.array, targets: 
     return head.cross_entropy(rows, targets)
 
 
-def _read_as(task: str) -> ReadRows:
+def read_as(task: str) -> ReadRows:
+    """Rows of tokens as ``task`` wants them (``dataset.template``)."""
+
     def read_rows(
         examples: Sequence[Example],
         tokenizer: Tokenizer,

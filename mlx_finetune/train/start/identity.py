@@ -49,12 +49,15 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "training.reuse_frozen_layers": "auto",
     "hardware.microbatch": "auto",
     "hardware.num_threads": "auto",
+    "data.documents": "paragraph",
     "data.corrections": False,
     "data.corrections_weight": 1.0,
     "hardware.tf32": "auto",
     "hardware.gpu_architecture": "auto",
     "hardware.compile": "auto",
     "data.max_target_length": 256,
+    "data.text_template": "{text}",
+    "verifier.lm_loss_weight": 1.0,
 }
 
 

@@ -21,9 +21,8 @@ from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.metal import apply_limits
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, refuse_too_large, resolve_auto
-from mlx_finetune.hardware.planning.disk import DiskPlan, check_room, plan_disk
+from mlx_finetune.hardware.planning.disk import DiskPlan, check_room, plan_run_disk
 from mlx_finetune.hardware.planning.kept_states import KeptStates
-from mlx_finetune.hardware.planning.memory import trainable_parameters
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.model.adapters.base import check_base
@@ -193,8 +192,7 @@ def _plan_disk(
     """What the run needs on the disk, refused before anything large is loaded where that is not there."""
     recipe = resolved.recipe
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
-    trainable = trainable_parameters(shape, recipe.lora)
-    disk = plan_disk(recipe, trainable, total_steps, recipe.run_folder, beside=beside)
+    disk = plan_run_disk(recipe, shape, total_steps, recipe.run_folder, beside=beside)
     if is_checked:
         check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
         check_states_room(resolved.kept, disk, recipe.run_folder)

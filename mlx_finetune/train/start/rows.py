@@ -118,7 +118,7 @@ def _make_rows(
     corrections: Sequence[DataFile],
 ) -> CachedSplits:
     """Read, render and tokenise; what is to be said is said as it is found."""
-    splits = load_splits(recipe.data, base=base, corrections=corrections)
+    splits = load_splits(recipe.data, base=base, task=recipe.task, corrections=corrections)
     _report_problems(splits.problems, emit)
     tokenized: dict[str, TokenizedSplit] = {}
     for name, examples in (("train", splits.train), ("valid", splits.valid)):
@@ -196,7 +196,10 @@ def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
             first = f" (first: {entry.rows[0].where}: {entry.rows[0].message})" if entry.rows else ""
             of = f"{entry.count} of {counted(report.num_examples, 'row')}"
             what = f"{name}: {of} {_LOSSES[outcome][entry.count != 1]}{first}"
-            emit(Notice("warning", what, "see them with file and line: mlxft data check RECIPE"))
+            if outcome == "split":  # nothing is lost by it
+                emit(Notice("info", what))
+            else:
+                emit(Notice("warning", what, "see them with file and line: mlxft data check RECIPE"))
 
 
 def read_facts(

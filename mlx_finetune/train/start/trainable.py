@@ -28,7 +28,7 @@ from mlx_finetune.model.load import LoadedModel, on_gpu
 from mlx_finetune.model.sources.fetch import path_of
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective, num_outputs
-from mlx_finetune.train.optim import AdamW, decayed_names
+from mlx_finetune.train.optimizers.choose import choose_optimizer
 from mlx_finetune.train.ranks import Ranks
 from mlx_finetune.train.start.rows import Emit
 from mlx_finetune.train.step import Trainer
@@ -129,17 +129,10 @@ def build_trainer(
     parameters = {name: parameters[name] for name in sorted(parameters)}
     undecayed = [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)]
     recomputes = recomputes or bool(training.gradient_checkpointing)
-    optimizer = AdamW(
-        beta1=training.adam_beta1,
-        beta2=training.adam_beta2,
-        epsilon=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-        decayed=decayed_names(parameters, undecayed),
-    )
     return Trainer(
         model,
         objective,
-        optimizer,
+        choose_optimizer(training, model, parameters, undecayed),
         parameters,
         seed=recipe.seed,
         max_grad_norm=training.max_grad_norm,

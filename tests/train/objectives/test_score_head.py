@@ -22,7 +22,7 @@ from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer
 
 LENGTHS = (9, 6, 12, 7)
-HOWS = ["graph", "block by block", "compiled"]
+HOWS = ["graph", "block by block", pytest.param("compiled", marks=pytest.mark.slow)]
 
 
 def row(number: int) -> Tokens:

@@ -1,0 +1,61 @@
+"""``mlxft plan --lr-range``: runs the process that tries learning rates, and says what it found. Never imports mlx."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mlx_finetune.app.planning.talking_child import Report, Talk, ask_child
+from mlx_finetune.hardware.planning.lr_range import DIVERGED, HIGHEST, LOWEST, NUM_STEPS, RangeFound
+from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.units import format_seconds
+
+MODULE = "mlx_finetune.train.lr_range"
+NEAR = 3.0  # a recipe's rate within this factor of the suggestion is as good
+
+_TALK = Talk("trying learning rates", "see what a run of the recipe says: mlxft train RECIPE")
+
+
+def find_range(
+    recipe: Path, overrides: Sequence[str], report: Report, *, hardware: HardwareRecipe, command: Sequence[str] = ()
+) -> RangeFound:
+    """The learning-rate range test of the recipe, whose section ``hardware`` is; ``command`` replaces the process.
+
+    Raises ``DoesNotFitError`` and ``RunError``.
+    """
+    start = list(command) or [sys.executable, "-m", MODULE]
+    settings = (part for one in overrides for part in ("--set", one))
+    arguments = [*start, "--recipe", str(recipe), "--parent-pid", str(os.getpid()), *settings]
+    return RangeFound.from_json(ask_child(arguments, "lr_range", _TALK, report, hardware=hardware))
+
+
+def range_lines(found: RangeFound, chart: Sequence[str]) -> Iterator[str]:
+    """What was found, for a person; ``chart`` is the smoothed loss over rising rates."""
+    took = f"in {len(found.points)} steps of this recipe, {format_seconds(found.seconds)}"
+    yield f"learning rates from {LOWEST:.0e} to {found.points[-1].rate if found.points else HIGHEST:.0e} {took}"
+    yield ""
+    for line in chart:
+        yield f"  {line}"
+    if found.points:
+        yield f"  {LOWEST:.0e}{f'{found.points[-1].rate:.0e}':>{max(len(chart[0]) if chart else 0, 20) - 5}}"
+    yield ""
+    best = found.best
+    if best is None:
+        yield "no rate made the loss fall below where it began: the rows teach this model nothing in so few steps,"
+        yield f"or {NUM_STEPS} steps are too few to tell; no rate is suggested"
+        return
+    end = f"it rose past {DIVERGED:g} times that" if found.has_diverged else "it did not diverge up to the highest rate"
+    if found.is_at_end:
+        end = "and it still fell there"
+    yield f"the smoothed loss was lowest, {best.smoothed:.4f}, at a rate of {best.rate:.1e}; {end}"
+    yield f"suggested: training.learning_rate = {found.suggestion:.1e}, a third of that rate; {_beside(found)}"
+
+
+def _beside(found: RangeFound) -> str:
+    """The recipe's own rate beside the suggestion."""
+    assert found.suggestion is not None, "nothing is suggested"
+    rate = found.recipe_rate
+    ratio = rate / found.suggestion
+    if 1 / NEAR <= ratio <= NEAR:
+        return f"the recipe's {rate:.1e} is near enough to it"
+    return f"the recipe's {rate:.1e} is {'higher' if ratio > 1 else 'lower'} by {max(ratio, 1 / ratio):.0f} times"

@@ -1,0 +1,94 @@
+"""A sweep as lines for a person: what will be tried, what came out, what to type next."""
+
+import shlex
+from collections.abc import Iterator
+
+from mlx_finetune.app.sweep.design import FACTOR, Base, Done, best_of, other_ranks
+from mlx_finetune.app.sweep.journal import Sweep
+from mlx_finetune.recipe.load import LoadedRecipe
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.units import format_seconds
+
+
+def plan_lines(base: Base, *, step_seconds: float | None) -> Iterator[str]:
+    """What a sweep will do, before anything is trained."""
+    short, rate = base.short_steps, base.learning_rate
+    ranks = other_ranks(base.rank)
+    rates = f"{rate / FACTOR:.2g}, {rate:.2g}, {FACTOR * rate:.2g}"
+    yield f"learning rate  3 trials of {short} steps: {rates}; one more beyond an end"
+    if ranks:
+        beside = f"rank {', '.join(map(str, ranks))} beside {base.rank}"
+        yield f"rank           {len(ranks)} trials of {short} steps at the best rate: {beside}"
+    yield f"all steps      the best third of them with {base.total_steps} steps"
+    yield "selected by the validation loss; the winner is tested once on the test rows"
+    least = (3 + len(ranks)) * short + base.total_steps
+    most = (4 + len(ranks)) * short + 2 * base.total_steps
+    took = ""
+    if step_seconds is not None:
+        took = f", {format_seconds(least * step_seconds)} to {format_seconds(most * step_seconds)} without evaluations"
+    yield f"in all         {least:,} to {most:,} steps{took}"
+
+
+def sweep_lines(sweep: Sweep) -> Iterator[str]:
+    """The table of trials, the winner first named, then its test."""
+    best = best_of(sweep.done)
+    yield f"{'trial':<7}{'learning rate':>14}{'rank':>6}{'steps':>8}{'validation loss':>17}{'time':>9}"
+    for one in sweep.done:
+        trial = one.trial
+        loss = f"{one.loss:.4f}" if one.loss is not None else "none"
+        mark = "  best" if one == best else f"  {one.failure[:70]}" if one.failure else ""
+        rank = "" if trial.rank is None else str(trial.rank)
+        yield (
+            f"{trial.number:<7}{trial.learning_rate:>14.2g}{rank:>6}{trial.steps:>8}{loss:>17}"
+            f"{format_seconds(one.seconds):>9}{mark}"
+        )
+    yield ""
+    if best is None:
+        yield "no trial came to a validation loss: a lower training.learning_rate in the recipe may help"
+        return
+    yield _verdict(sweep, best)
+    if sweep.test is not None:
+        yield str(sweep.test["sentence"])
+
+
+def _verdict(sweep: Sweep, best: Done) -> str:
+    """The winner beside the recipe's own settings with as many steps, where these were tried."""
+    own = [
+        one
+        for one in sweep.done
+        if one.loss is not None
+        and one.trial.learning_rate == sweep.base.learning_rate
+        and one.trial.rank == sweep.base.rank
+    ]
+    settings = f"learning rate {best.trial.learning_rate:.2g}" + (
+        "" if best.trial.rank is None else f", rank {best.trial.rank}"
+    )
+    same = [one for one in own if one.trial.steps == best.trial.steps]
+    if best in own:
+        return f"the recipe's own settings were best: {settings}, validation loss {best.loss:.4f}"
+    if same:
+        return f"best: {settings}, validation loss {best.loss:.4f}; the recipe's own settings {same[0].loss:.4f}"
+    return (
+        f"best: {settings}, validation loss {best.loss:.4f} after {best.trial.steps} steps; the recipe's own settings "
+        f"were behind after {sweep.base.short_steps}"
+    )
+
+
+def next_commands(sweep: Sweep, loaded: LoadedRecipe) -> list[str]:
+    """Commands that use the winner: talk with it, or train the recipe with its settings."""
+    best = best_of(sweep.done)
+    if best is None:
+        return []
+    overrides = [*loaded.overrides, *winner_overrides(loaded.recipe, best)]
+    options = [part for one in overrides for part in ("--set", one)]
+    chat = shlex.join(["mlxft", "chat", str(sweep.trial_folder(best.trial))])
+    return [f"next: {chat}", f"or:   {shlex.join(['mlxft', 'train', str(loaded.path), *options])}"]
+
+
+def winner_overrides(recipe: Recipe, best: Done) -> list[str]:
+    """What the winner sets in the recipe."""
+    trial, lora = best.trial, recipe.lora
+    found = [f"training.learning_rate={trial.learning_rate:.6g}"]
+    if lora is not None and trial.rank is not None and trial.rank != lora.rank:
+        found += [f"lora.rank={trial.rank}", f"lora.alpha={lora.alpha * trial.rank / lora.rank:g}"]
+    return found

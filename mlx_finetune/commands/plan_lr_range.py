@@ -1,0 +1,46 @@
+"""``mlxft plan --lr-range``: a rate for the recipe, found by taking real steps with rising ones."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+_WIDTH, _HEIGHT = 60, 8
+
+
+def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
+    """Try, print, and return the exit code."""
+    from mlx_finetune.app.planning.lr_range import find_range, range_lines
+    from mlx_finetune.app.planning.plan_report import train_command
+    from mlx_finetune.app.tune.buffers import tuned_buffers
+    from mlx_finetune.commands.named import check_named
+    from mlx_finetune.commands.opening import LoadingTalk
+    from mlx_finetune.hardware.planning.lr_range import NUM_STEPS
+    from mlx_finetune.monitor.braille import draw_curve
+    from mlx_finetune.recipe.load import load_recipe, naming_recipe
+    from mlx_finetune.recipe.paths import check_paths
+
+    with naming_recipe(path, overrides):
+        loaded = load_recipe(path, overrides)
+        check_paths(loaded, Path.cwd())
+        check_named(loaded, Path.cwd())
+        talk = LoadingTalk()
+        if not sys.stderr.isatty():
+            click.echo(f"trying {NUM_STEPS} steps with rising learning rates ...", err=True)
+        hardware = loaded.recipe.hardware.model_copy(update=tuned_buffers(loaded.recipe))
+        try:
+            found = find_range(path, overrides, talk, hardware=hardware)
+        finally:
+            talk.clear()
+    if as_json:
+        click.echo(json.dumps({"lr_range": found.to_json()}))
+        return 0
+    curve = [(float(number), one.smoothed) for number, one in enumerate(found.points)]
+    for line in range_lines(found, draw_curve(curve, width=_WIDTH, height=_HEIGHT)):
+        click.echo(line)
+    if found.suggestion is not None:
+        more = [*overrides, f"training.learning_rate={found.suggestion:.1e}"]
+        click.echo(f"\nnext: {train_command(path, more)}", err=True)
+    return 0

@@ -1,0 +1,87 @@
+"""Which kinds of rows each task learns from, and the sentence for rows of another kind."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Preference
+from mlx_finetune.errors import Problem
+
+_ANSWERS = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Formats that a task learns from, and what such rows are in words."""
+
+    formats: Sequence[str]
+    words: str
+
+
+_LEARNED = _Kind(_ANSWERS, "conversations, instructions or text")
+_MARKED = _Kind(("unpaired-preference",), "answers marked right or wrong (prompt, completion, label)")
+
+#: Tasks that learn from other rows than sft does.
+_KINDS: Mapping[str, _Kind] = {
+    "classify": _Kind(("labels",), "texts with labels"),
+    "verifier": _MARKED,
+}
+
+#: Format -> what its rows are, what they are for, and how sft can use them all the same.
+_REFUSED = {
+    "preference": (
+        "are preference pairs (chosen and rejected)",
+        "preference training",
+        'sft can learn the chosen answers: [data.columns] prompt = "prompt", completion = "chosen"',
+    ),
+    "unpaired-preference": (
+        "are answers marked good or bad",
+        "preference training and verifiers",
+        'sft can learn all of them alike: [data] format = "messages" or "prompt-completion"',
+    ),
+    "labels": (
+        "are texts with labels",
+        "a classifier",
+        'task = "classify" learns to tell labels; sft can learn them as answers: [data.columns] prompt = "text", '
+        'completion = "label"; or only the texts: [data] format = "text"',
+    ),
+}
+_HINTS = {
+    "classify": '[data.columns] text = "COLUMN", label = "COLUMN" names the two columns',
+    "verifier": '[data.columns] names the columns prompt, completion and label; [data] format = "unpaired-preference"',
+}
+
+
+def is_trainable(format: str, task: str) -> bool:
+    """Does ``task`` learn from rows of ``format``?"""
+    return format in _KINDS.get(task, _LEARNED).formats
+
+
+def refused_format(detected: DetectedFormat, source: str, task: str) -> Problem:
+    """The sentence for a format that is recognised, but that ``task`` does not learn from."""
+    wanted = f"task {task} learns from {_KINDS.get(task, _LEARNED).words}"
+    if detected.name not in _REFUSED:
+        return Problem(source, f"the rows are {detected.name}; {wanted}", _HINTS.get(task, ""))
+    what, use, hint = _REFUSED[detected.name]
+    return Problem(source, f"the rows {what}, which are for {use}; {wanted}", _HINTS.get(task, hint))
+
+
+def refused_example(example: Example, task: str) -> str:
+    """Why ``task`` cannot use ``example``; "" where it can."""
+    format = _format_of(example)
+    if format in _KINDS.get(task, _LEARNED).formats:
+        return ""
+    kind = {"labels": "label", "preference": "preference", "unpaired-preference": "unpaired preference"}
+    return f"{kind.get(format, format)} rows cannot be used for task = {task!r}"
+
+
+def wanted_rows(task: str) -> str:
+    """What a row of ``task`` is, in words."""
+    return _KINDS.get(task, _LEARNED).words
+
+
+def _format_of(example: Example) -> str:
+    if isinstance(example, Labelled):
+        return "labels"
+    if isinstance(example, Preference):
+        return "preference" if example.chosen is not None and example.rejected is not None else "unpaired-preference"
+    return "text"

@@ -1,0 +1,110 @@
+"""The curve of a learning-rate range test (Smith, 1506.01186): rates, smoothed losses, and what they suggest.
+
+The rate rises geometrically from ``LOWEST`` to ``HIGHEST`` over ``NUM_STEPS`` steps. Losses are smoothed by an
+exponential moving average with bias correction, ``s_k = a_k / (1 - b^(k+1))`` with ``a_k = b a_(k-1) + (1 - b) l_k``;
+the test ends where ``s_k`` passes ``DIVERGED`` times its least value so far. Suggested is a third of the rate at the
+least smoothed loss.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+NUM_STEPS = 100
+LOWEST, HIGHEST = 1e-6, 1e-2
+BETA = 0.9
+DIVERGED = 4.0
+SHARE = 1 / 3  # of the rate at the least loss
+SETTLED = 10  # points; before them the average is of too few losses to be the least
+
+
+def rate_at(step: int, num_steps: int = NUM_STEPS) -> float:
+    """The rate of the 0-based ``step`` of ``num_steps``."""
+    return LOWEST * (HIGHEST / LOWEST) ** (step / max(1, num_steps - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class RangePoint:
+    """One step: its rate, its loss and the smoothed loss, in nats per target."""
+
+    rate: float
+    loss: float
+    smoothed: float
+
+
+@dataclass(slots=True)
+class RangeTest:
+    """The points so far. ``seconds`` are those of the steps."""
+
+    points: list[RangePoint] = field(default_factory=list[RangePoint])
+    seconds: float = 0.0
+    _average: float = 0.0
+
+    def add(self, rate: float, loss: float) -> bool:
+        """Take one step's loss; True where the test ends with it: it diverged, or is no number."""
+        if not math.isfinite(loss):
+            return True
+        self._average = BETA * self._average + (1 - BETA) * loss
+        smoothed = self._average / (1 - BETA ** (len(self.points) + 1))
+        best = min((one.smoothed for one in self.points), default=smoothed)
+        self.points.append(RangePoint(rate, loss, smoothed))
+        return smoothed > DIVERGED * best
+
+    def found(self, recipe_rate: float, *, has_diverged: bool) -> "RangeFound":
+        """What the points say beside the rate of the recipe."""
+        return RangeFound(tuple(self.points), recipe_rate, has_diverged, round(self.seconds, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class RangeFound:
+    """A finished test. ``recipe_rate`` is the peak rate of the recipe; ``has_diverged`` says that it ended before the
+    highest rate."""
+
+    points: tuple[RangePoint, ...]
+    recipe_rate: float
+    has_diverged: bool
+    seconds: float
+
+    @property
+    def best(self) -> RangePoint | None:
+        """The point with the least smoothed loss, once the average has settled; None where nothing was learned: no
+        later loss was below the first of these."""
+        settled = self.points[SETTLED:]
+        best = min(settled, key=lambda one: one.smoothed, default=None)
+        return None if best is None or best == settled[0] else best
+
+    @property
+    def is_at_end(self) -> bool:
+        """True where the loss still fell at the highest rate, so that the least loss lies beyond."""
+        return self.best is not None and not self.has_diverged and self.best == self.points[-1]
+
+    @property
+    def suggestion(self) -> float | None:
+        """A third of the rate at the least loss, in two digits; None where nothing was learned."""
+        return None if self.best is None else float(f"{SHARE * self.best.rate:.1e}")
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, the suggestion among them."""
+        best = self.best
+        return {
+            "points": [asdict(point) for point in self.points],
+            "recipe_rate": self.recipe_rate,
+            "has_diverged": self.has_diverged,
+            "seconds": self.seconds,
+            "best_rate": best.rate if best else None,
+            "best_loss": best.smoothed if best else None,
+            "suggestion": self.suggestion,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, object]) -> Self:
+        """The inverse of ``to_json``. Raises ``KeyError`` or ``TypeError`` for another object."""
+        points = fields["points"]
+        assert isinstance(points, Sequence)
+        return cls(
+            tuple(RangePoint(**point) for point in points),  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            float(fields["recipe_rate"]),  # pyright: ignore[reportArgumentType]
+            bool(fields["has_diverged"]),
+            float(fields["seconds"]),  # pyright: ignore[reportArgumentType]
+        )

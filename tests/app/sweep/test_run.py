@@ -1,0 +1,223 @@
+"""A sweep as a user runs it: trials that finish, diverge, are refused, are stopped and go on; nothing is redone."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from small_runs import write_recipe
+
+from mlx_finetune import rundir
+from mlx_finetune.app.running.endings import Ended, Ending
+from mlx_finetune.app.running.launch import TrainRequest
+from mlx_finetune.app.running.supervise import Supervised
+from mlx_finetune.app.sweep import run as running
+from mlx_finetune.app.sweep.design import Base, Done, Trial
+from mlx_finetune.app.sweep.journal import FILE_NAME, Sweep, begin_sweep, identify, write_sweep
+from mlx_finetune.app.sweep.run import SweepStoppedError, run_sweep, trial_overrides
+from mlx_finetune.app.sweep.show import next_commands, plan_lines, sweep_lines
+from mlx_finetune.cli import root
+from mlx_finetune.errors import MlxftError, RunError
+from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
+from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.rundir import RunDir
+
+BASE = Base(2e-4, 8, 30)
+FINISHED = Ending("finished", "finished", "the run has finished")
+
+
+class View:
+    def show(self, record: object) -> None: ...
+    def tick(self, now: float) -> None: ...
+    def say(self, message: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Trainings:
+    """Stands for the training: writes what a run leaves, with a loss that the settings decide."""
+
+    def __init__(self, endings: Sequence[tuple[int, Ending]] = ()) -> None:
+        self.requests: list[TrainRequest] = []
+        self._endings = dict(endings)
+
+    def __call__(self, request: TrainRequest, run: RunDir, recipe: Recipe, view: object) -> Supervised:
+        self.requests.append(request)
+        ending = self._endings.pop(len(self.requests), FINISHED)
+        run.path.mkdir(parents=True, exist_ok=True)
+        is_done = ending.kind == "finished"
+        run.file(rundir.RUN_INFO).write_text(json.dumps({"status": "finished" if is_done else "running"}))
+        if is_done:
+            assert recipe.lora is not None
+            loss = abs(float(recipe.training.learning_rate) - 6e-4) * 1000 + 1 / recipe.lora.rank
+            fields = {"best_eval_loss": loss, "best_step": 3, "last_eval_loss": loss + 1, "train_seconds": 1.5}
+            run.file(rundir.METRICS).write_text(json.dumps(fields))
+        return Supervised(0 if is_done else 130, Ended(0), ending)
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> LoadedRecipe:
+    monkeypatch.chdir(tmp_path)
+    return load_recipe(write_recipe(tmp_path, tiny_model("llama")), ["lora.rank=8", "training.learning_rate=2e-4"])
+
+
+def begin(loaded: LoadedRecipe, data: str = "d" * 64, base: Base = BASE) -> Sweep:
+    folder = loaded.recipe.run_folder
+    return begin_sweep(folder.with_name(f"{folder.name}-sweep"), base, identify(loaded, data))
+
+
+def take(sweep: Sweep, loaded: LoadedRecipe, train: Any) -> tuple[Sweep, list[str]]:
+    said: list[str] = []
+    return run_sweep(sweep, loaded, make_view=View, say=said.append, train=train), said
+
+
+def test_every_trial_is_a_run_of_its_own_and_is_kept(loaded: LoadedRecipe) -> None:
+    train = Trainings()
+    sweep, said = take(begin(loaded), loaded, train)
+    assert len(sweep.done) == len(train.requests) == 8
+    folders = [sweep.trial_folder(one.trial) for one in sweep.done]
+    assert len(set(folders)) == 8
+    assert all(
+        f"output_dir={folder}" in request.overrides for folder, request in zip(folders, train.requests, strict=True)
+    )
+    assert said[0].startswith("trial 1 of at most 8, learning rate: learning rate 0.0002, rank 8, 10 steps")
+    assert begin(loaded).done == sweep.done
+    table = "\n".join(sweep_lines(sweep))
+    assert "best: learning rate 0.0006, rank 16" in table
+    assert any(
+        "--set lora.rank=16" in line and "training.learning_rate=0.0006" in line
+        for line in next_commands(sweep, loaded)
+    )
+
+
+def test_the_keys_of_a_trial_make_a_valid_recipe(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    made = load_recipe(loaded.path, [*loaded.overrides, "training.warmup_steps=6", "lora.alpha=16"])
+    trial = Trial(4, "rank", 6e-4, 16, 10)
+    recipe = load_recipe(
+        made.path, [*made.overrides, *trial_overrides(made.recipe, BASE, trial, tmp_path / "t")]
+    ).recipe
+    assert recipe.lora is not None
+    assert (recipe.lora.rank, recipe.lora.scale) == (16, 2.0)
+    assert (recipe.training.max_steps, recipe.training.epochs, recipe.training.warmup_steps) == (10, None, 2)
+    assert recipe.training.learning_rate == 6e-4
+    assert recipe.eval.prompts == ()
+
+
+def test_a_trial_that_was_stopped_goes_on_and_the_others_are_not_repeated(loaded: LoadedRecipe) -> None:
+    train = Trainings([(3, Ending("stopped", "stopped", "it was stopped after step 4"))])
+    with pytest.raises(SweepStoppedError) as stopped:
+        take(begin(loaded), loaded, train)
+    assert stopped.value.exit_code == 130
+    sweep = begin(loaded)
+    assert len(sweep.done) == 2
+    again = Trainings()
+    sweep, _ = take(sweep, loaded, again)
+    assert len(sweep.done) == 8
+    assert len(again.requests) == 6
+    assert [request.resume for request in again.requests] == [True] + [False] * 5
+
+
+def test_a_trial_that_finished_before_the_sweep_could_note_it_is_not_repeated(loaded: LoadedRecipe) -> None:
+    sweep, _ = take(begin(loaded), loaded, Trainings())
+    fields = json.loads((sweep.folder / FILE_NAME).read_text())
+    fields["trials"].pop()
+    (sweep.folder / FILE_NAME).write_text(json.dumps(fields))
+    again = Trainings()
+    later, _ = take(begin(loaded), loaded, again)
+    assert again.requests == []
+    assert later.done == sweep.done
+
+
+def test_a_diverged_trial_is_a_result_and_a_refused_one_an_error(loaded: LoadedRecipe) -> None:
+    diverged = Ending("failed", "failed", "step 3: loss nan\nmore", "lower it")
+    sweep, said = take(begin(loaded), loaded, Trainings([(3, diverged)]))
+    assert sweep.done[2] == Done(sweep.done[2].trial, None, failure="step 3: loss nan")
+    assert "  step 3: loss nan" in said
+    assert "none" in "\n".join(sweep_lines(sweep))
+
+
+@pytest.mark.parametrize("kind", ["refused", "crashed", "no_space"])
+def test_what_no_other_trial_would_escape_ends_the_sweep(loaded: LoadedRecipe, kind: Any) -> None:
+    with pytest.raises(RunError, match="trial 1: it went wrong"):
+        take(begin(loaded), loaded, Trainings([(1, Ending(kind, "x", "it went wrong", "do this"))]))
+    assert begin(loaded).done == ()
+
+
+def test_another_recipe_other_data_or_steps_do_not_go_on(loaded: LoadedRecipe) -> None:
+    sweep, _ = take(begin(loaded), loaded, Trainings())
+    other = load_recipe(loaded.path, [*loaded.overrides, "lora.dropout=0.1"])
+    for begun in (lambda: begin(other), lambda: begin(loaded, "e" * 64), lambda: begin(loaded, base=Base(2e-4, 8, 60))):
+        with pytest.raises(RunError, match="holds a sweep with another"):
+            begun()
+    assert begin(loaded).done == sweep.done
+
+
+def test_a_damaged_file_is_one_error(loaded: LoadedRecipe) -> None:
+    sweep = begin(loaded)
+    write_sweep(sweep)
+    (sweep.folder / FILE_NAME).write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        begin(loaded)
+    (sweep.folder / FILE_NAME).write_text("{}")
+    with pytest.raises(RunError, match="another version"):
+        begin(loaded)
+
+
+def test_two_sweeps_do_not_share_a_folder(loaded: LoadedRecipe) -> None:
+    import os
+
+    sweep = begin(loaded)
+    sweep.folder.mkdir()
+    lock = rundir.take_lock(sweep.folder / rundir.LOCK)
+    assert lock is not None
+    with pytest.raises(RunError, match="another sweep"):
+        take(sweep, loaded, Trainings())
+    os.close(lock)
+
+
+def test_the_lines_before_it_begins_count_all_steps() -> None:
+    lines = "\n".join(plan_lines(BASE, step_seconds=2.0))
+    assert "6.7e-05, 0.0002, 0.0006" in lines
+    assert "rank 4, 16 beside 8" in lines
+    assert "80 to 120 steps, 2m 40s to 4m" in lines
+    assert "rank " not in "\n".join(plan_lines(Base(1e-5, None, 9), step_seconds=None))
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(root, ["sweep", *arguments], standalone_mode=False)
+
+
+def test_a_dry_run_trains_nothing(loaded: LoadedRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(running, "supervise", None)
+    result = invoke(str(loaded.path), "--dry-run", "--steps", "30", "--set", "training.learning_rate=2e-4")
+    assert "3 trials of 10 steps" in result.stdout
+    assert not list(tmp_path.glob("*-sweep"))
+    as_json = invoke(str(loaded.path), "--dry-run", "--steps", "30", "--json")
+    assert json.loads(as_json.stdout)["short_steps"] == 10
+
+
+def test_without_validation_rows_it_is_refused(
+    loaded: LoadedRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    result = invoke(str(loaded.path), "--set", "data.val_split=0")
+    assert isinstance(result.exception, MlxftError)
+    assert "no validation rows" in str(result.exception)
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_of_real_trainings_ends_with_a_test(
+    loaded: LoadedRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    options = ["--set", "training.learning_rate=2e-3", "--set", "lora.rank=4", "--set", "data.test_split=0.2"]
+    result = invoke(str(loaded.path), *options, "--steps", "6", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert 6 <= len(found["trials"]) <= 8
+    assert all(one["loss"] is not None for one in found["trials"])
+    assert found["test"]["low"] < found["test"]["loss"] < found["test"]["high"]
+    again = invoke(str(loaded.path), *options, "--steps", "6", "--json")
+    assert json.loads(again.stdout) == found

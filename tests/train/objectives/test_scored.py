@@ -1,0 +1,217 @@
+"""What classify and verifier learn: their losses by hand, alike on every path, and whole runs that come back."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from scored_runs import LABELS, write_scored_recipe
+from small_runs import course, train
+
+from mlx_finetune import rundir
+from mlx_finetune.app.open import open_name
+from mlx_finetune.dataset.stream import Batch, ordered_batches
+from mlx_finetune.dataset.tokens import Tokens
+from mlx_finetune.errors import DataError
+from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
+from mlx_finetune.model.heads.score import HeadSpec, attach_head, first_weight, head_parameters
+from mlx_finetune.model.heads.token_scores import ScoringModel
+from mlx_finetune.model.inside.split import SplitModel
+from mlx_finetune.model.load import load_model
+from mlx_finetune.model.sources.fetch import LocalModel
+from mlx_finetune.recipe.schema import LoraRecipe
+from mlx_finetune.train.objective import Objective
+from mlx_finetune.train.objectives.classify import classify
+from mlx_finetune.train.objectives.verifier import verifier
+from mlx_finetune.train.optim import AdamW
+from mlx_finetune.train.step import Trainer
+
+LENGTHS = (9, 6, 12, 7, 3)
+
+
+def text_row(number: int) -> Tokens:
+    """A text and one token more, which is the target; labels 0, 1, 2, 0, ..."""
+    ids = np.arange(1, LENGTHS[number] + 1, dtype=np.int32)
+    return Tokens(ids, ids == len(ids), "rows", number + 1, values=(float(number % 3),))
+
+
+def answer_row(number: int) -> Tokens:
+    """A prompt of two tokens, an answer, and one token more; right, wrong, right, ..."""
+    ids = np.arange(1, LENGTHS[number] + 1, dtype=np.int32)
+    return Tokens(ids, (ids > 2) & (ids < len(ids)), "rows", number + 1, values=(float(number % 2 == 0),))
+
+
+ROWS = {"classify": [text_row(n) for n in range(4)], "verifier": [answer_row(n) for n in (0, 1, 2, 3)]}
+OBJECTIVES = {"classify": classify(), "verifier": verifier(0.5)}
+
+
+def batches_of(task: str, size: int) -> Sequence[Batch]:
+    return list(ordered_batches(ROWS[task], size))
+
+
+def trainer_of(folder, objective: Objective, how: str = "graph") -> Trainer:
+    local = LocalModel("tiny", folder, "folder", None, "", None)
+    model = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
+    attach_adapter(model, LoraRecipe.model_validate({"rank": 4}), seed=3)
+    spec = HeadSpec(objective.name, 3 if objective.num_outputs is None else objective.num_outputs)
+    split = SplitModel(model)
+    attach_head(split, spec, 20 * first_weight(spec, split.hidden_size, 5))
+    parameters = adapter_parameters(model) | head_parameters(model)
+    return Trainer(
+        model,
+        objective,
+        AdamW(0.9, 0.999, 1e-8, 0.0, frozenset()),
+        {name: value + 0.01 for name, value in sorted(parameters.items())},
+        seed=1,
+        max_grad_norm=0.0,
+        is_packed=False,
+        is_compiled=how == "compiled",
+        is_blockwise=how == "block by block",
+        split=split,
+    )
+
+
+@pytest.mark.parametrize("task", OBJECTIVES)
+@pytest.mark.parametrize("how", ["graph", "block by block", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_loss_and_metrics_are_those_of_the_scores(tiny_model, task, how):
+    trainer = trainer_of(tiny_model("llama"), OBJECTIVES[task], how)
+    gradients, result = trainer.compute(batches_of(task, 2), 0)
+    sums, count = trainer.loss(batches_of(task, 3)[0])
+    trainer.load_into_model()
+    trainer.close()
+    scoring = ScoringModel(trainer._model)
+    inputs = [row.ids[:-1] for row in ROWS[task]]
+    values = np.array([row.values[0] for row in ROWS[task]])
+    if task == "classify":
+        scores = scoring.last(inputs).astype(np.float64)
+        losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(4), values.astype(int)]
+        right = scores.argmax(axis=1) == values
+    else:
+        scores = [one[2:, 0].astype(np.float64) for one in scoring.every(inputs)]
+        verdicts = np.array([np.mean(np.log1p(np.exp(s)) - y * s) for s, y in zip(scores, values, strict=True)])
+        tokens = [_token_loss(trainer, row) for row in ROWS[task]]
+        losses = verdicts + 0.5 * np.array(tokens)
+        right = np.array([(s[-1] > 0) == (y > 0.5) for s, y in zip(scores, values, strict=True)])
+        assert result.metrics["verdict_loss"] == pytest.approx(verdicts.mean(), rel=1e-4)
+    assert result.num_targets == 4
+    assert result.loss == pytest.approx(losses.mean(), rel=1e-4)
+    assert result.metrics["accuracy"] == pytest.approx(right.mean())
+    assert (len(sums), count) == (1 + len(OBJECTIVES[task].metrics), 3)
+    whole, expected = trainer_of(tiny_model("llama"), OBJECTIVES[task]).compute(batches_of(task, 4), 0)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+    for name, value in whole.items():
+        assert mx.allclose(gradients[name], value, rtol=1e-3, atol=1e-5), name
+
+
+def _token_loss(trainer: Trainer, row: Tokens) -> float:
+    """Mean loss of the tokens of an answer."""
+    split = SplitModel(trainer._model)
+    logits = np.asarray(split.logits(split.hidden(mx.array(row.ids[None, :-1]), None)[0])).astype(np.float64)
+    places = np.flatnonzero(row.loss_mask)
+    chosen = logits[places - 1]
+    return float((np.log(np.exp(chosen).sum(axis=1)) - chosen[np.arange(len(places)), row.ids[places]]).mean())
+
+
+def test_without_its_weight_a_verifier_learns_no_tokens(tiny_model):
+    """The head of tokens is not even asked: fewer arrays go into the loss."""
+    batch = batches_of("verifier", 4)[0]
+    alone = verifier(0.0)
+    assert (len(alone.arrays(batch, 0)), len(verifier(1.0).arrays(batch, 0))) == (3, 5)
+    _, result = trainer_of(tiny_model("llama"), alone).compute([batch], 0)
+    assert result.loss == pytest.approx(result.metrics["verdict_loss"])
+
+
+@pytest.mark.parametrize("task", OBJECTIVES)
+def test_a_row_of_padding_counts_nothing(task):
+    """Batches of a packed shape have more sequences than rows; here one of four is empty."""
+    from mlx_finetune.dataset.stream import make_batch
+
+    batch = make_batch(ROWS[task], [[0], [1], [2]], num_sequences=3, length=16)
+    padded = Batch(*(np.pad(one, ((0, 1), (0, 0))) for one in (batch.tokens, batch.loss_mask, batch.segment_ids)),
+                   batch.rows, is_packed=False, values=np.pad(batch.values, ((0, 1), (0, 0))))  # fmt: skip
+    arrays = OBJECTIVES[task].arrays(padded, 1)
+    assert OBJECTIVES[task].count(padded) == 3
+    if task == "classify":
+        assert np.asarray(arrays[1]).tolist() == [0, 1, 2, -1]
+        assert np.asarray(arrays[0]).tolist()[:3] == [length - 2 for length in LENGTHS[:3]]
+    else:
+        assert np.asarray(arrays[0]).sum(axis=1).tolist() == pytest.approx([1, 1, 1, 0])
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_model, tmp_path_factory):
+    """Uninterrupted runs by task, with dropout and accumulation."""
+    return {
+        task: train(write_scored_recipe(tmp_path_factory.mktemp(task), tiny_model("llama"), task))
+        for task in OBJECTIVES
+    }
+
+
+def weights_hash(run, folder="") -> list[str]:
+    names = (rundir.MLX_WEIGHTS, rundir.PEFT_WEIGHTS, rundir.HEAD_WEIGHTS)
+    return [hashlib.sha256((run.path / folder / name).read_bytes()).hexdigest() for name in names]
+
+
+@pytest.mark.parametrize(("how", "step"), [("stop_after", 3), ("kill_after", 5)])
+@pytest.mark.parametrize("task", OBJECTIVES)
+def test_a_run_interrupted_after_any_step_ends_with_the_same_bits(straight, tiny_model, tmp_path, task, how, step):
+    recipe = write_scored_recipe(tmp_path, tiny_model("llama"), task)
+    run = train(recipe, **{how: step})
+    assert not run.file(rundir.HEAD_WEIGHTS).exists()
+    train(recipe, resume=True)
+    assert course(run) == course(straight[task])
+    assert weights_hash(run) == weights_hash(straight[task])
+
+
+@pytest.mark.parametrize("task", OBJECTIVES)
+def test_a_result_and_a_checkpoint_open_with_their_head(straight, tmp_path, task):
+    run = straight[task]
+    for folder in (run.path, run.checkpoint(4)):
+        opened = open_name(str(folder), base=tmp_path, report=lambda event: None)
+        assert opened.head is not None
+        assert opened.head.labels == (("10", "2", "ok") if task == "classify" else ())
+        assert opened.head.num_outputs == (3 if task == "classify" else 1)
+        assert ScoringModel(opened.model).last([np.arange(5, dtype=np.int32)]).shape == (1, opened.head.num_outputs)
+    assert set(LABELS) == {"10", "2", "ok"}
+
+
+def test_a_fully_trained_model_keeps_its_head_beside_it(tiny_model, tmp_path):
+    """mlx-lm loads the language model; the head lies beside it, and a resumed run ends with the same bits."""
+    from mlx_lm.utils import load_model as upstream_load
+
+    recipe = write_scored_recipe(tmp_path, tiny_model("llama"), "classify", is_full=True)
+    run = train(recipe, stop_after=3)
+    train(recipe, resume=True)
+    other = write_scored_recipe(tmp_path, tiny_model("llama"), "classify", name="straight", is_full=True)
+    whole = train(other)
+    folders = [one.path / rundir.MODEL_FOLDER for one in (run, whole)]
+    for name in (rundir.MODEL_WEIGHTS, rundir.HEAD_WEIGHTS):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    model, _ = upstream_load(folders[0])
+    assert "score" not in model
+    opened = open_name(str(run.path), base=tmp_path, report=lambda event: None)
+    assert opened.head is not None
+    assert opened.head.labels == ("10", "2", "ok")
+
+
+def test_the_template_of_a_text_is_what_a_classifier_reads(straight, tiny_model, tmp_path):
+    recipe = write_scored_recipe(tmp_path, tiny_model("llama"), "classify")
+    run = train(recipe, overrides=("data.text_template=<{text}> is",))
+    assert course(run) != course(straight["classify"])
+    lengths = [json.loads(one.file(rundir.DATA_CARD).read_text())["splits"] for one in (run, straight["classify"])]
+    assert lengths[0]["train"]["lengths"]["total"] > lengths[1]["train"]["lengths"]["total"]
+
+
+def test_a_label_that_training_lacks_is_refused_with_its_line(tiny_model, tmp_path):
+    recipe = write_scored_recipe(tmp_path, tiny_model("llama"), "classify")
+    other = tmp_path / "valid.tsv"
+    other.write_text("sentence\tlabel\nit is xxx\t10\nit is www\tnew\n")
+    text = recipe.read_text().replace("path =", "train =").replace("val_split", f'valid = "{other}"\nval_split')
+    recipe.write_text(text)
+    with pytest.raises(DataError) as error:
+        train(recipe)
+    assert f"{other}:3" in error.value.message
+    assert '"new"' in error.value.message
+    assert '"10", "2", "ok"' in error.value.hint

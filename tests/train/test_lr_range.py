@@ -1,0 +1,134 @@
+"""The process of ``mlxft plan --lr-range``: real steps that leave no trace, and every end of it for a person."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+from small_runs import write_recipe
+
+from mlx_finetune.app.planning import lr_range as running
+from mlx_finetune.app.planning.lr_range import find_range, range_lines
+from mlx_finetune.cli import root
+from mlx_finetune.errors import DoesNotFitError, Interrupted, MlxftError, RunError
+from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangePoint
+from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.recipe.load import load_recipe
+from mlx_finetune.train.lr_range import range_test
+from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.prepare import Prepared, prepare
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    loaded = load_recipe(write_recipe(tmp_path, tiny_model("llama"), packing="false"))
+    stop = StopRequest()
+    return prepare(loaded, base=tmp_path, decided=None, total_steps=None, safer=Safer(), emit=lambda _: None, stop=stop)
+
+
+def test_weights_and_moments_are_afterwards_what_they_were(prepared: Prepared) -> None:
+    trainer = prepared.trainer
+    before = {name: mx.array(value) for name, value in (trainer.parameters | trainer.state).items()}
+    done: list[int] = []
+    found = range_test(prepared, StopRequest(), done.append, num_steps=12)
+    assert done == list(range(1, 13))
+    assert [point.rate for point in found.points] == pytest.approx([10 ** (-6 + 4 * k / 11) for k in range(12)])
+    assert len({point.loss for point in found.points}) == 12
+    for name, value in (trainer.parameters | trainer.state).items():
+        assert mx.array_equal(value, before[name]), name
+    again, _ = trainer.compute(prepared.stream.microbatches(0), 0)
+    assert all(mx.all(mx.isfinite(value)).item() for value in again.values())
+    trainer.close()
+
+
+def test_a_signal_ends_it_between_two_steps_and_restores(prepared: Prepared) -> None:
+    stop = StopRequest()
+    before = {name: mx.array(value) for name, value in prepared.trainer.parameters.items()}
+    with pytest.raises(Interrupted):
+        range_test(prepared, stop, lambda done: stop.request(2) if done == 2 else None, num_steps=12)
+    assert all(mx.array_equal(value, before[name]) for name, value in prepared.trainer.parameters.items())
+    prepared.trainer.close()
+
+
+FOUND = RangeFound(tuple(RangePoint(1e-6 * 1.2**k, 2.0, 2.0 - k / 100) for k in range(50)), 2e-4, True, 12.0)
+
+
+def child(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import sys, json\n{code}"]
+
+
+def ask(code: str) -> RangeFound:
+    return find_range(
+        Path("r.toml"), (), lambda _: None, hardware=HardwareRecipe.model_validate({}), command=child(code)
+    )
+
+
+def test_what_the_process_says_last_is_the_result() -> None:
+    said = json.dumps({"lr_range": FOUND.to_json()})
+    assert ask(f"print({said!r})") == FOUND
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        ("pass", RunError, "trying learning rates failed"),
+        ("sys.stderr.write('error: no such model\\nhint: look\\n'); sys.exit(2)", MlxftError, "no such model"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", DoesNotFitError, "ran out of memory"),
+    ],
+)
+def test_every_other_end_is_one_error(code: str, kind: type[MlxftError], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        ask(code)
+
+
+def test_the_lines_name_the_rate_and_compare_the_recipes() -> None:
+    lines = "\n".join(range_lines(FOUND, ["##"]))
+    assert FOUND.suggestion is not None
+    assert f"training.learning_rate = {FOUND.suggestion:.1e}" in lines
+    assert "lower by 12 times" in lines
+    nothing = RangeFound(FOUND.points[:3], 2e-4, False, 1.0)
+    assert "no rate is suggested" in "\n".join(range_lines(nothing, []))
+
+
+def test_the_command_prints_a_curve_and_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Path]
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    asked: list[tuple[str, ...]] = []
+
+    def find(path: Path, overrides: tuple[str, ...], *_: object, **__: object) -> RangeFound:
+        asked.append(tuple(overrides))
+        return FOUND
+
+    monkeypatch.setattr(running, "find_range", find)
+    result = CliRunner().invoke(
+        root, ["plan", str(recipe), "--lr-range", "--set", "lora.rank=2"], standalone_mode=False
+    )
+    assert asked == [("lora.rank=2",)]
+    assert "suggested: training.learning_rate" in result.stdout
+    assert f"--set lora.rank=2 --set training.learning_rate={FOUND.suggestion:.1e}" in result.stderr
+    machine = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range", "--json"], standalone_mode=False)
+    assert RangeFound.from_json(json.loads(machine.stdout)["lr_range"]) == FOUND
+    refused = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range", "--no-measure"], standalone_mode=False)
+    assert isinstance(refused.exception, MlxftError)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_command_takes_real_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Path]
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    result = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range", "--json"], standalone_mode=False)
+    found = RangeFound.from_json(json.loads(result.stdout)["lr_range"])
+    assert len(found.points) == NUM_STEPS or found.has_diverged
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
 """The memory plan of T5s of random sizes beside the peak of a real step: ``python benchmarks/seq2seq_memory.py [N]``.
 
-Random weights, two rows or more, LoRA on every linear layer or every weight, with and without recomputation; on whatever
-MLX computes here. Prints planned over measured for each, and the range.
+Random weights, two rows or more, LoRA on every linear layer or every weight, with and without recomputation; on
+whatever MLX computes here. Prints planned over measured for each, and the range.
 """
 
 import gc
@@ -91,7 +91,8 @@ def compare(draw: random.Random) -> float:
         read_shape(config), lora, layout, value_bytes=4, stored_bits=None, recompute=recompute, on_gpu=False
     )
     what = "full" if is_full else f"rank {lora.rank if lora else 0}"
-    kind = f"{config['feed_forward_proj']}, d {config['d_model']}, {config['num_layers']} blocks, {rows} x {prompt}+{answer}"
+    kind = f"{config['feed_forward_proj']}, d {config['d_model']}, {config['num_layers']} blocks"
+    kind += f", {rows} x {prompt}+{answer}"
     print(
         f"{kind}, {what}{', recomputed' if recompute else ''}: {plan.total / 1e6:.1f} of {peak / 1e6:.1f} MB "
         f"({plan.total / peak:.2f}), {seconds:.1f} s"

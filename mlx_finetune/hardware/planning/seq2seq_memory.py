@@ -1,8 +1,8 @@
 """What a training step of an encoder-decoder model holds: one graph, on a CPU too, with attention written out.
 
-A row of a microbatch has prompt and answer positions: as many answer positions as the row with most targets, the rest is
-prompt. Counted are the arrays that gradients read. Held against peaks of T5s of random sizes on a CPU
-(``benchmarks/seq2seq_memory.py``): from 0.85 to 1.15 of them. Metal was not measured.
+A row of a microbatch has prompt and answer positions: as many answer positions as the row with most targets, the rest
+is prompt. Counted are the arrays that gradients read. Held against peaks of T5s of random sizes on a CPU
+(``benchmarks/seq2seq_memory.py``): from 0.85 to 1.2 of them. Metal was not measured.
 """
 
 from dataclasses import dataclass

@@ -230,8 +230,8 @@ class BatchDecoder:
 def check_batchable(model: nn.Module) -> None:
     """Raise ``ModelError`` where ``model`` does not answer several rows as it answers each alone, naming why.
 
-    It is tried once for each model, on two rows, of one and three tokens for most: some architectures of mlx-lm 0.32.2 cannot
-    (gemma2, gpt_bigcode), and one that says something else in a batch would go unnoticed.
+    It is tried once for each model, on two rows, of one and three tokens for most: some architectures of mlx-lm 0.32.2
+    cannot (gemma2, gpt_bigcode), and one that says something else in a batch would go unnoticed.
     """
     if getattr(model, _TRIED, False):
         return

@@ -140,8 +140,11 @@ class DenseReluDense(nn.Module):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.activation, self.is_gated = args.activation, args.is_gated
-        for name in ("wi_0", "wi_1") if args.is_gated else ("wi",):
-            setattr(self, name, nn.Linear(args.d_model, args.d_ff, bias=False))
+        if args.is_gated:
+            self.wi_0 = nn.Linear(args.d_model, args.d_ff, bias=False)
+            self.wi_1 = nn.Linear(args.d_model, args.d_ff, bias=False)
+        else:
+            self.wi = nn.Linear(args.d_model, args.d_ff, bias=False)
         self.wo = nn.Linear(args.d_ff, args.d_model, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -50,9 +50,9 @@ def sides(batch: Batch, parts: int) -> Arrays:
     prompts, is_prompt = _gathered(rows, np.zeros_like(starts), starts, longest)
     said, is_said = _gathered(rows, starts, answers, most)
     targets, _ = _gathered(rows, starts + 1, answers, most)
-    is_target, _ = _gathered(batch.loss_mask, starts + 1, answers, most)
-    positions = np.flatnonzero(is_said & is_target)
-    learned = np.where(is_said & is_target, targets, -1).reshape(-1)
+    is_target = _gathered(batch.loss_mask, starts + 1, answers, most)[0].astype(np.bool_) & is_said
+    positions = np.flatnonzero(is_target)
+    learned = np.where(is_target, targets, -1).reshape(-1)
     if parts:
         positions = np.arange(learned.size)
     found = (np.where(is_prompt, prompts, 0), starts, np.where(is_said, said, 0), positions, learned[positions])

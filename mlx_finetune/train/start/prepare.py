@@ -110,8 +110,7 @@ def prepare(
     stop.raise_if_asked("before the first step")
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
-    tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
-    check_task(asked.task, tokenizer, local.name)
+    tokenizer = _load_tokenizer(asked, local, base)
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
     facts = read_facts(local.folder, rows, asked, objective, num_processes=ranks.size)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
@@ -140,6 +139,13 @@ def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
     if sentence := about_tokenizer(local.folder):
         report(Notice("info", sentence))
     return local
+
+
+def _load_tokenizer(asked: Recipe, local: LocalModel, base: Path) -> ModelTokenizer:
+    """The model's tokenizer, which says whether the task is one for this kind of model. Raises ``ModelError``."""
+    tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
+    check_task(asked.task, tokenizer, local.name)
+    return tokenizer
 
 
 def _leaving(emit: Emit, stop: StopRequest) -> Emit:

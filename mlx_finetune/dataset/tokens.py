@@ -82,6 +82,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def unk_token_id(self) -> int | None:
+        """Stands for characters that the vocabulary does not have, where there is such a token."""
+        ...
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         ...

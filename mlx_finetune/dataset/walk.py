@@ -231,6 +231,8 @@ class Walk:
             raise DataError(f"characters of this row become the control token {disguised!r} in the tokenizer")
         if self._edges is not None and draft.spans:
             cut = encoding.first_from(draft.spans[0][0])
+            if lost := int(np.count_nonzero(ids == self._tokenizer.unk_token_id)):
+                self._tally.add("unknown", Problem(where(draft.example), f"{lost} tokens stand for unknown characters"))
             return two_sided(ids[:cut], ids[cut:], self._edges)
         if draft.spans is None or self._learns_all:
             mask = np.ones(len(ids), dtype=np.bool_)

@@ -99,6 +99,17 @@ def test_explained_rows_have_the_marks_between_the_sides(tokenizer: ModelTokeniz
     assert "".join(token.text for token in row.tokens if token.state == "learned") == "it is</s>"
 
 
+def test_unknown_characters_are_counted_and_read_as_unknown(tokenizer: ModelTokenizer) -> None:
+    """T5's vocabulary has no braces, for one; the name of a control token is refused all the same."""
+    split = rows_of(tokenizer, data(), example(prompt="the {} a"), example(prompt="the <unk> a"))
+    (row,) = split.rows
+    assert 2 in row.ids.tolist()
+    assert split.report.count("unknown") == 1
+    assert any("stand for unknown characters" in problem.message for problem in split.report.problems)
+    assert split.report.count("refused") == 1
+    assert 2 in render_prompt([{"role": "user", "content": "the { a"}], tokenizer, data())
+
+
 def test_what_has_no_two_sides_is_refused(tokenizer: ModelTokenizer) -> None:
     turns = [("user", "the"), ("assistant", "a"), ("user", "the"), ("assistant", "a")]
     messages = tuple({"role": role, "content": text} for role, text in turns)

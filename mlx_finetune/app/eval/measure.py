@@ -15,6 +15,7 @@ from mlx_finetune.app.eval import knowledge, measures
 from mlx_finetune.app.eval.answers import Answer, answer_all
 from mlx_finetune.app.eval.journal import Journal, Measured
 from mlx_finetune.app.eval.prompts import Continuation
+from mlx_finetune.app.eval.references import best_values
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
@@ -185,7 +186,8 @@ class Measuring:
         """The answers to the rows' prompts, greedy, with what every task says about them."""
 
         def values(row: int, answer: Answer) -> Values:
-            return self._scorer.values(self._evaluation.rows[row].reference, answer.text)
+            one = self._evaluation.rows[row]
+            return best_values(self._scorer, (one.reference, *one.others), answer.text)
 
         return self._answered(measures.ANSWER, model, side, rows, values)
 

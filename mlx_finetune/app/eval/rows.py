@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_finetune.app.eval.references import read_references, with_answer_column
 from mlx_finetune.dataset.conversation import instruction_turns
 from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
@@ -36,7 +37,7 @@ class _NoColumnError(DataError):
 class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
 
-    ``key`` is the hash of the content, the same in every evaluation.
+    ``others`` are further right answers. ``key`` is the hash of the content, the same in every evaluation.
     """
 
     key: str
@@ -45,6 +46,7 @@ class EvalRow:
     example: Example
     prompt: tuple[Message, ...]
     reference: str
+    others: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:
@@ -78,18 +80,20 @@ def choose_rows(
     shots: int,
     seed: int,
     needs_category: bool = True,
+    references: Sequence[str] = (),
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
 
-    Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``. Rows without the column
-    ``category`` are not split, with a notice, unless it ``needs_category``.
+    ``references`` are columns with further right answers. Paths count from ``base``, those of the training rows for
+    ``shots`` from ``training_base``. Rows without the column ``category`` are not split, with a notice, unless it
+    ``needs_category``.
 
     Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
     is missing, or there are too few rows for ``shots``.
     """
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
-    recipe = data if given is None else data_of(given, data)
+    recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
     splits = load_splits(recipe, base=base)
     name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
     if name is None and given is None:
@@ -107,9 +111,10 @@ def choose_rows(
         if needs_category:
             raise
         notices = (*notices, Problem("[eval] category", f"nothing is split: not every row has `{category}`"))
+    others = read_references(recipe, base, references, chosen)
     source = given or data.path or data.test or data.train or "the sources of the recipe"
     return Chosen(
-        tuple(_row(example, categories) for example in chosen),
+        tuple(_row(example, categories, others.get((example.source, example.line), ())) for example in chosen),
         _SPLIT_NAMES[name or "train"],
         source,
         splits.content_hash,
@@ -195,11 +200,11 @@ def _category(value: object) -> str:
     return " ".join(text.split())[:60]
 
 
-def _row(example: Example, categories: Mapping[tuple[str, int, int], str]) -> EvalRow:
+def _row(example: Example, categories: Mapping[tuple[str, int, int], str], others: tuple[str, ...]) -> EvalRow:
     key = content_key(example)
     category = categories.get((example.source, example.line, key), "")
     prompt, reference = prompt_and_reference(example)
-    return EvalRow(f"{key:016x}", f"{example.source}:{example.line}", category, example, prompt, reference)
+    return EvalRow(f"{key:016x}", f"{example.source}:{example.line}", category, example, prompt, reference, others)
 
 
 def prompt_and_reference(example: Example) -> tuple[tuple[Message, ...], str]:

@@ -138,6 +138,7 @@ def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path,
         shots=recipe.shots,
         seed=subject.seed,
         needs_category=needs_category or given is None,
+        references=recipe.references,
     )
 
 
@@ -280,5 +281,6 @@ def _identity(
         "category": recipe.category or "",
         "answer_tokens": answer_tokens,
         "shots": shots,
+        **({"references": list(recipe.references)} if recipe.references else {}),
         **({"max_target_length": data["max_target_length"]} if subject.task == "seq2seq" else {}),
     }

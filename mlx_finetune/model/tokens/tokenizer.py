@@ -66,6 +66,7 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
         eos=eos,
         bos=ids["bos_token"],
         pad=pad,
+        unk=ids["unk_token"],
         start=start_id(_read_json(folder / "config.json"), config),
         ends=frozenset({eos, *ends}),
         content_hash=digest.hexdigest(),
@@ -86,6 +87,7 @@ class ModelTokenizer:
         bos: int | None,
         pad: int,
         start: int | None = None,
+        unk: int | None = None,
         ends: frozenset[int],
         content_hash: str,
         settings_hash: str,
@@ -94,7 +96,7 @@ class ModelTokenizer:
         self.eos_token_id = eos
         self.bos_token_id = bos
         self.pad_token_id = pad
-        self.start_token_id = start
+        self.start_token_id, self.unk_token_id = start, unk
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.has_chat_template = template is not None
         self.template_name = template_name

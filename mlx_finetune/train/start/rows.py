@@ -49,6 +49,10 @@ _LOSSES = {
     "cut": ("was cut to max_seq_length", "were cut to max_seq_length"),
     "split": ("was split at max_seq_length", "were split at max_seq_length"),
     "no_target": ("has nothing to learn and was left out", "have nothing to learn and were left out"),
+    "unknown": (
+        "has characters that the tokenizer does not know",
+        "have characters that the tokenizer does not know",
+    ),
     "reasoning_left_out": ("lost reasoning that the template does not write",) * 2,
 }
 

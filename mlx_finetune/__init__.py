@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mlx_finetune.app.updates.series import load_series
     from mlx_finetune.errors import MlxftError
     from mlx_finetune.journal import read_events
     from mlx_finetune.recipe.load import load_recipe
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["MlxftError", "Recipe", "RunDir", "__version__", "find_run", "list_runs", "load_recipe", "read_events"]
+__all__ = [
+    "MlxftError",
+    "Recipe",
+    "RunDir",
+    "__version__",
+    "find_run",
+    "list_runs",
+    "load_recipe",
+    "load_series",
+    "read_events",
+]
 
 _HOMES = {
     "MlxftError": "errors",
@@ -24,6 +35,7 @@ _HOMES = {
     "find_run": "rundir",
     "list_runs": "rundir",
     "load_recipe": "recipe.load",
+    "load_series": "app.updates.series",
     "read_events": "journal",
 }
 

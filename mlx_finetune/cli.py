@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "generate": "Answer one prompt or a file of prompts.",
     "eval": "What a run learned and forgot: base beside tuned, with intervals.",
     "microscope": "What was learned, token by token, under base and adapter.",
+    "trace": "What changed inside, checkpoint by checkpoint, and when it was learned.",
     "serve": "Answer over HTTP as OpenAI does, on this machine.",
     "report": "A run as one page for any browser: curves, answers, verdict.",
     "runs": "List, show, compare or remove runs.",

@@ -46,6 +46,7 @@ MODEL_FOLDER = "model"  # a fully trained model
 MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
 TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
+TRACE = "trace"  # a folder: trace.json, CSV files and steps/ of mlxft trace
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -70,6 +71,7 @@ _RUN_FILES = frozenset(
             MODEL_FOLDER,
             EVALUATIONS,
             TRACKERS,
+            TRACE,
             SCHEMAS,
         ),
         *(

@@ -36,7 +36,7 @@ ALLOWED = {
     "commands": MODELS | {"scoring", "loopback", "app", "train", "monitor", "cli"},
     "cli": MODELS | {"app", "train", "monitor", "commands"},
     "__main__": {"cli"},
-    "": RECIPE,
+    "": RECIPE | {"app.updates.series"},  # load_series, for other programs
 }
 #: Third-party package -> the parts that may import it anywhere.
 MAY_IMPORT = {

@@ -22,6 +22,8 @@ from mlx_finetune.model.files import packed, repairs
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.files.safetensors_check import check_stamps, check_weight_files, file_stamps
 from mlx_finetune.model.inside.parts import flat_arrays
+from mlx_finetune.model.scratch import architecture as own_architecture
+from mlx_finetune.model.scratch.weights import OWN_TYPE
 from mlx_finetune.model.seq2seq import t5
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.upstream import find_architecture, packing_of
@@ -43,7 +45,7 @@ _UNFITTING = (
 )
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 #: ``model_type`` -> our own architecture, where mlx-lm has none.
-_OWN: Mapping[str, ModuleType] = {"t5": t5}
+_OWN: Mapping[str, ModuleType] = {"t5": t5, OWN_TYPE: own_architecture}
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -100,7 +102,7 @@ def load_model(
     files = check_weight_files(local.folder)
     stamps = file_stamps([*files, local.folder / "config.json"])
     config = read_config(local.folder)
-    if compute_dtype == "float16" and config.get("model_type") in _OWN:
+    if compute_dtype == "float16" and config.get("model_type") == "t5":
         raise ModelError(
             f"{local.name} is a T5, whose activations are larger than float16 can hold",
             'write compute_dtype = "bfloat16" under [hardware], or "float32"',
@@ -138,7 +140,7 @@ def load_model(
 
 def _build(folder: Path, config: dict[str, object]) -> tuple[nn.Module, dict[str, object], tuple[str, ...]]:
     """The architecture with random weights that are never computed, and the repaired config."""
-    if "model_file" in config:
+    if "model_file" in config and config.get("model_type") != OWN_TYPE:
         raise ModelError(
             f"{folder} brings its own code ({config['model_file']!r}), which is never run",
             "use a model whose architecture mlx-lm knows",
@@ -311,7 +313,7 @@ def _describe(
         num_layers=len(cast("list[nn.Module]", getattr(model, "layers", []))),
         hidden_size=first("hidden_size", "n_embd", "d_model") or 0,
         vocab_size=first("vocab_size") or 0,
-        context_length=None if config["model_type"] in _OWN else first(*_CONTEXT_KEYS),  # T5's positions have no end
+        context_length=None if config["model_type"] == "t5" else first(*_CONTEXT_KEYS),  # T5's positions have no end
         stored_bits=stored_bits,
         sha256=local.sha256,
         revision=local.revision,

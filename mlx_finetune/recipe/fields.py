@@ -29,8 +29,8 @@ Names = Annotated[
     Field(min_length=1),
     BeforeValidator(as_tuple, json_schema_input_type=Annotated[list[Text], Field(min_length=1)]),
 ]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Fractions = Annotated[tuple[Fraction, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Fraction])]
+Share = Annotated[float, Field(ge=0, le=1)]
+Shares = Annotated[tuple[Share, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Share])]
 Bytes = Annotated[int, Field(ge=10**6, le=10**15)]
 SizeText = Annotated[str, Field(examples=["24 GB"])]
 SizeLimit = Annotated[

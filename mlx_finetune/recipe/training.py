@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlx_finetune.recipe.fields import Auto, Count, CountOrZero, Fractions, Section, as_tuple, refuse
+from mlx_finetune.recipe.fields import Auto, Count, CountOrZero, Section, Shares, as_tuple, refuse
 
 Tracker = Literal["wandb", "trackio", "tensorboard"]
 Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Tracker])]
@@ -90,7 +90,9 @@ class TrainingRecipe(Section):
     save_minutes: Annotated[float, Field(gt=0, le=1440)] = Field(
         5.0, description="Longest time without a checkpoint, in minutes."
     )
-    save_at: Fractions = Field((), description="Shares of the run at which a checkpoint is kept for good.")
+    save_at: Shares = Field(
+        (), description="Shares of the run at which a checkpoint is kept for good; 0 is one before the first step."
+    )
     keep_checkpoints: Count = Field(
         3, description="Newest checkpoints that are kept; the best, the last and those of save_at always are."
     )

@@ -101,7 +101,8 @@ class BothCores:
                 head = Head(worker.split, outer, uses_numpy=True, is_learning=True)
                 return self._objective.loss(head, hidden, *arrays)
 
-            with use_noise(derive_key(self._seed, "noise", *labels), lengths=mx.array(piece.batch.lengths)):
+            noise = use_noise(derive_key(self._seed, "noise", *labels), lengths=mx.array(piece.batch.lengths))
+            with noise, self._objective.around(worker.split.model, segments, *arrays):
                 packed = segment_caches(worker.split.model, segments) if self._is_packed else None
                 caches = piece.part.caches if piece.part else packed
                 entering = self._entering(piece)
@@ -120,13 +121,14 @@ class BothCores:
         self._put(parameters)
 
         def compute(worker: _Worker, piece: _Piece, _: int) -> mx.array:
-            tokens, _segments, arrays = self._arrays(piece)
+            tokens, segments, arrays = self._arrays(piece)
             caches = piece.part.caches if piece.part else None
-            hidden = worker.blockwise.hidden(tokens, caches, self._entering(piece))
-            if piece.part:
-                hidden = piece.part.gather(hidden)
-            head = Head(worker.split, {}, uses_numpy=True, is_learning=False)
-            sums = self._objective.loss(head, hidden, *arrays).reshape(-1)
+            with self._objective.around(worker.split.model, segments, *arrays):
+                hidden = worker.blockwise.hidden(tokens, caches, self._entering(piece))
+                if piece.part:
+                    hidden = piece.part.gather(hidden)
+                head = Head(worker.split, {}, uses_numpy=True, is_learning=False)
+                sums = self._objective.loss(head, hidden, *arrays).reshape(-1)
             mx.eval(sums)
             return sums
 

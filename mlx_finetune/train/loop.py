@@ -78,7 +78,7 @@ def run_loop(loop: Loop, state: RunState) -> EndReason:
     which raises ``LostRankError``. Raises ``TrainingError`` for a loss or gradient that is not finite where the recipe
     says to stop.
     """
-    saver, ranks = _Saver(loop, saved_step=state.step), loop.ranks
+    saver, ranks = _Saver(loop, saved_step=_saved_step(loop.cadence, state)), loop.ranks
     steps = range(state.step, loop.cadence.total_steps)
     with Ahead(loop.stream, steps, rank=ranks.rank, num_ranks=ranks.size) as ahead:
         try:
@@ -108,8 +108,13 @@ def _run(loop: Loop, state: RunState, saver: "_Saver", ahead: Ahead) -> EndReaso
             return reason
 
 
+def _saved_step(cadence: Cadence, state: RunState) -> int:
+    """The step that needs no other checkpoint: the one continued from. Step 0 is saved where save_at asks for it."""
+    return -1 if state.step == 0 and 0 in cadence.kept_steps - set(state.kept_steps) else state.step
+
+
 class _Saver:
-    """Commits checkpoints and remembers when the last one was; a step is saved once, step 0 never."""
+    """Commits checkpoints and remembers when the last one was; a step is saved once."""
 
     def __init__(self, loop: Loop, saved_step: int) -> None:
         self._loop = loop

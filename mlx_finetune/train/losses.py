@@ -40,12 +40,16 @@ class Head:
     uses_numpy: bool
     is_learning: bool
 
-    def cross_entropy(self, hidden: mx.array, targets: mx.array) -> mx.array:
-        """``sum_i logsumexp(l_i) - l_i[t_i]`` in nats over rows (N, H) and targets (N,); a negative one is padding."""
+    def cross_entropy(self, hidden: mx.array, targets: mx.array, z_loss: float = 0.0) -> mx.array:
+        """``sum_i logsumexp(l_i) - l_i[t_i]`` in nats over rows (N, H) and targets (N,); a negative one is padding.
+
+        Where there is something to learn, ``z_loss`` times the sum of ``logsumexp(l_i)^2`` is added.
+        """
         size, uses_numpy = self.split.vocab_size, self.uses_numpy and hidden.dtype == mx.float32
         if self.is_learning:
             outer = {name: value for name, value in self.outer.items() if not is_above(name)}
-            return cross_entropy(self._logits, outer, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
+            learned = (self._logits, outer, hidden, targets)
+            return cross_entropy(*learned, vocab_size=size, uses_numpy=uses_numpy, z_loss=z_loss)
         return cross_entropy_only(self._logits, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
 
     def scores(self, hidden: mx.array) -> mx.array:
@@ -66,9 +70,18 @@ def chunk_rows(vocab_size: int, *, uses_numpy: bool) -> int:
 
 
 def cross_entropy(
-    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, vocab_size: int, uses_numpy: bool
+    logits: Logits,
+    outer: FlatArrays,
+    hidden: mx.array,
+    targets: mx.array,
+    *,
+    vocab_size: int,
+    uses_numpy: bool,
+    z_loss: float = 0.0,
 ) -> mx.array:
     """``sum_i logsumexp(l_i) - l_i[t_i]`` over the targets ``t`` (N,) with ``t_i >= 0``, a scalar in fp32.
+
+    ``z_loss`` times ``sum_i logsumexp(l_i)^2`` is added (Chowdhery et al., 2204.02311, section 5).
 
     ``hidden`` is (N, H), one row a target; rows whose target is negative are padding and count nothing. Differentiable
     in ``outer`` and ``hidden``; the gradient is formed in the forward pass, so call ``cross_entropy_only`` where none
@@ -80,7 +93,8 @@ def cross_entropy(
     def summed(hidden: mx.array, targets: mx.array, *values: mx.array) -> tuple[mx.array, ...]:
         learned = dict(zip(names, values, strict=True))
         chunked = _chunked_in_numpy if uses_numpy else _chunked
-        return chunked(logits, learned, hidden, targets, rows=chunk_rows(vocab_size, uses_numpy=uses_numpy))
+        rows = chunk_rows(vocab_size, uses_numpy=uses_numpy)
+        return chunked(logits, learned, hidden, targets, rows=rows, z_loss=z_loss)
 
     @summed.vjp  # pyright: ignore[reportUntypedFunctionDecorator]
     def summed_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
@@ -111,7 +125,7 @@ def cross_entropy_only(
 
 
 def _chunked(
-    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int
+    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int, z_loss: float
 ) -> tuple[mx.array, ...]:
     """The sum, its gradient for ``hidden`` (N, H), and one for each of ``outer``."""
     total = mx.array(0.0)
@@ -122,7 +136,7 @@ def _chunked(
         if d_hidden:  # chunk after chunk, or MLX might form all logits first
             part = cast("list[mx.array]", mx.depends([part], [total, d_hidden[-1], *d_outer]))[0]
         formed = logits(outer, part)
-        loss, slope = fused_slopes(formed.astype(mx.float32), chosen)
+        loss, slope = fused_slopes(formed.astype(mx.float32), chosen, z_loss)
         d_part, *d_values = _pull_back(logits, outer, part, slope.astype(formed.dtype))
         total = total + loss
         d_hidden.append(d_part)
@@ -132,7 +146,7 @@ def _chunked(
 
 
 def _chunked_in_numpy(
-    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int
+    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int, z_loss: float
 ) -> tuple[mx.array, ...]:
     """The same, each chunk evaluated and its graph dropped; an array of MLX would keep it until the trace ends."""
     (hidden,) = without_graph(hidden)
@@ -141,7 +155,7 @@ def _chunked_in_numpy(
     d_outer = [np.zeros(value.shape, np.float32) for value in outer.values()]
     for start in range(0, hidden.shape[0], rows):
         part = hidden[start : start + rows]
-        loss, slope = numpy_slopes(logits(outer, part), targets[start : start + rows])
+        loss, slope = numpy_slopes(logits(outer, part), targets[start : start + rows], z_loss)
         d_part, *d_values = _pull_back(logits, outer, part, slope)
         total += loss
         d_hidden[start : start + rows] = as_numpy(d_part)
@@ -171,23 +185,35 @@ def fused_losses(scores: mx.array, targets: mx.array) -> mx.array:
     return mx.fast.cross_entropy(scores, targets)
 
 
-def fused_slopes(scores: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Summed loss of the rows with a target, and its gradient ``softmax(l) - onehot(t)`` for the scores (N, V)."""
+def fused_slopes(scores: mx.array, targets: mx.array, z_loss: float = 0.0) -> tuple[mx.array, mx.array]:
+    """Summed loss of the rows with a target, and its gradient for the scores (N, V).
+
+    That is ``softmax(l) - onehot(t)``, with z-loss ``(1 + 2 z logsumexp(l)) softmax(l) - onehot(t)``.
+    """
     counts = (targets >= 0)[:, None]
     safe = mx.maximum(targets, 0)
     losses = fused_losses(scores, safe)
     normaliser = losses[:, None] + mx.take_along_axis(scores, safe[:, None], axis=1)  # (N, 1)
     one_hot = safe[:, None] == mx.arange(scores.shape[1])[None]
-    slope = mx.where(counts, mx.exp(scores - normaliser) - one_hot, 0.0)
+    shares = mx.exp(scores - normaliser)
+    if z_loss:
+        losses = losses + z_loss * mx.square(normaliser[:, 0])
+        shares = (1 + 2 * z_loss * normaliser) * shares
+    slope = mx.where(counts, shares - one_hot, 0.0)
     return mx.sum(mx.where(counts[:, 0], losses, 0.0)), slope
 
 
-def numpy_slopes(scores: mx.array, targets: mx.array) -> tuple[float, mx.array]:
+def numpy_slopes(scores: mx.array, targets: mx.array, z_loss: float = 0.0) -> tuple[float, mx.array]:
     """The same in numpy; the gradient is ``scores`` (N, V) fp32 themselves, whose values are written over in place."""
+    largest = as_numpy(scores).max(axis=1, keepdims=True) if z_loss else None
     loss, values, normaliser = _numpy_loss(scores, targets)
     chosen: NDArray[np.int32] = np.asarray(targets)
     counts = np.flatnonzero(chosen >= 0)
     values /= normaliser
+    if largest is not None:
+        logs = largest + np.log(normaliser)
+        loss += float(z_loss * np.square(logs[counts], dtype=np.float64).sum())
+        values *= 1 + 2 * z_loss * logs
     values[counts, chosen[counts]] -= 1
     values[chosen < 0] = 0
     return loss, scores

@@ -4,6 +4,7 @@ Each objective is a module of ``objectives``; ``loop.py`` and ``step.py`` name n
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,11 @@ def count_targets(batch: Batch) -> int:
     return batch.num_targets
 
 
+def nothing_around(*_: object) -> AbstractContextManager[None]:
+    """What most objectives want of the inside of a model."""
+    return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """One way to train.
@@ -52,6 +58,9 @@ class Objective:
     ``num_outputs`` are those of the score head that it needs (``Head.scores``): 0 is no head, None one for each label
     of the training rows. ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that
     is a sum over positions (``is_per_position``) a single row may be computed in two parts.
+
+    ``around(model, segment_ids, *arrays)`` is entered while hidden states and loss are computed, forward and backward:
+    for what a loss needs of the inside of a model. It is entered once in every thread, and under ``mx.compile``.
     """
 
     name: str
@@ -64,6 +73,7 @@ class Objective:
     num_outputs: int | None = 0
     is_per_position: bool = True
     hidden: Callable[..., mx.array] | None = None
+    around: Callable[..., AbstractContextManager[None]] = nothing_around
 
 
 def num_outputs(objective: Objective, labels: Sequence[str]) -> int:

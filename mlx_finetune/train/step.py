@@ -220,7 +220,8 @@ class Trainer:
 
     def _compile(self) -> None:
         """Build the functions, compiled where that pays. Frozen weights are captured; what changes is passed in."""
-        split, loss, own = self._split, self._objective.loss, self._objective.hidden
+        split, loss, around = self._split, self._objective.loss, self._objective.around
+        own = self._objective.hidden
 
         def hidden(entering: Entering, *arrays: mx.array, is_packed: bool) -> tuple[mx.array, ...]:
             """Hidden states, and what the loss takes behind them."""
@@ -243,13 +244,15 @@ class Trainer:
             self._places.put(parameters)
             outer = {name: parameters[name] for name in self._outer}
             head = Head(split, outer, uses_numpy=False, is_learning=True)
-            sums = loss(head, *hidden(entering, *arrays, is_packed=self._is_packed)).reshape(-1)
+            with around(self._model, *arrays[1:]):  # without the tokens
+                sums = loss(head, *hidden(entering, *arrays, is_packed=self._is_packed)).reshape(-1)
             return sums[0], sums
 
         def evaluate(parameters: FlatArrays, entering: Entering, *arrays: mx.array) -> mx.array:
             self._places.put(parameters)
             head = Head(split, {}, uses_numpy=False, is_learning=False)
-            return loss(head, *hidden(entering, *arrays, is_packed=False)).reshape(-1)
+            with around(self._model, *arrays[1:]):
+                return loss(head, *hidden(entering, *arrays, is_packed=False)).reshape(-1)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}

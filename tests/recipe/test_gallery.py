@@ -15,11 +15,17 @@ LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 #: The settings that the documents give for each system (DESIGN.md section 8).
 DOCUMENTED: dict[str, dict[str, Any]] = {
+    "constraints-smollm2": {
+        "lora.rank": 8,
+        "lora.target_modules": ("q_proj", "k_proj", "v_proj", "o_proj"),
+        "training.save_at": (0, 0.25, 0.5, 0.75, 1.0),
+        "training.keep_best": False,
+    },
     "constraints-gemma-2b": {
         "model": "google/gemma-2b",
         "lora.rank": 8,
         "lora.target_modules": ("q_proj", "k_proj", "v_proj", "o_proj"),
-        "training.save_at": (0.25, 0.5, 0.75, 1.0),
+        "training.save_at": (0, 0.25, 0.5, 0.75, 1.0),
     },
     "timeline-dialogpt": {
         "model": "microsoft/DialoGPT-medium",

@@ -91,7 +91,7 @@ GOLDEN = [
     ),
     (
         "[training]\nsave_at = [0.5,\n 2.0]",
-        "r.toml:7: `training.save_at[1]` = 2.0 must be a number above 0 and at most 1 / write 1 there",
+        "r.toml:7: `training.save_at[1]` = 2.0 must be a number from 0 to 1 / write 1 there",
     ),
     (
         "[training]\nepochs = 1\nmax_steps = 3",

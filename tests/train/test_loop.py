@@ -12,7 +12,7 @@ from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
 from mlx_finetune.errors import TrainingError
-from mlx_finetune.events import Notice, StepDone
+from mlx_finetune.events import CheckpointSaved, Notice, StepDone
 from mlx_finetune.journal import read_events
 from mlx_finetune.train import loop
 from mlx_finetune.train.objectives import next_token, registry
@@ -146,6 +146,26 @@ def test_other_architectures_train_evaluate_and_save(tiny_model, tmp_path, model
     losses = evaluations(run)
     assert losses[2] < losses[0]
     assert run.checkpoint(2).is_dir()
+
+
+def test_step_0_is_saved_where_save_at_asks_for_it(recipe):
+    settings = ("training.save_at=[0, 0.5]", "training.keep_checkpoints=1", "training.save_steps=6", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    assert {"checkpoint-0", "checkpoint-3", "checkpoint-6"} <= {path.name for path in run.checkpoints()}
+    events = [record.event for record in read_events(run.file(rundir.EVENTS))]
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)].count(0) == 1
+    weights = mx.load(str(run.checkpoint(0) / rundir.MLX_WEIGHTS))
+    assert all(not mx.any(value).item() for name, value in weights.items() if name.endswith("lora_b"))
+
+
+def test_a_run_that_is_killed_right_after_step_0_was_saved_goes_on_to_the_same_bits(recipe, tmp_path):
+    settings = ("training.save_at=[0]", "training.save_steps=6", "eval.prompts=[]")
+    straight = train(recipe, overrides=(*settings, f"output_dir={tmp_path / 'straight'}"))
+    run = train(recipe, overrides=settings, kill_after=1)
+    assert [path.name for path in run.checkpoints()] == ["checkpoint-0"]
+    train(recipe, overrides=settings, resume=True)
+    assert course(run) == course(straight)
+    assert run.file(rundir.MLX_WEIGHTS).read_bytes() == straight.file(rundir.MLX_WEIGHTS).read_bytes()
 
 
 def test_a_validation_loss_that_keeps_rising_is_told_once(recipe, monkeypatch):

@@ -152,6 +152,10 @@ def adapter_parameters(shape: ModelShape, lora: LoraRecipe) -> int:
     return per_block * adapted_layers(shape, lora)
 
 
+#: ``model_type`` of our own llama with sinks or experts (``model.scratch``, which this layer does not import).
+OWN_TYPE = "mlxft_scratch"
+
+
 class _Sizes:
     """Reads the sizes of one config under the names that different families use."""
 
@@ -258,6 +262,7 @@ def _llama_like(sizes: _Sizes) -> ModelShape:
     if sizes.is_set("mlp_bias", default=False):
         biases += 2 * inner + hidden
     router = experts * hidden if experts > 1 else 0
+    router += sizes.heads if sizes.is_set("attention_sinks", default=False) else 0
     return sizes.shape(
         linears,
         intermediate=inner,
@@ -361,7 +366,8 @@ def _t5(sizes: _Sizes) -> ModelShape:
 
 _FAMILIES: dict[str, Callable[[_Sizes], ModelShape]] = {
     **dict.fromkeys(
-        ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "mixtral", "qwen3_moe"), _llama_like
+        ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "mixtral", "qwen3_moe", OWN_TYPE),
+        _llama_like,
     ),
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,

@@ -29,7 +29,8 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Curves over steps. ``marks`` are steps with a line across, ``best`` a point to mark, ``limit`` a line along.
+    """Curves over steps, or over what ``across`` names. ``marks`` are steps with a line across, ``best`` a point to
+    mark, ``limit`` a line along.
 
     ``write`` makes text of a value. ``unit`` is what the script writes behind one; "B" asks it for kB, MB and so on.
     With ``cuts_spikes`` the first series may leave the plot at the top; ``may_be_log`` allows a logarithmic scale.
@@ -46,6 +47,7 @@ class Chart:
     from_zero: bool = True
     cuts_spikes: bool = False
     may_be_log: bool = False
+    across: str = "step"
 
 
 def draw(chart: Chart) -> Html | None:
@@ -95,6 +97,7 @@ def draw(chart: Chart) -> Html | None:
         data_high=f"{y_axis.high:.6g}",
         data_log=y_axis.is_log,
         data_unit=chart.unit or None,
+        data_across=None if chart.across == "step" else chart.across,
     )
 
 

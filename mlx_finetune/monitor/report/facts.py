@@ -13,6 +13,7 @@ from mlx_finetune.events import Continued, Paused, Record, RunStarted, TimeJump
 from mlx_finetune.journal import read_events
 from mlx_finetune.monitor.report.choices import Choice, read_choices
 from mlx_finetune.monitor.report.evaluated import Evaluation, read_evaluations
+from mlx_finetune.monitor.report.traced import Trace, read_trace
 from mlx_finetune.monitor.report.typed import read_json
 from mlx_finetune.monitor.run_report import RunFacts
 from mlx_finetune.monitor.summary import Summary
@@ -71,6 +72,7 @@ class ReportFacts:
     waits: tuple[Wait, ...]
     microscope: Microscope | None
     files: tuple[tuple[str, int | None], ...]
+    trace: Trace | None = None
 
     @property
     def shell_name(self) -> str:
@@ -107,6 +109,7 @@ def read_facts(run: RunDir) -> ReportFacts:
         waits=tuple(waits),
         microscope=read_microscope(run),
         files=files,
+        trace=read_trace(run.file(rundir.TRACE)),
     )
 
 

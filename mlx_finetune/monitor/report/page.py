@@ -21,12 +21,14 @@ from mlx_finetune.monitor.report.parts.machine import machine
 from mlx_finetune.monitor.report.parts.origin import files, reproduce
 from mlx_finetune.monitor.report.parts.settings import settings
 from mlx_finetune.monitor.report.parts.tokens import tokens
+from mlx_finetune.monitor.report.parts.trace import trace
 
 #: Anchor, what the list at the top calls it, and what makes it.
 _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("answers", "answers", answers),
     ("curves", "curves", curves),
     ("evaluation", "evaluation", evaluations),
+    ("trace", "trace", trace),
     ("tokens", "tokens", tokens),
     ("data", "data", data),
     ("recipe", "recipe", settings),

@@ -36,7 +36,7 @@ const written = (value, unit) => {
 };
 for (const chart of document.querySelectorAll(".chart")) {
   const svg = chart.querySelector("svg"), readout = chart.querySelector(".readout");
-  const { from, to, low, high, log, unit } = chart.dataset;
+  const { from, to, low, high, log, unit, across = "step" } = chart.dataset;
   const lines = [...svg.querySelectorAll(".line")].map((path) => ({
     name: path.dataset.name,
     points: path.getAttribute("d").slice(1).split("L").map((point) => point.split(" ").map(Number)),
@@ -54,7 +54,7 @@ for (const chart of document.querySelectorAll(".chart")) {
       step ??= Math.round(Number(from) + (px / 1000) * (to - from));
       return (name ? name + " " : "") + written(value(py), unit);
     });
-    readout.textContent = "step " + step.toLocaleString() + ": " + parts.join(", ");
+    readout.textContent = across + " " + step.toLocaleString() + ": " + parts.join(", ");
   });
   svg.addEventListener("pointerleave", () => (readout.textContent = ""));
 }

@@ -13,18 +13,23 @@ import mlx.core as mx
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError, TrainingError
+from mlx_finetune.hardware.blas import single_threaded
+from mlx_finetune.model import reload_check
 from mlx_finetune.model.adapters.files import adapter_files
 from mlx_finetune.model.files.safetensors_write import safetensors_chunks
 from mlx_finetune.model.heads.files import head_file
 from mlx_finetune.model.heads.score import WEIGHT, find_head
+from mlx_finetune.model.scratch.weights import OWN_FILE
 from mlx_finetune.rundir import RunDir, checkpoint_step
 from mlx_finetune.train.checkpoints.commit import Checkpoint, Contents, rotate, save_checkpoint
 from mlx_finetune.train.checkpoints.room import make_room
 from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.train.loop import Cadence
+from mlx_finetune.train.losses import chunk_rows
 from mlx_finetune.train.optim import FlatArrays
 from mlx_finetune.train.start.prepare import Prepared
 
+_NO_NEXT_TOKEN = frozenset({"seq2seq"})  # tasks whose model does not predict the next token of its rows
 _OTHER_SHAPE = "a fork keeps the shape of what is trained; for another one start a new run, with another output_dir"
 
 
@@ -73,6 +78,8 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
     else:
         yield rundir.MODEL_WEIGHTS, safetensors_chunks(_without_head(trainer.parameters), {"format": "mlx"})
         yield "config.json", [_model_config(prepared)]
+        if (code := prepared.info.folder / OWN_FILE).is_file():  # of an architecture that other programs do not have
+            yield OWN_FILE, [code.read_bytes()]
         head = find_head(prepared.model)
         if head is not None:
             yield rundir.HEAD_WEIGHTS, [head_file(head)]
@@ -80,18 +87,34 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
     for name, text in prepared.tokenizer.files().items():
         yield name, [text.encode("utf-8")]
     yield rundir.RUN_INFO, [run.file(rundir.RUN_INFO).read_bytes()]  # should the one in the run folder be damaged
-    fields = state.to_json() | {
-        "format_version": rundir.FORMAT_VERSION,
-        "timestamp": timestamp,
-        "total_steps": prepared.total_steps,
-        "progress": round(state.step / prepared.total_steps, 6),
-        "seed": recipe.seed,
-        "task": recipe.task,
-        "model": prepared.info.name,
-        "model_folder": str(prepared.info.folder),
-        "identity": prepared.identity.to_json(),
-    }
+    check = _reload_check(prepared) if state.step in state.kept_steps else {}
+    fields = (
+        state.to_json()
+        | check
+        | {
+            "format_version": rundir.FORMAT_VERSION,
+            "timestamp": timestamp,
+            "total_steps": prepared.total_steps,
+            "progress": round(state.step / prepared.total_steps, 6),
+            "seed": recipe.seed,
+            "task": recipe.task,
+            "model": prepared.info.name,
+            "model_folder": str(prepared.info.folder),
+            "identity": prepared.identity.to_json(),
+        }
+    )
     yield rundir.TRAINER_STATE, [durable.encode_json(fields)]
+
+
+def _reload_check(prepared: Prepared) -> dict[str, object]:
+    """What a checkpoint of save_at says of itself, for ``mlxft trace``; nothing for models that predict otherwise."""
+    if prepared.recipe.task in _NO_NEXT_TOKEN:
+        return {}
+    rows = prepared.valid_batches.rows if len(prepared.valid_batches.rows) else prepared.rows
+    prepared.trainer.load_into_model()
+    with single_threaded():  # as those who reload it compute
+        check = reload_check.make_check(prepared.model, rows[: reload_check.MOST_ROWS], chunk_rows)
+    return {reload_check.KEY: check.to_json()} if check else {}
 
 
 def restore_trainer(prepared: Prepared, checkpoint: Path) -> None:

@@ -32,10 +32,12 @@ def target_arrays(batch: Batch, parts: int) -> Arrays:
     return mx.array(positions), mx.array(targets)
 
 
-def next_token_loss(head: Head, hidden: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
-    """Cross-entropy of the next token, summed over targets. ``hidden`` is (B, T, H)."""
+def next_token_loss(
+    head: Head, hidden: mx.array, positions: mx.array, targets: mx.array, z_loss: float = 0.0
+) -> mx.array:
+    """Cross-entropy of the next token, summed over targets, with ``z_loss`` as in ``Head``. ``hidden`` is (B, T, H)."""
     rows = mx.take(hidden.reshape(-1, hidden.shape[-1]), positions, axis=0)  # (N, H)
-    return head.cross_entropy(rows, targets)
+    return head.cross_entropy(rows, targets, z_loss)
 
 
 def read_as(task: str) -> ReadRows:

@@ -6,13 +6,14 @@ from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.objectives.classify import classify
 from mlx_finetune.train.objectives.next_token import next_token
+from mlx_finetune.train.objectives.scratch import pretrain
 from mlx_finetune.train.objectives.seq2seq import seq2seq
 from mlx_finetune.train.objectives.verifier import verifier
 
 #: Name of a task -> its objective with the settings of a recipe.
 OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
     "sft": lambda recipe: next_token("sft"),
-    "pretrain": lambda recipe: next_token("pretrain"),
+    "pretrain": lambda recipe: pretrain(recipe.scratch),
     "seq2seq": lambda recipe: seq2seq(),
     "classify": lambda recipe: classify(),
     "verifier": lambda recipe: verifier(recipe.verifier.lm_loss_weight),

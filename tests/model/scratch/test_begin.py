@@ -8,35 +8,19 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+from new_models import SMALL, TEXT, made
 
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.scratch.begin import about_tokenizer, recipe_model
+from mlx_finetune.model.scratch.begin import about_tokenizer
 from mlx_finetune.model.scratch.weights import num_parameters, random_weights
-from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.recipe.scratch import ScratchRecipe
-
-TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n\n" * 40
-SMALL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "context_length": 32, "vocab_size": 300}
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
-
-
-def make_recipe(folder: Path, *, seed: int = 3, data: dict[str, object] | None = None, **scratch: object) -> Recipe:
-    rows = folder / "text.txt"
-    if not rows.exists():
-        rows.write_text("".join(f"{number} {TEXT}" for number in range(9)))
-    section = {"path": str(rows), **(data or {})}
-    return Recipe.model_validate({"output_dir": "o", "seed": seed, "scratch": SMALL | scratch, "data": section})
-
-
-def made(folder: Path, **changes: object) -> LocalModel:
-    return recipe_model(make_recipe(folder, **changes), base=folder, report=lambda _: None)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_weights_are_a_function_of_the_seed_and_the_shape(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What changed inside a model, checkpoint by checkpoint: behaviour first, then layers, then the updates themselves."""

@@ -1,0 +1,213 @@
+"""Which questions a trace asks: held-out rows of the run, each with its right answer and wrong ones of the same kind.
+
+The wrong answers stand in the column ``wrong`` (or ``candidates``, ``distractors``) of a row; where there is none, they
+are answers of other held-out rows of the same category. A text without a question has none: its loss is followed.
+"""
+
+import hashlib
+import heapq
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlx_finetune.app.eval.rows import data_of, prompt_and_reference
+from mlx_finetune.app.eval.subject import Subject, has_no_data
+from mlx_finetune.dataset.corpus import load_splits, locate_sources
+from mlx_finetune.dataset.examples import read_file
+from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.problems import Findings
+from mlx_finetune.dataset.split import content_key
+from mlx_finetune.dataset.template import tokenize
+from mlx_finetune.dataset.tokens import Tokens
+from mlx_finetune.errors import DataError, UsageError
+from mlx_finetune.recipe.data import DataRecipe
+
+WRONG_COLUMNS = ("wrong", "candidates", "distractors")
+MOST_WRONG = 7
+DRAWN_WRONG = 3
+MOST_CATEGORIES = 50
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """``rows`` are the tokens with the right answer first, then with each wrong one; ``answers`` are their texts."""
+
+    where: str
+    category: str
+    question: str
+    answers: tuple[str, ...]
+    rows: tuple[Tokens, ...]
+
+    @property
+    def chance(self) -> float:
+        """How often a guess is right."""
+        return 1 / len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """The probes in their order, and where they are from: ``split`` is test, valid or the file's name."""
+
+    probes: tuple[Probe, ...]
+    split: str
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Over everything that is asked."""
+        digest = hashlib.sha256()
+        for probe in self.probes:
+            rows = [(row.ids.tolist(), row.loss_mask.tolist()) for row in probe.rows]
+            digest.update(json.dumps([probe.category, probe.question, probe.answers, rows]).encode())
+        return digest.hexdigest()
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """By name."""
+        return tuple(sorted({probe.category for probe in self.probes}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    example: Example
+    category: str
+    wrong: tuple[str, ...]
+
+
+def choose_probes(subject: Subject, given: str | None, *, per_category: int, category: str, base: Path) -> Probes:
+    """At most ``per_category`` held-out rows of each value of the column ``category``, always the same ones.
+
+    ``given`` names a file in the place of the run's held-out rows. Raises ``UsageError`` or ``DataError``.
+    """
+    data, folder = subject.data, subject.folder
+    if given is not None:
+        if not (base / Path(given).expanduser()).exists():
+            raise UsageError(f"there is no {given} for --probes", f"name a file or folder; paths count from {base}")
+        data, folder = data_of(given, data), base
+    elif has_no_data(subject):
+        raise DataError(f"the rows of {subject.opened.name} are not known", "name some: --probes FILE")
+    splits = load_splits(data, base=folder)
+    name = "test" if splits.test else "valid" if splits.valid else "train"
+    if name == "train" and given is None:
+        raise DataError("nothing is held out: the data of this run has no test and no validation rows",
+                        "name rows that it was not trained on: --probes FILE")  # fmt: skip
+    examples: Sequence[Example] = splits.test or splits.valid or splits.train
+    columns = _read_columns(data, folder, examples)
+    asked = [_asked(example, columns.get((example.source, example.line), {}), category) for example in examples]
+    chosen = _with_drawn(_smallest(asked, per_category), asked)
+    probes = _tokenized(chosen, subject, data, folder)
+    if not probes:
+        raise DataError("none of the held-out rows can be a probe: all are too long, or have no answer",
+                        "name others: --probes FILE")  # fmt: skip
+    source = given or data.path or data.test or data.valid or "the sources of the recipe"
+    return Probes(tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], source)
+
+
+def _read_columns(
+    data: DataRecipe, base: Path, examples: Sequence[Example]
+) -> Mapping[tuple[str, int], Mapping[str, object]]:
+    """The fields of the rows that ``examples`` came from: examples keep what is learned and no other column."""
+    wanted = {(example.source, example.line) for example in examples}
+    found: dict[tuple[str, int], Mapping[str, object]] = {}
+    for source in locate_sources(data, base):
+        for file in (file for files in source.located.values() for file in files):
+            for row in read_file(file, Findings()):
+                if (row.source, row.line) in wanted:
+                    found[row.source, row.line] = row.fields
+    return found
+
+
+def _asked(example: Example, fields: Mapping[str, object], category: str) -> _Asked:
+    value = fields.get(category)
+    name = " ".join(str(value).split())[:60] if isinstance(value, str | int) and str(value).strip() else ALL
+    right = prompt_and_reference(example)[1]
+    listed = next((fields[column] for column in WRONG_COLUMNS if isinstance(fields.get(column), list)), [])
+    texts = [text for text in listed if isinstance(text, str) and text and text != right]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
+    return _Asked(example, name, tuple(dict.fromkeys(texts))[:MOST_WRONG])  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _smallest(asked: Sequence[_Asked], per_category: int) -> list[_Asked]:
+    """Those of each category whose content hashes are smallest, as if drawn; by category, then in their order."""
+    chosen: list[_Asked] = []
+    names = sorted({one.category for one in asked})
+    if len(names) > MOST_CATEGORIES:
+        raise DataError(
+            f"the column has {len(names)} different values; a trace is split by {MOST_CATEGORIES} at most",
+            "name a column with a kind of question: --category COLUMN",
+        )
+    for name in names:
+        keyed = [
+            (content_key(one.example, salt="trace"), place)
+            for place, one in enumerate(asked)
+            if one.category == name and _is_answerable(one.example)
+        ]
+        chosen += [asked[place] for _, place in sorted(heapq.nsmallest(per_category, keyed), key=lambda item: item[1])]
+    return chosen
+
+
+def _is_answerable(example: Example) -> bool:
+    return isinstance(example, Text) or bool(prompt_and_reference(example)[1].strip())
+
+
+def _with_drawn(chosen: Sequence[_Asked], every: Sequence[_Asked]) -> list[_Asked]:
+    """Answers of other rows of the same category for those that name no wrong ones."""
+    made: list[_Asked] = []
+    answers: dict[str, list[str]] = {}
+    for one in every:
+        answers.setdefault(one.category, []).append(prompt_and_reference(one.example)[1])
+    for one in chosen:
+        if one.wrong or isinstance(one.example, Text):
+            made.append(one)
+            continue
+        right = prompt_and_reference(one.example)[1]
+        others = sorted({text for text in answers[one.category] if text.strip() and text != right})
+        draw = random.Random(f"wrong {content_key(one.example)}")
+        made.append(replace(one, wrong=tuple(draw.sample(others, min(DRAWN_WRONG, len(others))))))
+    return made
+
+
+def _tokenized(chosen: Sequence[_Asked], subject: Subject, data: DataRecipe, folder: Path) -> list[Probe]:
+    """Every probe with its answers as rows of tokens; one whose rows were cut, split or dropped is left out."""
+    examples: list[Example] = []
+    for number, one in enumerate(chosen):
+        answered = [one.example, *(_with_answer(one.example, text) for text in one.wrong)]
+        first = number * (MOST_WRONG + 1) + 1
+        examples += [replace(each, source="probe", line=first + place) for place, each in enumerate(answered)]
+    made = tokenize(examples, subject.opened.tokenizer, data, task=_task(subject), base=folder, may_be_empty=True)
+    by_line: dict[int, list[Tokens]] = {}
+    for row in made.rows:
+        by_line.setdefault(row.line, []).append(row)
+    probes: list[Probe] = []
+    for number, one in enumerate(chosen):
+        first = number * (MOST_WRONG + 1) + 1
+        rows = [by_line.get(first + place, []) for place in range(1 + len(one.wrong))]
+        if all(len(found) == 1 for found in rows) and rows[0][0].loss_mask[1:].any():
+            where = f"{one.example.source}:{one.example.line}"
+            right = prompt_and_reference(one.example)[1]
+            rows_of = tuple(found[0] for found in rows)
+            probes.append(Probe(where, one.category, _question(one.example), (right, *one.wrong), rows_of))
+    return probes
+
+
+def _question(example: Example) -> str:
+    """The last turn before the answer, or the text."""
+    turns = prompt_and_reference(example)[0]
+    return example.text if isinstance(example, Text) else str(turns[-1]["content"]) if turns else ""
+
+
+def _task(subject: Subject) -> str:
+    """Preference and other rows are asked about as sft would learn them."""
+    return "pretrain" if subject.task == "pretrain" else "sft"
+
+
+def _with_answer(example: Example, text: str) -> Example:
+    if isinstance(example, Instruction):
+        return replace(example, output=text)
+    assert isinstance(example, Messages)
+    last = max(place for place, turn in enumerate(example.messages) if turn["role"] == "assistant")
+    turns = list(example.messages[: last + 1])
+    turns[last] = {**turns[last], "content": text}  # pyright: ignore[reportArgumentType]
+    return replace(example, messages=tuple(turns), only_last=True)

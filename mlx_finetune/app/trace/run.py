@@ -1,0 +1,58 @@
+"""One trace from a name to its files: open, choose probes, measure every step, compare, write."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune import rundir
+from mlx_finetune.app.open import Report
+from mlx_finetune.app.trace.learned import describe_categories
+from mlx_finetune.app.trace.measure import Settings, Tracer, open_traced
+from mlx_finetune.app.trace.probes import choose_probes
+from mlx_finetune.app.trace.tables import Traced, compare_checkpoints, write_tables
+from mlx_finetune.app.updates.series import Series, open_series
+from mlx_finetune.events import Phase
+from mlx_finetune.rundir import find_run
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person asks for. ``probes`` names a file in the place of the run's held-out rows; ``category`` None takes
+    the recipe's column, else ``category``."""
+
+    probes: str | None = None
+    category: str | None = None
+    per_category: int = 24
+    answer_tokens: int = 16
+    has_svd: bool = False
+
+
+def trace_run(name: str, asked: Asked, *, base: Path, report: Report) -> Traced:
+    """Measure what is not kept yet and write RUN/trace/; nothing else in the run folder is touched.
+
+    Raises ``MlxftError`` for everything a user can mend. An interrupt leaves what was measured, and the next call goes
+    on from there.
+    """
+    series = open_series(find_run(name, base=base))
+    subject = open_traced(series, report)
+    column = asked.category or (subject.recipe.eval.category if subject.recipe else None) or "category"
+    probes = choose_probes(subject, asked.probes, per_category=asked.per_category, category=column, base=base)
+    tracer = Tracer(series, subject, probes, Settings(asked.answer_tokens, asked.has_svd), report)
+    results = tuple(tracer.results())
+    report(Phase("trace", detail="comparing checkpoints"))
+    pairs = tuple(compare_checkpoints(series, has_svd=asked.has_svd))
+    categories = describe_categories(results, probes.probes, seed=subject.seed)
+    traced = Traced(series, probes, results, tuple(categories), pairs, tuple(_left_out(series, asked)))
+    write_tables(series.run.file(rundir.TRACE), traced)
+    return traced
+
+
+def _left_out(series: Series, asked: Asked) -> list[str]:
+    """What was not measured, and how to have it."""
+    large = [path for path in series.paths if series.kind != "lora" and series[-1].update(path).parts is None]
+    if not large or asked.has_svd:
+        return []
+    reason = "DoRA's updates have no factors" if series.kind == "dora" else "every weight was trained"
+    return [
+        f"singular values of {len(large)} of {len(series.paths)} matrices, such as {large[0]}: {reason}, and a dense "
+        "SVD of a large matrix takes seconds; --svd makes them"
+    ]

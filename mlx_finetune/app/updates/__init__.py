@@ -1,0 +1,1 @@
+"""The updates of the checkpoints of a run: read, measured, exported."""

@@ -25,57 +25,14 @@ from mlx_finetune.scoring.rouge import Rouge, rouge
 
 ROWS = {"train": 4000, "valid": 100, "test": 200}
 WIDTH, HEAD, HEADS, INNER, LAYERS, VOCABULARY = 128, 32, 4, 256, 2, 256
-NAMES = [
-    "Anna",
-    "Ben",
-    "Clara",
-    "David",
-    "Emma",
-    "Frank",
-    "Grace",
-    "Henry",
-    "Ida",
-    "Jack",
-    "Kate",
-    "Leo",
-    "Mia",
-    "Noah",
-    "Olga",
-    "Paul",
-]
-PLACES = [
-    "station",
-    "library",
-    "harbour",
-    "market",
-    "museum",
-    "bakery",
-    "school",
-    "park",
-    "theatre",
-    "bridge",
-    "office",
-    "garden",
-]
-TIMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "noon", "midnight"]
-THINGS = [
-    "map",
-    "bread",
-    "camera",
-    "guitar",
-    "ladder",
-    "lamp",
-    "book",
-    "cake",
-    "radio",
-    "tent",
-    "umbrella",
-    "wine",
-    "chess",
-    "basket",
-    "drum",
-    "kite",
-]
+_NAMES = "Anna Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Mia Noah Olga Paul"
+NAMES = _NAMES.split()
+_PLACES = "station library harbour market museum bakery school park theatre bridge office garden"
+PLACES = _PLACES.split()
+_TIMES = "two three four five six seven eight nine ten eleven noon midnight"
+TIMES = _TIMES.split()
+_THINGS = "map bread camera guitar ladder lamp book cake radio tent umbrella wine chess basket drum kite"
+THINGS = _THINGS.split()
 SMALL_TALK = ("It rains again.", "How are you?", "I am well.", "The bus was late.", "What a week!", "I slept badly.")
 RECIPE = """model = "{folder}/model"
 output_dir = "{folder}/run"

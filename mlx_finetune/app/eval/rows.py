@@ -103,14 +103,7 @@ def choose_rows(
         )
     held: Sequence[Example] = getattr(splits, name or "train")
     chosen = smallest(held, max_rows)
-    categories: Mapping[tuple[str, int, int], str] = {}
-    notices = splits.problems
-    try:
-        categories = read_categories(recipe, base, category, chosen) if category else {}
-    except _NoColumnError:
-        if needs_category:
-            raise
-        notices = (*notices, Problem("[eval] category", f"nothing is split: not every row has `{category}`"))
+    categories, notices = _categories_of(recipe, base, category, chosen, needs_category=needs_category)
     others = read_references(recipe, base, references, chosen)
     source = given or data.path or data.test or data.train or "the sources of the recipe"
     return Chosen(
@@ -120,8 +113,22 @@ def choose_rows(
         splits.content_hash,
         len(held),
         draw_shots(_training_rows(splits, data, training_base, given) if shots else (), shots, seed),
-        notices,
+        (*splits.problems, *notices),
     )
+
+
+def _categories_of(
+    data: DataRecipe, base: Path, column: str | None, examples: Sequence[Example], *, needs_category: bool
+) -> tuple[Mapping[tuple[str, int, int], str], Sequence[Problem]]:
+    """``read_categories``; none, with a notice, where rows lack the column and need not have it."""
+    if not column:
+        return {}, ()
+    try:
+        return read_categories(data, base, column, examples), ()
+    except _NoColumnError:
+        if needs_category:
+            raise
+        return {}, (Problem("[eval] category", f"nothing is split: not every row has `{column}`"),)
 
 
 def data_of(given: str, data: DataRecipe) -> DataRecipe:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mlx_finetune.app.serve.models import open_rack
 from mlx_finetune.commands import chat, generate, runs
 from mlx_finetune.commands import eval as evaluate
 from mlx_finetune.errors import MlxftError, RecipeError, UsageError
-from mlx_finetune.hardware.limits import Machine, compute_dtype, read_machine
+from mlx_finetune.hardware.limits import compute_dtype, read_machine
 from mlx_finetune.model.adapters.lora import adapter_layers
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir
@@ -136,10 +137,7 @@ def test_settings_that_do_not_go_with_the_task_are_refused(run: RunDir, override
 
 @pytest.mark.parametrize("chip", ["Apple M1 Pro", "Apple M2", "Apple M4 Max"])
 def test_no_mac_computes_it_in_float16(chip: str) -> None:
-    machine = Machine(
-        **{name: getattr(read_machine(on_gpu=False, working_set_bytes=None), name) for name in Machine.__slots__}
-        | {"chip": chip, "on_gpu": True}
-    )
+    machine = replace(read_machine(on_gpu=False, working_set_bytes=None), chip=chip, on_gpu=True)
     assert compute_dtype(machine, is_full=False, needs_range=True)[0] in ("float32", "bfloat16")
     assert (compute_dtype(machine, is_full=False)[0] == "float16") == (chip != "Apple M4 Max")
 

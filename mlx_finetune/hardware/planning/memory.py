@@ -77,9 +77,8 @@ def plan_memory(
     """
     learned = what_learns(shape, lora)
     if shape.decoder_layers:
-        sizes = {"value_bytes": value_bytes, "recompute": recompute}
-        backward = seq2seq_memory.backward_bytes(shape, learned, layout, **sizes)
-        loss = seq2seq_memory.loss_bytes(shape, learned, layout, **sizes)
+        backward = seq2seq_memory.backward_bytes(shape, learned, layout, value_bytes=value_bytes, recompute=recompute)
+        loss = seq2seq_memory.loss_bytes(shape, learned, layout, value_bytes=value_bytes, recompute=recompute)
         num_parts = 1
     elif on_gpu:
         terms = graph_memory.Terms(value_bytes, recompute=recompute, has_fused_gradient=has_fused_gradient)

@@ -24,7 +24,7 @@ from mlx_finetune.scoring.intervals import paired_bootstrap
 from mlx_finetune.scoring.rouge import Rouge, rouge
 
 ROWS = {"train": 4000, "valid": 100, "test": 200}
-WIDTH, HEAD, HEADS, INNER, LAYERS, VOCABULARY = 128, 32, 4, 256, 2, 256
+WIDTH, HEAD, HEADS, INNER, LAYERS, VOCABULARY = 96, 24, 4, 192, 2, 256
 _NAMES = "Anna Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Mia Noah Olga Paul"
 NAMES = _NAMES.split()
 _PLACES = "station library harbour market museum bakery school park theatre bridge office garden"
@@ -51,7 +51,7 @@ learning_rate = 1e-3
 lr_scheduler = "linear"
 max_steps = {steps}
 warmup_steps = 50
-batch_size = 16
+batch_size = 32
 eval_steps = {every}
 save_steps = {every}
 

@@ -126,7 +126,7 @@ def test_the_start_token_travels_with_the_tokenizer(tokenizer: ModelTokenizer, t
     for name, text in tokenizer.files().items():
         (tmp_path / name).write_text(text)
     again = load_tokenizer(tmp_path)
-    assert (again.start_token_id, again.eos_token_id, again.bos_token_id) == (0, 1, None)
+    assert (again.start_token_id, again.eos_token_id, again.bos_token_id, again.unk_token_id) == (0, 1, None, 2)
 
 
 def test_task_and_model_must_go_together(tokenizer: ModelTokenizer, tiny_model: Callable[..., Path]) -> None:

@@ -166,6 +166,8 @@ class ModelTokenizer:
         config["pad_token"] = self._backend.id_to_token(self.pad_token_id)
         if self.start_token_id is not None:
             config[START] = self.start_token_id
+            if self.unk_token_id is not None:
+                config["unk_token"] = self._backend.id_to_token(self.unk_token_id)
         files = {"tokenizer.json": self._backend.to_str()}
         if self.template_source:
             config["chat_template"] = self.template_source

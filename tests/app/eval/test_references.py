@@ -1,6 +1,7 @@
 """Several right answers of a row: read from their columns, and the best of them counts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,16 @@ def test_a_row_without_the_column_is_named(tmp_path: Path) -> None:
     rows = [{"dialogue": "a", "summary": "b", "more": "c"}, {"dialogue": "d", "summary": "e"}]
     with pytest.raises(DataError, match=r"jsonl:2: the row has no text in `more`"):
         chosen(write(tmp_path / "test.jsonl", *rows), "more")
+
+
+def test_real_summaries_have_three_references(shared: Callable[..., Path]) -> None:
+    """DialogSum trains with ``summary`` and tests with ``summary1`` to ``summary3``."""
+    found = chosen(shared("data", "dialogsum", "test.jsonl"), "summary1", "summary2", "summary3")
+    scorer = AnswerScorer(("rouge",), (), None)
+    assert len(found.rows) == 10
+    for row in found.rows:
+        assert row.reference == row.others[0]
+        alone = scorer.values(row.reference, row.others[2])["rougeL"]
+        assert best_values(scorer, (row.reference, *row.others), row.others[2])["rougeL"] == (1.0,)
+        assert alone[0] <= 1.0
+    assert any(scorer.values(row.reference, row.others[2])["rougeL"][0] < 0.5 for row in found.rows)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "microscope": "What was learned, token by token, under base and adapter.",
     "trace": "What changed inside, checkpoint by checkpoint, and when it was learned.",
     "serve": "Answer over HTTP as OpenAI does, on this machine.",
+    "pipeline": "Stages of trainings, each from the last one's result, with one report.",
     "report": "A run as one page for any browser: curves, answers, verdict.",
     "runs": "List, show, compare or remove runs.",
     "recipe": "List, show, copy or check recipes.",

@@ -45,7 +45,11 @@ HEAD_WEIGHTS = "head.safetensors"  # a score head, beside an adapter or a fully 
 MODEL_FOLDER = "model"  # a fully trained model
 MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
+CHECKPOINT_EVALUATIONS = "eval/checkpoints"  # in it: the same of every checkpoint of the run
+SINK_EXPERIMENTS = "eval/sinks"  # in it: NAME.json and NAME.csv of texts longer than the trained context
 TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
+PIPELINE = "pipeline.json"  # in the folder of a pipeline, whose stages are run folders below it
+PIPELINE_REPORT = "report.md"  # beside a REPORT of the same: the table across stages
 TRACE = "trace"  # a folder: trace.json, CSV files and steps/ of mlxft trace
 SCHEMAS = "schemas"  # a folder: PATH.json for each endpoint of [serve]
 
@@ -120,6 +124,16 @@ class RunDir:
         """What a user types for this run: its name where it lies under adapters/, else its path; quoted for a shell."""
         return shlex.quote(self.path.name if self.path.parent == Path("adapters") else str(self.path))
 
+    @property
+    def pipeline(self) -> Path | None:
+        """The folder of the pipeline that this run is a stage of; None where it is none."""
+        return self.path.parent if (self.path.parent / PIPELINE).is_file() else None
+
+    @property
+    def label(self) -> str:
+        """Its name in a list, with that of its pipeline in front: ``pipeline-scratch/sft``."""
+        return self.path.name if self.pipeline is None else f"{self.pipeline.resolve().name}/{self.path.name}"
+
     def is_run(self) -> bool:
         """True where a training has been started in this folder; a checkpoint has a copy of run.json and is none."""
         if self.file(MANIFEST).is_file():
@@ -177,7 +191,7 @@ def find_run(name: str, *, base: Path) -> RunDir:
             return run
         if run.file(MANIFEST).is_file() and (of := RunDir(candidate.resolve().parent)).is_run():
             raise RunError(f"{name} is a checkpoint, not a run", f"name its run: {of.path}")
-    known = [run.path.name for run in list_runs(base / "adapters")]
+    known = [run.label for run in list_all_runs(base / "adapters")]
     none = "there is no run under adapters/ here; mlxft train RECIPE starts one"
     hint = f"runs here: {', '.join(known)}" if known else none
     raise RunError(f"{name!r} is not a run folder and no run under adapters/ has that name", hint)
@@ -188,6 +202,14 @@ def list_runs(folder: Path) -> Sequence[RunDir]:
     if not folder.is_dir():
         return []
     return [RunDir(entry) for entry in sorted(folder.iterdir()) if RunDir(entry).is_run()]
+
+
+def list_all_runs(folder: Path) -> Sequence[RunDir]:
+    """The same with the stages of the pipelines in ``folder``, each pipeline's by their names."""
+    if not folder.is_dir():
+        return []
+    pipelines = [entry for entry in sorted(folder.iterdir()) if (entry / PIPELINE).is_file()]
+    return [*list_runs(folder), *(run for pipeline in pipelines for run in list_runs(pipeline))]
 
 
 def take_lock(path: Path) -> int | None:

@@ -258,13 +258,16 @@ def read_recipe(located: Located, report: Report) -> Recipe | None:
 def _fetch(located: Located, report: Report) -> LocalModel:
     """The local folder of the model itself, or of the adapter's base."""
     if located.model is None:
-        return _fetch_base(located, report)
+        return fetch_base(located, report)
     local = fetch_model(located.model, report=report)
     return replace(local, name=located.name) if located.run else local
 
 
-def _fetch_base(located: Located, report: Report) -> LocalModel:
-    """The base named in run.json or in the adapter's own configuration; by its recorded folder if the name fails."""
+def fetch_base(located: Located, report: Report) -> LocalModel:
+    """The base named in run.json or in the adapter's own configuration; by its recorded folder if the name fails.
+
+    Raises ``ModelError``.
+    """
     facts = located.facts
     name, revision, folder = facts.get("model"), facts.get("revision"), facts.get("model_folder")
     if not isinstance(name, str):
@@ -300,12 +303,17 @@ def _load(local: LocalModel, recipe: Recipe | None, report: Report) -> LoadedMod
     return loaded
 
 
+def load_base(located: Located, report: Report) -> nn.Module:
+    """What a fully trained model began as. Raises ``ModelError`` where it is not at hand."""
+    local = fetch_base(located, report)
+    report(Phase("load", detail=local.name))
+    return _load(local, None, report).model
+
+
 def _base_loader(located: Located, report: Report) -> Callable[[], nn.Module]:
     @functools.cache
     def load() -> nn.Module:
-        local = _fetch_base(located, report)
-        report(Phase("load", detail=local.name))
-        return _load(local, None, report).model
+        return load_base(located, report)
 
     return load
 

@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mlx_finetune.app.eval.measure import Progress
     from mlx_finetune.app.eval.run import Finished
     from mlx_finetune.app.eval.setup import Evaluation
     from mlx_finetune.app.eval.subject import Subject
@@ -54,6 +51,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 @click.option(
     "--gate", "gates", multiple=True, metavar="GATE", help='Such as "json_valid >= 0.95"; missed: exit code 4.'
 )
+@click.option("--checkpoints", is_flag=True, help="Every checkpoint of a run: loss, perplexity, bits per byte.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="With --checkpoints: answered by each.")
+@click.option("--sinks", is_flag=True, help="Texts of 3 times the context, with what is kept of them in four ways.")
+@click.option("--context", type=click.IntRange(8), metavar="N", help="With --sinks: the context in tokens.")
 @click.option("--name", "named", metavar="NAME", help="Name of the result in the run's eval/ folder.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the result there instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -70,6 +71,10 @@ def command(
     batch: int | None,
     max_tokens: int | None,
     gates: tuple[str, ...],
+    checkpoints: bool,
+    prompts: tuple[str, ...],
+    sinks: bool,
+    context: int | None,
     named: str | None,
     out: Path | None,
     as_json: bool,
@@ -80,11 +85,8 @@ def command(
     Without --tasks the recipe's [eval] decides, else the rows. Results are kept in the run folder under eval/; Ctrl-C
     keeps what was measured, and the same command goes on. Exits with 4 where a gate is missed.
     """
-    from mlx_finetune.errors import UsageError
-
-    if as_json and as_csv:
-        raise UsageError("--json and --csv are two forms of the same report", "give one of them")
-    given = {
+    _check_form(named, as_json=as_json, as_csv=as_csv)
+    given: dict[str, object | None] = {
         "tasks": split_tasks(tasks) or None,
         "gates": gates or None,
         "max_rows": max_rows,
@@ -95,6 +97,12 @@ def command(
         "answer_tokens": max_tokens,
     }
     changes = {key: value for key, value in given.items() if value is not None}
+    if checkpoints or sinks or prompts or context:
+        from mlx_finetune.commands import eval_texts
+
+        request = eval_texts.Request(name, data, max_rows, prompts, context, named, out, as_json=as_json, as_csv=as_csv)
+        others = [*(key for key in changes if key != "max_rows"), *(["batch"] if batch else [])]
+        return eval_texts.run(request, checkpoints=checkpoints, sinks=sinks, others=others)
     evaluation = _prepared(name, changes, named, data, batch)
     finished = _measured(evaluation, named, out)
     _print(evaluation, finished, as_json=as_json, as_csv=as_csv)
@@ -110,21 +118,28 @@ def split_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
+def _check_form(named: str | None, *, as_json: bool, as_csv: bool) -> None:
+    from mlx_finetune.errors import UsageError
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv are two forms of the same report", "give one of them")
+    if named is not None and not _NAME.fullmatch(named):
+        raise UsageError(f"{named[:60]!r} cannot be the name of a result", "use letters, digits, dots and dashes")
+
+
 def _prepared(
     name: str, changes: Mapping[str, object], named: str | None, data: str | None, batch: int | None
 ) -> "Evaluation":
-    from mlx_finetune.errors import UsageError
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
-    if named is not None and not _NAME.fullmatch(named):
-        raise UsageError(f"{named[:60]!r} cannot be the name of a result", "use letters, digits, dots and dashes")
     _with_changes(EvalRecipe.model_validate({}), changes)  # a slip is found before the model is loaded
     subject = _opened(name)
     from mlx_finetune.app.eval.run import rows_at_once
     from mlx_finetune.app.eval.setup import prepare
+    from mlx_finetune.commands.measuring import say
 
     recipe = subject.recipe.eval if subject.recipe else EvalRecipe.model_validate({})
-    at_once = rows_at_once(subject, batch, _say)
+    at_once = rows_at_once(subject, batch, say)
     evaluation = prepare(
         subject,
         _with_changes(recipe, changes),
@@ -166,58 +181,24 @@ def _opened(name: str) -> "Subject":
 def _measured(evaluation: "Evaluation", named: str | None, out: Path | None) -> "Finished":
     from mlx_finetune.app.eval.run import evaluate
     from mlx_finetune.app.text import shorten
+    from mlx_finetune.commands.measuring import Bar, say
 
-    bar = _Bar()
+    bar = Bar()
 
     def report(problem: "Problem", prompt: str) -> None:
         bar.clear()
         click.echo(f"error: {problem.where}: {problem.message}\n  asked: {shorten(prompt)}", err=True)
 
     try:
-        return evaluate(evaluation, named=named, out=out, show=bar, say=_say, report=report)
+        return evaluate(evaluation, named=named, out=out, show=bar, say=say, report=report)
     finally:
         bar.clear()
-
-
-class _Bar:
-    """How far it is, on one line of a terminal that is overwritten; elsewhere one line when a kind of work begins."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._work = ""
-        self._started, self._first = 0.0, 0
-
-    def __call__(self, progress: "Progress") -> None:
-        from mlx_finetune.app.eval.view import progress_line
-
-        if progress.work != self._work:
-            self._work, self._started, self._first = progress.work, time.monotonic(), progress.done
-            if not self._is_terminal:
-                click.echo(progress_line(progress.work, progress.done, progress.total, 0.0), err=True)
-        if self._is_terminal:
-            done, total = progress.done - self._first, progress.total - self._first
-            line = progress_line(progress.work, done, total, time.monotonic() - self._started)
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._is_terminal:
-            click.echo("\r\x1b[K", err=True, nl=False)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _shown(path: Path) -> str:
-    """``path`` as it is named from here."""
-    here = Path.cwd().resolve()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_csv: bool) -> None:
     from mlx_finetune.app.eval.results import csv_text, report_json
     from mlx_finetune.app.eval.view import report_lines
+    from mlx_finetune.commands.measuring import renew_report, shown
     from mlx_finetune.rundir import EVALUATIONS
 
     report, place = finished.report, finished.place
@@ -229,26 +210,18 @@ def _print(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_
         for line in report_lines(evaluation, report):
             click.echo(line)
     name = shlex.quote(evaluation.subject.opened.name)
-    path = _shown(place.file("")) if place is not None else ""
+    path = shown(place.file("")) if place is not None else ""
     if not report.is_whole:
         kept = f"; the same command goes on from there ({path}.rows.jsonl)" if place else ""
         click.echo(f"\ninterrupted{kept}", err=True)
     elif place is not None:
         click.echo(f"\nkept in {path}.json and .csv", err=True)
-        _renew_report(place.folder.parent)
+        renew_report(place.folder.parent)
         run, located = evaluation.subject.run, evaluation.subject.opened.located
         is_checkpoint = run is not None and located.adapter not in (None, run.path)
         if run is not None and place.folder == run.file(EVALUATIONS) and not is_checkpoint:
-            click.echo(f"next: mlxft runs compare {name} OTHER_RUN", err=True)
+            is_text = "perplexity" in evaluation.tasks
+            following = f"mlxft eval {name} --checkpoints" if is_text else f"mlxft runs compare {name} OTHER_RUN"
+            click.echo(f"next: {following}", err=True)
     else:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a model", err=True)
-
-
-def _renew_report(folder: Path) -> None:
-    """The page of the run with this evaluation, where it has one that nobody has edited."""
-    from mlx_finetune.commands.report import try_report
-    from mlx_finetune.rundir import RunDir
-
-    path, warnings = try_report(RunDir(folder), only_renew=True)
-    for line in [f"report renewed: {_shown(path)}"] if path else warnings:
-        click.echo(line, err=True)

@@ -151,6 +151,26 @@ def _plan(
     return plan, overrides, profile.warning
 
 
+def plan_recipe(loaded: "LoadedRecipe", *, measures: bool) -> "Plan":
+    """The plan of a recipe for this machine, measured where earlier runs do not tell the time. Raises ``MlxftError``.
+
+    Without ``measures`` by arithmetic and earlier runs alone.
+    """
+    from mlx_finetune.app.planning.plan import make_plan
+    from mlx_finetune.hardware.profile import machine_key, tuned_settings
+
+    machine, profile = this_machine(), _profile()
+    plan = make_plan(
+        loaded.recipe,
+        base=Path.cwd(),
+        machine=machine,
+        corrections=profile.of(machine_key(machine)),
+        tuned=tuned_settings(profile, machine, loaded.recipe),
+    )
+    is_known = plan.forecast.step_seconds is not None
+    return _measured(plan, loaded) if measures and not is_known and plan.fits and plan.source else plan
+
+
 def _measured(plan: "Plan", loaded: "LoadedRecipe") -> "Plan":
     """The plan with measured figures, which are kept for the comparison after the run."""
     from mlx_finetune.app.planning.measuring import measure

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -55,13 +56,16 @@ def copy(name: str, destination: Path) -> None:
 
     Its schema is written beside it, so that an editor knows the keys.
     """
-    from mlx_finetune.recipe.gallery import copy_data, copy_recipe, find_recipe
+    from mlx_finetune.recipe.gallery import PIPELINE_TASK, copy_data, copy_recipe, find_recipe
 
     recipe = find_recipe(name, Path.cwd())
     written = copy_recipe(recipe, destination)
     data = copy_data(recipe, Path.cwd())
     for path in [*written, *([data] if data else [])]:
         click.echo(str(path))
+    if recipe.task == PIPELINE_TASK:
+        click.echo(f"\nnext: mlxft pipeline {shlex.quote(str(written[0]))} --dry-run", err=True)
+        return
     click.echo(f"\nnext: put your data and another output_dir into {written[0]}, then:", err=True)
     click.echo(f"      mlxft data check {shlex.quote(str(written[0]))}", err=True)
 
@@ -73,6 +77,7 @@ def copy(name: str, destination: Path) -> None:
 def check(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> int:
     """Check each FILE (or recipe name): every problem with its line, or one line that says what it trains."""
     from mlx_finetune.commands.named import check_named
+    from mlx_finetune.recipe.gallery import is_pipeline
     from mlx_finetune.recipe.load import load_recipe
 
     rows: list[dict[str, object]] = []
@@ -80,6 +85,12 @@ def check(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> 
     for file in files:
         path = _path_of(file)
         try:
+            if is_pipeline(path):
+                summary = _pipeline_summary(path, overrides)
+                rows.append({"file": file, "ok": True, "summary": summary, "problems": []})
+                if not as_json:
+                    click.echo(f"ok: {path}: {summary}")
+                continue
             loaded = load_recipe(path, overrides)
             if Path(file).exists():  # what comes with the package has its files only once it is copied
                 check_named(loaded, Path.cwd())
@@ -104,8 +115,14 @@ def check(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> 
 
 @command.command(short_help="Print the JSON Schema of a recipe.")
 @click.option("--markdown", is_flag=True, help="Print the reference for people instead (docs/recipe.md).")
-def schema(markdown: bool) -> None:
+@click.option("--pipeline", is_flag=True, help="Print the schema of a pipeline instead.")
+def schema(markdown: bool, pipeline: bool) -> None:
     """Print the JSON Schema of a recipe: every key with its sentence, for editors and other programs."""
+    if pipeline:
+        from mlx_finetune.recipe.pipeline.check import schema_text as pipeline_schema_text
+
+        click.echo(pipeline_schema_text(), nl=False)
+        return
     if markdown:
         from mlx_finetune.recipe.reference import reference_text
 
@@ -123,6 +140,13 @@ def _path_of(file: str) -> Path:
     if Path(file).exists() or "/" in file:
         return Path(file)
     return next((recipe.path for recipe in list_recipes(Path.cwd()) if recipe.name == file), Path(file))
+
+
+def _pipeline_summary(path: Path, overrides: Sequence[str]) -> str:
+    from mlx_finetune.recipe.pipeline.load import load_pipeline
+
+    found = load_pipeline(path, overrides, here=Path.cwd())
+    return f"pipeline {' -> '.join(stage.name for stage in found.stages)} -> {found.folder}"
 
 
 def _summary(loaded: object) -> str:

@@ -34,7 +34,7 @@ def read_facts(run: "RunDir") -> "RunFacts":
     from mlx_finetune.rundir import EVENTS, RunDir
 
     return RunFacts(
-        name=run.path.name,
+        name=run.label,
         path=str(run.path),
         num_bytes=run_bytes(run),
         is_running=is_running(run),
@@ -47,11 +47,11 @@ def read_facts(run: "RunDir") -> "RunFacts":
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("adapters"))
 @as_json_option
 def list_command(folder: Path = Path("adapters"), as_json: bool = False) -> None:
-    """The runs in FOLDER (adapters/ unless named): model, status, steps, loss before and after, size."""
+    """The runs and pipelines' stages in FOLDER (adapters/ unless named): model, status, steps, losses, size."""
     from mlx_finetune.monitor.run_report import facts_json, table_lines
-    from mlx_finetune.rundir import list_runs
+    from mlx_finetune.rundir import list_all_runs
 
-    found = [read_facts(run) for run in list_runs(folder)]
+    found = [read_facts(run) for run in list_all_runs(folder)]
     if as_json:
         click.echo(json.dumps([facts_json(facts) for facts in found], ensure_ascii=False))
         return
@@ -78,11 +78,14 @@ def show_command(run: str, as_json: bool) -> None:
     facts, settings = read_facts(folder), read_settings(folder)
     verdicts, num_corrections = kept_verdicts(folder), count_corrections(folder)
     if as_json:
-        more = {"evaluations": verdicts, "num_corrections": num_corrections}
+        pipeline = str(folder.pipeline) if folder.pipeline is not None else None
+        more = {"evaluations": verdicts, "num_corrections": num_corrections, "pipeline": pipeline}
         click.echo(json.dumps(report_json(facts, settings) | more, ensure_ascii=False))
         return
     for line in report_lines(facts, settings):
         click.echo(line)
+    if folder.pipeline is not None:
+        click.echo(f"\nstage {folder.path.name} of the pipeline in {folder.pipeline}")
     if verdicts:
         click.echo("\nevaluations")
     for name, sentence in verdicts.items():

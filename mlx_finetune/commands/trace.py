@@ -24,7 +24,7 @@ INTERRUPTED = 130
 @click.option(
     "--answer-tokens", type=click.IntRange(1, 4096), default=16, show_default=True, metavar="N", help="Longest sample."
 )
-@click.option("--svd", is_flag=True, help="Singular values of large matrices without factors too (minutes).")
+@click.option("--svd", is_flag=True, help="Dense SVDs too (minutes): matrices without factors, intruder directions.")
 @click.option("--export", type=click.Path(path_type=Path), metavar="FOLDER", help="Only write the updates there.")
 @click.option("--dense", is_flag=True, help="With --export: whole updates (out, in) instead of factors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")

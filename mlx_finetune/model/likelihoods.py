@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.model.cpu.cpu_math import numpy_math
+from mlx_finetune.model.cpu.second_core import SecondCore
 from mlx_finetune.model.inside.segments import learned_positions
 from mlx_finetune.model.inside.split import SplitModel
 
@@ -53,38 +54,66 @@ class ChunkRows(Protocol):
 class LikelihoodModel:
     """A model as it is now, with or without its adapter, ready to score tokens."""
 
-    def __init__(self, model: nn.Module, chunk_rows: ChunkRows) -> None:
+    def __init__(self, model: nn.Module, chunk_rows: ChunkRows, second: SecondCore | None = None) -> None:
+        """On a CPU batches are shared out to two threads where there is a ``second``."""
         self._model = model
-        self._split = SplitModel(model)
+        self._splits = [SplitModel(model)]
         self._chunk_rows = chunk_rows
         self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        self._second = second if self._on_cpu else None
 
     def losses(self, rows: Sequence[Scored], step: Callable[[int], None] | None = None) -> list[Losses]:
         """``-log p(ids[i] | ids[:i])`` at the positions of each row, in the order of ``rows``.
 
         ``step`` is told how many rows are done.
         """
-        found: list[Losses | None] = [None] * len(rows)
-        done = 0
-        for batch in batches_by_length([len(row.ids) for row in rows]):
-            for place, losses in zip(batch, self._batch([rows[place] for place in batch]), strict=True):
-                found[place] = losses
-            done += len(batch)
-            if step is not None:
-                step(done)
-        return [losses for losses in found if losses is not None]
+        batches = batches_by_length([len(row.ids) for row in rows])
+        ends = np.cumsum([len(batch) for batch in batches])
 
-    def text_losses(self, ids: Ids, window: int, stride: int) -> tuple[Losses, NDArray[np.int64]]:
-        """Losses of a long text and the positions they belong to; see ``windows``."""
+        def compute(thread: int, batch: list[int]) -> list[Losses]:
+            return self._batch(self._splits[thread], [rows[place] for place in batch])
+
+        def done(num_batches: int) -> None:
+            if step is not None and num_batches:
+                step(int(ends[num_batches - 1]))
+
+        with self._forms():
+            made = self._shared_out(batches, compute, done)
+        places = [place for batch in batches for place in batch]
+        found = dict(zip(places, (losses for batch in made for losses in batch), strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def _shared_out(
+        self,
+        batches: Sequence[list[int]],
+        compute: Callable[[int, list[int]], list[Losses]],
+        done: Callable[[int], None],
+    ) -> list[list[Losses]]:
+        """Each batch computed, by two threads where there are two; ``done`` is told how many."""
+        if self._second is None or len(batches) < 2:
+            made: list[list[Losses]] = []
+            for batch in batches:
+                made.append(compute(0, batch))
+                done(len(made))
+            return made
+        if len(self._splits) == 1:
+            mx.eval(self._model.parameters())  # streams belong to threads
+            self._splits.append(self._splits[0].twin())
+        return self._second.map(batches, compute, done)
+
+    def text_losses(
+        self, ids: Ids, window: int, stride: int, step: Callable[[int], None] | None = None
+    ) -> tuple[Losses, NDArray[np.int64]]:
+        """Losses of a long text and the positions they belong to; see ``windows``. ``step`` counts windows."""
         pieces = windows(len(ids), window, stride)
         rows = [Scored(ids[one.start : one.end], np.arange(one.first, one.end) - one.start) for one in pieces]
-        losses = self.losses(rows)
+        losses = self.losses(rows, step)
         places = [np.arange(one.first, one.end) for one in pieces]
         if not pieces:
             return np.empty(0, np.float32), np.empty(0, np.int64)
         return np.concatenate(losses), np.concatenate(places)
 
-    def _batch(self, rows: Sequence[Scored]) -> list[Losses]:
+    def _batch(self, split: SplitModel, rows: Sequence[Scored]) -> list[Losses]:
         longest = max(len(row.ids) for row in rows)
         tokens = np.zeros((len(rows), longest), np.int32)
         for place, row in enumerate(rows):
@@ -92,24 +121,26 @@ class LikelihoodModel:
         # Hidden state i predicts token i + 1.
         sources = np.concatenate([place * longest + row.positions - 1 for place, row in enumerate(rows)])
         targets = np.concatenate([row.ids[row.positions] for row in rows]).astype(np.int32)
-        with self._forms():
-            hidden = self._split.hidden(mx.array(tokens), None)  # (B, T, H)
-            chosen = hidden.reshape(-1, hidden.shape[-1])[mx.array(sources)]  # (N, H)
-            mx.eval(chosen)
-        losses = self._head(chosen, targets)
+        hidden = split.hidden(mx.array(tokens), None)  # (B, T, H)
+        chosen = hidden.reshape(-1, hidden.shape[-1])[mx.array(sources)]  # (N, H)
+        mx.eval(chosen)
+        losses = head_losses(split, chosen, targets, self._chunk_rows)
         return np.split(losses, np.cumsum([len(row.positions) for row in rows])[:-1])
-
-    def _head(self, hidden: mx.array, targets: NDArray[np.int32]) -> Losses:
-        size = self._chunk_rows(self._split.vocab_size, uses_numpy=self._on_cpu)
-        losses = np.empty(len(targets), np.float32)
-        for start in range(0, len(targets), size):
-            part = slice(start, start + size)
-            scores = self._split.logits(hidden[part]).astype(mx.float32)
-            losses[part] = _numpy_losses(scores, targets[part]) if self._on_cpu else _losses(scores, targets[part])
-        return losses
 
     def _forms(self) -> AbstractContextManager[None]:
         return numpy_math(self._model) if self._on_cpu else nullcontext()
+
+
+def head_losses(split: SplitModel, hidden: mx.array, targets: NDArray[np.int32], chunk_rows: ChunkRows) -> Losses:
+    """``-log p(target)`` of rows of hidden states (N, H) and their next tokens (N,), a chunk of logits at a time."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    size = chunk_rows(split.vocab_size, uses_numpy=on_cpu)
+    losses = np.empty(len(targets), np.float32)
+    for start in range(0, len(targets), size):
+        part = slice(start, start + size)
+        scores = split.logits(hidden[part]).astype(mx.float32)
+        losses[part] = _numpy_losses(scores, targets[part]) if on_cpu else _losses(scores, targets[part])
+    return losses
 
 
 def window_of(model: nn.Module, context_length: int | None) -> int:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, cast
 
 from mlx_finetune.recipe.hardware import GPU_NAME
+from mlx_finetune.recipe.pipeline.schema import NAME
 from mlx_finetune.recipe.schema import ENDPOINT_PATH, ENDPOINT_PROMPT, Recipe
 from mlx_finetune.recipe.values import toml_value
 
@@ -18,6 +19,7 @@ _SCHEMA_TITLE = "mlxft recipe"
 _PATTERNS = {
     ENDPOINT_PATH: "text of up to 64 of a-z, 0-9, - and _, the first a letter or a digit",
     ENDPOINT_PROMPT: "text in quotes with {text} in it",
+    NAME: "text of up to 40 of a-z, 0-9, - and _, the first a letter or a digit",
     GPU_NAME: 'text such as "applegpu_g16s"',
 }
 
@@ -29,7 +31,7 @@ def json_schema() -> Schema:
     """JSON Schema (draft 2020-12) of a recipe file: keys described, unknown ones refused, no null (TOML has none)."""
     generated = Recipe.model_json_schema()
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return head | cast(dict[str, Any], _without_null(generated)) | {"title": _SCHEMA_TITLE}
+    return head | cast(dict[str, Any], without_null(generated)) | {"title": _SCHEMA_TITLE}
 
 
 def schema_text() -> str:
@@ -39,7 +41,7 @@ def schema_text() -> str:
 
 def allowed(path: Sequence[str | int]) -> str:
     """What may stand at ``path``, as a phrase after "must be". ``path`` exists in the schema."""
-    return _phrase(property_schema(path))
+    return phrase(property_schema(path))
 
 
 def property_schema(path: Sequence[str | int]) -> Schema:
@@ -74,13 +76,13 @@ def _resolve(schema: Schema) -> Schema:
     return schema
 
 
-def _without_null(schema: object) -> object:
+def without_null(schema: object) -> object:
     """Optional keys are left out in TOML, so ``null`` goes, and single-option unions with it."""
     if isinstance(schema, list):
-        return [_without_null(item) for item in cast(list[object], schema)]
+        return [without_null(item) for item in cast(list[object], schema)]
     if not isinstance(schema, dict):
         return schema
-    result = {key: _without_null(value) for key, value in cast(dict[str, object], schema).items()}
+    result = {key: without_null(value) for key, value in cast(dict[str, object], schema).items()}
     if "default" in result and result["default"] is None:
         del result["default"]
     options = result.get("anyOf")
@@ -93,10 +95,11 @@ def _without_null(schema: object) -> object:
     return result
 
 
-def _phrase(schema: Schema) -> str:
+def phrase(schema: Schema) -> str:
+    """What ``schema`` allows, as a phrase after "must be"."""
     schema = _resolve(schema)
     if "anyOf" in schema:
-        return _either([_phrase(option) for option in schema["anyOf"]])
+        return _either([phrase(option) for option in schema["anyOf"]])
     if "const" in schema:
         return toml_value(schema["const"])
     if "enum" in schema:
@@ -111,9 +114,9 @@ def _phrase(schema: Schema) -> str:
             return f"text such as {toml_value(schema['examples'][0])}"
         return "text in quotes, not empty" if schema.get("minLength") else "text in quotes"
     if kind == "array":
-        return f"a list of values, each {_phrase(schema['items'])}"
+        return f"a list of values, each {phrase(schema['items'])}"
     if kind == "object" and "properties" not in schema:
-        return f"a table whose values are {_phrase(schema['additionalProperties'])}"
+        return f"a table whose values are {phrase(schema['additionalProperties'])}"
     return "true or false" if kind == "boolean" else "a table"
 
 

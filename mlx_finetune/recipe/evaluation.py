@@ -20,7 +20,7 @@ from mlx_finetune.recipe.values import shown_name
 #: Task -> what it measures, for help and error messages.
 TASKS: dict[str, str] = {
     "loss": "loss of the held-out answers",
-    "perplexity": "perplexity and bits per byte of plain text",
+    "perplexity": "perplexity, bits per byte and loss of plain text",
     "exact_match": "answers equal to the reference",
     "token_f1": "words shared with the reference",
     "labels": "accuracy and macro F1 of a class",
@@ -39,6 +39,7 @@ MEASURES: dict[str, str] = {
     "answer_bits_per_byte": "loss",
     "perplexity": "perplexity",
     "bits_per_byte": "perplexity",
+    "text_loss": "perplexity",
     "exact_match": "exact_match",
     "token_f1": "token_f1",
     "accuracy": "labels",

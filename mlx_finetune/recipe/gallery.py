@@ -8,7 +8,7 @@ import json
 import shlex
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,10 +16,15 @@ from typing import Any, cast
 
 import mlx_finetune
 from mlx_finetune.errors import UsageError
-from mlx_finetune.recipe.describe import SCHEMA_NAME, json_schema, schema_text
-from mlx_finetune.recipe.load import MAX_BYTES
+from mlx_finetune.recipe.describe import SCHEMA_NAME, schema_text
+from mlx_finetune.recipe.pipeline import check as pipeline
 from mlx_finetune.recipe.scratch import SCRATCH
+from mlx_finetune.recipe.toml_file import MAX_BYTES
 
+#: Stands in the place of the task for a pipeline, which lies among the recipes.
+PIPELINE_TASK = "pipeline"
+#: Rows of the pipelines that come with mlxft.
+PIPELINE_DATA = "data/pipeline"
 _PACKAGE = Path(mlx_finetune.__file__).parent
 
 
@@ -52,9 +57,23 @@ def find_recipe(name: str, here: Path = Path()) -> RecipeFile:
     wanted = name.removesuffix(".toml").removeprefix("recipes/")
     if wanted in recipes:
         return recipes[wanted]
+    if "/" in wanted and (stage := find_named(wanted, here, here)) is not None:
+        return _describe(stage)  # of a pipeline
     near = get_close_matches(wanted, recipes, 1)
     hint = f"did you mean `{near[0]}`?" if near else "`mlxft recipe list` shows the recipes there are"
     raise UsageError(f"there is no recipe `{name}`", hint)
+
+
+def find_named(name: str, here: Path, beside: Path) -> Path | None:
+    """The recipe that a pipeline in the folder ``beside`` names: a path from ``here`` or from there, else a name.
+
+    A name may have the folder of a pipeline in it: ``pipeline-scratch/sft``.
+    """
+    path = Path(name).expanduser()
+    folders = (here, beside, *_folders(here))
+    with_ending = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")
+    found = next((folder / with_ending for folder in folders if (folder / with_ending).is_file()), None)
+    return found.relative_to(here) if found is not None and found.is_relative_to(here) else found
 
 
 def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
@@ -78,17 +97,28 @@ def copy_recipe(recipe: RecipeFile, destination: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}", "name a folder that exists") from None
     written = [target]
-    schema = target.with_name(SCHEMA_NAME)
-    if _may_write_schema(schema):
-        schema.write_text(schema_text(), encoding="utf-8")
+    is_of_pipeline = recipe.task == PIPELINE_TASK
+    schema = target.with_name(pipeline.SCHEMA_NAME if is_of_pipeline else SCHEMA_NAME)
+    content = pipeline.schema_text() if is_of_pipeline else schema_text()
+    if _may_write_schema(schema, json.loads(content)):
+        schema.write_text(content, encoding="utf-8")
         written.append(schema)
     return written
 
 
 def copy_data(recipe: RecipeFile, here: Path) -> Path | None:
-    """Copy the data that came with the package to where the recipe looks from ``here``; None where none is missing."""
+    """Copy the data that came with the package to where the recipe looks from ``here``; None where none is missing.
+
+    Of a pipeline that is the folder with the rows of all its stages.
+    """
+    if recipe.task == PIPELINE_TASK:
+        return _copy_folder(recipe, PIPELINE_DATA, here)
     data = _read(recipe.path).get("data")
     path = cast(dict[str, Any], data).get("path") if isinstance(data, dict) else None
+    return _copy_folder(recipe, path, here)
+
+
+def _copy_folder(recipe: RecipeFile, path: object, here: Path) -> Path | None:
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
         return None
     shipped, target = _PACKAGE / path, here / path
@@ -96,6 +126,11 @@ def copy_data(recipe: RecipeFile, here: Path) -> Path | None:
         return None
     shutil.copytree(shipped, target)
     return target
+
+
+def is_pipeline(path: Path) -> bool:
+    """True for a file with stages; a file that cannot be read is taken for a recipe."""
+    return "stages" in _read(path)
 
 
 def _folders(here: Path) -> Iterator[Path]:
@@ -107,6 +142,8 @@ def _folders(here: Path) -> Iterator[Path]:
 
 def _describe(path: Path) -> RecipeFile:
     values = _read(path)
+    if "stages" in values:
+        return RecipeFile(path.stem, path, "", PIPELINE_TASK, _purpose(path))
     task = values.get("task", "pretrain" if "scratch" in values else "sft")
     return RecipeFile(path.stem, path, _model(values), str(task), _purpose(path))
 
@@ -133,13 +170,13 @@ def _purpose(path: Path) -> str:
     return comments[0] if comments else ""
 
 
-def _may_write_schema(path: Path) -> bool:
-    """Is there no such file, or an older schema of ours?"""
+def _may_write_schema(path: Path, ours: Mapping[str, object]) -> bool:
+    """Is there no such file, or an older one of the schema ``ours``?"""
     if not path.exists():
         return True
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    is_ours = isinstance(found, dict) and cast(dict[str, object], found).get("title") == json_schema()["title"]
-    return is_ours and found != json_schema()
+    is_ours = isinstance(found, dict) and cast(dict[str, object], found).get("title") == ours["title"]
+    return is_ours and found != ours

@@ -7,10 +7,11 @@ from conftest import ROOT
 from mlx_finetune.errors import UsageError
 from mlx_finetune.recipe import gallery
 from mlx_finetune.recipe.describe import SCHEMA_NAME, schema_text
-from mlx_finetune.recipe.gallery import copy_data, copy_recipe, find_recipe, list_recipes
+from mlx_finetune.recipe.gallery import copy_data, copy_recipe, find_named, find_recipe, list_recipes
 from mlx_finetune.recipe.load import load_recipe
 
-NAMES = [path.stem for path in sorted((ROOT / "recipes").glob("*.toml"))]
+PIPELINES = ["pipeline-scratch"]
+NAMES = [path.stem for path in sorted((ROOT / "recipes").glob("*.toml")) if path.stem not in PIPELINES]
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 #: The settings that the documents give for each system (DESIGN.md section 8).
@@ -108,7 +109,7 @@ def test_a_shipped_recipe_says_what_it_is_for_how_to_run_it_and_how_to_change_it
 
 
 def test_recipes_are_found_from_any_folder(tmp_path: Path):
-    assert {recipe.name for recipe in list_recipes(tmp_path)} == set(NAMES)
+    assert {recipe.name for recipe in list_recipes(tmp_path)} == {*NAMES, *PIPELINES}
     assert find_recipe("quickstart.toml", tmp_path).model == "smollm2-135m"
 
 
@@ -166,3 +167,28 @@ def test_an_installed_package_brings_the_data_of_its_recipe(tmp_path: Path, monk
     assert copy_data(recipe, here) == here / "data" / "quickstart"
     assert (here / "data" / "quickstart" / "train.jsonl").read_text() == "{}"
     assert copy_data(recipe, here) is None
+
+
+def test_a_pipeline_is_copied_with_its_own_schema_and_its_stages_have_names(tmp_path: Path) -> None:
+    pipeline = find_recipe("pipeline-scratch", tmp_path)
+    assert (pipeline.task, pipeline.model) == ("pipeline", "")
+    written = copy_recipe(pipeline, tmp_path / "mine.toml")
+    assert [path.name for path in written] == ["mine.toml", "pipeline.schema.json"]
+    assert f"mlxft pipeline {tmp_path / 'mine.toml'} --dry-run" in written[0].read_text()
+    stage = ROOT / "recipes" / "pipeline-scratch" / "sft.toml"
+    assert find_recipe("pipeline-scratch/sft", tmp_path).path == stage
+    assert find_named("pipeline-scratch/sft", tmp_path, tmp_path) == stage
+
+
+def test_the_rows_of_an_installed_pipeline_are_copied_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    (package / "recipes").mkdir(parents=True)
+    (package / "recipes" / "p.toml").write_text('output_dir = "o"\n[[stages]]\nname = "a"\n')
+    (package / "data" / "pipeline" / "sft").mkdir(parents=True)
+    (package / "data" / "pipeline" / "sft" / "train.jsonl").write_text("{}")
+    monkeypatch.setattr(gallery, "_PACKAGE", package)
+    copied = copy_data(find_recipe("p", tmp_path), tmp_path)
+    assert copied == tmp_path / "data" / "pipeline"
+    assert (copied / "sft" / "train.jsonl").is_file()

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mlx_finetune import rundir
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
-from mlx_finetune.app.eval.measures import Measure, measures_of
+from mlx_finetune.app.eval.measures import LOSS, Measure, measures_of
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.resolve import diff_recipes
@@ -36,6 +36,7 @@ _MUST_MATCH = {
 _OF_TOKENS = {
     "loss": "answer_bits_per_byte",
     "perplexity": "bits_per_byte",
+    "text_loss": "bits_per_byte",
     "general_perplexity": "general_bits_per_byte",
 }
 SEED = 0
@@ -43,11 +44,15 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A finished evaluation in a run folder. ``rows`` are its lines, of the run itself and not of its base."""
+    """A finished evaluation in a run folder. ``rows`` are its lines, of the run itself and not of its base.
+
+    ``windows`` are (window, stride) of each perplexity, by its name.
+    """
 
     name: str
     identity: Mapping[str, object]
     rows: tuple[Measured, ...]
+    windows: Mapping[str, tuple[object, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,9 @@ def kept_names(run: RunDir) -> Sequence[str]:
 
 
 def kept_verdicts(run: RunDir) -> dict[str, str]:
-    """The sentence of each finished evaluation by its name; a file that holds none is left out."""
+    """The sentence of each finished evaluation by its name, of checkpoints and long texts too; a file that holds none
+    is left out.
+    """
     found: dict[str, str] = {}
     for name in kept_names(run):
         try:
@@ -102,6 +109,12 @@ def kept_verdicts(run: RunDir) -> dict[str, str]:
             found[name] = str(fields["verdict"]["sentence"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
+    for folder in (rundir.CHECKPOINT_EVALUATIONS, rundir.SINK_EXPERIMENTS):
+        for path in sorted(run.file(folder).glob(f"*{_JSON_END}")):
+            try:
+                found[f"{path.parent.name}/{path.stem}"] = str(json.loads(path.read_bytes())["sentence"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                continue
     return found
 
 
@@ -210,7 +223,16 @@ def _kept(run: RunDir, name: str) -> Kept:
     if not isinstance(identity, dict):
         raise RunError(f"{path} does not begin with what was evaluated", "evaluate again under another --name")
     rows = [one for one in map(measured_of, lines) if one.side in (TUNED, MODEL) and not one.error]
-    return Kept(name, cast("dict[str, object]", identity), tuple(rows))
+    return Kept(name, cast("dict[str, object]", identity), tuple(rows), _windows(run, name))
+
+
+def _windows(run: RunDir, name: str) -> dict[str, tuple[object, object]]:
+    """How each text was read; empty where the result does not say."""
+    try:
+        fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{_JSON_END}").read_bytes())
+        return {measure: (one["window"], one["stride"]) for measure, one in fields["texts"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
@@ -233,6 +255,12 @@ def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
         notes.append(
             "Their tokenizers, templates or masks differ: losses and perplexities count different tokens, so bits per "
             "byte stand in their place."
+        )
+    elif any(other.windows.get(name, one.windows[name]) != one.windows[name] for name in one.windows):
+        measures = _without_texts_of_tokens(measures)
+        notes.append(
+            "Their contexts differ, and with them the windows in which a text is read: perplexities of different "
+            "windows are not ranked. Bits per byte are those of each model in its own window."
         )
     results = [_result(measure, one, other, first, second) for measure in measures]
     return Compared(one.name, tuple(corrected([found for found in results if found is not None])), "", tuple(notes))
@@ -278,6 +306,16 @@ def _without_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
         replace(measure, is_tested=True, is_shown=True) if measure.name in instead else measure
         for measure in measures
         if measure.name not in _OF_TOKENS
+    ]
+
+
+def _without_texts_of_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
+    """The same for texts alone: the loss of an answer is not read in windows."""
+    replaced = {measure.name: measure for measure in _without_tokens(measures)}
+    return [
+        measure if measure.work == LOSS else replaced[measure.name]
+        for measure in measures
+        if measure.work == LOSS or measure.name in replaced
     ]
 
 

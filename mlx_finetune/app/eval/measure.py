@@ -19,12 +19,14 @@ from mlx_finetune.app.eval.references import best_values
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
+from mlx_finetune.app.eval.texts import text_losses
 from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError, Problem
 from mlx_finetune.model.answers.batches import Request
 from mlx_finetune.model.answers.sampling import Sampling
-from mlx_finetune.model.likelihoods import LikelihoodModel, Losses, Scored, stride_of, window_of
+from mlx_finetune.model.cpu.second_core import SecondCore
+from mlx_finetune.model.likelihoods import LikelihoodModel, Losses, Scored, window_of
 from mlx_finetune.train.losses import chunk_rows
 
 SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 8, 1, 64
@@ -60,10 +62,15 @@ class Measuring:
         self._show = show
         self._report = report
         self._tokenizer = evaluation.subject.opened.tokenizer
+        self._second = SecondCore()
         self._scorer = AnswerScorer(evaluation.tasks, evaluation.labels, evaluation.validator)
 
     def run(self) -> None:
         """Do what is left to do. What was measured when a ``KeyboardInterrupt`` comes is in the journal."""
+        with self._second:
+            self._run()
+
+    def _run(self) -> None:
         evaluation, rows = self._evaluation, range(len(self._evaluation.rows))
         plain = [side for side in evaluation.sides if not side.shots]
         if evaluation.has_work(measures.LOSS):
@@ -121,7 +128,7 @@ class Measuring:
                 yield self._failure(measures.LOSS, side, row, error.message)
         pieces = [piece for _, tokens in kept for piece in tokens]
         scored = [Scored(piece.ids, np.flatnonzero(piece.loss_mask)) for piece in pieces]
-        losses = iter(LikelihoodModel(model, chunk_rows).losses(scored))
+        losses = iter(LikelihoodModel(model, chunk_rows, self._second).losses(scored))
         for row, tokens in kept:
             found = np.concatenate([next(losses) for _ in tokens])
             targets = [piece.ids[piece.loss_mask] for piece in tokens]
@@ -137,25 +144,18 @@ class Measuring:
             self._show(Progress(work, number * len(texts), total))
             if all((work, side.name, row) in self._journal for row in range(len(texts))):
                 continue
-            ids, owners = self._joined(texts)
             with self._evaluation.subject.model(side) as model:
                 window = window_of(model, self._evaluation.subject.opened.info.context_length)
-                losses, places = LikelihoodModel(model, chunk_rows).text_losses(ids, window, stride_of(window))
-            first = len(self._decoded(ids[:1]).encode("utf-8"))  # never scored, so its bytes do not count either
-            for row, text in enumerate(texts):
-                own = losses[owners[places] == row]
-                num_bytes = len(text.encode("utf-8")) - (first if row == 0 else 0)
+                continued = [row.is_continued for row in self._evaluation.rows] if work == measures.TEXT else ()
+                likelihoods = LikelihoodModel(model, chunk_rows, self._second)
+                found = text_losses(likelihoods, self._tokenizer, texts, continued or [False] * len(texts), window)
+            for row, one in enumerate(found):
                 front = "" if work == measures.TEXT else "general_"
-                values = {f"{front}perplexity": (own, len(own)), f"{front}bits_per_byte": (own, num_bytes)}
-                self._journal.add(self._summed(work, side, row, values))
+                scored = (one.losses, len(one.losses))
+                values = {f"{front}perplexity": scored, f"{front}bits_per_byte": (one.losses, one.num_bytes)}
+                more = {"text_loss": scored} if work == measures.TEXT else {}
+                self._journal.add(self._summed(work, side, row, values | more))
         self._show(Progress(work, total, total))
-
-    def _joined(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """The tokens of all texts, an end mark after each, and which text each token is of."""
-        end = self._tokenizer.eos_token_id
-        parts = [[*encoding.ids, end] for encoding in self._tokenizer.encode_batch(texts)]
-        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return np.concatenate([np.array(part, np.int32) for part in parts]), owners
 
     def _label_rows(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
         """The likelihood of every label with its end mark, as the whole answer: the likeliest is the prediction.

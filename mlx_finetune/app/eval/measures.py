@@ -55,6 +55,7 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
     "perplexity": (
         _lower("perplexity", TEXT, "perplexity", "perplexity of the text", "exp", is_tested=True),
         _lower("perplexity", TEXT, "bits_per_byte", "bits per byte", "bits"),
+        _lower("perplexity", TEXT, "text_loss", "loss of the text", "plain"),
     ),
     "exact_match": (_measure("exact_match", ANSWER, "right", "exact_match", "exactly right", is_tested=True),),
     "token_f1": (_measure("token_f1", ANSWER, "mean", "token_f1", "words shared (F1)", is_tested=True),),

@@ -8,10 +8,11 @@ is that of the chosen rows.
 import heapq
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_finetune.app.eval.references import read_references, with_answer_column
+from mlx_finetune.app.eval.texts import FEW_TEXTS, blocks
 from mlx_finetune.dataset.conversation import instruction_turns
 from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
@@ -37,7 +38,8 @@ class _NoColumnError(DataError):
 class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
 
-    ``others`` are further right answers. ``key`` is the hash of the content, the same in every evaluation.
+    ``key`` is the hash of the content, the same in every evaluation. One that ``is_continued`` goes on with the text of
+    the row before it: a text that stands alone is divided into blocks. ``others`` are further right answers.
     """
 
     key: str
@@ -47,6 +49,7 @@ class EvalRow:
     prompt: tuple[Message, ...]
     reference: str
     others: tuple[str, ...] = ()
+    is_continued: bool = False
 
     @property
     def question(self) -> str:
@@ -107,7 +110,10 @@ def choose_rows(
     others = read_references(recipe, base, references, chosen)
     source = given or data.path or data.test or data.train or "the sources of the recipe"
     return Chosen(
-        tuple(_row(example, categories, others.get((example.source, example.line), ())) for example in chosen),
+        tuple(
+            replace(row, others=others.get((row.example.source, row.example.line), ()))
+            for row in _eval_rows(chosen, categories, max_rows)
+        ),
         _SPLIT_NAMES[name or "train"],
         source,
         splits.content_hash,
@@ -207,11 +213,34 @@ def _category(value: object) -> str:
     return " ".join(text.split())[:60]
 
 
-def _row(example: Example, categories: Mapping[tuple[str, int, int], str], others: tuple[str, ...]) -> EvalRow:
+def _eval_rows(
+    chosen: Sequence[Example], categories: Mapping[tuple[str, int, int], str], max_rows: int
+) -> tuple[EvalRow, ...]:
+    """One row each; of a few long texts their blocks, as many as there may be rows, from the front."""
+    rows = [_row(example, categories) for example in chosen]
+    if len(rows) >= FEW_TEXTS or not all(isinstance(row.example, Text) for row in rows):
+        return tuple(rows)
+    divided = [block for row in rows for block in _blocks(row)]
+    return tuple(rows if len(divided) == len(rows) else divided[: max(max_rows, len(rows))])
+
+
+def _blocks(row: EvalRow) -> list[EvalRow]:
+    assert isinstance(row.example, Text)
+    made: list[EvalRow] = []
+    parts = blocks(row.example.text)
+    for number, text in enumerate(parts):
+        example = replace(row.example, text=text)
+        where = f"{row.where}, block {number + 1}"
+        key = f"{content_key(example):016x}"
+        made.append(replace(row, key=key, where=where, example=example, is_continued=number > 0))
+    return made if len(parts) > 1 else [row]
+
+
+def _row(example: Example, categories: Mapping[tuple[str, int, int], str]) -> EvalRow:
     key = content_key(example)
     category = categories.get((example.source, example.line, key), "")
     prompt, reference = prompt_and_reference(example)
-    return EvalRow(f"{key:016x}", f"{example.source}:{example.line}", category, example, prompt, reference, others)
+    return EvalRow(f"{key:016x}", f"{example.source}:{example.line}", category, example, prompt, reference)
 
 
 def prompt_and_reference(example: Example) -> tuple[tuple[Message, ...], str]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,7 +53,7 @@ def evaluate(
     another evaluation has the name, ``OSError`` for what the disk refuses.
     """
     folder = out or _folder_of(evaluation.subject)
-    with _place(folder, named, evaluation) as place:
+    with place_in(folder, named, default_name(evaluation), evaluation.identity) as place:
         was_done = place.is_done
         if was_done:
             say(f"this was evaluated before; these are the results in {place.file('.json')}")
@@ -94,20 +94,23 @@ def rows_at_once(subject: Subject, wanted: int | None, say: Callable[[str], None
 
 
 @contextmanager
-def _place(folder: Path | None, named: str | None, evaluation: Evaluation) -> Generator[Place]:
-    """Where the files go; a folder that goes away again where nothing is kept. One evaluation at a time in each."""
+def place_in(folder: Path | None, named: str | None, default: str, identity: Mapping[str, object]) -> Generator[Place]:
+    """Where the files go; a folder that goes away again where nothing is kept. One evaluation at a time in each.
+
+    Raises ``RunError`` where ``named`` holds another evaluation, or one is at work there.
+    """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="mlxft-eval-") as made:
             yield Place(Path(made), "rows")
         return
     durable.make_folder(folder)
-    default = default_name(evaluation)
-    with _locked(folder):
-        yield choose_place(folder, named, default, evaluation.identity)
+    with locked(folder):
+        yield choose_place(folder, named, default, identity)
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
+def locked(folder: Path) -> Generator[None]:
+    """Nobody else evaluates into ``folder`` while the block runs. Raises ``RunError`` where somebody does."""
     lock = rundir.take_lock(folder / rundir.LOCK)
     if lock is None:
         raise RunError(f"another evaluation is at work in {folder}", "wait for it, or give --out another folder")

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_finetune import rundir
 from mlx_finetune.app.eval.rows import NO_DATA
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
-from mlx_finetune.app.open import Located, Opened, Report, base_model, locate, open_name, read_recipe
+from mlx_finetune.app.open import Located, Opened, Report, base_model, open_name, read_recipe
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
@@ -85,9 +85,13 @@ def shots_name(side: str, shots: int) -> str:
 
 def open_subject(name: str, *, base: Path, report: Report) -> Subject:
     """Load what ``name`` stands for. Raises ``RunError`` or ``ModelError``."""
-    located = locate(name, base=base)
+    return subject_of(open_name(name, base=base, report=report), base=base)
+
+
+def subject_of(opened: Opened, *, base: Path) -> Subject:
+    """What is open already, with what its run records."""
+    located = opened.located
     recipe = read_recipe(located, lambda _: None)
-    opened = open_name(name, base=base, report=report)
     facts = _run_facts(located)
     started_in = facts.get("started_in")
     folder = Path(started_in) if isinstance(started_in, str) and Path(started_in).is_dir() else base

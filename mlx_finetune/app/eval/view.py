@@ -169,4 +169,4 @@ _DOING = {
 def progress_line(work: str, done: int, total: int, seconds: float) -> str:
     """``answers: 24 of 100, 3m 10s left``; how long is said from a twentieth on."""
     left = f", {format_seconds(seconds / done * (total - done))} left" if done and done * 20 >= total else ""
-    return f"{_DOING[work]}: {done} of {total}{left}"
+    return f"{_DOING.get(work, work)}: {done} of {total}{left}"

@@ -9,7 +9,7 @@ from mlx_finetune.app.running.runs import is_running
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import from_json
 from mlx_finetune.journal import EventFollower
-from mlx_finetune.rundir import EVENTS, RunDir, list_runs
+from mlx_finetune.rundir import EVENTS, RunDir, list_all_runs
 
 LOOK_SECONDS = 0.5  # between two looks at the lock of the run
 _MAX_LINE_BYTES = 1 << 20
@@ -31,8 +31,8 @@ def follow(run: RunDir, follower: EventFollower, view: View, has_left: Callable[
 
 
 def running_runs(folder: Path) -> Sequence[RunDir]:
-    """The runs in ``folder`` that are at work, by name."""
-    return [run for run in list_runs(folder) if is_running(run)]
+    """The runs in ``folder`` that are at work, by name; stages of pipelines are among them."""
+    return [run for run in list_all_runs(folder) if is_running(run)]
 
 
 def only_running(folder: Path) -> RunDir:
@@ -48,7 +48,7 @@ def only_running(folder: Path) -> RunDir:
 
 def latest_run(folder: Path) -> RunDir:
     """The running run in ``folder`` with the latest event, else the run with the latest event. Raises ``RunError``."""
-    runs = running_runs(folder) or list_runs(folder)
+    runs = running_runs(folder) or list_all_runs(folder)
     if not runs:
         raise RunError(f"there is no run in {folder}/", "mlxft train RECIPE starts one")
     return max(runs, key=last_event_time)

@@ -42,11 +42,15 @@ MAX_RESTARTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """How a training ended for good: the exit code, and what the last of its processes left."""
+    """How a training ended for good: the exit code, and what the last of its processes left.
+
+    ``stop_signal`` is the first signal that asked for a stop, 0 without one; one may have come too late to stop it.
+    """
 
     exit_code: int
     ended: Ended
     ending: Ending
+    stop_signal: int = 0
 
 
 def supervise(
@@ -73,12 +77,12 @@ def supervise(
             view.say(decided.sentence)
             if signals.received:
                 stopped = Ending("stopped", "stopped", "it was stopped before it was started again")
-                return Supervised(128 + signals.received[0], ended, stopped)
+                return Supervised(128 + signals.received[0], ended, stopped, signals.received[0])
         if ending.kind == "crashed" and request.num_ranks > 1:
             ending = replace(ending, message=f"rank 0: {ending.message}")
         if ending.kind == "crashed" and ended.outcome is None and not signals.received:
             _record_end(run, ending)
-    return Supervised(_exit_code(ended, ending), ended, ending)
+    return Supervised(_exit_code(ended, ending), ended, ending, signals.received[0] if signals.received else 0)
 
 
 def _record_end(run: RunDir, ending: Ending) -> None:

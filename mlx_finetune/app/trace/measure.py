@@ -107,7 +107,7 @@ class Tracer:
                 "tokenizer": self._subject.opened.tokenizer.settings_hash,
                 "probes": self.probes.sha256,
                 "prompts": [prompt for prompt, _ in self._prompts],
-                "settings": [self._settings.answer_tokens, self._settings.has_svd],
+                "settings": [self._settings.answer_tokens, self._settings.has_svd and self.series.kind != "lora"],
             }
         )
         kept = read_result(self.folder / STEPS, step, key)
@@ -254,12 +254,14 @@ class Tracer:
     def _base_norm(self, path: str) -> float:
         """``||W||_F`` of the base; computed once for each matrix."""
         if path not in self._norms:
-            if self.series.kind == "full":
-                weight = self.series.base_weight(path)
-            else:
-                weight = np.array(dense_weight(adapter_layers(self._subject.opened.model)[path].linear))
-            self._norms[path] = float(np.linalg.norm(weight.astype(np.float64)))
+            self._norms[path] = float(np.linalg.norm(self.base_weight(path).astype(np.float64)))
         return self._norms[path]
+
+    def base_weight(self, path: str) -> NDArray[np.float32]:
+        """The weight before training, (out, in), from the model that is loaded already."""
+        if self.series.kind == "full":
+            return self.series.base_weight(path)
+        return np.array(dense_weight(adapter_layers(self._subject.opened.model)[path].linear))
 
 
 def open_traced(series: Series, report: Report) -> Subject:

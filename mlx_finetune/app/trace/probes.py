@@ -16,7 +16,7 @@ from mlx_finetune.app.eval.rows import data_of, prompt_and_reference
 from mlx_finetune.app.eval.subject import Subject, has_no_data
 from mlx_finetune.dataset.corpus import load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
-from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference, Text
 from mlx_finetune.dataset.problems import Findings
 from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.template import tokenize
@@ -89,14 +89,22 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
         data, folder = data_of(given, data), base
     elif has_no_data(subject):
         raise DataError(f"the rows of {subject.opened.name} are not known", "name some: --probes FILE")
-    splits = load_splits(data, base=folder)
+    splits = load_splits(data, base=folder, task="sft" if given is not None else subject.task)
     name = "test" if splits.test else "valid" if splits.valid else "train"
     if name == "train" and given is None:
         raise DataError("nothing is held out: the data of this run has no test and no validation rows",
                         "name rows that it was not trained on: --probes FILE")  # fmt: skip
     examples: Sequence[Example] = splits.test or splits.valid or splits.train
     columns = _read_columns(data, folder, examples)
-    asked = [_asked(example, columns.get((example.source, example.line), {}), category) for example in examples]
+    asked = [
+        one
+        for example in examples
+        if (one := ask_about(example, columns.get((example.source, example.line), {}), category)) is not None
+    ]
+    if not asked:
+        raise DataError(
+            f"the held-out rows are no questions with answers (task = {subject.task!r})", "name some: --probes FILE"
+        )
     chosen = _with_drawn(_smallest(asked, per_category), asked)
     probes = _tokenized(chosen, subject, data, folder)
     if not probes:
@@ -120,13 +128,34 @@ def _read_columns(
     return found
 
 
-def _asked(example: Example, fields: Mapping[str, object], category: str) -> _Asked:
-    value = fields.get(category)
-    name = " ".join(str(value).split())[:60] if isinstance(value, str | int) and str(value).strip() else ALL
+def ask_about(example: Example, fields: Mapping[str, object], category: str) -> _Asked | None:
+    """What is asked about a row with the columns ``fields``, without tokens; None for rows of other kinds.
+
+    The rejected answer of a preference is its wrong one.
+    """
+    if isinstance(example, Preference):
+        return _asked_pair(example, _category(fields, category))
+    if not isinstance(example, Text | Instruction | Messages):
+        return None
     right = prompt_and_reference(example)[1]
     listed = next((fields[column] for column in WRONG_COLUMNS if isinstance(fields.get(column), list)), [])
     texts = [text for text in listed if isinstance(text, str) and text and text != right]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
-    return _Asked(example, name, tuple(dict.fromkeys(texts))[:MOST_WRONG])  # pyright: ignore[reportUnknownArgumentType]
+    return _Asked(example, _category(fields, category), tuple(dict.fromkeys(texts))[:MOST_WRONG])  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _category(fields: Mapping[str, object], column: str) -> str:
+    value = fields.get(column)
+    return " ".join(str(value).split())[:60] if isinstance(value, str | int) and str(value).strip() else ALL
+
+
+def _asked_pair(pair: Preference, category: str) -> _Asked | None:
+    """The chosen answer as the right one, the rejected as the wrong one; None where one of them is missing."""
+    if not pair.chosen or not pair.rejected:
+        return None
+    turns = (*pair.prompt, *pair.chosen)
+    example = Messages(turns, pair.tools, pair.source, pair.line, only_last=True)
+    rejected = str(pair.rejected[-1]["content"])
+    return _Asked(example, category, (rejected,) if rejected.strip() else ())
 
 
 def _smallest(asked: Sequence[_Asked], per_category: int) -> list[_Asked]:

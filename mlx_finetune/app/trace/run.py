@@ -1,5 +1,7 @@
 """One trace from a name to its files: open, choose probes, measure every step, compare, write."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +10,9 @@ from mlx_finetune.app.open import Report
 from mlx_finetune.app.trace.learned import describe_categories
 from mlx_finetune.app.trace.measure import Settings, Tracer, open_traced
 from mlx_finetune.app.trace.probes import choose_probes
-from mlx_finetune.app.trace.tables import Traced, compare_checkpoints, write_tables
+from mlx_finetune.app.trace.tables import Traced, compare_checkpoints, find_directions, write_tables
 from mlx_finetune.app.updates.series import Series, open_series
+from mlx_finetune.errors import StorageError
 from mlx_finetune.events import Phase
 from mlx_finetune.rundir import find_run
 
@@ -33,6 +36,11 @@ def trace_run(name: str, asked: Asked, *, base: Path, report: Report) -> Traced:
     on from there.
     """
     series = open_series(find_run(name, base=base))
+    with _named(series.run.file(rundir.TRACE)):
+        return _trace(series, asked, base, report)
+
+
+def _trace(series: Series, asked: Asked, base: Path, report: Report) -> Traced:
     subject = open_traced(series, report)
     column = asked.category or (subject.recipe.eval.category if subject.recipe else None) or "category"
     probes = choose_probes(subject, asked.probes, per_category=asked.per_category, category=column, base=base)
@@ -41,9 +49,26 @@ def trace_run(name: str, asked: Asked, *, base: Path, report: Report) -> Traced:
     report(Phase("trace", detail="comparing checkpoints"))
     pairs = tuple(compare_checkpoints(series, has_svd=asked.has_svd))
     categories = describe_categories(results, probes.probes, seed=subject.seed)
-    traced = Traced(series, probes, results, tuple(categories), pairs, tuple(_left_out(series, asked)))
+    directions = tuple(find_directions(series, tracer.base_weight)) if asked.has_svd else ()
+    left_out = tuple(_left_out(series, asked))
+    traced = Traced(series, probes, results, tuple(categories), pairs, left_out, directions)
     write_tables(series.run.file(rundir.TRACE), traced)
     return traced
+
+
+@contextmanager
+def _named(folder: Path) -> Generator[None]:
+    """Inside, what the disk refuses in the trace folder is one sentence."""
+    try:
+        yield
+    except OSError as error:
+        place = Path(str(error.filename))
+        if place != folder and folder not in place.parents:
+            raise
+        raise StorageError(
+            f"{folder} cannot be written to ({error.strerror}); the run itself is untouched",
+            "mend that; what was measured so far is kept, and the same command goes on",
+        ) from error
 
 
 def _left_out(series: Series, asked: Asked) -> list[str]:

@@ -2,20 +2,24 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlx_finetune import durable
 from mlx_finetune.app.trace.journal import StepResult
 from mlx_finetune.app.trace.learned import Category
 from mlx_finetune.app.trace.probes import Probes
-from mlx_finetune.app.updates.geometry import cosine, overlap
+from mlx_finetune.app.updates.geometry import INTRUDER, cosine, intruder_cosines, overlap
 from mlx_finetune.app.updates.series import SavedCheckpoint, Series
 from mlx_finetune.model.reload_check import TOLERANCE
 
 FORMAT = 1
+TOP_DIRECTIONS = 10  # of a trained weight that may be intruders
 TOP = 4  # directions that are compared between checkpoints
 ALL_PAIRS = 8  # checkpoints up to which each is compared with each; of more, with the one before and the last
 DISCLAIMER = "Geometry describes how the weights moved; it does not say which circuit does what, or that there is one."
@@ -33,8 +37,24 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Direction:
+    """One of the top directions of a trained weight, and how like it is to the likest of the base's."""
+
+    step: int
+    path: str
+    number: int
+    cosine: float
+
+    @property
+    def is_intruder(self) -> bool:
+        """True where no direction of the base is like it."""
+        return self.cosine < INTRUDER
+
+
+@dataclass(frozen=True, slots=True)
 class Traced:
-    """Everything that was found. ``left_out`` says what was not measured, and why."""
+    """Everything that was found. ``left_out`` says what was not measured, and why; ``directions`` are of the last
+    checkpoint, none where nobody asked for them."""
 
     series: Series
     probes: Probes
@@ -42,6 +62,7 @@ class Traced:
     categories: tuple[Category, ...]
     pairs: tuple[Pair, ...]
     left_out: tuple[str, ...]
+    directions: tuple[Direction, ...] = ()
 
     @property
     def summary(self) -> dict[str, object]:
@@ -58,6 +79,8 @@ class Traced:
                 for result in self.results
                 for sample in result.samples
             ],
+            "num_directions": len(self.directions),
+            "num_intruders": sum(one.is_intruder for one in self.directions),
             "left_out": list(self.left_out),
             "note": DISCLAIMER,
         }
@@ -80,6 +103,16 @@ def compare_checkpoints(series: Series, *, has_svd: bool) -> list[Pair]:
     return found
 
 
+def find_directions(series: Series, base_weight: Callable[[str], NDArray[np.float32]]) -> list[Direction]:
+    """The top directions of every matrix at the last checkpoint; two dense SVDs each."""
+    last = series[-1]
+    return [
+        Direction(last.step, path, number, float(value))
+        for path in series.paths
+        for number, value in enumerate(intruder_cosines(base_weight(path), last.delta(path), TOP_DIRECTIONS), 1)
+    ]
+
+
 def write_tables(folder: Path, traced: Traced) -> list[Path]:
     """Write every file anew, each whole or not at all. Raises ``OSError``."""
     durable.make_folder(folder)
@@ -93,6 +126,9 @@ def write_tables(folder: Path, traced: Traced) -> list[Path]:
         "singular_values.csv": _values(traced),
         "pairs.csv": [asdict(pair) for pair in traced.pairs],
     }
+    (folder / "intruders.csv").unlink(missing_ok=True)  # of another trace
+    if traced.directions:
+        tables["intruders.csv"] = [asdict(one) | {"is_intruder": one.is_intruder} for one in traced.directions]
     for name, rows in tables.items():
         durable.write_text(folder / name, csv_text(rows))
     durable.write_json(folder / "trace.json", traced.summary)

@@ -11,6 +11,7 @@ from mlx_finetune.model.reload_check import TOLERANCE
 from mlx_finetune.units import counted
 
 _MOST_MODULES = 12
+_WIDTH = 90
 
 
 def summary_lines(traced: Traced) -> Iterator[str]:
@@ -24,8 +25,12 @@ def summary_lines(traced: Traced) -> Iterator[str]:
         yield ""
         yield from _course(category)
     yield ""
+    yield from _samples(traced)
     yield from _layers(traced)
     yield from _matrices(traced)
+    if traced.directions:
+        count = sum(one.is_intruder for one in traced.directions)
+        yield f"Intruder directions: {count} of {len(traced.directions)} top directions are like none of the base's"
     for sentence in traced.left_out:
         yield f"left out: {sentence}"
     yield DISCLAIMER
@@ -61,6 +66,17 @@ def _share(point: Point, count: int) -> str:
     ends = f"{100 * point.low:.0f} to {100 * point.high:.0f}"
     margins = f"{point.margin_low:+.2f} to {point.margin_high:+.2f}"
     return f"{point.num_right / count:>6.0%} {ends:>10} {point.rank:>5.2f} {point.margin:>+7.2f} {margins:>14}"
+
+
+def _samples(traced: Traced) -> Iterator[str]:
+    """Free answers, before and after; those in between are in samples.csv."""
+    first, last = traced.results[0], traced.results[-1]
+    for before, after in zip(first.samples, last.samples, strict=True):
+        yield f"asked: {shorten(before.prompt, _WIDTH)}"
+        for result, sample in ((first, before), (last, after)):
+            yield f"  step {result.step:>5,}: {shorten(sample.answer, _WIDTH)}"
+    if first.samples:
+        yield ""
 
 
 def _layers(traced: Traced) -> Iterator[str]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 #: Singular values below this share of the largest count as 0.
 NEGLIGIBLE = 1e-7
+#: A direction of a trained weight whose largest |cosine| with the base's is below this is an intruder.
+INTRUDER = 0.6
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,16 @@ def overlap(first: Update, second: Update, k: int) -> float | None:
     if not k:
         return None
     return float(np.sum((one[0][:, :k].T @ other[0][:, :k]) ** 2)) / k
+
+
+def intruder_cosines(weight: NDArray[Any], delta: NDArray[Any], k: int) -> Floats:
+    """For each of the top-k left singular vectors of ``W + dW`` the largest |cosine| with any of W's, (k,).
+
+    Directions below ``INTRUDER`` are called intruders (Shuttleworth et al. 2024, 2410.21228). Two dense SVDs.
+    """
+    before = np.linalg.svd(_fp64(weight), full_matrices=False)[0]
+    after = np.linalg.svd(_fp64(weight) + _fp64(delta), full_matrices=False)[0][:, :k]
+    return np.abs(before.T @ after).max(axis=0)
 
 
 def _kept(values: Sequence[float] | Floats) -> Floats:

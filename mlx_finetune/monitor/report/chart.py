@@ -33,6 +33,7 @@ class Chart:
     mark, ``limit`` a line along.
 
     ``write`` makes text of a value. ``unit`` is what the script writes behind one; "B" asks it for kB, MB and so on.
+    ``mark_name`` is what is at marks.
     With ``cuts_spikes`` the first series may leave the plot at the top; ``may_be_log`` allows a logarithmic scale.
     """
 
@@ -48,6 +49,7 @@ class Chart:
     cuts_spikes: bool = False
     may_be_log: bool = False
     across: str = "step"
+    mark_name: str = "restart"
 
 
 def draw(chart: Chart) -> Html | None:
@@ -169,7 +171,7 @@ def _legend(chart: Chart, series: Sequence[Series]) -> list[Html]:
     entries = [(one.look, one.name) for one in series if one.name]
     entries += [("best", "best")] if chart.best else []
     entries += [("limit", chart.limit[0])] if chart.limit else []
-    entries += [("mark", "restart")] if chart.marks else []
+    entries += [("mark", chart.mark_name)] if chart.marks else []
     return [tag("span", tag("i", class_=look), name, class_="key") for look, name in entries]
 
 

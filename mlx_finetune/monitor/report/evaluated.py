@@ -58,6 +58,7 @@ class Measured:
     is_better: bool = False
     is_worse: bool = False
     is_shown: bool = True
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Evaluation:
     lost: tuple[Changed, ...] = ()
     gates: tuple[Gate, ...] = ()
     failed: tuple[Problem, ...] = field(default=())
+    identity: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:

@@ -13,6 +13,7 @@ from mlx_finetune.events import Continued, Paused, Record, RunStarted, TimeJump
 from mlx_finetune.journal import read_events
 from mlx_finetune.monitor.report.choices import Choice, read_choices
 from mlx_finetune.monitor.report.evaluated import Evaluation, read_evaluations
+from mlx_finetune.monitor.report.text_results import TextResults, read_text_results
 from mlx_finetune.monitor.report.traced import Trace, read_trace
 from mlx_finetune.monitor.report.typed import read_json
 from mlx_finetune.monitor.run_report import RunFacts
@@ -72,6 +73,7 @@ class ReportFacts:
     waits: tuple[Wait, ...]
     microscope: Microscope | None
     files: tuple[tuple[str, int | None], ...]
+    texts: TextResults = field(default_factory=TextResults)
     trace: Trace | None = None
 
     @property
@@ -109,6 +111,7 @@ def read_facts(run: RunDir) -> ReportFacts:
         waits=tuple(waits),
         microscope=read_microscope(run),
         files=files,
+        texts=read_text_results(run),
         trace=read_trace(run.file(rundir.TRACE)),
     )
 

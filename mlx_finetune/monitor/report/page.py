@@ -5,13 +5,14 @@ The content security policy allows that one style and that one script by their h
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files as resources
 
 from mlx_finetune.monitor.microscope import STYLE
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Html, tag
 from mlx_finetune.monitor.report.parts.answers import answers
+from mlx_finetune.monitor.report.parts.checkpoints import checkpoints
 from mlx_finetune.monitor.report.parts.curves import curves
 from mlx_finetune.monitor.report.parts.data import data
 from mlx_finetune.monitor.report.parts.evaluations import evaluations
@@ -20,6 +21,7 @@ from mlx_finetune.monitor.report.parts.history import history
 from mlx_finetune.monitor.report.parts.machine import machine
 from mlx_finetune.monitor.report.parts.origin import files, reproduce
 from mlx_finetune.monitor.report.parts.settings import settings
+from mlx_finetune.monitor.report.parts.sinks import sinks
 from mlx_finetune.monitor.report.parts.tokens import tokens
 from mlx_finetune.monitor.report.parts.trace import trace
 
@@ -28,6 +30,8 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("answers", "answers", answers),
     ("curves", "curves", curves),
     ("evaluation", "evaluation", evaluations),
+    ("checkpoints", "checkpoints", checkpoints),
+    ("sinks", "past the context", sinks),
     ("trace", "trace", trace),
     ("tokens", "tokens", tokens),
     ("data", "data", data),
@@ -39,24 +43,31 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
 )
 
 
+_CONTENTS = "Parts of this report"
+_FOOTER = "Made by mlxft from the files of the run. It holds everything it shows; nothing is sent anywhere."
+
+
 def render(facts: ReportFacts) -> str:
     """The page as text, the same for the same run."""
-    style, script = _asset("report.css") + STYLE, _asset("report.js")
     made = [(anchor, name, part) for anchor, name, make in _SECTIONS if (part := make(facts)) is not None]
+    return document(facts.run.name, headline(facts), made, _FOOTER)
+
+
+def document(name: str, top: Html, parts: Sequence[tuple[str, str, Html]], footer: str) -> str:
+    """A page called ``name``: ``top``, then ``parts`` as (anchor, what the list at the top calls it, part)."""
+    style, script = _asset("report.css") + STYLE, _asset("report.js")
     body = tag(
         "body",
-        tag("nav", *(tag("a", name, href=f"#{anchor}") for anchor, name, _ in made), aria_label="Parts of this report"),
-        tag("main", headline(facts), *(part for _, _, part in made)),
-        tag(
-            "footer", "Made by mlxft from the files of the run. It holds everything it shows; nothing is sent anywhere."
-        ),
+        tag("nav", *(tag("a", called, href=f"#{anchor}") for anchor, called, _ in parts), aria_label=_CONTENTS),
+        tag("main", top, *(part for _, _, part in parts)),
+        tag("footer", footer),
         tag("script", Html(script)),
     )
-    head = tag("head", *_head(facts, style, script))
+    head = tag("head", *_head(name, style, script))
     return f"<!doctype html>\n{tag('html', head, body, lang='en').text}\n"
 
 
-def _head(facts: ReportFacts, style: str, script: str) -> Iterator[Html]:
+def _head(name: str, style: str, script: str) -> Iterator[Html]:
     allowed = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
@@ -65,7 +76,7 @@ def _head(facts: ReportFacts, style: str, script: str) -> Iterator[Html]:
     yield tag("meta", name="viewport", content="width=device-width, initial-scale=1")
     yield tag("meta", name="color-scheme", content="light dark")
     yield tag("meta", name="referrer", content="no-referrer")
-    yield tag("title", f"{facts.run.name} - mlxft report")
+    yield tag("title", f"{name} - mlxft report")
     yield tag("style", Html(style))
 
 

@@ -30,7 +30,7 @@ def write_report(run: RunDir, *, out: Path | None = None, facts: ReportFacts | N
     if not has_something(facts):
         raise _nothing(run, facts)
     owner = _owner(facts)
-    path = _free_place(run, owner) if out is None else _checked(out, owner)
+    path = free_place(run, owner) if out is None else _checked(out, owner)
     durable.replace_file(path, [sealed(render(facts), owner)])
     return path
 
@@ -82,7 +82,7 @@ def _owner(facts: ReportFacts) -> str:
     return hashlib.sha256(f"{begun} {facts.info.identity.data_sha256}".encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def _free_place(run: RunDir, owner: str) -> Path:
+def free_place(run: RunDir, owner: str) -> Path:
     """The first of report.html, report-2.html and so on that is free or was not touched since it was made."""
     for number in count(1):
         path = run.file(next_report(number))

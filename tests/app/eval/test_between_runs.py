@@ -191,3 +191,21 @@ def test_an_evaluation_is_a_part_of_its_run_that_can_be_removed(place: Path, mon
     measure(place, "keeper")
     assert call(place, "rm", "keeper", "--yes", monkeypatch=monkeypatch).exit_code == 0
     assert not (place / "adapters/keeper").exists()
+
+
+def test_perplexities_of_different_windows_give_way_to_bits_per_byte(place: Path) -> None:
+    (place / "texts.jsonl").write_text("".join(json.dumps({"text": f"text {n} of the sea"}) + "\n" for n in range(12)))
+    for name in ("keeper", "other"):
+        evaluation = evaluation_of(place, ("perplexity", "loss"), name=name, given="texts.jsonl")
+        evaluate(evaluation, named="t", out=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None)
+    (alike,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
+    names = [one.measure.name for one in alike.results]
+    assert names == ["perplexity", "bits_per_byte", "text_loss", "loss", "answer_bits_per_byte"]
+    path = place / "adapters/other/eval/t.json"
+    fields = json.loads(path.read_text())
+    fields["texts"]["perplexity"] |= {"window": 256, "stride": 128}
+    path.write_text(json.dumps(fields))
+    (found,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
+    assert [one.measure.name for one in found.results] == ["bits_per_byte", "loss", "answer_bits_per_byte"]
+    assert found.results[0].measure.is_tested
+    assert "perplexities of different windows are not ranked" in found.notes[0]

@@ -29,7 +29,7 @@ def test_a_rate_has_wilsons_interval_and_its_count() -> None:
 def test_a_ratio_is_of_sums_and_its_scales_are_of_the_whole() -> None:
     rows = {0: (2.0, 1.0), 1: (3.0, 4.0), 2: (4.0, 4.0)}
     plain = figure(LOSS_MEASURE, rows, seed=0)
-    perplexity, bits = measures_of(["perplexity"], has_schema=False)
+    perplexity, bits, _ = measures_of(["perplexity"], has_schema=False)
     exp, in_bits = figure(perplexity, rows, seed=0), figure(bits, rows, seed=0)
     assert plain is not None
     assert exp is not None
@@ -43,7 +43,7 @@ def test_a_ratio_is_of_sums_and_its_scales_are_of_the_whole() -> None:
 
 
 def test_the_change_of_a_perplexity_is_a_factor() -> None:
-    perplexity, _ = measures_of(["perplexity"], has_schema=False)
+    perplexity, *_ = measures_of(["perplexity"], has_schema=False)
     before = {row: (10.0 + row, 10.0) for row in range(20)}
     after = {row: (4.0 + row + 2 * (row % 2), 10.0) for row in range(20)}
     found = change(perplexity, before, after, seed=0)

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from mlx_finetune import rundir
+from mlx_finetune.app.eval.rows import prompt_and_reference
 from mlx_finetune.app.open import open_name
 from mlx_finetune.app.trace.measure import open_traced
-from mlx_finetune.app.trace.probes import choose_probes
+from mlx_finetune.app.trace.probes import ask_about, choose_probes
 from mlx_finetune.app.trace.run import Asked, trace_run
 from mlx_finetune.app.trace.view import summary_lines
 from mlx_finetune.app.updates.series import open_series
-from mlx_finetune.errors import DataError, RunError, UsageError
+from mlx_finetune.dataset.formats import Labelled, Preference
+from mlx_finetune.errors import DataError, RunError, StorageError, UsageError
 from mlx_finetune.model.reload_check import KEY
 from mlx_finetune.rundir import RunDir
 
@@ -176,6 +178,16 @@ def test_a_checkpoint_that_is_not_what_was_saved_is_said(run, tmp_path):
     assert lines[1].startswith("2 checkpoints reloaded with the loss saved")
 
 
+def test_dense_svds_are_made_when_asked_for(run, tmp_path):
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    found = trace(copy, Asked(per_category=3, answer_tokens=3, has_svd=True))
+    rows = table(copy, "intruders.csv")
+    assert len(rows) == len(found.directions) == 10 * len(found.series.paths)
+    assert found.summary["num_intruders"] == sum(row["is_intruder"] == "True" for row in rows)
+    assert any(line.startswith("Intruder directions: ") for line in summary_lines(found))
+
+
 def test_a_run_without_step_0_is_compared_with_its_base(make_run):
     found = trace(make_run("llama", "training.save_at=[1.0]"))
     assert [(result.step, result.is_checkpoint) for result in found.results] == [(0, False), (6, True)]
@@ -213,6 +225,31 @@ def test_other_adapters_other_models_and_full_training_are_traced(make_run, kind
 
         np.testing.assert_allclose(series[-1].delta(path), np.array(adapter_layers(model)[path].delta()), atol=1e-5)
     assert expected == [pytest.approx(np.linalg.norm(series[-1].delta(path).astype(np.float64)), rel=1e-5)]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(run, tmp_path):
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    shutil.rmtree(copy.file(rundir.TRACE), ignore_errors=True)
+    copy.file(rundir.TRACE).write_text("in the way")
+    with pytest.raises(StorageError, match=r"cannot be written to .*; the run itself is untouched"):
+        trace(copy)
+
+
+def test_pairs_are_probes_with_one_wrong_answer_and_labels_are_none(run, tmp_path):
+    pair = Preference(
+        ({"role": "user", "content": "Which?"},),
+        ({"role": "assistant", "content": "this"},),
+        ({"role": "assistant", "content": "that"},),
+        None,
+        "pairs",
+        1,
+    )
+    asked = ask_about(pair, {"kind": "a  b"}, "kind")
+    assert asked is not None
+    assert (asked.category, asked.wrong) == ("a b", ("that",))
+    assert prompt_and_reference(asked.example)[1] == "this"
+    assert ask_about(Labelled("text", "good", "labels", 1), {}, "kind") is None
 
 
 def test_what_cannot_be_traced_is_one_sentence(run, make_run, tmp_path):

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from mlx_finetune.app.updates.geometry import Dense, Factored, cosine, effective_rank, overlap, stable_rank
+from mlx_finetune.app.updates.geometry import (
+    INTRUDER,
+    Dense,
+    Factored,
+    cosine,
+    effective_rank,
+    intruder_cosines,
+    overlap,
+    stable_rank,
+)
 
 OUT, IN, RANK = 40, 56, 5
 
@@ -89,6 +98,18 @@ def test_an_update_that_is_zero_has_no_direction(rng):
 def test_fewer_directions_than_asked_for_are_compared_as_they_are(rng):
     update = random_update(rng, rank=2)
     assert overlap(update, update, 4) == pytest.approx(1.0)
+
+
+def test_a_direction_that_the_base_does_not_have_is_an_intruder(rng):
+    left = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    right = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    weight = left[:, :5] @ np.diag([9.0, 8.0, 7.0, 6.0, 5.0]) @ right.T  # (12, 5): five directions of twelve
+    delta = 30 * np.outer(left[:, 6], right[:, 0])  # a sixth one, and stronger than the others
+    found = intruder_cosines(weight, delta, 3)
+    assert found[0] < INTRUDER  # the top one is 30 parts new, 9 parts the first of the base
+    assert found[0] == pytest.approx(9 / np.hypot(30, 9), abs=1e-9)
+    np.testing.assert_allclose(found[1:], 1.0)
+    np.testing.assert_allclose(intruder_cosines(weight, 1e-6 * delta, 3), 1.0)
 
 
 def test_a_dense_update_without_an_svd_has_a_norm_and_a_cosine(rng):

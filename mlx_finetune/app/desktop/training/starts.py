@@ -9,7 +9,7 @@ from mlx_finetune.app.desktop.asking import choose, one_line
 from mlx_finetune.app.desktop.desk import Desk
 from mlx_finetune.app.desktop.runs import RunState, known_runs, read_state
 from mlx_finetune.errors import RecipeError, UsageError
-from mlx_finetune.recipe.gallery import list_recipes
+from mlx_finetune.recipe.gallery import PIPELINE_TASK, list_recipes
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.values import toml_value
 from mlx_finetune.rundir import RECIPE, RUN_INFO, RunDir
@@ -62,6 +62,8 @@ def offers(desk: Desk) -> Sequence[Offer]:
     """Every recipe: the quickstart first where it was not trained yet, what was trained after what was not."""
     found: list[Offer] = []
     for file in list_recipes(Path()):
+        if file.task == PIPELINE_TASK:
+            continue
         try:
             state = read_state(RunDir(load_recipe(file.path).recipe.run_folder))
         except RecipeError:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from mlx_finetune import rundir
 from mlx_finetune.monitor.ending import talk_command
@@ -56,6 +57,9 @@ def reproduce(facts: ReportFacts) -> Html | None:
 
 def _identity(facts: ReportFacts) -> Iterator[list[Child]]:
     info, seed = facts.info, facts.info.resolved.get("seed")
+    run = rundir.RunDir(Path(facts.run.path))
+    if run.pipeline is not None:
+        yield ["part of", foreign(f"stage {run.path.name} of the pipeline {run.pipeline.name}", 200)]
     yield ["base model", foreign(f"{info.model} from {info.model_source}" if info.model_source else info.model)]
     if info.revision:
         yield ["its revision", code(info.revision)]

@@ -1,0 +1,199 @@
+"""What is to be done with each stage: nothing, all of it, the rest of it, or something that somebody has to allow.
+
+Decided from pipeline.json and from what lies in the folders. Nothing is run or changed here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from mlx_finetune.app.pipeline.fingerprint import (
+    RecipeIdentity,
+    check_rows,
+    command_fingerprint,
+    default_values,
+    training_fingerprint,
+)
+from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError, UsageError
+from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
+from mlx_finetune.recipe.pipeline.record import PipelineRecord, differences
+from mlx_finetune.recipe.pipeline.rules import filled
+from mlx_finetune.rundir import RUN_INFO
+
+#: leave: not asked for. later: known once an earlier stage has run. replace: what is there would be lost.
+Action = Literal["leave", "skip", "run", "resume", "later", "replace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which stages are asked for. ``is_forced`` allows what is there to be replaced."""
+
+    first: str | None = None
+    only: str | None = None
+    is_forced: bool = False
+
+    @property
+    def names_stages(self) -> bool:
+        """True where the user has named the stage to begin with."""
+        return self.first is not None or self.only is not None
+
+    def chosen(self, names: Sequence[str]) -> Sequence[str]:
+        """The stages asked for. Raises ``UsageError`` for one that is not there."""
+        for option, name in (("--from", self.first), ("--only", self.only)):
+            if name is not None and name not in names:
+                raise UsageError(f"{option} {name}: there is no such stage", f"stages: {', '.join(names)}")
+        if self.first is not None and self.only is not None:
+            raise UsageError("--from and --only do not go together", "give one of them")
+        if self.only is not None:
+            return [self.only]
+        return names[names.index(self.first) :] if self.first is not None else names
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage and what is done with it; ``fingerprint`` is None where that depends on what has not run yet."""
+
+    stage: Stage
+    action: Action
+    reasons: tuple[str, ...] = ()
+    fingerprint: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """Everything that decisions are made from; relative paths count from ``base``."""
+
+    pipeline: LoadedPipeline
+    selection: Selection
+    identity: RecipeIdentity
+    base: Path
+    defaults: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def all_steps(self, record: PipelineRecord | None) -> Sequence[Step]:
+        """The steps of a start, in order. Raises ``MlxftError`` for what cannot work, before anything is begun."""
+        names = [stage.name for stage in self.pipeline.stages]
+        chosen = self.selection.chosen(names)
+        results: dict[str, str] = {}
+        steps: list[Step] = []
+        problems: list[Problem] = []
+        for stage in self.pipeline.stages:
+            is_chosen = stage.name in chosen
+            try:
+                step = self.step(stage, record, results) if is_chosen else Step(stage, "leave")
+                if is_chosen and step.fingerprint is None:
+                    check_rows(stage, self.pipeline, self.base)
+            except RecipeError:
+                raise
+            except MlxftError as error:
+                problems.append(Problem(f"stage {stage.name}", error.message, error.hint))
+                continue
+            steps.append(step)
+            kept = record.stage(stage.name) if record is not None else None
+            if kept is not None and kept.status == "finished" and step.action in ("skip", "leave"):
+                results[stage.name] = kept.result_sha256
+        problems += self._missing_rows(chosen)
+        if problems:
+            raise RecipeError(problems)
+        self._refuse_gaps(steps, results)
+        return steps
+
+    def step(self, stage: Stage, record: PipelineRecord | None, results: Mapping[str, str]) -> Step:
+        """What is done with ``stage`` now that ``results`` are there (stage -> SHA-256)."""
+        kept = record.stage(stage.name) if record is not None else None
+        waits = [name for name in stage.needs if name not in results]
+        if waits:
+            return Step(stage, "later" if kept is not None and kept.fingerprint else "run", (f"takes {waits[0]}",))
+        found = self.fingerprint(stage, results)
+        if not is_used(stage):
+            return Step(stage, "run", (), found)
+        if kept is None or not kept.fingerprint:
+            return Step(stage, "replace", (f"{stage.folder} holds what this pipeline did not make",), found)
+        if changed := differences(kept.fingerprint, found, self.defaults):
+            return Step(stage, "replace", tuple(changed), found)
+        if kept.status != "finished":
+            return Step(stage, "resume", (kept.status,), found)
+        if self.selection.is_forced and self.selection.names_stages:
+            return Step(stage, "replace", ("asked for by --force",), found)
+        return Step(stage, "skip", (), found)
+
+    def fingerprint(self, stage: Stage, results: Mapping[str, str]) -> Mapping[str, str]:
+        """That of a stage of either kind. Raises ``MlxftError``."""
+        if stage.loaded is None:
+            return command_fingerprint(stage, self.pipeline, results, self.base)
+        return training_fingerprint(stage, self.pipeline, results, self.identity, self.base)
+
+    def _missing_rows(self, chosen: Sequence[str]) -> Iterator[Problem]:
+        """Files that evaluations name and that are not there; what a stage will make is not looked for."""
+        for one in self.pipeline.pipeline.evaluations:
+            if one.data is None or not set(one.stages) & set(chosen):
+                continue
+            path = Path(filled(one.data, self.pipeline.folders)).expanduser()
+            is_made_here = self.pipeline.folder in path.parents
+            if not is_made_here and not (self.base / path).exists():
+                yield Problem(f"evaluation {one.name}", f"there is no file {path}", "check `data` in [[evaluations]]")
+
+    def _refuse_gaps(self, steps: Sequence[Step], results: Mapping[str, str]) -> None:
+        """A stage that was left out must have finished where another one takes its result."""
+        left = {step.stage.name for step in steps if step.action == "leave"}
+        for step in steps:
+            missing = [name for name in step.stage.needs if name in left and name not in results]
+            if step.action != "leave" and missing:
+                raise RunError(
+                    f"{step.stage.name} takes the result of {missing[0]}, which has not finished",
+                    f"run that first: {self.pipeline.command('--only', missing[0])}",
+                )
+
+
+def deciding(pipeline: LoadedPipeline, selection: Selection, identity: RecipeIdentity, base: Path) -> Deciding:
+    """Decisions about ``pipeline``."""
+    return Deciding(pipeline, selection, identity, base, default_values(identity))
+
+
+def refuse_replacing(steps: Sequence[Step], pipeline: LoadedPipeline) -> None:
+    """One error for everything that would be lost; nothing where nothing is. Raises ``RunError``."""
+    lost = [step for step in steps if step.action == "replace"]
+    if not lost:
+        return
+    words = "; ".join(f"{step.stage.name} ({', '.join(step.reasons[:3])}{_more(step.reasons)})" for step in lost)
+    later = [step.stage.name for step in steps if step.action == "later"]
+    after = f", and what follows from it may be too ({', '.join(later)})" if later else ""
+    raise RunError(
+        f"what {pipeline.folder} holds would be replaced: {words}{after}",
+        f"to replace it: {pipeline.command('--force')}; to keep it: {_elsewhere(pipeline)}; or undo the change",
+    )
+
+
+def _more(reasons: Sequence[str]) -> str:
+    return f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+
+
+def _elsewhere(pipeline: LoadedPipeline) -> str:
+    """The command with another folder for everything."""
+    others = tuple(one for one in pipeline.overrides if one.partition("=")[0].strip() != "output_dir")
+    return replace(pipeline, overrides=(*others, f"output_dir={next_folder(pipeline.folder)}")).command()
+
+
+def next_folder(folder: Path) -> Path:
+    """A folder beside ``folder`` that is not there yet: ``mine-2``."""
+    number = 2
+    while folder.with_name(f"{folder.name}-{number}").exists():
+        number += 1
+    return folder.with_name(f"{folder.name}-{number}")
+
+
+def is_used(stage: Stage) -> bool:
+    """True where the folder of a stage has something in it that a start would meet."""
+    if stage.loaded is None:
+        return stage.folder.is_dir() and any(not one.name.startswith(".") for one in stage.folder.iterdir())
+    return (stage.folder / RUN_INFO).is_file()
+
+
+def run_status(stage: Stage) -> str:
+    """What run.json of a training says of it; "" where it says nothing."""
+    try:
+        value = json.loads((stage.folder / RUN_INFO).read_bytes())
+        return str(value["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

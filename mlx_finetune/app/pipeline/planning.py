@@ -1,0 +1,194 @@
+"""What a pipeline will cost, before anything is started: what is done with each stage, its time, memory and disk.
+
+A stage whose model does not exist yet is planned with the model that its chain begins with: of the same shape, it
+takes as long and as much. Rows that an earlier stage will make are not known; that is said then.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune.app.pipeline.decide import Action, Deciding, Step
+from mlx_finetune.app.planning.plan import Plan, find_local
+from mlx_finetune.errors import MlxftError
+from mlx_finetune.hardware.planning.disk import free_bytes
+from mlx_finetune.hardware.planning.ranges import Range
+from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
+from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
+from mlx_finetune.recipe.pipeline.record import PipelineRecord, StageRecord
+from mlx_finetune.units import format_bytes, format_seconds
+
+Make = Callable[[LoadedRecipe], Plan]
+
+_WORDS: dict[Action, str] = {
+    "leave": "left out",
+    "skip": "done, skipped",
+    "run": "runs",
+    "resume": "goes on",
+    "later": "runs, or is skipped",
+    "replace": "needs --force",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """One stage with its plan, None where there is none; ``note`` says why, or what it is planned with."""
+
+    step: Step
+    plan: Plan | None
+    kept: StageRecord | None
+    note: str
+
+    @property
+    def words(self) -> str:
+        """What is done with it."""
+        return _WORDS[self.step.action]
+
+
+def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -> Sequence[PlannedStage]:
+    """The stages in order. Raises ``MlxftError`` for a pipeline that could not be started."""
+    steps = deciding.all_steps(record)
+    done = {step.stage.name for step in steps if step.action == "skip"}
+    kept = {step.stage.name: record.stage(step.stage.name) if record is not None else None for step in steps}
+    found: list[PlannedStage] = []
+    for step in steps:
+        plan, note = None, ""
+        if step.action in ("run", "resume", "later", "replace"):
+            plan, note = _plan(step.stage, deciding, done, make)
+        if step.action == "replace":
+            note = "; ".join(step.reasons[:2])
+        found.append(PlannedStage(step, plan, kept[step.stage.name], note))
+    return found
+
+
+def _plan(stage: Stage, deciding: Deciding, done: set[str], make: Make) -> tuple[Plan | None, str]:
+    if stage.loaded is None:
+        return None, "a command: its time is known when it has run once"
+    waits = [name for name in stage.needs if name != stage.asked.start_from and name not in done]
+    if waits:
+        return None, f"known when {' and '.join(waits)} has run: its rows are made there"
+    loaded, note = stage.loaded, ""
+    if stage.asked.start_from is not None and stage.asked.start_from not in done:
+        root = _root(stage, deciding.pipeline)
+        try:
+            local = find_local(root.recipe, deciding.base)
+        except MlxftError as error:
+            return None, error.message
+        model = str(local.folder) if local is not None else root.recipe.model
+        kept = [one for one in loaded.overrides if one.partition("=")[0] not in ("model", "revision", "adapter")]
+        named = [f"{key}=" for key in ("revision", "adapter") if getattr(loaded.recipe, key)]
+        loaded = load_recipe(loaded.path, (f"model={model}", *named, *kept))
+        note = f"planned with the model that {_first(stage, deciding.pipeline).name} begins with"
+    try:
+        return make(loaded), note
+    except MlxftError as error:
+        return None, error.message
+
+
+def _first(stage: Stage, pipeline: LoadedPipeline) -> Stage:
+    """The stage that the chain of ``stage`` begins with."""
+    while stage.asked.start_from is not None:
+        stage = pipeline.stage(stage.asked.start_from)
+    return stage
+
+
+def _root(stage: Stage, pipeline: LoadedPipeline) -> LoadedRecipe:
+    loaded = _first(stage, pipeline).loaded
+    assert loaded is not None
+    return loaded
+
+
+def plan_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Iterator[str]:
+    """The plan as a table, what each stage takes, and the sum."""
+    yield f"plan of {pipeline.path} into {pipeline.folder}"
+    yield ""
+    rows = [("STAGE", "", "TAKES", "STEPS", "TIME", "MEMORY", "DISK"), *(_row(one) for one in planned)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        if number and planned[number - 1].note:
+            yield f"  {planned[number - 1].note}"
+    yield ""
+    yield from _sum_lines(planned, pipeline)
+
+
+def _row(one: PlannedStage) -> tuple[str, ...]:
+    stage, plan = one.step.stage, one.plan
+    steps, time, memory, disk = "", _kept_time(one), "", ""
+    if plan is not None:
+        steps = f"{plan.resolved.total_steps:,}"
+        memory = format_bytes(plan.forecast.peak_bytes.expected)
+        disk = format_bytes(plan.forecast.disk_bytes.expected)
+        finish = plan.forecast.finish_seconds
+        time = _span(finish) if finish is not None else time or "not known yet"
+    return (stage.name, one.words, ", ".join(stage.needs), steps, time, memory, disk)
+
+
+def _kept_time(one: PlannedStage) -> str:
+    """What it took before; a stage that is skipped takes nothing more."""
+    if one.kept is None or not one.kept.seconds:
+        return ""
+    return f"took {format_seconds(one.kept.seconds)}"
+
+
+def _span(finish: Range) -> str:
+    return f"{format_seconds(finish.expected)} ({format_seconds(finish.low)} to {format_seconds(finish.high)})"
+
+
+def _sum_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Iterator[str]:
+    todo = [one for one in planned if one.step.action not in ("leave", "skip")]
+    if not todo:
+        yield "everything is done"
+        return
+    known = [one.plan.forecast.finish_seconds for one in todo if one.plan and one.plan.forecast.finish_seconds]
+    unknown = [one.step.stage.name for one in todo if not (one.plan and one.plan.forecast.finish_seconds)]
+    if known:
+        more = f", and what {', '.join(unknown)} will take" if unknown else ""
+        yield f"about {format_seconds(sum(one.expected for one in known))} in all{more}, without evaluations"
+    elif unknown:
+        yield f"the time is known once something has run here; measure one: mlxft plan {_measurable(todo)}"
+    disk = sum(one.plan.forecast.disk_bytes.expected for one in todo if one.plan is not None)
+    if disk:
+        free = free_bytes(pipeline.folder)
+        yield f"{format_bytes(disk)} of disk in all, {format_bytes(free)} are free"
+    evaluations = pipeline.pipeline.evaluations
+    count = sum(name in one.stages for one in evaluations for name in (item.step.stage.name for item in todo))
+    if count:
+        yield f"{count} evaluations: {', '.join(one.name for one in evaluations)}"
+    for one in todo:
+        if one.plan is not None and not one.plan.fits:
+            need = format_bytes(one.plan.forecast.peak_bytes.expected)
+            yield f"{one.step.stage.name} does not fit: it needs {need}; see mlxft plan with its recipe"
+
+
+def _measurable(todo: Sequence[PlannedStage]) -> str:
+    loaded = next((one.step.stage.loaded for one in todo if one.plan is not None), None)
+    return loaded.command("plan").removeprefix("mlxft plan ") if loaded is not None else "RECIPE"
+
+
+def plan_json(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> dict[str, object]:
+    """The plan as plain values; times in seconds, sizes in bytes, None for what is not known."""
+    return {
+        "file": str(pipeline.path),
+        "folder": str(pipeline.folder),
+        "stages": [_json(one) for one in planned],
+        "evaluations": [one.name for one in pipeline.pipeline.evaluations],
+    }
+
+
+def _json(one: PlannedStage) -> dict[str, object]:
+    stage, plan = one.step.stage, one.plan
+    finish = plan.forecast.finish_seconds if plan is not None else None
+    return {
+        "name": stage.name,
+        "action": one.step.action,
+        "reasons": list(one.step.reasons),
+        "needs": list(stage.needs),
+        "folder": str(Path(stage.folder)),
+        "steps": plan.resolved.total_steps if plan is not None else None,
+        "seconds": finish.expected if finish is not None else None,
+        "peak_bytes": plan.forecast.peak_bytes.expected if plan is not None else None,
+        "disk_bytes": plan.forecast.disk_bytes.expected if plan is not None else None,
+        "fits": plan.fits if plan is not None else None,
+        "note": one.note,
+    }

@@ -1,0 +1,265 @@
+"""``mlxft pipeline``: stages of trainings and commands, each from the results of earlier ones, with one report."""
+
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
+    from mlx_finetune.app.pipeline.carry_out import Ended, Outcome
+    from mlx_finetune.app.pipeline.decide import Deciding, Selection
+    from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="STAGE.KEY=VALUE",
+    help="Change one key of a stage's recipe, e.g. sft.training.max_steps=50; or output_dir=FOLDER.",
+)
+@click.option("--from", "first", metavar="STAGE", help="Begin with this stage; what comes before is taken as it is.")
+@click.option("--only", metavar="STAGE", help="Run this stage alone.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the results of stages that have changed; with --from or --only those stages in any case.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done, with time, memory and disk; change nothing.")
+@click.option("--no-measure", is_flag=True, help="With --dry-run: take no steps where the time is not known.")
+@click.option("--status", is_flag=True, help="Print how far it is; also while it runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table, the status or the plan as JSON.")
+def command(
+    file: Path,
+    overrides: tuple[str, ...],
+    first: str | None,
+    only: str | None,
+    force: bool,
+    dry_run: bool,
+    no_measure: bool,
+    status: bool,
+    as_json: bool,
+) -> int:
+    """Run the stages of FILE in order; a stage that is done is skipped while nothing that it depends on has changed.
+
+    Ctrl-C saves and leaves; the same command goes on. Nothing that is there is replaced without --force. At the end
+    there is one table across the stages, and one report.
+    """
+    from mlx_finetune.app.pipeline.decide import Selection
+    from mlx_finetune.errors import UsageError
+    from mlx_finetune.recipe.pipeline.load import load_pipeline
+
+    if dry_run and status:
+        raise UsageError("--dry-run and --status do not go together", "give one of them")
+    pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd())
+    if status:
+        return _status(pipeline, as_json=as_json)
+    deciding = _deciding(pipeline, Selection(first, only, force))
+    if dry_run:
+        return _dry_run(deciding, measures=not no_measure, as_json=as_json)
+    return _run(deciding, as_json=as_json)
+
+
+def _path_of(file: Path) -> Path:
+    """The file, or the pipeline of that name in the gallery where there is no such file."""
+    from mlx_finetune.recipe.gallery import find_named
+
+    if file.exists() or len(file.parts) > 1 or file.suffix:
+        return file
+    return find_named(str(file), Path.cwd(), Path.cwd()) or file
+
+
+def _deciding(pipeline: "LoadedPipeline", selection: "Selection") -> "Deciding":
+    from mlx_finetune.app.pipeline.decide import deciding
+    from mlx_finetune.train.start.identity import recipe_identity
+
+    return deciding(pipeline, selection, recipe_identity, Path.cwd())
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _pass_on(line: str) -> None:
+    """What a part says, without the commands that it proposes: here the pipeline goes on."""
+    if line and not line.startswith(_PROPOSALS):
+        _say(line)
+
+
+_PROPOSALS = ("next: ", "error: ", "hint: ", "what it learned, measured: ", "to go on: ")
+
+
+# --- running ---
+
+
+def _run(deciding: "Deciding", *, as_json: bool) -> int:
+    from mlx_finetune.app.pipeline.carry_out import Hands, carry_out
+    from mlx_finetune.app.pipeline.process import leaving, run_command
+    from mlx_finetune.errors import Interrupted
+
+    pipeline = deciding.pipeline
+    hands = Hands(
+        train=_train,
+        command=lambda words, log: run_command(words, log, _pass_on),
+        say=lambda text: _say(f"\n{text}"),
+    )
+    try:
+        with leaving():
+            outcome = carry_out(deciding, hands)
+    except Interrupted as error:
+        _say(f"\n{error.message}\nto go on: {_go_on(deciding)}")
+        return error.exit_code
+    return _ended(deciding, outcome, pipeline, as_json=as_json)
+
+
+def _train(stage: "Stage", is_resumed: bool) -> "Ended":
+    """One training as ``mlxft train`` does it."""
+    from mlx_finetune.app.pipeline.carry_out import Ended
+    from mlx_finetune.app.running import supervise
+    from mlx_finetune.app.running.launch import TrainRequest
+    from mlx_finetune.app.trackers.watching import tracked
+    from mlx_finetune.commands.closing import ended_lines
+    from mlx_finetune.commands.named import check_named
+    from mlx_finetune.commands.report import try_report
+    from mlx_finetune.commands.train import choose_view
+    from mlx_finetune.journal import read_events
+    from mlx_finetune.monitor.summary import Summary
+    from mlx_finetune.recipe.paths import check_paths
+    from mlx_finetune.rundir import EVENTS, RunDir
+
+    loaded = stage.loaded
+    assert loaded is not None
+    check_paths(loaded, Path.cwd())
+    if not is_resumed:
+        check_named(loaded, Path.cwd())
+    request = TrainRequest(loaded.path, loaded.overrides, is_resumed)
+    run, summary = RunDir(loaded.recipe.run_folder), Summary()
+    for record in read_events(run.file(EVENTS)) if is_resumed else ():
+        summary.add(record)
+    view = choose_view(summary, as_json=False)
+    with closing(view), tracked(loaded.recipe.training.report_to, run, view, is_fork=False) as watched:
+        supervised = supervise.supervise(request, run, loaded.recipe, watched)
+    report, warnings = (None, []) if supervised.ending.kind == "refused" else try_report(run)
+    lines = [*warnings, *ended_lines(supervised, summary, run, [], report)]
+    for line in lines:
+        _pass_on(line)
+    ending = supervised.ending
+    message = ending.message if supervised.exit_code else ""
+    return Ended(supervised.exit_code, message, ending.hint, supervised.stop_signal)
+
+
+def _ended(deciding: "Deciding", outcome: "Outcome", pipeline: "LoadedPipeline", *, as_json: bool) -> int:
+    """The table, the report, and what to type next."""
+    from mlx_finetune.monitor.pipeline.facts import read_pipeline
+    from mlx_finetune.monitor.pipeline.page import write_reports
+    from mlx_finetune.monitor.pipeline.table import table_json, table_lines
+
+    facts = read_pipeline(pipeline.folder)
+    page: Path | None = None
+    try:
+        page, _ = write_reports(facts)
+    except OSError as error:
+        _say(f"warning: the report could not be made ({error.strerror or error})")
+    if as_json:
+        more = {"exit_code": outcome.exit_code, "report": str(page) if page else None}
+        click.echo(json.dumps(table_json(facts) | more, ensure_ascii=False))
+    elif not outcome.where:
+        _say("")
+        for line in table_lines(facts):
+            click.echo(line)
+    if page is not None:
+        _say(f"\nreport for your browser: {page}")
+    if outcome.where:
+        for line in _end_lines(deciding, outcome):
+            _say(line)
+        return outcome.exit_code
+    _say(f"next: {_next(pipeline)}")
+    return 0
+
+
+def _end_lines(deciding: "Deciding", outcome: "Outcome") -> Sequence[str]:
+    """What stands behind a pipeline that did not come to its end."""
+    is_stopped = outcome.exit_code in (130, 143, 129)
+    first = f"stopped in {outcome.where}; everything up to there is saved"
+    if not is_stopped:
+        first = f"error: {outcome.where} has failed: {outcome.message}"
+    hint = [f"hint: {outcome.hint}"] if outcome.hint and not is_stopped else []
+    return [first, *hint, f"to go on: {_go_on(deciding)}"]
+
+
+def _go_on(deciding: "Deciding") -> str:
+    """The command that does what is left; what was replaced already is not replaced again."""
+    selection, pipeline = deciding.selection, deciding.pipeline
+    if selection.only is not None:
+        return pipeline.command("--only", selection.only)
+    if selection.is_forced:
+        return pipeline.command("--force")
+    return pipeline.command("--from", selection.first) if selection.first is not None else pipeline.command()
+
+
+def _next(pipeline: "LoadedPipeline") -> str:
+    """What to type after everything: talk with the last model that talks."""
+    talking = [
+        stage for stage in pipeline.stages if stage.loaded is not None and stage.loaded.recipe.task not in _NOT_TALKING
+    ]
+    if not talking:
+        return pipeline.command("--status")
+    return f"mlxft chat {shlex.quote(str(talking[-1].folder))}"
+
+
+_NOT_TALKING = ("pretrain", "classify", "reward", "verifier", "seq2seq")
+
+
+# --- looking ---
+
+
+def _status(pipeline: "LoadedPipeline", *, as_json: bool) -> int:
+    from mlx_finetune.monitor.pipeline.facts import read_pipeline
+    from mlx_finetune.monitor.pipeline.table import table_json, table_lines
+
+    facts = read_pipeline(pipeline.folder)
+    if as_json:
+        click.echo(json.dumps(table_json(facts), ensure_ascii=False))
+        return 0
+    for line in table_lines(facts):
+        click.echo(line)
+    for stage in facts.stages:
+        if stage.record.message and stage.status == "failed":
+            _say(f"{stage.record.name} has failed: {stage.record.message}")
+    running = next((stage for stage in facts.stages if stage.status == "running"), None)
+    if running is not None:
+        begun = f", for {_since(running.record.started)}" if running.record.started else ""
+        _say(f"\n{running.record.name} is at work{begun}; watch it: mlxft monitor {shlex.quote(str(running.folder))}")
+    elif any(stage.status != "finished" for stage in facts.stages):
+        _say(f"\nto go on: {pipeline.command()}")
+    return 0
+
+
+def _since(started: float) -> str:
+    from mlx_finetune.units import format_seconds
+
+    return format_seconds(max(0.0, time.time() - started))
+
+
+def _dry_run(deciding: "Deciding", *, measures: bool, as_json: bool) -> int:
+    from functools import partial
+
+    from mlx_finetune.app.pipeline.planning import plan_json, plan_lines, plan_stages
+    from mlx_finetune.commands.plan import plan_recipe
+    from mlx_finetune.recipe.pipeline.record import read_record
+
+    make = partial(plan_recipe, measures=measures)
+    planned = plan_stages(deciding, read_record(deciding.pipeline.folder), make)
+    if as_json:
+        click.echo(json.dumps(plan_json(planned, deciding.pipeline), ensure_ascii=False))
+    else:
+        for line in plan_lines(planned, deciding.pipeline):
+            click.echo(line)
+    return 0

@@ -1,0 +1,115 @@
+"""What ``mlxft eval --checkpoints`` and ``--sinks`` keep in a run folder; a file that cannot be read is named."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from mlx_finetune import rundir
+from mlx_finetune.monitor.report.evaluated import Change, Figure
+from mlx_finetune.monitor.report.typed import read_json
+from mlx_finetune.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """One checkpoint: figures by name (loss, perplexity, bits_per_byte), and the change from the one before."""
+
+    step: int
+    figures: Mapping[str, Figure]
+    change: Change | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt as it was answered at one checkpoint."""
+
+    step: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One eval/checkpoints/NAME.json. ``window`` and ``stride`` are None where rows are answers."""
+
+    name: str
+    measured: str
+    what: str
+    source: str
+    split: str
+    num_rows: int
+    num_tokens: int
+    num_bytes: int
+    tokenizer: str
+    sentence: str
+    points: tuple[At, ...]
+    window: int | None = None
+    stride: int | None = None
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Nats a token with the 95 % interval over texts."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Positions ``first`` to ``last``, and the loss there by method."""
+
+    first: int
+    last: int
+    losses: Mapping[str, Loss]
+
+
+@dataclass(frozen=True, slots=True)
+class SinkExperiment:
+    """One eval/sinks/NAME.json; ``meaning`` says what each method keeps."""
+
+    name: str
+    measured: str
+    source: str
+    context: int
+    num_texts: int
+    num_tokens: int
+    tokenizer: str
+    sentence: str
+    methods: tuple[str, ...]
+    meaning: Mapping[str, str]
+    buckets: tuple[Bucket, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextResults:
+    """All of a run, the newest first; ``damaged`` are names inside its eval/ folder."""
+
+    courses: tuple[Course, ...] = ()
+    experiments: tuple[SinkExperiment, ...] = ()
+    damaged: tuple[str, ...] = field(default=())
+
+
+def read_text_results(run: RunDir) -> TextResults:
+    """What there is."""
+    courses, bad = _read(run.file(rundir.CHECKPOINT_EVALUATIONS), Course)
+    experiments, worse = _read(run.file(rundir.SINK_EXPERIMENTS), SinkExperiment)
+    return TextResults(
+        tuple(sorted(courses, key=lambda one: one.measured, reverse=True)),
+        tuple(sorted(experiments, key=lambda one: one.measured, reverse=True)),
+        (*bad, *worse),
+    )
+
+
+_T = TypeVar("_T")
+
+
+def _read(folder: Path, kind: type[_T]) -> tuple[list[_T], list[str]]:
+    found, damaged = list[_T](), list[str]()
+    for path in sorted(folder.glob("*.json")):
+        one = read_json(path, kind)
+        damaged.append(f"{folder.name}/{path.name}") if one is None else found.append(one)
+    return found, damaged

@@ -1,0 +1,128 @@
+"""pipeline.json: what a pipeline did so far, stage by stage; the only link from running it to whoever looks at it.
+
+A fingerprint is everything that a stage's result depends on, as text by name. A stage whose fingerprint is the recorded
+one is not done again. Written whole after every change; read by the report and by ``runs``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from mlx_finetune import durable
+from mlx_finetune.errors import RunError
+from mlx_finetune.rundir import FORMAT_VERSION, PIPELINE
+
+Status = Literal["waiting", "begun", "stopped", "failed", "finished"]
+Kind = Literal["train", "command"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One stage. ``what`` is its recipe's file or its command; ``seconds`` is the time at work over all starts.
+
+    ``result_sha256`` is of the files that others start from; ``started`` is when it last began, ``ended`` when it last
+    left off (seconds since 1970). ``was_skipped``: the last start of the pipeline found it done.
+    """
+
+    name: str
+    kind: Kind
+    what: str
+    needs: tuple[str, ...] = ()
+    status: Status = "waiting"
+    fingerprint: Mapping[str, str] = field(default_factory=dict[str, str])
+    result_sha256: str = ""
+    seconds: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+    message: str = ""
+    was_skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """One evaluation of the result of a stage; its figures are in the stage's eval/NAME.json."""
+
+    stage: str
+    name: str
+    status: Status = "waiting"
+    fingerprint: Mapping[str, str] = field(default_factory=dict[str, str])
+    seconds: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineRecord:
+    """A whole pipeline. ``file``, ``started_in`` and ``overrides`` are what it takes to go on with it."""
+
+    created: str
+    file: str
+    started_in: str
+    overrides: tuple[str, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def stage(self, name: str) -> StageRecord | None:
+        """The record of a stage; None where the pipeline had no such stage yet."""
+        return next((one for one in self.stages if one.name == name), None)
+
+    def evaluation(self, stage: str, name: str) -> EvaluationRecord | None:
+        """The record of an evaluation; None where there was none yet."""
+        return next((one for one in self.evaluations if (one.stage, one.name) == (stage, name)), None)
+
+    def with_stage(self, changed: StageRecord) -> "PipelineRecord":
+        """The same with another record of that stage."""
+        return replace(self, stages=tuple(changed if one.name == changed.name else one for one in self.stages))
+
+    def with_evaluation(self, changed: EvaluationRecord) -> "PipelineRecord":
+        """The same with another record of that evaluation, whether there was one or not."""
+        others = [one for one in self.evaluations if (one.stage, one.name) != (changed.stage, changed.name)]
+        return replace(self, evaluations=(*others, changed))
+
+
+def read_record(folder: Path) -> PipelineRecord | None:
+    """The record in the folder of a pipeline; None where there is none. Raises ``RunError`` for a damaged one."""
+    path = folder / PIPELINE
+    try:
+        value = json.loads(path.read_bytes())
+        return TypeAdapter(PipelineRecord).validate_python(value)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is damaged, or of another version"
+        raise RunError(f"{path} cannot be read: {what}", "start the pipeline with another output_dir") from None
+
+
+def write_record(folder: Path, record: PipelineRecord) -> None:
+    """Replace pipeline.json whole."""
+    durable.write_json(folder / PIPELINE, asdict(record))
+
+
+def differences(old: Mapping[str, str], new: Mapping[str, str], defaults: Mapping[str, str]) -> Sequence[str]:
+    """What differs between two fingerprints, a phrase each. ``defaults`` count for what an older version left out."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, defaults.get(key)), new.get(key, defaults.get(key))
+        if before == after:
+            continue
+        found.append(_WORDS.get(key) or (f"{key}: was {_short(before)}, is now {_short(after)}"))
+    return found
+
+
+_WORDS: Mapping[str, str] = {
+    "data files": "the data files have changed",
+    "start": "what it starts from is another",
+    "model files": "the files of the model have changed",
+    "template files": "the template has changed",
+    "order": "this version orders rows in another way",
+    "result": "what is measured is another",
+    "files": "the files that its command names have changed",
+}
+
+
+def _short(value: str | None) -> str:
+    return "not there" if value is None else value if len(value) <= 160 else f"{value[:157]}..."

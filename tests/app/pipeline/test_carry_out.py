@@ -1,0 +1,350 @@
+"""Decisions and the order of work, with stand-ins for trainings: each writes what a run leaves, in no time."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from mlx_finetune.app.pipeline.carry_out import Ended, Hands, Outcome, carry_out
+from mlx_finetune.app.pipeline.decide import Selection, deciding
+from mlx_finetune.errors import MlxftError, RecipeError, RunError, UsageError
+from mlx_finetune.monitor.pipeline.facts import read_pipeline
+from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
+from mlx_finetune.recipe.pipeline.record import read_record, write_record
+from mlx_finetune.rundir import LOCK, RUN_INFO, take_lock
+from mlx_finetune.train.start.identity import recipe_identity
+
+PIPELINE = """
+output_dir = "adapters/p"
+[[stages]]
+name = "full"
+recipe = "full.toml"
+[[stages]]
+name = "lora"
+recipe = "lora.toml"
+start_from = "full"
+[[stages]]
+name = "draw"
+command = "sample {lora} --data problems.jsonl --out {folder}/made"
+[[stages]]
+name = "more"
+recipe = "lora.toml"
+start_from = "lora"
+set = ["data.path={draw}/made/rows.jsonl"]
+[[evaluations]]
+name = "rows"
+stages = ["full", "lora"]
+data = "rows.jsonl"
+tasks = ["loss"]
+"""
+BODY = 'model = "m"\noutput_dir = "adapters/x"\n[data]\npath = "rows.jsonl"\n'
+NAMES = ("model.safetensors", "adapter_model.safetensors")
+ALL = ["full", "eval full", "lora", "eval lora", "draw", "more"]
+
+
+@dataclass
+class Pretend:
+    """Does the work of hands at once, and keeps what was asked for. ``ends`` is how a part ends that does not finish;
+    ``weights`` is what its result depends on."""
+
+    done: list[str] = field(default_factory=list)
+    ends: dict[str, Ended | MlxftError] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+    def train(self, stage: Stage, is_resumed: bool) -> Ended:
+        self.done.append(f"{stage.name} again" if is_resumed else stage.name)
+        assert (stage.folder / RUN_INFO).is_file() == is_resumed
+        ended = self.ends.pop(stage.name, Ended(0))
+        if isinstance(ended, MlxftError):
+            raise ended
+        status = "finished" if ended.exit_code == 0 else "stopped"
+        stage.result.mkdir(parents=True, exist_ok=True)
+        (stage.folder / RUN_INFO).write_text(json.dumps({"status": status}))
+        if status == "finished":
+            (stage.result / NAMES[stage.result == stage.folder]).write_text(self.weights.get(stage.name, stage.name))
+        return ended
+
+    def command(self, words: Sequence[str], log: Path | None) -> Ended:
+        name = f"eval {Path(words[1]).name}" if words[0] == "eval" else "draw"
+        self.done.append(name)
+        ended = self.ends.pop(name, Ended(0))
+        assert isinstance(ended, Ended)
+        if words[0] == "eval":
+            (Path(words[1]) / "eval").mkdir(exist_ok=True)
+            (Path(words[1]) / "eval" / f"{words[3]}.json").write_text("{}")
+        else:
+            assert log == Path("adapters/p/draw/log.txt")
+            made = Path(words[-1])
+            made.mkdir(exist_ok=True)
+            (made / "rows.jsonl").write_text(self.weights.get("draw", "rows"))
+        return ended
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("full.toml").write_text(BODY)
+    Path("lora.toml").write_text(BODY + "[lora]\nrank = 4\n")
+    Path("rows.jsonl").write_text('{"text": "a"}\n')
+    Path("problems.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    Path("p.toml").write_text(PIPELINE)
+    return tmp_path
+
+
+def load(*overrides: str) -> LoadedPipeline:
+    return load_pipeline(Path("p.toml"), overrides, here=Path.cwd())
+
+
+def run(pretend: Pretend, *overrides: str, selection: Selection | None = None) -> Outcome:
+    """One start of the pipeline; ``pretend.done`` is only of this one."""
+    pretend.done.clear()
+    pretend.said.clear()
+    found = deciding(load(*overrides), selection or Selection(), recipe_identity, Path.cwd())
+    return carry_out(found, Hands(pretend.train, pretend.command, pretend.said.append))
+
+
+@pytest.fixture(name="done")
+def done_fixture() -> Pretend:
+    """A pipeline that has run to its end."""
+    pretend = Pretend()
+    assert run(pretend).exit_code == 0
+    assert pretend.done == ALL
+    return pretend
+
+
+def test_a_second_start_does_nothing(done: Pretend) -> None:
+    outcome = run(done)
+    assert (outcome.exit_code, done.done) == (0, [])
+    assert all(one.was_skipped for one in outcome.record.stages)
+    assert done.said[0] == "stage 1 of 4, full: done before, skipped"
+
+
+def test_another_folder_begins_anew_and_leaves_the_first_as_it_is(done: Pretend) -> None:
+    before = Path("adapters/p/pipeline.json").read_bytes()
+    done_elsewhere = Pretend()
+    with pytest.raises(AssertionError):  # the stand-in insists on the folder of its log
+        run(done_elsewhere, "output_dir=adapters/q")
+    assert done_elsewhere.done == ["full", "eval full", "lora", "eval lora", "draw"]
+    assert Path("adapters/p/pipeline.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "names", "reason"),
+    [
+        (lambda: Path("rows.jsonl").write_text('{"text": "b"}\n'), "full", "the data files have changed"),
+        (lambda: Path("full.toml").write_text(BODY + "[training]\nepochs = 2\n"), "full", "training.epochs: was "),
+        (lambda: Path("problems.jsonl").write_text("other"), "draw", "the files that its command names have changed"),
+        (
+            lambda: Path("p.toml").write_text(PIPELINE.replace("{folder}/made", "-k 2 --out {folder}/made")),
+            "draw",
+            "-k",
+        ),
+    ],
+)
+def test_a_changed_stage_is_not_replaced_unasked(done: Pretend, change, names: str, reason: str) -> None:
+    change()
+    with pytest.raises(RunError) as caught:
+        run(done)
+    assert done.done == []
+    assert caught.value.message.startswith("what adapters/p holds would be replaced: ")
+    assert f"{names} (" in caught.value.message
+    assert reason in caught.value.message
+    assert caught.value.hint == (
+        "to replace it: mlxft pipeline p.toml --force; to keep it: mlxft pipeline p.toml --set "
+        "output_dir=adapters/p-2; or undo the change"
+    )
+
+
+def test_force_replaces_what_changed_and_what_follows_from_it(done: Pretend) -> None:
+    Path("full.toml").write_text(BODY + "[training]\nepochs = 2\n")
+    done.weights |= {"full": "other weights", "lora": "others too"}
+    assert run(done, selection=Selection(is_forced=True)).exit_code == 0
+    assert done.done == ALL
+    assert done.said[0].startswith("stage 1 of 4, full: replaced, because training.epochs: was ")
+    assert "what it starts from is another" in done.said[3]
+    assert run(done).exit_code == 0
+    assert done.done == []
+
+
+def test_what_follows_is_skipped_where_the_same_bytes_came_out(done: Pretend) -> None:
+    Path("full.toml").write_text(BODY + "[training]\nepochs = 2\n")
+    run(done, selection=Selection(is_forced=True))
+    assert done.done == ["full", "eval full"]
+
+
+def test_keys_that_change_no_weight_are_no_reason(done: Pretend) -> None:
+    Path("full.toml").write_text(BODY + '[training]\nkeep_checkpoints = 7\n[eval]\nprompts = ["a"]\n')
+    Path("p.toml").write_text("# a comment\n" + PIPELINE)
+    run(done)
+    assert done.done == []
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_stopped_stage_goes_on_where_it_was_and_nothing_is_done_twice(code: int) -> None:
+    pretend = Pretend(ends={"lora": Ended(code)})
+    outcome = run(pretend)
+    assert (outcome.exit_code, outcome.where) == (code, "stage lora")
+    assert pretend.done == ["full", "eval full", "lora"]
+    status = [one.status for one in read_pipeline(Path("adapters/p")).stages]
+    assert status == ["finished", "stopped", "waiting", "waiting"]
+    assert run(pretend).exit_code == 0
+    assert pretend.done == ["lora again", "eval lora", "draw", "more"]
+
+
+def test_a_failure_ends_it_there_with_its_reason_and_a_refused_start_begins_anew() -> None:
+    pretend = Pretend(ends={"lora": RunError("no room", "make some")})
+    outcome = run(pretend)
+    assert (outcome.exit_code, outcome.where, outcome.message, outcome.hint) == (
+        1,
+        "stage lora",
+        "no room",
+        "make some",
+    )
+    record = outcome.record.stage("lora")
+    assert record is not None
+    assert (record.status, record.message) == ("failed", "no room")
+    assert run(pretend).exit_code == 0
+    assert pretend.done == ["lora", "eval lora", "draw", "more"]
+
+
+def test_a_process_that_was_killed_leaves_a_stage_that_goes_on(done: Pretend) -> None:
+    record = read_record(Path("adapters/p"))
+    assert record is not None
+    lora = record.stage("lora")
+    assert lora is not None
+    write_record(Path("adapters/p"), record.with_stage(replace(lora, status="begun", result_sha256="")))
+    assert [one.status for one in read_pipeline(Path("adapters/p")).stages][1] == "interrupted"
+    run(done)
+    assert done.done == []  # run.json says that it had finished: only the last word was missing
+    write_record(Path("adapters/p"), record.with_stage(replace(lora, status="begun", result_sha256="")))
+    Path("adapters/p/lora/run.json").write_text('{"status": "running"}')
+    run(done)
+    assert done.done == ["lora again"]
+
+
+def test_a_signal_that_came_too_late_for_a_stage_keeps_its_result_and_begins_nothing_more() -> None:
+    pretend = Pretend(ends={"full": Ended(0, stop_signal=2)})
+    outcome = run(pretend)
+    assert (outcome.exit_code, outcome.where, pretend.done) == (130, "stage full", ["full"])
+    run(pretend)
+    assert pretend.done == ALL[1:]
+
+
+def test_a_failed_evaluation_ends_it_and_is_done_first_the_next_time() -> None:
+    pretend = Pretend(ends={"eval lora": Ended(1, "out of rows", "give some")})
+    outcome = run(pretend)
+    assert (outcome.where, outcome.message) == ("the evaluation rows of stage lora", "out of rows")
+    run(pretend)
+    assert pretend.done == ["eval lora", "draw", "more"]
+
+
+def test_a_missed_gate_is_a_result(done: Pretend) -> None:
+    Path("adapters/p/lora/eval/rows.json").unlink()
+    done.ends["eval lora"] = Ended(4)
+    assert run(done).exit_code == 0
+
+
+def test_an_evaluation_that_was_defined_otherwise_is_replaced_only_when_asked(done: Pretend) -> None:
+    Path("p.toml").write_text(PIPELINE.replace('["loss"]', '["loss", "general"]'))
+    with pytest.raises(RunError, match=r"the evaluation rows has changed: tasks: was .*figures of full"):
+        run(done)
+    run(done, selection=Selection(is_forced=True))
+    assert done.done == ["eval full", "eval lora"]
+
+
+def test_only_and_from_choose_and_force_repeats_what_they_name(done: Pretend) -> None:
+    run(done, selection=Selection(only="lora"))
+    assert done.done == []
+    run(done, selection=Selection(only="lora", is_forced=True))
+    assert done.done == ["lora", "eval lora"]
+    run(done, selection=Selection(first="draw", is_forced=True))
+    assert done.done == ["draw", "more"]
+
+
+def test_a_stage_needs_the_results_of_what_is_left_out() -> None:
+    with pytest.raises(RunError) as caught:
+        run(Pretend(), selection=Selection(only="lora"))
+    assert caught.value.message == "lora takes the result of full, which has not finished"
+    assert caught.value.hint == "run that first: mlxft pipeline p.toml --only full"
+    with pytest.raises(UsageError, match="--from nope: there is no such stage"):
+        run(Pretend(), selection=Selection(first="nope"))
+
+
+def test_a_stage_left_out_is_taken_as_it_is_even_where_it_changed(done: Pretend) -> None:
+    Path("full.toml").write_text(BODY + "[training]\nepochs = 2\n")
+    run(done, selection=Selection(first="lora"))
+    assert done.done == []
+
+
+def test_what_the_pipeline_did_not_make_is_not_touched(here: Path) -> None:
+    foreign = here / "adapters" / "p" / "full"
+    foreign.mkdir(parents=True)
+    (foreign / RUN_INFO).write_text('{"status": "finished"}')
+    with pytest.raises(RunError, match=r"full .*adapters/p/full holds what this pipeline did not make"):
+        run(Pretend())
+    assert (foreign / RUN_INFO).is_file()
+
+
+def test_a_result_that_somebody_changed_is_taken_and_one_that_is_gone_is_not_made_unasked(done: Pretend) -> None:
+    Path("adapters/p/more/adapter_model.safetensors").write_text("trained further by hand")
+    run(done)
+    assert done.done == []
+    assert done.said[-1] == "stage 4 of 4, more: done before, skipped; its result was changed since"
+    Path("adapters/p/more/adapter_model.safetensors").unlink()
+    outcome = run(done)
+    assert (outcome.exit_code, outcome.where) == (1, "stage more")
+    assert outcome.message == "what adapters/p holds would be replaced: more (its result is gone)"
+
+
+def test_missing_data_is_found_before_anything_begins() -> None:
+    Path("rows.jsonl").unlink()
+    pretend = Pretend()
+    with pytest.raises(RecipeError) as caught:
+        run(pretend)
+    assert pretend.done == []
+    problem = caught.value.problems[0]
+    assert (problem.where, problem.message.startswith("there is no file ")) == ("stage full", True)
+
+
+@pytest.mark.parametrize("change", [("lora.data.path=nowhere.jsonl",), ()])
+def test_missing_rows_of_later_stages_and_of_evaluations_are_found_too(change: tuple[str, ...]) -> None:
+    if not change:
+        Path("p.toml").write_text(PIPELINE.replace('data = "rows.jsonl"', 'data = "nowhere.jsonl"'))
+    pretend = Pretend()
+    with pytest.raises(RecipeError, match=r"nowhere\.jsonl") as caught:
+        run(pretend, *change)
+    assert caught.value.problems[0].where == ("stage lora" if change else "evaluation rows")
+    assert pretend.done == []
+    assert not Path("adapters").exists()
+
+
+def test_a_pipeline_needs_a_folder_of_its_own(here: Path) -> None:
+    (here / "file").touch()
+    (here / "link").symlink_to("nowhere")
+    (here / "run").mkdir()
+    (here / "run" / RUN_INFO).write_text("{}")
+    for folder, message in (
+        ("file", "file is a file; output_dir must name a folder"),
+        ("link", "link is a link to a folder that is not there"),
+        ("run", "run holds a run, not a pipeline"),
+    ):
+        with pytest.raises(RunError) as caught:
+            run(Pretend(), f"output_dir={folder}")
+        assert caught.value.message == message
+
+
+def test_one_process_at_a_time(done: Pretend) -> None:
+    lock = take_lock(Path("adapters/p") / LOCK)
+    assert lock is not None
+    with pytest.raises(RunError, match="another process runs the pipeline"):
+        run(done)
+
+
+def test_a_damaged_record_is_not_written_over(done: Pretend) -> None:
+    Path("adapters/p/pipeline.json").write_text("{")
+    with pytest.raises(RunError, match=r"pipeline.json cannot be read"):
+        run(done)
+    assert Path("adapters/p/pipeline.json").read_text() == "{"

@@ -1,0 +1,152 @@
+"""The table across stages and the page: who is ranked and who is not, and that names of others stay text."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_finetune.errors import RunError
+from mlx_finetune.monitor.pipeline.facts import Picks, PipelineFacts, StageFacts, Way, read_pipeline
+from mlx_finetune.monitor.pipeline.page import render, write_reports
+from mlx_finetune.monitor.pipeline.table import evaluation_tables, figure_text, markdown, table_json, table_lines
+from mlx_finetune.monitor.report.evaluated import Evaluation, Figure, Measured, Rows, Verdict
+from mlx_finetune.recipe.pipeline.record import EvaluationRecord, PipelineRecord, StageRecord, write_record
+from mlx_finetune.rundir import RunDir, list_all_runs, list_runs
+
+STAGES = ("pretrain", "sft")
+
+
+def evaluation(perplexity: float, number: int, *, tokenizer: str = "t", rows: str = "r") -> Evaluation:
+    measures = (
+        Measured("perplexity", False, {"base": Figure(9.0, 8.0, 10.0, 50), "tuned": Figure(perplexity, 2.0, 4.0, 50)},
+                 name="perplexity"),
+        Measured("bits per byte", False, {"tuned": Figure(perplexity / 2, None, None, 50)}, name="bits_per_byte"),
+        Measured("right number", True, {"tuned": Figure(number / 50, 0.1, 0.9, 50, number)}, name="number"),
+    )  # fmt: skip
+    identity = {"tokenizer_sha256": tokenizer, "rows_sha256": rows}
+    return Evaluation("rows", "", Rows("rows.jsonl", "all", 50), Verdict("", ""), measures, identity=identity)
+
+
+def pipeline(first: Evaluation, second: Evaluation, **changes: Any) -> PipelineFacts:
+    """Two stages with an evaluation each."""
+    records = tuple(StageRecord(name, "train", f"{name}.toml", status="finished", seconds=60.0) for name in STAGES)
+    evaluations = tuple(EvaluationRecord(name, "rows", "finished", seconds=5.0) for name in STAGES)
+    record = PipelineRecord("2026", "p.toml", "/", stages=records, evaluations=evaluations)
+    stages = tuple(
+        StageFacts(one, Path(one.name), None, {"rows": found}, (), "", is_at_work=False)
+        for one, found in zip(records, (first, second), strict=True)
+    )
+    return replace(PipelineFacts("mine", Path("adapters/mine"), record, stages, is_running=False), **changes)
+
+
+def best(facts: PipelineFacts) -> dict[str, tuple[str, ...]]:
+    return {column.name: column.best for column in evaluation_tables(facts)[0].columns}
+
+
+def test_the_best_of_each_column_is_marked_over_the_same_rows_and_tokenizer() -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
+    assert best(facts) == {"perplexity": ("pretrain",), "bits_per_byte": ("pretrain",), "number": ("sft",)}
+    lines = list(table_lines(facts))
+    assert lines[4].split("  ")[0] == "rows: 50 rows of rows.jsonl"
+    assert lines[6] == "pretrain  3.000 (2.000 to 4.000) *  1.500 *        20.0% (10.0% to 90.0%)"
+    assert "| sft | 3.500 (2.000 to 4.000) | 1.750 | **40.0% (10.0% to 90.0%)** |" in markdown(facts)
+
+
+def test_what_is_counted_per_token_is_not_ranked_across_tokenizers() -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20, tokenizer="other"))
+    assert best(facts) == {"perplexity": (), "bits_per_byte": ("pretrain",), "number": ("sft",)}
+    assert evaluation_tables(facts)[0].note == (
+        "what is counted per token is not ranked: the tokenizers differ; compare bits per byte"
+    )
+
+
+def test_a_chat_template_makes_no_other_tokenizer(tmp_path: Path) -> None:
+    tokens = {"model": {"vocab": {"a": 0}}, "normalizer": None, "pre_tokenizer": None}
+    for name, place in (("pretrain", "pretrain/model"), ("sft", "sft")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "tokenizer.json").write_text(json.dumps(tokens | {"decoder": name}))
+    write_record(tmp_path, pipeline(evaluation(3.0, 10), evaluation(3.5, 20)).record)
+    first, second = read_pipeline(tmp_path).stages
+    assert first.vocabulary == second.vocabulary != ""
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20, tokenizer="with a template"))
+    stages = tuple(replace(stage, vocabulary=first.vocabulary) for stage in facts.stages)
+    assert best(replace(facts, stages=stages))["perplexity"] == ("pretrain",)
+
+
+def test_nothing_is_ranked_over_different_rows_or_alone_or_where_all_are_alike() -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20, rows="others"))
+    assert set(best(facts).values()) == {()}
+    assert evaluation_tables(facts)[0].note == "not ranked: the stages were measured on different rows"
+    assert set(best(pipeline(evaluation(3.0, 10), evaluation(3.0, 10))).values()) == {()}
+    one = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
+    one = replace(one, stages=(one.stages[0],))
+    assert set(best(one).values()) == {()}
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [
+        (Figure(2.34567, 2.3, 2.4, 9), "2.346 (2.300 to 2.400)"),
+        (Figure(12345.6, None, None, 9), "12,346"),
+        (Figure(0.5, 0.25, 0.75, 8, 4), "50.0% (25.0% to 75.0%)"),
+        (None, ""),
+    ],
+)
+def test_figures_in_words(figure: Figure | None, text: str) -> None:
+    assert figure_text(figure) == text
+
+
+def test_ways_to_pick_an_answer_have_a_table_of_their_own() -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
+    ways = (Way("random", 0.31, 0.25, 0.37), Way("verifier", 0.55, 0.45, 0.65, 110))
+    picks = Picks("tested", 200, 8, ways, ())
+    facts = replace(facts, stages=(facts.stages[0], replace(facts.stages[1], picks=(picks,))))
+    assert "verifier's pick  55.0% (45.0% to 65.0%)" in list(table_lines(facts))
+    assert "| verifier's pick | 55.0% (45.0% to 65.0%) |" in markdown(facts)
+    assert table_json(facts)["picks"] == [{"stage": "sft", **asdict(picks)}]
+    assert "Picking one of several answers" in render(facts)
+
+
+def test_names_and_messages_of_others_stay_text() -> None:
+    evil = "<script>alert(1)</script>|x"
+    facts = pipeline(evaluation(3.0, 10), replace(evaluation(3.5, 20), data=Rows(evil, "all", 50)))
+    stages = [replace(facts.stages[0].record, what=evil, message=evil, status="failed"), facts.stages[1].record]
+    record = replace(facts.record, file=evil, stages=tuple(stages))
+    facts = replace(facts, name=evil, record=record)
+    facts = replace(facts, stages=(replace(facts.stages[0], record=stages[0]), facts.stages[1]))
+    page = render(facts)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>" not in markdown(facts)
+    row = next(line for line in markdown(facts).splitlines() if "| failed |" in line)
+    assert row.count("|") == 8
+
+
+def test_an_edited_table_is_left_as_it_is(tmp_path: Path) -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20), folder=tmp_path)
+    assert write_reports(facts) == (tmp_path / "report.html", tmp_path / "report.md")
+    assert write_reports(facts) == (tmp_path / "report.html", tmp_path / "report.md")
+    (tmp_path / "report.md").write_text("mine")
+    assert write_reports(facts) == (tmp_path / "report.html", None)
+    assert (tmp_path / "report.md").read_text() == "mine"
+
+
+def test_a_folder_without_a_pipeline_and_a_damaged_record_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no pipeline has run in"):
+        read_pipeline(tmp_path)
+    (tmp_path / "pipeline.json").write_text('{"stages": 1}')
+    with pytest.raises(RunError, match=r"pipeline\.json cannot be read: it is damaged"):
+        read_pipeline(tmp_path)
+
+
+def test_stages_are_among_all_runs_with_the_name_of_their_pipeline(tmp_path: Path) -> None:
+    for name in ("alone", "mine/sft"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+        (tmp_path / "adapters" / name / "run.json").write_text(json.dumps({"status": "finished"}))
+    write_record(tmp_path / "adapters" / "mine", PipelineRecord("2026", "p.toml", "/"))
+    assert [run.label for run in list_all_runs(tmp_path / "adapters")] == ["alone", "mine/sft"]
+    assert [run.label for run in list_runs(tmp_path / "adapters")] == ["alone"]
+    assert RunDir(tmp_path / "adapters" / "mine" / "sft").pipeline == tmp_path / "adapters" / "mine"
+    assert RunDir(tmp_path / "adapters" / "alone").pipeline is None

@@ -15,7 +15,7 @@ from tiny_t5 import write_tiny_t5
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model.answers.batches import BatchDecoder, Request
-from mlx_finetune.model.answers.generate import generate_tokens
+from mlx_finetune.model.answers.generate import Answer, generate_tokens
 from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.seq2seq.positions import bucket_of
@@ -147,14 +147,24 @@ def test_keys_of_the_prompt_are_computed_once_for_an_answer(tiny_t5: TinyT5, mon
     assert sizes == [21] * 4 + [1] * 8
 
 
-def test_an_answer_begins_with_its_first_word(tiny_t5: TinyT5) -> None:
-    """The text of the prompt does not put a blank before it, nor does the penalty fall on the prompt's tokens."""
-    folder = tiny_t5(is_tied=False)
+def test_an_answer_begins_anew_behind_the_prompt(tiny_t5: TinyT5) -> None:
+    """The prompt's words put no blank before the answer's first, and the repetition penalty does not fall on them."""
+    folder = tiny_t5(is_tied=True)
     model, tokenizer = load_t5(folder).model, load_tokenizer(folder)
     prompt = [*tokenizer.encode("what is this").ids, 1, 0]
-    pieces = list(generate_tokens(model, tokenizer, prompt, greedy(6)))
-    ids = [piece.token_id for piece in pieces if piece.token_id is not None]
-    assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+    (word,) = tokenizer.encode("person").ids
+    answer = Answer(model, tokenizer, Request(prompt, greedy(6)))
+    assert answer.say(word).text + answer.say(word).text == "person person"
+
+    def first_of(ids: list[int], penalty: float) -> int | None:
+        sampling = Sampling(temperature=0.0, max_tokens=1, repetition_penalty=penalty)
+        return next(iter(generate_tokens(model, tokenizer, [*ids, 1, 0], sampling))).token_id
+
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(3, 100, 40).tolist() for _ in range(40)]
+    said = [(ids, token) for ids in prompts if (token := first_of(ids, 1.0)) in ids]
+    assert said
+    assert all(first_of(ids, 10.0) == token for ids, token in said)
 
 
 def test_files_may_hold_copies_of_the_embedding(tiny_t5: TinyT5, tmp_path: Path) -> None:

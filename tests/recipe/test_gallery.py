@@ -95,6 +95,15 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
         "grpo.group_size": 8,
         "grpo.divide_by_sd": False,
     },
+    "scratch-shakespeare": {
+        "model": "scratch",
+        "task": "pretrain",
+        "lora": None,
+        "training.optimizer": "muon",
+        "training.lr_scheduler": "wsd",
+        "data.documents": "file",
+    },
+    "scratch-tinystories": {"model": "scratch", "data.path": "roneneldan/TinyStories", "scratch.z_loss": 1e-4},
 }
 
 

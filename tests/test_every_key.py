@@ -115,6 +115,13 @@ ELSEWHERE = {
     "data.sources": "test_named_files_and_weighted_sources_change_the_rows",
     "data.prompt_template": "test_the_prompt_template_changes_what_a_base_model_sees",
     "data.text_template": "tests/train/objectives/test_scored.py: other tokens",
+    "grpo.rewards": "tests/train/objectives/test_grpo.py: other rewards",
+    "grpo.reward_weights": "tests/train/objectives/test_grpo.py: other rewards",
+    "grpo.schema": "tests/train/objectives/test_grpo.py: other rewards",
+    "grpo.group_size": "tests/train/objectives/test_grpo.py: other answers",
+    "grpo.max_tokens": "tests/train/objectives/test_grpo.py: other answers",
+    "grpo.temperature": "tests/train/objectives/test_grpo.py: other answers",
+    "grpo.divide_by_sd": "tests/train/objectives/test_grpo.py: other advantages",
     "verifier.lm_loss_weight": "tests/train/objectives/test_scored.py: more or fewer losses",
     **dict.fromkeys(
         (
@@ -132,6 +139,10 @@ ELSEWHERE = {
     "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",
     "training.on_nonfinite": "tests/train/test_loop.py: stopped or skipped",
     "training.report_to": "tests/app/trackers/test_training.py: told, or refused where it is not installed",
+    **dict.fromkeys(
+        (f"preference.{key}" for key in schema.PreferenceRecipe.model_fields),
+        "tests/train/objectives/test_preference_runs.py: each changes the weights, share_prompt what goes through",
+    ),
     "eval.microscope_rows": "tests/train/test_microscope.py: measured, how many rows, or not",
     "eval.tasks": "tests/app/eval/test_evaluate.py: what is measured",
     "eval.max_rows": "tests/app/eval/test_evaluate.py: how many rows",
@@ -140,6 +151,8 @@ ELSEWHERE = {
     "eval.category": "tests/app/eval/test_evaluate.py: every figure split",
     "eval.shots": "tests/app/eval/test_evaluate.py: one more side",
     "eval.labels": "tests/app/eval/test_evaluate.py: other classes",
+    "eval.label_words": "tests/app/test_scored_runs.py: what the classes are called",
+    "eval.label_question": "tests/app/test_scored_runs.py: another question",
     "eval.answer_tokens": "tests/app/eval/test_evaluate.py: the longest answer",
     "chat.max_tokens": "tests/app/test_open.py: the longest answer of chat and generate",
     "serve.endpoints": "tests/serving/test_tasks.py: addresses of the server",

@@ -59,6 +59,10 @@ FLIPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data.val_split": (("data.val_split=0.5",), ()),
     "data.test_split": (("data.test_split=0.3",), ()),
     "data.max_seq_length": (("data.max_seq_length=30",), ()),
+    "data.max_target_length": (
+        ("data.max_target_length=8",),
+        ("model={t5}", "task=seq2seq", "data.packing=auto", "training.neftune_alpha=0"),
+    ),
     "data.mask_prompt": (("data.mask_prompt=false",), ()),
     "data.packing": (("data.packing=false",), ()),
     "data.chat_template": (("data.chat_template={template}",), ()),
@@ -149,6 +153,7 @@ ELSEWHERE = {
     "eval.gates": "tests/app/eval/test_evaluate.py: exit code 4",
     "eval.schema": "tests/app/eval/test_evaluate.py: a second figure, constrained",
     "eval.category": "tests/app/eval/test_evaluate.py: every figure split",
+    "eval.references": "tests/app/eval/test_references.py: the best of several right answers",
     "eval.shots": "tests/app/eval/test_evaluate.py: one more side",
     "eval.labels": "tests/app/eval/test_evaluate.py: other classes",
     "eval.label_words": "tests/app/test_scored_runs.py: what the classes are called",
@@ -214,11 +219,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_with(folder, tiny_model):
+def run_with(folder, tiny_model, tiny_t5):
     """Run with overrides, or give the error's text; the same overrides are run once."""
     recipe = write_recipe(folder, tiny_model("llama"))
     names = {
         "other_model": tiny_model("llama", seed=1),
+        "t5": tiny_t5(is_tied=True),
         "first_run": folder / "out-0",
         "other_rows": folder / "other.jsonl",
         "template": folder / "template.jinja",

@@ -16,6 +16,7 @@ import tiny
 from safetensors.numpy import load_file
 from small_runs import train
 from tiny import SPECIAL_TOKENS
+from tiny_t5 import write_tiny_t5
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mlx_finetune import rundir
@@ -34,6 +35,7 @@ from mlx_finetune.recipe.load import load_recipe
 RECIPES = Path(__file__).parent.parent / "recipes"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+T5_LAYERS = ("q", "k", "v", "o", "wi_0", "wi_1", "wo")
 #: recipe -> architecture, names of adapted layers, trainable weights, rows
 CASES = {
     "constraints-gemma-2b": ("gemma", ATTENTION, 8 * 2 * (128 + 80 + 80 + 128), "messages"),
@@ -49,6 +51,7 @@ CASES = {
     "sums-generator": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "sums"),
     "sums-verifier": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "verdicts"),
     "sums-grpo": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "sums"),
+    "summary-flan-t5": ("t5", T5_LAYERS, 16 * 2 * (4 * 128 + 3 * 192 + 8 * 128 + 3 * 192), "dialogues"),
 }
 #: Recipes that begin with random weights, and what makes them small.
 NEW_MODELS = {
@@ -72,6 +75,7 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
         "alpaca": lambda n: {"instruction": f"Add {n}.", "input": f"{n}" * (n % 2), "output": f"It is {2 * n}."},
         "sums": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7)},
         "verdicts": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7 + n % 2), "label": n % 2 == 0},
+        "dialogues": lambda n: {"dialogue": f"Ann: Box {n}?\nBen: Yes.", "summary": f"It is box {n}."},
         "text": lambda n: {"text": f"Chapter {n}. " + "And then it rained. " * (n % 7)},
     }
     path.write_text("".join(json.dumps(makers[layout](number)) + "\n" for number in range(num_rows)))
@@ -82,6 +86,8 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
 def run_recipe(tmp_path):
     def run(name, *, steps=4, model=None):
         architecture, _, _, layout = CASES[name]
+        if architecture == "t5":
+            model = write_tiny_t5(tmp_path / "model", is_tied=False)
         model = model or tiny.write_tiny_model(tmp_path / "model", architecture, chat_template=name not in BASE_MODELS)
         data = write_data(tmp_path / "rows.jsonl", layout)
         recipe = load_recipe(RECIPES / f"{name}.toml").recipe

@@ -90,7 +90,8 @@ def command(
             failures, replies = _answer_file(answerer, prompts_file, stream, max_rows=batch or 1)
         seconds = time.perf_counter() - started
     _say_summary(replies, failures, output, seconds, answerer)
-    click.echo(f"next: mlxft chat {shlex.quote(name)}", err=True)
+    is_two_sided = opened.tokenizer.start_token_id is not None
+    click.echo(f"next: mlxft {'eval' if is_two_sided else 'chat'} {shlex.quote(name)}", err=True)
     return 1 if failures else 0
 
 

@@ -52,7 +52,7 @@ def explain(
         refusal = ""
         for name, draft in _drafts(walk, example, task):
             try:
-                rows.append((name + draft.method, _explain_draft(walk, draft, tokenizer, data.max_seq_length)))
+                rows.append((name + draft.method, _explain_draft(walk, draft, tokenizer)))
             except DataError as error:
                 refusal = error.message
         notes = tuple(problem.message for problem in walk.problems()) + ((refusal,) if refusal else ()) + _told(example)
@@ -79,7 +79,7 @@ def _drafts(walk: Walk, example: Example, task: str) -> list[tuple[str, Draft]]:
     return [(name, draft) for name, draft in made if draft is not None]
 
 
-def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -> tuple[ExplainedToken, ...]:
+def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer) -> tuple[ExplainedToken, ...]:
     encoding = walk.without_merged_border(draft, tokenizer.encode(draft.text))
     ids, mask = walk.ids_and_mask(draft, encoding)
     texts = _texts(draft.text, encoding)
@@ -87,9 +87,12 @@ def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer, limit: int) -
         before, after = walk.edge_texts()
         goes_on = isinstance(draft.example, Text) and draft.example.continues
         texts = ([before] if before else []) + texts + ([] if goes_on else [after])
+    if walk.behind_prompt and draft.spans:
+        cut = encoding.first_from(draft.spans[0][0])
+        texts[cut:cut] = [tokenizer.decode([token]) for token in walk.behind_prompt]
     keeps = np.ones(len(ids), dtype=np.bool_)
-    if len(ids) > limit:
-        kept = walk.shorten(draft, ids, mask)
+    kept = walk.fitted(draft, ids, mask)
+    if len(kept) != 1 or len(kept[0][0]) != len(ids):
         keeps[:] = len(kept) > 1  # split: every token is in one of the pieces
         if len(kept) == 1:
             keeps = _kept(ids, kept[0][0], tokenizer)

@@ -208,6 +208,11 @@ with warnings.catch_warnings():
         category: Text | None = Field(
             None, description="Column of the rows that splits every figure, such as a topic or a kind of request."
         )
+        references: Texts = Field(
+            (),
+            description="Columns of the rows with further right answers: of all, exact_match, token_f1, rouge and bleu "
+            "count the best.",
+        )
         shots: Annotated[int, Field(ge=0, le=64)] = Field(
             0, description="Training rows put in front of each prompt, for one more baseline: the base with examples."
         )

@@ -28,6 +28,7 @@ from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.heads import VerifierRecipe, scored_problems
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS, PreferenceRecipe, unused_problems
 from mlx_finetune.recipe.scratch import ScratchRecipe, scratch_problems, with_scratch_defaults
+from mlx_finetune.recipe.seq2seq import seq2seq_problems
 from mlx_finetune.recipe.training import TrainingRecipe
 
 
@@ -122,7 +123,20 @@ class ServeRecipe(Section):
 
 
 Task = Literal[
-    "sft", "pretrain", "dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto", "classify", "reward", "verifier", "grpo"
+    "sft",
+    "pretrain",
+    "dpo",
+    "cdpo",
+    "rdpo",
+    "ipo",
+    "simpo",
+    "orpo",
+    "kto",
+    "classify",
+    "reward",
+    "verifier",
+    "grpo",
+    "seq2seq",
 ]
 
 
@@ -142,7 +156,7 @@ class Recipe(Section):
         description="sft learns answers to prompts; pretrain learns plain text; dpo, cdpo, rdpo, ipo, simpo and orpo "
         "learn from pairs of a chosen and a rejected answer, kto from answers marked good or bad; classify learns the "
         "labels of texts, reward which of two answers is better, verifier whether answers are right; grpo learns from "
-        "the rewards of its own answers.",
+        "the rewards of its own answers; seq2seq learns answers with an encoder-decoder model (T5).",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -199,6 +213,13 @@ class Recipe(Section):
         problems += unused_problems(self.task, self.preference)
         if self.task in PREFERENCE_TASKS:
             problems += _not_of_preferences(self.task, self.data)
+        if self.task == "seq2seq":
+            problems += seq2seq_problems(
+                self.data,
+                num_layers=self.lora.num_layers if self.lora else "all",
+                neftune_alpha=self.training.neftune_alpha,
+                compute_dtype=self.hardware.compute_dtype,
+            )
         return refuse(self, problems)
 
 

@@ -111,6 +111,9 @@ class Objective:
     evaluation alike: a scalar, or (1 + M,) whose first is what is learned and whose others are those of ``metrics``, in
     their order. All are divided by ``count`` of their batches, and ``present`` makes of the means what is shown.
 
+    ``hidden(model, *arrays)`` forms the hidden states that ``loss`` gets where they do not come from the tokens of a
+    row alone, as those of an encoder-decoder model; None: from the batch's tokens. It has one graph, on a CPU too.
+
     ``num_outputs`` are those of the score head that it needs (``Head.scores``): 0 is no head, None one for each label
     of the training rows. ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that
     is a sum over positions (``is_per_position``) a single row may be computed in two parts. ``live`` makes the batches
@@ -137,6 +140,7 @@ class Objective:
     unpackable: str = ""
     num_outputs: int | None = 0
     is_per_position: bool = True
+    hidden: Callable[..., mx.array] | None = None
     around: Callable[..., AbstractContextManager[Sequence[object] | None]] = nothing_around
     unfold: Callable[[Batch], Batch] = as_it_is
     settle: Callable[[SplitModel], "tuple[Objective, Mapping[str, tuple[object, str]]]"] | None = None

@@ -98,11 +98,7 @@ def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, 
     data = recipe.data.path or recipe.data.train or ", ".join(source.path for source in recipe.data.sources)
     corrected = "" if recipe.data.corrections is False else ", and answers put right in chats"
     head, origin = _origin(recipe, info, source)
-    load = (
-        f"Load it with `mlxft chat {run.path.name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
-        if lora
-        else f"Load it with `mlxft chat {run.path.name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`{_trust(info)}."
-    )
+    load = _how_to_load(run.path.name, info, is_adapter=lora is not None, task=recipe.task)
     text = f"""---
 {head}
 ---
@@ -148,6 +144,15 @@ def _origin(recipe: Recipe, info: "ModelInfo", source: str) -> tuple[str, str]:
 def _trust(info: "ModelInfo") -> str:
     """What ``mlx_lm`` needs to run code that lies beside the weights."""
     return " (`trust_remote_code=True`: its architecture is the file beside it)" if info.model_type == OWN_TYPE else ""
+
+
+def _how_to_load(name: str, info: "ModelInfo", *, is_adapter: bool, task: str) -> str:
+    if task == "seq2seq":
+        other = "`peft`" if is_adapter else f"`{rundir.MODEL_FOLDER}/` with `transformers`"
+        return f"Load it with `mlxft generate {name}`, or {other}."
+    if is_adapter:
+        return f"Load it with `mlxft chat {name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
+    return f"Load it with `mlxft chat {name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`{_trust(info)}."
 
 
 def _losses(recipe: Recipe, state: RunState) -> str:

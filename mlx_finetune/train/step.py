@@ -246,18 +246,29 @@ class Trainer:
             self._model.train(is_training)
 
     def _arrays(self, batch: Batch) -> tuple[mx.array, ...]:
-        """Tokens and segment ids of the inputs, each (B, T), and what the objective wants."""
-        inputs = mx.array(batch.tokens[:, :-1]), mx.array(batch.segment_ids[:, :-1])
-        return *inputs, *self._objective.arrays(batch, self._target_parts)
+        """Tokens and segment ids of the inputs, each (B, T), and what the objective wants; that alone where it forms
+        its hidden states itself."""
+        arrays = self._objective.arrays(batch, self._target_parts)
+        if self._objective.hidden is not None:  # nothing else may have a shape: each is compiled for
+            return arrays
+        return mx.array(batch.tokens[:, :-1]), mx.array(batch.segment_ids[:, :-1]), *arrays
 
     def _compile(self) -> None:
         """Build the functions, compiled where that pays. Frozen weights are captured; what changes is passed in."""
         split, loss, around = self._split, self._objective.loss, self._objective.around
+        own = self._objective.hidden
 
-        def hidden(tokens: mx.array, caches: Sequence[object] | None, entering: Entering) -> mx.array:
+        def hidden(
+            entering: Entering, given: Sequence[object] | None, *arrays: mx.array, is_packed: bool
+        ) -> tuple[mx.array, ...]:
+            """Hidden states, and what the loss takes behind them; ``given`` stands in for KV caches."""
+            if own is not None:
+                return own(split.model, *arrays), *arrays
+            tokens, segment_ids, *rest = arrays
+            caches = segment_caches(self._model, segment_ids) if is_packed and given is None else given
             frozen = blocks(split.model)[: self.num_frozen] if entering else ()
             with overridden(standing_in(frozen, *entering) if entering else ()):
-                return split.hidden(tokens, caches)
+                return split.hidden(tokens, caches), *rest
 
         def microbatch(
             parameters: FlatArrays, key: mx.array, lengths: mx.array, entering: Entering, *arrays: mx.array
@@ -266,24 +277,19 @@ class Trainer:
                 (_, sums), gradients = mx.value_and_grad(forward)(parameters, entering, *arrays)
                 return sums, gradients
 
-        def forward(
-            parameters: FlatArrays, entering: Entering, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array
-        ) -> tuple[mx.array, mx.array]:
+        def forward(parameters: FlatArrays, entering: Entering, *arrays: mx.array) -> tuple[mx.array, mx.array]:
             self._places.put(parameters)
             outer = {name: parameters[name] for name in self._outer}
-            caches = segment_caches(self._model, segment_ids) if self._is_packed else None
             head = Head(split, outer, uses_numpy=False, is_learning=True)
-            with around(self._model, segment_ids, *arrays) as own:
-                sums = loss(head, hidden(tokens, caches if own is None else own, entering), *arrays).reshape(-1)
+            with around(self._model, *arrays[1:]) as given:  # without the tokens
+                sums = loss(head, *hidden(entering, given, *arrays, is_packed=self._is_packed)).reshape(-1)
             return sums[0], sums
 
-        def evaluate(
-            parameters: FlatArrays, entering: Entering, tokens: mx.array, segment_ids: mx.array, *arrays: mx.array
-        ) -> mx.array:
+        def evaluate(parameters: FlatArrays, entering: Entering, *arrays: mx.array) -> mx.array:
             self._places.put(parameters)
             head = Head(split, {}, uses_numpy=False, is_learning=False)
-            with around(self._model, segment_ids, *arrays) as own:
-                return loss(head, hidden(tokens, own, entering), *arrays).reshape(-1)
+            with around(self._model, *arrays[1:]) as given:
+                return loss(head, *hidden(entering, given, *arrays, is_packed=False)).reshape(-1)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}

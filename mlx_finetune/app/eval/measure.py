@@ -16,6 +16,7 @@ from mlx_finetune.app.eval.answers import Answer, answer_all
 from mlx_finetune.app.eval.journal import Journal, Measured
 from mlx_finetune.app.eval.preferences import preference_rows, preference_values
 from mlx_finetune.app.eval.prompts import Continuation
+from mlx_finetune.app.eval.references import best_values
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
 from mlx_finetune.app.eval.scored import own_side, predicted, scored_example
 from mlx_finetune.app.eval.setup import Evaluation
@@ -229,7 +230,8 @@ class Measuring:
         """The answers to the rows' prompts, greedy, with what every task says about them."""
 
         def values(row: int, answer: Answer) -> Values:
-            return self._scorer.values(self._evaluation.rows[row].reference, answer.text)
+            one = self._evaluation.rows[row]
+            return best_values(self._scorer, (one.reference, *one.others), answer.text)
 
         return self._answered(measures.ANSWER, model, side, rows, values)
 

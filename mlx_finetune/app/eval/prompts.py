@@ -16,7 +16,7 @@ from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import single_exchange
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference
 from mlx_finetune.dataset.pairs import preference_sequences
-from mlx_finetune.dataset.prompts import load_prompt_template
+from mlx_finetune.dataset.prompts import template_of
 from mlx_finetune.dataset.tokens import Message, Tokenizer, Tokens
 from mlx_finetune.dataset.walk import Walk
 from mlx_finetune.errors import DataError
@@ -46,8 +46,7 @@ class Prompter:
         answers = data.model_copy(update={"mask_prompt": True, "max_seq_length": longest})
         self._answers = Walk(tokenizer, answers, task="sft", base=base)
         self._markers = ControlMarkers(tokenizer)
-        by_prompt = data.prompt_template != "auto" or not tokenizer.has_chat_template
-        self._template = load_prompt_template(data.prompt_template, base=base) if by_prompt else None
+        self._template = template_of(tokenizer, data, base=base)
 
     def trained(self, example: Example) -> list[Tokens]:
         """The row as training sees it, often one sequence. Raises ``DataError`` where nothing of it can be used."""
@@ -119,7 +118,7 @@ class Prompter:
             raise DataError(f"the prompt holds the control marker {marker!r}", "write it in other words")
         begins = self._walk.edge_texts()[0] and self._tokenizer.bos_token_id is not None
         head = [self._tokenizer.bos_token_id] if begins else []
-        return [id_ for id_ in head if id_ is not None] + self._tokenizer.encode(text).ids
+        return [id_ for id_ in head if id_ is not None] + self._tokenizer.encode(text).ids + self._walk.behind_prompt
 
 
 def _instruction(messages: Sequence[Message], example: Example | None) -> tuple[str, str]:

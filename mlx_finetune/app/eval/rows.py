@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlx_finetune.app.eval.references import read_references, with_answer_column
 from mlx_finetune.app.eval.texts import FEW_TEXTS, blocks
 from mlx_finetune.dataset.conversation import instruction_turns
 from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
@@ -44,7 +45,7 @@ class EvalRow:
 
     ``key`` is the hash of the content, the same in every evaluation; ``scored`` what a score head is given, where
     ``example`` is only what a language model is asked about it. One that ``is_continued`` goes on with the text of the
-    row before it: a text that stands alone is divided into blocks.
+    row before it: a text that stands alone is divided into blocks. ``others`` are further right answers.
     """
 
     key: str
@@ -54,6 +55,7 @@ class EvalRow:
     prompt: tuple[Message, ...]
     reference: str
     scored: Example | None = None
+    others: tuple[str, ...] = ()
     is_continued: bool = False
 
     @property
@@ -90,42 +92,40 @@ def choose_rows(
     tasks: Sequence[str] = ("sft",),
     needs_category: bool = True,
     ask: Ask | None = None,
+    references: Sequence[str] = (),
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
 
     Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``. Rows without the column
     ``category`` are not split, with a notice, unless it ``needs_category``. Rows are what one of ``tasks`` learns from;
-    ``ask`` makes questions of rows that a score head is given.
+    ``ask`` makes questions of rows that a score head is given; ``references`` are columns with further right answers.
 
     Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
     is missing, or there are too few rows for ``shots``.
     """
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
-    recipe = data if given is None else data_of(given, data)
+    recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
     splits = _load(recipe, base, tasks)
     name = _held_out(splits, given)
     held: Sequence[Example] = getattr(splits, name or "train")
     chosen = smallest(held, max_rows)
-    categories: Mapping[tuple[str, int, int], str] = {}
-    notices = splits.problems
-    try:
-        categories = read_categories(recipe, base, category, chosen) if category else {}
-    except _NoColumnError:
-        if needs_category:
-            raise
-        notices = (*notices, Problem("[eval] category", f"nothing is split: not every row has `{category}`"))
+    categories, notices = _categories_of(recipe, base, category, chosen, needs_category=needs_category)
+    others = read_references(recipe, base, references, chosen)
     training = _training_rows(splits, data, training_base, given, tasks) if shots else ()
     drawn = draw_shots(training, shots, seed)
     source = given or data.path or data.test or data.train or "the sources of the recipe"
     return Chosen(
-        _eval_rows(chosen, categories, max_rows, ask),
+        tuple(
+            replace(row, others=others.get((row.example.source, row.example.line), ()))
+            for row in _eval_rows(chosen, categories, max_rows, ask)
+        ),
         _SPLIT_NAMES[name or "train"],
         source,
         splits.content_hash,
         len(held),
         tuple(map(ask, drawn)) if ask else drawn,
-        notices,
+        (*splits.problems, *notices),
     )
 
 
@@ -146,6 +146,20 @@ def _load(data: DataRecipe, base: Path, tasks: Sequence[str]) -> Splits:
         with contextlib.suppress(DataError):
             return load_splits(data, base=base, task=task)
     return load_splits(data, base=base, task=tasks[-1])
+
+
+def _categories_of(
+    data: DataRecipe, base: Path, column: str | None, examples: Sequence[Example], *, needs_category: bool
+) -> tuple[Mapping[tuple[str, int, int], str], Sequence[Problem]]:
+    """``read_categories``; none, with a notice, where rows lack the column and need not have it."""
+    if not column:
+        return {}, ()
+    try:
+        return read_categories(data, base, column, examples), ()
+    except _NoColumnError:
+        if needs_category:
+            raise
+        return {}, (Problem("[eval] category", f"nothing is split: not every row has `{column}`"),)
 
 
 def data_of(given: str, data: DataRecipe) -> DataRecipe:

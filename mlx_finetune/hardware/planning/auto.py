@@ -143,8 +143,10 @@ class _Decisions:
         """Compute type and the limits the plan is held against."""
         if self._recipe.hardware.compute_dtype == "auto":
             is_full, tuned = self._recipe.lora is None, self._facts.tuned
-            self._dtype, reason = compute_dtype(self._facts.machine, is_full=is_full)
-            if tuned.compute_dtype is not None and not (is_full and tuned.compute_dtype == "float16"):
+            needs_range = self._facts.shape.decoder_layers > 0
+            self._dtype, reason = compute_dtype(self._facts.machine, is_full=is_full, needs_range=needs_range)
+            is_narrow = tuned.compute_dtype == "float16" and (is_full or needs_range)
+            if tuned.compute_dtype is not None and not is_narrow:
                 self._dtype, reason = tuned.compute_dtype, tuned.reasons["hardware.compute_dtype"]
             self._hardware["compute_dtype"] = self._dtype
             self._reasons["hardware.compute_dtype"] = reason

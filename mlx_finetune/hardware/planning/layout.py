@@ -93,6 +93,8 @@ def why_unpackable(model_type: str, task: str = "") -> str:
         return _ALONE[task]
     if model_type in ("gpt2", "gpt_bigcode"):
         return f"{model_type} has learned positions, which start at 0 for every row"
+    if model_type == "t5":
+        return "an encoder-decoder model reads a prompt and writes an answer: two sequences"
     if any(name in model_type for name in ("mamba", "rwkv", "recurrent", "jamba", "plamo2", "lfm2", "qwen3_next")):
         return f"{model_type} has recurrent layers, whose state would run from row to row"
     return ""

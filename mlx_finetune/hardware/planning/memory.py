@@ -12,7 +12,7 @@ not in it. On a CPU within 5 % (``benchmarks/memory_terms.py``); Metal was not m
 
 from dataclasses import dataclass
 
-from mlx_finetune.hardware.planning import blockwise_memory, graph_memory
+from mlx_finetune.hardware.planning import blockwise_memory, graph_memory, seq2seq_memory
 from mlx_finetune.hardware.planning.microbatch import Layout, Learned, what_learns
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.recipe.schema import LoraRecipe
@@ -76,7 +76,11 @@ def plan_memory(
     the two moments of AdamW.
     """
     learned = what_learns(shape, lora)
-    if on_gpu:
+    if shape.decoder_layers:
+        backward = seq2seq_memory.backward_bytes(shape, learned, layout, value_bytes=value_bytes, recompute=recompute)
+        loss = seq2seq_memory.loss_bytes(shape, learned, layout, value_bytes=value_bytes, recompute=recompute)
+        num_parts = 1
+    elif on_gpu:
         terms = graph_memory.Terms(value_bytes, recompute=recompute, has_fused_gradient=has_fused_gradient)
         backward = graph_memory.backward_bytes(shape, learned, layout, terms)
         loss = graph_memory.loss_bytes(shape, learned, layout, terms)

@@ -11,6 +11,7 @@ from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.objectives.preference.objective import preference
 from mlx_finetune.train.objectives.reward import reward
 from mlx_finetune.train.objectives.scratch import pretrain
+from mlx_finetune.train.objectives.seq2seq import seq2seq
 from mlx_finetune.train.objectives.verifier import verifier
 
 #: Name of a task -> its objective with the settings of a recipe.
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
     "pretrain": lambda recipe: pretrain(recipe.scratch),
     **dict.fromkeys(PREFERENCE_TASKS, preference),
     "grpo": grpo,
+    "seq2seq": lambda recipe: seq2seq(),
     "classify": lambda recipe: classify(),
     "reward": lambda recipe: reward(),
     "verifier": lambda recipe: verifier(recipe.verifier.lm_loss_weight),

@@ -12,8 +12,10 @@ import numpy as np
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard
+from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware import blas
@@ -111,7 +113,7 @@ def prepare(
     stop.raise_if_asked("before the first step")
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
-    tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
+    tokenizer = _load_tokenizer(asked, local, base)
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
     facts = read_facts(local.folder, rows, asked, objective, num_processes=ranks.size)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
@@ -154,6 +156,13 @@ def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
     if sentence := about_tokenizer(local.folder):
         report(Notice("info", sentence))
     return local
+
+
+def _load_tokenizer(asked: Recipe, local: LocalModel, base: Path) -> ModelTokenizer:
+    """The model's tokenizer, which says whether the task is one for this kind of model. Raises ``ModelError``."""
+    tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
+    check_task(asked.task, tokenizer, local.name)
+    return tokenizer
 
 
 def _leaving(emit: Emit, stop: StopRequest) -> Emit:
@@ -317,6 +326,8 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
         "chat_template": _in_folder(recipe.data.chat_template, base),
         "prompt_template": _in_folder(recipe.data.prompt_template, base, ("auto", "alpaca", "none")),
     }
+    if is_template_text(recipe.data.prompt_template):
+        del templates["prompt_template"]
     grpo = recipe.grpo
     if grpo.schema is not None:
         grpo = grpo.model_copy(update={"schema": _in_folder(grpo.schema, base)})

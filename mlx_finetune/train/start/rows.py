@@ -16,6 +16,7 @@ from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, loca
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
 from mlx_finetune.dataset.labels import balance, check_labels, renumbered
 from mlx_finetune.dataset.pairs import IS_GOOD
+from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
@@ -52,6 +53,10 @@ _LOSSES = {
     "split": ("was split at max_seq_length", "were split at max_seq_length"),
     "no_target": ("has nothing to learn and was left out", "have nothing to learn and were left out"),
     "same_answers": ("has two equal answers and was left out", "have two equal answers and were left out"),
+    "unknown": (
+        "has characters that the tokenizer does not know",
+        "have characters that the tokenizer does not know",
+    ),
     "reasoning_left_out": ("lost reasoning that the template does not write",) * 2,
 }
 
@@ -159,7 +164,8 @@ def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path, corrections: Seq
     prompt = base / Path(data.prompt_template).expanduser()
     try:
         content_hash = hash_files([file for _, file in files])
-        prompt_hash = durable.hash_file(prompt) if prompt.is_file() else ""
+        is_text = is_template_text(data.prompt_template)
+        prompt_hash = durable.hash_file(prompt) if not is_text and prompt.is_file() else ""
     except OSError:
         return "", ""
     parts = {

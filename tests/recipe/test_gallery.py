@@ -87,6 +87,15 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
     "quickstart": {"model": "smollm2-135m", "task": "sft", "data.path": "data/quickstart", "lora.rank": 16},
     "pretrain-text": {"model": "smollm2-135m", "task": "pretrain", "data.format": "text", "data.truncation": "split"},
     "full-smollm2": {"model": "smollm2-135m", "lora": None, "quantize": None},
+    "scratch-shakespeare": {
+        "model": "scratch",
+        "task": "pretrain",
+        "lora": None,
+        "training.optimizer": "muon",
+        "training.lr_scheduler": "wsd",
+        "data.documents": "file",
+    },
+    "scratch-tinystories": {"model": "scratch", "data.path": "roneneldan/TinyStories", "scratch.z_loss": 1e-4},
     "sums-generator": {"model": "smollm2-135m", "task": "sft", "data.path": "data/sums", "training.epochs": 2.0},
     "sums-verifier": {"task": "verifier", "adapter": "adapters/sums-generator", "lora.rank": 16},
     "sums-grpo": {

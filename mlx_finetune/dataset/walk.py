@@ -6,7 +6,7 @@ models, a prompt template (``prompts.py``), text as it is.
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import complete, instruction_turns, single_exchange, wrapped_tools
+from mlx_finetune.dataset.draft import LABEL, PROMPT_TEMPLATE, WHOLE_TEXT, Draft
 from mlx_finetune.dataset.edges import bos_to_add, edges_of, token_text
 from mlx_finetune.dataset.formats import Example, Instruction, Labelled, Messages, Preference, Text
 from mlx_finetune.dataset.mask import Renderer, Rendering, target_mask
@@ -23,7 +24,6 @@ from mlx_finetune.dataset.tokens import (
     Encoded,
     Encoding,
     Message,
-    Span,
     Tally,
     Tokenizer,
     TokenizeReport,
@@ -35,28 +35,7 @@ from mlx_finetune.dataset.two_sides import fit, two_sided
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
-PROMPT_TEMPLATE = "prompt template"
-WHOLE_TEXT = "whole text"
-LABEL = "label of a text"
-
 _USE_MESSAGES = "write it in other words; text that is already rendered belongs in rows with messages"
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """One sequence before tokenisation. Without ``spans`` every token is a target.
-
-    ``values`` are those of its row; with ``is_judged`` its last target is an input too, so that its state is known.
-    """
-
-    text: str
-    spans: tuple[Span, ...] | None
-    method: str
-    example: Example
-    is_document: bool  # beginning- and end-of-text tokens are put around it
-    rendering: Rendering | None = None
-    values: tuple[float, ...] = ()
-    is_judged: bool = False
 
 
 class Walk:

@@ -57,3 +57,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[model_type, seed]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_t5(is_tied=True)``: folder of a random T5 with two blocks a stack; made once, so never write into it."""
+    from tiny_t5 import write_tiny_t5
+
+    made: dict[bool, Path] = {}
+
+    def make(*, is_tied: bool) -> Path:
+        if is_tied not in made:
+            made[is_tied] = write_tiny_t5(tmp_path_factory.mktemp("tiny-t5"), is_tied=is_tied)
+        return made[is_tied]
+
+    return make

@@ -59,12 +59,17 @@ FLIPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data.val_split": (("data.val_split=0.5",), ()),
     "data.test_split": (("data.test_split=0.3",), ()),
     "data.max_seq_length": (("data.max_seq_length=30",), ()),
+    "data.max_target_length": (
+        ("data.max_target_length=8",),
+        ("model={t5}", "task=seq2seq", "data.packing=auto", "training.neftune_alpha=0"),
+    ),
     "data.mask_prompt": (("data.mask_prompt=false",), ()),
     "data.packing": (("data.packing=false",), ()),
     "data.chat_template": (("data.chat_template={template}",), ()),
     "data.template_arguments": (('data.template_arguments={{flavour = "!"}}',), ("data.chat_template={template}",)),
     "data.truncation": (("data.truncation=keep-end",), ("data.max_seq_length=30",)),
     "training.learning_rate": (("training.learning_rate=2e-2",), ()),
+    "training.optimizer": (("training.optimizer=lion",), ()),
     "training.epochs": (("training.epochs=2",), ()),
     "training.max_steps": (("training.max_steps=5",), ()),
     "training.max_minutes": (("training.max_minutes=1e-6",), ()),
@@ -122,19 +127,37 @@ ELSEWHERE = {
     "grpo.temperature": "tests/train/objectives/test_grpo.py: other answers",
     "grpo.divide_by_sd": "tests/train/objectives/test_grpo.py: other advantages",
     "verifier.lm_loss_weight": "tests/train/objectives/test_scored.py: more or fewer losses",
-    "training.optimizer": "it has one value",
+    **dict.fromkeys(
+        (
+            *(f"scratch.{size}" for size in ("hidden_size", "num_layers", "num_heads", "num_kv_heads")),
+            *(f"scratch.{size}" for size in ("intermediate_size", "context_length", "vocab_size", "tokenizer")),
+            *(f"scratch.{shape}" for shape in ("tie_embeddings", "rope_theta", "attention_sinks")),
+            *(f"scratch.{shape}" for shape in ("num_experts", "experts_per_token")),
+        ),
+        "tests/model/scratch/test_begin.py: each makes another model",
+    ),
+    "scratch.z_loss": "tests/train/objectives/test_scratch.py: other gradients",
+    "scratch.balance_loss": "tests/train/objectives/test_scratch.py: other gradients",
+    "data.documents": "tests/dataset/test_stretches.py: other documents",
     "training.gradient_checkpointing": "test_gradient_checkpointing_recomputes_the_blocks",
     "training.reuse_frozen_layers": "tests/train/test_frozen.py: computed once, and with true refused where impossible",
     "training.on_nonfinite": "tests/train/test_loop.py: stopped or skipped",
     "training.report_to": "tests/app/trackers/test_training.py: told, or refused where it is not installed",
+    **dict.fromkeys(
+        (f"preference.{key}" for key in schema.PreferenceRecipe.model_fields),
+        "tests/train/objectives/test_preference_runs.py: each changes the weights, share_prompt what goes through",
+    ),
     "eval.microscope_rows": "tests/train/test_microscope.py: measured, how many rows, or not",
     "eval.tasks": "tests/app/eval/test_evaluate.py: what is measured",
     "eval.max_rows": "tests/app/eval/test_evaluate.py: how many rows",
     "eval.gates": "tests/app/eval/test_evaluate.py: exit code 4",
     "eval.schema": "tests/app/eval/test_evaluate.py: a second figure, constrained",
     "eval.category": "tests/app/eval/test_evaluate.py: every figure split",
+    "eval.references": "tests/app/eval/test_references.py: the best of several right answers",
     "eval.shots": "tests/app/eval/test_evaluate.py: one more side",
     "eval.labels": "tests/app/eval/test_evaluate.py: other classes",
+    "eval.label_words": "tests/app/test_scored_runs.py: what the classes are called",
+    "eval.label_question": "tests/app/test_scored_runs.py: another question",
     "eval.answer_tokens": "tests/app/eval/test_evaluate.py: the longest answer",
     "chat.max_tokens": "tests/app/test_open.py: the longest answer of chat and generate",
     "serve.endpoints": "tests/serving/test_tasks.py: addresses of the server",
@@ -196,11 +219,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_with(folder, tiny_model):
+def run_with(folder, tiny_model, tiny_t5):
     """Run with overrides, or give the error's text; the same overrides are run once."""
     recipe = write_recipe(folder, tiny_model("llama"))
     names = {
         "other_model": tiny_model("llama", seed=1),
+        "t5": tiny_t5(is_tied=True),
         "first_run": folder / "out-0",
         "other_rows": folder / "other.jsonl",
         "template": folder / "template.jinja",

@@ -16,6 +16,7 @@ import tiny
 from safetensors.numpy import load_file
 from small_runs import train
 from tiny import SPECIAL_TOKENS
+from tiny_t5 import write_tiny_t5
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mlx_finetune import rundir
@@ -34,6 +35,7 @@ from mlx_finetune.recipe.load import load_recipe
 RECIPES = Path(__file__).parent.parent / "recipes"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+T5_LAYERS = ("q", "k", "v", "o", "wi_0", "wi_1", "wo")
 #: recipe -> architecture, names of adapted layers, trainable weights, rows
 CASES = {
     "constraints-gemma-2b": ("gemma", ATTENTION, 8 * 2 * (128 + 80 + 80 + 128), "messages"),
@@ -46,11 +48,19 @@ CASES = {
     "quickstart": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
-    "sums-scratch": ("llama", (), None, "sums"),
     "sums-generator": ("llama", (), None, "sums"),
     "sums-verifier": ("llama", (), None, "verdicts"),
     "sums-grpo": ("llama", (), None, "sums"),
+    "summary-flan-t5": ("t5", T5_LAYERS, 16 * 2 * (4 * 128 + 3 * 192 + 8 * 128 + 3 * 192), "dialogues"),
 }
+#: Recipes that begin with random weights, and what makes them small.
+NEW_MODELS = {
+    "scratch-shakespeare": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
+    "sums-scratch": ("scratch.hidden_size=64", "scratch.num_layers=2"),
+    "scratch-tinystories": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
+}
+#: Recipes with a test of their own.
+OTHERS = ("classify-sst2",)
 BASE_MODELS = ("timeline-dialogpt", "llama-3.1-8b-alpaca", "voice-pythia-1.4b")
 
 
@@ -66,6 +76,7 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
         "alpaca": lambda n: {"instruction": f"Add {n}.", "input": f"{n}" * (n % 2), "output": f"It is {2 * n}."},
         "sums": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7)},
         "verdicts": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7 + n % 2), "label": n % 2 == 0},
+        "dialogues": lambda n: {"dialogue": f"Ann: Box {n}?\nBen: Yes.", "summary": f"It is box {n}."},
         "text": lambda n: {"text": f"Chapter {n}. " + "And then it rained. " * (n % 7)},
     }
     path.write_text("".join(json.dumps(makers[layout](number)) + "\n" for number in range(num_rows)))
@@ -76,6 +87,8 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
 def run_recipe(tmp_path):
     def run(name, *, steps=4, model=None):
         architecture, _, _, layout = CASES[name]
+        if architecture == "t5":
+            model = write_tiny_t5(tmp_path / "model", is_tied=False)
         model = model or tiny.write_tiny_model(tmp_path / "model", architecture, chat_template=name not in BASE_MODELS)
         data = write_data(tmp_path / "rows.jsonl", layout)
         recipe = load_recipe(RECIPES / f"{name}.toml").recipe
@@ -94,7 +107,8 @@ def run_recipe(tmp_path):
 
 
 def test_every_recipe_has_a_case():
-    assert sorted(CASES) == sorted(path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text())
+    there = [path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text()]
+    assert sorted([*CASES, *NEW_MODELS, *OTHERS]) == sorted(there)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -112,6 +126,40 @@ def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
     assert {key.split(".")[-2] for key in weights} == set(modules)
     assert sum(value.size for value in weights.values()) == expected
     assert any(np.abs(value).max() > 0 for key, value in weights.items() if key.endswith("lora_b"))
+
+
+@pytest.mark.parametrize("name", NEW_MODELS)
+def test_a_recipe_from_random_weights_makes_a_model_with_a_tokenizer(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    data = write_data(tmp_path / "rows.jsonl", "text")
+    small = (*NEW_MODELS[name], "scratch.num_heads=2", "scratch.num_kv_heads=2", "training.batch_size=4")
+    lengths = ("training.max_steps=4", "training.eval_steps=4", "training.save_steps=4")
+    overrides = (*small, *lengths, f"data.path={data}", f"output_dir={tmp_path / 'run'}")
+    run = train(RECIPES / f"{name}.toml", overrides=overrides)
+    started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    assert started.trainable_parameters == started.total_parameters
+    made = run.path / rundir.MODEL_FOLDER
+    assert {path.name for path in made.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    losses = [r.event.loss for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, Evaluated)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("architecture", "modules"), [("llama", (*ATTENTION, *MLP)), ("gpt2", ("c_attn", "c_proj"))])
+def test_the_classifier_recipe_trains_its_head_on_llama_and_on_gpt2(tmp_path, architecture, modules):
+    model = tiny.write_tiny_model(tmp_path / "model", architecture)
+    rows = [f"It is {'good' if n % 2 else 'bad'} {n}.\t{n % 2}" for n in range(60)]
+    for name, part in (("train", rows[:40]), ("dev", rows[40:])):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *part, ""]))
+    overrides = [f"model={model}", f"output_dir={tmp_path / 'run'}", f"data.train={tmp_path / 'train.tsv'}"]
+    overrides += [f"data.test={tmp_path / 'dev.tsv'}", "data.val_split=0.2", "lora.num_layers=1", "training.epochs=1"]
+    if architecture == "gpt2":
+        overrides.append(f"lora.target_modules={list(modules)}")
+    run = train(RECIPES / "classify-sst2.toml", overrides=tuple(overrides))
+    weights = load_file(run.file(rundir.MLX_WEIGHTS))
+    assert {key.split(".")[-2] for key in weights} == set(modules)
+    assert load_file(run.file(rundir.HEAD_WEIGHTS))["score.weight"].shape == (2, 64)
+    started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    assert started.trainable_parameters == sum(value.size for value in weights.values()) + 2 * 64
 
 
 def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_recipe):

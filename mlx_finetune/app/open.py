@@ -24,6 +24,7 @@ from mlx_finetune.hardware.limits import compute_dtype, read_machine
 from mlx_finetune.model.adapters.base import recorded_sha256
 from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
 from mlx_finetune.model.adapters.lora import AdapterSpec, adapter_layers, detach_adapter, fix_norms
+from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.heads.files import read_head
 from mlx_finetune.model.heads.score import HeadSpec, attach_head, detach_head
 from mlx_finetune.model.inside.parts import check_ids
@@ -179,6 +180,17 @@ def base_model(opened: Opened) -> Generator[nn.Module]:
         opened.model.update_modules(cast("dict[str, object]", tree_unflatten(list(layers.items()))))
 
 
+@contextmanager
+def start_model(opened: Opened, adapter: Path) -> Generator[nn.Module]:
+    """The base model with another adapter while the block runs, as in ``base_model``. Raises ``ModelError``."""
+    with base_model(opened) as model:
+        load_adapter(model, adapter)
+        try:
+            yield model
+        finally:
+            detach_adapter(model)
+
+
 def locate(name: str, *, base: Path) -> Located:
     """What ``name`` stands for, without loading anything. A folder comes first, then a run's name, then a model's."""
     for candidate in (base / path_of(name), base / "adapters" / name):
@@ -294,7 +306,8 @@ def _load(local: LocalModel, recipe: Recipe | None, report: Report) -> LoadedMod
     is_gpu = on_gpu()
     dtype = recipe.hardware.compute_dtype if recipe and is_gpu else "auto"
     if dtype == "auto":
-        dtype, _ = compute_dtype(read_machine(on_gpu=is_gpu), is_full=False)
+        needs_range = read_config(local.folder).get("model_type") == "t5"
+        dtype, _ = compute_dtype(read_machine(on_gpu=is_gpu), is_full=False, needs_range=needs_range)
     loaded = load_model(local, quantize=recipe.quantize if recipe else None, compute_dtype=dtype, on_gpu=is_gpu)
     for notice in loaded.notices:
         report(notice)

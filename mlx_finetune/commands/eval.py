@@ -37,6 +37,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 @click.option(
     "--shots", type=click.IntRange(0, 64), metavar="K", help="One more baseline: K training rows as examples."
 )
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    metavar="COLUMN",
+    help="Column with another right answer; the best counts. Repeatable.",
+)
 @click.option("--category", metavar="COLUMN", help="Split every figure by this column of the rows.")
 @click.option("--schema", metavar="FILE", help="JSON Schema: validity is measured free and constrained by it.")
 @click.option(
@@ -61,6 +68,7 @@ def command(
     data: str | None,
     max_rows: int | None,
     shots: int | None,
+    references: tuple[str, ...],
     category: str | None,
     schema: str | None,
     batch: int | None,
@@ -87,6 +95,7 @@ def command(
         "gates": gates or None,
         "max_rows": max_rows,
         "shots": shots,
+        "references": references or None,
         "category": category,
         "schema": schema,
         "answer_tokens": max_tokens,

@@ -92,16 +92,17 @@ def show_command(run: str, as_json: bool) -> None:
         click.echo(f"  {name}  {sentence}")
     if num_corrections:
         click.echo(f"\n{CORRECTIONS}: {num_corrections} answers put right in chats")
-    click.echo(f"\n{_following(folder, facts, shlex.quote(run))}", err=True)
+    click.echo(f"\n{_following(folder, facts, shlex.quote(run), str(settings.get('task', '')))}", err=True)
 
 
-def _following(run: "RunDir", facts: "RunFacts", name: str) -> str:
+def _following(run: "RunDir", facts: "RunFacts", name: str, task: str) -> str:
     """What to do next: talk with what there is; else watch it, go on with it, or start it again."""
     from mlx_finetune.commands.closing import recorded_go_on_lines
+    from mlx_finetune.monitor.ending import talk_command
     from mlx_finetune.rundir import ADAPTER_CONFIG, MODEL_FOLDER
 
     if facts.checkpoints or run.file(ADAPTER_CONFIG).is_file() or run.file(MODEL_FOLDER).is_dir():
-        return f"next: mlxft chat {name}"
+        return f"next: {talk_command(task, name)}"
     if facts.is_running:
         return f"next: mlxft monitor {name}"
     go_on = recorded_go_on_lines(run)

@@ -32,7 +32,10 @@ class ControlMarkers:
         self.control_ids = frozenset(
             token_id for token, token_id in tokenizer.control_tokens.items() if token in special or is_marker(token)
         )
-        self._texts = {id_: token for token, id_ in tokenizer.control_tokens.items() if id_ in self.control_ids}
+        # T5's vocabulary lacks braces and more: unknown characters are nobody's disguise there
+        unknown = tokenizer.unk_token_id if tokenizer.start_token_id is not None else None
+        known = self.control_ids - {unknown}
+        self._texts = {id_: token for token, id_ in tokenizer.control_tokens.items() if id_ in known}
         self._range = min(self.control_ids, default=0), max(self.control_ids, default=-1)
         self._special = _Search(special)
         self._any_role = _Search(special | plain)

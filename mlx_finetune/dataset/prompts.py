@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.errors import DataError
+from mlx_finetune.recipe.data import DataRecipe
 
 # The prompts of Stanford Alpaca (Taori et al. 2023), which adapters and data sets in this form expect to the letter.
 ALPACA_WITH_INPUT = (
@@ -53,11 +55,14 @@ def _fill(text: str, instruction: str, input_text: str) -> str:
 
 
 ALPACA = PromptTemplate("alpaca", ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT)
+#: What an encoder-decoder model is asked where nothing else is said.
+PLAIN = PromptTemplate("plain", "{instruction}\n\n{input}{output}", "{instruction}{output}")
 NONE = PromptTemplate("none", "{instruction}{input}{output}", "{instruction}{output}")
 
 
 def load_prompt_template(name: str, *, base: Path | None = None) -> PromptTemplate:
-    """``auto`` and ``alpaca`` are Alpaca's, ``none`` joins prompt and answer, anything else is a file (from ``base``).
+    """``auto`` and ``alpaca`` are Alpaca's, ``none`` joins prompt and answer, a text with ``{instruction}`` is the
+    template itself, anything else is a file (from ``base``).
 
     Raises ``DataError`` for a file that is missing, too large, not UTF-8, or without ``{instruction}``.
     """
@@ -65,6 +70,8 @@ def load_prompt_template(name: str, *, base: Path | None = None) -> PromptTempla
         return ALPACA
     if name == "none":
         return NONE
+    if is_template_text(name):
+        return parse_prompt_template(name, name)
     path = (base or Path()) / Path(name).expanduser()
     if not path.is_file():
         raise DataError(
@@ -78,6 +85,23 @@ def load_prompt_template(name: str, *, base: Path | None = None) -> PromptTempla
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the prompt template is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
     return parse_prompt_template(name, text)
+
+
+def template_of(tokenizer: Tokenizer, data: DataRecipe, *, base: Path | None = None) -> PromptTemplate | None:
+    """The template that rows go through; None where they go through the tokenizer's chat template.
+
+    What an encoder-decoder model reads is no conversation, whatever its tokenizer brings. Raises ``DataError``.
+    """
+    if tokenizer.start_token_id is not None and data.prompt_template == "auto":
+        return PLAIN
+    if tokenizer.has_chat_template and data.prompt_template == "auto":
+        return None
+    return load_prompt_template(data.prompt_template, base=base)
+
+
+def is_template_text(name: str) -> bool:
+    """True where ``data.prompt_template`` is the template itself, and not the name of one."""
+    return "{instruction}" in name
 
 
 def parse_prompt_template(name: str, text: str) -> PromptTemplate:

@@ -77,6 +77,16 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def start_token_id(self) -> int | None:
+        """Begins the answer of an encoder-decoder model, behind its prompt; None for all others."""
+        ...
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """Stands for characters that the vocabulary does not have, where there is such a token."""
+        ...
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         ...

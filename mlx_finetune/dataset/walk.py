@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import complete, instruction_turns, single_exchange, wrapped_tools
+from mlx_finetune.dataset.edges import bos_to_add, edges_of, token_text
 from mlx_finetune.dataset.formats import Example, Instruction, Labelled, Messages, Preference, Text
 from mlx_finetune.dataset.mask import Renderer, Rendering, target_mask
-from mlx_finetune.dataset.prompts import PromptTemplate, load_prompt_template
+from mlx_finetune.dataset.prompts import PromptTemplate, template_of
 from mlx_finetune.dataset.tokens import (
     Encoded,
     Encoding,
@@ -30,6 +31,7 @@ from mlx_finetune.dataset.tokens import (
     Totals,
 )
 from mlx_finetune.dataset.truncate import keep_end, shorter_conversations, split
+from mlx_finetune.dataset.two_sides import fit, two_sided
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
@@ -66,11 +68,13 @@ class Walk:
         self._learns_all = task == "pretrain" or not data.mask_prompt
         self._markers = ControlMarkers(tokenizer)
         self._renderer = Renderer(tokenizer, data.template_arguments)
-        self._by_prompt = data.prompt_template != "auto" or not tokenizer.has_chat_template
-        self._prompt = load_prompt_template(data.prompt_template, base=base) if self._by_prompt else None
-        self._bos = _bos_to_add(tokenizer)
-        self._bos_text = _token_text(tokenizer, tokenizer.bos_token_id)
-        self._eos_text = _token_text(tokenizer, tokenizer.eos_token_id)
+        self._prompt = template_of(tokenizer, data, base=base)
+        self._by_prompt = self._prompt is not None
+        self._edges = edges_of(tokenizer)
+        self.behind_prompt = list(self._edges or ())
+        self._bos = bos_to_add(tokenizer)
+        self._bos_text = token_text(tokenizer, tokenizer.bos_token_id)
+        self._eos_text = token_text(tokenizer, tokenizer.eos_token_id)
         self._tally = Tally()
         self._labels: dict[str, int] = {}
 
@@ -92,6 +96,8 @@ class Walk:
 
     def _unchecked_drafts(self, example: Example) -> list[Draft]:
         if isinstance(example, Text):
+            if self._edges is not None:
+                raise DataError("plain text has no prompt and answer, which an encoder-decoder model learns from")
             return [self._text(example, example.text)]
         if isinstance(example, Labelled):
             text = self._data.text_template.replace("{text}", example.text)
@@ -176,7 +182,7 @@ class Walk:
         """Rows of one encoded draft after mask and truncation; none where nothing is left (tallied)."""
         try:
             ids, mask = self.ids_and_mask(draft, encoding)
-            fitted = [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
+            fitted = self.fitted(draft, ids, mask)
         except DataError as error:
             self._tally.add("refused", Problem(where(draft.example), error.message, error.hint))
             return []
@@ -189,16 +195,41 @@ class Walk:
                 self._tally.add("no_target", Problem(where(example), f"nothing to learn in {len(ids)} tokens"))
         return rows
 
+    def whole(self, draft: Draft, encoding: Encoded) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | None:
+        """The whole row, however long; None where it is refused (tallied)."""
+        try:
+            return self.ids_and_mask(draft, self.without_merged_border(draft, encoding))
+        except DataError as error:
+            self.note("refused", draft.example, error.message, error.hint)
+            return None
+
+    def note(self, outcome: str, example: Example, message: str, hint: str = "") -> None:
+        """Count an example with this outcome."""
+        self._tally.add(outcome, Problem(where(example), message, hint))
+
+    def fitted(
+        self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+        """The row within its limits: as it is, cut, in pieces, or not at all; tallied."""
+        if self._edges is None:
+            return [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
+        row, problem = fit(ids, mask, self._data)
+        if problem:
+            how = "dropped" if row is None else "cut at the front"
+            self._tally.add("too_long" if row is None else "cut", Problem(where(draft.example), f"{problem}: {how}"))
+        return [] if row is None else [row]
+
     def without_merged_border(self, draft: Draft, encoding: Encoded) -> Encoded:
         """The encoding, or that of prompt and answer apart where a token holds the end of one and the start of other.
 
         Only for prompt templates, whose prompt is tokenised alone when an answer is generated; with a prompt that ends
-        in a blank, the first word of every answer would be neither learned nor possible otherwise.
+        in a blank, the first word of every answer would be neither learned nor possible otherwise. Always for
+        encoder-decoder models, which read the two apart.
         """
         if draft.method != PROMPT_TEMPLATE or not draft.spans:
             return encoding
         border = draft.spans[0][0]
-        if not any(start < border < end for start, end in encoding.offsets):
+        if self._edges is None and not any(start < border < end for start, end in encoding.offsets):
             return encoding
         before, after = self._tokenizer.encode_batch([draft.text[:border], draft.text[border:]])
         moved = [(start + border, end + border) for start, end in after.offsets]
@@ -210,6 +241,11 @@ class Walk:
         disguised = self._markers.disguised(draft.text, encoding, ids)
         if disguised:
             raise DataError(f"characters of this row become the control token {disguised!r} in the tokenizer")
+        if self._edges is not None and draft.spans:
+            cut = encoding.first_from(draft.spans[0][0])
+            if lost := int(np.count_nonzero(ids == self._tokenizer.unk_token_id)):
+                self._tally.add("unknown", Problem(where(draft.example), f"{lost} tokens stand for unknown characters"))
+            return two_sided(ids[:cut], ids[cut:], self._edges)
         if draft.spans is None or self._learns_all:
             mask = np.ones(len(ids), dtype=np.bool_)
             if draft.spans is not None and not draft.is_document:
@@ -296,7 +332,7 @@ class Walk:
         instruction, _, _ = single_exchange([*messages, {"role": "assistant", "content": ""}])
         self._refuse_marker(self._markers.find(instruction), "the prompt")
         head = [] if self._bos is None else [self._bos]
-        return head + self._prompt_encoding(self._need_prompt().prompt(instruction, ""))
+        return head + self._prompt_encoding(self._need_prompt().prompt(instruction, "")) + self.behind_prompt
 
     def _rendered_prompt(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> str:
         return self._tokenizer.render(
@@ -371,13 +407,3 @@ def _refuse_half_characters(text: str) -> None:
 def where(example: Example) -> str:
     """``file:line``."""
     return f"{example.source}:{example.line}" if example.source else ""
-
-
-def _token_text(tokenizer: Tokenizer, token_id: int | None) -> str:
-    return next((token for token, id_ in tokenizer.control_tokens.items() if id_ == token_id), "")
-
-
-def _bos_to_add(tokenizer: Tokenizer) -> int | None:
-    """The beginning-of-text id if the tokenizer puts it before a text by itself, else None."""
-    ids = tokenizer.encode("a", add_special_tokens=True).ids
-    return tokenizer.bos_token_id if ids and ids[0] == tokenizer.bos_token_id else None

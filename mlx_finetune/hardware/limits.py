@@ -165,10 +165,12 @@ def wired_limit(machine: Machine, predicted_bytes: int) -> int:
     return min(round(0.9 * machine.working_set_bytes), predicted_bytes + 2 * GIB)
 
 
-def compute_dtype(machine: Machine, *, is_full: bool) -> tuple[str, str]:
-    """The type of weights and activations, and why."""
+def compute_dtype(machine: Machine, *, is_full: bool, needs_range: bool = False) -> tuple[str, str]:
+    """The type of weights and activations, and why; ``needs_range``: of a model that float16 cannot hold."""
     if not machine.on_gpu:
         return "float32", "a CPU has no fast path for 16-bit types"
+    if needs_range and machine.chip.startswith(("Apple M1", "Apple M2")):
+        return "float32", f"{machine.chip} only emulates bfloat16, and float16 cannot hold T5's activations"
     if not is_full and machine.chip.startswith(("Apple M1", "Apple M2")):
         return "float16", f"{machine.chip} only emulates bfloat16"
     return "bfloat16", "half the memory of float32, and its range"

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import mlx.core as mx
@@ -22,9 +23,10 @@ from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.files.safetensors_check import check_stamps, check_weight_files, file_stamps
 from mlx_finetune.model.inside.parts import flat_arrays
 from mlx_finetune.model.scratch import architecture as own_architecture
-from mlx_finetune.model.scratch.weights import OWN_TYPE
+from mlx_finetune.model.seq2seq import t5
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.upstream import find_architecture, packing_of
+from mlx_finetune.recipe.scratch import OWN_TYPE
 
 _AGAIN = "fetch or copy the model again"
 FINITE_AT_ONCE = 2**22  # numbers whose finiteness is looked at in one go
@@ -42,6 +44,8 @@ _UNFITTING = (
     NotImplementedError,
 )
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+#: ``model_type`` -> our own architecture, where mlx-lm has none.
+_OWN: Mapping[str, ModuleType] = {"t5": t5, OWN_TYPE: own_architecture}
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -98,6 +102,11 @@ def load_model(
     files = check_weight_files(local.folder)
     stamps = file_stamps([*files, local.folder / "config.json"])
     config = read_config(local.folder)
+    if compute_dtype == "float16" and config.get("model_type") == "t5":
+        raise ModelError(
+            f"{local.name} is a T5, whose activations are larger than float16 can hold",
+            'write compute_dtype = "bfloat16" under [hardware], or "float32"',
+        )
     model, config, changes = _build(local.folder, config)
     num_parameters = sum(array.size for array in flat_arrays(model).values())
     weights = _read_weights(local.folder, files, model, config)
@@ -155,10 +164,10 @@ def _architecture(folder: Path, config: Mapping[str, object]) -> Any:
         raise ModelError(f"{folder / 'config.json'}: `model_type` = {kind!r} is not the name of an architecture")
     refusal = ModelError(
         f"{folder}: the architecture {kind!r} is not supported",
-        "supported are the decoder-only models of mlx-lm: llama, mistral, gemma, qwen2, qwen3, gpt2, gpt_neox, phi3, …"
+        "supported are T5 and the decoder-only models of mlx-lm: llama, mistral, gemma, qwen2, qwen3, gpt2, gpt_neox, …"
         + ("; the code in this folder is never run" if "auto_map" in config else ""),
     )
-    module = own_architecture if kind == OWN_TYPE else (None if "." in kind else find_architecture(kind))
+    module = _OWN.get(kind) or (None if "." in kind else find_architecture(kind))
     if module is None or not isinstance(getattr(module, "Model", None), type) or not hasattr(module, "ModelArgs"):
         raise refusal
     return module
@@ -304,7 +313,7 @@ def _describe(
         num_layers=len(cast("list[nn.Module]", getattr(model, "layers", []))),
         hidden_size=first("hidden_size", "n_embd", "d_model") or 0,
         vocab_size=first("vocab_size") or 0,
-        context_length=first(*_CONTEXT_KEYS),
+        context_length=None if config["model_type"] == "t5" else first(*_CONTEXT_KEYS),  # T5's positions have no end
         stored_bits=stored_bits,
         sha256=local.sha256,
         revision=local.revision,

@@ -38,9 +38,14 @@ def finished_lines(
         *(f"  {line}" for line in restarted_lines(summary)),
         "",
         *([f"what it learned, measured: mlxft eval {name}"] if summary.started and summary.started.valid_rows else []),
-        f"next: mlxft chat {name}",
+        f"next: {talk_command(summary.started.task if summary.started else '', name)}",
     ]
     return lines
+
+
+def talk_command(task: str, name: str) -> str:
+    """How a run of ``task`` is asked something: an encoder-decoder model has no conversation."""
+    return f"mlxft generate {name} --prompt TEXT" if task == "seq2seq" else f"mlxft chat {name}"
 
 
 def reason_text(reason: str) -> str:

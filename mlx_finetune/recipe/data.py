@@ -20,7 +20,15 @@ Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
 DataFormat = Literal[
-    "auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion", "unpaired-preference", "labels"
+    "auto",
+    "text",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt-completion",
+    "preference",
+    "unpaired-preference",
+    "labels",
 ]
 TEXT_IN_TEMPLATE, WHOLE_TEXT = r"\{text\}", "{text}"
 Truncation = Literal["drop", "keep-end", "split"]
@@ -64,6 +72,11 @@ class DataRecipe(Section):
     max_seq_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
         2048, description="Longest sequence in tokens; longer rows are treated as truncation says."
     )
+    max_target_length: Annotated[int, Field(ge=2, le=1_048_576)] = Field(
+        256,
+        description="Longest answer of an encoder-decoder model (task seq2seq) in tokens, its end mark included; "
+        "max_seq_length is then that of its prompt.",
+    )
     mask_prompt: bool = Field(True, description="Learn the answers only; false learns every token of a row.")
     packing: Auto | bool = Field(
         "auto", description="Several rows in one sequence, none seeing the others; auto decides by model and lengths."
@@ -77,8 +90,9 @@ class DataRecipe(Section):
     prompt_template: str = Field(
         "auto",
         min_length=1,
-        description='For models without a chat template: "alpaca", "none" (prompt and answer joined), or a text file '
-        'with {instruction}, {input} and {output}. "auto" is alpaca where the rows have instructions.',
+        description='For models without a chat template: "alpaca", "none" (prompt and answer joined), a text with '
+        '{instruction} such as "summarize: {instruction}", or a file with {instruction}, {input} and {output}. "auto" '
+        "is alpaca where the rows have instructions; task seq2seq then takes the prompt as it is.",
     )
     text_template: Annotated[str, Field(pattern=TEXT_IN_TEMPLATE, max_length=10_000)] = Field(
         WHOLE_TEXT, description="What a classifier reads of a row; {text} stands for the row's text."

@@ -19,11 +19,13 @@ from mlx_finetune.app.planning.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.labels import num_outputs
+from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
-from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import TokenizeReport
+from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
@@ -41,7 +43,8 @@ from mlx_finetune.hardware.planning.forecast import (
 from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
-from mlx_finetune.hardware.planning.rollouts import add_rollouts, planned_lengths
+from mlx_finetune.hardware.planning.rollouts import add_rollouts
+from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -148,11 +151,11 @@ def make_plan(
     local = find_local(recipe, base)
     if local is None:
         shape, bits = _guess(recipe), None
-        lengths, tokens = _estimate_tokens(splits, recipe)
-        tokenizer_bytes = 0
+        lengths, tokens, tokenizer_bytes = *_estimate_tokens(splits, recipe), 0
     else:
         shape, bits = _read_config(local)
-        lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
+        lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base, shape)
+    shape = replace(shape, num_outputs=num_outputs(recipe.task, splits.train))
     known = corrections or Corrections()
     _check_blocks(recipe, shape)
     run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type, recipe.task)
@@ -304,22 +307,23 @@ def _guess(recipe: Recipe) -> ModelShape:
 
 
 def _count_tokens(
-    splits: Splits, recipe: Recipe, local: LocalModel, base: Path
+    splits: Splits, recipe: Recipe, local: LocalModel, base: Path, shape: ModelShape
 ) -> tuple[NDArray[np.integer], TokenCount, int]:
     """The rows in tokens, and the bytes of the tokenizer beside the weights in every checkpoint."""
     from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
+    check_task(recipe.task, tokenizer, local.name)
     split, valid = (
-        tokenize(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
+        tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
         for name, examples in (("train", splits.train), ("valid", splits.valid))
     )
-    lengths = planned_lengths(rows_of(split.rows), recipe)
+    rows = rows_of(split.rows)
+    lengths = planned_lengths(rows, recipe, shape.model_type)
     report = split.report
     cut = sum(report.count(outcome) for outcome in _BY_LENGTH)
     lost = (*_lost("training", report, _NOT_USED), *_lost("validation", valid.report, {**_BY_LENGTH, **_NOT_USED}))
-    rows = rows_of(split.rows)
-    summary = summarize_lengths(rows.lengths.tolist(), "tokens")
+    summary = summarize_lengths(sequence_lengths(rows, recipe.task).tolist(), "tokens")
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
     positions = int(num_states(rows_of(valid.rows).lengths).sum())
     share, most = report.target_share, rows.most_targets()

@@ -23,6 +23,7 @@ from mlx_finetune.hardware.planning.memory import Layout, MemoryPlan, plan_memor
 from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, VARIABLES, TunedSettings
+from mlx_finetune.recipe.preference import PREFERENCE_TASKS, default_rate, settled_preference
 from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
 from mlx_finetune.units import format_bytes
 
@@ -38,7 +39,9 @@ class Facts:
     a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted beyond the
     frozen weights (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token).
     ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
-    ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned`` is what ``mlxft tune`` found here.
+    ``answers`` are those marked
+    good and bad, where rows are marked. ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned``
+    is what ``mlxft tune`` found here.
     """
 
     lengths: NDArray[np.integer]
@@ -52,6 +55,7 @@ class Facts:
     valid_positions: int = 0
     free_disk_bytes: int | None = None
     num_processes: int = 1
+    answers: tuple[int, int] | None = None
     tuned: TunedSettings = NOTHING_TUNED
 
     @property
@@ -108,6 +112,8 @@ def _learning_rate(recipe: Recipe) -> tuple[float, str]:
     """The peak learning rate where none is given, and why."""
     if recipe.scratch is not None:
         rate, reason = 1e-3, "for random weights"
+    elif recipe.task in PREFERENCE_TASKS:
+        rate, reason = default_rate(recipe.task, is_adapter=recipe.lora is not None)
     elif recipe.task == "grpo":
         rate, reason = (1e-5 if recipe.lora is not None else 1e-6), "for rewards of its own answers"
     elif recipe.lora is not None:
@@ -137,8 +143,10 @@ class _Decisions:
         """Compute type and the limits the plan is held against."""
         if self._recipe.hardware.compute_dtype == "auto":
             is_full, tuned = self._recipe.lora is None, self._facts.tuned
-            self._dtype, reason = compute_dtype(self._facts.machine, is_full=is_full)
-            if tuned.compute_dtype is not None and not (is_full and tuned.compute_dtype == "float16"):
+            needs_range = self._facts.shape.decoder_layers > 0
+            self._dtype, reason = compute_dtype(self._facts.machine, is_full=is_full, needs_range=needs_range)
+            is_narrow = tuned.compute_dtype == "float16" and (is_full or needs_range)
+            if tuned.compute_dtype is not None and not is_narrow:
                 self._dtype, reason = tuned.compute_dtype, tuned.reasons["hardware.compute_dtype"]
             self._hardware["compute_dtype"] = self._dtype
             self._reasons["hardware.compute_dtype"] = reason
@@ -336,6 +344,8 @@ class _Decisions:
         memory = self._memory(recompute=self._recompute)
         needed = memory.corrected(self._facts.memory_factor)
         limits = plan_limits(recipe.hardware, self._facts.machine, needed, self._reasons)
+        preference, reasons = settled_preference(recipe.task, recipe.preference, self._facts.answers)
+        self._reasons |= reasons
         training = self._training | {"batch_size": self._batch_size, "gradient_checkpointing": self._recompute}
         sizes = {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
         if limits.wired_bytes:
@@ -345,6 +355,7 @@ class _Decisions:
         resolved = recipe.model_copy(
             update={
                 "data": recipe.data.model_copy(update={"packing": self._packed_length is not None}),
+                "preference": preference,
                 "training": recipe.training.model_copy(update=training),
                 "hardware": recipe.hardware.model_copy(update=hardware),
             }

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from mlx_finetune.dataset.pack import pack_lengths
 from mlx_finetune.dataset.stream import length_step, round_up
 from mlx_finetune.hardware.planning.shapes import ModelShape
+from mlx_finetune.recipe.heads import SCORED_TASKS
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
+from mlx_finetune.recipe.schema import Recipe
 
 PACKED_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 WORTH_IT = 0.95  # pack when it costs at most this share of padding
@@ -69,10 +72,18 @@ def choose_layout(
 
 #: Task -> why its rows are alone.
 _ALONE = {
-    "classify": "every row has a label of its own",
-    "verifier": "every answer has a verdict of its own",
+    **dict.fromkeys(TWO_ANSWER_TASKS, "a row holds two answers"),
+    **SCORED_TASKS,
     "grpo": "every answer has a reward of its own",
 }
+
+
+def shares_prompts(recipe: Recipe, model_type: str) -> bool:
+    """True where two answers are expected to share their prompt; the loaded model has the last word."""
+    if recipe.task in SCORED_TASKS:
+        return False
+    asked = recipe.preference.share_prompt if recipe.preference else "auto"
+    return asked is not False and not why_unpackable(model_type)
 
 
 def why_unpackable(model_type: str, task: str = "") -> str:
@@ -82,6 +93,8 @@ def why_unpackable(model_type: str, task: str = "") -> str:
         return _ALONE[task]
     if model_type in ("gpt2", "gpt_bigcode"):
         return f"{model_type} has learned positions, which start at 0 for every row"
+    if model_type == "t5":
+        return "an encoder-decoder model reads a prompt and writes an answer: two sequences"
     if any(name in model_type for name in ("mamba", "rwkv", "recurrent", "jamba", "plamo2", "lfm2", "qwen3_next")):
         return f"{model_type} has recurrent layers, whose state would run from row to row"
     return ""

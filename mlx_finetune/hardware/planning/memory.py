@@ -12,7 +12,7 @@ not in it. On a CPU within 5 % (``benchmarks/memory_terms.py``); Metal was not m
 
 from dataclasses import dataclass
 
-from mlx_finetune.hardware.planning import blockwise_memory, graph_memory
+from mlx_finetune.hardware.planning import blockwise_memory, graph_memory, seq2seq_memory
 from mlx_finetune.hardware.planning.microbatch import Layout, Learned, what_learns
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.recipe.schema import LoraRecipe
@@ -76,7 +76,11 @@ def plan_memory(
     the two moments of AdamW.
     """
     learned = what_learns(shape, lora)
-    if on_gpu:
+    if shape.decoder_layers:
+        backward = seq2seq_memory.backward_bytes(shape, learned, layout, value_bytes=value_bytes, recompute=recompute)
+        loss = seq2seq_memory.loss_bytes(shape, learned, layout, value_bytes=value_bytes, recompute=recompute)
+        num_parts = 1
+    elif on_gpu:
         terms = graph_memory.Terms(value_bytes, recompute=recompute, has_fused_gradient=has_fused_gradient)
         backward = graph_memory.backward_bytes(shape, learned, layout, terms)
         loss = graph_memory.loss_bytes(shape, learned, layout, terms)
@@ -84,6 +88,7 @@ def plan_memory(
     else:
         backward = blockwise_memory.backward_bytes(shape, learned, layout, recompute=recompute)
         loss = blockwise_memory.loss_bytes(shape, learned, layout, recompute=recompute)
+        backward += expert_bytes(shape, layout)
         num_parts = len(blockwise_memory.pieces(shape, layout))
     own_weights = 0 if lora is None else weight_bytes(shape, value_bytes=value_bytes, stored_bits=stored_bits)
     return MemoryPlan(
@@ -93,6 +98,16 @@ def plan_memory(
         logits=max(0, loss - backward),
         update=update_bytes(shape, learned, num_parts=num_parts, accumulation=layout.accumulation),
     )
+
+
+def expert_bytes(shape: ModelShape, layout: Layout) -> int:
+    """What a block with experts holds on a CPU beside what one MLP does: five arrays of the size of its inner states,
+    one for each expert of a token, and the gradient of its stacks. Measured at four small shapes."""
+    if not shape.experts_per_token:
+        return 0
+    inner = layout.positions * shape.experts_per_token * shape.intermediate_size
+    stacks = sum(one.num_weights for one in shape.linears if one.copies > 1)
+    return 4 * (5 * inner + stacks)
 
 
 def trainable_parameters(shape: ModelShape, lora: LoraRecipe | None) -> int:

@@ -7,16 +7,10 @@ x86 cores SmolLM2-135M says 14 tokens a second alone, 77 in batches of 8 and abo
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mlx_finetune.dataset.stream import epoch_rows
-from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.hardware.planning.answering import CPU_AT_ONCE, GPU_AT_ONCE
 from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.forecast import Forecast
 from mlx_finetune.hardware.planning.ranges import Range
-from mlx_finetune.recipe.schema import Recipe
 
 _PER_ANSWER_CPU, _PER_ANSWER_GPU = 0.08, 0.01  # of the time of one alone, for each answer more
 _SHARE = (0.1, 0.6, 1.3)  # of the longest answer before one ends by itself
@@ -49,14 +43,6 @@ def plan_rollouts(resolved: Resolved, *, on_gpu: bool) -> RolloutPlan | None:
     problems = resolved.batch_size * recipe.training.gradient_accumulation_steps
     size = recipe.grpo.group_size
     return RolloutPlan(problems * size, size, recipe.grpo.max_tokens, GPU_AT_ONCE if on_gpu else CPU_AT_ONCE)
-
-
-def planned_lengths(rows: TokenRows, recipe: Recipe) -> NDArray[np.int64]:
-    """Tokens of every row of the first epoch, in its order: of grpo a problem with the longest answer behind it."""
-    lengths = rows.lengths
-    if recipe.task == "grpo":
-        lengths = lengths - rows.num_targets() + recipe.grpo.max_tokens
-    return lengths[epoch_rows(rows, recipe.seed, 0)]
 
 
 def add_rollouts(

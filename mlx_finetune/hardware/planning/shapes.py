@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlx_finetune.recipe.schema import LoraRecipe
+from mlx_finetune.recipe.scratch import OWN_TYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class ModelShape:
     """What the arithmetic needs to know. ``linears`` are those of one block, attention's first, each part's last layer
     last. ``other_parameters`` of the whole model are neither in them nor in the embedding and the head: norms, biases,
     learned positions; ``outside_parameters`` of these are in no block. ``num_outputs`` are those of a score head, which
-    always learns."""
+    always learns. A token goes through ``experts_per_token`` MLPs of a block with experts; 0 without. Of an
+    encoder-decoder model, which has ``decoder_layers``, a block here is one of the encoder with one of the decoder."""
 
     model_type: str
     num_layers: int
@@ -66,7 +68,9 @@ class ModelShape:
     is_exact: bool
     kind: BlockKind = BlockKind()
     outside_parameters: int = 0
+    decoder_layers: int = 0
     num_outputs: int = 0
+    experts_per_token: int = 0
 
     @property
     def attention_width(self) -> int:
@@ -150,10 +154,6 @@ def adapter_parameters(shape: ModelShape, lora: LoraRecipe) -> int:
     return per_block * adapted_layers(shape, lora)
 
 
-#: ``model_type`` of our own llama with sinks or experts (``model.scratch``, which this layer does not import).
-OWN_TYPE = "mlxft_scratch"
-
-
 class _Sizes:
     """Reads the sizes of one config under the names that different families use."""
 
@@ -164,9 +164,10 @@ class _Sizes:
         self.hidden = self.need("hidden_size", "n_embd", "d_model")
         self.layers = self.need("num_hidden_layers", "n_layer", "num_layers")
         self.vocab = self.need("vocab_size")
-        self.heads = self.need("num_attention_heads", "n_head")
+        self.heads = self.need("num_attention_heads", "n_head", "num_heads")
         self.kv_heads = self.find("num_key_value_heads") or self.heads
-        self.head_dim = self.find("head_dim") or self.hidden // self.heads
+        self.head_dim = self.find("head_dim", "d_kv") or self.hidden // self.heads
+        self.num_experts = self.find("num_local_experts", "num_experts") or 1
         self.context = self.find("max_position_embeddings", "n_positions", "n_ctx")
 
     def find(self, *names: str) -> int | None:
@@ -185,6 +186,9 @@ class _Sizes:
     def share(self, name: str, *, default: float) -> float:
         value = self._config.get(name, default)
         return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else default
+
+    def text(self, name: str) -> str:
+        return str(self._config.get(name, ""))
 
     def is_set(self, name: str, *, default: bool) -> bool:
         value = self._config.get(name, default)
@@ -221,6 +225,7 @@ class _Sizes:
             outside_parameters=outside,
             is_exact=is_exact and self.is_known,
             kind=kind,
+            experts_per_token=(self.find("num_experts_per_tok") or 2) if self.num_experts > 1 else 0,
         )
 
 
@@ -231,7 +236,7 @@ def _llama_like(sizes: _Sizes) -> ModelShape:
     """q, k, v, o and gate, up, down; RMS norms."""
     hidden, width, kv_width = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     intermediate = sizes.find("intermediate_size", "ffn_dim", "n_inner") or 4 * hidden
-    experts = sizes.find("num_local_experts", "num_experts") or 1
+    experts = sizes.num_experts
     expert_width = sizes.find("moe_intermediate_size") if experts > 1 else None
     inner = expert_width or intermediate
     linears = (
@@ -323,6 +328,42 @@ def _phi3(sizes: _Sizes) -> ModelShape:
     return sizes.shape(linears, intermediate=inner, has_own_head=own_head, in_block=2 * hidden, outside=hidden)
 
 
+def _t5(sizes: _Sizes) -> ModelShape:
+    """A block of the encoder (q, k, v, o, feed-forward) with one of the decoder, which has two attentions.
+
+    RMS norms, a table of relative positions for each stack, no end of the context. With stacks of different heights
+    what the higher one has more counts as outside of blocks.
+    """
+    hidden, width, inner = sizes.hidden, sizes.heads * sizes.head_dim, sizes.need("d_ff")
+    is_gated = sizes.text("feed_forward_proj").startswith("gated-")
+    attention = (("q", hidden, width), ("k", hidden, width), ("v", hidden, width), ("o", width, hidden))
+    feeding = [(name, hidden, inner) for name in (("wi_0", "wi_1") if is_gated else ("wi",))] + [("wo", inner, hidden)]
+    places = ("encoder.SelfAttention", "decoder.SelfAttention", "decoder.EncDecAttention")
+    linears = [Linear(f"{place}.{name}", rows, columns, True) for place in places for name, rows, columns in attention]
+    linears += [
+        Linear(f"{stack}.DenseReluDense.{name}", rows, columns, False)
+        for stack in ("encoder", "decoder")
+        for name, rows, columns in feeding
+    ]
+    decoders = sizes.find("num_decoder_layers") or sizes.layers
+    one_encoder = sum(one.num_weights for one in linears if one.name.startswith("encoder")) + 2 * hidden
+    one_decoder = sum(one.num_weights for one in linears if one.name.startswith("decoder")) + 3 * hidden
+    more = max(0, sizes.layers - decoders) * one_encoder + max(0, decoders - sizes.layers) * one_decoder
+    tables = 2 * (sizes.find("relative_attention_num_buckets") or 32) * sizes.heads
+    is_tied = sizes.is_set("tie_word_embeddings", default=True)
+    is_even = decoders == sizes.layers
+    sizes.layers, sizes.context = min(sizes.layers, decoders), None
+    shape = sizes.shape(
+        tuple(linears),
+        intermediate=inner,
+        has_own_head=not sizes.is_set("scale_decoder_outputs", default=is_tied) or not is_tied,
+        in_block=5 * hidden,
+        outside=2 * hidden + tables + more,
+        is_exact=is_even,
+    )
+    return replace(shape, decoder_layers=decoders)
+
+
 _FAMILIES: dict[str, Callable[[_Sizes], ModelShape]] = {
     **dict.fromkeys(
         ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "mixtral", "qwen3_moe", OWN_TYPE),
@@ -331,4 +372,5 @@ _FAMILIES: dict[str, Callable[[_Sizes], ModelShape]] = {
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
     "phi3": _phi3,
+    "t5": _t5,
 }

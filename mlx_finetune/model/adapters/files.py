@@ -85,13 +85,15 @@ def adapter_config(model: nn.Module, spec: AdapterSpec, info: ModelInfo) -> dict
     prefixes = list(blocks_of(model))
     last = set(prefixes[len(prefixes) - spec.num_layers :])
     inside = {linears[path] for path in spec.module_paths}
-    # A whole set of names in the last blocks is what both readers can say briefly; otherwise every path is named.
-    regular = set(spec.module_paths) == {
+    # A whole set of names in the last blocks is what both readers can say briefly; otherwise every path is named. So it
+    # is where only some blocks of two stacks have one: both count from 0.
+    is_one_stack = len({prefix.rpartition(".")[0] for prefix in prefixes}) == 1
+    regular = (is_one_stack or len(last) == len(prefixes)) and set(spec.module_paths) == {
         path for path, name in linears.items() if name in inside and path.removesuffix(f".{name}") in last
     }
     config: dict[str, object] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_2_SEQ_LM" if info.model_type == "t5" else "CAUSAL_LM",
         "base_model_name_or_path": entry.hub_id if (entry := find_entry(info.name)) else info.name,  # PEFT asks the hub
         "inference_mode": True,
         "r": spec.rank,

@@ -208,7 +208,7 @@ def _is_target(inside: str, targets: str | Sequence[str]) -> bool:
     if targets == "all-linear":
         return True
     if targets == "attention":
-        return any("attn" in part or "attention" in part for part in inside.split(".")[:-1])
+        return any("attn" in part or "attention" in part for part in inside.lower().split(".")[:-1])
     return any(inside == name or inside.endswith(f".{name}") for name in targets)
 
 

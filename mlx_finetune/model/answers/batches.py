@@ -230,8 +230,8 @@ class BatchDecoder:
 def check_batchable(model: nn.Module) -> None:
     """Raise ``ModelError`` where ``model`` does not answer several rows as it answers each alone, naming why.
 
-    It is tried once for each model, on two rows of one and three tokens: some architectures of mlx-lm 0.32.2 cannot
-    (gemma2, gpt_bigcode), and one that says something else in a batch would go unnoticed.
+    It is tried once for each model, on two rows, of one and three tokens for most: some architectures of mlx-lm 0.32.2
+    cannot (gemma2, gpt_bigcode), and one that says something else in a batch would go unnoticed.
     """
     if getattr(model, _TRIED, False):
         return
@@ -246,10 +246,12 @@ def check_batchable(model: nn.Module) -> None:
 
 def _try_rows(model: nn.Module) -> str:
     """What is wrong with two rows of different length side by side; empty where nothing is."""
-    prompts = ([1, 2, 3], [4])
+    prompts = cast("tuple[list[int], list[int]]", getattr(model, "probe_prompts", ([1, 2, 3], [4])))
     alone = mx.stack([PromptCache(model).advance(ids) for ids in prompts]).astype(mx.float32)  # (2, V)
     caches = [PromptCache(model) for _ in prompts]
-    caches[0].advance(prompts[0][:-1])
+    for cache, ids in zip(caches, prompts, strict=True):
+        if ids[:-1]:
+            cache.advance(ids[:-1])
     try:
         layers = _merged([cache.layers for cache in caches])
         last = mx.array([ids[-1:] for ids in prompts])

@@ -177,7 +177,9 @@ class Answer:
         self._bias: np.ndarray | None = None
         self._num_logits = 0
         self._ends = tokenizer.stop_token_ids
-        self._text = Detokenizer(tokenizer, self.ids[-4:])
+        # An encoder-decoder model's answer begins anew behind the start token: nothing before it is said
+        self._begin = len(self.ids) if tokenizer.start_token_id is not None else 0
+        self._text = Detokenizer(tokenizer, self.ids[max(self._begin, len(self.ids) - 4) :])
         self._constraint = None if request.grammar is None else Constraint(request.grammar)
         has_end = self._constraint is not None
         self._endings = Endings(request.stop, ends_with_object=request.ends_with_object and not has_end)
@@ -191,7 +193,7 @@ class Answer:
         bias = self._bias_of(self._num_logits)
         biased = logits if bias is None else logits + mx.array(bias)
         allowed = biased if self._constraint is None else self._constraint.mask(biased)
-        token_id = sample_token(allowed, self.ids, self._request.sampling, self._index)
+        token_id = sample_token(allowed, self.ids[self._begin :], self._request.sampling, self._index)
         return self.say(token_id, *log_probabilities(logits, token_id, self._request.num_logprobs))
 
     def forced(self) -> int | None:

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from mlx_finetune.errors import ModelError
 
-_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "tok_embeddings", "word_embeddings")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "tok_embeddings", "word_embeddings", "shared")
 _HEADS = ("lm_head", "embed_out", "output")
 SCORE = "score"  # where a model has a head of numbers instead of tokens (``model.heads.score``)
 

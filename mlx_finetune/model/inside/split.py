@@ -4,7 +4,8 @@ Logits are wanted only where there is a target, and a few rows at a time; mlx-lm
 whatever each does to its head's output (a soft cap, a scale). So the model is called as it is, with its body (the
 module that owns the blocks) overridden: to catch the body's output, whose logits nobody evaluates and MLX therefore
 never computes, or to put rows of hidden states in its place. A head inside the body is overridden itself. The parts
-are compared with the whole on two tokens; a model that is not their sum is not split.
+are compared with the whole on two tokens; a model that is not their sum is not split. T5 says itself what its parts
+are, and is not split either: its blocks are no chain.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import mlx.nn as nn
 from mlx_finetune.model.cpu.twin import twin
 from mlx_finetune.model.inside.override import overridden
 from mlx_finetune.model.inside.parts import blocks, head
+from mlx_finetune.model.seq2seq.t5 import Model as T5
 
 
 class SplitModel:
@@ -47,6 +49,9 @@ class SplitModel:
 
     def hidden(self, tokens: mx.array, caches: Sequence[object] | None) -> mx.array:
         """What the head is applied to, (B, T, H), for ``tokens`` (B, T) and what stands in for KV caches."""
+        if isinstance(self.model, T5):
+            assert caches is None, "rows of an encoder-decoder model cannot be packed"
+            return self.model.hidden(tokens)
         if self._body is None:
             return cast(Any, self.model)(tokens, cache=caches)
         caught: list[mx.array] = []
@@ -66,6 +71,8 @@ class SplitModel:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The logits of rows of hidden states: (N, H) to (N, V)."""
+        if isinstance(self.model, T5):
+            return self.model.logits(hidden)
         if self._body is None:
             return hidden
         if self._inner_head is not None:
@@ -100,7 +107,7 @@ def _head_inside(model: nn.Module, body: nn.Module | None) -> nn.Module | None:
 
 def find_body(model: nn.Module) -> nn.Module | None:
     """The module below ``model`` that owns the list of blocks, None where that is ``model`` itself or nobody."""
-    if not isinstance(getattr(model, "layers", None), list):
+    if not isinstance(getattr(model, "layers", None), list) or isinstance(model, T5):
         return None
     first = blocks(model)[0]
     for path, module in cast("list[tuple[str, nn.Module]]", model.named_modules()):

@@ -102,6 +102,9 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     CatalogueEntry(
         "pythia-1.4b", "EleutherAI/pythia-1.4b", "apache-2.0", 1_414_647_808, 2_900_000_000, is_chat_model=False
     ),
+    CatalogueEntry("t5-small", "google-t5/t5-small", "apache-2.0", 60_506_624, 240_000_000, is_chat_model=False),
+    CatalogueEntry("flan-t5-small", "google/flan-t5-small", "apache-2.0", 76_961_152, 310_000_000, is_chat_model=False),
+    CatalogueEntry("flan-t5-base", "google/flan-t5-base", "apache-2.0", 247_577_856, 990_000_000, is_chat_model=False),
 )
 
 

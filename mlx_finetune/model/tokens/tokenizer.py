@@ -20,6 +20,7 @@ from mlx_finetune.dataset.tokens import Encoded, Encoding, Message, Span
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.templates.chat_template import ChatTemplate, take_marks
 from mlx_finetune.model.tokens.encoding import LazyEncoding
+from mlx_finetune.model.tokens.start import START, start_id
 from mlx_finetune.model.tokens.tokenizer_check import check_size, check_tokenizer, read_tokenizer, reading_text
 
 MAX_TEMPLATE_BYTES = 1_000_000
@@ -65,6 +66,8 @@ def load_tokenizer(folder: Path, *, chat_template: str = "auto") -> "ModelTokeni
         eos=eos,
         bos=ids["bos_token"],
         pad=pad,
+        unk=ids["unk_token"],
+        start=start_id(_read_json(folder / "config.json"), config),
         ends=frozenset({eos, *ends}),
         content_hash=digest.hexdigest(),
         settings_hash=hashlib.sha256(settings.encode("ascii")).hexdigest(),
@@ -83,6 +86,8 @@ class ModelTokenizer:
         eos: int,
         bos: int | None,
         pad: int,
+        start: int | None = None,
+        unk: int | None = None,
         ends: frozenset[int],
         content_hash: str,
         settings_hash: str,
@@ -91,6 +96,7 @@ class ModelTokenizer:
         self.eos_token_id = eos
         self.bos_token_id = bos
         self.pad_token_id = pad
+        self.start_token_id, self.unk_token_id = start, unk
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.has_chat_template = template is not None
         self.template_name = template_name
@@ -158,6 +164,10 @@ class ModelTokenizer:
             if token_id is not None:
                 config[name] = self._backend.id_to_token(token_id)
         config["pad_token"] = self._backend.id_to_token(self.pad_token_id)
+        if self.start_token_id is not None:
+            config[START] = self.start_token_id
+            if self.unk_token_id is not None:
+                config["unk_token"] = self._backend.id_to_token(self.unk_token_id)
         files = {"tokenizer.json": self._backend.to_str()}
         if self.template_source:
             config["chat_template"] = self.template_source

@@ -20,6 +20,7 @@ from mlx_finetune.monitor.report.parts.evaluations import evaluations
 from mlx_finetune.monitor.report.parts.headline import headline
 from mlx_finetune.monitor.report.parts.history import history
 from mlx_finetune.monitor.report.parts.machine import machine
+from mlx_finetune.monitor.report.parts.metrics import metrics
 from mlx_finetune.monitor.report.parts.origin import files, reproduce
 from mlx_finetune.monitor.report.parts.settings import settings
 from mlx_finetune.monitor.report.parts.sinks import sinks
@@ -30,6 +31,7 @@ from mlx_finetune.monitor.report.parts.trace import trace
 _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("answers", "answers", answers),
     ("curves", "curves", curves),
+    ("metrics", "metrics", metrics),
     ("evaluation", "evaluation", evaluations),
     ("picks", "best of n", best_of),
     ("checkpoints", "checkpoints", checkpoints),

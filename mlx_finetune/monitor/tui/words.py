@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from mlx_finetune.events import Resources, RunFailed, RunFinished, RunStopped
+from mlx_finetune.monitor.ending import talk_command
 from mlx_finetune.monitor.plain import amount_done, one_line
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.tui.watched import Watched
@@ -75,7 +76,9 @@ def end_of(watched: Watched) -> State:
     on = "y copies the command that goes on"
     match watched.summary.outcome:
         case RunFinished(step=step):
-            return State(f"finished at step {step}; next: mlxft chat {watched.run.name}", GOOD)
+            started = watched.summary.started
+            following = talk_command(started.task if started else "", watched.run.name)
+            return State(f"finished at step {step}; next: {following}", GOOD)
         case RunStopped(step=step):
             return State(f"stopped after step {step}; everything up to there is saved. {on}", WAITING)
         case RunFailed(message=message, hint=hint):

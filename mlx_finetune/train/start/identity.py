@@ -55,6 +55,7 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "hardware.tf32": "auto",
     "hardware.gpu_architecture": "auto",
     "hardware.compile": "auto",
+    "data.max_target_length": 256,
     "data.text_template": "{text}",
     "verifier.lm_loss_weight": 1.0,
     "grpo.rewards": ["number"],

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.nn as nn
+import numpy as np
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard
+from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware import blas
@@ -110,7 +113,7 @@ def prepare(
     stop.raise_if_asked("before the first step")
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
-    tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
+    tokenizer = _load_tokenizer(asked, local, base)
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
     facts = read_facts(local.folder, rows, asked, objective, num_processes=ranks.size)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
@@ -121,16 +124,30 @@ def prepare(
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved, asked.hardware, facts.machine, plan=loaded.command("plan"))
     disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
-    loaded_model = _load_model(local, resolved, rows, report)
+    loaded_model = _load_model(local, resolved, rows, objective, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
     split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
-    resolved = settle_reuse(resolved, split, asked)
+    objective, resolved = _settled(split, settle_reuse(resolved, split, asked))
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
+
+
+def _settled(split: SplitModel, resolved: Resolved) -> tuple[Objective, Resolved]:
+    """The objective of the resolved recipe as the loaded model allows it, with what that chose in the recipe."""
+    objective = build_objective(resolved.recipe)
+    if objective.settle is None:
+        return objective, resolved
+    objective, chosen = objective.settle(split)
+    recipe = resolved.recipe
+    for key, (value, _) in chosen.items():
+        section, _, name = key.partition(".")
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})
+    reasons = {**resolved.reasons, **{key: reason for key, (_, reason) in chosen.items()}}
+    return objective, replace(resolved, recipe=recipe, reasons=reasons)
 
 
 def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
@@ -139,6 +156,13 @@ def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
     if sentence := about_tokenizer(local.folder):
         report(Notice("info", sentence))
     return local
+
+
+def _load_tokenizer(asked: Recipe, local: LocalModel, base: Path) -> ModelTokenizer:
+    """The model's tokenizer, which says whether the task is one for this kind of model. Raises ``ModelError``."""
+    tokenizer = load_tokenizer(local.folder, chat_template=_in_folder(asked.data.chat_template, base))
+    check_task(asked.task, tokenizer, local.name)
+    return tokenizer
 
 
 def _leaving(emit: Emit, stop: StopRequest) -> Emit:
@@ -217,6 +241,10 @@ def _assemble(
 ) -> Prepared:
     """The parts of a run around a loaded model: stream, optimizer, schedule."""
     recipe, training = resolved.recipe, resolved.recipe.training
+    stream = _stream(rows, resolved, safer.pieces, ranks)
+    valid = ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces))
+    if objective.reference:  # until it is computed: a measured step needs some
+        stream.values, valid.values = np.zeros((len(rows.train), 2)), np.zeros((len(rows.valid), 2))
     return Prepared(
         recipe=recipe,
         objective=objective,
@@ -228,8 +256,8 @@ def _assemble(
         tokenizer=tokenizer,
         spec=spec,
         trainer=build_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
-        stream=_stream(rows, resolved, safer.pieces, ranks),
-        valid_batches=ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces)),
+        stream=stream,
+        valid_batches=valid,
         schedule=_schedule(training, total_steps),
         total_steps=total_steps,
         limits=resolved.limits,
@@ -265,7 +293,9 @@ def _stream(rows: TrainingRows, resolved: Resolved, pieces: int, ranks: Ranks) -
     )
 
 
-def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit: Emit) -> LoadedModel:
+def _load_model(
+    local: LocalModel, resolved: Resolved, rows: TrainingRows, objective: Objective, emit: Emit
+) -> LoadedModel:
     """The frozen base model under the memory limits, after everything that can be refused without it."""
     recipe = resolved.recipe
     apply_limits(resolved.limits)
@@ -281,7 +311,7 @@ def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit:
         emit(notice)
     if resolved.packed_length is not None:
         check_packable(loaded_model.model)
-    check_context(loaded_model.info, rows, resolved.packed_length)
+    check_context(loaded_model.info, rows, resolved.packed_length, objective)
     return loaded_model
 
 
@@ -296,6 +326,8 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
         "chat_template": _in_folder(recipe.data.chat_template, base),
         "prompt_template": _in_folder(recipe.data.prompt_template, base, ("auto", "alpaca", "none")),
     }
+    if is_template_text(recipe.data.prompt_template):
+        del templates["prompt_template"]
     grpo = recipe.grpo
     if grpo.schema is not None:
         grpo = grpo.model_copy(update={"schema": _in_folder(grpo.schema, base)})

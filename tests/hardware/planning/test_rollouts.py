@@ -10,7 +10,8 @@ from mlx_finetune.hardware.planning.answering import answer_bytes
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.planning.forecast import Forecast
 from mlx_finetune.hardware.planning.ranges import Range
-from mlx_finetune.hardware.planning.rollouts import add_rollouts, plan_rollouts, planned_lengths
+from mlx_finetune.hardware.planning.rollouts import add_rollouts, plan_rollouts
+from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import guess_shape
 from mlx_finetune.recipe.schema import Recipe
 
@@ -29,8 +30,8 @@ def resolved_of(recipe: Recipe) -> Resolved:
 
 def test_a_row_is_planned_with_the_longest_answer_behind_its_problem():
     rows = rows_of([Tokens(np.arange(9, dtype=np.int32), np.arange(9) >= 6, "r", 1)])
-    assert planned_lengths(rows, recipe_of()).tolist() == [6 + 20]
-    assert planned_lengths(rows, recipe_of("sft")).tolist() == [9]
+    assert planned_lengths(rows, recipe_of(), "llama").tolist() == [6 + 20]
+    assert planned_lengths(rows, recipe_of("sft"), "llama").tolist() == [9]
 
 
 def test_a_step_has_a_group_for_each_problem():

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlx_finetune import rundir
+from mlx_finetune.monitor.ending import talk_command
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, section, table, tag
 from mlx_finetune.units import format_bytes
@@ -48,7 +49,7 @@ def reproduce(facts: ReportFacts) -> Html | None:
             "The same recipe, data and model under the same versions on the same kind of machine give the same weights",
             "." if all(one.is_bitwise for one in facts.summary.restarts) else ", here up to rounding.",
             " To try the result: ",
-            code(f"mlxft chat {facts.shell_name}"),
+            code(talk_command(facts.summary.started.task if facts.summary.started else "", facts.shell_name)),
         ),
         table(("what", "value"), _identity(facts), class_="settings"),
     )

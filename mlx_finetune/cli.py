@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "chat": "Talk with an adapter or a model.",
     "generate": "Answer one prompt or a file of prompts.",
     "eval": "What a run learned and forgot: base beside tuned, with intervals.",
+    "sample": "Many answers a problem, checked by a rule; rows to train on.",
     "microscope": "What was learned, token by token, under base and adapter.",
     "trace": "What changed inside, checkpoint by checkpoint, and when it was learned.",
     "serve": "Answer over HTTP as OpenAI does, on this machine.",

@@ -45,6 +45,7 @@ HEAD_WEIGHTS = "head.safetensors"  # a score head, beside an adapter or a fully 
 MODEL_FOLDER = "model"  # a fully trained model
 MODEL_WEIGHTS = "model.safetensors"  # in that folder, and in each of its checkpoints
 EVALUATIONS = "eval"  # a folder: NAME.json, NAME.csv and NAME.rows.jsonl of each evaluation
+BEST_OF = "best_of"  # a folder: NAME.json, NAME.csv and NAME.scores.jsonl of each comparison of sampled answers
 CHECKPOINT_EVALUATIONS = "eval/checkpoints"  # in it: the same of every checkpoint of the run
 SINK_EXPERIMENTS = "eval/sinks"  # in it: NAME.json and NAME.csv of texts longer than the trained context
 TRACKERS = "trackers"  # a folder: NAME.json, NAME.log and NAME/ of each tracker of training.report_to
@@ -74,6 +75,7 @@ _RUN_FILES = frozenset(
             CORRECTIONS,
             MODEL_FOLDER,
             EVALUATIONS,
+            BEST_OF,
             TRACKERS,
             TRACE,
             SCHEMAS,

@@ -51,7 +51,24 @@ def write_verdicts(path: Path, num_rows: int = 40) -> Path:
     return path
 
 
-WRITERS = {"classify": ("rows.tsv", write_labels), "verifier": ("rows.jsonl", write_verdicts)}
+def write_pairs(path: Path, num_rows: int = 40) -> Path:
+    """Questions with an answer of x and a worse one of y, of differing lengths."""
+    with path.open("w") as file:
+        for number in range(num_rows):
+            row = {
+                "prompt": f"Say {number}.",
+                "chosen": f"{'so ' * (number % 3)}xx {number}",
+                "rejected": f"{'so ' * (number % 4)}yy {number}",
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+WRITERS = {
+    "reward": ("rows.jsonl", write_pairs),
+    "classify": ("rows.tsv", write_labels),
+    "verifier": ("rows.jsonl", write_verdicts),
+}
 
 
 def write_scored_recipe(folder: Path, model: Path, task: str, *, name: str = "run", is_full: bool = False) -> Path:

@@ -49,7 +49,17 @@ CASES = {
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
     "summary-flan-t5": ("t5", T5_LAYERS, 16 * 2 * (4 * 128 + 3 * 192 + 8 * 128 + 3 * 192), "dialogues"),
+    "sums-generator": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "sums"),
+    "sums-verifier": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "verdicts"),
+    "sums-grpo": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "sums"),
 }
+#: Recipes that begin with random weights, and what makes them small.
+NEW_MODELS = {
+    "scratch-shakespeare": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
+    "scratch-tinystories": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
+}
+#: Recipes with a test of their own.
+OTHERS = ("classify-sst2",)
 BASE_MODELS = ("timeline-dialogpt", "llama-3.1-8b-alpaca", "voice-pythia-1.4b")
 
 
@@ -64,6 +74,8 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
         },
         "alpaca": lambda n: {"instruction": f"Add {n}.", "input": f"{n}" * (n % 2), "output": f"It is {2 * n}."},
         "dialogues": lambda n: {"dialogue": f"Ann: Box {n}?\nBen: Yes.", "summary": f"It is box {n}."},
+        "sums": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7)},
+        "verdicts": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7 + n % 2), "label": n % 2 == 0},
         "text": lambda n: {"text": f"Chapter {n}. " + "And then it rained. " * (n % 7)},
     }
     path.write_text("".join(json.dumps(makers[layout](number)) + "\n" for number in range(num_rows)))
@@ -78,8 +90,12 @@ def run_recipe(tmp_path):
             model = write_tiny_t5(tmp_path / "model", is_tied=False)
         model = model or tiny.write_tiny_model(tmp_path / "model", architecture, chat_template=name not in BASE_MODELS)
         data = write_data(tmp_path / "rows.jsonl", layout)
-        overrides = [f"model={model}", f"data.path={data}", f"output_dir={tmp_path / 'run'}"]
         recipe = load_recipe(RECIPES / f"{name}.toml").recipe
+        files = [f"data.path={data}"] if recipe.data.path else [f"data.train={data}", f"data.valid={data}"]
+        overrides = [f"model={model}", *files, f"output_dir={tmp_path / 'run'}"]
+        overrides += ["adapter="] if recipe.adapter else []
+        if recipe.task == "grpo":
+            overrides.append('grpo.rewards=["max_length:8"]')  # a random model solves nothing, and would learn nothing
         if recipe.lora and recipe.lora.num_layers != "all":
             overrides.append("lora.num_layers=1")  # half of the tiny model's blocks, as of the real one's
         if recipe.training.max_steps or recipe.training.epochs:
@@ -90,7 +106,8 @@ def run_recipe(tmp_path):
 
 
 def test_every_recipe_has_a_case():
-    assert sorted(CASES) == sorted(path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text())
+    there = [path.stem for path in RECIPES.glob("*.toml") if "[[stages]]" not in path.read_text()]
+    assert sorted([*CASES, *NEW_MODELS, *OTHERS]) == sorted(there)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -102,11 +119,46 @@ def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
         assert started.trainable_parameters == started.total_parameters
         assert (run.path / "model" / "model.safetensors").is_file()
         return
-    assert started.trainable_parameters == expected
+    head = tiny.HIDDEN if load_recipe(RECIPES / f"{name}.toml").recipe.task == "verifier" else 0
+    assert started.trainable_parameters == expected + head
     weights = load_file(run.file(rundir.MLX_WEIGHTS))
     assert {key.split(".")[-2] for key in weights} == set(modules)
     assert sum(value.size for value in weights.values()) == expected
     assert any(np.abs(value).max() > 0 for key, value in weights.items() if key.endswith("lora_b"))
+
+
+@pytest.mark.parametrize("name", NEW_MODELS)
+def test_a_recipe_from_random_weights_makes_a_model_with_a_tokenizer(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    data = write_data(tmp_path / "rows.jsonl", "text")
+    small = (*NEW_MODELS[name], "scratch.num_heads=2", "scratch.num_kv_heads=2", "training.batch_size=4")
+    lengths = ("training.max_steps=4", "training.eval_steps=4", "training.save_steps=4")
+    overrides = (*small, *lengths, f"data.path={data}", f"output_dir={tmp_path / 'run'}")
+    run = train(RECIPES / f"{name}.toml", overrides=overrides)
+    started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    assert started.trainable_parameters == started.total_parameters
+    made = run.path / rundir.MODEL_FOLDER
+    assert {path.name for path in made.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    losses = [r.event.loss for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, Evaluated)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("architecture", "modules"), [("llama", (*ATTENTION, *MLP)), ("gpt2", ("c_attn", "c_proj"))])
+def test_the_classifier_recipe_trains_its_head_on_llama_and_on_gpt2(tmp_path, architecture, modules):
+    model = tiny.write_tiny_model(tmp_path / "model", architecture)
+    rows = [f"It is {'good' if n % 2 else 'bad'} {n}.\t{n % 2}" for n in range(60)]
+    for name, part in (("train", rows[:40]), ("dev", rows[40:])):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *part, ""]))
+    overrides = [f"model={model}", f"output_dir={tmp_path / 'run'}", f"data.train={tmp_path / 'train.tsv'}"]
+    overrides += [f"data.test={tmp_path / 'dev.tsv'}", "data.val_split=0.2", "lora.num_layers=1", "training.epochs=1"]
+    if architecture == "gpt2":
+        overrides.append(f"lora.target_modules={list(modules)}")
+    run = train(RECIPES / "classify-sst2.toml", overrides=tuple(overrides))
+    weights = load_file(run.file(rundir.MLX_WEIGHTS))
+    assert {key.split(".")[-2] for key in weights} == set(modules)
+    assert load_file(run.file(rundir.HEAD_WEIGHTS))["score.weight"].shape == (2, 64)
+    started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    assert started.trainable_parameters == sum(value.size for value in weights.values()) + 2 * 64
 
 
 def test_checkpoints_at_the_quarters_each_load_by_themselves_and_generate(run_recipe):

@@ -25,6 +25,7 @@ from mlx_finetune.events import Notice, Phase
 from mlx_finetune.model.likelihoods import Losses
 from mlx_finetune.model.microscope import hash_rows, measure_losses, measured_rows
 from mlx_finetune.recipe.evaluation import EvalRecipe
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.losses import chunk_rows
 
@@ -78,6 +79,16 @@ def _rows(subject: Subject, lines: Sequence[int], given: str, base: Path) -> tup
         data, folder = data_of(given, data), base
     elif has_no_data(subject):
         raise DataError(f"the rows of {subject.opened.name} are not known", "name some: --data FILE")
+    if subject.opened.head is not None and not given:
+        raise UsageError(
+            f"{subject.opened.name} was trained to score: the losses of single tokens say nothing about it",
+            f"measure it with mlxft eval {subject.opened.name}, or name a text or answers: --data FILE",
+        )
+    if subject.task in TWO_ANSWER_TASKS and not given:
+        raise UsageError(
+            f"{subject.opened.name} learned from preferences: a row is no text whose tokens have losses",
+            f"compare answers with mlxft eval {subject.opened.name}, or name a text or answers: --data FILE",
+        )
     splits = load_splits(data, base=folder)
     examples: Sequence[Example] = splits.valid or ((splits.test or splits.train) if given else ())
     if not examples:

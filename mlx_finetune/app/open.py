@@ -180,6 +180,17 @@ def base_model(opened: Opened) -> Generator[nn.Module]:
         opened.model.update_modules(cast("dict[str, object]", tree_unflatten(list(layers.items()))))
 
 
+@contextmanager
+def start_model(opened: Opened, adapter: Path) -> Generator[nn.Module]:
+    """The base model with another adapter while the block runs, as in ``base_model``. Raises ``ModelError``."""
+    with base_model(opened) as model:
+        load_adapter(model, adapter)
+        try:
+            yield model
+        finally:
+            detach_adapter(model)
+
+
 def locate(name: str, *, base: Path) -> Located:
     """What ``name`` stands for, without loading anything. A folder comes first, then a run's name, then a model's."""
     for candidate in (base / path_of(name), base / "adapters" / name):

@@ -45,6 +45,9 @@ def command(name: str, system: str | None, settings: tuple[str, ...], schema: Pa
 
         read_schema(schema)  # a slip is found before the model is loaded
     opened = open_for_answers(name, changes)
+    from mlx_finetune.app.classify import check_answers
+
+    check_answers(opened, "chat with")
     if opened.tokenizer.start_token_id is not None:
         raise UsageError(
             f"{opened.name} is an encoder-decoder model, which answers one prompt and keeps no conversation",

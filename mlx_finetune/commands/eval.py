@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_finetune.commands.evaluating import open_for_eval
+
 if TYPE_CHECKING:
     from mlx_finetune.app.eval.run import Finished
     from mlx_finetune.app.eval.setup import Evaluation
-    from mlx_finetune.app.eval.subject import Subject
     from mlx_finetune.errors import Problem
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
@@ -57,6 +58,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 @click.option("--context", type=click.IntRange(8), metavar="N", help="With --sinks: the context in tokens.")
 @click.option("--name", "named", metavar="NAME", help="Name of the result in the run's eval/ folder.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the result there instead.")
+@click.option("--samples", metavar="FOLDER", help="Of a verifier: its pick among the answers that mlxft sample drew.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the figures as CSV.")
 def command(
@@ -77,6 +79,7 @@ def command(
     context: int | None,
     named: str | None,
     out: Path | None,
+    samples: str | None,
     as_json: bool,
     as_csv: bool,
 ) -> int:
@@ -97,6 +100,11 @@ def command(
         "answer_tokens": max_tokens,
     }
     changes = {key: value for key, value in given.items() if value is not None}
+    if samples is not None:
+        from mlx_finetune.commands.eval_samples import eval_samples
+
+        others = [*changes, *(key for key, value in (("data", data), ("checkpoints", checkpoints)) if value)]
+        return eval_samples(name, Path(samples), out=out, others=others, as_json=as_json, as_csv=as_csv)
     if checkpoints or sinks or prompts or context:
         from mlx_finetune.commands import eval_texts
 
@@ -133,7 +141,7 @@ def _prepared(
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
     _with_changes(EvalRecipe.model_validate({}), changes)  # a slip is found before the model is loaded
-    subject = _opened(name)
+    subject = open_for_eval(name)
     from mlx_finetune.app.eval.run import rows_at_once
     from mlx_finetune.app.eval.setup import prepare
     from mlx_finetune.commands.measuring import say
@@ -159,23 +167,6 @@ def _with_changes(recipe: "EvalRecipe", changes: Mapping[str, object]) -> "EvalR
     from mlx_finetune.recipe.evaluation import change_recipe
 
     return change_recipe(recipe, changes)
-
-
-def _opened(name: str) -> "Subject":
-    import os
-
-    from mlx_finetune.commands.opening import LoadingTalk
-    from mlx_finetune.hardware import blas
-
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # see commands/opening.py
-    blas.prepare()  # before mlx is imported
-    from mlx_finetune.app.eval.subject import open_subject
-
-    talk = LoadingTalk()
-    try:
-        return open_subject(name, base=Path.cwd(), report=talk)
-    finally:
-        talk.clear()
 
 
 def _measured(evaluation: "Evaluation", named: str | None, out: Path | None) -> "Finished":

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 
@@ -75,6 +75,12 @@ def command(
     given = (("system", system), ("max_tokens", max_tokens), ("temperature", temperature))
     changes = [*settings, *(f"{key}={value}" for key, value in given if value is not None)]
     opened = open_for_answers(name, changes)
+    if opened.head is not None and opened.head.task == "classify" and not use_base:
+        return _label(opened, prompt, prompts_file, output, as_json=as_json)
+    if not use_base:
+        from mlx_finetune.app.classify import check_answers
+
+        check_answers(opened, "generate")
     with _answering(opened, seed, wanted, use_base=use_base) as answerer, _output(output) as stream:
         started = time.perf_counter()
         if prompt is not None:
@@ -87,6 +93,35 @@ def command(
     is_two_sided = opened.tokenizer.start_token_id is not None
     click.echo(f"next: mlxft {'eval' if is_two_sided else 'chat'} {shlex.quote(name)}", err=True)
     return 1 if failures else 0
+
+
+def _label(opened: "Opened", prompt: str | None, file: Path | None, output: Path | None, *, as_json: bool) -> int:
+    """What a classifier says: the label and its probabilities for ``--prompt``, JSON Lines for a file."""
+    from mlx_finetune.app.classify import TextRow, label_texts, read_texts
+    from mlx_finetune.app.generate import to_line
+    from mlx_finetune.units import counted
+
+    failed: list[Problem] = []
+
+    def report(problem: Problem) -> None:
+        failed.append(problem)
+        click.echo(f"error: {problem.where}: {problem.message}".replace("error: : ", "error: "), err=True)
+
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the prompt is empty", "write it after --prompt, in quotes")
+    rows = [TextRow(prompt)] if prompt is not None else read_texts(cast(Path, file), opened, report)
+    count = 0
+    with _output(output) as stream:
+        for found in label_texts(opened, rows, report):
+            count += 1
+            if as_json or file is not None:
+                stream.write(to_line(found.to_json()) + "\n")
+            else:
+                stream.writelines(f"{label}\t{share:.4f}\n" for label, share in found.probabilities.items())
+    where = f" in {output}" if output else ""
+    click.echo(f"{counted(count, 'text')} labelled{where}" + (f"; {len(failed)} failed" if failed else ""), err=True)
+    click.echo(f"next: mlxft eval {shlex.quote(opened.name)}", err=True)
+    return 1 if failed else 0
 
 
 def _example(name: str) -> str:

@@ -88,6 +88,9 @@ def _test(desk: "Desk", names: Sequence[str]) -> int:
     run = pick_run(desk, names, "Which run is to be tested?")
     desk.say(f"Loading {run.path.name} ...")
     opened = open_for_answers(str(run.path), [])
+    from mlx_finetune.app.classify import check_answers
+
+    check_answers(opened, "answer")
     from mlx_finetune.app.desktop.answers import SideBySide, prompts_of
 
     answers = SideBySide(opened, run.path.name, desk.say, shutil.get_terminal_size((80, 24)).columns)

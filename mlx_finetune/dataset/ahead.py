@@ -1,5 +1,8 @@
 """The batches of a stream, made in a thread while the step before them is computed: the loop does not wait for data.
 
+A stream that cannot be read ahead, because what it gives depends on the step before, is asked when the step comes, in
+the thread of the loop.
+
 One step ahead and no more, so memory is that of one step's batches. What is made, and in which order, is what the
 stream would have made when asked; an error of the thread is raised where the batches are asked for.
 """
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
 
 class Steps(Protocol):
     """What is asked of a ``Stream`` here."""
+
+    @property
+    def can_read_ahead(self) -> bool:
+        """Whether a step can be had before the one before it was taken."""
+        ...
 
     def share(self, step: int, rank: int, size: int) -> list[Batch]:
         """The microbatches of the 0-based optimizer step that a rank computes."""
@@ -66,6 +74,8 @@ class Ahead:
 
     def take(self, step: int) -> StepBatches:
         """The batches of the 0-based ``step``; those of the step after it are begun. Raises what the stream raises."""
+        if not self._stream.can_read_ahead:
+            return self._make(step)
         started = time.perf_counter()
         if self._next is None or self._step != step:
             self._begin(step)
@@ -77,7 +87,8 @@ class Ahead:
 
     def _begin(self, step: int) -> None:
         self._step = step
-        self._next = self._pool.submit(self._make, step) if step < self._end else None
+        is_begun = step < self._end and self._stream.can_read_ahead
+        self._next = self._pool.submit(self._make, step) if is_begun else None
 
     def _make(self, step: int) -> StepBatches:
         microbatches = self._stream.share(step, self._rank, self._num_ranks)

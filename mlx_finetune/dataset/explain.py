@@ -11,11 +11,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.formats import Example, Labelled, Preference, Text
+from mlx_finetune.dataset.pairs import answer_draft
+from mlx_finetune.dataset.problems import show
 from mlx_finetune.dataset.tokens import Encoded, Tokenizer
 from mlx_finetune.dataset.walk import Draft, Walk
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
 
 State = Literal["learned", "read", "cut"]
 
@@ -47,14 +50,33 @@ def explain(
         walk = Walk(tokenizer, data, task=task, base=base)
         rows: list[tuple[str, tuple[ExplainedToken, ...]]] = []
         refusal = ""
-        for draft in walk.drafts(example):
+        for name, draft in _drafts(walk, example, task):
             try:
-                rows.append((draft.method, _explain_draft(walk, draft, tokenizer)))
+                rows.append((name + draft.method, _explain_draft(walk, draft, tokenizer)))
             except DataError as error:
                 refusal = error.message
-        notes = tuple(problem.message for problem in walk.problems()) + ((refusal,) if refusal else ())
+        notes = tuple(problem.message for problem in walk.problems()) + ((refusal,) if refusal else ()) + _told(example)
         for method, tokens in rows or [("", ())]:
             yield ExplainedRow(example.source, example.line, method, tokens, notes)
+
+
+def _told(example: Example) -> tuple[str, ...]:
+    """What is learned of a row beside its tokens: its label, or the verdict on its answer."""
+    if isinstance(example, Labelled):
+        return (f"its label is {show(example.label)}: the state of the last token before the end is scored",)
+    if isinstance(example, Preference) and (example.chosen is None) != (example.rejected is None):
+        return (f"the answer is {'wrong' if example.chosen is None else 'right'}",)
+    return ()
+
+
+def _drafts(walk: Walk, example: Example, task: str) -> list[tuple[str, Draft]]:
+    """The sequences of a row, those of a preference task by what they are: each answer with its prompt."""
+    if not (isinstance(example, Preference) and task in TWO_ANSWER_TASKS):
+        return [("", draft) for draft in walk.drafts(example)]
+    names = ("good", "bad") if task == "kto" else ("chosen", "rejected")
+    answers = zip(names, (example.chosen, example.rejected), strict=True)
+    made = [(f"{name}; ", answer_draft(walk, example, answer)) for name, answer in answers if answer is not None]
+    return [(name, draft) for name, draft in made if draft is not None]
 
 
 def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer) -> tuple[ExplainedToken, ...]:
@@ -63,7 +85,8 @@ def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer) -> tuple[Expl
     texts = _texts(draft.text, encoding)
     if draft.is_document:
         before, after = walk.edge_texts()
-        texts = ([before] if before else []) + texts + [after]
+        goes_on = isinstance(draft.example, Text) and draft.example.continues
+        texts = ([before] if before else []) + texts + ([] if goes_on else [after])
     if walk.behind_prompt and draft.spans:
         cut = encoding.first_from(draft.spans[0][0])
         texts[cut:cut] = [tokenizer.decode([token]) for token in walk.behind_prompt]

@@ -17,6 +17,9 @@ from mlx_finetune.dataset.row import Row
 from mlx_finetune.dataset.turns import Turn, TurnError, read_tools, read_turn, read_turns
 from mlx_finetune.errors import Problem
 
+#: Largest weight of one row's loss.
+MAX_LOSS_WEIGHT = 1000
+
 Tools = tuple[Mapping[str, object], ...]
 
 
@@ -57,7 +60,10 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """The turns both answers follow, and the two answers; one of them is None in unpaired data."""
+    """The turns both answers follow, and the two answers; one of them is None in unpaired data.
+
+    ``weight`` says how often the row is seen, ``loss_weight`` what its loss is multiplied by.
+    """
 
     prompt: tuple[Turn, ...]
     chosen: tuple[Turn, ...] | None
@@ -66,6 +72,7 @@ class Preference:
     source: str
     line: int
     weight: float = 1.0
+    loss_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +254,8 @@ def _preference(row: Row, names: Mapping[str, str]) -> Preference:
     common = chosen[:shared]
     if prompt and common[: len(prompt)] == prompt:
         prompt = ()
-    return Preference(prompt + common, chosen[shared:], rejected[shared:], tools, row.source, row.line, row.weight)
+    answers = chosen[shared:], rejected[shared:]
+    return Preference(prompt + common, *answers, tools, row.source, row.line, row.weight, _loss_weight(row, names))
 
 
 def _unpaired(row: Row, names: Mapping[str, str]) -> Preference:
@@ -262,7 +270,18 @@ def _unpaired(row: Row, names: Mapping[str, str]) -> Preference:
         prompt, answer = _prompt(row, names), _answer(row, names["completion"])
     prompt = _system(row, names) + prompt
     chosen, rejected = (answer, None) if label else (None, answer)
-    return Preference(prompt, chosen, rejected, tools, row.source, row.line, row.weight)
+    weight = _loss_weight(row, names)
+    return Preference(prompt, chosen, rejected, tools, row.source, row.line, row.weight, weight)
+
+
+def _loss_weight(row: Row, names: Mapping[str, str]) -> float:
+    """What the row's loss is multiplied by: 1 where the row does not say."""
+    value = row.fields[names["weight"]] if "weight" in names else None
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_LOSS_WEIGHT:
+        raise TurnError(f"`{names['weight']}` must be a number from 0 to {MAX_LOSS_WEIGHT}; this is {show(value)}")
+    return float(value)
 
 
 def _labelled(row: Row, names: Mapping[str, str]) -> Labelled:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Preference
 from mlx_finetune.errors import Problem
+from mlx_finetune.recipe.preference import PAIRED_TASKS, TWO_ANSWER_TASKS
 
 _ANSWERS = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")
 
@@ -19,11 +20,14 @@ class _Kind:
 
 _LEARNED = _Kind(_ANSWERS, "conversations, instructions or text")
 _MARKED = _Kind(("unpaired-preference",), "answers marked right or wrong (prompt, completion, label)")
+_PAIRS = _Kind(("preference",), "pairs of a chosen and a rejected answer")
 
 #: Tasks that learn from other rows than sft does.
 _KINDS: Mapping[str, _Kind] = {
     "classify": _Kind(("labels",), "texts with labels"),
     "verifier": _MARKED,
+    **dict.fromkeys((*PAIRED_TASKS, "reward"), _PAIRS),
+    "kto": _Kind(("unpaired-preference",), "answers marked good or bad"),
 }
 
 #: Format -> what its rows are, what they are for, and how sft can use them all the same.
@@ -49,6 +53,12 @@ _HINTS = {
     "classify": '[data.columns] text = "COLUMN", label = "COLUMN" names the two columns',
     "verifier": '[data.columns] names the columns prompt, completion and label; [data] format = "unpaired-preference"',
 }
+#: (Format, kind of task) -> the task that fits.
+_FITS = {
+    ("preference", "kto"): 'pairs are what task = "dpo" learns from (or cdpo, rdpo, ipo, simpo, orpo)',
+    ("unpaired-preference", "paired"): 'answers marked good or bad are what task = "kto" learns from',
+}
+_SFT_FITS = 'conversations, instructions and text are what task = "sft" learns from; preferences need two answers'
 
 
 def is_trainable(format: str, task: str) -> bool:
@@ -60,8 +70,14 @@ def refused_format(detected: DetectedFormat, source: str, task: str) -> Problem:
     """The sentence for a format that is recognised, but that ``task`` does not learn from."""
     wanted = f"task {task} learns from {_KINDS.get(task, _LEARNED).words}"
     if detected.name not in _REFUSED:
-        return Problem(source, f"the rows are {detected.name}; {wanted}", _HINTS.get(task, ""))
+        return Problem(
+            source,
+            f"the rows are {detected.name}; {wanted}",
+            _SFT_FITS if task in TWO_ANSWER_TASKS else _HINTS.get(task, ""),
+        )
     what, use, hint = _REFUSED[detected.name]
+    if task in TWO_ANSWER_TASKS:
+        hint = _FITS.get((detected.name, "kto" if task == "kto" else "paired"), hint)
     return Problem(source, f"the rows {what}, which are for {use}; {wanted}", _HINTS.get(task, hint))
 
 

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from mlx_finetune.dataset.formats import Example, Labelled
 from mlx_finetune.dataset.problems import show
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import DataError
+from mlx_finetune.recipe.heads import SCORED_TASKS
 
 MOST_LABELS = 1000  # more of them are numbers or texts of their own, not classes
 _SHOWN = 12
@@ -17,6 +19,22 @@ def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
     found = set(labels)
     numbers = all(label.removeprefix("-").isdecimal() for label in found)
     return tuple(sorted(found, key=lambda label: (int(label), label) if numbers else (0, label)))
+
+
+def num_outputs(task: str, examples: Iterable[Example]) -> int:
+    """Outputs of the score head that training on ``examples`` has; 0 where the task has none."""
+    if task == "classify":
+        return len({str(one.label) for one in examples if isinstance(one, Labelled)})
+    return 1 if task in SCORED_TASKS else 0
+
+
+def balance(rows: TokenRows, labels: Sequence[str]) -> str:
+    """How many rows have each label, the most frequent first: ``2 labels: "1" 2,128 rows (53 %), "0" 1,872 (47 %)``."""
+    counts = np.bincount(rows.values[:, 0].astype(np.int64), minlength=len(labels))
+    order = np.argsort(-counts, kind="stable")
+    parts = [f"{show(labels[place])} {counts[place]:,} ({counts[place] / len(rows):.0%})" for place in order[:_SHOWN]]
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    return f"{len(labels)} labels, rows of each: {', '.join(parts)}{more}"
 
 
 def check_labels(labels: Sequence[str], where: str) -> None:

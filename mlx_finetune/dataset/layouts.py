@@ -29,6 +29,7 @@ class _Form:
 
 _CONTEXT = ("input", "context", "story", "passage")
 _EXTRAS: Mapping[str, Sequence[str]] = {"system": ("system", "system_prompt"), "tools": ("tools",)}
+_ANSWERS: Mapping[str, Sequence[str]] = {**_EXTRAS, "weight": ("weight",)}
 _TURNS = ("messages", "conversations", "conversation")
 
 
@@ -38,22 +39,22 @@ def _pair(prompt: Sequence[str], completion: Sequence[str]) -> _Form:
 
 
 _FORMS: Sequence[_Form] = (
-    _Form("preference", {"chosen": ("chosen_messages",), "rejected": ("rejected_messages",)}, _EXTRAS),
+    _Form("preference", {"chosen": ("chosen_messages",), "rejected": ("rejected_messages",)}, _ANSWERS),
     _Form(
         "preference",
         {"chosen": ("chosen",), "rejected": ("rejected",)},
-        {"prompt": ("prompt", "question", "instruction", *_TURNS), "input": ("input",), **_EXTRAS},
+        {"prompt": ("prompt", "question", "instruction", *_TURNS), "input": ("input",), **_ANSWERS},
     ),
-    _Form("unpaired-preference", {"messages": _TURNS, "label": ("label", "kto_tag")}, _EXTRAS),
+    _Form("unpaired-preference", {"messages": _TURNS, "label": ("label", "kto_tag")}, _ANSWERS),
     _Form(
         "unpaired-preference",
         {"prompt": ("prompt", "instruction"), "completion": ("completion", "output"), "label": ("kto_tag",)},
-        {"input": ("input",), **_EXTRAS},
+        {"input": ("input",), **_ANSWERS},
     ),
     _Form(
         "unpaired-preference",
         {"prompt": ("prompt",), "completion": ("completion",), "label": ("label",)},
-        _EXTRAS,
+        _ANSWERS,
     ),
     _Form("messages", {"messages": ("messages",)}, _EXTRAS),
     _Form("sharegpt", {"conversations": ("conversations", "conversation")}, _EXTRAS),

@@ -155,6 +155,11 @@ class Stream:
         return self._rows
 
     @property
+    def can_read_ahead(self) -> bool:
+        """Which rows a step has is known before any step was taken."""
+        return True
+
+    @property
     def is_packed(self) -> bool:
         """True where a sequence may hold more than one row."""
         return self._packed_length is not None
@@ -364,12 +369,12 @@ class OrderedBatches(Sequence[Batch]):
         self.states: RowStates | None = None  # of these rows, once somebody has computed them
         self.values: NDArray[np.float64] | None = None  # (rows, M), appended to the values that rows have
         self.rows = rows_of(rows)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._order = np.argsort(self.rows.lengths, kind="stable")
         self._step = length_step(int(self.rows.lengths.max()) - 1) if len(self.rows) else 0
 
     def __len__(self) -> int:
-        return -(-len(self._order) // self._batch_size)
+        return -(-len(self._order) // self.batch_size)
 
     @overload
     def __getitem__(self, index: int) -> Batch: ...
@@ -379,8 +384,8 @@ class OrderedBatches(Sequence[Batch]):
         """One batch, or a list of batches for a slice."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        start = range(len(self))[index] * self._batch_size
-        chosen = self._order[start : start + self._batch_size]
+        start = range(len(self))[index] * self.batch_size
+        chosen = self._order[start : start + self.batch_size]
         length = round_up(int(self.rows.lengths[chosen].max()) - 1, self._step)
         group = [[row] for row in chosen.tolist()]
         batch = make_batch(self.rows, group, num_sequences=len(group), length=length)

@@ -98,6 +98,10 @@ class TokenRows(Sequence[Tokens]):
 
     def most_targets(self) -> int:
         """Targets of the row that has most; 0 without rows."""
+        return int(self.num_targets().max(initial=0))
+
+    def num_targets(self) -> NDArray[np.int64]:
+        """Targets of each row, (N,)."""
         counts = np.zeros(len(self), np.int64)
         start = 0
         for words in self.chunks():
@@ -105,7 +109,7 @@ class TokenRows(Sequence[Tokens]):
             begins = np.concatenate([[0], self._ends[first:last] - start])
             counts[first : last + 1] += np.add.reduceat(words > _ID, begins, dtype=np.int64)
             start += len(words)
-        return int(counts.max(initial=0))
+        return counts
 
     def chunks(self) -> Iterator[NDArray[np.uint32]]:
         """All words in order, a piece at a time."""

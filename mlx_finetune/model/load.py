@@ -23,10 +23,10 @@ from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.files.safetensors_check import check_stamps, check_weight_files, file_stamps
 from mlx_finetune.model.inside.parts import flat_arrays
 from mlx_finetune.model.scratch import architecture as own_architecture
-from mlx_finetune.model.scratch.weights import OWN_TYPE
 from mlx_finetune.model.seq2seq import t5
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.upstream import find_architecture, packing_of
+from mlx_finetune.recipe.scratch import OWN_TYPE
 
 _AGAIN = "fetch or copy the model again"
 FINITE_AT_ONCE = 2**22  # numbers whose finiteness is looked at in one go

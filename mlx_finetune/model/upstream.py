@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 _OWN_NAMES = ("__all__", "__version__")  # of all names with two underscores, those that its __init__ makes
 
@@ -47,10 +48,17 @@ from mlx_lm.models.cache import (  # noqa: E402
     make_prompt_cache,
     trim_prompt_cache,
 )
+from mlx_lm.models.rope_utils import (  # noqa: E402
+    Llama3RoPE,
+    ProportionalRoPE,
+    SuScaledRoPE,
+    YarnRoPE,
+)
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # noqa: E402
 
 __all__ = [
     "REMAPPED",
+    "ROTARY",
     "KVCache",
     "QuantizedSwitchLinear",
     "RotatingKVCache",
@@ -83,6 +91,9 @@ REMAPPED: Mapping[str, str] = {
     "gemma4_unified": "gemma4",
     "deepseek_v41_text": "deepseek_v41",
 }
+
+#: Rotary embeddings whose offset may be an array, one for each sequence (``DynamicNTKScalingRoPE`` reads a number).
+ROTARY = (nn.RoPE, Llama3RoPE, ProportionalRoPE, SuScaledRoPE, YarnRoPE)
 
 # (bits, group size) -> mode of the packings whose scales are bytes; affine keeps them in the type of the weights
 _BYTE_SCALES = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}

@@ -20,6 +20,7 @@ from mlx_finetune.events import (
     StepDone,
     TimeJump,
 )
+from mlx_finetune.monitor.objective_metrics import metrics_line
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
 
@@ -167,6 +168,7 @@ def step_line(summary: Summary) -> str:
         f"loss {number(step.loss, 4)}",
         f"lr {number(step.learning_rate, 2, scientific=True)}",
         f"norm {number(step.grad_norm, 2)}",
+        *([measured] if (measured := metrics_line(step.metrics)) else []),
         f"{step.targets_per_second:,.0f} targets/s",
         f"memory {format_bytes(step.peak_memory_bytes)}",
     ]
@@ -195,7 +197,9 @@ def evaluation_line(one: Evaluated, summary: Summary) -> str:
         note = " * best so far"
     elif best is not None:
         note = f" (best {number(best.loss, 4)} at step {best.step})"
-    return f"{_position(one.step, summary)}  validation loss {number(one.loss, 4)}{note}"
+    measured = metrics_line(one.metrics)
+    more = f"  {measured}" if measured else ""
+    return f"{_position(one.step, summary)}  validation loss {number(one.loss, 4)}{more}{note}"
 
 
 def sample_lines(one: Sampled, summary: Summary) -> list[str]:

@@ -20,7 +20,15 @@ Corrections = bool | Text | Names
 Sources = Annotated[tuple[SourceRecipe, ...], BeforeValidator(as_tuple, json_schema_input_type=list[SourceRecipe])]
 
 DataFormat = Literal[
-    "auto", "text", "messages", "sharegpt", "alpaca", "prompt-completion", "unpaired-preference", "labels"
+    "auto",
+    "text",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt-completion",
+    "preference",
+    "unpaired-preference",
+    "labels",
 ]
 TEXT_IN_TEMPLATE, WHOLE_TEXT = r"\{text\}", "{text}"
 Truncation = Literal["drop", "keep-end", "split"]

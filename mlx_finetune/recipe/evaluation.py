@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from mlx_finetune.errors import UsageError
+from mlx_finetune.recipe.data import TEXT_IN_TEMPLATE
 from mlx_finetune.recipe.fields import Auto, Count, Section, Text, Texts, refuse
 from mlx_finetune.recipe.values import shown_name
 
@@ -21,6 +22,7 @@ from mlx_finetune.recipe.values import shown_name
 TASKS: dict[str, str] = {
     "loss": "loss of the held-out answers",
     "perplexity": "perplexity, bits per byte and loss of plain text",
+    "preference": "pairs whose chosen answer is likelier, or how likely good and bad answers are",
     "exact_match": "answers equal to the reference",
     "token_f1": "words shared with the reference",
     "labels": "accuracy and macro F1 of a class",
@@ -40,6 +42,11 @@ MEASURES: dict[str, str] = {
     "perplexity": "perplexity",
     "bits_per_byte": "perplexity",
     "text_loss": "perplexity",
+    "preferred": "preference",
+    "preferred_per_token": "preference",
+    "chosen_loss": "preference",
+    "good_loss": "preference",
+    "bad_loss": "preference",
     "exact_match": "exact_match",
     "token_f1": "token_f1",
     "accuracy": "labels",
@@ -164,6 +171,8 @@ def _can_be_met(gate: Gate) -> bool:
     return any(gate.is_met(value) for value in (0.0, 1.0))
 
 
+LABEL_QUESTION = "{text}\n\nWhich of these labels fits the text: {labels}? Answer with the label alone."
+
 with warnings.catch_warnings():
     # ``schema`` is also the name of a method of pydantic that was replaced by another; nothing here calls it.
     warnings.filterwarnings("ignore", message='Field name "schema"')
@@ -208,6 +217,16 @@ with warnings.catch_warnings():
             0, description="Training rows put in front of each prompt, for one more baseline: the base with examples."
         )
         labels: Texts = Field((), description="The classes of the task labels; left out, the answers of the rows.")
+        label_words: dict[str, str] = Field(
+            {},
+            description="Of a classifier: a word for each label, in which the language model beside it is asked and "
+            'answers, for instance 0 = "negative".',
+        )
+        label_question: Annotated[str, Field(pattern=TEXT_IN_TEMPLATE, max_length=10_000)] = Field(
+            LABEL_QUESTION,
+            description="Of a classifier: the question that the language model beside it is asked; {text} stands for a "
+            "row's text, {labels} for the words of all labels.",
+        )
         answer_tokens: Auto | Annotated[int, Field(ge=1, le=65536)] = Field(
             "auto",
             description="Longest answer in an evaluation, in tokens; auto is twice the longest reference and 16 more.",

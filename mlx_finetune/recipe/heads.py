@@ -7,7 +7,12 @@ from pydantic import Field
 from mlx_finetune.recipe.data import WHOLE_TEXT, DataRecipe
 from mlx_finetune.recipe.fields import Section
 
-SCORED_TASKS = ("classify", "verifier")
+#: Task -> why its rows cannot share a sequence.
+SCORED_TASKS = {
+    "classify": "every row has a label of its own",
+    "reward": "a row holds two answers",
+    "verifier": "every answer has a verdict of its own",
+}
 
 
 class VerifierRecipe(Section):
@@ -36,9 +41,8 @@ def scored_problems(task: str, data: DataRecipe, verifier: VerifierRecipe, num_p
         )
     if not data.mask_prompt:
         problems.append(f"`data.mask_prompt` = false with task {task!r}: what is scored is fixed; remove `mask_prompt`")
-    if num_prompts and task == "classify":
+    if num_prompts and task != "verifier":
         problems.append(
-            f"`eval.prompts` has {num_prompts} entries and `task` is {task!r}: a classifier answers no prompts; remove "
-            "`prompts`"
+            f"`eval.prompts` has {num_prompts} entries, and a model of task {task!r} answers none; remove `prompts`"
         )
     return problems

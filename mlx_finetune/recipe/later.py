@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 _KEYS: Mapping[str, str] = {
     "training.loraplus_lr_ratio": "LoRA+, another learning rate for B",
     "lora.loraplus_lr_ratio": "LoRA+, another learning rate for B",
-    "training.beta": "preference losses",
     "lora.init": "PiSSA and other initial values",
     "lora.pissa": "PiSSA initial values",
     "lora.init_lora_weights": "PiSSA and other initial values",
@@ -21,14 +20,7 @@ _KEYS: Mapping[str, str] = {
 }
 
 #: Dotted key -> value -> what it is.
-_VALUES: Mapping[str, Mapping[str, str]] = {
-    "task": {
-        **dict.fromkeys(("dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto"), "training on preferences"),
-        "reward": "a reward head",
-        "grpo": "reinforcement learning",
-    },
-    "data.format": {"preference": "training on preferences"},
-}
+_VALUES: Mapping[str, Mapping[str, str]] = {}
 
 
 def later_key(path: Sequence[str | int]) -> str | None:

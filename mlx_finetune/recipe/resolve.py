@@ -19,7 +19,7 @@ def render_resolved(recipe: Recipe, reasons: Mapping[str, str]) -> str:
     lines = _render_keys({key: value for key, value in values.items() if key not in section_names()}, "", reasons)
     for name in section_names():
         if values[name] is None:
-            lines += ["", f"# [{name}] is left out: {_WITHOUT[name]}"]
+            lines += ["", f"# [{name}] is left out: {_WITHOUT[name]}"] if name in _WITHOUT else []
         else:
             lines += ["", f"[{name}]", *_render_keys(cast(dict[str, object], values[name]), f"{name}.", reasons)]
     return "\n".join(lines) + "\n"

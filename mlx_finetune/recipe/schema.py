@@ -23,8 +23,10 @@ from mlx_finetune.recipe.fields import (
     as_tuple,
     refuse,
 )
+from mlx_finetune.recipe.grpo import GrpoRecipe, grpo_problems, with_grpo_defaults
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.heads import VerifierRecipe, scored_problems
+from mlx_finetune.recipe.preference import PREFERENCE_TASKS, PreferenceRecipe, unused_problems
 from mlx_finetune.recipe.scratch import ScratchRecipe, scratch_problems, with_scratch_defaults
 from mlx_finetune.recipe.seq2seq import seq2seq_problems
 from mlx_finetune.recipe.training import TrainingRecipe
@@ -120,6 +122,24 @@ class ServeRecipe(Section):
         return refuse(self, problems)
 
 
+Task = Literal[
+    "sft",
+    "pretrain",
+    "dpo",
+    "cdpo",
+    "rdpo",
+    "ipo",
+    "simpo",
+    "orpo",
+    "kto",
+    "classify",
+    "reward",
+    "verifier",
+    "grpo",
+    "seq2seq",
+]
+
+
 class Recipe(Section):
     """One run: a model, the data, what is trained and how."""
 
@@ -131,10 +151,12 @@ class Recipe(Section):
         None, min_length=1, description="Commit, tag or branch of a hub model; the commit is pinned in the run."
     )
     adapter: str = Field("", description="Run or adapter folder whose weights training starts from.")
-    task: Literal["sft", "pretrain", "classify", "verifier", "seq2seq"] = Field(
+    task: Task = Field(
         "sft",
-        description="sft learns answers to prompts; pretrain learns plain text; classify learns the labels of texts, "
-        "verifier whether answers are right; seq2seq learns answers with an encoder-decoder model (T5).",
+        description="sft learns answers to prompts; pretrain learns plain text; dpo, cdpo, rdpo, ipo, simpo and orpo "
+        "learn from pairs of a chosen and a rejected answer, kto from answers marked good or bad; classify learns the "
+        "labels of texts, reward which of two answers is better, verifier whether answers are right; grpo learns from "
+        "the rewards of its own answers; seq2seq learns answers with an encoder-decoder model (T5).",
     )
     quantize: Literal[4, 8] | None = Field(
         None,
@@ -146,7 +168,9 @@ class Recipe(Section):
     lora: LoraRecipe | None = Field(None, description="Adapter settings; without this section every weight is trained.")
     scratch: ScratchRecipe | None = Field(None, description="A new model with random weights in the place of `model`.")
     verifier: VerifierRecipe = Field(default_factory=lambda: VerifierRecipe.model_validate({}))
+    grpo: GrpoRecipe = Field(default_factory=lambda: GrpoRecipe.model_validate({}))
     data: DataRecipe
+    preference: PreferenceRecipe | None = Field(None, description="Numbers of the losses on preferences.")
     training: TrainingRecipe = Field(default_factory=lambda: TrainingRecipe.model_validate({}))
     eval: EvalRecipe = Field(default_factory=lambda: EvalRecipe.model_validate({}))
     chat: ChatRecipe = Field(default_factory=lambda: ChatRecipe.model_validate({}))
@@ -162,11 +186,11 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _begin_from_scratch(cls, values: object) -> object:
-        return with_scratch_defaults(values)
+        return with_scratch_defaults(with_grpo_defaults(values))
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        problems: list[str] = []
+        problems = grpo_problems(dict(self))
         problems += scored_problems(self.task, self.data, self.verifier, len(self.eval.prompts))
         if self.scratch is not None:
             problems += scratch_problems(self.scratch, dict(self), self.data.max_seq_length)
@@ -193,9 +217,29 @@ class Recipe(Section):
                 neftune_alpha=self.training.neftune_alpha,
                 compute_dtype=self.hardware.compute_dtype,
             )
+        problems += unused_problems(self.task, self.preference)
+        if self.task in PREFERENCE_TASKS:
+            problems += _not_of_preferences(self.task, self.data)
         return refuse(self, problems)
+
+
+def _not_of_preferences(task: str, data: DataRecipe) -> list[str]:
+    """What [data] asks for that makes no sense for two answers to one prompt."""
+    problems: list[str] = []
+    if not data.mask_prompt:
+        problems.append(f"`mask_prompt` = false with task {task!r}: only answers are compared; remove `mask_prompt`")
+    if data.packing is True:
+        problems.append(f"`packing` = true with task {task!r}: a row holds two answers; remove `packing`")
+    if data.truncation == "split":
+        problems.append(
+            f'`truncation` = "split" with task {task!r}: half an answer cannot be compared; write "drop" or "keep-end"'
+        )
+    return problems
 
 
 def section_names() -> Sequence[str]:
     """Names of the recipe's sections, in the order in which a recipe is written."""
-    return ("lora", "scratch", "verifier", "data", "training", "eval", "chat", "serve", "hardware")
+    return (
+        *("lora", "scratch", "verifier", "grpo", "data", "preference", "training", "eval", "chat", "serve"),
+        "hardware",
+    )

@@ -13,6 +13,8 @@ from mlx_finetune.recipe.fields import Count, CountOrZero, Section, Text, refuse
 
 #: What `model` is in a recipe with [scratch].
 SCRATCH = "scratch"
+#: ``model_type`` of a model with sinks or experts, which mlx-lm has no architecture for.
+OWN_TYPE = "mlxft_scratch"
 HEAD_WIDTH = 64
 _ROUNDED_TO = 64
 #: The tokenizer that is made from the training rows.

@@ -24,8 +24,8 @@ class TrainingRecipe(Section):
 
     learning_rate: Auto | Annotated[float, Field(gt=0, le=10)] = Field(
         "auto",
-        description="Peak learning rate; auto is 2e-4 for adapters, 1e-5 for full fine-tuning, 1e-3 for [scratch]; "
-        "with lion a fifth of that.",
+        description="Peak learning rate; auto is 2e-4 for adapters, 1e-5 for full fine-tuning, 1e-3 for [scratch], and "
+        "5e-6 or 5e-7 for tasks on preferences (orpo 8e-6); with lion a fifth of that.",
     )
     epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         None, description="Passes over the training rows; give this or max_steps (1 when neither is given)."

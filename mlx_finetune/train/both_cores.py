@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_finetune.dataset.row_states import States
 from mlx_finetune.dataset.stream import Batch
@@ -95,21 +96,21 @@ class BothCores:
 
         def compute(worker: _Worker, piece: _Piece, number: int) -> tuple[mx.array, FlatArrays]:
             labels = (step, part) if number == 0 else (step, part, number)
-            tokens, segments, arrays = self._arrays(piece)
+            tokens, segments, arrays = self._arrays(piece, self._objective)
 
             def loss(outer: FlatArrays, hidden: mx.array) -> mx.array:
                 head = Head(worker.split, outer, uses_numpy=True, is_learning=True)
                 return self._objective.loss(head, hidden, *arrays)
 
             noise = use_noise(derive_key(self._seed, "noise", *labels), lengths=mx.array(piece.batch.lengths))
-            with noise, self._objective.around(worker.split.model, segments, *arrays):
-                packed = segment_caches(worker.split.model, segments) if self._is_packed else None
+            with noise, self._objective.around(worker.split.model, segments, *arrays) as own:
+                packed = segment_caches(worker.split.model, segments) if self._is_packed else own
                 caches = piece.part.caches if piece.part else packed
                 entering = self._entering(piece)
                 return worker.blockwise.loss_and_gradients(parameters, tokens, caches, loss, entering, piece.part)
 
-        first, *rest = self._on_both(batch, compute)
-        total, gradients = first
+        (_, (total, gradients)), *others = self._on_both(batch, self._objective, compute)
+        rest = [found for _, found in others]
         for sums, more in rest:
             total = total + sums
             gradients = {name: gradients[name] + more[name] for name in gradients}
@@ -120,20 +121,36 @@ class BothCores:
         """Sums of the objective of a batch without noise or gradient; rows are not packed."""
         self._put(parameters)
 
+        first, *rest = [found.reshape(-1) for _, found in self._outputs(batch, self._objective)]
+        return sum(rest, start=first)
+
+    def row_outputs(self, parameters: FlatArrays, objective: Objective, batch: Batch) -> NDArray[np.float32]:
+        """What the loss of ``objective``, which gives (B, K) numbers, says of every row of a batch, in their order."""
+        self._put(parameters)
+        found = {
+            row: numbers
+            for piece, output in self._outputs(batch, objective)
+            for row, numbers in zip(piece.batch.rows, np.array(output), strict=True)
+        }
+        return np.stack([found[row] for row in batch.rows])
+
+    def _outputs(self, batch: Batch, objective: Objective) -> list[tuple[_Piece, mx.array]]:
+        """What the loss of ``objective`` says of each piece, without noise or gradient, evaluated."""
+
         def compute(worker: _Worker, piece: _Piece, _: int) -> mx.array:
-            tokens, segments, arrays = self._arrays(piece)
-            caches = piece.part.caches if piece.part else None
-            with self._objective.around(worker.split.model, segments, *arrays):
-                hidden = worker.blockwise.hidden(tokens, caches, self._entering(piece))
+            tokens, segments, arrays = self._arrays(piece, objective)
+            with objective.around(worker.split.model, segments, *arrays) as own:
+                hidden = worker.blockwise.hidden(
+                    tokens, piece.part.caches if piece.part else own, self._entering(piece)
+                )
                 if piece.part:
                     hidden = piece.part.gather(hidden)
                 head = Head(worker.split, {}, uses_numpy=True, is_learning=False)
-                sums = self._objective.loss(head, hidden, *arrays).reshape(-1)
-            mx.eval(sums)
-            return sums
+                found = objective.loss(head, hidden, *arrays)
+            mx.eval(found)
+            return found
 
-        first, *rest = self._on_both(batch, compute)
-        return sum(rest, start=first)
+        return self._on_both(batch, objective, compute)
 
     def entering(self, batches: Sequence[Batch]) -> list[States]:
         """What enters the lowest block that learns, (B, T, H), for at most two batches, each on a core of its own."""
@@ -147,7 +164,7 @@ class BothCores:
 
     def sizes(self, batch: Batch) -> tuple[int, int]:
         """Positions that really go through the model: those that are not padding, and all."""
-        parts = self._rows(batch)
+        parts = self._rows(batch, self._objective)
         return sum(half.num_tokens for half in parts), sum(half.num_positions for half in parts)
 
     def train(self, *, is_training: bool) -> None:
@@ -156,9 +173,11 @@ class BothCores:
             if worker.split.model.training != is_training:
                 worker.split.model.train(is_training)
 
-    def _on_both(self, batch: Batch, compute: Callable[[_Worker, _Piece, int], _T]) -> list[_T]:
+    def _on_both(
+        self, batch: Batch, objective: Objective, compute: Callable[[_Worker, _Piece, int], _T]
+    ) -> list[tuple[_Piece, _T]]:
         """``compute`` for each piece with its number, in their order."""
-        pieces = self._pieces(batch)
+        pieces = self._pieces(batch, objective)
 
         def run(worker: _Worker, piece: _Piece, number: int) -> _T:
             with piece.part.link.telling(number) if piece.part else nullcontext():
@@ -166,29 +185,28 @@ class BothCores:
 
         with numpy_math(self._workers[0].split.model):
             if len(pieces) == 1:
-                return [compute(self._workers[0], pieces[0], 0)]
+                return [(pieces[0], compute(self._workers[0], pieces[0], 0))]
             with blas.single_threaded():
                 threads = self._start_threads()
                 running = [
                     threads.submit(run, worker, piece, number)
                     for number, (worker, piece) in enumerate(zip(self._workers, pieces, strict=True))
                 ]
-                return [one.result() for one in running]
+                return [(piece, one.result()) for piece, one in zip(pieces, running, strict=True)]
 
-    def _pieces(self, batch: Batch) -> list[_Piece]:
+    def _pieces(self, batch: Batch, objective: Objective) -> list[_Piece]:
         """Two halves of the rows; a single row is cut along its positions where the model allows it."""
-        parts = self._rows(batch)
+        parts = self._rows(batch, objective)
         num_positions = parts[0].tokens.shape[1] - 1
         if len(parts) == 2 or num_positions < SHORTEST or not self._can_divide():
             return [_Piece(half, None) for half in parts]
         self._start_threads()
         return [_Piece(parts[0], part) for part in parts_of([one.split for one in self._workers], num_positions)]
 
-    def _rows(self, batch: Batch) -> list[Batch]:
-        """The rows that are not padding alone: in two parts, or in one."""
-        if self._in_halves:
-            return halves(batch)
-        return [part_of(batch, [int(row) for row in np.flatnonzero(batch.lengths)])]
+    def _rows(self, batch: Batch, objective: Objective) -> list[Batch]:
+        """The rows that are not padding alone, as sequences: in two parts, or in one."""
+        whole = [part_of(batch, [int(row) for row in np.flatnonzero(batch.lengths)])]
+        return [_unfolded(part, objective) for part in (halves(batch) if self._in_halves else whole)]
 
     def _can_divide(self) -> bool:
         if self._divides is None:
@@ -234,18 +252,24 @@ class BothCores:
         for worker in self._workers:
             worker.places.put(parameters)
 
-    def _arrays(self, piece: _Piece) -> tuple[mx.array, mx.array, tuple[mx.array, ...]]:
+    def _arrays(self, piece: _Piece, objective: Objective) -> tuple[mx.array, mx.array, tuple[mx.array, ...]]:
         """Tokens and segment ids of the inputs, each (B, T), and what the objective wants."""
         tokens, segments = (mx.array(array[:, :-1]) for array in (piece.batch.tokens, piece.batch.segment_ids))
         if piece.part is None:
-            return tokens, segments, self._objective.arrays(piece.batch, 0)
+            return tokens, segments, objective.arrays(piece.batch, 0)
         targets = half_of_targets(piece.batch, piece.part.number)
-        return piece.part.own(tokens), piece.part.own(segments), self._objective.arrays(targets, 0)
+        return piece.part.own(tokens), piece.part.own(segments), objective.arrays(targets, 0)
 
     def _entering(self, piece: _Piece) -> mx.array | None:
         """What enters the lowest block that learns, (B, T, H), where it has been computed before."""
         states = from_numpy(piece.batch.entering)
         return piece.part.own(states) if piece.part and states is not None else states
+
+
+def _unfolded(batch: Batch, objective: Objective) -> Batch:
+    """The sequences that go through the model, cut behind the longest."""
+    unfolded = objective.unfold(batch)
+    return batch if unfolded is batch else part_of(unfolded, range(len(unfolded.tokens)))
 
 
 def halves(batch: Batch) -> list[Batch]:

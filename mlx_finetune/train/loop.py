@@ -16,8 +16,8 @@ from typing import Literal
 
 import mlx.core as mx
 
-from mlx_finetune.dataset.ahead import Ahead
-from mlx_finetune.dataset.stream import Batch, Stream
+from mlx_finetune.dataset.ahead import Ahead, Steps
+from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.errors import TrainingError
 from mlx_finetune.events import CheckpointSaved, Evaluated, Event, Notice, StepDone
 from mlx_finetune.recipe.training import TrainingRecipe
@@ -56,7 +56,7 @@ class Loop:
     called often, and writes what the machine did (``hardware.sampling``) where there is something new."""
 
     trainer: Trainer
-    stream: Stream
+    stream: Steps
     valid_batches: Sequence[Batch]
     schedule: Schedule
     cadence: Cadence

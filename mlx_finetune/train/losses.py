@@ -52,6 +52,14 @@ class Head:
             return cross_entropy(*learned, vocab_size=size, uses_numpy=uses_numpy, z_loss=z_loss)
         return cross_entropy_only(self._logits, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
 
+    def log_probs(self, hidden: mx.array, targets: mx.array) -> mx.array:
+        """``l_i[t_i] - logsumexp(l_i)`` in nats, (N,) fp32, of rows (N, H) and targets (N,); 0 for a negative one."""
+        size, uses_numpy = self.split.vocab_size, self.uses_numpy and hidden.dtype == mx.float32
+        if self.is_learning:
+            outer = {name: value for name, value in self.outer.items() if not is_above(name)}
+            return log_probs(self._logits, outer, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
+        return log_probs_only(self._logits, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
+
     def scores(self, hidden: mx.array) -> mx.array:
         """The numbers of the score head, (..., n) in fp32, of states (..., H); the model has one where it is wanted."""
         head = find_head(self.split.model)
@@ -117,7 +125,7 @@ def cross_entropy_only(
         chosen = targets[start : start + rows]
         scores = logits({}, hidden[start : start + rows]).astype(mx.float32)
         if uses_numpy:
-            total = total + mx.array(_numpy_loss(scores, chosen)[0])
+            total = total + mx.array(_numpy_loss(scores, chosen))
             mx.eval(total)
         else:
             total = total + mx.sum(mx.where(chosen >= 0, fused_losses(scores, mx.maximum(chosen, 0)), 0.0))
@@ -180,6 +188,114 @@ def _pull_back(logits: Logits, outer: FlatArrays, part: mx.array, slope: mx.arra
     return mx.vjp(scores, [part, *outer.values()], [slope])[1]
 
 
+def log_probs(
+    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, vocab_size: int, uses_numpy: bool
+) -> mx.array:
+    """``l_i[t_i] - logsumexp(l_i)`` for each target, (N,) fp32; 0 where the target is negative, which is padding.
+
+    Differentiable in ``outer`` and ``hidden``, each target with a cotangent of its own. Without ``outer`` the slopes of
+    ``hidden`` are formed with the values, H numbers a target. With ``outer`` the logits are formed once more in the
+    backward pass: the gradient of a head is a sum over targets that can be weighted only when their weights are known.
+    """
+    names, rows = list(outer), chunk_rows(vocab_size, uses_numpy=uses_numpy)
+
+    @mx.custom_function
+    def found(hidden: mx.array, targets: mx.array, *values: mx.array) -> tuple[mx.array, ...]:
+        learned = dict(zip(names, values, strict=True))
+        if learned:
+            return (_log_probs(logits, learned, hidden, targets, rows=rows, uses_numpy=uses_numpy),)
+        weights = mx.ones((hidden.shape[0],))
+        values_found, d_hidden, *_ = _weighted(logits, {}, hidden, targets, weights, rows=rows, uses_numpy=uses_numpy)
+        return values_found, d_hidden
+
+    @found.vjp  # pyright: ignore[reportUntypedFunctionDecorator]
+    def found_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+        hidden, targets, *values = primals
+        weights = cotangents[0] if isinstance(cotangents, list | tuple) else cotangents
+        if not values:
+            slope = (weights[:, None] * outputs[1]).astype(hidden.dtype)
+            return slope, mx.zeros_like(targets)
+        learned = dict(zip(names, values, strict=True))
+        _, *slopes = _weighted(logits, learned, hidden, targets, weights, rows=rows, uses_numpy=uses_numpy)
+        slopes = [slope.astype(like.dtype) for slope, like in zip(slopes, (hidden, *values), strict=True)]
+        return (slopes[0], mx.zeros_like(targets), *slopes[1:])
+
+    return cast("tuple[mx.array, ...]", found(hidden, targets, *outer.values()))[0]
+
+
+def log_probs_only(
+    logits: Logits, hidden: mx.array, targets: mx.array, *, vocab_size: int, uses_numpy: bool
+) -> mx.array:
+    """The same without a gradient."""
+    rows = chunk_rows(vocab_size, uses_numpy=uses_numpy)
+    return _log_probs(logits, {}, hidden, targets, rows=rows, uses_numpy=uses_numpy)
+
+
+def _log_probs(
+    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int, uses_numpy: bool
+) -> mx.array:
+    """Chunk by chunk, each evaluated (in numpy) or behind the one before it."""
+    if uses_numpy:
+        (hidden,) = without_graph(hidden)
+    found: list[mx.array] = []
+    for start in range(0, hidden.shape[0], rows):
+        part, chosen = hidden[start : start + rows], targets[start : start + rows]
+        if found and not uses_numpy:
+            part = cast("list[mx.array]", mx.depends([part], [found[-1]]))[0]
+        scores = logits(outer, part).astype(mx.float32)
+        if uses_numpy:
+            found.append(mx.array(-_numpy_losses(scores, chosen)[0]))
+        else:
+            found.append(-mx.where(chosen >= 0, fused_losses(scores, mx.maximum(chosen, 0)), 0.0))
+    return mx.concatenate(found) if found else mx.zeros((0,))
+
+
+def _weighted(
+    logits: Logits,
+    outer: FlatArrays,
+    hidden: mx.array,
+    targets: mx.array,
+    weights: mx.array,
+    *,
+    rows: int,
+    uses_numpy: bool,
+) -> tuple[mx.array, ...]:
+    """Log-probabilities (N,), and the gradients of their sum, each times its weight: for ``hidden`` and ``outer``."""
+    if uses_numpy:
+        hidden, weights = without_graph(hidden, weights)
+    found: list[mx.array] = []
+    d_hidden: list[mx.array] = []
+    d_outer = [mx.zeros_like(value) for value in outer.values()]
+    for start in range(0, hidden.shape[0], rows):
+        part, chosen = hidden[start : start + rows], targets[start : start + rows]
+        if d_hidden and not uses_numpy:
+            part = cast("list[mx.array]", mx.depends([part], [found[-1], d_hidden[-1], *d_outer]))[0]
+        losses, slope = _weighted_slopes(logits(outer, part), chosen, weights[start : start + rows], uses_numpy)
+        d_part, *d_values = _pull_back(logits, outer, part, slope)
+        found.append(-losses)
+        d_hidden.append(d_part)
+        d_outer = [kept + new for kept, new in zip(d_outer, d_values, strict=True)]
+        if uses_numpy:
+            d_hidden[-1], *d_outer = without_graph(d_part, *d_outer)
+            del slope, d_part, d_values
+    if not found:
+        return (mx.zeros((0,)), mx.zeros_like(hidden), *d_outer)
+    return (mx.concatenate(found), mx.concatenate(d_hidden, axis=0), *d_outer)
+
+
+def _weighted_slopes(
+    formed: mx.array, targets: mx.array, weights: mx.array, uses_numpy: bool
+) -> tuple[mx.array, mx.array]:
+    """The loss of each row (N,), and the gradient of its log-probability times its weight for the logits ``formed``."""
+    if not uses_numpy:
+        losses, slope = _fused_row_slopes(formed.astype(mx.float32), targets)
+        return losses, (-weights[:, None] * slope).astype(formed.dtype)
+    row_losses, slope = _numpy_row_slopes(formed, targets)
+    values = as_numpy(slope)
+    values *= -as_numpy(weights)[:, None]
+    return mx.array(row_losses), slope
+
+
 def fused_losses(scores: mx.array, targets: mx.array) -> mx.array:
     """``logsumexp(l_i) - l_i[t_i]``, (N,) fp32; one kernel on a GPU."""
     return mx.fast.cross_entropy(scores, targets)
@@ -190,6 +306,12 @@ def fused_slopes(scores: mx.array, targets: mx.array, z_loss: float = 0.0) -> tu
 
     That is ``softmax(l) - onehot(t)``, with z-loss ``(1 + 2 z logsumexp(l)) softmax(l) - onehot(t)``.
     """
+    losses, slope = _fused_row_slopes(scores, targets, z_loss)
+    return mx.sum(losses), slope
+
+
+def _fused_row_slopes(scores: mx.array, targets: mx.array, z_loss: float = 0.0) -> tuple[mx.array, mx.array]:
+    """The loss of each row, (N,), 0 without a target, and the same gradient."""
     counts = (targets >= 0)[:, None]
     safe = mx.maximum(targets, 0)
     losses = fused_losses(scores, safe)
@@ -200,27 +322,43 @@ def fused_slopes(scores: mx.array, targets: mx.array, z_loss: float = 0.0) -> tu
         losses = losses + z_loss * mx.square(normaliser[:, 0])
         shares = (1 + 2 * z_loss * normaliser) * shares
     slope = mx.where(counts, shares - one_hot, 0.0)
-    return mx.sum(mx.where(counts[:, 0], losses, 0.0)), slope
+    return mx.where(counts[:, 0], losses, 0.0), slope
 
 
 def numpy_slopes(scores: mx.array, targets: mx.array, z_loss: float = 0.0) -> tuple[float, mx.array]:
     """The same in numpy; the gradient is ``scores`` (N, V) fp32 themselves, whose values are written over in place."""
+    losses, slope = _numpy_row_slopes(scores, targets, np.float64, z_loss)
+    return float(losses[np.asarray(targets) >= 0].sum()), slope
+
+
+def _numpy_row_slopes(
+    scores: mx.array, targets: mx.array, dtype: type[np.floating[Any]] = np.float32, z_loss: float = 0.0
+) -> tuple[NDArray[Any], mx.array]:
+    """The loss of each row, (N,) of ``dtype``, 0 without a target, and the same gradient."""
     largest = as_numpy(scores).max(axis=1, keepdims=True) if z_loss else None
-    loss, values, normaliser = _numpy_loss(scores, targets)
+    losses, values, normaliser = _numpy_losses(scores, targets, dtype)
     chosen: NDArray[np.int32] = np.asarray(targets)
     counts = np.flatnonzero(chosen >= 0)
     values /= normaliser
     if largest is not None:
         logs = largest + np.log(normaliser)
-        loss += float(z_loss * np.square(logs[counts], dtype=np.float64).sum())
+        losses[counts] += z_loss * np.square(logs[counts, 0], dtype=np.float64)
         values *= 1 + 2 * z_loss * logs
     values[counts, chosen[counts]] -= 1
     values[chosen < 0] = 0
-    return loss, scores
+    return losses, scores
 
 
-def _numpy_loss(scores: mx.array, targets: mx.array) -> tuple[float, Floats, Floats]:
-    """Summed loss (in fp64), ``exp(l - max)`` in the place of ``scores``, and its sums (N, 1)."""
+def _numpy_loss(scores: mx.array, targets: mx.array) -> float:
+    """Summed loss, in fp64."""
+    losses, _, _ = _numpy_losses(scores, targets, np.float64)
+    return float(losses[np.asarray(targets) >= 0].sum())
+
+
+def _numpy_losses(
+    scores: mx.array, targets: mx.array, dtype: type[np.floating[Any]] = np.float32
+) -> tuple[NDArray[Any], Floats, Floats]:
+    """The loss of each row (0 without a target), ``exp(l - max)`` in the place of ``scores``, and its sums (N, 1)."""
     mx.eval(scores, targets)
     values: Floats = np.asarray(scores)
     chosen: NDArray[np.int32] = np.asarray(targets)
@@ -229,4 +367,6 @@ def _numpy_loss(scores: mx.array, targets: mx.array) -> tuple[float, Floats, Flo
     picked = values[counts, chosen[counts]].astype(np.float64)
     np.exp(values, out=values)
     normaliser = values.sum(axis=1, keepdims=True)
-    return float((np.log(normaliser[counts, 0], dtype=np.float64) - picked).sum()), values, normaliser
+    losses = np.zeros(len(chosen), dtype)
+    losses[counts] = np.log(normaliser[counts, 0], dtype=np.float64) - picked
+    return losses, values, normaliser

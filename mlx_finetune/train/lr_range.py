@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_finetune.errors import MlxftError
+from mlx_finetune.errors import MlxftError, UsageError
 from mlx_finetune.events import Event, Phase, to_json
 from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangeTest, rate_at
@@ -33,8 +33,13 @@ def range_test(
 ) -> RangeFound:
     """Train with rising rates on the rows of the first steps; ``progress`` is called with the steps done.
 
-    Raises ``Interrupted`` between two steps.
+    Raises ``Interrupted`` between two steps, ``UsageError`` for a task that learns from its own answers.
     """
+    if prepared.objective.live is not None:
+        raise UsageError(
+            f"the range test is for tasks that learn from rows; {prepared.objective.name} learns from its own answers",
+            "start with training.learning_rate = 1e-5 for adapters",
+        )
     trainer = prepared.trainer
     kept = dict(trainer.parameters), dict(trainer.state)
     test, has_diverged = RangeTest(), False

@@ -278,13 +278,14 @@ def _time_validation(prepared: "Prepared", clock: Clock, frozen: _Frozen) -> lis
 def _time_answer(prepared: "Prepared") -> float | None:
     """Seconds for one token of an answer, reading the prompt spread over ``max_new_tokens``; None without prompts."""
     recipe = prepared.recipe
-    if not recipe.eval.prompts:
+    prompts = recipe.eval.prompts or ("What is 1 + 1?",) * (prepared.objective.live is not None)
+    if not prompts:
         return None
     from mlx_finetune.dataset.template import render_prompt
     from mlx_finetune.hardware.blas import single_threaded
     from mlx_finetune.model.answers.generate import Sampling, generate_tokens
 
-    longest = max(recipe.eval.prompts, key=len)
+    longest = max(prompts, key=len)
     ids = render_prompt([{"role": "user", "content": longest}], prepared.tokenizer, recipe.data)
     sampling = Sampling(max_tokens=min(ANSWER_TOKENS, recipe.eval.max_new_tokens), seed=recipe.seed)
     prepared.model.eval()

@@ -37,8 +37,10 @@ def keep_microscope(run: RunDir, prepared: Prepared, step: int, stop: StopReques
     The trainer has no use any more: the model is left with other weights than it had.
     """
     rows, count = prepared.valid_batches.rows, prepared.recipe.eval.microscope_rows
-    if not count or not len(rows) or find_head(prepared.model) is not None:
-        return  # of a model that scores texts, losses of single tokens say nothing
+    objective = prepared.objective
+    is_shown = find_head(prepared.model) is None and objective.longest is None and objective.live is None
+    if not count or not len(rows) or not is_shown:
+        return  # of scored texts, two answers in a row, and answers not learned, losses of single tokens say nothing
     try:
         _measure(run, prepared, rows, count, step, stop)
     except MlxftError as error:

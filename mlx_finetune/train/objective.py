@@ -3,18 +3,25 @@
 Each objective is a module of ``objectives``; ``loop.py`` and ``step.py`` name none of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
+from mlx_finetune.dataset.ahead import Steps
 from mlx_finetune.dataset.formats import Example
-from mlx_finetune.dataset.stream import Batch
+from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer
+from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import Recipe
 
 Arrays = tuple[mx.array, ...]
 
@@ -33,6 +40,29 @@ class ReadRows(Protocol):
     ) -> TokenizedSplit: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Living:
+    """What batches are made from that depend on the weights of the moment: ``model`` always has them.
+
+    ``recipe`` is resolved; ``microbatch`` sequences go through the model at once.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    recipe: Recipe
+    stream: Stream
+    valid: TokenRows
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What a loop trains on and evaluates in the place of the rows themselves."""
+
+    stream: Steps
+    valid_batches: Sequence[Batch]
+
+
 def count_targets(batch: Batch) -> int:
     """Tokens of the batch that are learned."""
     return batch.num_targets
@@ -43,6 +73,35 @@ def nothing_around(*_: object) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def as_it_is(batch: Batch) -> Batch:
+    """The batch."""
+    return batch
+
+
+def as_they_are(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """The metrics."""
+    return metrics
+
+
+def no_advice(metrics: Mapping[str, float]) -> tuple[str, str]:
+    """Nothing to say."""
+    del metrics
+    return "", ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepValue:
+    """A number that the loss of every row of a step needs, from all rows of the step: the mean of something over them.
+
+    ``rows`` measures (N, K) numbers of the rows of a batch, without a gradient; ``sums`` adds them up, and the number
+    is ``finish(sum / rows)``.
+    """
+
+    rows: "Objective"
+    sums: Callable[[NDArray[np.float32], Batch], float]
+    finish: Callable[[float], float]
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """One way to train.
@@ -50,17 +109,26 @@ class Objective:
     ``read_rows`` makes tokens and masks; ``arrays`` turns a batch into what ``loss`` takes after the hidden states;
     ``loss(head, hidden, *arrays)`` returns sums in fp32, and is called under ``mx.compile``, block by block and in
     evaluation alike: a scalar, or (1 + M,) whose first is what is learned and whose others are those of ``metrics``, in
-    their order. All are divided by ``count`` of their batches.
+    their order. All are divided by ``count`` of their batches, and ``present`` makes of the means what is shown.
 
     ``hidden(model, *arrays)`` forms the hidden states that ``loss`` gets where they do not come from the tokens of a
     row alone, as those of an encoder-decoder model; None: from the batch's tokens. It has one graph, on a CPU too.
 
     ``num_outputs`` are those of the score head that it needs (``Head.scores``): 0 is no head, None one for each label
     of the training rows. ``unpackable`` says why rows cannot share a sequence, "" where they can. Of an objective that
-    is a sum over positions (``is_per_position``) a single row may be computed in two parts.
+    is a sum over positions (``is_per_position``) a single row may be computed in two parts. ``live`` makes the batches
+    of an objective that learns from what the model says; without it they are the rows.
 
     ``around(model, segment_ids, *arrays)`` is entered while hidden states and loss are computed, forward and backward:
-    for what a loss needs of the inside of a model. It is entered once in every thread, and under ``mx.compile``.
+    for what a loss needs of the inside of a model. What it gives, unless that is None, stands in for KV caches. It is
+    entered once in every thread, and under ``mx.compile``.
+
+    ``unfold`` makes of rows the sequences that go through the model. ``settle`` adapts the objective to a loaded model
+    and says what it chose, by key of the recipe. ``longest`` gives the tokens of every row's longest sequence, where a
+    row is not one.
+    ``reference`` is an objective whose ``loss`` gives (B, K) numbers of the rows of a batch: they are computed once, of
+    the weights before step 1, and stand behind the values of each row. ``step_value`` stands behind them again.
+    ``advise`` is told the metrics of an evaluation and says a warning and a hint, or nothing.
     """
 
     name: str
@@ -73,7 +141,15 @@ class Objective:
     num_outputs: int | None = 0
     is_per_position: bool = True
     hidden: Callable[..., mx.array] | None = None
-    around: Callable[..., AbstractContextManager[None]] = nothing_around
+    around: Callable[..., AbstractContextManager[Sequence[object] | None]] = nothing_around
+    unfold: Callable[[Batch], Batch] = as_it_is
+    settle: Callable[[SplitModel], "tuple[Objective, Mapping[str, tuple[object, str]]]"] | None = None
+    longest: Callable[[TokenRows], NDArray[np.int64]] | None = None
+    reference: "Objective | None" = None
+    step_value: StepValue | None = None
+    present: Callable[[Mapping[str, float]], Mapping[str, float]] = as_they_are
+    advise: Callable[[Mapping[str, float]], tuple[str, str]] = no_advice
+    live: Callable[[Living], Live] | None = None
 
 
 def num_outputs(objective: Objective, labels: Sequence[str]) -> int:

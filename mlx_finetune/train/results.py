@@ -14,6 +14,7 @@ from mlx_finetune.events import summarise_resources
 from mlx_finetune.journal import read_resources
 from mlx_finetune.model.sources.catalogue import find_entry
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.recipe.scratch import OWN_TYPE, TRAINED_HERE
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.state import RunState
 from mlx_finetune.units import format_count
@@ -21,6 +22,7 @@ from mlx_finetune.units import format_count
 if TYPE_CHECKING:  # the child imports this before mlx may be loaded (hardware.blas)
     from mlx_finetune.model.load import ModelInfo
 
+_NO_LICENSE = "unknown; see the base model's page"
 _TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.RUN_INFO, rundir.TRAINER_STATE, rundir.OPTIMIZER})
 
 
@@ -86,7 +88,6 @@ def write_metrics(
 
 def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, *, source: str) -> None:
     """README.md of the run folder: base, data, settings, result, licence of the base."""
-    kind = "LoRA adapter" if recipe.lora else "Fully fine-tuned model"
     lora = recipe.lora
     settings = (
         f"rank {lora.rank}, alpha {lora.alpha:g} (scale {lora.scale:g}), dropout {lora.dropout:g}, "
@@ -96,20 +97,14 @@ def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, 
     )
     data = recipe.data.path or recipe.data.train or ", ".join(source.path for source in recipe.data.sources)
     corrected = "" if recipe.data.corrections is False else ", and answers put right in chats"
-    base = entry.hub_id if (entry := find_entry(info.name)) else info.name
-    load = _how_to_load(run.path.name, is_adapter=lora is not None, task=recipe.task)
+    head, origin = _origin(recipe, info, source)
+    load = _how_to_load(run.path.name, info, is_adapter=lora is not None, task=recipe.task)
     text = f"""---
-base_model: {base}
-library_name: {"peft" if lora else "mlx"}
-license: {info.license or "unknown"}
-tags: [mlx, mlxft, {"lora" if lora else "full"}]
+{head}
 ---
 # {run.path.name}
 
-{kind} for `{base}` ({format_count(info.num_parameters)} parameters), made with mlxft.
-
-- Base model: `{info.name}` from {source}, revision {info.revision or "none"}, SHA-256 `{info.sha256}`
-- Licence of the base model: {info.license or "unknown; see the base model's page"}
+{origin}
 - Task: {recipe.task}; data: `{data}`{corrected}
 - Settings: {settings}; learning rate {recipe.training.learning_rate}, {recipe.training.lr_scheduler} schedule
 - {state.step} steps, {format_count(state.targets_trained)} targets. {_losses(recipe, state)}{_restarts(state)}
@@ -120,13 +115,44 @@ All settings are in `resolved.toml`, the course of the training in `events.jsonl
     durable.write_text(run.file(rundir.CARD), text)
 
 
-def _how_to_load(name: str, *, is_adapter: bool, task: str) -> str:
+def _how_to_load(name: str, info: "ModelInfo", *, is_adapter: bool, task: str) -> str:
     if task == "seq2seq":
         other = "`peft`" if is_adapter else f"`{rundir.MODEL_FOLDER}/` with `transformers`"
         return f"Load it with `mlxft generate {name}`, or {other}."
     if is_adapter:
         return f"Load it with `mlxft chat {name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
-    return f"Load it with `mlxft chat {name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`."
+    return f"Load it with `mlxft chat {name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`{_trust(info)}."
+
+
+def _origin(recipe: Recipe, info: "ModelInfo", source: str) -> tuple[str, str]:
+    """The card's front matter, and what its model was made from."""
+    size = f"({format_count(info.num_parameters)} parameters), made with mlxft."
+    if recipe.scratch is not None:
+        kind = f"A language model trained from random weights {size}"
+        begun = f"- Begun with: random weights of seed {recipe.seed}, `{info.name}`, SHA-256 `{info.sha256}`"
+        made = recipe.scratch.tokenizer == TRAINED_HERE
+        words = "made from the training rows" if made else f"that of `{recipe.scratch.tokenizer}`"
+        return "library_name: mlx\ntags: [mlx, mlxft]", f"{kind}\n\n{begun}\n- Tokenizer: {words}"
+    base = entry.hub_id if (entry := find_entry(info.name)) else info.name
+    kind = "LoRA adapter" if recipe.lora else "Fully fine-tuned model"
+    head = [
+        f"base_model: {base}",
+        f"library_name: {'peft' if recipe.lora else 'mlx'}",
+        f"license: {info.license or 'unknown'}",
+        f"tags: [mlx, mlxft, {'lora' if recipe.lora else 'full'}]",
+    ]
+    lines = [
+        f"{kind} for `{base}` {size}",
+        "",
+        f"- Base model: `{info.name}` from {source}, revision {info.revision or 'none'}, SHA-256 `{info.sha256}`",
+        f"- Licence of the base model: {info.license or _NO_LICENSE}",
+    ]
+    return "\n".join(head), "\n".join(lines)
+
+
+def _trust(info: "ModelInfo") -> str:
+    """What ``mlx_lm`` needs to run code that lies beside the weights."""
+    return " (`trust_remote_code=True`: its architecture is the file beside it)" if info.model_type == OWN_TYPE else ""
 
 
 def _losses(recipe: Recipe, state: RunState) -> str:

@@ -20,6 +20,7 @@ from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
+from mlx_finetune.train.advice import with_advice
 from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state, rotate
 from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_trainer, steps_to_keep
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
@@ -27,6 +28,7 @@ from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
 from mlx_finetune.train.machine import sampled_machine
 from mlx_finetune.train.microscope import keep_microscope
+from mlx_finetune.train.objective import Live, Living
 from mlx_finetune.train.ranks import ALONE, Ranks
 from mlx_finetune.train.results import publish, result_step, write_card, write_metrics
 from mlx_finetune.train.samples import prompt_answerer
@@ -48,6 +50,7 @@ from mlx_finetune.train.start.identity import (
 )
 from mlx_finetune.train.start.length import extended_steps, refuse_finished
 from mlx_finetune.train.start.prepare import Prepared, prepare
+from mlx_finetune.train.start.reference import add_reference
 from mlx_finetune.train.start.rows import Emit
 from mlx_finetune.train.step import Trainer
 from mlx_finetune.train.watch import Surroundings, Watch, system_surroundings
@@ -108,6 +111,7 @@ def follow_run(loaded: LoadedRecipe, stop: StopRequest, ranks: Ranks, *, base: P
             corrections=start["corrections"],
             ranks=ranks,
         )
+        add_reference(prepared, stop, _ignore, ranks)
         state = _start_alike(prepared.trainer, RunState(), ranks)
     with closing(prepared.trainer):
         run_loop(_build_loop(None, prepared, stop, _ignore, system_surroundings(), ranks), state)
@@ -145,6 +149,7 @@ def _begin(
     try:
         schemas = read_schemas(loaded, run)
         prepared, is_extended = _prepare(loaded, request, admission, state, stop, emit, base, ranks)
+        add_reference(prepared, stop, emit, ranks)
     except MlxftError as error:
         for file in cut:
             file.restore()
@@ -248,6 +253,7 @@ def _build_loop(
 ) -> Loop:
     """``run`` is None on a rank that writes nothing."""
     training = prepared.recipe.training
+    live = _live(prepared)
     kept = frozenset(math.ceil(share * prepared.total_steps - 1e-9) for share in training.save_at)
     cadence = Cadence(
         total_steps=prepared.total_steps,
@@ -257,18 +263,34 @@ def _build_loop(
     )
     return Loop(
         trainer=prepared.trainer,
-        stream=prepared.stream,
-        valid_batches=prepared.valid_batches,
+        stream=live.stream,
+        valid_batches=live.valid_batches,
         schedule=prepared.schedule,
         cadence=cadence,
         training=training,
         stop=stop,
         watch=Watch(around, min_battery_percent=prepared.recipe.hardware.min_battery_percent, emit=emit, stop=stop),
-        emit=emit,
+        emit=with_advice(prepared.objective, emit),
         save=checkpoint_saver(run, prepared, cadence, time.time) if run else lambda _: None,
         answer_prompts=prompt_answerer(run.file(rundir.SAMPLES), prepared, stop, emit) if run else lambda _: True,
         locate_row=prepared.rows.where,
         ranks=ranks,
+    )
+
+
+def _live(prepared: Prepared) -> Live:
+    """The rows, or what the model makes of them where the objective learns from that."""
+    if prepared.objective.live is None:
+        return Live(prepared.stream, prepared.valid_batches)
+    return prepared.objective.live(
+        Living(
+            prepared.model,
+            prepared.tokenizer,
+            prepared.recipe,
+            prepared.stream,
+            prepared.valid_batches.rows,
+            prepared.microbatch,
+        )
     )
 
 
@@ -282,6 +304,11 @@ def _check_identity(admission: Admission, identity: Identity, request: Request, 
     changed = differences(saved, identity)
     if changed and not request.fork:
         raise other_run(changed)
+    if saved.get("tokenizer_sha256") != identity.tokenizer_sha256 and "scratch.tokenizer" in identity.recipe:
+        raise RunError(
+            "with this data the new model would get another tokenizer, whose tokens the trained weights do not know",
+            f"train its result on other data: a recipe with model = {str(admission.run.path)!r} and task = 'pretrain'",
+        )
     for sentence in fork_differences(saved, identity, admission.run_info.get("resolved")):
         emit(Notice("warning", f"forked: {sentence}"))
     for sentence in version_changes(saved, identity):
@@ -309,7 +336,8 @@ def _finish(
         emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
     published = result_step(recipe, state)
     publish(run, recipe, published)
-    compared = None if is_forked else compare_run(prepared.expected, state, emit)
+    is_comparable = not is_forked and prepared.objective.live is None  # time to say answers is none of a step's
+    compared = None if not is_comparable else compare_run(prepared.expected, state, emit)
     write_metrics(run, recipe, prepared.info, state, reason, compared.to_json() if compared else None)
     write_card(run, recipe, prepared.info, state, source=prepared.source)
     emit(

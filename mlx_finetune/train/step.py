@@ -6,12 +6,14 @@ nothing random is ever saved, and a resumed run draws the same dropout masks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
 from mlx_finetune.dataset.row_states import States
 from mlx_finetune.dataset.stream import Batch
@@ -130,6 +132,9 @@ class Trainer:
         ``gradient = sum over microbatches / sum of targets``, never a mean of means. ``batches`` are this rank's share
         of the step, perhaps none. Raises ``AssertionError`` when no batch of any rank has a target.
         """
+        batches = self._with_step_value(batches)
+        if not self._cores:
+            batches = [self._objective.unfold(batch) for batch in batches]
         total = mx.zeros(1 + len(self._objective.metrics))
         gradients: FlatArrays | None = None
         self._train(is_training=True)
@@ -175,18 +180,48 @@ class Trainer:
     def means(self, sums: Sequence[float], count: int) -> tuple[float, dict[str, float]]:
         """Loss and metrics, by name, of the sums of some batches with ``count`` in all."""
         loss, *rest = sums
-        return loss / count, {name: value / count for name, value in zip(self._objective.metrics, rest, strict=True)}
+        means = {name: value / count for name, value in zip(self._objective.metrics, rest, strict=True)}
+        return loss / count, dict(self._objective.present(means))
 
     def loss(self, batch: Batch) -> tuple[list[float], int]:
         """The sums of one batch in eval mode, that of the loss first, and their count: no noise, no gradient."""
+        (batch,) = self._with_step_value([batch], is_shared=False)
         self._train(is_training=False)
         if self._cores:
             sums = self._cores.loss(self.parameters, batch)
         else:
+            batch = self._objective.unfold(batch)
             sums = self._evaluate(self.parameters, _entering(batch), *self._arrays(batch))
         mx.eval(sums)
         self.load_into_model()
         return as_floats(sums), self._objective.count(batch)
+
+    def row_outputs(self, objective: Objective, batch: Batch) -> NDArray[np.float32]:
+        """What the loss of ``objective``, which gives (B, K) numbers, says of every row of ``batch`` in eval mode."""
+        self._train(is_training=False)
+        if self._cores:
+            return self._cores.row_outputs(self.parameters, objective, batch)
+        self.load_into_model()
+        unfolded = objective.unfold(batch)
+        arrays = objective.arrays(unfolded, self._target_parts)
+        tokens, segment_ids = (mx.array(array[:, :-1]) for array in (unfolded.tokens, unfolded.segment_ids))
+        with objective.around(self._model, segment_ids, *arrays) as caches:
+            hidden = self._split.hidden(tokens, caches)
+            head = Head(self._split, {}, uses_numpy=False, is_learning=False)
+            return np.array(objective.loss(head, hidden, *arrays))
+
+    def _with_step_value(self, batches: Sequence[Batch], *, is_shared: bool = True) -> Sequence[Batch]:
+        """The batches with the objective's value of their rows, and of those of all ranks, behind each row's values."""
+        step = self._objective.step_value
+        if step is None:
+            return batches
+        total = sum(step.sums(self.row_outputs(step.rows, batch), batch) for batch in batches)
+        count = sum(len(batch.rows) for batch in batches)
+        if self._reduce is not None and is_shared:
+            _, summed, (count,) = self._reduce({}, mx.array([total]), [count])
+            total = as_float(summed[0])
+        value = step.finish(total / max(count, 1))
+        return [replace(one, values=np.pad(one.values, ((0, 0), (0, 1)), constant_values=value)) for one in batches]
 
     def entering(self, batches: Sequence[Batch]) -> list[States]:
         """The hidden states (B, T, H) that enter the lowest block that learns, for at most two batches that are not
@@ -223,12 +258,15 @@ class Trainer:
         split, loss, around = self._split, self._objective.loss, self._objective.around
         own = self._objective.hidden
 
-        def hidden(entering: Entering, *arrays: mx.array, is_packed: bool) -> tuple[mx.array, ...]:
+        def hidden(
+            entering: Entering, caches: Sequence[object] | None, *arrays: mx.array, is_packed: bool
+        ) -> tuple[mx.array, ...]:
             """Hidden states, and what the loss takes behind them."""
             if own is not None:
                 return own(split.model, *arrays), *arrays
             tokens, segment_ids, *rest = arrays
-            caches = segment_caches(self._model, segment_ids) if is_packed else None
+            if caches is None and is_packed:
+                caches = segment_caches(self._model, segment_ids)
             frozen = blocks(split.model)[: self.num_frozen] if entering else ()
             with overridden(standing_in(frozen, *entering) if entering else ()):
                 return split.hidden(tokens, caches), *rest
@@ -244,15 +282,15 @@ class Trainer:
             self._places.put(parameters)
             outer = {name: parameters[name] for name in self._outer}
             head = Head(split, outer, uses_numpy=False, is_learning=True)
-            with around(self._model, *arrays[1:]):  # without the tokens
-                sums = loss(head, *hidden(entering, *arrays, is_packed=self._is_packed)).reshape(-1)
+            with around(self._model, *arrays[1:]) as caches:  # without the tokens
+                sums = loss(head, *hidden(entering, caches, *arrays, is_packed=self._is_packed)).reshape(-1)
             return sums[0], sums
 
         def evaluate(parameters: FlatArrays, entering: Entering, *arrays: mx.array) -> mx.array:
             self._places.put(parameters)
             head = Head(split, {}, uses_numpy=False, is_learning=False)
-            with around(self._model, *arrays[1:]):
-                return loss(head, *hidden(entering, *arrays, is_packed=False)).reshape(-1)
+            with around(self._model, *arrays[1:]) as caches:
+                return loss(head, *hidden(entering, caches, *arrays, is_packed=False)).reshape(-1)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}

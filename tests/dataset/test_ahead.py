@@ -39,8 +39,9 @@ def test_a_step_out_of_turn_is_made_when_it_is_asked_for():
 class Slow:
     """A stream that notes what it was asked for, fails at one step, and takes its time."""
 
-    def __init__(self, fails_at=None):
+    def __init__(self, fails_at=None, *, can_read_ahead=True):
         self.asked, self.fails_at, self.threads = [], fails_at, set()
+        self.can_read_ahead = can_read_ahead
 
     def rows(self, step):
         return [step]
@@ -75,6 +76,17 @@ def test_one_step_is_made_ahead_and_no_more_and_none_after_the_last():
         ahead.take(2)
     assert stream.asked == [0, 1, 2]
     assert "MainThread" not in stream.threads
+
+
+def test_what_depends_on_the_step_before_is_made_when_it_is_asked_for_and_by_the_loop():
+    stream = Slow(can_read_ahead=False)
+    with Ahead(stream, range(3)) as ahead:
+        assert ahead.take(0).rows == [0]
+        time.sleep(0.02)
+        assert stream.asked == [0]
+        ahead.take(1)
+    assert stream.asked == [0, 1]
+    assert stream.threads == {threading.current_thread().name}
 
 
 def test_an_error_comes_out_where_the_step_is_asked_for_and_the_thread_ends():

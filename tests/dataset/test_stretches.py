@@ -5,6 +5,7 @@ from pathlib import Path
 from tiny import write_tiny_model
 
 from mlx_finetune.dataset.corpus import load_splits
+from mlx_finetune.dataset.explain import explain
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.data import DataRecipe
@@ -36,3 +37,14 @@ def test_paragraphs_are_documents_unless_the_file_is_one(tmp_path: Path) -> None
     assert len(paragraphs.train) == 3
     whole = load_splits(DataRecipe.model_validate({"path": "book.txt", "documents": "file", **sides}), base=tmp_path)
     assert len(whole.train) == 1
+
+
+def test_a_stretch_that_goes_on_is_explained_without_an_end(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("the king is here\n" * 600)
+    tokenizer = load_tokenizer(write_tiny_model(tmp_path / "m", "llama", chat_template=False))
+    data = DataRecipe.model_validate({"path": "book.txt", "documents": "file", "val_split": 0.0, "test_split": 0.0})
+    examples = load_splits(data, base=tmp_path).train
+    rows = list(explain(examples, tokenizer, data, task="pretrain", base=tmp_path))
+    assert len(rows) == 2
+    assert [row.tokens[-1].id == tokenizer.eos_token_id for row in rows] == [False, True]
+    assert "".join(token.text for row in rows for token in row.tokens) == "the king is here\n" * 600 + "<|endoftext|>"

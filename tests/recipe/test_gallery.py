@@ -39,6 +39,13 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
         "training.max_steps": 100,
         "data.path": "data/timeline",
     },
+    "dpo-rules": {"model": "smollm2-135m", "task": "dpo", "data.path": "data/rules", "preference.beta": 0.1},
+    "classify-sst2": {
+        "model": "smollm2-135m",
+        "task": "classify",
+        "data.test": "data/sst2/dev.tsv",
+        "eval.label_words": {"0": "negative", "1": "positive"},
+    },
     "timeline-smollm2": {"model": "smollm2-135m", "task": "sft", "data.path": "data/timeline", "chat.temperature": 0.0},
     "llama-3.1-8b-alpaca": {
         "model": "meta-llama/Llama-3.1-8B",
@@ -80,6 +87,14 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
     "quickstart": {"model": "smollm2-135m", "task": "sft", "data.path": "data/quickstart", "lora.rank": 16},
     "pretrain-text": {"model": "smollm2-135m", "task": "pretrain", "data.format": "text", "data.truncation": "split"},
     "full-smollm2": {"model": "smollm2-135m", "lora": None, "quantize": None},
+    "sums-generator": {"model": "smollm2-135m", "task": "sft", "data.path": "data/sums", "training.epochs": 2.0},
+    "sums-verifier": {"task": "verifier", "adapter": "adapters/sums-generator", "lora.rank": 16},
+    "sums-grpo": {
+        "task": "grpo",
+        "adapter": "adapters/sums-generator",
+        "grpo.group_size": 8,
+        "grpo.divide_by_sd": False,
+    },
 }
 
 

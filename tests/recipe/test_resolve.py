@@ -51,6 +51,7 @@ def test_a_resolved_recipe_reads_back_into_itself(made: Recipe, reason: str):
 def test_every_key_is_written_with_its_default():
     for name in section_names():
         sections: dict[str, object] = {"model": "scratch", "scratch": {}} if name == "scratch" else {"lora": {}}
+        sections |= {"task": "dpo", "preference": {}} if name == "preference" else {}
         text = render_resolved(recipe(**sections), {})
         assert f"\n[{name}]\n" in text
         for key in keys_of((name,)):

@@ -154,8 +154,8 @@ def test_step_0_is_saved_where_save_at_asks_for_it(recipe):
     assert {"checkpoint-0", "checkpoint-3", "checkpoint-6"} <= {path.name for path in run.checkpoints()}
     events = [record.event for record in read_events(run.file(rundir.EVENTS))]
     assert [event.step for event in events if isinstance(event, CheckpointSaved)].count(0) == 1
-    weights = mx.load(str(run.checkpoint(0) / rundir.MLX_WEIGHTS))
-    assert all(not mx.any(value).item() for name, value in weights.items() if name.endswith("lora_b"))
+    weights = load_file(run.checkpoint(0) / rundir.MLX_WEIGHTS)
+    assert all(not value.any() for name, value in weights.items() if name.endswith("lora_b"))
 
 
 def test_a_run_that_is_killed_right_after_step_0_was_saved_goes_on_to_the_same_bits(recipe, tmp_path):

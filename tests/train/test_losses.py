@@ -182,3 +182,41 @@ def test_a_learned_heads_gradient_and_logits_are_gone_before_the_next_chunk(monk
     mx.reset_peak_memory()
     mx.eval(mx.value_and_grad(loss, argnums=(0, 1))(weight, hidden))
     assert mx.get_peak_memory() - before < 3e6
+
+
+def linear(learned, hidden):
+    """Logits of a head whose weight may be learned."""
+    return hidden @ learned.get("head", HEAD).T
+
+
+HEAD = mx.random.normal((VOCAB, WIDTH), key=mx.random.key(3))
+
+
+@pytest.mark.parametrize("is_learned", [False, True])
+def test_log_probabilities_and_their_gradients_are_those_of_log_softmax(monkeypatch, uses_numpy, is_learned):
+    """Each target with a weight of its own, over several chunks, padding among them."""
+    monkeypatch.setattr(losses, "chunk_rows", lambda vocab_size, *, uses_numpy: 16)
+    hidden = mx.random.normal((50, WIDTH), key=mx.random.key(1))
+    targets = mx.array([number % VOCAB if number % 7 else -1 for number in range(50)])
+    weights = mx.random.normal((50,), key=mx.random.key(2))
+    outer = {"head": HEAD} if is_learned else {}
+
+    def plain(hidden, outer):
+        scores = linear(outer, hidden)
+        found = mx.take_along_axis(scores, mx.maximum(targets, 0)[:, None], axis=1)[:, 0] - mx.logsumexp(scores, axis=1)
+        return mx.where(targets >= 0, found, 0.0)
+
+    def ours(hidden, outer):
+        return losses.log_probs(linear, outer, hidden, targets, vocab_size=VOCAB, uses_numpy=uses_numpy)
+
+    only = losses.log_probs_only(linear, hidden, targets, vocab_size=VOCAB, uses_numpy=uses_numpy)
+    expected = plain(hidden, outer)
+    for found in (only, ours(hidden, outer)):
+        assert mx.abs(found - expected).max() < 1e-5
+    slopes = [
+        mx.grad(lambda hidden, outer, form=form: (weights * form(hidden, outer)).sum(), argnums=(0, 1))(hidden, outer)
+        for form in (ours, plain)
+    ]
+    assert mx.abs(slopes[0][0] - slopes[1][0]).max() < 1e-5
+    if is_learned:
+        assert mx.abs(slopes[0][1]["head"] - slopes[1][1]["head"]).max() < 1e-4

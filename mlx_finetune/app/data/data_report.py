@@ -35,13 +35,14 @@ class TokenReport:
 
     @property
     def num_warnings(self) -> int:
-        """Rows that are dropped, cut, refused or changed on the way to tokens."""
-        return sum(outcome.count for outcome in self.outcomes.values())
+        """Rows that are dropped, cut, refused or changed on the way to tokens; of those that are split nothing is
+        lost."""
+        return sum(outcome.count for name, outcome in self.outcomes.items() if name != "split")
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
         """The first rows of each outcome."""
-        return tuple(problem for outcome in self.outcomes.values() for problem in outcome.rows)
+        return tuple(problem for name, one in self.outcomes.items() if name != "split" for problem in one.rows)
 
 
 def num_errors(report: DataReport, tokens: TokenReport | None) -> int:
@@ -90,12 +91,14 @@ def problem_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
             yield from _problem_lines(level, problem)
     if tokens is None:
         return
-    if tokens.num_cut:
+    if tokens.num_cut and tokens.truncation != "split":
         limit = f"max_seq_length = {tokens.max_seq_length}"
         verb = "is" if tokens.num_cut == 1 else "are"
         yield f"warning: {counted(tokens.num_cut, 'row')} ({tokens.cut_share:.1%}) {verb} longer than {limit}"
         yield f"hint: truncation = {tokens.truncation}; 99 % of the rows have at most {tokens.lengths.p99} tokens"
     for name, outcome in tokens.outcomes.items():
+        if name == "split":
+            continue
         rest = outcome.count - len(outcome.rows)
         for problem in outcome.rows:
             yield from _problem_lines("warning", Problem(problem.where, problem.message, ""))

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from mlx_finetune.app.data.data_report import TokenReport
 from mlx_finetune.dataset.corpus import Splits
 from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.stats import summarize_lengths
-from mlx_finetune.dataset.template import nothing_left, tokenize
+from mlx_finetune.dataset.template import nothing_left
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Outcome, Tally, TokenizeReport
 from mlx_finetune.errors import Problem
@@ -61,18 +62,19 @@ def count_tokens(recipe: Recipe, splits: Splits, base: Path, report: Callable[[P
 def _count(name: str, examples: Sequence[Example], recipe: Recipe, tokenizer: ModelTokenizer, base: Path) -> _Counted:
     """Every row whole, then those that are too long as the recipe treats them."""
     data = recipe.data.model_copy(update={"max_seq_length": NO_LIMIT, "truncation": "drop"})
-    whole = tokenize(examples, tokenizer, data, task=recipe.task, base=base, may_be_empty=True)
+    whole = tokenize_rows(examples, tokenizer, data, task=recipe.task, base=base, may_be_empty=True)
     rows = rows_of(whole.rows)
     places = [(row.source, row.line) for row in rows]
-    long = {place for place, row in zip(places, rows, strict=True) if len(row.ids) > recipe.data.max_seq_length}
+    lengths = sequence_lengths(rows, recipe.task)
+    long = {place for place, one in zip(places, lengths.tolist(), strict=True) if one > recipe.data.max_seq_length}
     if not long:
-        return _Counted(name, rows.lengths, whole.report, len(rows))
+        return _Counted(name, lengths, whole.report, len(rows))
     chosen = [example for example in examples if (example.source, example.line) in long]
-    again = tokenize(chosen, tokenizer, recipe.data, task=recipe.task, base=base, may_be_empty=True).report
+    again = tokenize_rows(chosen, tokenizer, recipe.data, task=recipe.task, base=base, may_be_empty=True).report
     by_length = {kind: outcome for kind, outcome in again.outcomes.items() if kind in _BY_LENGTH}
     outcomes = _sum_of(whole.report.outcomes, by_length)
     num_usable = sum(place not in long for place in places) + again.num_rows
-    return _Counted(name, rows.lengths, replace(whole.report, outcomes=outcomes), num_usable)
+    return _Counted(name, lengths, replace(whole.report, outcomes=outcomes), num_usable)
 
 
 def _problem(part: _Counted, recipe: Recipe) -> Problem:

@@ -18,7 +18,7 @@ from rich.text import Text as RichText
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.explain import ExplainedRow, ExplainedToken, State, explain
-from mlx_finetune.dataset.template import tokenize
+from mlx_finetune.dataset.pairs import tokenize_rows
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport
 from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.errors import DataError, UsageError
@@ -150,7 +150,7 @@ def summary_lines(recipe: Recipe, report: TokenizeReport, num_rows: int, *, in_c
 def _count(splits: Splits, tokenizer: Tokenizer, recipe: Recipe, base: Path) -> TokenizedSplit:
     examples = splits.train[:COUNTED_ROWS]
     try:
-        return tokenize(examples, tokenizer, recipe.data, task=recipe.task, base=base)
+        return tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base)
     except DataError as error:
         if not error.problems:
             raise

@@ -19,7 +19,10 @@ from mlx_finetune.model.answers.generate import Piece
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer. ``seconds`` run from the start of its prompt to its last token; ``error`` says why there is none."""
+    """One answer. ``seconds`` run from the start of its prompt to its last token; ``error`` says why there is none.
+
+    ``logprob`` is the sum over its tokens, where the request asked for log-probabilities; else 0.
+    """
 
     text: str
     finish: str
@@ -28,6 +31,7 @@ class Answer:
     first_seconds: float
     seconds: float
     error: str = ""
+    logprob: float = 0.0
 
 
 @dataclass(slots=True)
@@ -37,6 +41,7 @@ class _Work:
     started: float
     first: float = 0.0
     num_tokens: int = 0
+    logprob: float = 0.0
     texts: list[str] = field(default_factory=list[str])
 
     def take(self, piece: Piece) -> Answer | None:
@@ -45,6 +50,7 @@ class _Work:
         if piece.token_id is not None:
             self.num_tokens += 1
             self.first = self.first or now
+        self.logprob += piece.logprob or 0.0
         self.texts.append(piece.text)
         if piece.finish is None:
             return None
@@ -52,7 +58,8 @@ class _Work:
             return failed(self.request, piece.error or MlxftError("the answer could not go on"))
         first, whole = (self.first or now) - self.started, now - self.started
         num_prompt = len(self.request.prompt_ids)
-        return Answer("".join(self.texts), piece.finish, num_prompt, self.num_tokens, first, whole)
+        text = "".join(self.texts)
+        return Answer(text, piece.finish, num_prompt, self.num_tokens, first, whole, logprob=self.logprob)
 
 
 def answer_all(

@@ -14,19 +14,22 @@ from numpy.typing import NDArray
 from mlx_finetune.app.eval import knowledge, measures
 from mlx_finetune.app.eval.answers import Answer, answer_all
 from mlx_finetune.app.eval.journal import Journal, Measured
+from mlx_finetune.app.eval.preferences import preference_rows, preference_values
 from mlx_finetune.app.eval.prompts import Continuation
 from mlx_finetune.app.eval.references import best_values
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
+from mlx_finetune.app.eval.scored import own_side, predicted, scored_example
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
 from mlx_finetune.app.eval.texts import text_losses
-from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.formats import Example, Preference
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError, Problem
 from mlx_finetune.model.answers.batches import Request
 from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.model.cpu.second_core import SecondCore
-from mlx_finetune.model.likelihoods import LikelihoodModel, Losses, Scored, window_of
+from mlx_finetune.model.heads.score import HeadSpec
+from mlx_finetune.model.likelihoods import Ids, LikelihoodModel, Losses, Scored, window_of
 from mlx_finetune.train.losses import chunk_rows
 
 SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 8, 1, 64
@@ -75,6 +78,8 @@ class Measuring:
         plain = [side for side in evaluation.sides if not side.shots]
         if evaluation.has_work(measures.LOSS):
             self._each(measures.LOSS, plain, rows, _LOSS_ROWS, self._losses)
+        if evaluation.has_work(measures.PREFERENCE):
+            self._each(measures.PREFERENCE, plain, rows, _LOSS_ROWS, self._preferences)
         if evaluation.has_work(measures.TEXT):
             self._text(measures.TEXT, plain, [row.question for row in evaluation.rows])
         if evaluation.has_work(measures.LABELS):
@@ -137,6 +142,23 @@ class Measuring:
                 measures.LOSS, side, row, {"loss": (found, len(found)), "answer_bits_per_byte": (found, num_bytes)}
             )
 
+    def _preferences(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
+        """What each row of preferences says; the longer answers go through the model with others of their length."""
+        subject = self._evaluation.subject
+        kept: list[tuple[int, dict[str, Scored]]] = []
+        for row in rows:
+            example = self._evaluation.rows[row].example
+            assert isinstance(example, Preference), "setup refuses the other kinds"
+            try:
+                kept.append((row, preference_rows(example, self._tokenizer, subject.data, subject.folder)))
+            except MlxftError as error:
+                yield self._failure(measures.PREFERENCE, side, row, error.message)
+        for (row, _), values in zip(kept, preference_values(model, [one for _, one in kept], chunk_rows), strict=True):
+            if all(np.isfinite(value[0]) for value in values.values()):
+                yield Measured(measures.PREFERENCE, side.name, row, values)
+            else:
+                yield self._failure(measures.PREFERENCE, side, row, "a likelihood is not a finite number")
+
     def _text(self, work: str, sides: Sequence[Side], texts: Sequence[str]) -> None:
         """Texts joined by end marks, read in windows; each text has the losses of its own tokens."""
         total = len(texts) * len(sides)
@@ -163,6 +185,10 @@ class Measuring:
         The raw sum, not the mean over tokens: with the end mark the labels are different whole answers, so the sum is
         the probability that the model gives exactly this one; a mean would favour long labels.
         """
+        head = self._evaluation.subject.opened.head
+        if head is not None and own_side(side, head):
+            yield from self._scored_rows(model, side, rows, head)
+            return
         labels, likelihoods = self._evaluation.labels, LikelihoodModel(model, chunk_rows)
         for row in rows:
             one = self._evaluation.rows[row]
@@ -179,6 +205,24 @@ class Measuring:
             values: Values = label_values(labels, one.reference, likeliest, generated=False)
             nats = {f"nats:{label}": (total,) for label, total in zip(labels, sums, strict=True)}
             yield Measured(measures.LABELS, side.name, row, values | nats, answer=likeliest)
+
+    def _scored_rows(self, model: nn.Module, side: Side, rows: Sequence[int], head: HeadSpec) -> Iterator[Measured]:
+        """The class that the score head gives each row."""
+        labels, kept = self._evaluation.labels, list[tuple[int, list[Ids]]]()
+        for row in rows:
+            try:
+                kept.append((row, self._evaluation.prompter.scored(scored_example(self._evaluation.rows[row]))))
+            except MlxftError as error:
+                yield self._failure(measures.LABELS, side, row, error.message)
+        for (row, _), name in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
+            reference = self._evaluation.rows[row].reference
+            yield Measured(
+                measures.LABELS,
+                side.name,
+                row,
+                label_values(labels, reference, name, generated=False),
+                answer=name,
+            )
 
     # --- answers ---
 

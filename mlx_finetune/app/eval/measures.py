@@ -13,6 +13,7 @@ Scale = Literal["plain", "exp", "bits"]
 
 #: Work that measures something. Each is done once for a row and a side.
 LOSS, ANSWER, CONSTRAINED, LABELS, TEXT = "loss", "answer", "constrained", "labels", "text"
+PREFERENCE = "preference"
 GENERAL_TEXT, GENERAL_ANSWER, SPEED = "general text", "general answer", "speed"
 
 
@@ -57,6 +58,18 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
         _lower("perplexity", TEXT, "bits_per_byte", "bits per byte", "bits"),
         _lower("perplexity", TEXT, "text_loss", "loss of the text", "plain"),
     ),
+    "preference": (
+        _measure("preference", PREFERENCE, "right", "preferred", "chosen likelier (sum)", is_tested=True),
+        _measure("preference", PREFERENCE, "right", "preferred_per_token", "chosen likelier, a token", is_tested=True),
+        _lower("preference", PREFERENCE, "chosen_loss", "loss of chosen answers", "plain"),
+    ),
+    "kto": (
+        _lower("preference", PREFERENCE, "good_loss", "loss of good answers", "plain", is_tested=True),
+        replace(
+            _lower("preference", PREFERENCE, "bad_loss", "loss of bad answers", "plain", is_tested=True),
+            is_higher_better=True,
+        ),
+    ),
     "exact_match": (_measure("exact_match", ANSWER, "right", "exact_match", "exactly right", is_tested=True),),
     "token_f1": (_measure("token_f1", ANSWER, "mean", "token_f1", "words shared (F1)", is_tested=True),),
     "labels": (
@@ -86,8 +99,11 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
 _CHECK_TITLES = {"regex": "matches", "contains": "contains", "max_length": "characters at most"}
 
 
-def measures_of(tasks: Iterable[str], *, has_schema: bool) -> tuple[Measure, ...]:
-    """The figures of ``tasks``, in their order. With a schema the task json has figures for constrained answers too."""
+def measures_of(tasks: Iterable[str], *, has_schema: bool, is_unpaired: bool = False) -> tuple[Measure, ...]:
+    """The figures of ``tasks``, in their order. With a schema the task json has figures for constrained answers too.
+
+    Where rows ``is_unpaired``, preferences are single answers marked good or bad.
+    """
     found: list[Measure] = []
     for task in tasks:
         name, argument = split_task(task)
@@ -96,7 +112,7 @@ def measures_of(tasks: Iterable[str], *, has_schema: bool) -> tuple[Measure, ...
         elif name == "json":
             found += _json_measures(has_schema=has_schema)
         else:
-            found += _OF_TASK[name]
+            found += _OF_TASK["kto" if name == "preference" and is_unpaired else name]
     return tuple(found)
 
 

@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 from mlx_finetune.app.eval.rows import EvalRow, prompt_and_reference
 from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import single_exchange
-from mlx_finetune.dataset.formats import Example, Instruction, Messages
+from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference
+from mlx_finetune.dataset.pairs import preference_sequences
 from mlx_finetune.dataset.prompts import template_of
 from mlx_finetune.dataset.tokens import Message, Tokenizer, Tokens
 from mlx_finetune.dataset.walk import Walk
 from mlx_finetune.errors import DataError
+from mlx_finetune.model.likelihoods import Ids
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.heads import SCORED_TASKS
 
+NO_LIMIT = 1_048_576
 _BETWEEN = "\n\n"
 
 
@@ -36,9 +40,10 @@ class Prompter:
     """What makes tokens of rows for one model and recipe."""
 
     def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._data, self._base = tokenizer, data, base
         self._walk = Walk(tokenizer, data, task=task, base=base)
-        answers = data.model_copy(update={"mask_prompt": True})
+        longest = NO_LIMIT if task in SCORED_TASKS else data.max_seq_length  # a question about a row is longer than it
+        answers = data.model_copy(update={"mask_prompt": True, "max_seq_length": longest})
         self._answers = Walk(tokenizer, answers, task="sft", base=base)
         self._markers = ControlMarkers(tokenizer)
         self._template = template_of(tokenizer, data, base=base)
@@ -46,6 +51,16 @@ class Prompter:
     def trained(self, example: Example) -> list[Tokens]:
         """The row as training sees it, often one sequence. Raises ``DataError`` where nothing of it can be used."""
         return self._rows(self._walk, example)
+
+    def scored(self, example: Example) -> list[Ids]:
+        """What a score head is given of a row, up to the token that is scored: of a pair both answers, the chosen one
+        first. Raises ``DataError`` where nothing of it can be used."""
+        if not isinstance(example, Preference) or example.chosen is None or example.rejected is None:
+            return [self.trained(example)[-1].ids[:-1]]
+        found = preference_sequences(example, self._tokenizer, self._data, base=self._base)
+        if len(found) != 2:
+            raise DataError("one of the two answers cannot be used")
+        return [ids for _, (ids, _) in found]
 
     def prompt(self, messages: Sequence[Message], *, example: Example | None = None) -> list[int]:
         """The tokens of a question without examples in front. Raises ``DataError``."""

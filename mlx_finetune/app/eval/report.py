@@ -1,11 +1,12 @@
 """A journal added up: figures over all rows and each category, changes, speed, the rows that changed most, gates."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mlx_finetune.app.eval import measures as works
+from mlx_finetune.app.eval.classes import Confusion, confusion_of
 from mlx_finetune.app.eval.figures import Figure, Result, Rows, change, corrected, figure
 from mlx_finetune.app.eval.journal import Journal, Measured
 from mlx_finetune.app.eval.measures import Measure
@@ -101,7 +102,8 @@ class GateResult:
 @dataclass(frozen=True, slots=True)
 class Report:
     """All that one evaluation says. ``lead`` is the title of the measure that leads, by which rows gained or lost;
-    ``failed`` are rows that could not be measured, with the reason.
+    ``failed`` are rows that could not be measured, with the reason; ``classes`` says of each side which class was taken
+    for which, where rows have classes.
     """
 
     results: tuple[Result, ...]
@@ -117,6 +119,7 @@ class Report:
     gates: tuple[GateResult, ...]
     failed: tuple[Problem, ...]
     is_whole: bool
+    classes: Mapping[str, Confusion] = field(default_factory=dict[str, Confusion])
 
 
 def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True) -> Report:
@@ -143,7 +146,21 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         tuple(_gate(gate, results) for gate in evaluation.gates),
         _failed(evaluation, found),
         is_whole,
+        _classes(evaluation, found),
     )
+
+
+def _classes(evaluation: Evaluation, found: Sequence[Measured]) -> dict[str, Confusion]:
+    measure = next((one for one in evaluation.measures if one.kind == "f1"), None)
+    if measure is None:
+        return {}
+    columns = {side.name: rows_of(found, measure, side.name) for side in evaluation.sides}
+    shared = _shared(columns)
+    return {
+        side: confusion_of(evaluation.labels, [values for row, values in rows.items() if row in shared])
+        for side, rows in columns.items()
+        if rows
+    }
 
 
 def rows_of(found: Iterable[Measured], measure: Measure, side: str) -> dict[int, tuple[float, ...]]:

@@ -125,6 +125,10 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
         "lead": report.lead,
         "gained": [_changed_json(one) for one in report.gains],
         "lost": [_changed_json(one) for one in report.losses],
+        "classes": {
+            side: {**asdict(one), "scores": [asdict(score) for score in one.classes]}
+            for side, one in report.classes.items()
+        },
         "gates": [{"gate": str(one.gate), "value": one.value, "is_met": one.is_met} for one in report.gates],
         "failed": [asdict(one) for one in report.failed],
     }

@@ -5,9 +5,10 @@ without one the validation rows are taken, and that is said, because the kept we
 is that of the chosen rows.
 """
 
+import contextlib
 import heapq
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mlx_finetune.app.eval.texts import FEW_TEXTS, blocks
 from mlx_finetune.dataset.conversation import instruction_turns
 from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
-from mlx_finetune.dataset.formats import Example, FormatCounter, Instruction, Messages, Text, example_of
+from mlx_finetune.dataset.formats import Example, FormatCounter, Instruction, Messages, Preference, Text, example_of
 from mlx_finetune.dataset.problems import Findings, RowError, show_names
 from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.tokens import Message
@@ -34,12 +35,17 @@ class _NoColumnError(DataError):
     """A row has nothing in the column by which figures are split."""
 
 
+#: A row that a score head is given -> the question about it for a language model, with its answer.
+Ask = Callable[[Example], Example]
+
+
 @dataclass(frozen=True, slots=True)
 class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
 
-    ``key`` is the hash of the content, the same in every evaluation. One that ``is_continued`` goes on with the text of
-    the row before it: a text that stands alone is divided into blocks. ``others`` are further right answers.
+    ``key`` is the hash of the content, the same in every evaluation; ``scored`` what a score head is given, where
+    ``example`` is only what a language model is asked about it. One that ``is_continued`` goes on with the text of the
+    row before it: a text that stands alone is divided into blocks. ``others`` are further right answers.
     """
 
     key: str
@@ -48,6 +54,7 @@ class EvalRow:
     example: Example
     prompt: tuple[Message, ...]
     reference: str
+    scored: Example | None = None
     others: tuple[str, ...] = ()
     is_continued: bool = False
 
@@ -82,14 +89,16 @@ def choose_rows(
     category: str | None,
     shots: int,
     seed: int,
+    tasks: Sequence[str] = ("sft",),
     needs_category: bool = True,
+    ask: Ask | None = None,
     references: Sequence[str] = (),
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
 
-    ``references`` are columns with further right answers. Paths count from ``base``, those of the training rows for
-    ``shots`` from ``training_base``. Rows without the column ``category`` are not split, with a notice, unless it
-    ``needs_category``.
+    Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``. Rows without the column
+    ``category`` are not split, with a notice, unless it ``needs_category``. Rows are what one of ``tasks`` learns from;
+    ``ask`` makes questions of rows that a score head is given. ``references`` are columns with further right answers.
 
     Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
     is missing, or there are too few rows for ``shots``.
@@ -97,30 +106,46 @@ def choose_rows(
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
     recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
-    splits = load_splits(recipe, base=base)
+    splits = _load(recipe, base, tasks)
+    name = _held_out(splits, given)
+    held: Sequence[Example] = getattr(splits, name or "train")
+    chosen = smallest(held, max_rows)
+    categories, notices = _categories_of(recipe, base, category, chosen, needs_category=needs_category)
+    others = read_references(recipe, base, references, chosen)
+    training = _training_rows(splits, data, training_base, given, tasks) if shots else ()
+    drawn = draw_shots(training, shots, seed)
+    source = given or data.path or data.test or data.train or "the sources of the recipe"
+    return Chosen(
+        tuple(
+            replace(row, others=others.get((row.example.source, row.example.line), ()))
+            for row in _eval_rows(chosen, categories, max_rows, ask)
+        ),
+        _SPLIT_NAMES[name or "train"],
+        source,
+        splits.content_hash,
+        len(held),
+        tuple(map(ask, drawn)) if ask else drawn,
+        (*splits.problems, *notices),
+    )
+
+
+def _held_out(splits: Splits, given: str | None) -> str | None:
+    """The split that is evaluated; None for all rows of files that the user named."""
     name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
     if name is None and given is None:
         raise DataError(
             "nothing is held out: the data of this run has no test rows and no validation rows",
             "name rows that it was not trained on: --data FILE",
         )
-    held: Sequence[Example] = getattr(splits, name or "train")
-    chosen = smallest(held, max_rows)
-    categories, notices = _categories_of(recipe, base, category, chosen, needs_category=needs_category)
-    others = read_references(recipe, base, references, chosen)
-    source = given or data.path or data.test or data.train or "the sources of the recipe"
-    return Chosen(
-        tuple(
-            replace(row, others=others.get((row.example.source, row.example.line), ()))
-            for row in _eval_rows(chosen, categories, max_rows)
-        ),
-        _SPLIT_NAMES[name or "train"],
-        source,
-        splits.content_hash,
-        len(held),
-        draw_shots(_training_rows(splits, data, training_base, given) if shots else (), shots, seed),
-        (*splits.problems, *notices),
-    )
+    return name
+
+
+def _load(data: DataRecipe, base: Path, tasks: Sequence[str]) -> Splits:
+    """The rows, as those of the first task that learns from such rows."""
+    for task in tasks[:-1]:
+        with contextlib.suppress(DataError):
+            return load_splits(data, base=base, task=task)
+    return load_splits(data, base=base, task=tasks[-1])
 
 
 def _categories_of(
@@ -164,11 +189,13 @@ def draw_shots(examples: Sequence[Example], count: int, seed: int) -> tuple[Exam
     return tuple(examples[place] for place in random.Random(f"shots {seed}").sample(range(len(examples)), count))
 
 
-def _training_rows(splits: Splits, data: DataRecipe, base: Path, given: str | None) -> Sequence[Example]:
+def _training_rows(
+    splits: Splits, data: DataRecipe, base: Path, given: str | None, tasks: Sequence[str]
+) -> Sequence[Example]:
     """Rows that examples are drawn from: the run's own, whatever is evaluated; of a model's, those beside --data."""
     if given is None or data.path == NO_DATA:
         return splits.train if splits.test or splits.valid else ()
-    return load_splits(data, base=base).train
+    return _load(data, base, tasks).train
 
 
 def read_categories(
@@ -214,10 +241,10 @@ def _category(value: object) -> str:
 
 
 def _eval_rows(
-    chosen: Sequence[Example], categories: Mapping[tuple[str, int, int], str], max_rows: int
+    chosen: Sequence[Example], categories: Mapping[tuple[str, int, int], str], max_rows: int, ask: Ask | None
 ) -> tuple[EvalRow, ...]:
     """One row each; of a few long texts their blocks, as many as there may be rows, from the front."""
-    rows = [_row(example, categories) for example in chosen]
+    rows = [_row(example, categories, ask) for example in chosen]
     if len(rows) >= FEW_TEXTS or not all(isinstance(row.example, Text) for row in rows):
         return tuple(rows)
     divided = [block for row in rows for block in _blocks(row)]
@@ -236,17 +263,22 @@ def _blocks(row: EvalRow) -> list[EvalRow]:
     return made if len(parts) > 1 else [row]
 
 
-def _row(example: Example, categories: Mapping[tuple[str, int, int], str]) -> EvalRow:
+def _row(example: Example, categories: Mapping[tuple[str, int, int], str], ask: Ask | None) -> EvalRow:
     key = content_key(example)
     category = categories.get((example.source, example.line, key), "")
-    prompt, reference = prompt_and_reference(example)
-    return EvalRow(f"{key:016x}", f"{example.source}:{example.line}", category, example, prompt, reference)
+    asked = ask(example) if ask else example
+    prompt, reference = prompt_and_reference(asked)
+    where = f"{example.source}:{example.line}"
+    return EvalRow(f"{key:016x}", where, category, asked, prompt, reference, example if ask else None)
 
 
 def prompt_and_reference(example: Example) -> tuple[tuple[Message, ...], str]:
-    """The turns before the last answer of a row, and that answer; nothing for text."""
+    """The turns before the last answer of a row, and that answer (of a pair the chosen one); nothing for text."""
     if isinstance(example, Text):
         return (), ""
+    if isinstance(example, Preference):
+        answer = example.chosen or example.rejected or ()
+        return tuple(example.prompt), str(answer[-1]["content"]) if answer else ""
     assert isinstance(example, Instruction | Messages), "load_splits refuses the other kinds"
     turns: tuple[Message, ...] = (
         instruction_turns(example) if isinstance(example, Instruction) else tuple(example.messages)

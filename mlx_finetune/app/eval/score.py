@@ -60,7 +60,7 @@ def label_values(
     labels: Sequence[str], reference: str, named: str | None, *, generated: bool
 ) -> dict[str, tuple[float, ...]]:
     """Accuracy and the pair of classes; ``generated`` where the class was written and not the likeliest one."""
-    gold = named_label(reference, labels)
+    gold = reference if reference in labels else named_label(reference, labels)
     end = "_generated" if generated else ""
     right = labels.index(gold) if gold is not None else -1
     guess = labels.index(named) if named is not None else -1

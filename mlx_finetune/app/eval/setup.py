@@ -14,8 +14,9 @@ from mlx_finetune.app.eval.measures import Measure, measures_of
 from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.score import is_json_object
+from mlx_finetune.app.eval.scored import check_scored, class_names, question_of, scored_measures, scored_sides
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
-from mlx_finetune.dataset.formats import Text
+from mlx_finetune.dataset.formats import Preference, Text
 from mlx_finetune.errors import DataError, Problem, UsageError
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
@@ -96,14 +97,14 @@ def prepare(
     has_other_tasks = asked is not None and "tasks" in asked
     if asked is not None and has_other_tasks and "schema" not in asked and "json" not in recipe.tasks:
         recipe = recipe.model_copy(update={"schema": None})
+    head = subject.opened.head
+    if head is not None:
+        check_scored(head, recipe, has_tasks=has_other_tasks)
     chosen = _chosen(subject, recipe, given, base, needs_category=asked is None or "category" in asked)
-    schema = _schema(recipe, subject, base)
-    tasks, reason = _tasks(recipe, subject, chosen.rows)
-    if schema is not None and "json" not in tasks:
-        tasks, reason = ("json", *tasks), reason
-    _check_tasks(tasks, chosen.rows)
-    labels = _labels(recipe, chosen.rows) if "labels" in tasks else ()
-    measures = measures_of(tasks, has_schema=schema is not None)
+    schema = None if head else _schema(recipe, subject, base)
+    tasks, reason = (("labels",), "") if head else _tasks(recipe, subject, chosen.rows, has_schema=schema is not None)
+    labels = _labels(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
+    measures = scored_measures(head) if head else _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
     gates, notices = _gates(recipe, measures, needs_all=is_fixed)
@@ -115,7 +116,7 @@ def prepare(
         tasks,
         reason,
         measures,
-        subject.sides(recipe.shots),
+        scored_sides(subject, head, recipe.shots) if head else subject.sides(recipe.shots),
         labels,
         Validator(schema) if schema is not None else None,
         Grammar(subject.opened.tokenizer, schema) if schema is not None else None,
@@ -137,13 +138,23 @@ def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path,
         category=recipe.category,
         shots=recipe.shots,
         seed=subject.seed,
+        tasks=(subject.task,) if subject.opened.head else _row_tasks(subject.task, recipe, is_given=given is not None),
         needs_category=needs_category or given is None,
+        ask=question_of(subject.opened.head, recipe) if subject.opened.head else None,
         references=recipe.references,
     )
 
 
+def _row_tasks(task: str, recipe: EvalRecipe, *, is_given: bool) -> tuple[str, ...]:
+    """Tasks whose rows may be evaluated: other rows that the user names may be of another kind."""
+    more = ("dpo", "kto") if "preference" in recipe.tasks else ("sft",) if is_given else ()
+    return tuple(dict.fromkeys((*more, task)))
+
+
 def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     """The tasks for rows whose recipe names none, the one that leads first, and why."""
+    if all(isinstance(row.example, Preference) for row in rows):
+        return ("preference", "general"), "the rows are preferences"
     if all(isinstance(row.example, Text) for row in rows):
         return ("perplexity", "general"), "the rows are plain text"
     references = [row.reference for row in rows if row.reference]
@@ -160,25 +171,46 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     return ("loss", "rouge", "general"), "the references are free text"
 
 
-def _tasks(recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
-    """The tasks that are named, or those that the rows suggest, and why.
+def _tasks(
+    recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow], *, has_schema: bool
+) -> tuple[tuple[str, ...], str]:
+    """The tasks, checked against the rows, and why they were chosen where nobody named them.
 
     Those that read plain text, which an encoder-decoder model does not predict, are left out for it, or refused.
     """
     tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(rows)
-    if subject.opened.tokenizer.start_token_id is None:
-        return tasks, reason
+    if has_schema and "json" not in tasks:
+        tasks = ("json", *tasks)
+    if subject.opened.tokenizer.start_token_id is not None:
+        tasks = _of_answers(tasks, is_asked=bool(recipe.tasks))
+    _check_tasks(tasks, rows)
+    return tasks, reason
+
+
+def _of_answers(tasks: Sequence[str], *, is_asked: bool) -> tuple[str, ...]:
+    """The tasks without those that read plain text, or a refusal."""
     others = [task for task in tasks if task in ("general", "perplexity")]
-    if others and recipe.tasks:
+    if others and is_asked:
         raise UsageError(
             f"the task `{others[0]}` reads plain text, and an encoder-decoder model predicts answers to prompts only",
             f"leave it out: --tasks {','.join(task for task in tasks if task not in others) or 'loss,rouge'}",
         )
-    return tuple(task for task in tasks if task not in others) or ("loss",), reason
+    return tuple(task for task in tasks if task not in others) or ("loss",)
 
 
 def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
-    answering = [task for task in tasks if task not in ("loss", "perplexity", "general", "speed")]
+    are_preferences = all(isinstance(row.example, Preference) for row in rows)
+    if "preference" in tasks and not are_preferences:
+        raise UsageError(
+            "the task `preference` needs rows with chosen and rejected answers, or answers marked good or bad",
+            "leave it out, or evaluate a run with a preference task",
+        )
+    if "loss" in tasks and are_preferences:
+        raise UsageError(
+            "the rows are preferences: `loss` is of single answers",
+            "name `preference`, which has the loss of the chosen answers too",
+        )
+    answering = [task for task in tasks if task not in ("loss", "perplexity", "preference", "general", "speed")]
     are_text = all(isinstance(row.example, Text) for row in rows)
     if are_text and answering:
         raise UsageError(
@@ -194,34 +226,46 @@ def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
         check_installed()
 
 
+def _measures(tasks: Sequence[str], schema: Schema | None, rows: Sequence[EvalRow]) -> tuple[Measure, ...]:
+    """The figures of the tasks; preferences that are single answers marked good or bad have their own."""
+    answers = [row.example for row in rows if isinstance(row.example, Preference)]
+    is_unpaired = any(one.chosen is None or one.rejected is None for one in answers)
+    return measures_of(tasks, has_schema=schema is not None, is_unpaired=is_unpaired)
+
+
 def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:
     if recipe.schema is None:
         return None
     return read_schema(named_file(recipe.schema, base, subject.folder))
 
 
-def _labels(recipe: EvalRecipe, rows: Sequence[EvalRow]) -> tuple[str, ...]:
+def _labels(named: Sequence[str], rows: Sequence[EvalRow]) -> tuple[str, ...]:
+    """The classes: those that are ``named``, else the answers of the rows."""
     references = [row.reference.strip() for row in rows if row.reference]
-    labels = recipe.labels or tuple(sorted(set(references)))
-    if len(labels) > MAX_LABELS:
+    labels = named or tuple(sorted(set(references)))
+    if not named and len(labels) > MAX_LABELS:
         raise DataError(
             f"the answers of the rows are {len(labels)} different texts; that is too many for classes",
             'name the classes: [eval] labels = ["good", "bad"], or leave the task labels out',
         )
     if len(labels) < 2:
         raise DataError("the task labels needs at least two classes", 'name them: [eval] labels = ["good", "bad"]')
-    if not recipe.labels and len(labels) > _MOST_DIFFERENT * len(references):
+    if not named and len(labels) > _MOST_DIFFERENT * len(references):
         raise DataError(
             f"{len(references)} rows have {len(labels)} different answers; these are no classes",
             'name the classes: [eval] labels = ["good", "bad"], or leave the task labels out',
         )
-    strange = next((row for row in rows if row.reference and named_label(row.reference, labels) is None), None)
+    strange = next((row for row in rows if row.reference and not _names(row.reference, labels)), None)
     if strange is not None:
         raise DataError(
             f"{strange.where}: the reference {strange.reference[:60]!r} names none of the labels",
             f"labels are {', '.join(labels[:8])}",
         )
     return tuple(labels)
+
+
+def _names(reference: str, labels: Sequence[str]) -> bool:
+    return reference in labels or named_label(reference, labels) is not None
 
 
 def _gates(
@@ -283,4 +327,4 @@ def _identity(
         "shots": shots,
         **({"references": list(recipe.references)} if recipe.references else {}),
         **({"max_target_length": data["max_target_length"]} if subject.task == "seq2seq" else {}),
-    }
+    } | ({"question": recipe.label_question, "text_template": data["text_template"]} if subject.opened.head else {})

@@ -11,8 +11,9 @@ import mlx.nn as nn
 from mlx_finetune import rundir
 from mlx_finetune.app.eval.rows import NO_DATA
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
-from mlx_finetune.app.open import Located, Opened, Report, base_model, open_name, read_recipe
+from mlx_finetune.app.open import Located, Opened, Report, base_model, locate, open_name, read_recipe, start_model
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.preference import PREFERENCE_TASKS
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
@@ -61,13 +62,22 @@ class Subject:
 
     @contextmanager
     def model(self, side: Side) -> Generator[nn.Module]:
-        """The model of one side while the block runs; the adapter is off for the base."""
+        """The model of one side while the block runs; the adapter is off for the base, or that of the start."""
         if not side.is_base:
             yield self.opened.model
             return
-        with base_model(self.opened) as model:
+        adapter = self.started_from
+        around = base_model(self.opened) if adapter is None else start_model(self.opened, adapter)
+        with around as model:
             model.eval()
             yield model
+
+    @property
+    def started_from(self) -> Path | None:
+        """The adapter that a preference run began with: what it is compared with is its own start, not the base."""
+        if self.recipe is None or self.recipe.task not in PREFERENCE_TASKS or not self.recipe.adapter:
+            return None
+        return locate(self.recipe.adapter, base=self.folder).adapter
 
     def hashes(self) -> dict[str, object]:
         """SHA-256 of model, adapter and tokenizer; ``adapter`` is empty without one."""

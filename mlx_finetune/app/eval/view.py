@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from mlx_finetune.app.eval import measures as works
+from mlx_finetune.app.eval.classes import confusion_lines
 from mlx_finetune.app.eval.figures import Result
 from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed, Timing
 from mlx_finetune.app.eval.setup import Evaluation
@@ -21,6 +22,7 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield from wrapped(report.verdict.sentence)
     yield ""
     yield from table(report.results, BASE, TUNED)
+    yield from confusion_lines(report.classes, TUNED if TUNED in report.classes else next(iter(report.classes), ""))
     yield from _categories(report.categories, report.results)
     how = "one at a time" if evaluation.at_once == 1 else f"{evaluation.at_once} at a time"
     yield from _answer_lines(f"answers, {how}: tokens and seconds of one (median, 95 % below)", report.answers)
@@ -42,7 +44,9 @@ def _heading(evaluation: Evaluation, report: Report) -> str:
     else:
         rows = f"all {len(chosen.rows)} rows" if chosen.split == "all" else f"{len(chosen.rows)} {chosen.split} rows"
     start = "" if report.is_whole else "interrupted, figures are of what was measured so far; "
-    return f"{start}{what} on {rows} of {chosen.source}"
+    begun = evaluation.subject.started_from
+    base = f"; base is what it started from, {begun.name}" if begun is not None else ""
+    return f"{start}{what} on {rows} of {chosen.source}{base}"
 
 
 def _categories(categories: Sequence[Category], results: Sequence[Result]) -> Iterator[str]:
@@ -157,6 +161,7 @@ def _gates(report: Report) -> Iterator[str]:
 _DOING = {
     works.LOSS: "losses of the rows",
     works.TEXT: "perplexity of the text",
+    works.PREFERENCE: "likelihoods of both answers",
     works.LABELS: "likelihoods of the classes",
     works.ANSWER: "answers",
     works.CONSTRAINED: "answers held to the schema",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.app.pipeline.decide import Deciding, Step, refuse_replacing, run_status
+from mlx_finetune.app.pipeline.figures import set_aside
 from mlx_finetune.app.pipeline.fingerprint import evaluation_fingerprint, hash_result
 from mlx_finetune.app.running.runs import remove_run
 from mlx_finetune.errors import Interrupted, MlxftError, RunError
@@ -89,7 +90,6 @@ def carry_out(deciding: Deciding, hands: Hands) -> Outcome:
     steps = deciding.all_steps(read_record(pipeline.folder))
     if not deciding.selection.is_forced:
         refuse_replacing(steps, pipeline)
-        _refuse_replaced_figures(deciding, steps)
     durable.make_folder(pipeline.folder)
     lock = take_lock(pipeline.folder / LOCK)
     if lock is None:
@@ -103,49 +103,36 @@ def carry_out(deciding: Deciding, hands: Hands) -> Outcome:
 
 
 def begun_record(pipeline: LoadedPipeline, old: PipelineRecord | None, base: Path) -> PipelineRecord:
-    """The record with the stages that the file has now, started in ``base``; what is known of them stays."""
+    """The record with the stages that the file has now, started in ``base``.
+
+    What is known of them stays, and what is known of those that the file has no more, should they come back.
+    """
     created = old.created if old is not None else datetime.now(UTC).isoformat(timespec="seconds")
+    known = {one.name: one for one in (*old.former, *old.stages)} if old is not None else {}
     stages: list[StageRecord] = []
     for stage in pipeline.stages:
         what = str(stage.loaded.path) if stage.loaded is not None else stage.asked.command or ""
-        kept = old.stage(stage.name) if old is not None else None
         kind = "command" if stage.loaded is None else "train"
-        stages.append(replace(kept or StageRecord(stage.name, kind, what), kind=kind, what=what, needs=stage.needs))
-    names = {(name, one.name) for one in pipeline.pipeline.evaluations for name in one.stages}
-    kept_evaluations = [one for one in old.evaluations if (one.stage, one.name) in names] if old is not None else []
+        kept = known.pop(stage.name, None) or StageRecord(stage.name, kind, what)
+        stages.append(replace(kept, kind=kind, what=what, needs=stage.needs))
+    names = [(name, one.name) for one in pipeline.pipeline.evaluations for name in one.stages]
+    evaluated = {(one.stage, one.name): one for one in old.all_evaluations} if old is not None else {}
+    current = tuple(evaluated.pop(key) for key in names if key in evaluated)
     return PipelineRecord(
         created,
         str(pipeline.path),
         str(base.resolve()),
         pipeline.overrides,
         tuple(stages),
-        tuple(kept_evaluations),
+        current,
+        tuple(known.values()),
+        tuple(evaluated.values()),
     )
 
 
 def data_of(one: EvaluationRecipe, pipeline: LoadedPipeline) -> str | None:
     """Where the rows of an evaluation are."""
     return filled(one.data, pipeline.folders) if one.data is not None else None
-
-
-def _refuse_replaced_figures(deciding: Deciding, steps: Sequence[Step]) -> None:
-    """An evaluation that was defined otherwise is not replaced unasked. Raises ``RunError``."""
-    pipeline, record = deciding.pipeline, read_record(deciding.pipeline.folder)
-    if record is None:
-        return
-    for step in steps:
-        for one in pipeline.pipeline.evaluations:
-            kept = record.evaluation(step.stage.name, one.name)
-            if step.action != "skip" or kept is None or step.stage.name not in one.stages:
-                continue
-            result = kept.fingerprint.get("result", "")
-            new = evaluation_fingerprint(one, data_of(one, pipeline), result, deciding.base)
-            if changed := differences(kept.fingerprint, new, {}):
-                raise RunError(
-                    f"the evaluation {one.name} has changed: {'; '.join(changed)}; the figures of {step.stage.name} "
-                    "would be replaced",
-                    f"to replace them: {pipeline.command('--force')}; to keep them give it another name",
-                )
 
 
 @dataclass(slots=True)
@@ -283,9 +270,8 @@ class _Work:
         is_same = kept is not None and not differences(kept.fingerprint, found, {})
         if kept is not None and is_same and kept.status == "finished" and place.with_name(f"{one.name}.json").is_file():
             return Ended(0)
-        if not is_same:
-            for end in (".json", ".csv", ".rows.jsonl"):  # of an evaluation that was defined otherwise
-                place.with_name(one.name + end).unlink(missing_ok=True)
+        if not is_same and kept is not None and (other := set_aside(place.parent, one.name)) is not None:
+            self.hands.say(f"{one.name} of {stage.name} is evaluated anew; the figures before are kept as {other}")
         self.hands.say(f"evaluating {one.name} of {stage.name}")
         before = kept.seconds if kept is not None and is_same else 0.0
         begun = EvaluationRecord(stage.name, one.name, "begun", found, before)

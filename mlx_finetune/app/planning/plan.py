@@ -19,10 +19,10 @@ from mlx_finetune.app.planning.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.labels import num_outputs
+from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
-from mlx_finetune.dataset.stream import epoch_lengths
-from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import TokenizeReport
 from mlx_finetune.dataset.two_sides import check_task
@@ -43,6 +43,8 @@ from mlx_finetune.hardware.planning.forecast import (
 from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
+from mlx_finetune.hardware.planning.rollouts import add_rollouts
+from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -149,14 +151,14 @@ def make_plan(
     local = find_local(recipe, base)
     if local is None:
         shape, bits = _guess(recipe), None
-        lengths, tokens = _estimate_tokens(splits, recipe)
-        tokenizer_bytes = 0
+        lengths, tokens, tokenizer_bytes = *_estimate_tokens(splits, recipe), 0
     else:
         shape, bits = _read_config(local)
-        lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base)
+        lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base, shape)
+    shape = replace(shape, num_outputs=num_outputs(recipe.task, splits.train))
     known = corrections or Corrections()
     _check_blocks(recipe, shape)
-    run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type)
+    run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type, recipe.task)
     facts = Facts(lengths, shape, machine, unpackable, bits, known.memory_factor, num_processes=num_processes)
     facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
@@ -232,6 +234,8 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         on_gpu=on_gpu,
         disk_bytes=disk_bytes,
     )
+    seconds, num_valid = measured.answer_seconds, plan.tokens.num_valid
+    forecast = add_rollouts(forecast, plan.resolved, seconds, num_valid, beside.num_evaluations, on_gpu=on_gpu)
     factor = plan.resolved.memory.factor(forecast.peak_bytes.expected)
     facts = replace(plan.facts, memory_factor=factor)
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
@@ -251,10 +255,12 @@ def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: M
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     positions = epochs * epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
     at_end = disk_at_end(resolved, disk, plan_beside(resolved, resolved.recipe.eval, disk.checkpoint))
-    if mac is not None:
-        return forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
     on_gpu = facts.machine.on_gpu
-    return forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
+    if mac is not None:
+        forecast = forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
+    else:
+        forecast = forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
+    return add_rollouts(forecast, resolved, None, 0, 0, on_gpu=on_gpu)
 
 
 class _WouldDownloadError(Exception):
@@ -301,7 +307,7 @@ def _guess(recipe: Recipe) -> ModelShape:
 
 
 def _count_tokens(
-    splits: Splits, recipe: Recipe, local: LocalModel, base: Path
+    splits: Splits, recipe: Recipe, local: LocalModel, base: Path, shape: ModelShape
 ) -> tuple[NDArray[np.integer], TokenCount, int]:
     """The rows in tokens, and the bytes of the tokenizer beside the weights in every checkpoint."""
     from mlx_finetune.model.tokens.tokenizer import load_tokenizer
@@ -309,15 +315,15 @@ def _count_tokens(
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
     check_task(recipe.task, tokenizer, local.name)
     split, valid = (
-        tokenize(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
+        tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
         for name, examples in (("train", splits.train), ("valid", splits.valid))
     )
-    lengths = epoch_lengths(split.rows, recipe.seed)
+    rows = rows_of(split.rows)
+    lengths = planned_lengths(rows, recipe, shape.model_type)
     report = split.report
     cut = sum(report.count(outcome) for outcome in _BY_LENGTH)
     lost = (*_lost("training", report, _NOT_USED), *_lost("validation", valid.report, {**_BY_LENGTH, **_NOT_USED}))
-    rows = rows_of(split.rows)
-    summary = summarize_lengths(rows.lengths.tolist(), "tokens")
+    summary = summarize_lengths(sequence_lengths(rows, recipe.task).tolist(), "tokens")
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
     positions = int(num_states(rows_of(valid.rows).lengths).sum())
     share, most = report.target_share, rows.most_targets()

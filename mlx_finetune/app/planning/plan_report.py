@@ -11,6 +11,7 @@ from mlx_finetune.app.planning.suggestions import Suggestion, suggest
 from mlx_finetune.hardware.limits import memory_limit
 from mlx_finetune.hardware.planning.forecast import Forecast
 from mlx_finetune.hardware.planning.ranges import Range
+from mlx_finetune.hardware.planning.rollouts import plan_rollouts
 from mlx_finetune.hardware.planning.shapes import adapted_layers, target_linears
 from mlx_finetune.model.sources.catalogue import CATALOGUE
 from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
@@ -167,6 +168,17 @@ def _run_lines(plan: Plan) -> Iterator[str]:
         f"{counted(resolved.total_steps, 'step')}, {resolved.steps_per_epoch:,} in an epoch ({epochs:.2f} epochs); "
         f"{what} at once{times}"
     )
+    rollouts = plan_rollouts(resolved, on_gpu=plan.machine.on_gpu)
+    if rollouts is not None:
+        tokens = rollouts.num_answers * rollouts.max_tokens
+        yield (
+            f"each step draws {rollouts.num_answers:,} answers, {rollouts.group_size} to a problem, of at most "
+            f"{rollouts.max_tokens:,} tokens, {rollouts.at_once} at a time: at most {rollouts.num_passes:,} passes"
+        )
+        yield (
+            f"up to {format_count(tokens * resolved.total_steps)} tokens are said in all, which is nearly all of the "
+            "time; grpo.max_tokens and grpo.group_size make it less"
+        )
 
 
 def _adapter_lines(plan: Plan) -> Iterator[str]:
@@ -224,10 +236,13 @@ def _time_lines(plan: Plan) -> Iterator[str]:
         yield f"{where}, and no run on this machine has told yet"
         return
     calibrated = "" if forecast.is_calibrated else "; not calibrated: no trustworthy figure of this chip is known"
+    says = plan.recipe.task == "grpo" and plan.measured is None
     yield f"{forecast.step_seconds.text(format_step)} a step, {_SOURCES[forecast.source]}{calibrated}"
     runs = len(plan.corrections.time_ratios)
     if plan.measured and runs:
         yield f"corrected by {runs} planned runs on this machine: x {plan.corrections.time_factor:.2f}"
+    if says:
+        yield "without the time to say the answers, which is nearly all of it: plan without --no-measure"
     if plan.measured is None:
         yield f"{forecast.finish_seconds.text(format_seconds)} for all steps, without evaluations and answers"
         return

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_finetune.app.classify import check_answers
 from mlx_finetune.app.generate import question
 from mlx_finetune.app.open import Opened, Report, open_each
 from mlx_finetune.app.serve.tasks import Task, read_tasks
@@ -89,6 +90,7 @@ def open_rack(
                 f"{opened.name} is an encoder-decoder model, which is not served: clients send conversations",
                 "mlxft generate answers a file of prompts, several at once with --batch 16",
             )
+        check_answers(opened, "serve")
         found = dict(adapter_layers(opened.model))
         one = _served(opened, id_of(opened.name), opened.info.name if found else None)
         if one.id in layers:

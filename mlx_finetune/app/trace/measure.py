@@ -1,7 +1,7 @@
 """Goes through the checkpoints of a run in order: reload and check, ask the probes, compare states, measure updates.
 
 Everything about a step is kept before the next one begins (``journal``). Beside the model there are the states of the
-base and of the step before: 64 probes, 12 tokens each (SmolLM2-135M: 53 MB).
+base and of the step before: 64 probes, 12 tokens each (SmolLM2-135M: 53 MB for each of the two).
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence

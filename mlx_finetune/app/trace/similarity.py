@@ -10,9 +10,9 @@ Array = NDArray[np.float32] | NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Centred:
-    """States (N, H) with the mean of every column taken off, and ``||X^T X||_F``."""
+    """States (N, H) with the mean of every column taken off, kept in fp32, and ``||X^T X||_F``."""
 
-    states: NDArray[np.float64]
+    states: NDArray[np.float32]
     self_norm: float
 
 
@@ -20,7 +20,8 @@ def centred(states: Array) -> Centred:
     """``states`` (N, H), one row a token, ready to be compared."""
     values = states.astype(np.float64)
     values -= values.mean(axis=0)
-    return Centred(values, _product_norm(values, values))
+    kept = values.astype(np.float32)
+    return Centred(kept, _product_norm(kept, kept))
 
 
 def linear_cka(first: Centred, second: Centred) -> float | None:
@@ -44,8 +45,9 @@ def divergence(p: NDArray[np.float32], q: NDArray[np.float32]) -> float:
     return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1, dtype=np.float64)))
 
 
-def _product_norm(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """``||Y^T X||_F``, by whichever of H x H and N x N is smaller."""
+def _product_norm(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """``||Y^T X||_F`` in fp64, by whichever of H x H and N x N is smaller."""
+    x, y = first.astype(np.float64), second.astype(np.float64)
     if x.shape[0] < min(x.shape[1], y.shape[1]):
         return float(np.sqrt(max(0.0, float(np.sum((x @ x.T) * (y @ y.T))))))
     return float(np.linalg.norm(y.T @ x))

@@ -26,8 +26,10 @@ def metrics_of(event: Event) -> Metrics:
                 "memory/active_gb": one.active_memory_bytes / 1e9,
                 "memory/peak_gb": one.peak_memory_bytes / 1e9,
             }
+            values.update({f"train/{name}": value for name, value in one.metrics.items()})
         case Evaluated() as one:
             values = {"eval/loss": one.loss}
+            values.update({f"eval/{name}": value for name, value in one.metrics.items()})
         case Resources() as one:
             values = {
                 f"resources/{name.removesuffix(_BYTES)}_gb" if name.endswith(_BYTES) else f"resources/{name}": value

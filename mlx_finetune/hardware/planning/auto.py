@@ -5,7 +5,7 @@ the decisions filled in, each with its reason. Pure arithmetic: the same facts g
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from mlx_finetune.dataset.stream import count_parts
 from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, memory_limit, plan_limits
 from mlx_finetune.hardware.planning import kept_states
+from mlx_finetune.hardware.planning.answering import answer_bytes, answers_a_row
 from mlx_finetune.hardware.planning.cadence import cadence, steps_in_epoch, total_steps
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.planning.layout import choose_layout, count_sequences, longest_padded
@@ -22,6 +23,7 @@ from mlx_finetune.hardware.planning.memory import Layout, MemoryPlan, plan_memor
 from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, VARIABLES, TunedSettings
+from mlx_finetune.recipe.preference import PREFERENCE_TASKS, default_rate, settled_preference
 from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
 from mlx_finetune.units import format_bytes
 
@@ -37,7 +39,9 @@ class Facts:
     a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted beyond the
     frozen weights (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token).
     ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
-    ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned`` is what ``mlxft tune`` found here.
+    ``answers`` are those marked
+    good and bad, where rows are marked. ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned``
+    is what ``mlxft tune`` found here.
     """
 
     lengths: NDArray[np.integer]
@@ -51,6 +55,7 @@ class Facts:
     valid_positions: int = 0
     free_disk_bytes: int | None = None
     num_processes: int = 1
+    answers: tuple[int, int] | None = None
     tuned: TunedSettings = NOTHING_TUNED
 
     @property
@@ -107,6 +112,10 @@ def _learning_rate(recipe: Recipe) -> tuple[float, str]:
     """The peak learning rate where none is given, and why."""
     if recipe.scratch is not None:
         rate, reason = 1e-3, "for random weights"
+    elif recipe.task in PREFERENCE_TASKS:
+        rate, reason = default_rate(recipe.task, is_adapter=recipe.lora is not None)
+    elif recipe.task == "grpo":
+        rate, reason = (1e-5 if recipe.lora is not None else 1e-6), "for rewards of its own answers"
     elif recipe.lora is not None:
         rate, reason = 2e-4, "for adapters"
     else:
@@ -243,11 +252,12 @@ class _Decisions:
         length = self._packed_length or longest_padded(facts.lengths)
         is_packed = self._packed_length is not None
         share = 1.0 if is_packed or facts.most_targets is None else min(1.0, facts.most_targets / length)
-        num_parts = count_parts(self._batch_size, recipe.training.gradient_accumulation_steps, self._microbatch)
+        num_sequences = self._batch_size * answers_a_row(recipe)
+        num_parts = count_parts(num_sequences, recipe.training.gradient_accumulation_steps, self._microbatch)
         layout = Layout(self._microbatch, length, num_parts, share, is_packed, is_whole=isinstance(self._threads, int))
         stored_bits = (recipe.quantize or facts.stored_bits) if facts.machine.on_gpu else None
         value_bytes = 4 if self._dtype == "float32" else 2
-        return plan_memory(
+        memory = plan_memory(
             facts.shape,
             recipe.lora,
             layout,
@@ -257,6 +267,10 @@ class _Decisions:
             on_gpu=facts.machine.on_gpu,
             moments=moment_bytes(facts.shape, recipe.lora, recipe.training.optimizer),
         )
+        if recipe.task != "grpo":
+            return memory
+        said = answer_bytes(facts.shape, length, value_bytes=value_bytes, on_gpu=facts.machine.on_gpu)
+        return replace(memory, activations=max(memory.activations, said - memory.logits))
 
     def decide_rates(self) -> None:
         """Learning rate, and the length of the run."""
@@ -330,6 +344,8 @@ class _Decisions:
         memory = self._memory(recompute=self._recompute)
         needed = memory.corrected(self._facts.memory_factor)
         limits = plan_limits(recipe.hardware, self._facts.machine, needed, self._reasons)
+        preference, reasons = settled_preference(recipe.task, recipe.preference, self._facts.answers)
+        self._reasons |= reasons
         training = self._training | {"batch_size": self._batch_size, "gradient_checkpointing": self._recompute}
         sizes = {"memory_limit": limits.memory_bytes, "cache_limit": limits.cache_bytes}
         if limits.wired_bytes:
@@ -339,6 +355,7 @@ class _Decisions:
         resolved = recipe.model_copy(
             update={
                 "data": recipe.data.model_copy(update={"packing": self._packed_length is not None}),
+                "preference": preference,
                 "training": recipe.training.model_copy(update=training),
                 "hardware": recipe.hardware.model_copy(update=hardware),
             }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mlx_finetune.hardware.planning.memory import checkpoint_bytes, trainable_parameters
 from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import ModelShape, adapted_layers
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_bytes, format_count
 
@@ -68,10 +69,14 @@ def why_impossible(recipe: Recipe, shape: ModelShape, num_processes: int) -> str
 
     What only the loaded model tells (blocks that are no chain) is looked at in ``train.start.frozen``.
     """
+    if recipe.task == "grpo":
+        return "the rows are other answers in every step"
     if recipe.lora is None:
         return "every weight is trained"
     if not frozen_blocks(shape, recipe):
         return EVERY_BLOCK
+    if recipe.task in TWO_ANSWER_TASKS:
+        return f"task {recipe.task!r} has two answers in a row, and each sees the prompt alone"
     if recipe.training.neftune_alpha:
         return "neftune_alpha changes what enters the blocks in every step"
     if num_processes > 1:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from mlx_finetune.dataset.pack import pack_lengths
 from mlx_finetune.dataset.stream import length_step, round_up
 from mlx_finetune.hardware.planning.shapes import ModelShape
+from mlx_finetune.recipe.heads import SCORED_TASKS
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
+from mlx_finetune.recipe.schema import Recipe
 
 PACKED_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 WORTH_IT = 0.95  # pack when it costs at most this share of padding
@@ -67,8 +70,27 @@ def choose_layout(
     return RowLayout(best, f"packs of {best} cost {ratio:.0%} of batches padded by length")
 
 
-def why_unpackable(model_type: str) -> str:
-    """Why rows of this family cannot share a sequence, "" where they can (``inside.segments`` refuses the same)."""
+#: Task -> why its rows are alone.
+_ALONE = {
+    **dict.fromkeys(TWO_ANSWER_TASKS, "a row holds two answers"),
+    **SCORED_TASKS,
+    "grpo": "every answer has a reward of its own",
+}
+
+
+def shares_prompts(recipe: Recipe, model_type: str) -> bool:
+    """True where two answers are expected to share their prompt; the loaded model has the last word."""
+    if recipe.task in SCORED_TASKS:
+        return False
+    asked = recipe.preference.share_prompt if recipe.preference else "auto"
+    return asked is not False and not why_unpackable(model_type)
+
+
+def why_unpackable(model_type: str, task: str = "") -> str:
+    """Why rows of this family and task cannot share a sequence, "" where they can (``inside.segments`` and the task's
+    objective refuse the same)."""
+    if task in _ALONE:
+        return _ALONE[task]
     if model_type in ("gpt2", "gpt_bigcode"):
         return f"{model_type} has learned positions, which start at 0 for every row"
     if model_type == "t5":

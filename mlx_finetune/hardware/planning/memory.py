@@ -88,6 +88,7 @@ def plan_memory(
     else:
         backward = blockwise_memory.backward_bytes(shape, learned, layout, recompute=recompute)
         loss = blockwise_memory.loss_bytes(shape, learned, layout, recompute=recompute)
+        backward += expert_bytes(shape, layout)
         num_parts = len(blockwise_memory.pieces(shape, layout))
     own_weights = 0 if lora is None else weight_bytes(shape, value_bytes=value_bytes, stored_bits=stored_bits)
     return MemoryPlan(
@@ -97,6 +98,16 @@ def plan_memory(
         logits=max(0, loss - backward),
         update=update_bytes(shape, learned, num_parts=num_parts, accumulation=layout.accumulation),
     )
+
+
+def expert_bytes(shape: ModelShape, layout: Layout) -> int:
+    """What a block with experts holds on a CPU beside what one MLP does: five arrays of the size of its inner states,
+    one for each expert of a token, and the gradient of its stacks. Measured at four small shapes."""
+    if not shape.experts_per_token:
+        return 0
+    inner = layout.positions * shape.experts_per_token * shape.intermediate_size
+    stacks = sum(one.num_weights for one in shape.linears if one.copies > 1)
+    return 4 * (5 * inner + stacks)
 
 
 def trainable_parameters(shape: ModelShape, lora: LoraRecipe | None) -> int:

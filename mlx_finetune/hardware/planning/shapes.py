@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlx_finetune.recipe.schema import LoraRecipe
+from mlx_finetune.recipe.scratch import OWN_TYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class ModelShape:
     """What the arithmetic needs to know. ``linears`` are those of one block, attention's first, each part's last layer
     last. ``other_parameters`` of the whole model are neither in them nor in the embedding and the head: norms, biases,
     learned positions; ``outside_parameters`` of these are in no block. ``num_outputs`` are those of a score head, which
-    always learns. Of an encoder-decoder model, which has ``decoder_layers``, a block here is one of the encoder with
-    one of the decoder."""
+    always learns. A token goes through ``experts_per_token`` MLPs of a block with experts; 0 without. Of an
+    encoder-decoder model, which has ``decoder_layers``, a block here is one of the encoder with one of the decoder."""
 
     model_type: str
     num_layers: int
@@ -69,6 +70,7 @@ class ModelShape:
     outside_parameters: int = 0
     decoder_layers: int = 0
     num_outputs: int = 0
+    experts_per_token: int = 0
 
     @property
     def attention_width(self) -> int:
@@ -152,10 +154,6 @@ def adapter_parameters(shape: ModelShape, lora: LoraRecipe) -> int:
     return per_block * adapted_layers(shape, lora)
 
 
-#: ``model_type`` of our own llama with sinks or experts (``model.scratch``, which this layer does not import).
-OWN_TYPE = "mlxft_scratch"
-
-
 class _Sizes:
     """Reads the sizes of one config under the names that different families use."""
 
@@ -169,6 +167,7 @@ class _Sizes:
         self.heads = self.need("num_attention_heads", "n_head", "num_heads")
         self.kv_heads = self.find("num_key_value_heads") or self.heads
         self.head_dim = self.find("head_dim", "d_kv") or self.hidden // self.heads
+        self.num_experts = self.find("num_local_experts", "num_experts") or 1
         self.context = self.find("max_position_embeddings", "n_positions", "n_ctx")
 
     def find(self, *names: str) -> int | None:
@@ -226,6 +225,7 @@ class _Sizes:
             outside_parameters=outside,
             is_exact=is_exact and self.is_known,
             kind=kind,
+            experts_per_token=(self.find("num_experts_per_tok") or 2) if self.num_experts > 1 else 0,
         )
 
 
@@ -236,7 +236,7 @@ def _llama_like(sizes: _Sizes) -> ModelShape:
     """q, k, v, o and gate, up, down; RMS norms."""
     hidden, width, kv_width = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     intermediate = sizes.find("intermediate_size", "ffn_dim", "n_inner") or 4 * hidden
-    experts = sizes.find("num_local_experts", "num_experts") or 1
+    experts = sizes.num_experts
     expert_width = sizes.find("moe_intermediate_size") if experts > 1 else None
     inner = expert_width or intermediate
     linears = (

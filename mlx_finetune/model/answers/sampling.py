@@ -5,6 +5,7 @@ temperature last, so its top-p keeps other tokens at temperatures other than 1. 
 answer depends on ``(seed, index)`` and the logits alone.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -32,6 +33,12 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_tokens: int = 512
     seed: int = 0
+
+
+def seed_of(*parts: object) -> int:
+    """A seed below 2^31 for a draw that ``parts`` name: the same for the same parts, unrelated for others."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def sample_token(logits: mx.array, previous: Sequence[int], sampling: Sampling, index: int) -> int:

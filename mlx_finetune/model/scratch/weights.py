@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from mlx_finetune.recipe.scratch import ScratchRecipe
+from mlx_finetune.recipe.scratch import OWN_TYPE, ScratchRecipe
 
 SPREAD = 0.02
-#: ``model_type`` of models with sinks or experts, whose code is ``architecture.py`` of this folder.
-OWN_TYPE = "mlxft_scratch"
+#: The code of models with sinks or experts, a copy of ``architecture.py`` of this folder.
 OWN_FILE = "mlxft_scratch.py"
 
 Floats = NDArray[np.float32]

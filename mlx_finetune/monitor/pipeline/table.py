@@ -12,6 +12,8 @@ from mlx_finetune.monitor.plain import one_line
 from mlx_finetune.monitor.report.evaluated import Evaluation, Figure
 from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
 
+#: Measures of text, which is read in windows.
+_OF_TEXT = frozenset({"perplexity", "bits_per_byte"})
 #: Measures of one token, which is more or less text under another tokenizer.
 _PER_TOKEN = frozenset({"loss", "perplexity", "general_perplexity"})
 _SIDES = ("tuned", "model")
@@ -51,19 +53,29 @@ def _table(name: str, stages: Sequence[StageFacts]) -> EvaluationTable:
     evaluations = {stage.record.name: stage.evaluations[name] for stage in stages}
     places = {one.identity.get("rows_sha256") for one in evaluations.values()}
     tokenizers = {stage.vocabulary or stage.evaluations[name].identity.get("tokenizer_sha256") for stage in stages}
+    windows = {_window(one) for one in evaluations.values()}
     shown = {measured.title: measured for one in evaluations.values() for measured in one.measures if measured.is_shown}
     columns: list[Column] = []
     for title, measured in shown.items():
         figures = {stage: figure for stage, one in evaluations.items() if (figure := _figure(one, title)) is not None}
         is_ranked = len(places) == 1 and (len(tokenizers) == 1 or measured.name not in _PER_TOKEN)
+        is_ranked = is_ranked and (len(windows) == 1 or measured.name not in _OF_TEXT)
         best = _best(figures, is_higher_better=measured.is_higher_better) if is_ranked else ()
         columns.append(Column(title, measured.name, measured.is_higher_better, figures, best))
     note = "not ranked: the stages were measured on different rows" if len(places) > 1 else ""
     if len(tokenizers) > 1 and any(column.name in _PER_TOKEN for column in columns):
         note = "what is counted per token is not ranked: the tokenizers differ; compare bits per byte"
+    if len(windows) > 1 and any(column.name in _OF_TEXT for column in columns):
+        note = "what is of text is not ranked: the models read it in windows of different lengths"
     first = next(iter(evaluations.values())).data
     rows = f"{counted(first.num_rows, 'row')} of {first.source}" if len(places) == 1 else "different rows"
     return EvaluationTable(name, rows, tuple(evaluations), tuple(columns), note)
+
+
+def _window(evaluation: Evaluation) -> object:
+    """Window and stride in which the text was read; None where there was no text."""
+    text = evaluation.texts.get("perplexity")
+    return None if text is None else (text.get("window"), text.get("stride"))
 
 
 def _figure(evaluation: Evaluation, title: str) -> Figure | None:

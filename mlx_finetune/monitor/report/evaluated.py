@@ -92,6 +92,14 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
+class Classes:
+    """``counts[i][j]`` rows of class i were taken for class j; the last column are rows where none was named."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One eval/NAME.json; what it has beside this is left to the file."""
 
@@ -106,8 +114,10 @@ class Evaluation:
     gained: tuple[Changed, ...] = ()
     lost: tuple[Changed, ...] = ()
     gates: tuple[Gate, ...] = ()
+    classes: Mapping[str, Classes] = field(default_factory=dict[str, Classes])
     failed: tuple[Problem, ...] = field(default=())
     identity: Mapping[str, object] = field(default_factory=dict[str, object])
+    texts: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
 
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:

@@ -12,6 +12,7 @@ from mlx_finetune.monitor.microscope import STYLE
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Html, tag
 from mlx_finetune.monitor.report.parts.answers import answers
+from mlx_finetune.monitor.report.parts.best_of import best_of
 from mlx_finetune.monitor.report.parts.checkpoints import checkpoints
 from mlx_finetune.monitor.report.parts.curves import curves
 from mlx_finetune.monitor.report.parts.data import data
@@ -19,6 +20,7 @@ from mlx_finetune.monitor.report.parts.evaluations import evaluations
 from mlx_finetune.monitor.report.parts.headline import headline
 from mlx_finetune.monitor.report.parts.history import history
 from mlx_finetune.monitor.report.parts.machine import machine
+from mlx_finetune.monitor.report.parts.metrics import metrics
 from mlx_finetune.monitor.report.parts.origin import files, reproduce
 from mlx_finetune.monitor.report.parts.settings import settings
 from mlx_finetune.monitor.report.parts.sinks import sinks
@@ -29,7 +31,9 @@ from mlx_finetune.monitor.report.parts.trace import trace
 _SECTIONS: tuple[tuple[str, str, Callable[[ReportFacts], Html | None]], ...] = (
     ("answers", "answers", answers),
     ("curves", "curves", curves),
+    ("metrics", "metrics", metrics),
     ("evaluation", "evaluation", evaluations),
+    ("picks", "best of n", best_of),
     ("checkpoints", "checkpoints", checkpoints),
     ("sinks", "past the context", sinks),
     ("trace", "trace", trace),

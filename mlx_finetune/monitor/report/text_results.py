@@ -82,6 +82,7 @@ class SinkExperiment:
     methods: tuple[str, ...]
     meaning: Mapping[str, str]
     buckets: tuple[Bucket, ...]
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ from mlx_finetune.monitor.plain import number
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.tui.blocks import Lines, beside, title
 from mlx_finetune.monitor.tui.chart import Curve, draw_chart
-from mlx_finetune.monitor.tui.watched import Watched
+from mlx_finetune.monitor.tui.watched import METRIC, Watched
 
 SMOOTH, VALID = "cyan", "magenta"
 _MARK, _BEST = "\u25c6", "\u2605"
 _EACH, _LINE = "\u2801\u2802\u2804", "\u2809\u2812\u2824"
 _FALLING, _RISING, _FLAT = "\u2198", "\u2197", "\u2192"
 _ARROWS = {"falling": (_FALLING, "green"), "rising": (_RISING, "yellow"), "flat": (_FLAT, "dim"), "": ("", "")}
+_MOST_METRICS = 8  # of an objective, beside its loss
 #: Shares of a run, counted from its end, that the curves may be cut to.
 ZOOMS: Sequence[tuple[float, str]] = ((1.0, "all steps"), (0.5, "last half"), (0.1, "last tenth"))
 
@@ -71,7 +72,8 @@ def loss_parts(summary: Summary) -> list[Text]:
 def curves_lines(watched: Watched, *, width: int, height: int, zoom: int = 0) -> Lines:
     """The loss above, four small charts below: beside each other as far as they fit, one below the other else."""
     columns = 4 if width >= 160 else 2 if width >= 64 else 1
-    rows = 4 // columns
+    count = 4 + min(_MOST_METRICS, len(watched.summary.step.metrics) if watched.summary.step else 0)
+    rows = -(-count // columns)
     small = max(6, min(9, (height - 10) // rows)) if columns > 1 else 7
     upper = max(8, height - small * rows) if columns > 1 else max(6, height)
     lines = loss_block(watched, width=width, height=upper, zoom=zoom)
@@ -90,6 +92,11 @@ def small_charts(watched: Watched, *, width: int, columns: int, height: int, zoo
         ("grad_norm", f"gradient norm {number(step.grad_norm, 2)}", 1.0),
         ("speed", f"targets/s {step.targets_per_second:,.0f}", 1.0),
         ("memory", f"MLX memory, {unit}", 1 / size),
+    ]
+    known += [
+        (f"{METRIC}{name}", f"{name} {number(step.metrics.get(name), 3)}", 1.0)
+        for name in list(step.metrics)[:_MOST_METRICS]
+        if watched.curves.has(f"{METRIC}{name}")
     ]
     each = (width - 2 * (columns - 1)) // columns
     lines: Lines = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import from_json as decode
 
-from mlx_finetune.events import Record, Restarted
+from mlx_finetune.events import Record, Restarted, StepDone
 from mlx_finetune.journal import EventFollower
 from mlx_finetune.monitor.braille import Points
 from mlx_finetune.monitor.series import thin_extremes
@@ -47,6 +47,9 @@ class Series:
         return list(zip(xs, ys, strict=True))
 
 
+#: Before the name of what an objective measures beside its loss.
+METRIC = "metric:"
+
 #: List of a summary -> the curves that are fed from it.
 _READERS: Mapping[str, Mapping[str, Callable[[Any], float | None]]] = {
     "losses": {"loss": lambda point: point.loss, "smooth": lambda point: point.smooth},
@@ -76,6 +79,10 @@ class Curves:
     def __getitem__(self, name: str) -> Series:
         return self._series[name]
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a curve: those of metrics come with the first step that has them."""
+        return name in self._series
+
     def update(self, summary: Summary) -> None:
         """Take in what the summary has that these have not. A list that was cut back, as when a run is resumed, is
         taken in anew."""
@@ -94,6 +101,16 @@ class Curves:
                 if is_cut:
                     self._series[name] = Series()
                 self._series[name].extend(steps, [read(item) for item in new])
+            if source == "steps":
+                self._extend_metrics(summary.steps[len(summary.steps) - len(new) :], is_cut=is_cut)
+
+    def _extend_metrics(self, new: Sequence[StepDone], *, is_cut: bool) -> None:
+        """Curves of what the objective measures, which have their names from the journal."""
+        for name in dict.fromkeys(name for one in new for name in one.metrics):
+            key = f"{METRIC}{name}"
+            if is_cut or key not in self._series:
+                self._series[key] = Series()
+            self._series[key].extend([one.step for one in new], [one.metrics.get(name) for one in new])
 
 
 class Watched:

@@ -18,6 +18,7 @@ import pydantic_core
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Resources, RunStarted, StepDone
 from mlx_finetune.journal import EventFollower
+from mlx_finetune.monitor.objective_metrics import metric_points
 from mlx_finetune.monitor.series import thin_extremes
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.rundir import EVENTS, RunDir
@@ -43,6 +44,8 @@ MACHINE_FIELDS = (
     "disk_free_bytes",
 )
 Column = list[float | None]
+#: Before the names of what an objective measures beside its loss: in steps, and on the validation set.
+METRIC, VALID_METRIC = "metric:", "valid:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,8 @@ class Course:
     def _fill_columns(self) -> None:
         """Add to the columns what was taken in since the last time."""
         summary, known = self.summary, self._steps
+        new = summary.steps[len(known["step"]) :]
+        _extend_metrics(known, new)
         _extend(known, summary.steps)
         _extend(self._looks, summary.resources)
         known["smooth"] = self._smooth
@@ -169,14 +174,26 @@ class Course:
                 thinned = thin_extremes(xs, _known(values)[chosen], most)
                 if thinned[0]:
                     found[name] = (thinned[0], [_short(y) for y in thinned[1]])
+        for name in {name for one in self.summary.evaluations for name in one.metrics}:
+            points = metric_points(self.summary.evaluations, name)
+            found[f"{VALID_METRIC}{name}"] = ([x for x, _ in points], [_short(y) for _, y in points])
         return found
 
 
 def _extend(columns: dict[str, Column], rows: Sequence[StepDone] | Sequence[Resources]) -> None:
     new = rows[len(columns["step"]) :]
     for name, column in columns.items():
-        if name != "smooth":
+        if name != "smooth" and not name.startswith(METRIC):
             column += [getattr(row, name) for row in new]
+
+
+def _extend_metrics(columns: dict[str, Column], new: Sequence[StepDone]) -> None:
+    """Columns of the metrics of ``new`` steps; one that is met for the first time has nothing before."""
+    for name in dict.fromkeys(name for one in new for name in one.metrics):
+        columns.setdefault(f"{METRIC}{name}", [None] * len(columns["step"]))
+    for name, column in columns.items():
+        if name.startswith(METRIC):
+            column += [one.metrics.get(name.removeprefix(METRIC)) for one in new]
 
 
 def _range(xs: Column, first: float | None, last: float | None) -> slice:

@@ -56,7 +56,10 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True)
 class PipelineRecord:
-    """A whole pipeline. ``file``, ``started_in`` and ``overrides`` are what it takes to go on with it."""
+    """A whole pipeline. ``file``, ``started_in`` and ``overrides`` are what it takes to go on with it.
+
+    ``former`` are stages that were taken out of the file, ``former_evaluations`` likewise.
+    """
 
     created: str
     file: str
@@ -64,11 +67,18 @@ class PipelineRecord:
     overrides: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
+    former: tuple[StageRecord, ...] = ()
+    former_evaluations: tuple[EvaluationRecord, ...] = ()
     format_version: int = FORMAT_VERSION
+
+    @property
+    def all_evaluations(self) -> tuple[EvaluationRecord, ...]:
+        """Those of the file and those that were taken out of it."""
+        return (*self.former_evaluations, *self.evaluations)
 
     def stage(self, name: str) -> StageRecord | None:
         """The record of a stage; None where the pipeline had no such stage yet."""
-        return next((one for one in self.stages if one.name == name), None)
+        return next((one for one in (*self.stages, *self.former) if one.name == name), None)
 
     def evaluation(self, stage: str, name: str) -> EvaluationRecord | None:
         """The record of an evaluation; None where there was none yet."""
@@ -103,16 +113,21 @@ def write_record(folder: Path, record: PipelineRecord) -> None:
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str], defaults: Mapping[str, str]) -> Sequence[str]:
-    """What differs between two fingerprints, a phrase each. ``defaults`` count for what an older version left out."""
+    """What differs between two fingerprints, a phrase each.
+
+    For a key that one of them does not have ``defaults`` count: a version that knew more, or fewer, keys wrote it.
+    """
     found: list[str] = []
     for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key, defaults.get(key)), new.get(key, defaults.get(key))
+        default = defaults.get(key, _NOTHING)
+        before, after = old.get(key, default), new.get(key, default)
         if before == after:
             continue
         found.append(_WORDS.get(key) or (f"{key}: was {_short(before)}, is now {_short(after)}"))
     return found
 
 
+_NOTHING = "null"
 _WORDS: Mapping[str, str] = {
     "data files": "the data files have changed",
     "start": "what it starts from is another",
@@ -124,5 +139,5 @@ _WORDS: Mapping[str, str] = {
 }
 
 
-def _short(value: str | None) -> str:
-    return "not there" if value is None else value if len(value) <= 160 else f"{value[:157]}..."
+def _short(value: str) -> str:
+    return "not there" if value == _NOTHING else value if len(value) <= 160 else f"{value[:157]}..."

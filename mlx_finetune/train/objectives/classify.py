@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_finetune.dataset.stream import Batch
+from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective
 from mlx_finetune.train.objectives.next_token import read_as
@@ -23,7 +24,7 @@ def classify() -> Objective:
         label_loss,
         metrics=("accuracy",),
         count=count_rows,
-        unpackable="every row has a label of its own",
+        unpackable=SCORED_TASKS["classify"],
         num_outputs=None,
         is_per_position=False,
     )

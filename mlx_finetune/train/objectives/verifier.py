@@ -10,7 +10,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from mlx_finetune.dataset.stream import Batch
+from mlx_finetune.dataset.stream import Batch, round_up
+from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective
 from mlx_finetune.train.objectives.classify import count_rows
@@ -26,7 +27,7 @@ def verifier(lm_loss_weight: float) -> Objective:
         partial(verdict_loss, lm_loss_weight=lm_loss_weight),
         metrics=("accuracy", "verdict_loss"),
         count=count_rows,
-        unpackable="every answer has a verdict of its own",
+        unpackable=SCORED_TASKS["verifier"],
         num_outputs=1,
         is_per_position=False,
     )
@@ -35,8 +36,8 @@ def verifier(lm_loss_weight: float) -> Objective:
 def verdict_arrays(batch: Batch, parts: int, *, learns_tokens: bool) -> Arrays:
     """Weights of the states (B, T), 1 / n at each of the n tokens of an answer; the last of them and the verdict, (B,).
 
-    With ``learns_tokens`` also where the tokens of each answer are predicted from and which they are, (B, N), -1 behind
-    the last; N is that of the longest answer, or T where there are ``parts``, so that shapes are few.
+    With ``learns_tokens`` also where the tokens of all answers are predicted from (of the flat (B T)), which they are
+    and 1 / n, (N,); N is rounded up where there are ``parts``, so that compiled functions see few shapes.
     """
     own = batch.loss_mask[:, :-1]
     lengths = np.count_nonzero(own, axis=1)
@@ -47,12 +48,16 @@ def verdict_arrays(batch: Batch, parts: int, *, learns_tokens: bool) -> Arrays:
     arrays = (mx.array(weights.astype(np.float32)), mx.array(ends.astype(np.int32)), mx.array(verdicts))
     if not learns_tokens:
         return arrays
-    width = own.shape[1] if parts else max(1, int(lengths.max(initial=0)))
-    sources, targets = np.zeros((len(own), width), np.int32), np.full((len(own), width), -1, np.int32)
-    for row, length in enumerate(lengths):
-        places = np.flatnonzero(own[row])
-        sources[row, :length], targets[row, :length] = places - 1, batch.tokens[row, places]
-    return *arrays, mx.array(sources), mx.array(targets)
+    places = np.flatnonzero(own)
+    more = (0, round_up(len(places), -(-own.size // parts)) - len(places)) if parts else (0, 0)
+    found = (places - 1, batch.tokens[:, :-1].reshape(-1)[places], weights.reshape(-1)[places])
+    sources, targets, shares = (np.pad(one, more) for one in found)  # what is added weighs nothing
+    return (
+        *arrays,
+        mx.array(sources.astype(np.int32)),
+        mx.array(targets.astype(np.int32)),
+        mx.array(shares.astype(np.float32)),
+    )
 
 
 def verdict_loss(
@@ -76,14 +81,7 @@ def verdict_loss(
     verdict = mx.sum(losses)
     total = verdict
     if tokens:
-        total = total + lm_loss_weight * _mean_losses(head, hidden, weights, *tokens)
+        sources, targets, shares = tokens
+        states = mx.take(hidden.reshape(-1, hidden.shape[-1]), sources, axis=0)  # (N, H)
+        total = total - lm_loss_weight * mx.sum(shares * head.log_probs(states, targets))
     return mx.stack([total, mx.sum(right.astype(mx.float32)), verdict])
-
-
-def _mean_losses(head: Head, hidden: mx.array, weights: mx.array, sources: mx.array, targets: mx.array) -> mx.array:
-    """The sum over rows of each answer's mean loss per token."""
-    total = mx.array(0.0)
-    for row in range(hidden.shape[0]):
-        states = hidden[row][sources[row]]  # (N, H)
-        total = total + mx.max(weights[row]) * head.cross_entropy(states, targets[row])
-    return total

@@ -58,6 +58,13 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "data.max_target_length": 256,
     "data.text_template": "{text}",
     "verifier.lm_loss_weight": 1.0,
+    "grpo.rewards": ["number"],
+    "grpo.reward_weights": [],
+    "grpo.schema": None,
+    "grpo.group_size": 8,
+    "grpo.max_tokens": 256,
+    "grpo.temperature": 1.0,
+    "grpo.divide_by_sd": False,
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.nn as nn
+import numpy as np
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard
@@ -57,6 +58,7 @@ class Prepared:
     """A run that could take its first step. ``recipe`` has no "auto" left; ``reasons`` say how each was decided."""
 
     recipe: Recipe
+    objective: Objective
     reasons: Mapping[str, str]
     identity: Identity
     model: nn.Module
@@ -76,6 +78,7 @@ class Prepared:
     device: str
     rows: TokenRows
     num_valid_rows: int
+    microbatch: int
     kept: KeptStates | None
     corrections: Mapping[str, int]
     card: DataCard
@@ -121,16 +124,30 @@ def prepare(
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved, asked.hardware, facts.machine, plan=loaded.command("plan"))
     disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
-    loaded_model = _load_model(local, resolved, rows, report)
+    loaded_model = _load_model(local, resolved, rows, objective, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = attach(loaded_model, resolved.recipe, base, emit)
     identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
     _compare(identity, ranks, emit)
     split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
-    resolved = settle_reuse(resolved, split, asked)
+    objective, resolved = _settled(split, settle_reuse(resolved, split, asked))
     parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
+
+
+def _settled(split: SplitModel, resolved: Resolved) -> tuple[Objective, Resolved]:
+    """The objective of the resolved recipe as the loaded model allows it, with what that chose in the recipe."""
+    objective = build_objective(resolved.recipe)
+    if objective.settle is None:
+        return objective, resolved
+    objective, chosen = objective.settle(split)
+    recipe = resolved.recipe
+    for key, (value, _) in chosen.items():
+        section, _, name = key.partition(".")
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={name: value})})
+    reasons = {**resolved.reasons, **{key: reason for key, (_, reason) in chosen.items()}}
+    return objective, replace(resolved, recipe=recipe, reasons=reasons)
 
 
 def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
@@ -224,8 +241,13 @@ def _assemble(
 ) -> Prepared:
     """The parts of a run around a loaded model: stream, optimizer, schedule."""
     recipe, training = resolved.recipe, resolved.recipe.training
+    stream = _stream(rows, resolved, safer.pieces, ranks)
+    valid = ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces))
+    if objective.reference:  # until it is computed: a measured step needs some
+        stream.values, valid.values = np.zeros((len(rows.train), 2)), np.zeros((len(rows.valid), 2))
     return Prepared(
         recipe=recipe,
+        objective=objective,
         reasons={**resolved.reasons, **safer.reasons()},
         identity=identity,
         model=loaded_model.model,
@@ -234,8 +256,8 @@ def _assemble(
         tokenizer=tokenizer,
         spec=spec,
         trainer=build_trainer(split, objective, resolved, recomputes=safer.recomputation, ranks=ranks),
-        stream=_stream(rows, resolved, safer.pieces, ranks),
-        valid_batches=ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces)),
+        stream=stream,
+        valid_batches=valid,
         schedule=_schedule(training, total_steps),
         total_steps=total_steps,
         limits=resolved.limits,
@@ -245,6 +267,7 @@ def _assemble(
         device=device_name(),
         rows=rows.train,
         num_valid_rows=len(rows.valid),
+        microbatch=-(-resolved.microbatch // safer.pieces),
         kept=resolved.kept,
         corrections=rows.corrections,
         card=rows.card,
@@ -270,7 +293,9 @@ def _stream(rows: TrainingRows, resolved: Resolved, pieces: int, ranks: Ranks) -
     )
 
 
-def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit: Emit) -> LoadedModel:
+def _load_model(
+    local: LocalModel, resolved: Resolved, rows: TrainingRows, objective: Objective, emit: Emit
+) -> LoadedModel:
     """The frozen base model under the memory limits, after everything that can be refused without it."""
     recipe = resolved.recipe
     apply_limits(resolved.limits)
@@ -286,7 +311,7 @@ def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit:
         emit(notice)
     if resolved.packed_length is not None:
         check_packable(loaded_model.model)
-    check_context(loaded_model.info, rows, resolved.packed_length)
+    check_context(loaded_model.info, rows, resolved.packed_length, objective)
     return loaded_model
 
 
@@ -296,14 +321,17 @@ def _in_folder(name: str, base: Path, words: tuple[str, ...] = ("auto",)) -> str
 
 
 def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
-    """The recipe with template files named so that chat finds them from any folder."""
+    """The recipe with template and schema files named so that they are found from any folder."""
     templates = {
         "chat_template": _in_folder(recipe.data.chat_template, base),
         "prompt_template": _in_folder(recipe.data.prompt_template, base, ("auto", "alpaca", "none")),
     }
     if is_template_text(recipe.data.prompt_template):
         del templates["prompt_template"]
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates)})
+    grpo = recipe.grpo
+    if grpo.schema is not None:
+        grpo = grpo.model_copy(update={"schema": _in_folder(grpo.schema, base)})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates), "grpo": grpo})
 
 
 def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: TrainingRows, base: Path) -> Identity:

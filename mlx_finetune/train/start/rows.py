@@ -7,16 +7,18 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
 from mlx_finetune import durable
 from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
-from mlx_finetune.dataset.labels import check_labels, renumbered
+from mlx_finetune.dataset.labels import balance, check_labels, renumbered
+from mlx_finetune.dataset.pairs import IS_GOOD
 from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
-from mlx_finetune.dataset.stream import epoch_lengths
 from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
 from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
@@ -26,6 +28,7 @@ from mlx_finetune.hardware.limits import read_machine
 from mlx_finetune.hardware.planning.auto import Facts
 from mlx_finetune.hardware.planning.disk import free_bytes
 from mlx_finetune.hardware.planning.layout import why_unpackable
+from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.inside.parts import check_ids
@@ -53,6 +56,7 @@ _LOSSES = {
         "has characters that the tokenizer does not know",
         "have characters that the tokenizer does not know",
     ),
+    "same_answers": ("has two equal answers and was left out", "have two equal answers and were left out"),
     "reasoning_left_out": ("lost reasoning that the template does not write",) * 2,
 }
 
@@ -110,6 +114,7 @@ def read_rows(
     if labels:
         check_labels(labels, train.where(0))
         valid = renumbered(valid, reports["valid"].labels, labels)
+        emit(Notice("info", balance(train, labels)))
     return TrainingRows(train, valid, found.content_hash, note_sizes(corrected), card_of(found), labels)
 
 
@@ -214,7 +219,7 @@ def read_facts(
     Raises ``ModelError`` where the config does not say how large the model is.
     """
     config = read_config(folder)
-    quantization = config.get("quantization")
+    model_type, quantization = str(config.get("model_type")), config.get("quantization")
     bits = quantization.get("bits") if isinstance(quantization, dict) else None
     try:
         shape = replace(read_shape(config), num_outputs=num_outputs(objective, rows.labels))
@@ -222,24 +227,35 @@ def read_facts(
         raise ModelError(f"{folder}: {error}", "fetch or copy the model again") from error
     working_set = mx.device_info().get("max_recommended_working_set_size") if on_gpu() else None
     return Facts(
-        lengths=epoch_lengths(rows.train, recipe.seed),
+        lengths=planned_lengths(rows.train, recipe, model_type),
         shape=shape,
         machine=read_machine(on_gpu=on_gpu(), working_set_bytes=int(working_set) if working_set else None),
-        unpackable=objective.unpackable or why_unpackable(str(config.get("model_type"))),
+        unpackable=objective.unpackable or why_unpackable(model_type),
         stored_bits=bits if isinstance(bits, int) else None,
         most_targets=rows.train.most_targets(),
         train_positions=int(num_states(rows.train.lengths).sum()),
         valid_positions=int(num_states(rows.valid.lengths).sum()),
         free_disk_bytes=free_bytes(recipe.run_folder),
         num_processes=num_processes,
+        answers=_answers(rows.train) if recipe.task == "kto" else None,
     )
 
 
-def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None) -> None:
+def _answers(rows: TokenRows) -> tuple[int, int]:
+    """Answers marked good and bad."""
+    num_good = int(rows.values[:, IS_GOOD].sum())
+    return num_good, len(rows) - num_good
+
+
+def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None, objective: Objective) -> None:
     """Refuse sequences longer than the model's context. Raises ``DataError`` naming the longest row."""
-    longest = max((part for part in (rows.train, rows.valid) if part), key=lambda part: int(part.lengths.max()))
-    row = int(longest.lengths.argmax())
-    length = max(int(longest.lengths[row]) - 1, packed_length or 0)
+
+    def lengths(part: TokenRows) -> NDArray[np.int64]:
+        return objective.longest(part) if objective.longest else part.lengths
+
+    longest = max((part for part in (rows.train, rows.valid) if part), key=lambda part: int(lengths(part).max()))
+    row = int(lengths(longest).argmax())
+    length = max(int(lengths(longest)[row]) - 1, packed_length or 0)
     if info.context_length is not None and length > info.context_length:
         raise DataError(
             f"{longest.where(row)} has {length} tokens, but {info.name} reads at most {info.context_length}",

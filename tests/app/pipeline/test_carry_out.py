@@ -182,6 +182,20 @@ def test_keys_that_change_no_weight_are_no_reason(done: Pretend) -> None:
     assert done.done == []
 
 
+def test_keys_that_another_version_knows_are_no_change_while_they_have_their_defaults(done: Pretend) -> None:
+    record = read_record(Path("adapters/p"))
+    assert record is not None
+    full = record.stage("full")
+    assert full is not None
+    older = {key: value for key, value in full.fingerprint.items() if key != "data.packing"}
+    write_record(Path("adapters/p"), record.with_stage(replace(full, fingerprint=older | {"future": "null"})))
+    run(done)
+    assert done.done == []
+    write_record(Path("adapters/p"), record.with_stage(replace(full, fingerprint=older | {"future": "7"})))
+    with pytest.raises(RunError, match="future: was 7, is now not there"):
+        run(done)
+
+
 @pytest.mark.parametrize("code", [130, 143])
 def test_a_stopped_stage_goes_on_where_it_was_and_nothing_is_done_twice(code: int) -> None:
     pretend = Pretend(ends={"lora": Ended(code)})
@@ -247,12 +261,32 @@ def test_a_missed_gate_is_a_result(done: Pretend) -> None:
     assert run(done).exit_code == 0
 
 
-def test_an_evaluation_that_was_defined_otherwise_is_replaced_only_when_asked(done: Pretend) -> None:
+def test_an_evaluation_that_was_defined_otherwise_is_done_anew_and_the_old_figures_stay(done: Pretend) -> None:
     Path("p.toml").write_text(PIPELINE.replace('["loss"]', '["loss", "general"]'))
-    with pytest.raises(RunError, match=r"the evaluation rows has changed: tasks: was .*figures of full"):
-        run(done)
-    run(done, selection=Selection(is_forced=True))
+    Path("adapters/p/full/eval/rows.json").write_text('{"name": "rows", "verdict": 1}')
+    run(done)
     assert done.done == ["eval full", "eval lora"]
+    assert json.loads(Path("adapters/p/full/eval/rows-2.json").read_text()) == {"name": "rows-2", "verdict": 1}
+    assert Path("adapters/p/full/eval/rows.json").read_text() == "{}"
+
+
+def test_figures_that_the_pipeline_did_not_make_are_not_touched(done: Pretend) -> None:
+    Path("p.toml").write_text(PIPELINE.replace('name = "rows"', 'name = "mine"'))
+    Path("adapters/p/full/eval/mine.json").write_text("mine")
+    done.ends["eval full"] = Ended(1, "holds another evaluation")
+    assert run(done).message == "holds another evaluation"
+    assert not Path("adapters/p/full/eval/mine-2.json").exists()
+
+
+def test_a_stage_that_is_taken_out_of_the_file_is_known_when_it_comes_back(done: Pretend) -> None:
+    without = PIPELINE[: PIPELINE.index('[[stages]]\nname = "more"')]
+    Path("p.toml").write_text(without)
+    outcome = run(done)
+    assert [one.name for one in outcome.record.stages] == ["full", "lora", "draw"]
+    assert outcome.record.evaluations == ()
+    Path("p.toml").write_text(PIPELINE)
+    run(done)
+    assert done.done == []
 
 
 def test_only_and_from_choose_and_force_repeats_what_they_name(done: Pretend) -> None:

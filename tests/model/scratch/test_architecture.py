@@ -10,7 +10,7 @@ import pytest
 from new_models import made
 
 from mlx_finetune.errors import ModelError
-from mlx_finetune.hardware.planning.shapes import OWN_TYPE, read_shape
+from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.model.cpu.blockwise import is_chain
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.inside.parts import blocks, flat_arrays
@@ -122,4 +122,3 @@ def test_plan_and_trainer_know_the_parts(tmp_path: Path, options: dict[str, Any]
     split = SplitModel(model)
     assert split.is_split
     assert is_chain(split)
-    assert weights.OWN_TYPE == OWN_TYPE

@@ -54,6 +54,31 @@ def test_the_folder_is_made_once_and_found_again(tmp_path: Path, monkeypatch: py
     assert made(tmp_path, num_layers=1).folder != first.folder
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", 32),
+        ("num_layers", 1),
+        ("num_heads", 2),
+        ("num_kv_heads", 4),
+        ("intermediate_size", 64),
+        ("context_length", 16),
+        ("vocab_size", 290),
+        ("tie_embeddings", False),
+        ("rope_theta", 1e5),
+        ("attention_sinks", True),
+        ("num_experts", 4),
+    ],
+)
+def test_every_key_of_its_shape_makes_another_model(tmp_path: Path, key: str, value: object) -> None:
+    changed = made(tmp_path, **{key: value})  # pyright: ignore[reportArgumentType]
+    assert changed.sha256 != made(tmp_path).sha256
+
+
+def test_how_many_experts_a_token_gets_is_part_of_the_model(tmp_path: Path) -> None:
+    assert made(tmp_path, num_experts=4).sha256 != made(tmp_path, num_experts=4, experts_per_token=1).sha256
+
+
 def test_other_training_text_makes_another_tokenizer(tmp_path: Path) -> None:
     first = made(tmp_path)
     (tmp_path / "text.txt").write_text("Entirely other words stand here.\n\n" * 200 + "one more\n\n")

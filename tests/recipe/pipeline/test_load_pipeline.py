@@ -6,9 +6,10 @@ import pytest
 from conftest import ROOT
 
 from mlx_finetune.errors import RecipeError
+from mlx_finetune.recipe.describe import property_schema
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.pipeline.check import json_schema, schema_text
-from mlx_finetune.recipe.pipeline.load import LoadedPipeline, load_pipeline
+from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
 
 TOP = 'output_dir = "adapters/p"\n'
 FULL = '[[stages]]\nname = "full"\nrecipe = "full.toml"\n'
@@ -263,3 +264,22 @@ def test_the_schema_for_editors_is_the_one_in_the_repository() -> None:
     stage = json_schema()["$defs"]["StageRecipe"]
     assert stage["additionalProperties"] is False
     assert all(one["description"] for one in stage["properties"].values())
+
+
+def test_the_shipped_pipeline_and_each_of_its_recipes_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    if "dpo" not in property_schema(("task",))["enum"]:
+        pytest.skip("needs the task dpo")
+    found = load_pipeline(Path("recipes/pipeline-scratch.toml"), here=ROOT)
+    assert [stage.name for stage in found.stages if stage.loaded] == ["pretrain", "sft", "dpo", "verifier"]
+    assert all(data_exists(stage) for stage in found.stages)
+    for path in (ROOT / "recipes" / "pipeline-scratch").glob("*.toml"):
+        assert load_recipe(path).recipe.seed == 7
+
+
+def data_exists(stage: Stage) -> bool:
+    """True where the rows are in the repository, or will be made by an earlier stage."""
+    if stage.loaded is None:
+        return all((ROOT / word).exists() for word in stage.words if word.startswith("data/"))
+    path = stage.loaded.recipe.data.path or ""
+    return path.startswith("adapters/pipeline-scratch/") or (ROOT / path).exists()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +13,7 @@ from small_runs import course, train
 
 from mlx_finetune import rundir
 from mlx_finetune.app.open import open_name
-from mlx_finetune.dataset.stream import Batch, ordered_batches
+from mlx_finetune.dataset.stream import Batch, make_batch, ordered_batches
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
@@ -24,6 +25,7 @@ from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.recipe.schema import LoraRecipe
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.objectives.classify import classify
+from mlx_finetune.train.objectives.reward import bradley_terry, reward
 from mlx_finetune.train.objectives.verifier import verifier
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer
@@ -43,8 +45,20 @@ def answer_row(number: int) -> Tokens:
     return Tokens(ids, (ids > 2) & (ids < len(ids)), "rows", number + 1, values=(float(number % 2 == 0),))
 
 
-ROWS = {"classify": [text_row(n) for n in range(4)], "verifier": [answer_row(n) for n in (0, 1, 2, 3)]}
-OBJECTIVES = {"classify": classify(), "verifier": verifier(0.5)}
+def pair_row(number: int) -> Tokens:
+    """A prompt of two tokens, then a chosen and a rejected answer; every second pair weighs double."""
+    first, second = LENGTHS[number] - 2, LENGTHS[number + 1] - 1
+    ids = np.arange(1, 3 + first + second, dtype=np.int32) % 40 + 1
+    values = (2.0, float(first), float(second), 1.0 + number % 2)
+    return Tokens(ids, np.arange(len(ids)) > 1, "rows", number + 1, values=values)
+
+
+ROWS = {
+    "classify": [text_row(n) for n in range(4)],
+    "verifier": [answer_row(n) for n in range(4)],
+    "reward": [pair_row(n) for n in range(4)],
+}
+OBJECTIVES = {"classify": classify(), "verifier": verifier(0.5), "reward": reward()}
 
 
 def batches_of(task: str, size: int) -> Sequence[Batch]:
@@ -88,6 +102,13 @@ def test_loss_and_metrics_are_those_of_the_scores(tiny_model, task, how):
         scores = scoring.last(inputs).astype(np.float64)
         losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(4), values.astype(int)]
         right = scores.argmax(axis=1) == values
+    elif task == "reward":
+        rewards = scoring.last([ids for row in ROWS[task] for ids in _answers(row)]).reshape(4, 2).astype(np.float64)
+        margins = rewards[:, 0] - rewards[:, 1]
+        losses = np.log1p(np.exp(-margins)) * np.array([row.values[3] for row in ROWS[task]])
+        right = margins > 0
+        assert result.metrics["margin"] == pytest.approx(margins.mean(), rel=1e-4)
+        assert result.metrics["rewards/rejected"] == pytest.approx(rewards[:, 1].mean(), rel=1e-4)
     else:
         scores = [one[2:, 0].astype(np.float64) for one in scoring.every(inputs)]
         verdicts = np.array([np.mean(np.log1p(np.exp(s)) - y * s) for s, y in zip(scores, values, strict=True)])
@@ -105,6 +126,17 @@ def test_loss_and_metrics_are_those_of_the_scores(tiny_model, task, how):
         assert mx.allclose(gradients[name], value, rtol=1e-3, atol=1e-5), name
 
 
+def _answers(row: Tokens) -> list[np.ndarray]:
+    """Prompt and chosen, prompt and rejected."""
+    prefix, first = int(row.values[0]), int(row.values[1])
+    return [row.ids[: prefix + first], np.concatenate([row.ids[:prefix], row.ids[prefix + first :]])]
+
+
+def test_the_loss_of_a_pair_is_that_of_bradley_and_terry():
+    assert bradley_terry(mx.array([2 - 0.5])).item() == pytest.approx(0.201413, abs=1e-6)
+    assert bradley_terry(mx.array([-200.0])).item() == pytest.approx(200.0)
+
+
 def _token_loss(trainer: Trainer, row: Tokens) -> float:
     """Mean loss of the tokens of an answer."""
     split = SplitModel(trainer._model)
@@ -118,24 +150,24 @@ def test_without_its_weight_a_verifier_learns_no_tokens(tiny_model):
     """The head of tokens is not even asked: fewer arrays go into the loss."""
     batch = batches_of("verifier", 4)[0]
     alone = verifier(0.0)
-    assert (len(alone.arrays(batch, 0)), len(verifier(1.0).arrays(batch, 0))) == (3, 5)
+    assert (len(alone.arrays(batch, 0)), len(verifier(1.0).arrays(batch, 0))) == (3, 6)
     _, result = trainer_of(tiny_model("llama"), alone).compute([batch], 0)
     assert result.loss == pytest.approx(result.metrics["verdict_loss"])
 
 
 @pytest.mark.parametrize("task", OBJECTIVES)
 def test_a_row_of_padding_counts_nothing(task):
-    """Batches of a packed shape have more sequences than rows; here one of four is empty."""
-    from mlx_finetune.dataset.stream import make_batch
-
-    batch = make_batch(ROWS[task], [[0], [1], [2]], num_sequences=3, length=16)
-    padded = Batch(*(np.pad(one, ((0, 1), (0, 0))) for one in (batch.tokens, batch.loss_mask, batch.segment_ids)),
-                   batch.rows, is_packed=False, values=np.pad(batch.values, ((0, 1), (0, 0))))  # fmt: skip
-    arrays = OBJECTIVES[task].arrays(padded, 1)
+    """A batch may have more sequences than rows; here one of four is empty."""
+    batch = make_batch(ROWS[task], [[0], [1], [2]], num_sequences=3, length=24)
+    names = ("tokens", "loss_mask", "segment_ids", "values")
+    padded = replace(batch, **{name: np.pad(getattr(batch, name), ((0, 1), (0, 0))) for name in names})
+    arrays = OBJECTIVES[task].arrays(OBJECTIVES[task].unfold(padded), 1)
     assert OBJECTIVES[task].count(padded) == 3
     if task == "classify":
         assert np.asarray(arrays[1]).tolist() == [0, 1, 2, -1]
         assert np.asarray(arrays[0]).tolist()[:3] == [length - 2 for length in LENGTHS[:3]]
+    elif task == "reward":
+        assert np.asarray(arrays[1]).tolist() == [[1, 1], [2, 1], [1, 1], [0, 0]]
     else:
         assert np.asarray(arrays[0]).sum(axis=1).tolist() == pytest.approx([1, 1, 1, 0])
 

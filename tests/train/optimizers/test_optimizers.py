@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from tiny import write_tiny_model
 
+from mlx_finetune.errors import RecipeError
 from mlx_finetune.hardware.planning.moments import moment_bytes
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.inside.parts import flat_arrays
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import fetch_model
+from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.optimizers.adafactor import Adafactor
@@ -144,3 +146,11 @@ def test_defaults_follow_the_optimizer() -> None:
     assert TrainingRecipe.model_validate({"optimizer": "adafactor"}).weight_decay == 0.0
     assert TrainingRecipe.model_validate({"optimizer": "lion", "weight_decay": 0.5}).weight_decay == 0.5
     assert TrainingRecipe.model_validate({}).adam_beta2 == 0.999
+
+
+def test_muon_is_refused_for_an_adapter(tmp_path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('model = "m"\noutput_dir = "o"\n[lora]\n[data]\npath = "d"\n[training]\noptimizer = "muon"\n')
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert "`training.optimizer` = 'muon' with a [lora] section" in caught.value.problems[0].message

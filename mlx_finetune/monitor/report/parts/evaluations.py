@@ -11,6 +11,7 @@ from mlx_finetune.units import counted
 #: Evaluations that are written out; older ones have their verdict only.
 _MOST_WHOLE = 8
 _MOST_CATEGORIES = 40
+_MOST_CLASSES = 30
 _HOW_TO_READ = (
     "Base is the model before training, tuned is with what was trained, both on the same rows. 95 times of 100 an "
     "interval holds the true value. Better and worse are said only where a test finds the change too large for chance."
@@ -52,6 +53,7 @@ def _evaluation(one: Evaluation) -> Html:
         whole,
         _figures([measured for measured in one.measures if measured.is_shown]),
         *_gates(one),
+        *_confusions(one),
         *_changed("Gained most", one.lead, one.gained),
         *_changed("Lost most", one.lead, one.lost),
         _categories(one),
@@ -129,6 +131,29 @@ def _digits(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _confusions(one: Evaluation) -> Iterator[Html]:
+    """Of each side a matrix of classes: rows are the right ones, columns what they were taken for, darker for more."""
+    for side, found in one.classes.items():
+        if not found.labels or len(found.labels) > _MOST_CLASSES:
+            continue
+        has_none = any(row[-1] for row in found.counts)
+        head: list[Child] = ["", *(foreign(label, 40) for label in found.labels), *(["none"] if has_none else [])]
+        rows: list[list[Child]] = []
+        for label, row in zip(found.labels, found.counts, strict=False):
+            total = max(1, sum(row))
+            shown = row if has_none else row[:-1]
+            rows.append([foreign(label, 40), *(_cell(count, count / total) for count in shown)])
+        yield details(
+            tag("span", foreign(side, 40), f": which of {len(found.labels)} classes was taken for which"),
+            table(head, rows, class_="figures"),
+        )
+
+
+def _cell(count: int, share: float) -> Html:
+    """A number on a ground as dark as the share of its class."""
+    return tag("span", f"{count:,}", class_=f"cell share{round(10 * share)}", title=f"{share:.0%} of the class")
 
 
 def _gates(one: Evaluation) -> Iterator[Html]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mlx_finetune.monitor.report.chart import Chart, Series, draw
 from mlx_finetune.monitor.report.facts import ReportFacts
-from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, section, table, tag
+from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, joined, section, table, tag
 from mlx_finetune.monitor.report.text_results import Loss, SinkExperiment
 
 MOST = 4
@@ -45,7 +45,8 @@ def _experiment(one: SinkExperiment) -> Html:
     kept = [
         tag("li", tag("b", foreign(name, 40)), " keeps ", foreign(one.meaning.get(name, ""), 200)) for name in methods
     ]
-    what = f"{one.num_texts} texts of {one.num_tokens:,} tokens from "
+    texts = "1 text" if one.num_texts == 1 else f"{one.num_texts} texts"
+    what = joined([foreign(one.subject, 100), f" on {texts} of {one.num_tokens:,} tokens from "])
     return tag(
         "article",
         tag("h3", foreign(one.name, 60), " ", tag("span", what, foreign(one.source, 200), class_="same")),

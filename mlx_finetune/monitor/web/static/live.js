@@ -67,6 +67,8 @@ class Live {
         { name: "validation", label: "validation", colour: "b", width: 1.5, points: 6 },
       ],
     })
+    this.metrics = {} // group -> its chart; made when the first of its numbers comes
+    this.metricGrid = h("div", { class: "grid" })
     this.small = CHARTS.map((options) => this.group.add({ height: 130, ...options }))
     this.machine = MACHINE.map((options) => this.group.add({ height: 110, ...options }))
     const log = h("input", { type: "checkbox", onchange: () => this.loss.setLog(log.checked) })
@@ -85,6 +87,7 @@ class Live {
       this.head.element,
       h("div", { class: "columns" },
         h("div", { class: "curves" }, this.tools, this.loss.element,
+          this.metricGrid,
           h("div", { class: "grid" }, this.small.map((chart) => chart.element)),
           h("h2", {}, "Machine ", this.machineSaid), this.none,
           h("div", { class: "grid" }, this.machine.map((chart) => chart.element))),
@@ -156,6 +159,7 @@ class Live {
     const before = this.status.state
     Object.assign(this.status, changed)
     if (changed.evaluations) this.evaluations = changed.evaluations
+    if (before && changed.evaluations && Object.keys(this.metrics).length) this.fetchAll().catch(() => {})
     if (changed.started) this.limit = changed.started.memory_limit_bytes
     if (changed.machine) put(this.machineSaid, machineWords(changed.machine))
     this.head.show(this.status)
@@ -184,6 +188,7 @@ class Live {
     this.group.extent = extent([...Object.values(this.curves), curves.validation])
     const xs = curves.peak_memory_bytes?.[0]
     if (this.limit && xs?.length) curves.limit = [[...new Set([xs[0], xs[xs.length - 1]])], xs.length > 1 ? [this.limit, this.limit] : [this.limit]]
+    this.addMetrics()
     for (const chart of this.group.charts) chart.data = curves
     for (const chart of this.group.charts) chart.draw()
     for (const chart of this.machine) chart.element.hidden = !chart.lines.some(({ name }) => this.curves[name]?.[0].length)
@@ -191,6 +196,23 @@ class Live {
     this.none.hidden = !missing.length
     put(this.none, missing.length === this.machine.length ? "Nothing was measured yet." : `Not available here: ${missing.join(", ")}.`)
     this.element.dataset.points = this.curves.loss?.[0].length ?? 0
+  }
+
+  // A chart for each group of what the objective measures beside its loss: "metric:rewards/chosen" is of "rewards".
+  addMetrics() {
+    const names = Object.keys(this.curves).filter((name) => name.startsWith("metric:")).map((name) => name.slice(7))
+    for (const group of new Set(names.map((name) => name.split("/")[0]))) {
+      if (this.metrics[group]) continue
+      const members = names.filter((name) => name.split("/")[0] === group).slice(0, 3)
+      const label = (name) => name.split("/")[1] ?? ""
+      const lines = members.length > 1
+        ? members.map((name, index) => ({ name: `metric:${name}`, label: label(name), colour: "abc"[index] }))
+        : [{ name: `metric:${members[0]}`, label: "training", colour: "a" },
+           { name: `valid:${members[0]}`, label: "validation", colour: "b", width: 1.5, points: 6 }]
+      const chart = this.group.add({ height: 130, title: group[0].toUpperCase() + group.slice(1), lines })
+      this.metrics[group] = chart
+      this.metricGrid.append(chart.element)
+    }
   }
 
   async zoomed(range) {

@@ -1,0 +1,52 @@
+"""Which of two answers a model finds likelier, and how likely it finds single answers marked good or bad.
+
+Answers are scored whole, end mark included, as training scores them. A pair is right by its sum where the chosen answer
+is the likelier of the two, and right per token where its mean is higher; a tie is wrong.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.nn as nn
+import numpy as np
+
+from mlx_finetune.app.eval.score import Values
+from mlx_finetune.dataset.formats import Preference
+from mlx_finetune.dataset.pairs import preference_sequences
+from mlx_finetune.dataset.tokens import Tokenizer
+from mlx_finetune.errors import DataError
+from mlx_finetune.model.likelihoods import ChunkRows, LikelihoodModel, Losses, Scored
+from mlx_finetune.recipe.data import DataRecipe
+
+
+def preference_rows(example: Preference, tokenizer: Tokenizer, data: DataRecipe, base: Path) -> dict[str, Scored]:
+    """The answers of a row by name, chosen or rejected. Raises ``DataError`` where one of them cannot be scored."""
+    found = preference_sequences(example, tokenizer, data, base=base)
+    wanted = [name for name in ("chosen", "rejected") if getattr(example, name) is not None]
+    if [name for name, _ in found] != wanted:
+        raise DataError("one of the answers cannot be rendered")
+    longest = max(len(ids) for _, (ids, _) in found)
+    if longest > data.max_seq_length:
+        raise DataError(f"{longest} tokens are more than max_seq_length = {data.max_seq_length}")
+    return {name: Scored(ids, np.flatnonzero(mask)) for name, (ids, mask) in found}
+
+
+def preference_values(
+    model: nn.Module, rows: Sequence[dict[str, Scored]], chunk_rows: ChunkRows
+) -> list[dict[str, tuple[float, ...]]]:
+    """What each row says about the model: see ``measures``."""
+    losses = iter(LikelihoodModel(model, chunk_rows).losses([one for row in rows for one in row.values()]))
+    return [_values({name: next(losses) for name in row}) for row in rows]
+
+
+def _values(losses: dict[str, Losses]) -> Values:
+    sums = {name: float(found.sum(dtype=np.float64)) for name, found in losses.items()}
+    if len(losses) == 1:
+        ((name, found),) = losses.items()
+        return {"good_loss" if name == "chosen" else "bad_loss": (sums[name], float(len(found)))}
+    means = {name: sums[name] / len(found) for name, found in losses.items()}
+    return {
+        "preferred": (float(sums["chosen"] < sums["rejected"]),),
+        "preferred_per_token": (float(means["chosen"] < means["rejected"]),),
+        "chosen_loss": (sums["chosen"], float(len(losses["chosen"]))),
+    }

@@ -1,0 +1,230 @@
+"""Ways to answer with k samples, compared on the same problems: greedy, random pick, majority, verifier, oracle.
+
+Every figure is a share of problems with an interval over problems, every comparison is paired. ``random`` is what a
+blind pick gives on average, not one draw; ``oracle`` is right where any answer is, the most a verifier could reach.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlx_finetune.app.sampling.folder import SampledProblem
+from mlx_finetune.errors import RunError
+from mlx_finetune.scoring.intervals import Interval, bootstrap_mean, paired_bootstrap, wilson
+from mlx_finetune.scoring.picks import best_of, majority, pass_at_k, ranked
+
+GREEDY, RANDOM, MAJORITY, VERIFIER, ORACLE = "greedy", "random", "majority", "verifier", "oracle"
+TITLES = {
+    GREEDY: "greedy answer",
+    RANDOM: "random pick",
+    MAJORITY: "majority vote",
+    VERIFIER: "verifier's pick",
+    ORACLE: "oracle (any right)",
+}
+#: Comparisons, the first minus the second, where both are there.
+_PAIRS = ((VERIFIER, RANDOM), (VERIFIER, GREEDY), (VERIFIER, MAJORITY), (MAJORITY, RANDOM), (ORACLE, VERIFIER))
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of the problems with its 95 % interval; ``num_right`` where a problem is either right or wrong."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    num_right: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """``first`` minus ``second`` on the same problems, with its 95 % interval."""
+
+    first: str
+    second: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class AtN:
+    """What n of the k answers give on average: any right (pass@n), and the best by the verifier, where there is one."""
+
+    n: int
+    any_right: float
+    verifier: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """The whole comparison. ``nothing_found`` and ``cut`` are shares of all drawn answers.
+
+    ``told_apart``: how often the verifier puts a right answer above a wrong one to the same problem, 0.5 being chance;
+    over the problems that have both.
+    """
+
+    num_problems: int
+    k: int
+    ways: tuple[Share, ...]
+    compared: tuple[Compared, ...]
+    at_n: tuple[AtN, ...]
+    nothing_found: float
+    cut: float
+    mean_tokens: float
+    told_apart: Share | None = None
+
+
+def compare(problems: Sequence[SampledProblem], scores: Sequence[Sequence[float]] | None, *, seed: int) -> BestOf:
+    """Every way on ``problems``; ``scores`` are the verifier's, for each problem one of each drawn answer.
+
+    Raises ``RunError`` where the problems have different numbers of answers.
+    """
+    k = len(problems[0].drawn)
+    strange = next((one for one in problems if len(one.drawn) != k), None)
+    if strange is not None:
+        raise RunError(
+            f"{strange.where} has {len(strange.drawn)} answers and {problems[0].where} {k}",
+            "finish the sampling: run the mlxft sample command again",
+        )
+    values = _values(problems, scores)
+    answers = [sample for problem in problems for sample in problem.drawn]
+    right = [[sample.right for sample in problem.drawn] for problem in problems]
+    return BestOf(
+        num_problems=len(problems),
+        k=k,
+        ways=tuple(_share(name, one, seed) for name, one in values.items()),
+        compared=tuple(_compared(values, *pair, seed) for pair in _PAIRS if all(name in values for name in pair)),
+        at_n=tuple(_at_n(right, scores, n) for n in _steps(k)),
+        nothing_found=_mean([sample.found is None for sample in answers]),
+        cut=_mean([sample.finish != "stop" for sample in answers]),
+        mean_tokens=_mean([sample.tokens for sample in answers]),
+        told_apart=_told_apart(right, scores, seed) if scores is not None else None,
+    )
+
+
+def _values(
+    problems: Sequence[SampledProblem], scores: Sequence[Sequence[float]] | None
+) -> Mapping[str, Sequence[float]]:
+    """Way -> one number a problem, 0 to 1."""
+    found: dict[str, list[float]] = {}
+    greedy = [problem.greedy for problem in problems]
+    if all(one is not None for one in greedy):
+        found[GREEDY] = [float(one.right) for one in greedy if one is not None]
+    found[RANDOM] = [_mean([sample.right for sample in problem.drawn]) for problem in problems]
+    found[MAJORITY] = [float(_majority_is_right(problem)) for problem in problems]
+    if scores is not None:
+        picks = [ranked(one)[0] for one in scores]
+        found[VERIFIER] = [float(problem.drawn[pick].right) for problem, pick in zip(problems, picks, strict=True)]
+    found[ORACLE] = [float(any(sample.right for sample in problem.drawn)) for problem in problems]
+    return found
+
+
+def _majority_is_right(problem: SampledProblem) -> bool:
+    chosen = majority([sample.found for sample in problem.drawn])
+    return chosen is not None and problem.drawn[chosen].right
+
+
+def _share(name: str, values: Sequence[float], seed: int) -> Share:
+    if name == RANDOM:
+        interval, num_right = bootstrap_mean(values, seed=seed), None
+    else:
+        num_right = int(sum(values))
+        interval = wilson(num_right, len(values))
+    return Share(name, _mean(values), interval.low, interval.high, num_right)
+
+
+def _compared(values: Mapping[str, Sequence[float]], first: str, second: str, seed: int) -> Compared:
+    found = paired_bootstrap(values[second], values[first], seed=seed)
+    interval: Interval = found.interval
+    return Compared(first, second, found.value, interval.low, interval.high)
+
+
+def _at_n(right: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]] | None, n: int) -> AtN:
+    any_right = _mean([pass_at_k(len(one), sum(one), n) for one in right])
+    if scores is None:
+        return AtN(n, any_right, None)
+    return AtN(n, any_right, _mean([best_of(mine, one, n) for mine, one in zip(scores, right, strict=True)]))
+
+
+def _told_apart(right: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]], seed: int) -> Share | None:
+    """None where no problem has a right and a wrong answer."""
+    found: list[float] = []
+    for mine, is_right in zip(scores, right, strict=True):
+        good = [score for score, one in zip(mine, is_right, strict=True) if one]
+        bad = [score for score, one in zip(mine, is_right, strict=True) if not one]
+        if good and bad:
+            found.append(_mean([(a > b) + 0.5 * (a == b) for a in good for b in bad]))
+    if not found:
+        return None
+    interval = bootstrap_mean(found, seed=seed)
+    return Share("told_apart", _mean(found), interval.low, interval.high, None)
+
+
+def _steps(k: int) -> list[int]:
+    """1, 2, 4, ... and k."""
+    return sorted({n for n in (2**power for power in range(20)) if n < k} | {k})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def to_json(found: BestOf, facts: Mapping[str, object]) -> dict[str, object]:
+    """Everything as plain values, with ``facts`` about where it is from."""
+    plain: dict[str, Any] = asdict(found)
+    for one, compared in zip(plain["compared"], found.compared, strict=True):
+        one["is_sure"] = compared.is_sure
+    return {"format_version": FORMAT_VERSION, **facts, **plain}
+
+
+def csv_text(found: BestOf) -> str:
+    """One line for each figure."""
+    lines = ["figure,value,low,high,problems"]
+    for way in found.ways:
+        lines.append(f"{way.name},{way.value:.6f},{way.low:.6f},{way.high:.6f},{found.num_problems}")
+    for one in found.compared:
+        name = f"{one.first} - {one.second}"
+        lines.append(f"{name},{one.value:.6f},{one.low:.6f},{one.high:.6f},{found.num_problems}")
+    for at in found.at_n:
+        lines.append(f"any of {at.n} right,{at.any_right:.6f},,,{found.num_problems}")
+        if at.verifier is not None:
+            lines.append(f"verifier's best of {at.n},{at.verifier:.6f},,,{found.num_problems}")
+    return "\n".join(lines) + "\n"
+
+
+def lines(found: BestOf) -> list[str]:
+    """The comparison for a terminal."""
+    few = "; few problems: look at the intervals first" if found.num_problems < 30 else ""
+    made = [f"{found.num_problems} problems, {found.k} answers drawn for each{few}", ""]
+    made.append(f"{'':<22}{'right':>9}   95 % interval")
+    for way in found.ways:
+        share = f"{way.num_right}/{found.num_problems}" if way.num_right is not None else f"{way.value:.3f}"
+        made.append(f"{TITLES[way.name]:<22}{share:>9}   {way.low:.3f} to {way.high:.3f}")
+    made += ["", f"{'paired difference':<22}{'':>9}   95 % interval"]
+    for one in found.compared:
+        sure = "" if one.is_sure else "   unsure: the interval holds 0"
+        made.append(f"{one.first + ' - ' + one.second:<22}{one.value:>+9.3f}   {one.low:+.3f} to {one.high:+.3f}{sure}")
+    made += ["", f"{'of n answers':<22}" + "".join(f"{at.n:>9}" for at in found.at_n)]
+    made.append(f"{'any right (pass@n)':<22}" + "".join(f"{at.any_right:>9.3f}" for at in found.at_n))
+    picks = [at.verifier for at in found.at_n if at.verifier is not None]
+    if picks:
+        label = "verifier's best"
+        made.append(f"{label:<22}" + "".join(f"{pick:>9.3f}" for pick in picks))
+    if found.told_apart is not None:
+        told = found.told_apart
+        made += ["", f"A right answer outscores a wrong one to the same problem {100 * told.value:.1f} times of 100 "]
+        made[-1] += f"({100 * told.low:.1f} to {100 * told.high:.1f}; chance is 50)."
+    made += [
+        "",
+        f"Drawn answers: {found.mean_tokens:.1f} tokens on average, {100 * found.cut:.1f} % cut at the limit, "
+        f"{100 * found.nothing_found:.1f} % say nothing the rule can read.",
+    ]
+    return made

@@ -1,0 +1,244 @@
+"""Preferences to tokens: one row for two answers, the tokens of their prompt once.
+
+A row is prefix + first + second: what both token sequences begin with (at most up to the first target), the rest of the
+chosen answer's sequence, the rest of the rejected one's. Its values say how long the three are and what its loss is
+multiplied by. Template and mask are those of ``walk``, applied to each sequence by itself, so the prefix is found by
+comparing tokens, never by counting those of a prompt. In unpaired data the second answer is that of the next row, for
+KTO's estimate of how far the policy has moved, and a fifth value says whether the own answer is good.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.dataset.formats import Example, Messages, Preference
+from mlx_finetune.dataset.template import BATCH_ROWS, nothing_left, tokenize
+from mlx_finetune.dataset.token_rows import RowsBuilder, TokenRows
+from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, Tokens, Totals
+from mlx_finetune.dataset.turns import Turn
+from mlx_finetune.dataset.walk import Draft, Walk, where
+from mlx_finetune.errors import DataError
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
+
+#: Columns of a row's values.
+PREFIX, FIRST, SECOND, WEIGHT, IS_GOOD = 0, 1, 2, 3, 4
+
+TokenSequence = tuple[NDArray[np.int32], NDArray[np.bool_]]
+_Asked = tuple[Preference, tuple[Turn, ...]]
+
+
+def tokenize_preferences(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    data: DataRecipe,
+    *,
+    task: str,
+    progress: Callable[[int, int], None] | None = None,
+    base: Path | None = None,
+    split: str = "",
+    may_be_empty: bool = False,
+) -> TokenizedSplit:
+    """Rows of pairs, or of single answers for ``kto``, in the order of ``examples``.
+
+    Each sequence has at most ``data.max_seq_length`` tokens; a row that is longer in one of them is dropped or loses
+    the beginning of its prompt. Raises ``DataError`` for rows of another kind, naming the task that they fit, and,
+    unless it ``may_be_empty``, where examples were given but none is left.
+    """
+    rows = _PreferenceRows(tokenizer, data, task=task, base=base)
+    builder, totals = RowsBuilder(), Totals()
+    done = 0
+    for batch in _batches(examples):
+        pairs = [_of_task(example, task) for example in batch]
+        made = rows.unpaired(pairs) if task == "kto" else rows.paired(pairs)
+        builder.add(made)
+        totals.add(made)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(examples))
+    found = builder.finish()
+    totals.longest = int(longest_sequences(found).max(initial=0)) if len(found) else 0
+    report = rows.walk.report(totals, done, rows.methods, rows.walk.take_tally())
+    if done and not totals.num_rows and not may_be_empty:
+        raise nothing_left(report, data, split)
+    return TokenizedSplit(found if totals.num_rows else (), report)
+
+
+def tokenize_rows(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    data: DataRecipe,
+    *,
+    task: str,
+    base: Path | None = None,
+    split: str = "",
+    may_be_empty: bool = False,
+) -> TokenizedSplit:
+    """Rows as ``task`` learns from them, whichever task that is."""
+    make = tokenize_preferences if task in TWO_ANSWER_TASKS else tokenize
+    return make(examples, tokenizer, data, task=task, base=base, split=split, may_be_empty=may_be_empty)
+
+
+def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:
+    """Tokens of every row's longest sequence, which ``max_seq_length`` is about."""
+    return longest_sequences(rows) if task in TWO_ANSWER_TASKS and len(rows) else rows.lengths
+
+
+def longest_sequences(rows: TokenRows) -> NDArray[np.int64]:
+    """Tokens of the longer of the two sequences of every row."""
+    values = rows.values.astype(np.int64)
+    return values[:, PREFIX] + np.maximum(values[:, FIRST], values[:, SECOND])
+
+
+def preference_sequences(
+    example: Preference, tokenizer: Tokenizer, data: DataRecipe, *, base: Path | None = None
+) -> list[tuple[str, TokenSequence]]:
+    """``("chosen", (ids, mask))`` and ``("rejected", ...)`` of one example, each whole; what is refused is left out."""
+    rows = _PreferenceRows(tokenizer, data, task="dpo", base=base)
+    answers = [("chosen", example.chosen), ("rejected", example.rejected)]
+    asked = [(name, (example, turns)) for name, turns in answers if turns is not None]
+    found = rows.sequences([one for _, one in asked])
+    return [(name, one) for (name, _), one in zip(asked, found, strict=True) if one is not None]
+
+
+class _PreferenceRows:
+    """Makes rows, and counts what happens on the way."""
+
+    def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
+        self.walk = Walk(tokenizer, data, task=task, base=base)
+        self.methods: dict[str, int] = {}
+        self._tokenizer = tokenizer
+        self._data = data
+        self._bos = tokenizer.bos_token_id
+
+    def paired(self, examples: Sequence[Preference]) -> list[Tokens]:
+        """One row for each pair that can be used."""
+        asked = [(example, answer) for example in examples for answer in (example.chosen, example.rejected) if answer]
+        found = self.sequences(asked)
+        rows: list[Tokens] = []
+        for example, first, second in zip(examples, found[::2], found[1::2], strict=True):
+            if first is None or second is None:
+                continue
+            if np.array_equal(first[0], second[0]):
+                self.walk.note("same_answers", example, "chosen and rejected are the same")
+                continue
+            row = self._row(example, first, second, ())
+            rows += [row] if row else []
+        return rows
+
+    def unpaired(self, examples: Sequence[Preference]) -> list[Tokens]:
+        """One row for each answer, with the answer of the next one that can be used as the second."""
+        found = self.sequences([(example, _only_answer(example)) for example in examples])
+        usable = [(example, one) for example, one in zip(examples, found, strict=True) if one is not None]
+        others = [_only_answer(example) for example, _ in [*usable[1:], *usable[:1]]]
+        mismatched = self.sequences([(example, other) for (example, _), other in zip(usable, others, strict=True)])
+        rows: list[Tokens] = []
+        for (example, own), other in zip(usable, mismatched, strict=True):
+            ids, mask = other or own
+            limit = self._data.max_seq_length
+            row = self._row(example, own, (ids[:limit], mask[:limit]), (float(example.chosen is not None),))
+            rows += [row] if row else []
+        return rows
+
+    def sequences(self, asked: Sequence[_Asked]) -> list[TokenSequence | None]:
+        """Ids and mask of each example with one of its answers; None where it is refused (tallied)."""
+        drafts = [self._draft(example, answer) for example, answer in asked]
+        encodings = iter(self._tokenizer.encode_batch([draft.text for draft in drafts if draft]))
+        return [self.walk.whole(draft, next(encodings)) if draft else None for draft in drafts]
+
+    def _draft(self, example: Preference, answer: tuple[Turn, ...]) -> Draft | None:
+        """``answer_draft``, with the way its mask is made counted."""
+        draft = answer_draft(self.walk, example, answer)
+        if draft is not None:
+            self.methods[draft.method] = self.methods.get(draft.method, 0) + 1
+        return draft
+
+    def _row(
+        self, example: Preference, first: TokenSequence, second: TokenSequence, more: tuple[float, ...]
+    ) -> Tokens | None:
+        """Prefix, first and second in one row; None where it does not fit (tallied)."""
+        if not first[1].any() or not second[1].any():
+            self.walk.note("no_target", example, "an answer without a token")
+            return None
+        prefix = shared_length(first, second)
+        cut = max(len(first[0]), len(second[0])) - self._data.max_seq_length
+        start = np.zeros(0, np.int32)
+        if cut > 0:
+            has_bos = self._bos is not None and first[0][0] == self._bos
+            start = first[0][:1] if has_bos else start
+            cut += has_bos
+            what = f"{max(len(first[0]), len(second[0]))} tokens are more than {self._data.max_seq_length}"
+            if self._data.truncation == "drop" or cut >= prefix:
+                self.walk.note("too_long", example, f"{what}: dropped")
+                return None
+            self.walk.note("cut", example, f"{what}: {cut - has_bos} tokens of the prompt were cut at the front")
+        front = np.concatenate([start, first[0][max(cut, 0) : prefix]])
+        ids = np.concatenate([front, first[0][prefix:], second[0][prefix:]])
+        mask = np.concatenate([np.zeros(len(front), np.bool_), first[1][prefix:], second[1][prefix:]])
+        lengths = (float(len(front)), float(len(first[0]) - prefix), float(len(second[0]) - prefix))
+        values = (*lengths, example.loss_weight, *more)
+        return Tokens(ids, mask, example.source, example.line, example.weight, values)
+
+
+def answer_draft(walk: Walk, example: Preference, answer: tuple[Turn, ...]) -> Draft | None:
+    """The rendered conversation with one answer, and the spans of this answer alone; None where it is refused."""
+    num_replies = sum(turn.get("role") == "assistant" for turn in answer)
+    if not num_replies:
+        walk.note("refused", example, "an answer without an assistant turn")
+        return None
+    turns, is_single = example.prompt + answer, num_replies == 1
+    drafts = walk.drafts(Messages(turns, example.tools, example.source, example.line, only_last=is_single))
+    if len(drafts) != 1:
+        if drafts:
+            walk.note("refused", example, "the chat template rewrites earlier turns of an answer of several")
+        return None
+    draft = drafts[0]
+    return draft if is_single or draft.spans is None else replace(draft, spans=draft.spans[-num_replies:])
+
+
+def shared_length(first: TokenSequence, second: TokenSequence) -> int:
+    """Tokens that two sequences begin with alike, at most up to the first target of either; at least 1."""
+    length = min(len(first[0]), len(second[0]))
+    differing = np.flatnonzero(first[0][:length] != second[0][:length])
+    common = int(differing[0]) if len(differing) else length
+    return max(1, min(common, int(first[1].argmax()), int(second[1].argmax())))
+
+
+def _only_answer(example: Preference) -> tuple[Turn, ...]:
+    answer = example.chosen if example.chosen is not None else example.rejected
+    assert answer is not None, "formats gives one of them"
+    return answer
+
+
+def _of_task(example: Example, task: str) -> Preference:
+    """``example`` where it is of the kind that ``task`` learns from. Raises ``DataError``."""
+    if not isinstance(example, Preference):
+        raise DataError(
+            f"{where(example)}: task = {task!r} needs rows with preferences; this one has no answer to compare",
+            'write chosen and rejected answers (task = "dpo"), answers with a label (task = "kto"), or task = "sft"',
+        )
+    is_pair = example.chosen is not None and example.rejected is not None
+    if is_pair and task == "kto":
+        raise DataError(
+            f"{where(example)}: task = 'kto' learns from single answers marked good or bad; these rows are pairs",
+            'write task = "dpo" (or cdpo, rdpo, ipo, simpo, orpo)',
+        )
+    if not is_pair and task != "kto":
+        raise DataError(
+            f"{where(example)}: task = {task!r} learns from pairs of a chosen and a rejected answer; these rows have "
+            "one answer each, marked good or bad",
+            'write task = "kto"',
+        )
+    return example
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Parts of at least ``BATCH_ROWS``, so that a row of unpaired data has another one beside it."""
+    count = max(1, len(examples) // BATCH_ROWS)
+    ends = [len(examples) * number // count for number in range(count + 1)]
+    for start, end in itertools.pairwise(ends):
+        yield examples[start:end]

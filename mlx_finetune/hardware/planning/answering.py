@@ -1,0 +1,24 @@
+"""Memory while a run says answers to learn from (grpo): keys and values of all that grow together, and their logits."""
+
+from mlx_finetune.hardware.planning.shapes import ModelShape
+from mlx_finetune.recipe.schema import Recipe
+
+#: Answers that grow together, on a CPU (``model.cpu.few_rows.MOST_ROWS``) and on a GPU.
+CPU_AT_ONCE, GPU_AT_ONCE = 16, 32
+_CACHE_STEP = 256  # positions by which mlx-lm's caches grow; a larger one is a copy beside the old
+_LOGITS = 3  # arrays of fp32 over the vocabulary: as computed, scaled, drawn from
+
+
+def answers_a_row(recipe: Recipe) -> int:
+    """Sequences that go through the model for each row of a step: the group of a problem, or the row itself."""
+    return recipe.grpo.group_size if recipe.task == "grpo" else 1
+
+
+def answer_bytes(shape: ModelShape, longest: int, *, value_bytes: int, on_gpu: bool) -> int:
+    """Beyond the weights, while answers of ``longest`` tokens with their prompts are said."""
+    at_once = GPU_AT_ONCE if on_gpu else CPU_AT_ONCE
+    positions = -(-longest // _CACHE_STEP) * _CACHE_STEP
+    old = max(0, positions - _CACHE_STEP)
+    cache = 2 * shape.num_layers * shape.key_width * value_bytes * positions
+    copied = 2 * shape.key_width * value_bytes * old  # of one layer at a time
+    return at_once * (cache + copied + 4 * _LOGITS * shape.vocab_size)

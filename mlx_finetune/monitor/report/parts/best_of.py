@@ -1,0 +1,167 @@
+"""What a verifier's pick of sampled answers is worth, as ``mlxft eval --samples`` found it: ways side by side."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_finetune import rundir
+from mlx_finetune.monitor.report.chart import interval_picture
+from mlx_finetune.monitor.report.facts import ReportFacts
+from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, section, table, tag
+from mlx_finetune.monitor.report.typed import read_json
+from mlx_finetune.units import counted
+
+_MOST = 8
+_HOW_TO_READ = (
+    "Several answers were drawn to each problem, and every way picks one of the same answers. Random is what a blind "
+    "pick gives on average; oracle is right where any answer is, the most that a verifier could reach. 95 times of 100 "
+    "an interval holds the true value."
+)
+_TITLES = {
+    "greedy": "greedy answer",
+    "random": "random pick",
+    "majority": "majority vote",
+    "verifier": "verifier's pick",
+    "oracle": "oracle (any right)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of the problems with its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    num_right: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The first way minus the second, paired."""
+
+    first: str
+    second: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class AtN:
+    """What n answers give: any right, and the verifier's best."""
+
+    n: int
+    any_right: float
+    verifier: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """One best_of/NAME.json; what it has beside this is left to the file."""
+
+    name: str
+    measured: str
+    samples: str
+    num_problems: int
+    k: int
+    ways: tuple[Share, ...]
+    compared: tuple[Compared, ...]
+    at_n: tuple[AtN, ...]
+    told_apart: Share | None = None
+
+
+def best_of(facts: ReportFacts) -> Html | None:
+    """The section; None where no samples were judged."""
+    found, damaged = _read(Path(facts.run.path) / rundir.BEST_OF)
+    if not found and not damaged:
+        return None
+    return section(
+        "picks",
+        "Picking one of several answers",
+        tag("p", _HOW_TO_READ, class_="hint"),
+        *(_comparison(one) for one in found[:_MOST]),
+        tag("p", f"{counted(len(found) - _MOST, 'older comparison')} left out.") if len(found) > _MOST else None,
+        *(tag("p", code(f"{rundir.BEST_OF}/{name}"), " cannot be read and is left out.") for name in damaged[:20]),
+    )
+
+
+def _read(folder: Path) -> tuple[list[BestOf], list[str]]:
+    """Every comparison, the newest first, and the names of files that are none."""
+    found: list[BestOf] = []
+    damaged: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        one = read_json(path, BestOf)
+        if one is None:
+            damaged.append(path.name)
+        else:
+            found.append(one)
+    return sorted(found, key=lambda one: one.measured, reverse=True), damaged
+
+
+def _comparison(one: BestOf) -> Html:
+    few = None if one.num_problems >= 30 else tag("p", "Few problems: look at the intervals first.")
+    where = f"{counted(one.num_problems, 'problem')}, {one.k} answers each, "
+    return tag(
+        "article",
+        tag("h3", foreign(one.name, 80), " ", tag("span", where, foreign(one.samples, 200), class_="same")),
+        few,
+        _ways(one),
+        _differences(one),
+        _of_n(one),
+        *_told_apart(one),
+        class_="evaluation",
+    )
+
+
+def _ways(one: BestOf) -> Html:
+    rows: list[list[Child]] = [
+        [
+            foreign(_TITLES.get(way.name, way.name), 60),
+            _value(way, one.num_problems),
+            f"{way.low:.3f} to {way.high:.3f}",
+        ]
+        for way in one.ways
+    ]
+    return table(("", "right", "95 % interval"), rows, class_="figures")
+
+
+def _differences(one: BestOf) -> Html:
+    rows: list[list[Child]] = []
+    for pair in one.compared:
+        look = "better" if pair.low > 0 else "worse" if pair.high < 0 else "unsure"
+        rows.append(
+            [
+                foreign(f"{pair.first} - {pair.second}", 80),
+                f"{pair.value:+.3f}",
+                f"{pair.low:+.3f} to {pair.high:+.3f}",
+                interval_picture(pair.low, pair.value, pair.high, look=look),
+                tag("b", {"better": "more", "worse": "less", "unsure": "unsure"}[look], class_=look),
+            ]
+        )
+    return table(("paired difference", "", "95 % interval", "", ""), rows, class_="figures")
+
+
+def _of_n(one: BestOf) -> Html:
+    rows: list[list[Child]] = [["any right (pass@n)", *(f"{at.any_right:.3f}" for at in one.at_n)]]
+    if any(at.verifier is not None for at in one.at_n):
+        rows.append(["verifier's best", *("" if at.verifier is None else f"{at.verifier:.3f}" for at in one.at_n)])
+    return table(("of n answers", *(str(at.n) for at in one.at_n)), rows, class_="figures")
+
+
+def _told_apart(one: BestOf) -> Iterator[Html]:
+    told = one.told_apart
+    if told is not None:
+        yield tag(
+            "p",
+            f"A right answer outscores a wrong one to the same problem {100 * told.value:.1f} times of 100 "
+            f"({100 * told.low:.1f} to {100 * told.high:.1f}; chance is 50).",
+        )
+
+
+def _value(way: Share, num_problems: int) -> str:
+    """``41 of 50`` for a rate of few problems."""
+    if way.num_right is not None and num_problems < 1000:
+        return f"{way.num_right} of {num_problems}"
+    return f"{way.value:.3f}"

@@ -1,0 +1,54 @@
+"""Which of several answers to one problem is taken, and what share of problems is right then.
+
+A problem is a list of answers, each right or wrong. Figures are numbers a problem, so that intervals are over problems
+(``intervals``): the answers to one problem depend on each other.
+"""
+
+import math
+from collections.abc import Sequence
+
+
+def pass_at_k(num_answers: int, num_right: int, k: int) -> float:
+    """Chance that at least one of ``k`` answers is right, drawn without replacement from those that are there.
+
+    ``1 - C(n - c, k) / C(n, k)`` with ``n = num_answers``, ``c = num_right`` (2107.03374, eq. 1): unbiased, unlike
+    ``1 - (1 - c / n)^k``. n 10, c 3, k 5: 0.916667.
+    """
+    assert 0 <= num_right <= num_answers
+    assert 1 <= k <= num_answers
+    return 1.0 - math.comb(num_answers - num_right, k) / math.comb(num_answers, k)
+
+
+def majority(votes: Sequence[str | None]) -> int | None:
+    """The number of the first answer that says what most say (2203.11171); None where none says anything.
+
+    Of several that as many say the one that was said first wins: answers are drawn alike, so this looks at nothing that
+    tells right from wrong, and it is the same every time.
+    """
+    counts: dict[str, int] = {}
+    for vote in votes:
+        if vote is not None:
+            counts[vote] = counts.get(vote, 0) + 1
+    if not counts:
+        return None
+    most = max(counts.values())
+    return votes.index(next(vote for vote, count in counts.items() if count == most))
+
+
+def ranked(scores: Sequence[float]) -> list[int]:
+    """Numbers of the answers, the highest score first, of equal ones the first. A score is no NaN."""
+    assert not any(math.isnan(score) for score in scores), "a score that is not a number"
+    return sorted(range(len(scores)), key=lambda number: (-scores[number], number))
+
+
+def best_of(scores: Sequence[float], is_right: Sequence[bool], n: int) -> float:
+    """Chance that the best-scored of ``n`` answers is right, over all ways to take ``n`` of those that are there.
+
+    The answer of rank ``r`` (from 0) is the best of ``C(N - 1 - r, n - 1)`` of the ``C(N, n)`` ways. ``n`` 1 is a
+    random pick, ``n`` N the pick itself.
+    """
+    total = len(scores)
+    assert len(is_right) == total
+    assert 1 <= n <= total
+    ways = sum(math.comb(total - 1 - rank, n - 1) for rank, number in enumerate(ranked(scores)) if is_right[number])
+    return ways / math.comb(total, n)

@@ -1,0 +1,273 @@
+"""Answers of the model as it is now, with their rewards, as the batches of a step and of an evaluation.
+
+A step takes the problems that its stream gives it and draws ``group_size`` answers to each. What comes out is a
+function of (seed, step, weights) alone, so a resumed run draws what the uninterrupted one drew, and nothing of it is
+saved. Groups whose rewards are all equal teach nothing: their answers are left out and counted.
+
+Cost: nearly all of a step is drawing, one forward pass for each token of the longest of some answers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_finetune.dataset.stream import Batch, length_step, make_batch, round_up
+from mlx_finetune.dataset.tokens import Tokenizer, Tokens
+from mlx_finetune.errors import ModelError
+from mlx_finetune.hardware.blas import single_threaded
+from mlx_finetune.hardware.planning.answering import CPU_AT_ONCE, GPU_AT_ONCE
+from mlx_finetune.model.answers.batches import BatchDecoder, Request, check_batchable
+from mlx_finetune.model.answers.sampling import Sampling, seed_of
+from mlx_finetune.recipe.grpo import GrpoRecipe
+from mlx_finetune.scoring.json_schema import Validator, read_schema
+from mlx_finetune.scoring.rewards import Rewards
+from mlx_finetune.train.objective import Live, Living
+from mlx_finetune.train.objectives.grpo.values import (
+    ADVANTAGE,
+    DROPPED,
+    MISSED,
+    NUM_ANSWERS,
+    NUM_VALUES,
+    REWARD,
+    TOKENS,
+    advantages,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One answer: its tokens, the end mark included, its text, and its log-probability where that was asked for."""
+
+    ids: tuple[int, ...]
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The tokens of a question, and what a right answer to it says."""
+
+    prompt: tuple[int, ...]
+    reference: str
+
+
+class Policy:
+    """What answers: the model that is being trained, as it is at the moment."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, settings: GrpoRecipe) -> None:
+        """Raises ``DataError`` for a schema that cannot be used."""
+        schema = None if settings.schema is None else Validator(read_schema(Path(settings.schema)))
+        weights = settings.reward_weights or (1.0,) * len(settings.rewards)
+        self.settings = settings
+        self.reward = Rewards(settings.rewards, weights, schema)
+        #: The most that an answer can be rewarded.
+        self.best = sum(weight for weight in weights if weight > 0)
+        self._model, self._tokenizer = model, tokenizer
+        #: Answers that grow together.
+        self.at_once = _answers_at_once(model)
+
+    def problem(self, row: Tokens) -> Problem:
+        """The question of a row of sft and its last answer."""
+        targets = np.flatnonzero(row.loss_mask)
+        start = int(targets[-1])
+        while start > 0 and row.loss_mask[start - 1]:
+            start -= 1
+        reference = self._tokenizer.decode(row.ids[start : int(targets[-1]) + 1].tolist(), skip_special_tokens=True)
+        return Problem(tuple(row.ids[:start].tolist()), reference)
+
+    def draw(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> list[Rollout]:
+        """An answer to each prompt at the temperature of the recipe, drawn by its seed."""
+        settings = self.settings
+        return self.say(
+            [
+                Request(prompt, _sampling(settings.temperature, settings.max_tokens, seed))
+                for prompt, seed in zip(prompts, seeds, strict=True)
+            ]
+        )
+
+    def answer(self, prompts: Sequence[tuple[int, ...]]) -> list[Rollout]:
+        """The likeliest answer to each prompt."""
+        sampling = _sampling(0.0, self.settings.max_tokens, 0)
+        return self.say([Request(prompt, sampling) for prompt in prompts])
+
+    def say(self, requests: Sequence[Request]) -> list[Rollout]:
+        """The answers to ``requests``, in their order."""
+        self._model.eval()
+        growing = [_Growing() for _ in requests]
+        waiting = list(range(len(requests)))[::-1]
+        places: dict[int, int] = {}
+        with single_threaded():
+            decoder = BatchDecoder(self._model, self._tokenizer, max_rows=self.at_once)
+            while waiting or places:
+                while waiting and len(places) < self.at_once:
+                    place = waiting.pop()
+                    places[decoder.add(requests[place])] = place
+                for number, piece in decoder.step():
+                    if piece.error is not None:
+                        raise piece.error
+                    growing[places[number]].add(piece.token_id, piece.text, piece.logprob)
+                    if piece.finish is not None:
+                        del places[number]
+        return [one.rollout() for one in growing]
+
+
+class _Growing:
+    """An answer as its tokens come."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+        self._logprob = 0.0
+
+    def add(self, token_id: int | None, text: str, logprob: float | None) -> None:
+        if token_id is not None:
+            self._ids.append(token_id)
+        self._texts.append(text)
+        self._logprob += logprob or 0.0
+
+    def rollout(self) -> Rollout:
+        return Rollout(tuple(self._ids), "".join(self._texts), self._logprob)
+
+
+def live_batches(living: Living) -> Live:
+    """The steps and the evaluation batches of a run that learns from its own answers."""
+    policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
+    return Live(Rollouts(policy, living), Evaluations(policy, living))
+
+
+class Rollouts:
+    """The problems of each step with answers drawn by the weights of the moment (``dataset.ahead.Steps``)."""
+
+    #: What a step holds depends on the weights after the step before it.
+    can_read_ahead = False
+
+    def __init__(self, policy: Policy, living: Living) -> None:
+        self._policy = policy
+        self._stream = living.stream
+        self._rows = living.stream.all_rows
+        self._seed = living.recipe.seed
+        self._microbatch = living.microbatch
+        longest = int(self._rows.lengths.max()) + policy.settings.max_tokens
+        self._shape_step = length_step(longest)
+
+    def rows(self, step: int) -> list[int]:
+        """The problems of the step."""
+        return self._stream.rows(step)
+
+    def progress(self, step: int) -> float:
+        """Epochs done after ``step`` steps."""
+        return self._stream.progress(step)
+
+    def share(self, step: int, rank: int, size: int) -> list[Batch]:
+        """The answers of this rank's problems that teach something, in microbatches; at least one answer."""
+        numbers = [row for batch in self._stream.share(step, rank, size) for row in batch.rows]
+        if not numbers:
+            return []
+        drawn = self.draw(numbers, step)
+        return [replace(batch, part=rank + size * place) for place, batch in enumerate(self._batches(drawn))]
+
+    def draw(self, numbers: Sequence[int], step: int) -> list[tuple[int, Tokens]]:
+        """The rows that are learned from problems ``numbers`` in ``step``, with the number of each one's problem."""
+        settings, size = self._policy.settings, self._policy.settings.group_size
+        problems = [self._policy.problem(self._rows[number]) for number in numbers]
+        prompts = [problem.prompt for problem in problems for _ in range(size)]
+        seeds = [seed_of(self._seed, "rollout", step, number, place) for number in numbers for place in range(size)]
+        rollouts = self._policy.draw(prompts, seeds)
+        made: list[tuple[int, Tokens]] = []
+        spare: tuple[int, Tokens] | None = None
+        sums = np.zeros(NUM_VALUES)
+        for place, (number, problem) in enumerate(zip(numbers, problems, strict=True)):
+            group = rollouts[place * size : (place + 1) * size]
+            rewards = [self._policy.reward(problem.reference, one.text) for one in group]
+            is_dropped = len(set(rewards)) == 1
+            sums += _sums(rewards, group, is_dropped=is_dropped)
+            for one, advantage in zip(group, advantages(rewards, divide_by_sd=settings.divide_by_sd), strict=True):
+                row = self._tokens(number, problem, one, advantage)
+                if not is_dropped:
+                    made.append((number, row))
+                spare = spare or (number, row)
+        assert spare is not None
+        made = made or [spare]  # its advantage is 0
+        first_number, first = made[0]
+        values = np.array(first.values) + sums
+        made[0] = first_number, replace(first, values=tuple(values.tolist()))
+        return made
+
+    def _tokens(self, number: int, problem: Problem, rollout: Rollout, advantage: float) -> Tokens:
+        ids = np.array([*problem.prompt, *rollout.ids], np.int32)
+        mask = np.arange(len(ids)) >= len(problem.prompt)
+        values = np.zeros(NUM_VALUES)
+        values[ADVANTAGE] = advantage
+        return Tokens(ids, mask, self._rows.where(number), 0, 1.0, tuple(values.tolist()))
+
+    def _batches(self, drawn: Sequence[tuple[int, Tokens]]) -> Iterator[Batch]:
+        order = sorted(range(len(drawn)), key=lambda place: len(drawn[place][1].ids))
+        for start in range(0, len(order), self._microbatch):
+            chosen = order[start : start + self._microbatch]
+            rows = [drawn[place][1] for place in chosen]
+            length = round_up(max(len(row.ids) for row in rows) - 1, self._shape_step)
+            group = [[place] for place in range(len(rows))]
+            batch = make_batch(rows, group, num_sequences=len(rows), length=length)
+            yield replace(batch, rows=tuple(drawn[place][0] for place in chosen))
+
+
+class Evaluations(Sequence[Batch]):
+    """The likeliest answers to the validation problems, as the loss of their batches: the reward that was missed.
+
+    A batch holds no token of the answers: nothing is learned from it, and its numbers are its values.
+    """
+
+    def __init__(self, policy: Policy, living: Living) -> None:
+        self._policy = policy
+        self._rows = living.valid
+        size = policy.at_once
+        self._groups = [range(start, min(start + size, len(self._rows))) for start in range(0, len(self._rows), size)]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
+        """One batch, or a list of batches for a slice; its problems are answered now."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        group = self._groups[index]
+        problems = [self._policy.problem(self._rows[number]) for number in group]
+        answers = self._policy.answer([problem.prompt for problem in problems])
+        pairs = zip(problems, answers, strict=True)
+        rewards = [self._policy.reward(problem.reference, answer.text) for problem, answer in pairs]
+        values = _sums(rewards, answers, is_dropped=False)
+        values[MISSED] = len(rewards) * self._policy.best - sum(rewards)
+        row = Tokens(np.zeros(9, np.int32), np.arange(9) > 7, "", 0, 1.0, tuple(values.tolist()))
+        return replace(make_batch([row], [[0]], num_sequences=1, length=8), rows=tuple(group))
+
+
+def _sums(rewards: Sequence[float], group: Sequence[Rollout], *, is_dropped: bool) -> NDArray[np.float64]:
+    sums = np.zeros(NUM_VALUES)
+    sums[NUM_ANSWERS] = len(rewards)
+    sums[REWARD] = sum(rewards)
+    sums[DROPPED] = len(rewards) if is_dropped else 0
+    sums[TOKENS] = sum(len(one.ids) for one in group)
+    return sums
+
+
+def _sampling(temperature: float, max_tokens: int, seed: int) -> Sampling:
+    """The model's whole distribution: nothing is filtered out of it."""
+    return Sampling(temperature=temperature, top_p=1.0, top_k=0, max_tokens=max_tokens, seed=seed)
+
+
+def _answers_at_once(model: nn.Module) -> int:
+    try:
+        check_batchable(model)
+    except ModelError:
+        return 1
+    return CPU_AT_ONCE if mx.default_device().type == mx.DeviceType.cpu else GPU_AT_ONCE

@@ -1,0 +1,80 @@
+"""Evaluating preferences: which answer is likelier, before and after, beside what the run started from."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from eval_runs import evaluation_of, subject_of, write_place
+
+from mlx_finetune.app.eval.journal import Journal
+from mlx_finetune.app.eval.measure import Measuring
+from mlx_finetune.app.eval.report import report_of
+from mlx_finetune.dataset.formats import Messages
+from mlx_finetune.errors import UsageError
+from mlx_finetune.model.likelihoods import LikelihoodModel, Scored
+from mlx_finetune.train.losses import chunk_rows
+
+
+def write_pairs(path, count=12):
+    rows = [{"prompt": f"Box {n}?", "chosen": f"It is {n}.", "rejected": "no " * (1 + n % 3)} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_marked(path, count=12):
+    rows = [{"prompt": f"Box {n}?", "completion": f"It is {n}.", "label": n % 2 == 0} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def measure(evaluation, tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", evaluation.identity)
+    Measuring(evaluation, journal, lambda _: None, lambda problem, _: pytest.fail(problem.message)).run()
+    journal.close()
+    return journal
+
+
+def test_any_run_can_be_measured_on_pairs(tmp_path, tiny_model):
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    evaluation = evaluation_of(place, ("preference",), given=str(pairs))
+    journal = measure(evaluation, tmp_path)
+    report = report_of(evaluation, journal, is_whole=True)
+    figures = {one.measure.name: one.figures for one in report.results}
+    assert set(figures) == {"preferred", "preferred_per_token", "chosen_loss"}
+    assert figures["preferred"]["tuned"].num_rows == 12
+    subject = subject_of(place)
+    prompter = evaluation.prompter
+    row = evaluation.rows[0]
+    found = journal.found[("preference", "tuned", 0)]
+    sums = []
+    for text in (row.example.chosen[0]["content"], row.example.rejected[0]["content"]):
+        continuation = prompter.continuation(replace(row, example=_messages(row)), text)
+        end = len(continuation.ids)
+        scored = Scored(continuation.ids, np.arange(end - continuation.num_targets, end))
+        sums.append(float(LikelihoodModel(subject.opened.model, chunk_rows).losses([scored])[0].sum()))
+    assert found.values["preferred"] == (float(sums[0] < sums[1]),)
+    assert found.values["chosen_loss"][0] == pytest.approx(sums[0], rel=1e-5)
+
+
+def _messages(row):
+    answer = {"role": "assistant", "content": "x"}
+    return Messages((*row.example.prompt, answer), None, row.example.source, row.example.line)
+
+
+def test_answers_marked_good_or_bad_have_losses_by_kind(tmp_path, tiny_model):
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    evaluation = evaluation_of(place, ("preference",), given=str(write_marked(tmp_path / "marked.jsonl")))
+    report = report_of(evaluation, measure(evaluation, tmp_path), is_whole=True)
+    figures = {one.measure.name: one.figures["tuned"].num_rows for one in report.results}
+    assert figures == {"good_loss": 6, "bad_loss": 6}
+
+
+def test_pairs_have_no_plain_loss_and_other_rows_no_preference(tmp_path, tiny_model):
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    with pytest.raises(UsageError, match="needs rows with chosen and rejected"):
+        evaluation_of(place, ("preference",))
+    with pytest.raises(UsageError, match="`loss` is of single answers"):
+        evaluation_of(place, ("preference", "loss"), given=str(pairs))

@@ -1,0 +1,91 @@
+"""Ways to pick an answer, compared on made-up samples whose figures can be worked out by hand."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from mlx_finetune.app.sampling.best_of import compare, csv_text, lines, to_json
+from mlx_finetune.app.sampling.folder import Sample, SampledProblem
+from mlx_finetune.errors import RunError
+
+
+def problem(number: int, drawn: list[str], greedy: str = "1") -> SampledProblem:
+    """A problem whose right answer is 1."""
+
+    def one(place: int, text: str) -> Sample:
+        found = text if text.isdigit() else None
+        return Sample(
+            number, place, f"r:{number}", "?", "1", text, text == "1", found, "stop", 3, -1.0, float(place > 0)
+        )
+
+    samples = tuple(one(place, text) for place, text in enumerate(drawn, 1))
+    return SampledProblem(number, f"r:{number}", "?", "1", one(0, greedy), samples)
+
+
+PROBLEMS = [
+    problem(0, ["1", "2", "2", "1"], greedy="2"),  # a tie: the first said wins
+    problem(1, ["2", "1", "2", "3"]),
+    problem(2, ["x", "3", "x", "3"]),
+    problem(3, ["1", "1", "1", "x"]),
+]
+SCORES = [[0.1, 0.2, 0.3, 0.9], [0.1, 0.8, 0.2, 0.3], [0.5, 0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.9]]
+
+
+def test_each_way_has_its_share_of_the_problems():
+    found = {one.name: one.value for one in compare(PROBLEMS, SCORES, seed=0).ways}
+    assert found == {
+        "greedy": 3 / 4,
+        "random": pytest.approx((2 / 4 + 1 / 4 + 0 + 3 / 4) / 4),
+        "majority": 2 / 4,
+        "verifier": 2 / 4,
+        "oracle": 3 / 4,
+    }
+
+
+def test_differences_are_paired():
+    many = [problem(number, ["1", "2"]) for number in range(40)]
+    found = compare(many, [[1.0, 0.0]] * 40, seed=0)
+    against_random = next(one for one in found.compared if (one.first, one.second) == ("verifier", "random"))
+    assert (against_random.value, against_random.low, against_random.high) == (0.5, 0.5, 0.5)
+    assert against_random.is_sure
+    blind = compare(PROBLEMS, SCORES, seed=0).compared[0]
+    assert not blind.is_sure
+
+
+def test_of_n_answers_the_figures_run_from_the_random_pick_to_the_oracle():
+    found = compare(PROBLEMS, SCORES, seed=0)
+    ways = {one.name: one.value for one in found.ways}
+    assert [one.n for one in found.at_n] == [1, 2, 4]
+    assert found.at_n[0].any_right == pytest.approx(ways["random"])
+    assert found.at_n[0].verifier == pytest.approx(ways["random"])
+    assert found.at_n[-1].any_right == pytest.approx(ways["oracle"])
+    assert found.at_n[-1].verifier == pytest.approx(ways["verifier"])
+
+
+def test_answers_that_say_nothing_are_counted():
+    assert compare(PROBLEMS, None, seed=0).nothing_found == pytest.approx(3 / 16)
+
+
+def test_without_a_verifier_it_has_no_place_in_the_comparison():
+    found = compare(PROBLEMS, None, seed=0)
+    assert "verifier" not in {one.name for one in found.ways}
+    assert all("verifier" not in (one.first, one.second) for one in found.compared)
+
+
+def test_an_unfinished_sampling_is_not_compared():
+    with pytest.raises(RunError, match="r:1 has 3 answers and r:0 4"):
+        compare([PROBLEMS[0], problem(1, ["1", "1", "1"])], None, seed=0)
+
+
+def test_text_csv_and_json_say_the_same():
+    found = compare(PROBLEMS, SCORES, seed=0)
+    rows = {row["figure"]: float(row["value"]) for row in csv.DictReader(io.StringIO(csv_text(found)))}
+    plain = json.loads(json.dumps(to_json(found, {"samples": "here"})))
+    assert rows["random"] == pytest.approx(0.375)
+    assert [one["value"] for one in plain["ways"]] == pytest.approx([rows[one["name"]] for one in plain["ways"]])
+    text = "\n".join(lines(found))
+    assert ["verifier's", "pick", "2/4"] in [line.split()[:3] for line in text.splitlines()]
+    assert "verifier - random" in text
+    assert "18.8 % say nothing" in text

@@ -1,0 +1,117 @@
+"""A tiny verifier that has learned which answer is right picks it, and what it picked is kept in its run."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from small_runs import train
+
+from mlx_finetune import rundir
+from mlx_finetune.app.eval.subject import Subject, open_subject
+from mlx_finetune.app.sampling.folder import FORMAT_VERSION, LINES, SETTINGS, Sample
+from mlx_finetune.app.sampling.judge import Judged, judge
+from mlx_finetune.errors import RunError, UsageError
+
+RECIPE = """
+model = "{model}"
+task = "verifier"
+output_dir = "{output}"
+[lora]
+rank = 4
+[data]
+path = "{data}"
+prompt_template = "{template}"
+max_seq_length = 64
+[training]
+max_steps = 20
+batch_size = 8
+learning_rate = 1e-2
+"""
+COLOURS = ("red", "blue", "green", "grey")  # red is right
+
+
+def write_samples(folder: Path, num_problems: int = 30) -> Path:
+    """Four answers to each problem, the right one in turn at every place; the greedy one is wrong."""
+    folder.mkdir(parents=True)
+    settings = {"format_version": FORMAT_VERSION, "name": "m", "rule": "exact", "k": 4}
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    with (folder / LINES).open("w") as file:
+        for number in range(num_problems):
+            answers = ["blue", *(COLOURS[(place + number) % 4] for place in range(4))]
+            for place, text in enumerate(answers):
+                prompt = f"Colour of box {number + 500}?"
+                one = Sample(
+                    number, place, f"r:{number}", prompt, "red", text, text == "red", text, "stop", 2, -1.0, 0.8
+                )
+                file.write(json.dumps(asdict(one)) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["auto", "none"])
+def verifier(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]
+) -> Subject:
+    """A run of the chat template or of plainly joined texts."""
+    folder = tmp_path_factory.mktemp(request.param)
+    rows = [
+        {"prompt": f"Colour of box {number}?", "completion": text, "label": text == "red"}
+        for number in range(40)
+        for text in (COLOURS[0], COLOURS[1 + number % 3])
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = folder / "recipe.toml"
+    keys = {"model": tiny_model("llama"), "output": folder / "run", "data": folder / "rows.jsonl"}
+    recipe.write_text(RECIPE.format(**keys, template=request.param))
+    train(recipe)
+    return open_subject(str(folder / "run"), base=folder, report=lambda _: None)
+
+
+def judged_of(verifier: Subject, samples: Path) -> Judged:
+    return judge(verifier, samples, out=None, step=lambda *_: None)
+
+
+def test_its_pick_is_right_where_a_random_one_seldom_is(verifier: Subject, tmp_path: Path):
+    judged = judged_of(verifier, write_samples(tmp_path / "samples"))
+    ways = {one.name: one.value for one in judged.found.ways}
+    assert ways == {"greedy": 0, "random": 0.25, "majority": pytest.approx(0.25, abs=0.02), "verifier": 1, "oracle": 1}
+    difference = judged.found.compared[0]
+    assert (difference.first, difference.second, difference.value, difference.is_sure) == (
+        "verifier",
+        "random",
+        0.75,
+        True,
+    )
+    assert judged.found.told_apart is not None
+    assert judged.found.told_apart.value == 1
+    assert judged.num_unscored == 0
+
+
+def test_what_was_found_is_kept_in_its_run_and_never_replaced_by_another(verifier: Subject, tmp_path: Path):
+    samples = write_samples(tmp_path / "kept")
+    assert verifier.run is not None
+    folder = verifier.run.file(rundir.BEST_OF)
+    first = judged_of(verifier, samples)
+    again = judged_of(verifier, samples)
+    assert first.path == again.path == folder / "kept"
+    saved = json.loads((folder / "kept.json").read_text())
+    assert saved["ways"][3]["name"] == "verifier"
+    scores = [json.loads(line) for line in (folder / "kept.scores.jsonl").read_text().splitlines()]
+    assert len(scores) == 120
+    right, wrong = ([one["score"] for one in scores if one["right"] is side] for side in (True, False))
+    assert sum(right) / len(right) > sum(wrong) / len(wrong)
+    other = judged_of(verifier, write_samples(tmp_path / "elsewhere" / "kept", num_problems=12))
+    assert other.path == folder / "kept-2"
+    assert json.loads((folder / "kept.json").read_text()) == saved
+
+
+def test_a_model_without_a_verdict_is_refused(place: Path, tmp_path: Path):
+    subject = open_subject("keeper", base=place, report=lambda _: None)
+    with pytest.raises(UsageError, match="gives no verdict"):
+        judge(subject, write_samples(tmp_path / "samples"), out=None, step=lambda *_: None)
+
+
+def test_a_folder_without_samples_is_refused(verifier: Subject, tmp_path: Path):
+    with pytest.raises(RunError, match="holds no sampled answers"):
+        judge(verifier, tmp_path, out=None, step=lambda *_: None)

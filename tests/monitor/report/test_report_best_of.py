@@ -1,0 +1,50 @@
+"""The part of a report about a verifier's picks, from the file that mlxft eval --samples keeps."""
+
+import json
+from pathlib import Path
+
+from reported_runs import write_run
+
+from mlx_finetune import rundir
+from mlx_finetune.app.sampling.best_of import compare, to_json
+from mlx_finetune.app.sampling.folder import Sample, SampledProblem
+from mlx_finetune.monitor.report.facts import read_facts
+from mlx_finetune.monitor.report.page import render
+from mlx_finetune.rundir import RunDir
+
+
+def problem(number: int) -> SampledProblem:
+    drawn = tuple(
+        Sample(number, 1 + i, "r:1", "?", "1", t, t == "1", t, "stop", 2, -1.0, 0.8) for i, t in enumerate("12")
+    )
+    return SampledProblem(number, "r:1", "?", "1", None, drawn)
+
+
+def write_best_of(run: RunDir, samples: str, *, scores: tuple[float, float] = (1.0, 0.0)) -> None:
+    found = compare([problem(number) for number in range(40)], [list(scores)] * 40, seed=0)
+    facts = {"name": "tested", "measured": "2026-11-26T20:00:00+00:00", "samples": samples}
+    folder = run.file(rundir.BEST_OF)
+    folder.mkdir()
+    (folder / "tested.json").write_text(json.dumps(to_json(found, facts)))
+
+
+def test_the_report_has_every_way_and_its_difference(tmp_path: Path):
+    run = write_run(tmp_path)
+    assert 'id="picks"' not in render(read_facts(run))
+    write_best_of(run, "data/<b>sums</b>")
+    page = render(read_facts(run))
+    assert 'id="picks"' in page
+    assert "verifier&#x27;s pick" in page or "verifier's pick" in page
+    assert "40 of 40" in page
+    assert "+0.500 to +0.500" in page
+    assert "100.0 times of 100" in page
+    assert "&lt;b&gt;sums" in page
+
+
+def test_a_damaged_comparison_is_named(tmp_path: Path):
+    run = write_run(tmp_path)
+    write_best_of(run, "s")
+    (run.file(rundir.BEST_OF) / "other.json").write_text("{}")
+    page = render(read_facts(run))
+    assert "best_of/other.json" in page
+    assert "40 of 40" in page

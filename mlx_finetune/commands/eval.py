@@ -90,17 +90,9 @@ def command(
     keeps what was measured, and the same command goes on. Exits with 4 where a gate is missed.
     """
     _check_form(named, as_json=as_json, as_csv=as_csv)
-    given: dict[str, object | None] = {
-        "tasks": split_tasks(tasks) or None,
-        "gates": gates or None,
-        "max_rows": max_rows,
-        "shots": shots,
-        "references": references or None,
-        "category": category,
-        "schema": schema,
-        "answer_tokens": max_tokens,
-    }
-    changes = {key: value for key, value in given.items() if value is not None}
+    named_keys = ("tasks", "gates", "max_rows", "shots", "references", "category", "schema", "answer_tokens")
+    values = (split_tasks(tasks), gates, max_rows, shots, references, category, schema, max_tokens)
+    changes = {key: value for key, value in zip(named_keys, values, strict=True) if value not in (None, ())}
     if samples is not None:
         return eval_samples(name, samples, out=out, others=[*changes], as_json=as_json, as_csv=as_csv)
     if checkpoints or sinks or prompts or context:

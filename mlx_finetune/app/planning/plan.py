@@ -26,7 +26,6 @@ from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import TokenizeReport
-from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
@@ -314,7 +313,6 @@ def _count_tokens(
     from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
-    check_task(recipe.task, tokenizer, local.name)
     split, valid = (
         tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
         for name, examples in (("train", splits.train), ("valid", splits.valid))

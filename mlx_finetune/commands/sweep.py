@@ -1,7 +1,6 @@
 """``mlxft sweep``: short runs with other learning rates and ranks; which was best on validation, and its test."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -124,6 +123,8 @@ def _swept(loaded: "LoadedRecipe", plan: "Plan", base: "Base") -> "Sweep":
 
 def _test(folder: Path) -> Mapping[str, object]:
     """The winner's loss on the test rows, measured by ``mlxft eval`` in a process of its own."""
+    import subprocess
+
     click.echo(f"testing the winner, {folder} ...", err=True)
     arguments = [sys.executable, "-m", "mlx_finetune", "eval", str(folder), "--tasks", "loss", "--json"]
     child = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from mlx_finetune.dataset.template import BATCH_ROWS, nothing_left, tokenize
 from mlx_finetune.dataset.token_rows import RowsBuilder, TokenRows
 from mlx_finetune.dataset.tokens import Encoded, Tally, TokenizedSplit, Tokenizer, TokenizeReport, Tokens, Totals
 from mlx_finetune.dataset.turns import Turn
+from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.dataset.walk import Draft, Walk, where
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
@@ -78,7 +79,8 @@ def tokenize_rows(
     split: str = "",
     may_be_empty: bool = False,
 ) -> TokenizedSplit:
-    """Rows as ``task`` learns from them, whichever task that is."""
+    """Rows as ``task`` learns from them, whichever task that is. Raises ``ModelError`` for a model of another kind."""
+    check_task(task, tokenizer, "this model")
     make = tokenize_preferences if task in TWO_ANSWER_TASKS else tokenize
     return make(examples, tokenizer, data, task=task, base=base, split=split, may_be_empty=may_be_empty)
 

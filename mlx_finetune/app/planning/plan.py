@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune import rundir
+from mlx_finetune.app.planning.characters import num_characters
 from mlx_finetune.app.planning.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
-from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.labels import num_outputs
 from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import TokenizeReport
-from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
@@ -313,7 +313,6 @@ def _count_tokens(
     from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
-    check_task(recipe.task, tokenizer, local.name)
     split, valid = (
         tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
         for name, examples in (("train", splits.train), ("valid", splits.valid))
@@ -353,19 +352,6 @@ def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer
     (kept, num_cut), (valid, _) = estimate(splits.train, "training"), estimate(splits.valid, "validation")
     summary = summarize_lengths(kept.tolist(), "tokens")
     return kept, TokenCount(summary, num_cut, None, "", (), len(valid), int(num_states(valid).sum()))
-
-
-def num_characters(example: Example) -> int:
-    """Characters of what is said in an example, without the template around it."""
-    match example:
-        case Text():
-            return len(example.text)
-        case Instruction():
-            return len(example.instruction) + len(example.input) + len(example.output)
-        case Messages():
-            return sum(len(str(value)) for turn in example.messages for value in turn.values())
-        case _:
-            return 0
 
 
 def _warnings(

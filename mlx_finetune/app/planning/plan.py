@@ -317,18 +317,16 @@ def _count_tokens(
         tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
         for name, examples in (("train", splits.train), ("valid", splits.valid))
     )
-    rows, report = rows_of(split.rows), split.report
+    rows = rows_of(split.rows)
+    lengths = planned_lengths(rows, recipe, shape.model_type)
+    report = split.report
     cut = sum(report.count(outcome) for outcome in _BY_LENGTH)
     lost = (*_lost("training", report, _NOT_USED), *_lost("validation", valid.report, {**_BY_LENGTH, **_NOT_USED}))
     summary = summarize_lengths(sequence_lengths(rows, recipe.task).tolist(), "tokens")
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
-    positions, most = int(num_states(rows_of(valid.rows).lengths).sum()), rows.most_targets()
-    lengths = planned_lengths(rows, recipe, shape.model_type)
-    return (
-        lengths,
-        TokenCount(summary, cut, report.target_share, report.method, lost, len(valid.rows), positions, most),
-        beside,
-    )
+    positions = int(num_states(rows_of(valid.rows).lengths).sum())
+    share, most = report.target_share, rows.most_targets()
+    return lengths, TokenCount(summary, cut, share, report.method, lost, len(valid.rows), positions, most), beside
 
 
 def _lost(name: str, report: TokenizeReport, kinds: Mapping[str, str]) -> Iterator[str]:

@@ -154,7 +154,8 @@ def count(draw: Draw, things: Things) -> Pair:
     kept, broken = draw.some(TOOLS, number), draw.some(TOOLS, wrong)
     words = {2: "two", 3: "three", 4: "four"}
     prompt = f"Name exactly {words[number]} things that a {trade} needs {time}, one on each line."
-    return prompt, *("\n".join(f"- {one}" for one in its) for its in (kept, broken)), {"items": number}  # fmt: skip
+    listed = ["\n".join(f"- {one}" for one in its) for its in (kept, broken)]
+    return prompt, listed[0], listed[1], {"items": number}
 
 
 def without_word(draw: Draw, things: Things) -> Pair:
@@ -282,7 +283,7 @@ def write(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
 
 def main() -> None:
     """Write the files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=SIZES["train"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=1)

@@ -50,7 +50,11 @@ def explain(
         walk = Walk(tokenizer, data, task=task, base=base)
         rows: list[tuple[str, tuple[ExplainedToken, ...]]] = []
         refusal = ""
-        for name, draft in _drafts(walk, example, task):
+        try:
+            drafts = _drafts(walk, example, task)
+        except DataError as error:
+            drafts, refusal = [], error.message
+        for name, draft in drafts:
             try:
                 rows.append((name + draft.method, _explain_draft(walk, draft, tokenizer)))
             except DataError as error:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from mlx_finetune.dataset.formats import Example, Messages, Preference
 from mlx_finetune.dataset.template import BATCH_ROWS, nothing_left, tokenize
 from mlx_finetune.dataset.token_rows import RowsBuilder, TokenRows
-from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, Tokens, Totals
+from mlx_finetune.dataset.tokens import Encoded, Tally, TokenizedSplit, Tokenizer, TokenizeReport, Tokens, Totals
 from mlx_finetune.dataset.turns import Turn
 from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.dataset.walk import Draft, Walk, where
-from mlx_finetune.errors import DataError
+from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
 
@@ -63,7 +63,7 @@ def tokenize_preferences(
             progress(done, len(examples))
     found = builder.finish()
     totals.longest = int(longest_sequences(found).max(initial=0)) if len(found) else 0
-    report = rows.walk.report(totals, done, rows.methods, rows.walk.take_tally())
+    report = rows.report(totals, done)
     if done and not totals.num_rows and not may_be_empty:
         raise nothing_left(report, data, split)
     return TokenizedSplit(found if totals.num_rows else (), report)
@@ -116,6 +116,7 @@ class _PreferenceRows:
         self._tokenizer = tokenizer
         self._data = data
         self._bos = tokenizer.bos_token_id
+        self._tally = Tally()
 
     def paired(self, examples: Sequence[Preference]) -> list[Tokens]:
         """One row for each pair that can be used."""
@@ -126,7 +127,7 @@ class _PreferenceRows:
             if first is None or second is None:
                 continue
             if np.array_equal(first[0], second[0]):
-                self.walk.note("same_answers", example, "chosen and rejected are the same")
+                self._note("same_answers", example, "chosen and rejected are the same")
                 continue
             row = self._row(example, first, second, ())
             rows += [row] if row else []
@@ -150,11 +151,31 @@ class _PreferenceRows:
         """Ids and mask of each example with one of its answers; None where it is refused (tallied)."""
         drafts = [self._draft(example, answer) for example, answer in asked]
         encodings = iter(self._tokenizer.encode_batch([draft.text for draft in drafts if draft]))
-        return [self.walk.whole(draft, next(encodings)) if draft else None for draft in drafts]
+        return [self._whole(draft, next(encodings)) if draft else None for draft in drafts]
+
+    def report(self, totals: Totals, num_examples: int) -> TokenizeReport:
+        """Counts over everything seen."""
+        self._tally.add_all(self.walk.take_tally())
+        return self.walk.report(totals, num_examples, self.methods, self._tally)
+
+    def _whole(self, draft: Draft, encoding: Encoded) -> TokenSequence | None:
+        """Ids and mask, however long; None where the row is refused (tallied)."""
+        try:
+            return self.walk.ids_and_mask(draft, self.walk.without_merged_border(draft, encoding))
+        except DataError as error:
+            self._note("refused", draft.example, error.message, error.hint)
+            return None
+
+    def _note(self, outcome: str, example: Example, message: str, hint: str = "") -> None:
+        self._tally.add(outcome, Problem(where(example), message, hint))
 
     def _draft(self, example: Preference, answer: tuple[Turn, ...]) -> Draft | None:
         """``answer_draft``, with the way its mask is made counted."""
-        draft = answer_draft(self.walk, example, answer)
+        try:
+            draft = answer_draft(self.walk, example, answer)
+        except DataError as error:
+            self._note("refused", example, error.message, error.hint)
+            return None
         if draft is not None:
             self.methods[draft.method] = self.methods.get(draft.method, 0) + 1
         return draft
@@ -164,7 +185,7 @@ class _PreferenceRows:
     ) -> Tokens | None:
         """Prefix, first and second in one row; None where it does not fit (tallied)."""
         if not first[1].any() or not second[1].any():
-            self.walk.note("no_target", example, "an answer without a token")
+            self._note("no_target", example, "an answer without a token")
             return None
         prefix = shared_length(first, second)
         cut = max(len(first[0]), len(second[0])) - self._data.max_seq_length
@@ -175,9 +196,9 @@ class _PreferenceRows:
             cut += has_bos
             what = f"{max(len(first[0]), len(second[0]))} tokens are more than {self._data.max_seq_length}"
             if self._data.truncation == "drop" or cut >= prefix:
-                self.walk.note("too_long", example, f"{what}: dropped")
+                self._note("too_long", example, f"{what}: dropped")
                 return None
-            self.walk.note("cut", example, f"{what}: {cut - has_bos} tokens of the prompt were cut at the front")
+            self._note("cut", example, f"{what}: {cut - has_bos} tokens of the prompt were cut at the front")
         front = np.concatenate([start, first[0][max(cut, 0) : prefix]])
         ids = np.concatenate([front, first[0][prefix:], second[0][prefix:]])
         mask = np.concatenate([np.zeros(len(front), np.bool_), first[1][prefix:], second[1][prefix:]])
@@ -187,17 +208,19 @@ class _PreferenceRows:
 
 
 def answer_draft(walk: Walk, example: Preference, answer: tuple[Turn, ...]) -> Draft | None:
-    """The rendered conversation with one answer, and the spans of this answer alone; None where it is refused."""
+    """The rendered conversation with one answer, and the spans of this answer alone; None where ``walk`` refuses it.
+
+    Raises ``DataError`` for an answer that cannot be told from its prompt.
+    """
     num_replies = sum(turn.get("role") == "assistant" for turn in answer)
     if not num_replies:
-        walk.note("refused", example, "an answer without an assistant turn")
-        return None
+        raise DataError("an answer without an assistant turn")
     turns, is_single = example.prompt + answer, num_replies == 1
     drafts = walk.drafts(Messages(turns, example.tools, example.source, example.line, only_last=is_single))
-    if len(drafts) != 1:
-        if drafts:
-            walk.note("refused", example, "the chat template rewrites earlier turns of an answer of several")
+    if not drafts:
         return None
+    if len(drafts) > 1:
+        raise DataError("the chat template rewrites earlier turns of an answer of several")
     draft = drafts[0]
     return draft if is_single or draft.spans is None else replace(draft, spans=draft.spans[-num_replies:])
 

@@ -174,18 +174,6 @@ class Walk:
                 self._tally.add("no_target", Problem(where(example), f"nothing to learn in {len(ids)} tokens"))
         return rows
 
-    def whole(self, draft: Draft, encoding: Encoded) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | None:
-        """The whole row, however long; None where it is refused (tallied)."""
-        try:
-            return self.ids_and_mask(draft, self.without_merged_border(draft, encoding))
-        except DataError as error:
-            self.note("refused", draft.example, error.message, error.hint)
-            return None
-
-    def note(self, outcome: str, example: Example, message: str, hint: str = "") -> None:
-        """Count an example with this outcome."""
-        self._tally.add(outcome, Problem(where(example), message, hint))
-
     def fitted(
         self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
     ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:

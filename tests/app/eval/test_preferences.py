@@ -49,7 +49,7 @@ def test_any_run_can_be_measured_on_pairs(tmp_path, tiny_model):
     row = evaluation.rows[0]
     found = journal.found[("preference", "tuned", 0)]
     sums = []
-    for text in (row.example.chosen[0]["content"], row.example.rejected[0]["content"]):
+    for text in ("It is 0.", "no "):
         continuation = prompter.continuation(replace(row, example=_messages(row)), text)
         end = len(continuation.ids)
         scored = Scored(continuation.ids, np.arange(end - continuation.num_targets, end))

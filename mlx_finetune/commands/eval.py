@@ -103,11 +103,12 @@ def command(
         return eval_texts.run(request, checkpoints=checkpoints, sinks=sinks, others=others)
     evaluation = _prepared(name, changes, named, data, batch)
     finished = _measured(evaluation, named, out)
+    return _report(evaluation, finished, as_json=as_json, as_csv=as_csv)
+
+
+def _report(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_csv: bool) -> int:
+    """Print what was found; the exit code."""
     _print(evaluation, finished, as_json=as_json, as_csv=as_csv)
-    return _exit_code(finished)
-
-
-def _exit_code(finished: "Finished") -> int:
     if not finished.report.is_whole:
         return INTERRUPTED
     return 0 if all(one.is_met for one in finished.report.gates) else GATE_MISSED

@@ -234,10 +234,9 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         on_gpu=on_gpu,
         disk_bytes=disk_bytes,
     )
-    seconds, num_valid = measured.answer_seconds, plan.tokens.num_valid
-    forecast = add_rollouts(forecast, plan.resolved, seconds, num_valid, beside.num_evaluations, on_gpu=on_gpu)
-    factor = plan.resolved.memory.factor(forecast.peak_bytes.expected)
-    facts = replace(plan.facts, memory_factor=factor)
+    asked = (measured.answer_seconds, plan.tokens.num_valid, beside.num_evaluations)
+    forecast = add_rollouts(forecast, plan.resolved, *asked, on_gpu=on_gpu)
+    facts = replace(plan.facts, memory_factor=plan.resolved.memory.factor(forecast.peak_bytes.expected))
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
 
 
@@ -256,10 +255,9 @@ def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: M
     positions = epochs * epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size)
     at_end = disk_at_end(resolved, disk, plan_beside(resolved, resolved.recipe.eval, disk.checkpoint))
     on_gpu = facts.machine.on_gpu
+    forecast = forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
     if mac is not None:
         forecast = forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
-    else:
-        forecast = forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
     return add_rollouts(forecast, resolved, None, 0, 0, on_gpu=on_gpu)
 
 

@@ -48,14 +48,15 @@ CASES = {
     "quickstart": ("llama", (*ATTENTION, *MLP), 16 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "messages"),
     "pretrain-text": ("llama", (*ATTENTION, *MLP), 64 * 2 * (128 + 96 + 96 + 128 + 3 * 192), "text"),
     "full-smollm2": ("llama", (), None, "messages"),
+    "sums-generator": ("llama", (), None, "sums"),
+    "sums-verifier": ("llama", (), None, "verdicts"),
+    "sums-grpo": ("llama", (), None, "sums"),
     "summary-flan-t5": ("t5", T5_LAYERS, 16 * 2 * (4 * 128 + 3 * 192 + 8 * 128 + 3 * 192), "dialogues"),
-    "sums-generator": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "sums"),
-    "sums-verifier": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "verdicts"),
-    "sums-grpo": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "sums"),
 }
 #: Recipes that begin with random weights, and what makes them small.
 NEW_MODELS = {
     "scratch-shakespeare": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
+    "sums-scratch": ("scratch.hidden_size=64", "scratch.num_layers=2"),
     "scratch-tinystories": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
 }
 #: Recipes with a test of their own.
@@ -73,9 +74,9 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
             ]
         },
         "alpaca": lambda n: {"instruction": f"Add {n}.", "input": f"{n}" * (n % 2), "output": f"It is {2 * n}."},
-        "dialogues": lambda n: {"dialogue": f"Ann: Box {n}?\nBen: Yes.", "summary": f"It is box {n}."},
         "sums": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7)},
         "verdicts": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7 + n % 2), "label": n % 2 == 0},
+        "dialogues": lambda n: {"dialogue": f"Ann: Box {n}?\nBen: Yes.", "summary": f"It is box {n}."},
         "text": lambda n: {"text": f"Chapter {n}. " + "And then it rained. " * (n % 7)},
     }
     path.write_text("".join(json.dumps(makers[layout](number)) + "\n" for number in range(num_rows)))
@@ -92,8 +93,8 @@ def run_recipe(tmp_path):
         data = write_data(tmp_path / "rows.jsonl", layout)
         recipe = load_recipe(RECIPES / f"{name}.toml").recipe
         files = [f"data.path={data}"] if recipe.data.path else [f"data.train={data}", f"data.valid={data}"]
-        overrides = [f"model={model}", *files, f"output_dir={tmp_path / 'run'}"]
-        overrides += ["adapter="] if recipe.adapter else []
+        overrides = [*files, f"output_dir={tmp_path / 'run'}"]
+        overrides += [] if recipe.scratch else [f"model={model}"]
         if recipe.task == "grpo":
             overrides.append('grpo.rewards=["max_length:8"]')  # a random model solves nothing, and would learn nothing
         if recipe.lora and recipe.lora.num_layers != "all":
@@ -115,12 +116,12 @@ def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
     run, _ = run_recipe(name)
     _, modules, expected, _ = CASES[name]
     started = next(r.event for r in read_events(run.file(rundir.EVENTS)) if isinstance(r.event, RunStarted))
+    head = tiny.HIDDEN if load_recipe(RECIPES / f"{name}.toml").recipe.task == "verifier" else 0
     if expected is None:
-        assert started.trainable_parameters == started.total_parameters
+        assert started.trainable_parameters in (started.total_parameters, started.total_parameters + head)
         assert (run.path / "model" / "model.safetensors").is_file()
         return
-    head = tiny.HIDDEN if load_recipe(RECIPES / f"{name}.toml").recipe.task == "verifier" else 0
-    assert started.trainable_parameters == expected + head
+    assert started.trainable_parameters == expected
     weights = load_file(run.file(rundir.MLX_WEIGHTS))
     assert {key.split(".")[-2] for key in weights} == set(modules)
     assert sum(value.size for value in weights.values()) == expected

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_finetune.commands.eval_samples import eval_samples
 from mlx_finetune.commands.evaluating import open_for_eval
 
 if TYPE_CHECKING:
@@ -93,10 +94,7 @@ def command(
     values = (split_tasks(tasks), gates, max_rows, shots, references, category, schema, max_tokens)
     changes = {key: value for key, value in zip(named_keys, values, strict=True) if value not in (None, ())}
     if samples is not None:
-        from mlx_finetune.commands.eval_samples import eval_samples
-
-        others = [*changes, *(key for key, value in (("data", data), ("checkpoints", checkpoints)) if value)]
-        return eval_samples(name, Path(samples), out=out, others=others, as_json=as_json, as_csv=as_csv)
+        return eval_samples(name, samples, out=out, others=[*changes], as_json=as_json, as_csv=as_csv)
     if checkpoints or sinks or prompts or context:
         from mlx_finetune.commands import eval_texts
 
@@ -106,6 +104,10 @@ def command(
     evaluation = _prepared(name, changes, named, data, batch)
     finished = _measured(evaluation, named, out)
     _print(evaluation, finished, as_json=as_json, as_csv=as_csv)
+    return _exit_code(finished)
+
+
+def _exit_code(finished: "Finished") -> int:
     if not finished.report.is_whole:
         return INTERRUPTED
     return 0 if all(one.is_met for one in finished.report.gates) else GATE_MISSED

@@ -12,7 +12,7 @@ from mlx_finetune.errors import UsageError
 
 
 def eval_samples(
-    name: str, samples: Path, *, out: Path | None, others: Sequence[str], as_json: bool, as_csv: bool
+    name: str, samples: str, *, out: Path | None, others: Sequence[str], as_json: bool, as_csv: bool
 ) -> int:
     """Score the answers that ``mlxft sample`` drew, print the comparison, and keep it in the run of verifier ``name``.
 
@@ -34,7 +34,7 @@ def eval_samples(
         if is_terminal:
             click.echo(f"\r\x1b[K{done} of {total} different answers scored", err=True, nl=done == total)
 
-    judged = judge(subject, samples, out=out, step=step)
+    judged = judge(subject, Path(samples), out=out, step=step)
     if as_json:
         click.echo(json.dumps(to_json(judged.found, judged.facts), ensure_ascii=False))
     elif as_csv:

@@ -6,15 +6,16 @@ models, a prompt template (``prompts.py``), text as it is.
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.control import ControlMarkers, refuse_half_characters
+from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import complete, instruction_turns, single_exchange, wrapped_tools
+from mlx_finetune.dataset.draft import LABEL, PROMPT_TEMPLATE, WHOLE_TEXT, Draft
 from mlx_finetune.dataset.edges import bos_to_add, edges_of, token_text
 from mlx_finetune.dataset.formats import Example, Instruction, Labelled, Messages, Preference, Text
 from mlx_finetune.dataset.mask import Renderer, Rendering, target_mask
@@ -23,7 +24,6 @@ from mlx_finetune.dataset.tokens import (
     Encoded,
     Encoding,
     Message,
-    Span,
     Tally,
     Tokenizer,
     TokenizeReport,
@@ -35,28 +35,7 @@ from mlx_finetune.dataset.two_sides import fit, two_sided
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
-PROMPT_TEMPLATE = "prompt template"
-WHOLE_TEXT = "whole text"
-LABEL = "label of a text"
-
 _USE_MESSAGES = "write it in other words; text that is already rendered belongs in rows with messages"
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """One sequence before tokenisation. Without ``spans`` every token is a target.
-
-    ``values`` are those of its row; with ``is_judged`` its last target is an input too, so that its state is known.
-    """
-
-    text: str
-    spans: tuple[Span, ...] | None
-    method: str
-    example: Example
-    is_document: bool  # beginning- and end-of-text tokens are put around it
-    rendering: Rendering | None = None
-    values: tuple[float, ...] = ()
-    is_judged: bool = False
 
 
 class Walk:
@@ -88,7 +67,7 @@ class Walk:
         try:
             drafts = self._unchecked_drafts(example)
             for draft in drafts:
-                refuse_half_characters(draft.text)
+                _refuse_half_characters(draft.text)
         except DataError as error:
             self._tally.add("refused", Problem(where(example), error.message, error.hint))
             return []
@@ -195,14 +174,6 @@ class Walk:
                 self._tally.add("no_target", Problem(where(example), f"nothing to learn in {len(ids)} tokens"))
         return rows
 
-    def fitted(
-        self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
-    ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-        """The row within its limits: as it is, cut, in pieces, or not at all; tallied."""
-        if self._edges is not None:
-            return fit(ids, mask, self._data, lambda outcome, message: self.note(outcome, draft.example, message))
-        return [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
-
     def whole(self, draft: Draft, encoding: Encoded) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | None:
         """The whole row, however long; None where it is refused (tallied)."""
         try:
@@ -214,6 +185,18 @@ class Walk:
     def note(self, outcome: str, example: Example, message: str, hint: str = "") -> None:
         """Count an example with this outcome."""
         self._tally.add(outcome, Problem(where(example), message, hint))
+
+    def fitted(
+        self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+        """The row within its limits: as it is, cut, in pieces, or not at all; tallied."""
+        if self._edges is None:
+            return [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
+        row, problem = fit(ids, mask, self._data)
+        if problem:
+            how = "dropped" if row is None else "cut at the front"
+            self._tally.add("too_long" if row is None else "cut", Problem(where(draft.example), f"{problem}: {how}"))
+        return [] if row is None else [row]
 
     def without_merged_border(self, draft: Draft, encoding: Encoded) -> Encoded:
         """The encoding, or that of prompt and answer apart where a token holds the end of one and the start of other.
@@ -391,6 +374,13 @@ class Walk:
     def _refuse_marker(marker: str, place: str) -> None:
         if marker:
             raise DataError(f"{place} holds the control marker {marker!r}", _USE_MESSAGES)
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("the row holds half of a surrogate pair, which is no character") from None
 
 
 def where(example: Example) -> str:

@@ -29,9 +29,11 @@ Schema = Mapping[str, Any]
 @cache
 def json_schema() -> Schema:
     """JSON Schema (draft 2020-12) of a recipe file: keys described, unknown ones refused, no null (TOML has none)."""
-    generated = Recipe.model_json_schema()
+    generated = cast(dict[str, Any], without_null(Recipe.model_json_schema()))
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return head | cast(dict[str, Any], without_null(generated)) | {"title": _SCHEMA_TITLE}
+    always = [key for key in generated["required"] if key != "model"]  # a recipe with [scratch] has none
+    either = {"if": {"not": {"required": ["scratch"]}}, "then": {"required": ["model"]}}
+    return head | generated | {"title": _SCHEMA_TITLE, "required": always} | either
 
 
 def schema_text() -> str:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mlx_finetune.recipe import describe
 from mlx_finetune.recipe.foreign import recognise
-from mlx_finetune.recipe.later import later_key, later_value
+from mlx_finetune.recipe.later import later_key
 from mlx_finetune.recipe.overrides import EXCLUDES
 from mlx_finetune.recipe.schema import Recipe, section_names
 from mlx_finetune.recipe.values import shown, shown_name, shown_path, toml_value
@@ -133,9 +133,6 @@ def _broken_rule(path: KeyPath, rule: str, values: Values) -> Finding:
 
 def _wrong_value(path: KeyPath, value: object) -> Finding:
     name = f"`{shown_path(path)}` = {shown(value)}"
-    later = later_value(path, value)
-    if later is not None:
-        return Finding(path, f"{name} ({later}) is not available yet", f"write {describe.allowed(path)}")
     if _is_table(path):
         return Finding(path, f"{name} must be a section", _section_fix(path, value))
     return Finding(path, f"{name} must be {describe.allowed(path)}", _value_fix(path, value))

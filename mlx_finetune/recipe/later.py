@@ -1,4 +1,4 @@
-"""Keys and values of features that do not exist yet: known by name, so that they are refused with a sentence.
+"""Keys of features that do not exist yet: known by name, so that they are refused with a sentence.
 
 A feature that arrives moves its keys from here into ``schema.py``; ``tests/recipe/test_later.py`` fails while a key
 stands in both places.
@@ -19,26 +19,12 @@ _KEYS: Mapping[str, str] = {
     "training.hostfile": "training on several machines",
 }
 
-#: Dotted key -> value -> what it is.
-_VALUES: Mapping[str, Mapping[str, str]] = {}
-
 
 def later_key(path: Sequence[str | int]) -> str | None:
     """What the key or section is, when it belongs to a feature that does not exist yet."""
     return _KEYS.get(".".join(map(str, path)))
 
 
-def later_value(path: Sequence[str | int], value: object) -> str | None:
-    """What the value of this key is, when it belongs to a feature that does not exist yet."""
-    values = _VALUES.get(".".join(map(str, path)), {})
-    return values.get(value) if isinstance(value, str) else None
-
-
 def later_keys() -> Sequence[str]:
     """Every dotted key that is refused for now."""
     return tuple(_KEYS)
-
-
-def later_values() -> Sequence[tuple[str, str]]:
-    """Every (dotted key, value) that is refused for now."""
-    return tuple((key, value) for key, values in _VALUES.items() for value in values)

@@ -43,7 +43,7 @@ def _section(path: Sequence[str | int], heading: str) -> list[str]:
 def _row(section: Schema, path: Sequence[str | int], key: str) -> str:
     """One line of a table; a key without a default is required, or does nothing where it is left out."""
     field = section["properties"][key]
-    if key in section.get("required", ()):
+    if key in (*section.get("required", ()), *section.get("then", {}).get("required", ())):
         default = "required"
     else:
         default = f"`{toml_value(field['default'])}`" if "default" in field else "left out"

@@ -210,6 +210,9 @@ class Recipe(Section):
                 f"`adapter` = {self.adapter!r} without a [lora] section: full fine-tuning has no adapter; "
                 "add [lora] or remove `adapter`"
             )
+        problems += unused_problems(self.task, self.preference)
+        if self.task in PREFERENCE_TASKS:
+            problems += _not_of_preferences(self.task, self.data)
         if self.task == "seq2seq":
             problems += seq2seq_problems(
                 self.data,
@@ -217,9 +220,6 @@ class Recipe(Section):
                 neftune_alpha=self.training.neftune_alpha,
                 compute_dtype=self.hardware.compute_dtype,
             )
-        problems += unused_problems(self.task, self.preference)
-        if self.task in PREFERENCE_TASKS:
-            problems += _not_of_preferences(self.task, self.data)
         return refuse(self, problems)
 
 

@@ -115,15 +115,6 @@ All settings are in `resolved.toml`, the course of the training in `events.jsonl
     durable.write_text(run.file(rundir.CARD), text)
 
 
-def _how_to_load(name: str, info: "ModelInfo", *, is_adapter: bool, task: str) -> str:
-    if task == "seq2seq":
-        other = "`peft`" if is_adapter else f"`{rundir.MODEL_FOLDER}/` with `transformers`"
-        return f"Load it with `mlxft generate {name}`, or {other}."
-    if is_adapter:
-        return f"Load it with `mlxft chat {name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
-    return f"Load it with `mlxft chat {name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`{_trust(info)}."
-
-
 def _origin(recipe: Recipe, info: "ModelInfo", source: str) -> tuple[str, str]:
     """The card's front matter, and what its model was made from."""
     size = f"({format_count(info.num_parameters)} parameters), made with mlxft."
@@ -153,6 +144,15 @@ def _origin(recipe: Recipe, info: "ModelInfo", source: str) -> tuple[str, str]:
 def _trust(info: "ModelInfo") -> str:
     """What ``mlx_lm`` needs to run code that lies beside the weights."""
     return " (`trust_remote_code=True`: its architecture is the file beside it)" if info.model_type == OWN_TYPE else ""
+
+
+def _how_to_load(name: str, info: "ModelInfo", *, is_adapter: bool, task: str) -> str:
+    if task == "seq2seq":
+        other = "`peft`" if is_adapter else f"`{rundir.MODEL_FOLDER}/` with `transformers`"
+        return f"Load it with `mlxft generate {name}`, or {other}."
+    if is_adapter:
+        return f"Load it with `mlxft chat {name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
+    return f"Load it with `mlxft chat {name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`{_trust(info)}."
 
 
 def _losses(recipe: Recipe, state: RunState) -> str:

@@ -259,14 +259,13 @@ class Trainer:
         own = self._objective.hidden
 
         def hidden(
-            entering: Entering, caches: Sequence[object] | None, *arrays: mx.array, is_packed: bool
+            entering: Entering, given: Sequence[object] | None, *arrays: mx.array, is_packed: bool
         ) -> tuple[mx.array, ...]:
-            """Hidden states, and what the loss takes behind them."""
+            """Hidden states, and what the loss takes behind them; ``given`` stands in for KV caches."""
             if own is not None:
                 return own(split.model, *arrays), *arrays
             tokens, segment_ids, *rest = arrays
-            if caches is None and is_packed:
-                caches = segment_caches(self._model, segment_ids)
+            caches = segment_caches(self._model, segment_ids) if is_packed and given is None else given
             frozen = blocks(split.model)[: self.num_frozen] if entering else ()
             with overridden(standing_in(frozen, *entering) if entering else ()):
                 return split.hidden(tokens, caches), *rest
@@ -282,15 +281,15 @@ class Trainer:
             self._places.put(parameters)
             outer = {name: parameters[name] for name in self._outer}
             head = Head(split, outer, uses_numpy=False, is_learning=True)
-            with around(self._model, *arrays[1:]) as caches:  # without the tokens
-                sums = loss(head, *hidden(entering, caches, *arrays, is_packed=self._is_packed)).reshape(-1)
+            with around(self._model, *arrays[1:]) as given:  # without the tokens
+                sums = loss(head, *hidden(entering, given, *arrays, is_packed=self._is_packed)).reshape(-1)
             return sums[0], sums
 
         def evaluate(parameters: FlatArrays, entering: Entering, *arrays: mx.array) -> mx.array:
             self._places.put(parameters)
             head = Head(split, {}, uses_numpy=False, is_learning=False)
-            with around(self._model, *arrays[1:]) as caches:
-                return loss(head, *hidden(entering, caches, *arrays, is_packed=False)).reshape(-1)
+            with around(self._model, *arrays[1:]) as given:
+                return loss(head, *hidden(entering, given, *arrays, is_packed=False)).reshape(-1)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}

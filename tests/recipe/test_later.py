@@ -4,7 +4,7 @@ import pytest
 
 from mlx_finetune.errors import Problem, RecipeError
 from mlx_finetune.recipe.describe import property_schema
-from mlx_finetune.recipe.later import later_keys, later_values
+from mlx_finetune.recipe.later import later_keys
 from mlx_finetune.recipe.load import load_recipe
 
 GOOD = 'model = "m"\noutput_dir = "o"\n[data]\npath = "d"\n[lora]\n'
@@ -27,14 +27,5 @@ def test_a_key_of_a_later_feature_is_refused_with_a_sentence(tmp_path: Path, key
         property_schema(key.split("."))
 
 
-@pytest.mark.parametrize(("key", "value"), later_values())
-def test_a_value_of_a_later_feature_is_refused_with_a_sentence(tmp_path: Path, key: str, value: str):
-    problem = only_problem(tmp_path / "r.toml", f"{key}={value}")
-    assert problem.message.startswith(f'`{key}` = "{value}" (')
-    assert problem.message.endswith(") is not available yet")
-
-
 def test_what_the_design_promises_for_later_is_known():
     assert {"export", "hostfile"} <= {*later_keys()}
-    tasks = [value for key, value in later_values() if key == "task"]
-    assert not tasks

@@ -98,7 +98,7 @@ def choose_rows(
 
     Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``. Rows without the column
     ``category`` are not split, with a notice, unless it ``needs_category``. Rows are what one of ``tasks`` learns from;
-    ``ask`` makes questions of rows that a score head is given. ``references`` are columns with further right answers.
+    ``ask`` makes questions of rows that a score head is given; ``references`` are columns with further right answers.
 
     Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
     is missing, or there are too few rows for ``shots``.

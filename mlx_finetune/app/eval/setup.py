@@ -102,7 +102,7 @@ def prepare(
         check_scored(head, recipe, has_tasks=has_other_tasks)
     chosen = _chosen(subject, recipe, given, base, needs_category=asked is None or "category" in asked)
     schema = None if head else _schema(recipe, subject, base)
-    tasks, reason = (("labels",), "") if head else _tasks(recipe, subject, chosen.rows, has_schema=schema is not None)
+    tasks, reason = _tasks(recipe, subject, chosen.rows, has_schema=schema is not None, has_head=head is not None)
     labels = _labels(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
     measures = scored_measures(head) if head else _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
@@ -126,6 +126,21 @@ def prepare(
         at_once,
         _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once},
     )
+
+
+def _tasks(
+    recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow], *, has_schema: bool, has_head: bool
+) -> tuple[tuple[str, ...], str]:
+    """The tasks, checked against the rows, and why they were chosen where nobody named them."""
+    if has_head:
+        return ("labels",), ""
+    tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(rows)
+    if subject.opened.tokenizer.start_token_id is not None:
+        tasks = _of_encoder_decoder(tasks, is_named=bool(recipe.tasks))
+    if has_schema and "json" not in tasks:
+        tasks = ("json", *tasks)
+    _check_tasks(tasks, rows)
+    return tasks, reason
 
 
 def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path, *, needs_category: bool) -> Chosen:
@@ -171,31 +186,16 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     return ("loss", "rouge", "general"), "the references are free text"
 
 
-def _tasks(
-    recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow], *, has_schema: bool
-) -> tuple[tuple[str, ...], str]:
-    """The tasks, checked against the rows, and why they were chosen where nobody named them.
-
-    Those that read plain text, which an encoder-decoder model does not predict, are left out for it, or refused.
-    """
-    tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(rows)
-    if has_schema and "json" not in tasks:
-        tasks = ("json", *tasks)
-    if subject.opened.tokenizer.start_token_id is not None:
-        tasks = _of_answers(tasks, is_asked=bool(recipe.tasks))
-    _check_tasks(tasks, rows)
-    return tasks, reason
-
-
-def _of_answers(tasks: Sequence[str], *, is_asked: bool) -> tuple[str, ...]:
-    """The tasks without those that read plain text, or a refusal."""
+def _of_encoder_decoder(tasks: tuple[str, ...], *, is_named: bool) -> tuple[str, ...]:
+    """Those that do not read plain text, which an encoder-decoder model does not predict; refused where named."""
     others = [task for task in tasks if task in ("general", "perplexity")]
-    if others and is_asked:
+    left = tuple(task for task in tasks if task not in others)
+    if others and is_named:
         raise UsageError(
             f"the task `{others[0]}` reads plain text, and an encoder-decoder model predicts answers to prompts only",
-            f"leave it out: --tasks {','.join(task for task in tasks if task not in others) or 'loss,rouge'}",
+            f"leave it out: --tasks {','.join(left) or 'loss,rouge'}",
         )
-    return tuple(task for task in tasks if task not in others) or ("loss",)
+    return left or ("loss",)
 
 
 def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
@@ -325,6 +325,7 @@ def _identity(
         "category": recipe.category or "",
         "answer_tokens": answer_tokens,
         "shots": shots,
+        **({"question": recipe.label_question, "text_template": data["text_template"]} if subject.opened.head else {}),
         **({"references": list(recipe.references)} if recipe.references else {}),
         **({"max_target_length": data["max_target_length"]} if subject.task == "seq2seq" else {}),
-    } | ({"question": recipe.label_question, "text_template": data["text_template"]} if subject.opened.head else {})
+    }

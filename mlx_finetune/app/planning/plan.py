@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune import rundir
+from mlx_finetune.app.planning.characters import num_characters
 from mlx_finetune.app.planning.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
-from mlx_finetune.dataset.formats import Example, Instruction, Messages, Text
+from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.labels import num_outputs
 from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.row_states import num_states
@@ -349,19 +350,6 @@ def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer
     (kept, num_cut), (valid, _) = estimate(splits.train, "training"), estimate(splits.valid, "validation")
     summary = summarize_lengths(kept.tolist(), "tokens")
     return kept, TokenCount(summary, num_cut, None, "", (), len(valid), int(num_states(valid).sum()))
-
-
-def num_characters(example: Example) -> int:
-    """Characters of what is said in an example, without the template around it."""
-    match example:
-        case Text():
-            return len(example.text)
-        case Instruction():
-            return len(example.instruction) + len(example.input) + len(example.output)
-        case Messages():
-            return sum(len(str(value)) for turn in example.messages for value in turn.values())
-        case _:
-            return 0
 
 
 def _warnings(

@@ -85,12 +85,12 @@ def open_rack(
     served: list[Served] = []
     opened: Opened | None = None
     for opened in open_each(names, base=base, report=report):
+        check_answers(opened, "serve")
         if opened.tokenizer.start_token_id is not None:
             raise UsageError(
                 f"{opened.name} is an encoder-decoder model, which is not served: clients send conversations",
                 "mlxft generate answers a file of prompts, several at once with --batch 16",
             )
-        check_answers(opened, "serve")
         found = dict(adapter_layers(opened.model))
         one = _served(opened, id_of(opened.name), opened.info.name if found else None)
         if one.id in layers:

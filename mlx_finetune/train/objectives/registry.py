@@ -18,9 +18,9 @@ from mlx_finetune.train.objectives.verifier import verifier
 OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {
     "sft": lambda recipe: next_token("sft"),
     "pretrain": lambda recipe: pretrain(recipe.scratch),
-    "seq2seq": lambda recipe: seq2seq(),
     **dict.fromkeys(PREFERENCE_TASKS, preference),
     "grpo": grpo,
+    "seq2seq": lambda recipe: seq2seq(),
     "classify": lambda recipe: classify(),
     "reward": lambda recipe: reward(),
     "verifier": lambda recipe: verifier(recipe.verifier.lm_loss_weight),

@@ -52,11 +52,11 @@ _LOSSES = {
     "cut": ("was cut to max_seq_length", "were cut to max_seq_length"),
     "split": ("was split at max_seq_length", "were split at max_seq_length"),
     "no_target": ("has nothing to learn and was left out", "have nothing to learn and were left out"),
+    "same_answers": ("has two equal answers and was left out", "have two equal answers and were left out"),
     "unknown": (
         "has characters that the tokenizer does not know",
         "have characters that the tokenizer does not know",
     ),
-    "same_answers": ("has two equal answers and was left out", "have two equal answers and were left out"),
     "reasoning_left_out": ("lost reasoning that the template does not write",) * 2,
 }
 

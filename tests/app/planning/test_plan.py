@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from mlx_finetune.app.planning.characters import num_characters
 from mlx_finetune.app.planning.fitting import find_fixes
-from mlx_finetune.app.planning.plan import Plan, find_local, make_plan, num_characters
+from mlx_finetune.app.planning.plan import Plan, find_local, make_plan
 from mlx_finetune.app.planning.plan_report import plan_json, plan_lines
 from mlx_finetune.cli import root
 from mlx_finetune.dataset.formats import Instruction, Messages, Text

@@ -25,7 +25,7 @@ path = "{data}"
 prompt_template = "{template}"
 max_seq_length = 64
 [training]
-max_steps = 20
+max_steps = 40
 batch_size = 8
 learning_rate = 1e-2
 """

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.tokens import Encoded, Tokenizer
+from mlx_finetune.errors import DataError
 
 _MARKER = re.compile(r"(?:<.*>|\[.*\])", re.DOTALL)
 _HTML_ELEMENT = re.compile(
@@ -89,6 +90,14 @@ class ControlMarkers:
             if marker is not None and text[start:end].strip() != marker.strip():
                 return marker
         return ""
+
+
+def refuse_half_characters(text: str) -> None:
+    """Raise ``DataError`` for half of a surrogate pair, which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("the row holds half of a surrogate pair, which is no character") from None
 
 
 def is_marker(token: str) -> bool:

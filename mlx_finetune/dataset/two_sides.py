@@ -4,6 +4,8 @@ Both are one sequence, so that everything that reads rows goes on as it does; th
 Prompt and answer are tokenised apart, because the model reads them apart. Each has a limit of its own.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,22 +25,27 @@ def two_sided(prompt: NDArray[np.int32], answer: NDArray[np.int32], edges: Edges
     return ids, np.arange(len(ids)) >= len(prompt) + 2
 
 
-def fit(ids: NDArray[np.int32], mask: NDArray[np.bool_], data: DataRecipe) -> tuple[Row | None, str]:
-    """The row within both limits, and what is wrong with it as it is; None where it has to be left out.
+def fit(
+    ids: NDArray[np.int32], mask: NDArray[np.bool_], data: DataRecipe, note: Callable[[str, str], None]
+) -> list[Row]:
+    """The row within both limits; none where it is left out. ``note`` is told what was too long or cut.
 
     An answer is never cut: the model would learn to stop in the middle. Of a prompt that is too long the end is kept
     where ``truncation`` says so.
     """
-    num_source, num_target = source_length(mask), int(np.count_nonzero(mask))
+    num_source, num_target, limit = source_length(mask), int(np.count_nonzero(mask)), data.max_seq_length
     if num_target > data.max_target_length:
-        return None, f"the answer's {num_target} tokens are more than max_target_length = {data.max_target_length}"
-    limit = data.max_seq_length
+        longest = f"max_target_length = {data.max_target_length}"
+        note("too_long", f"the answer's {num_target} tokens are more than {longest}: dropped")
+        return []
     if num_source <= limit:
-        return (ids, mask), ""
+        return [(ids, mask)]
     problem = f"the prompt's {num_source} tokens are more than max_seq_length = {limit}"
     if data.truncation == "drop":
-        return None, problem
-    return (ids[num_source - limit :], mask[num_source - limit :]), problem
+        note("too_long", f"{problem}: dropped")
+        return []
+    note("cut", f"{problem}: cut at the front")
+    return [(ids[num_source - limit :], mask[num_source - limit :])]
 
 
 def source_length(mask: NDArray[np.bool_]) -> int:

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.control import ControlMarkers
+from mlx_finetune.dataset.control import ControlMarkers, refuse_half_characters
 from mlx_finetune.dataset.conversation import complete, instruction_turns, single_exchange, wrapped_tools
 from mlx_finetune.dataset.draft import LABEL, PROMPT_TEMPLATE, WHOLE_TEXT, Draft
 from mlx_finetune.dataset.edges import bos_to_add, edges_of, token_text
@@ -67,7 +67,7 @@ class Walk:
         try:
             drafts = self._unchecked_drafts(example)
             for draft in drafts:
-                _refuse_half_characters(draft.text)
+                refuse_half_characters(draft.text)
         except DataError as error:
             self._tally.add("refused", Problem(where(example), error.message, error.hint))
             return []
@@ -190,13 +190,9 @@ class Walk:
         self, draft: Draft, ids: NDArray[np.int32], mask: NDArray[np.bool_]
     ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
         """The row within its limits: as it is, cut, in pieces, or not at all; tallied."""
-        if self._edges is None:
-            return [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
-        row, problem = fit(ids, mask, self._data)
-        if problem:
-            how = "dropped" if row is None else "cut at the front"
-            self._tally.add("too_long" if row is None else "cut", Problem(where(draft.example), f"{problem}: {how}"))
-        return [] if row is None else [row]
+        if self._edges is not None:
+            return fit(ids, mask, self._data, lambda outcome, message: self.note(outcome, draft.example, message))
+        return [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
 
     def without_merged_border(self, draft: Draft, encoding: Encoded) -> Encoded:
         """The encoding, or that of prompt and answer apart where a token holds the end of one and the start of other.
@@ -374,13 +370,6 @@ class Walk:
     def _refuse_marker(marker: str, place: str) -> None:
         if marker:
             raise DataError(f"{place} holds the control marker {marker!r}", _USE_MESSAGES)
-
-
-def _refuse_half_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError("the row holds half of a surrogate pair, which is no character") from None
 
 
 def where(example: Example) -> str:

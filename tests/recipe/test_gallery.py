@@ -96,6 +96,12 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
         "data.documents": "file",
     },
     "scratch-tinystories": {"model": "scratch", "data.path": "roneneldan/TinyStories", "scratch.z_loss": 1e-4},
+    "summary-flan-t5": {
+        "model": "google/flan-t5-base",
+        "task": "seq2seq",
+        "data.prompt_template": "summarize: {instruction}",
+        "data.max_target_length": 128,
+    },
     "sums-scratch": {"task": "pretrain", "data.path": "data/sums", "scratch.num_layers": 3},
     "sums-generator": {"task": "sft", "lora": None, "data.path": "data/sums", "training.epochs": 2.0},
     "sums-verifier": {"task": "verifier", "model": "adapters/sums-generator", "lora": None},

@@ -44,8 +44,11 @@ def finished_lines(
 
 
 def talk_command(task: str, name: str) -> str:
-    """How a run of ``task`` is asked something: an encoder-decoder model has no conversation."""
-    return f"mlxft generate {name} --prompt TEXT" if task == "seq2seq" else f"mlxft chat {name}"
+    """How a run of ``task`` is asked something: an encoder-decoder model and a classifier have no conversation, and a
+    reward model says nothing."""
+    if task == "reward":
+        return f"mlxft eval {name}"
+    return f"mlxft generate {name} --prompt TEXT" if task in ("seq2seq", "classify") else f"mlxft chat {name}"
 
 
 def reason_text(reason: str) -> str:

@@ -15,6 +15,7 @@ from mlx_finetune.app.eval.classes import confusion_lines, confusion_of
 from mlx_finetune.app.open import open_name
 from mlx_finetune.cli import main
 from mlx_finetune.errors import Problem
+from mlx_finetune.monitor.ending import talk_command
 from mlx_finetune.monitor.report.evaluated import read_evaluations
 from mlx_finetune.rundir import RunDir
 
@@ -51,6 +52,12 @@ def call(capsys) -> Callable[..., tuple[int, str, str]]:
 
 def fail(problem: Problem) -> None:
     pytest.fail(problem.message)
+
+
+def test_the_next_command_of_a_run_fits_its_task():
+    assert talk_command("classify", "a") == "mlxft generate a --prompt TEXT"
+    assert talk_command("reward", "a") == "mlxft eval a"
+    assert talk_command("verifier", "a") == "mlxft chat a"
 
 
 def test_confusions_count_what_was_taken_for_what():

@@ -223,6 +223,7 @@ def test_a_fully_trained_model_keeps_its_head_beside_it(tiny_model, tmp_path):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     model, _ = upstream_load(folders[0])
     assert "score" not in model
+    assert "its score head is `head.safetensors`" in run.file(rundir.CARD).read_text()
     opened = open_name(str(run.path), base=tmp_path, report=lambda event: None)
     assert opened.head is not None
     assert opened.head.labels == ("10", "2", "ok")

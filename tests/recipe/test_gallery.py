@@ -216,5 +216,6 @@ def test_the_rows_of_an_installed_pipeline_are_copied_as_a_whole(
     (package / "data" / "pipeline" / "sft" / "train.jsonl").write_text("{}")
     monkeypatch.setattr(gallery, "_PACKAGE", package)
     copied = copy_data(find_recipe("p", tmp_path), tmp_path)
+    assert copied is not None
     assert copied == tmp_path / "data" / "pipeline"
     assert (copied / "sft" / "train.jsonl").is_file()

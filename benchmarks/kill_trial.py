@@ -68,7 +68,7 @@ WRAPPED = (
     ("mlx_finetune.train.run", "_restored_state", "resume"),
     ("mlx_finetune.train.run", "discard_after", "resume"),
     ("mlx_finetune.train.run", "restore_trainer", "resume"),
-    ("mlx_finetune.train.run", "_write_decisions", "resume"),
+    ("mlx_finetune.train.run", "write_decisions", "resume"),
     ("mlx_finetune.train.run", "run_loop", "training"),
     ("mlx_finetune.train.checkpoints.contents", "save_checkpoint", "save"),
     ("mlx_finetune.train.checkpoints.contents", "rotate", "rotate"),

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TIMED = (
     ("mlx_finetune.train.child", "admit", "admission"),
     ("mlx_finetune.train.run", "_restored_state", "admission"),
-    ("mlx_finetune.train.run", "_write_decisions", "recipe, resolved.toml, run.json"),
+    ("mlx_finetune.train.run", "write_decisions", "recipe, resolved.toml, run.json"),
     ("mlx_finetune.train.run", "publish", "publishing"),
     ("mlx_finetune.train.start.prepare", "check_room", "room on the disk"),
     ("mlx_finetune.train.checkpoints.contents", "_check_finite", "commits: finite numbers"),

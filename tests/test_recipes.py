@@ -51,6 +51,7 @@ CASES = {
     "sums-generator": ("llama", (), None, "sums"),
     "sums-verifier": ("llama", (), None, "verdicts"),
     "sums-grpo": ("llama", (), None, "sums"),
+    "dpo-rules": ("llama", (*ATTENTION, *MLP), 16 * 1 * (128 + 96 + 96 + 128 + 3 * 192), "pairs"),
     "summary-flan-t5": ("t5", T5_LAYERS, 16 * 2 * (4 * 128 + 3 * 192 + 8 * 128 + 3 * 192), "dialogues"),
 }
 #: Recipes that begin with random weights, and what makes them small.
@@ -76,6 +77,7 @@ def write_data(path: Path, layout: str, num_rows: int = 40) -> Path:
         "alpaca": lambda n: {"instruction": f"Add {n}.", "input": f"{n}" * (n % 2), "output": f"It is {2 * n}."},
         "sums": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7)},
         "verdicts": lambda n: {"prompt": f"{n}+7=", "completion": str(n + 7 + n % 2), "label": n % 2 == 0},
+        "pairs": lambda n: {"prompt": f"Count to {n}.", "chosen": f"It is {n}.", "rejected": f"It is {n + 1}."},
         "dialogues": lambda n: {"dialogue": f"Ann: Box {n}?\nBen: Yes.", "summary": f"It is box {n}."},
         "text": lambda n: {"text": f"Chapter {n}. " + "And then it rained. " * (n % 7)},
     }

@@ -182,6 +182,10 @@ class Walk:
             return fit(ids, mask, self._data, lambda outcome, message: self.note(outcome, draft.example, message))
         return [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
 
+    def note(self, outcome: str, example: Example, message: str, hint: str = "") -> None:
+        """Count an example with this outcome."""
+        self._tally.add(outcome, Problem(where(example), message, hint))
+
     def without_merged_border(self, draft: Draft, encoding: Encoded) -> Encoded:
         """The encoding, or that of prompt and answer apart where a token holds the end of one and the start of other.
 

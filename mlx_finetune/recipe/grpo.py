@@ -14,10 +14,8 @@ LORA_DEFAULTS: Mapping[str, object] = {"rank": 8, "alpha": 16.0}
 #: Rewards by a rule; the checks of [eval] beside them.
 RULES = ("number", "text", "exact", "json")
 
-Weights = Annotated[
-    tuple[Annotated[float, Field(ge=-1000, le=1000)], ...],
-    BeforeValidator(as_tuple, json_schema_input_type=list[float]),
-]
+Weight = Annotated[float, Field(ge=-1000, le=1000)]
+Weights = Annotated[tuple[Weight, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Weight])]
 
 with warnings.catch_warnings():
     # ``schema`` is also the name of a method of pydantic that was replaced by another; nothing here calls it.

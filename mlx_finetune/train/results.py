@@ -152,9 +152,7 @@ def _how_to_load(name: str, info: "ModelInfo", *, is_adapter: bool, task: str) -
         return f"Load it with `mlxft generate {name}`, or {other}."
     if task in ("classify", "reward"):
         verb = "generate" if task == "classify" else "eval"
-        other = (
-            "`peft` (the head is in `modules_to_save`)" if is_adapter else "its score head is `head.safetensors`"
-        )
+        other = "`peft` (the head is in `modules_to_save`)" if is_adapter else "its score head is `head.safetensors`"
         return f"Load it with `mlxft {verb} {name}`; {other}."
     if is_adapter:
         return f"Load it with `mlxft chat {name}`, with `mlx_lm` (`adapter_path`) or with `peft`."

@@ -9,6 +9,7 @@ from conftest import shared
 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.pairs import longest_sequences, shared_length, tokenize_preferences
+from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.data import DataRecipe
@@ -100,7 +101,7 @@ def test_a_long_pair_is_dropped_or_loses_the_beginning_of_its_prompt(tmp_path, t
         return
     (row,) = split.rows
     assert split.report.count("cut") == 1
-    assert longest_sequences(split.rows).tolist() == [60]
+    assert longest_sequences(rows_of(split.rows)).tolist() == [60]
     assert parts(row, tokenizer)[1] == ["", "Because.<|im_end|>", "No.<|im_end|>"]
     assert parts(row, tokenizer)[0][0].endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
 

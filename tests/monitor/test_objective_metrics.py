@@ -34,7 +34,7 @@ def events():
 def summary():
     found = Summary()
     for index, event in enumerate(events()):
-        found.add(Record(index, float(index), event))
+        found.add(Record(float(index), index, event))
     return found
 
 

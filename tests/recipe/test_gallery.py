@@ -96,6 +96,12 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
         "data.documents": "file",
     },
     "scratch-tinystories": {"model": "scratch", "data.path": "roneneldan/TinyStories", "scratch.z_loss": 1e-4},
+    "summary-flan-t5": {
+        "model": "google/flan-t5-base",
+        "task": "seq2seq",
+        "data.prompt_template": "summarize: {instruction}",
+        "data.max_target_length": 128,
+    },
     "sums-scratch": {"task": "pretrain", "data.path": "data/sums", "scratch.num_layers": 3},
     "sums-generator": {"task": "sft", "lora": None, "data.path": "data/sums", "training.epochs": 2.0},
     "sums-verifier": {"task": "verifier", "model": "adapters/sums-generator", "lora": None},
@@ -210,5 +216,6 @@ def test_the_rows_of_an_installed_pipeline_are_copied_as_a_whole(
     (package / "data" / "pipeline" / "sft" / "train.jsonl").write_text("{}")
     monkeypatch.setattr(gallery, "_PACKAGE", package)
     copied = copy_data(find_recipe("p", tmp_path), tmp_path)
+    assert copied is not None
     assert copied == tmp_path / "data" / "pipeline"
     assert (copied / "sft" / "train.jsonl").is_file()

@@ -97,15 +97,15 @@ def test_gradients_losses_and_counts_are_summed_in_one_buffer():
         gradients = {"a": mx.full((2, 3), 1.0 + ranks.rank), "b": mx.array([4.0, 5.0], mx.bfloat16)}
         if ranks.rank:  # another order of names
             gradients = dict(reversed(gradients.items()))
-        summed, loss, counts = ranks.reduce(gradients, mx.array(0.5), [3, 2**24 - 7, ranks.rank])
-        return {name: (value.dtype, value.tolist()) for name, value in summed.items()}, loss.item(), counts
+        summed, sums, counts = ranks.reduce(gradients, mx.array([0.5, 2.0]), [3, 2**24 - 7, ranks.rank])
+        return {name: (value.dtype, value.tolist()) for name, value in summed.items()}, sums.tolist(), counts
 
     ring = Ring(2)
     expected = {"a": (mx.float32, [[3.0] * 3] * 2), "b": (mx.float32, [8.0, 10.0])}
     first, second = ring.run(part)
     assert first == second
     assert first[0] == expected
-    assert first[1:] == (1.0, [6, 2**25 - 14, 1])
+    assert first[1:] == ([1.0, 4.0], [6, 2**25 - 14, 1])
     assert ring.num_sums == 1
 
 

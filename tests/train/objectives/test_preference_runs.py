@@ -3,17 +3,21 @@
 import hashlib
 import json
 import math
+from typing import TypeVar
 
 import numpy as np
 import pytest
 from small_runs import course, train, write_recipe
 
 from mlx_finetune import rundir
-from mlx_finetune.errors import DataError, Interrupted, MlxftError
+from mlx_finetune.errors import DataError, Interrupted, MlxftError, RecipeError
 from mlx_finetune.events import Evaluated, Notice, Phase, StepDone
 from mlx_finetune.journal import read_events
 from mlx_finetune.model.sources.catalogue import cache_folder
+from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.start.reference import REFERENCES
+
+EventT = TypeVar("EventT")
 
 QUICK = ("training.max_steps=3", "training.batch_size=2", "eval.prompts=[]")
 
@@ -50,7 +54,7 @@ def overrides(tmp_path, task, *more):
     return (f"task={task}", f"data.path={data}", "data.packing=auto", *more)
 
 
-def events(run, kind):
+def events(run: RunDir, kind: type[EventT]) -> list[EventT]:
     return [record.event for record in read_events(run.file(rundir.EVENTS)) if isinstance(record.event, kind)]
 
 
@@ -84,7 +88,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, tiny_model, task, 
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     given = overrides(tmp_path, task, "training.max_steps=4", "eval.prompts=[]")
     straight = train(recipe, overrides=(*given, f"output_dir={tmp_path / 'straight'}"))
-    run = train(recipe, overrides=given, **{how: 3})
+    stop, kill = (3, None) if how == "stop_after" else (None, 3)
+    run = train(recipe, overrides=given, stop_after=stop, kill_after=kill)
     for path in (cache_folder() / REFERENCES).glob("*"):
         path.unlink()
     train(recipe, overrides=given, resume=True)
@@ -145,7 +150,10 @@ def test_after_sft_the_reference_is_the_sft_policy(tmp_path, tiny_model):
     after = train(recipe, overrides=(*given, f"adapter={sft.path}", f"output_dir={tmp_path / 'after'}"))
     first, base = events(after, Evaluated)[0], events(plain, Evaluated)[0]
     assert (first.metrics["margin"], first.loss) == (0.0, pytest.approx(math.log(2), abs=1e-6))
-    assert abs(first.metrics["logps/chosen"] - base.metrics["logps/chosen"]) > 0.1
+    before, after = base.metrics["logps/chosen"], first.metrics["logps/chosen"]
+    assert before is not None
+    assert after is not None
+    assert abs(after - before) > 0.1
 
 
 @pytest.mark.parametrize("task", ["dpo", pytest.param("simpo", marks=SLOW)])
@@ -200,6 +208,7 @@ def test_every_key_changes_the_run_and_is_refused_where_it_is_not_used(tmp_path,
     other = "orpo" if task != "orpo" else "dpo"
     with pytest.raises(MlxftError) as caught:
         train(recipe, overrides=(*overrides(tmp_path, other), f"preference.{key}={values[1]}"))
+    assert isinstance(caught.value, RecipeError)
     assert f"`{key}` = " in str(caught.value.problems[0].message)
     assert f"not used by task '{other}'" in str(caught.value.problems[0].message)
 

@@ -62,8 +62,10 @@ def both_arrays(batch: Batch, parts: int) -> tuple[mx.array, ...]:
     return *row_arrays(batch, parts), *target_arrays(batch, 0)
 
 
-def both_loss(head: Head, hidden: mx.array, ends: mx.array, numbers: mx.array, *targets: mx.array) -> mx.array:
-    return score_loss(head, hidden, ends, numbers) + next_token_loss(head, hidden, *targets)
+def both_loss(
+    head: Head, hidden: mx.array, ends: mx.array, numbers: mx.array, positions: mx.array, targets: mx.array
+) -> mx.array:
+    return score_loss(head, hidden, ends, numbers) + next_token_loss(head, hidden, positions, targets)
 
 
 BOTH = Objective("both", SCORED.read_rows, both_arrays, both_loss, num_outputs=2, is_per_position=False)

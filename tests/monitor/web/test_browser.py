@@ -287,9 +287,9 @@ def test_the_last_figure_of_an_axis_has_room(server: Server, open_page: Open) ->
     write_run(server.folder / "adapters", "far", records(STARTED, step(1), step(50_000), step(100_000)))
     page = open_page("#/live/far")
     page.wait_for_selector(".plot .u-over")
-    gap = "(() => { const plot = document.querySelector('.plot'), over = plot.querySelector('.u-over');"
-    gap += " return plot.getBoundingClientRect().right - over.getBoundingClientRect().right })()"
-    page.wait_for_function(f"{gap} > 22")
+    gap = "const plot = document.querySelector('.plot'), over = plot.querySelector('.u-over');"
+    gap += " return plot.getBoundingClientRect().right - over.getBoundingClientRect().right"
+    page.wait_for_function(f"() => {{ {gap} > 22 }}")  # a function: an expression is evaluated, which the page forbids
 
 
 def test_colours_follow_the_system_and_the_switch(open_page: Open) -> None:

@@ -75,6 +75,7 @@ def tokenize_rows(
     data: DataRecipe,
     *,
     task: str,
+    progress: Callable[[int, int], None] | None = None,
     base: Path | None = None,
     split: str = "",
     may_be_empty: bool = False,
@@ -82,7 +83,9 @@ def tokenize_rows(
     """Rows as ``task`` learns from them, whichever task that is. Raises ``ModelError`` for a model of another kind."""
     check_task(task, tokenizer, "this model")
     make = tokenize_preferences if task in TWO_ANSWER_TASKS else tokenize
-    return make(examples, tokenizer, data, task=task, base=base, split=split, may_be_empty=may_be_empty)
+    return make(
+        examples, tokenizer, data, task=task, progress=progress, base=base, split=split, may_be_empty=may_be_empty
+    )
 
 
 def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:

@@ -11,12 +11,10 @@ time. Each half is cut to its longest row, because nothing here is compiled for 
 """
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
@@ -29,6 +27,7 @@ from mlx_finetune.hardware import blas
 from mlx_finetune.model.cpu.blockwise import Blockwise
 from mlx_finetune.model.cpu.context_parallel import SHORTEST, ContextPart, can_divide, parts_of
 from mlx_finetune.model.cpu.cpu_math import numpy_math
+from mlx_finetune.model.cpu.threads import end_threads
 from mlx_finetune.model.inside.noise import derive_key, use_noise
 from mlx_finetune.model.inside.places import Places
 from mlx_finetune.model.inside.prefix import from_numpy, to_numpy
@@ -39,7 +38,6 @@ from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.optim import FlatArrays
 
 _T = TypeVar("_T")
-_LONGEST_END = 1.0  # seconds that a thread is given to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,17 +213,11 @@ class BothCores:
         return self._divides
 
     def close(self) -> None:
-        """End the threads, and wait until the system has let go of them. Later calls start new ones.
-
-        At the end of the process it would be too late: MLX keeps functions that ``mx.compile`` made for a thread
-        (``nn.gelu`` is one) until the thread has ended, and needs Python then. 10 of 20 processes were aborted.
-        """
+        """End the threads, and wait until the system has let go of them (``end_threads`` says why); later calls start
+        new ones."""
         if self._threads is None:
             return
-        self._threads.shutdown()
-        deadline = time.monotonic() + _LONGEST_END
-        while any(Path(f"/proc/self/task/{one}").exists() for one in self._thread_ids) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        end_threads(self._threads, self._thread_ids)
         self._threads = None
         self._thread_ids.clear()
 

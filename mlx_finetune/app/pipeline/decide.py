@@ -3,7 +3,6 @@
 Decided from pipeline.json and from what lies in the folders. Nothing is run or changed here.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +15,12 @@ from mlx_finetune.app.pipeline.fingerprint import (
     default_values,
     training_fingerprint,
 )
+from mlx_finetune.app.running.runs import run_info
 from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError, UsageError
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, differences
 from mlx_finetune.recipe.pipeline.rules import filled
-from mlx_finetune.rundir import RUN_INFO
+from mlx_finetune.rundir import RUN_INFO, RunDir
 
 #: leave: not asked for. later: known once an earlier stage has run. replace: what is there would be lost.
 Action = Literal["leave", "skip", "run", "resume", "later", "replace"]
@@ -192,8 +192,4 @@ def is_used(stage: Stage) -> bool:
 
 def run_status(stage: Stage) -> str:
     """What run.json of a training says of it; "" where it says nothing."""
-    try:
-        value = json.loads((stage.folder / RUN_INFO).read_bytes())
-        return str(value["status"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    return str(run_info(RunDir(stage.folder)).get("status", ""))

@@ -6,17 +6,16 @@ restart, nor does a training on several ranks.
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from mlx_finetune.app.running.endings import SMALLER, Ended, Ending, read_ending
 from mlx_finetune.app.running.launch import TrainRequest, View, forwarding, train
+from mlx_finetune.app.running.runs import run_info
 from mlx_finetune.app.tune.buffers import tuned_buffers
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Restarted, RunFailed, RunStopped
@@ -65,12 +64,12 @@ def supervise(
     restarts = _Restarts(replace(request, hardware=recipe.hardware, tuned=_tuned(request, run, recipe)), run, recipe)
     with _presence(run) as begun, forwarding(view.say) as signals:
         while True:
-            before = _run_info(run)
+            before = run_info(run)
             ended = train(restarts.request, run, view, signals, begun=begun, command=command)
             ending = read_ending(ended)
             if signals.received or not ending.can_restart or request.num_ranks > 1:
                 break  # the other ranks have ended as well; whoever started them can start all again
-            decided = restarts.decide(ending, has_begun=_run_info(run) != before)
+            decided = restarts.decide(ending, has_begun=run_info(run) != before)
             if isinstance(decided, Ending):
                 ending = decided
                 break
@@ -135,7 +134,7 @@ class _Restarts:
         self._highest = max(self._highest, step)
         if self._attempt > MAX_RESTARTS:
             return replace(ending, message=f"{ending.message}, for the fourth time without a new checkpoint")
-        info = _run_info(self._run)
+        info = run_info(self._run)
         is_resumable = has_begun and info.get("status") == "running"
         safer = self.request.safer or Safer.from_json(info.get("safer"))
         changes: Sequence[str] = ()
@@ -188,18 +187,9 @@ def _presence(run: RunDir) -> Generator[Callable[[], None]]:
             os.close(descriptor)
 
 
-def _run_info(run: RunDir) -> dict[str, object]:
-    """run.json; empty where there is none, or none that can be read."""
-    try:
-        info = json.loads(run.file(RUN_INFO).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return cast(dict[str, object], info) if isinstance(info, dict) else {}
-
-
 def _tuned(request: TrainRequest, run: RunDir, recipe: Recipe) -> Mapping[str, int]:
     """What was tuned for the variables of the training process; of a run that goes on what it began with."""
-    info = _run_info(run) if request.continues and not request.fork else {}
+    info = run_info(run) if request.continues and not request.fork else {}
     return tuned_buffers(recipe, info or None)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlx_finetune import rundir
 from mlx_finetune.app.running.launch import TrainRequest, View
+from mlx_finetune.app.running.runs import run_info
 from mlx_finetune.app.running.supervise import Supervised, supervise
 from mlx_finetune.app.sweep.design import MOST_TRIALS, Base, Done, Trial, next_trial
 from mlx_finetune.app.sweep.journal import Sweep, write_sweep
@@ -92,7 +93,7 @@ def _take(sweep: Sweep, loaded: LoadedRecipe, trial: Trial, make_view: Callable[
     run = RunDir(sweep.trial_folder(trial))
     overrides = (*loaded.overrides, *trial_overrides(loaded.recipe, sweep.base, trial, run.path))
     recipe = load_recipe(loaded.path, overrides).recipe
-    status = _status(run)
+    status = run_info(run).get("status")
     if status != "finished":
         request = TrainRequest(loaded.path, overrides, resume=status is not None)
         with closing(make_view()) as view:
@@ -108,14 +109,6 @@ def _take(sweep: Sweep, loaded: LoadedRecipe, trial: Trial, make_view: Callable[
             error.exit_code = supervised.exit_code
             raise error
     return _result(trial, run)
-
-
-def _status(run: RunDir) -> object:
-    """``run.json``'s word for how far the run is, None where it has none."""
-    try:
-        return json.loads(run.file(rundir.RUN_INFO).read_bytes()).get("status")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _result(trial: Trial, run: RunDir) -> Done:

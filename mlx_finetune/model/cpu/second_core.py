@@ -6,13 +6,12 @@ changes no bit. The thread is kept while the block runs, because MLX keeps a str
 """
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
-_LONGEST_END = 1.0  # seconds that the thread is given to end
+from mlx_finetune.model.cpu.threads import end_threads
+
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -67,16 +66,10 @@ class SecondCore:
         return [one for one in found if one is not None]
 
     def close(self) -> None:
-        """End the thread and wait until the system has let go of it.
-
-        At the end of the process it would be too late: see ``train.both_cores.BothCores.close``.
-        """
+        """End the thread and wait until the system has let go of it (``end_threads`` says why)."""
         if self._threads is None:
             return
-        self._threads.shutdown()
-        deadline = time.monotonic() + _LONGEST_END
-        while any(Path(f"/proc/self/task/{one}").exists() for one in self._thread_ids) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        end_threads(self._threads, self._thread_ids)
         self._threads = None
         self._thread_ids.clear()
 

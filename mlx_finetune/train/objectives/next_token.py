@@ -7,8 +7,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.pairs import tokenize_rows
 from mlx_finetune.dataset.stream import Batch, round_up
-from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer, tokenize
+from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective, ReadRows
@@ -41,7 +42,7 @@ def next_token_loss(
 
 
 def read_as(task: str) -> ReadRows:
-    """Rows of tokens as ``task`` wants them (``dataset.template``)."""
+    """Rows of tokens as ``task`` wants them (``dataset.pairs.tokenize_rows``)."""
 
     def read_rows(
         examples: Sequence[Example],
@@ -51,6 +52,6 @@ def read_as(task: str) -> ReadRows:
         progress: Callable[[int, int], None] | None,
         split: str,
     ) -> TokenizedSplit:
-        return tokenize(examples, tokenizer, data, task=task, progress=progress, base=base, split=split)
+        return tokenize_rows(examples, tokenizer, data, task=task, progress=progress, base=base, split=split)
 
     return read_rows

@@ -15,7 +15,7 @@ from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective
 from mlx_finetune.train.objectives.classify import count_rows
-from mlx_finetune.train.objectives.preference.objective import read_preferences
+from mlx_finetune.train.objectives.next_token import read_as
 
 _WIDTH_STEP = 32  # positions: few widths, because a GPU's functions are compiled for each
 
@@ -24,7 +24,7 @@ def reward() -> Objective:
     """One output; a step counts pairs."""
     return Objective(
         "reward",
-        read_preferences("reward"),
+        read_as("reward"),
         pair_arrays,
         pair_loss,
         metrics=("accuracy", "margin", "rewards/chosen", "rewards/rejected"),

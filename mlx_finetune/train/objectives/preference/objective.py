@@ -1,25 +1,22 @@
 """dpo, cdpo, rdpo, ipo, simpo, orpo and kto as objectives: rows, arrays, losses and metrics."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.formats import Example
-from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT, longest_sequences, tokenize_preferences
+from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT, longest_sequences
 from mlx_finetune.dataset.stream import Batch
-from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer
 from mlx_finetune.model.inside.shared_prefix import why_not_shared
 from mlx_finetune.model.inside.split import SplitModel
-from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.preference import PreferenceRecipe, needs_reference, preference_settings
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.losses import Head
-from mlx_finetune.train.objective import Arrays, Objective, ReadRows, StepValue, nothing_around
+from mlx_finetune.train.objective import Arrays, Objective, StepValue, nothing_around
+from mlx_finetune.train.objectives.next_token import read_as
 from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses
 from mlx_finetune.train.objectives.preference.sequences import Sequences, first_answers
 
@@ -99,7 +96,7 @@ def _log_probs(task: str, sequences: Sequences) -> Objective:
 
     return Objective(
         task,
-        read_preferences(task),
+        read_as(task),
         arrays,
         loss,
         count=_count_rows,
@@ -185,19 +182,3 @@ def _present_kto(means: Mapping[str, float]) -> Mapping[str, float]:
 
 def _count_rows(batch: Batch) -> int:
     return len(batch.rows)
-
-
-def read_preferences(task: str) -> ReadRows:
-    """Rows of two answers, as ``task`` wants them."""
-
-    def read_rows(
-        examples: Sequence[Example],
-        tokenizer: Tokenizer,
-        data: DataRecipe,
-        base: Path,
-        progress: Callable[[int, int], None] | None,
-        split: str,
-    ) -> TokenizedSplit:
-        return tokenize_preferences(examples, tokenizer, data, task=task, progress=progress, base=base, split=split)
-
-    return read_rows

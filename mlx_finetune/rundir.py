@@ -38,6 +38,7 @@ CORRECTIONS = "corrections.jsonl"  # answers that a person put right in a chat; 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
+ROLLOUTS = "rollouts.json"  # in a checkpoint between two updates on the same answers: these answers
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 MLX_WEIGHTS = "adapters.safetensors"

@@ -125,6 +125,8 @@ ELSEWHERE = {
     "grpo.group_size": "tests/train/objectives/test_grpo.py: other answers",
     "grpo.max_tokens": "tests/train/objectives/test_grpo.py: other answers",
     "grpo.temperature": "tests/train/objectives/test_grpo.py: other answers",
+    "grpo.updates": "tests/train/objectives/test_grpo.py: several updates learn from one drawing",
+    "grpo.clip": "tests/train/objectives/test_grpo.py: more or fewer tokens are clipped",
     "grpo.divide_by_sd": "tests/train/objectives/test_grpo.py: other advantages",
     "verifier.lm_loss_weight": "tests/train/objectives/test_scored.py: more or fewer losses",
     **dict.fromkeys(

@@ -42,6 +42,16 @@ with warnings.catch_warnings():
         temperature: Annotated[float, Field(gt=0, le=10)] = Field(
             1.0, description="Of the drawn answers; at 1 they come from the distribution that is trained."
         )
+        updates: Annotated[int, Field(ge=1, le=64)] = Field(
+            1,
+            description="Optimizer steps on the answers of one drawing. max_steps and all other steps count each of "
+            "them: with 4, answers are drawn in every fourth step.",
+        )
+        clip: Annotated[float, Field(gt=0, lt=1)] = Field(
+            0.2,
+            description="With several updates: how far the ratio of a token's probability to that at its drawing may go "
+            "from 1, each way, and still be learned from.",
+        )
         divide_by_sd: bool = Field(
             False,
             description="Divide by the spread of the group's rewards; it favours problems that are nearly always or "
@@ -71,6 +81,11 @@ def grpo_problems(recipe: Mapping[str, Any]) -> list[str]:
         )
     if grpo.schema and "json" not in grpo.rewards:
         problems.append('`grpo.schema` goes with the reward json; add "json" to `grpo.rewards`, or remove `schema`')
+    if grpo.updates == 1 and grpo.clip != GrpoRecipe.model_fields["clip"].default:
+        problems.append(
+            f"`grpo.clip` = {grpo.clip} with `grpo.updates` = 1: one update never leaves the policy that gave the "
+            "answers, so nothing is clipped; raise `updates`, or remove `clip`"
+        )
     lora, data, training = recipe["lora"], recipe["data"], recipe["training"]
     if lora is not None and lora.dropout:
         problems.append(

@@ -22,6 +22,7 @@ from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.train.ranks import ALONE, Ranks
 
 Arrays = tuple[mx.array, ...]
 
@@ -44,7 +45,8 @@ class ReadRows(Protocol):
 class Living:
     """What batches are made from that depend on the weights of the moment: ``model`` always has them.
 
-    ``recipe`` is resolved; ``microbatch`` sequences go through the model at once.
+    ``recipe`` is resolved; ``microbatch`` sequences go through the model at once. ``row_outputs`` gives what the loss
+    of an objective says of every row of a batch, (B, K), without a gradient (``Trainer.row_outputs``).
     """
 
     model: nn.Module
@@ -53,14 +55,33 @@ class Living:
     stream: Stream
     valid: TokenRows
     microbatch: int
+    row_outputs: "Callable[[Objective, Batch], NDArray[np.float32]]"
+    ranks: Ranks = ALONE
+
+
+def nothing_kept(step: int) -> Mapping[str, object]:
+    """Everything can be made again."""
+    del step
+    return {}
+
+
+def nothing_restored(kept: Mapping[str, object]) -> None:
+    """Nothing was kept."""
+    assert not kept
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What a loop trains on and evaluates in the place of the rows themselves."""
+    """What a loop trains on and evaluates in the place of the rows themselves.
+
+    ``kept(step)`` is what a checkpoint after ``step`` steps must hold of it, plain values that JSON takes, the same on
+    every rank; ``restore`` is given that on every rank before the first step. Empty: it can be made again.
+    """
 
     stream: Steps
     valid_batches: Sequence[Batch]
+    kept: Callable[[int], Mapping[str, object]] = nothing_kept
+    restore: Callable[[Mapping[str, object]], None] = nothing_restored
 
 
 def count_targets(batch: Batch) -> int:

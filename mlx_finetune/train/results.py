@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the child imports this before mlx may be loaded (hardware.b
     from mlx_finetune.model.load import ModelInfo
 
 _NO_LICENSE = "unknown; see the base model's page"
-_TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.RUN_INFO, rundir.TRAINER_STATE, rundir.OPTIMIZER})
+_TRAINING_FILES = frozenset({rundir.MANIFEST, rundir.RUN_INFO, rundir.TRAINER_STATE, rundir.OPTIMIZER, rundir.ROLLOUTS})
 
 
 def publish(run: RunDir, recipe: Recipe, step: int) -> None:

@@ -22,7 +22,7 @@ from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.advice import with_advice
 from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state, rotate
-from mlx_finetune.train.checkpoints.contents import checkpoint_saver, restore_trainer, steps_to_keep
+from mlx_finetune.train.checkpoints.contents import checkpoint_saver, read_kept, restore_trainer, steps_to_keep
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
@@ -75,8 +75,10 @@ def train_run(
     run, around = admission.run, around or system_surroundings()
     with ranks.together():
         prepared, state, info = _begin(loaded, request, admission, stop, emit, base, around, ranks)
-        loop = _build_loop(run, prepared, stop, emit, around, ranks)
-        _start_alike(prepared.trainer, state, ranks)
+        live = _live(prepared, ranks)
+        kept = read_kept(admission.checkpoint.path) if admission.checkpoint and state.step else {}
+        loop = _build_loop(run, prepared, live, stop, emit, around, ranks)
+        _start_alike(prepared.trainer, state, live, kept, ranks)
     parts = (prepared.kept, prepared.trainer, prepared.stream, prepared.valid_batches)
     with closing(prepared.trainer):
         with reused_states(*parts, run.path, stop, emit):
@@ -112,9 +114,10 @@ def follow_run(loaded: LoadedRecipe, stop: StopRequest, ranks: Ranks, *, base: P
             ranks=ranks,
         )
         add_reference(prepared, stop, _ignore, ranks)
-        state = _start_alike(prepared.trainer, RunState(), ranks)
+        live = _live(prepared, ranks)
+        state = _start_alike(prepared.trainer, RunState(), live, {}, ranks)
     with closing(prepared.trainer):
-        run_loop(_build_loop(None, prepared, stop, _ignore, system_surroundings(), ranks), state)
+        run_loop(_build_loop(None, prepared, live, stop, _ignore, system_surroundings(), ranks), state)
 
 
 def _ignore(event: Event) -> None:
@@ -122,8 +125,9 @@ def _ignore(event: Event) -> None:
     del event
 
 
-def _start_alike(trainer: Trainer, state: RunState, ranks: Ranks) -> RunState:
-    """Rank 0's state; its weights and its optimizer's moments are put into the trainer of every rank."""
+def _start_alike(trainer: Trainer, state: RunState, live: Live, kept: Mapping[str, object], ranks: Ranks) -> RunState:
+    """Rank 0's state; its weights, its optimizer's moments and what it has ``kept`` are those of every rank."""
+    live.restore(ranks.share(kept))
     if ranks.size == 1:
         return state
     shared = RunState.from_json(ranks.share(state.to_json()))
@@ -249,11 +253,16 @@ def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | N
 
 
 def _build_loop(
-    run: RunDir | None, prepared: Prepared, stop: StopRequest, emit: Emit, around: Surroundings, ranks: Ranks
+    run: RunDir | None,
+    prepared: Prepared,
+    live: Live,
+    stop: StopRequest,
+    emit: Emit,
+    around: Surroundings,
+    ranks: Ranks,
 ) -> Loop:
     """``run`` is None on a rank that writes nothing."""
     training = prepared.recipe.training
-    live = _live(prepared)
     kept = frozenset(math.ceil(share * prepared.total_steps - 1e-9) for share in training.save_at)
     cadence = Cadence(
         total_steps=prepared.total_steps,
@@ -271,14 +280,14 @@ def _build_loop(
         stop=stop,
         watch=Watch(around, min_battery_percent=prepared.recipe.hardware.min_battery_percent, emit=emit, stop=stop),
         emit=with_advice(prepared.objective, emit),
-        save=checkpoint_saver(run, prepared, cadence, time.time) if run else lambda _: None,
+        save=checkpoint_saver(run, prepared, cadence, time.time, live.kept) if run else lambda _: None,
         answer_prompts=prompt_answerer(run.file(rundir.SAMPLES), prepared, stop, emit) if run else lambda _: True,
         locate_row=prepared.rows.where,
         ranks=ranks,
     )
 
 
-def _live(prepared: Prepared) -> Live:
+def _live(prepared: Prepared, ranks: Ranks) -> Live:
     """The rows, or what the model makes of them where the objective learns from that."""
     if prepared.objective.live is None:
         return Live(prepared.stream, prepared.valid_batches)
@@ -290,6 +299,8 @@ def _live(prepared: Prepared) -> Live:
             prepared.stream,
             prepared.valid_batches.rows,
             prepared.microbatch,
+            prepared.trainer.row_outputs,
+            ranks,
         )
     )
 

@@ -1,5 +1,6 @@
 """A plan as lines for a person and as plain values for ``--json``."""
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -171,12 +172,14 @@ def _run_lines(plan: Plan) -> Iterator[str]:
     rollouts = plan_rollouts(resolved, on_gpu=plan.machine.on_gpu)
     if rollouts is not None:
         tokens = rollouts.num_answers * rollouts.max_tokens
+        every = "each step" if rollouts.updates == 1 else f"one drawing for {rollouts.updates} steps"
+        drawings = math.ceil(resolved.total_steps / rollouts.updates)
         yield (
-            f"each step draws {rollouts.num_answers:,} answers, {rollouts.group_size} to a problem, of at most "
+            f"{every} draws {rollouts.num_answers:,} answers, {rollouts.group_size} to a problem, of at most "
             f"{rollouts.max_tokens:,} tokens, {rollouts.at_once} at a time: at most {rollouts.num_passes:,} passes"
         )
         yield (
-            f"up to {format_count(tokens * resolved.total_steps)} tokens are said in all, which is nearly all of the "
+            f"up to {format_count(tokens * drawings)} tokens are said in all, which is nearly all of the "
             "time; grpo.max_tokens and grpo.group_size make it less"
         )
 

@@ -14,6 +14,11 @@ def answers_a_row(recipe: Recipe) -> int:
     return recipe.grpo.group_size if recipe.task == "grpo" else 1
 
 
+def updates_a_drawing(recipe: Recipe) -> int:
+    """Optimizer steps that learn from the same answers; 1 of every other task."""
+    return recipe.grpo.updates if recipe.task == "grpo" else 1
+
+
 def answer_bytes(shape: ModelShape, longest: int, *, value_bytes: int, on_gpu: bool) -> int:
     """Beyond the weights, while answers of ``longest`` tokens with their prompts are said."""
     at_once = GPU_AT_ONCE if on_gpu else CPU_AT_ONCE

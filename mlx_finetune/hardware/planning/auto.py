@@ -15,7 +15,7 @@ from mlx_finetune.dataset.stream import count_parts
 from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, memory_limit, plan_limits
 from mlx_finetune.hardware.planning import kept_states
-from mlx_finetune.hardware.planning.answering import answer_bytes, answers_a_row
+from mlx_finetune.hardware.planning.answering import answer_bytes, answers_a_row, updates_a_drawing
 from mlx_finetune.hardware.planning.cadence import cadence, steps_in_epoch, total_steps
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.planning.layout import choose_layout, count_sequences, longest_padded
@@ -280,7 +280,8 @@ class _Decisions:
             self._training["learning_rate"] = rate
             self._reasons["training.learning_rate"] = reason
         num_sequences = count_sequences(self._facts.lengths, self._packed_length)
-        self._steps_per_epoch = steps_in_epoch(num_sequences, self._batch_size, training.gradient_accumulation_steps)
+        drawings = steps_in_epoch(num_sequences, self._batch_size, training.gradient_accumulation_steps)
+        self._steps_per_epoch = drawings * updates_a_drawing(self._recipe)
         epochs = training.epochs
         if epochs is None and training.max_steps is None:
             epochs = 1.0

@@ -18,16 +18,20 @@ _SHARE = (0.1, 0.6, 1.3)  # of the longest answer before one ends by itself
 
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
-    """``num_answers`` of a step, of at most ``max_tokens``, ``at_once`` together; ``group_size`` to each problem."""
+    """``num_answers`` of a drawing, of at most ``max_tokens``, ``at_once`` together; ``group_size`` to each problem.
+
+    ``updates`` steps learn from each drawing.
+    """
 
     num_answers: int
     group_size: int
     max_tokens: int
     at_once: int
+    updates: int = 1
 
     @property
     def num_passes(self) -> int:
-        """Forward passes of a step where every answer is as long as it may be."""
+        """Forward passes of a drawing where every answer is as long as it may be."""
         return math.ceil(self.num_answers / self.at_once) * self.max_tokens
 
     def passes_for(self, num_answers: int) -> int:
@@ -41,8 +45,9 @@ def plan_rollouts(resolved: Resolved, *, on_gpu: bool) -> RolloutPlan | None:
     if recipe.task != "grpo":
         return None
     problems = resolved.batch_size * recipe.training.gradient_accumulation_steps
-    size = recipe.grpo.group_size
-    return RolloutPlan(problems * size, size, recipe.grpo.max_tokens, GPU_AT_ONCE if on_gpu else CPU_AT_ONCE)
+    grpo = recipe.grpo
+    at_once = GPU_AT_ONCE if on_gpu else CPU_AT_ONCE
+    return RolloutPlan(problems * grpo.group_size, grpo.group_size, grpo.max_tokens, at_once, grpo.updates)
 
 
 def add_rollouts(
@@ -69,6 +74,7 @@ def add_rollouts(
         grows = _PER_ANSWER_GPU if on_gpu else _PER_ANSWER_CPU
         low, usual, high = _SHARE
         each = Range(low, usual, high) * (answer_seconds * (1 + grows * (plan.at_once - 1)))
-        step = step + each * plan.num_passes
-        finish = finish + each * (total * plan.num_passes + num_evaluations * plan.passes_for(num_valid))
+        step = step + each * (plan.num_passes / plan.updates)
+        drawn = math.ceil(total / plan.updates) * plan.num_passes
+        finish = finish + each * (drawn + num_evaluations * plan.passes_for(num_valid))
     return replace(forecast, step_seconds=step, finish_seconds=finish)

@@ -6,7 +6,7 @@ identity).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -34,10 +34,15 @@ _OTHER_SHAPE = "a fork keeps the shape of what is trained; for another one start
 
 
 def checkpoint_saver(
-    run: RunDir, prepared: Prepared, cadence: Cadence, clock: Callable[[], float]
+    run: RunDir,
+    prepared: Prepared,
+    cadence: Cadence,
+    clock: Callable[[], float],
+    kept: Callable[[int], Mapping[str, object]],
 ) -> Callable[[RunState], Checkpoint]:
     """A function that commits a checkpoint of the current weights and the state it is given, then rotates old ones.
 
+    ``kept`` is that of ``Live``.
     It raises ``NoSpaceError`` where there is no room for another one, ``TrainingError`` where a number is not finite.
     """
     parents = [checkpoint_step(path) for path in run.checkpoints()]
@@ -54,7 +59,7 @@ def checkpoint_saver(
         checkpoint = save_checkpoint(
             run,
             state.step,
-            checkpoint_contents(run, prepared, state, clock()),
+            checkpoint_contents(run, prepared, state, clock(), kept(state.step)),
             parent_step=parents[-1] if parents else None,
         )
         parents.append(state.step)
@@ -69,7 +74,9 @@ def steps_to_keep(cadence: Cadence, state: RunState) -> set[int]:
     return {*cadence.kept_steps, *state.kept_steps, *([state.best_step] if state.best_step else [])}
 
 
-def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timestamp: float) -> Contents:
+def checkpoint_contents(
+    run: RunDir, prepared: Prepared, state: RunState, timestamp: float, kept: Mapping[str, object]
+) -> Contents:
     """Everything a checkpoint holds but its manifest, file by file; arrays are read as they are written."""
     trainer, recipe = prepared.trainer, prepared.recipe
     if prepared.spec is not None:
@@ -84,6 +91,8 @@ def checkpoint_contents(run: RunDir, prepared: Prepared, state: RunState, timest
         if head is not None:
             yield rundir.HEAD_WEIGHTS, [head_file(head)]
     yield rundir.OPTIMIZER, safetensors_chunks(trainer.state, {"format": "mlx"})
+    if kept:
+        yield rundir.ROLLOUTS, [durable.encode_json(kept)]
     for name, text in prepared.tokenizer.files().items():
         yield name, [text.encode("utf-8")]
     yield rundir.RUN_INFO, [run.file(rundir.RUN_INFO).read_bytes()]  # should the one in the run folder be damaged
@@ -127,6 +136,12 @@ def restore_trainer(prepared: Prepared, checkpoint: Path) -> None:
     parameters = {name: parameters[name] for name in expected}
     state = _read(checkpoint / rundir.OPTIMIZER, prepared.trainer.state)
     prepared.trainer.restore(parameters, state)
+
+
+def read_kept(checkpoint: Path) -> Mapping[str, object]:
+    """What ``checkpoint``, whose files were verified, holds of the batches that a model made; empty without it."""
+    path = checkpoint / rundir.ROLLOUTS
+    return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
 def _without_head(parameters: FlatArrays) -> FlatArrays:

@@ -6,6 +6,7 @@ from pathlib import Path
 from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.card import card_json
 from mlx_finetune.events import Event, RunStarted
+from mlx_finetune.hardware.planning.answering import updates_a_drawing
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.resolve import render_resolved
 from mlx_finetune.rundir import RunDir
@@ -70,7 +71,7 @@ def run_started(run: RunDir, prepared: Prepared, state: RunState) -> Event:
         task=prepared.recipe.task,
         first_step=state.step,
         total_steps=prepared.total_steps,
-        steps_per_epoch=prepared.stream.steps_in_epoch(0),
+        steps_per_epoch=prepared.stream.steps_in_epoch(0) * updates_a_drawing(prepared.recipe),
         train_rows=len(prepared.rows),
         valid_rows=prepared.num_valid_rows,
         trainable_parameters=sum(value.size for value in prepared.trainer.parameters.values()),

@@ -65,6 +65,8 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
     "grpo.max_tokens": 256,
     "grpo.temperature": 1.0,
     "grpo.divide_by_sd": False,
+    "grpo.updates": 1,
+    "grpo.clip": 0.2,
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 from small_runs import course, train
 from tiny import write_tiny_model
@@ -28,8 +29,8 @@ from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import LoraRecipe, Recipe
-from mlx_finetune.train.objective import Living
-from mlx_finetune.train.objectives.grpo.policy import grpo
+from mlx_finetune.train.objective import Live, Living, Objective
+from mlx_finetune.train.objectives.grpo.policy import clipped_surrogate, grpo
 from mlx_finetune.train.objectives.grpo.rollouts import Evaluations, Policy, Rollouts
 from mlx_finetune.train.objectives.grpo.values import NUM_VALUES, advantages
 from mlx_finetune.train.optim import AdamW
@@ -118,13 +119,13 @@ ANSWERS = [
 ]
 
 
-def trainer_of(folder: Path, how: str) -> Trainer:
+def trainer_of(folder: Path, how: str, **grpo_keys: object) -> Trainer:
     model = load(folder)
     attach_adapter(model, LoraRecipe.model_validate({"rank": 4}), seed=3)
     parameters = {name: value + 0.01 for name, value in sorted(adapter_parameters(model).items())}
     return Trainer(
         model,
-        grpo(recipe_of()),
+        grpo(recipe_of(**grpo_keys)),
         AdamW(0.9, 0.999, 1e-8, 0.0, frozenset()),
         parameters,
         seed=1,
@@ -170,7 +171,12 @@ def living(tiny_model) -> Living:
     ]
     stream = Stream(rows, batch_size=3, accumulation=1, packed_length=None, seed=1, microbatch=2)
     tokenizer = load_tokenizer(tiny_model("llama"))
-    return Living(load(tiny_model("llama")), tokenizer, recipe_of(), stream, rows_of(rows), 2)
+    return Living(load(tiny_model("llama")), tokenizer, recipe_of(), stream, rows_of(rows), 2, no_outputs)
+
+
+def no_outputs(objective: Objective, batch: Batch) -> np.ndarray:
+    """One update compares with nothing."""
+    raise AssertionError(objective.name)
 
 
 def test_log_probabilities_of_drawn_answers_are_those_of_the_training_forward(living):
@@ -294,12 +300,182 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, tiny_model):
     assert all(np.array_equal(files[0][name], files[1][name]) for name in files[0])
 
 
+E = 0.2
+#: Ratio, advantage -> surrogate, its gradient for log pi (that of r A is r A), clipped or not.
+SURROGATES = [
+    (1.5, 0.75, 1.2 * 0.75, 0.0, True),
+    (1.1, 0.75, 1.1 * 0.75, 1.1 * 0.75, False),
+    (0.5, 0.75, 0.5 * 0.75, 0.5 * 0.75, False),
+    (1.5, -0.25, -1.5 * 0.25, -1.5 * 0.25, False),
+    (1.1, -0.25, -1.1 * 0.25, -1.1 * 0.25, False),
+    (0.5, -0.25, -0.8 * 0.25, 0.0, True),
+    (1.5, 0.0, 0.0, 0.0, False),
+    (1.0, 0.75, 0.75, 0.75, False),
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "value", "slope", "is_clipped"), SURROGATES)
+def test_the_surrogate_is_clipped_where_it_has_gone_too_far(ratio, advantage, value, slope, is_clipped):
+    old, weight = mx.array([-1.3]), mx.array(advantage)
+    new = old + math.log(ratio)
+    found, clipped = clipped_surrogate(new, old, weight, E)
+    assert found.item() == pytest.approx(value, abs=1e-6)
+    assert clipped.item() is is_clipped
+    plain = min(ratio * advantage, min(max(ratio, 1 - E), 1 + E) * advantage)
+    assert value == pytest.approx(plain)
+    gradient = mx.grad(lambda new: mx.sum(clipped_surrogate(new, old, weight, E)[0]))(new)
+    assert gradient.item() == pytest.approx(slope, abs=1e-6)
+
+
+def with_old(rows: list[Tokens], old: list[list[float]]) -> list[Tokens]:
+    """The rows with log-probabilities of drawing for at most 5 tokens."""
+    padded = [[*mine, *[0.0] * (5 - len(mine))] for mine in old]
+    return [replace(row, values=(*row.values, *mine)) for row, mine in zip(rows, padded, strict=True)]
+
+
+def log_probs_of(trainer: Trainer, row: Tokens) -> list[float]:
+    logits = trainer._model(mx.array(row.ids[None, :-1]))[0].astype(mx.float32)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return [logprobs[place, int(row.ids[place + 1])].item() for place in range(1, len(row.ids) - 1)]
+
+
+@pytest.mark.parametrize("how", ["graph", "block by block", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_the_clipped_loss_is_that_of_the_formula_on_every_path(tiny_model, how):
+    trainer = trainer_of(tiny_model("llama"), how, updates=2)
+    trainer.load_into_model()
+    now = [log_probs_of(trainer, row) for row in ANSWERS]
+    moved = [[0.0, -math.log(1.5), -0.05], [0.1], [math.log(2), 0.0, math.log(0.9), -0.5]]
+    old = [[one + by for one, by in zip(mine, its, strict=True)] for mine, its in zip(now, moved, strict=True)]
+    expected, clipped = 0.0, 0
+    for row, its in zip(ANSWERS, moved, strict=True):
+        for by in its:
+            ratio, advantage = math.exp(-by), row.values[0]
+            expected -= min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage) / (8 * 5)
+            clipped += (advantage > 0 and ratio > 1.2) or (advantage < 0 and ratio < 0.8)
+    _, result = trainer.compute(batches_of(with_old(ANSWERS, old), 2), 0)
+    assert result.loss == pytest.approx(expected, abs=1e-6)
+    assert clipped == 2
+    assert result.metrics["clipped_tokens"] == pytest.approx(2 / 8)
+    assert "learned_tokens" not in result.metrics
+
+
+def test_at_the_policy_that_drew_the_gradient_is_that_of_one_update(tiny_model):
+    one = trainer_of(tiny_model("llama"), "block by block")
+    gradients, _ = one.compute(batches_of(ANSWERS, 2), 0)
+    old = [log_probs_of(one, row) for row in ANSWERS]
+    several = trainer_of(tiny_model("llama"), "block by block", updates=2)
+    again, result = several.compute(batches_of(with_old(ANSWERS, old), 2), 0)
+    assert all(mx.allclose(gradients[name], again[name], atol=1e-6).item() for name in gradients)
+    assert result.metrics["clipped_tokens"] == 0
+
+
+def test_more_or_fewer_tokens_are_clipped(tiny_model):
+    old = [[one + 0.15 for one in log_probs_of(trainer_of(tiny_model("llama"), "graph"), row)] for row in ANSWERS]
+    shares = []
+    for clip in (0.1, 0.3):
+        trainer = trainer_of(tiny_model("llama"), "graph", updates=2, clip=clip)
+        _, result = trainer.compute(batches_of(with_old(ANSWERS, old), 2), 0)
+        shares.append(result.metrics["clipped_tokens"])
+    assert shares[0] > shares[1] == 0  # the ratio is 0.86
+
+
+def test_an_evaluation_has_no_share_of_clipped_tokens(living, tiny_model, monkeypatch):
+    policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
+    monkeypatch.setattr(policy, "reward", lambda reference, answer: 0.25)
+    trainer = trainer_of(tiny_model("llama"), "graph", updates=2)
+    sums, count = trainer.loss(Evaluations(policy, living)[0])
+    loss, metrics = trainer.means(sums, count)
+    assert loss == pytest.approx(0.75)
+    assert "clipped_tokens" not in metrics
+
+
+@pytest.fixture
+def several(living) -> Living:
+    recipe = recipe_of(updates=3, rewards=("contains:e",))
+    parameters = dict(tree_flatten(living.model.parameters()))
+    trainer = Trainer(
+        living.model,
+        grpo(recipe),
+        AdamW(0.9, 0.999, 1e-8, 0.0, frozenset()),
+        parameters,
+        seed=1,
+        max_grad_norm=0.0,
+        is_packed=False,
+        is_compiled=False,
+    )
+    return replace(living, recipe=recipe, row_outputs=trainer.row_outputs)
+
+
+def contents(batches: list[Batch]) -> list[object]:
+    return [(one.tokens.tolist(), one.values.tolist(), one.rows, one.part) for one in batches]
+
+
+def test_several_updates_learn_from_one_drawing(several):
+    live = several_live(several)
+    first = contents(live.stream.share(3, 0, 1))
+    assert live.kept(3) == {}  # the next step draws
+    assert contents(live.stream.share(4, 0, 1)) == contents(live.stream.share(5, 0, 1)) == first
+    assert live.stream.rows(3) == live.stream.rows(5) == several.stream.rows(1)
+    assert [live.stream.progress(step) for step in (3, 6)] == [several.stream.progress(step) for step in (1, 2)]
+    assert live.stream.progress(3) < live.stream.progress(4) < live.stream.progress(6)
+    assert contents(live.stream.share(6, 0, 1)) != first
+
+
+def test_what_a_checkpoint_keeps_of_a_drawing_gives_its_batches_to_the_last_bit(several):
+    live = several_live(several)
+    drawn = contents(live.stream.share(3, 0, 1))
+    kept = json.loads(json.dumps(live.kept(4)))
+    resumed = several_live(several)
+    resumed.restore(kept)
+    several.model.update({"lm_head": {"weight": several.model["lm_head"]["weight"] * 0}})  # others would be drawn
+    assert contents(resumed.stream.share(4, 0, 1)) == drawn
+    two = [one for rank in (0, 1) for one in resumed.stream.share(5, rank, 2)]  # more ranks than drew it
+    assert sorted(number for one in two for number in one.rows) == sorted(number for one in drawn for number in one[2])
+
+
+def test_log_probabilities_of_drawing_are_those_of_the_training_forward(several):
+    (*_, batch) = several_live(several).stream.share(0, 0, 1)
+    split = SplitModel(several.model)
+    for tokens, mask, values in zip(batch.tokens, batch.loss_mask, batch.values, strict=True):
+        logits = split.logits(split.hidden(mx.array(tokens[None, :-1]), None)[0])
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        own = np.flatnonzero(mask[1:])
+        assert values[NUM_VALUES : NUM_VALUES + len(own)] == pytest.approx(
+            [logprobs[int(place), int(tokens[place + 1])].item() for place in own], abs=1e-4
+        )
+        assert not values[NUM_VALUES + len(own) :].any()
+
+
+def several_live(living: Living) -> Live:
+    live = grpo(living.recipe).live
+    assert live is not None
+    return live(living)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_run_that_ends_between_two_updates_on_the_same_answers_goes_on_bit_for_bit(tmp_path, tiny_model, how):
+    keys = {"max_tokens": 3, "problems": 2, "steps": 7, "eval_steps": 7}
+    more = ("grpo.updates=3", 'grpo.rewards=["contains:e"]', "training.learning_rate=0.05")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    straight = train(write_recipe(tmp_path / "a", tiny_model("llama"), ROWS, **keys), overrides=more)
+    recipe = write_recipe(tmp_path / "b", tiny_model("llama"), ROWS, **keys)
+    train(recipe, overrides=more, **{"kill_after" if how == "kill" else "stop_after": 5})
+    run = train(recipe, overrides=more, resume=True)
+    assert course(run) == course(straight)
+    assert any(record[0] == "step" and record[4] > 0 for record in course(straight)[4:])
+    files = [load_file(one.path / "adapter_model.safetensors") for one in (straight, run)]
+    assert all(np.array_equal(files[0][name], files[1][name]) for name in files[0])
+    assert not (run.path / rundir.ROLLOUTS).exists()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("lora.dropout=0.1", "answers would be judged by another model"),
         ('grpo.rewards=["nummer"]', "there is no reward 'nummer'"),
         ("grpo.reward_weights=[1.0, 2.0]", "has 2 entries and `grpo.rewards` 1"),
+        ("grpo.clip=0.3", "nothing is clipped"),
         ("data.packing=true", "answers are not packed"),
         ('task="sft"', "goes with the task grpo"),
     ],

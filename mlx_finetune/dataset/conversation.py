@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from mlx_finetune.dataset.formats import Instruction
+from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference, Text
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError
 
@@ -12,6 +12,21 @@ def instruction_turns(example: Instruction) -> tuple[Message, ...]:
     """A user turn (instruction, blank line, input) and an assistant turn; no system turn is made up."""
     question = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
     return ({"role": "user", "content": question}, {"role": "assistant", "content": example.output})
+
+
+def prompt_and_reference(example: Example) -> tuple[tuple[Message, ...], str]:
+    """The turns before the last answer of a row, and that answer (of a pair the chosen one); nothing for text."""
+    if isinstance(example, Text):
+        return (), ""
+    if isinstance(example, Preference):
+        answer = example.chosen or example.rejected or ()
+        return tuple(example.prompt), str(answer[-1]["content"]) if answer else ""
+    assert isinstance(example, Instruction | Messages), "load_splits refuses the other kinds"
+    turns: tuple[Message, ...] = (
+        instruction_turns(example) if isinstance(example, Instruction) else tuple(example.messages)
+    )
+    last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
+    return (turns[:last], str(turns[last]["content"])) if last > 0 else ((), "")
 
 
 def single_exchange(messages: Sequence[Message]) -> tuple[str, str, str]:

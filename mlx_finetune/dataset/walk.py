@@ -157,6 +157,17 @@ class Walk:
         text = prompt + output + template.ending(instruction, input_text)
         return [Draft(text, ((len(prompt), len(text)),), PROMPT_TEMPLATE, example, is_document=True)]
 
+    def tokenized(self, example: Example) -> list[Tokens]:
+        """Every row of one example. Raises ``DataError`` with the reason where nothing of it can be used."""
+        rows: list[Tokens] = []
+        for draft in self.drafts(example):
+            rows += self.rows(draft, self.without_merged_border(draft, self._tokenizer.encode(draft.text)))
+        problems = [problem for outcome in self.take_tally().outcomes().values() for problem in outcome.rows]
+        if not rows:
+            why = problems[0] if problems else None
+            raise DataError(why.message if why else "nothing of the row can be learned", why.hint if why else "")
+        return rows
+
     def rows(self, draft: Draft, encoding: Encoded) -> list[Tokens]:
         """Rows of one encoded draft after mask and truncation; none where nothing is left (tallied)."""
         try:

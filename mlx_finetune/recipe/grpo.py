@@ -11,6 +11,8 @@ from mlx_finetune.recipe.fields import Names, Section, Text, as_tuple
 
 #: What [lora] is in a recipe of this task where it says nothing: little capacity is enough (ALGORITHMS.md section 7).
 LORA_DEFAULTS: Mapping[str, object] = {"rank": 8, "alpha": 16.0}
+#: Rewards by a run: the probability of being right by a verifier, the score of a reward model.
+SCORERS = ("verifier", "reward")
 #: Rewards by a rule; the checks of [eval] beside them.
 RULES = ("number", "text", "exact", "json")
 
@@ -27,7 +29,8 @@ with warnings.catch_warnings():
         rewards: Names = Field(
             ("number",),
             description="What an answer is rewarded for, 1 each: number, text or exact (right by its reference), json, "
-            "max_length:N, contains:TEXT, regex:PATTERN.",
+            "max_length:N, contains:TEXT, regex:PATTERN. verifier:RUN is the probability of being right by a finished "
+            "verifier run, reward:RUN the score of a finished reward run.",
         )
         reward_weights: Weights = Field((), description="A weight for each of the rewards; left out, each counts 1.")
         schema: Text | None = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -49,8 +52,8 @@ with warnings.catch_warnings():
         )
         clip: Annotated[float, Field(gt=0, lt=1)] = Field(
             0.2,
-            description="With several updates: how far the ratio of a token's probability to that at its drawing may go "
-            "from 1, each way, and still be learned from.",
+            description="With several updates: the ratio of a token's probability to that at its drawing is learned "
+            "from while it is this near to 1.",
         )
         divide_by_sd: bool = Field(
             False,
@@ -110,7 +113,10 @@ def _other_task(task: str) -> str:
 def _reward_problem(name: str) -> str:
     if name in RULES:
         return ""
-    word = name.partition(":")[0]
+    word, _, argument = name.partition(":")
+    if word in SCORERS:
+        return "" if argument else f"the reward {word} needs a run behind a colon; write for instance {word}:my-run"
     if word in CHECKS:
         return task_problem(name)
-    return f"there is no reward {name[:40]!r}; rewards are {', '.join((*RULES, *(f'{check}:' for check in CHECKS)))}"
+    checks = [f"{check}:" for check in (*CHECKS, *SCORERS)]
+    return f"there is no reward {name[:40]!r}; rewards are {', '.join((*RULES, *checks))}"

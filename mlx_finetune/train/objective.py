@@ -26,6 +26,9 @@ from mlx_finetune.train.ranks import ALONE, Ranks
 
 Arrays = tuple[mx.array, ...]
 
+#: ``score(reward, answers)``: what a run says of each ``(file:line of the problem, answer)``; ``reward`` names it.
+Score = Callable[[str, Sequence[tuple[str, str]]], list[float]]
+
 
 class ReadRows(Protocol):
     """Examples of a split to rows of tokens; paths count from ``base``, ``progress`` is called with (done, total)."""
@@ -46,7 +49,8 @@ class Living:
     """What batches are made from that depend on the weights of the moment: ``model`` always has them.
 
     ``recipe`` is resolved; ``microbatch`` sequences go through the model at once. ``row_outputs`` gives what the loss
-    of an objective says of every row of a batch, (B, K), without a gradient (``Trainer.row_outputs``).
+    of an objective says of every row of a batch, (B, K), without a gradient (``Trainer.row_outputs``). ``score``
+    asks the runs that the recipe's rewards name, None where it names none.
     """
 
     model: nn.Module
@@ -57,6 +61,7 @@ class Living:
     microbatch: int
     row_outputs: "Callable[[Objective, Batch], NDArray[np.float32]]"
     ranks: Ranks = ALONE
+    score: Score | None = None
 
 
 def nothing_kept(step: int) -> Mapping[str, object]:

@@ -301,6 +301,7 @@ def _live(prepared: Prepared, ranks: Ranks) -> Live:
             prepared.microbatch,
             prepared.trainer.row_outputs,
             ranks,
+            prepared.score,
         )
     )
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.app.eval.rows import EvalRow, prompt_and_reference
+from mlx_finetune.app.eval.rows import EvalRow
 from mlx_finetune.dataset.control import ControlMarkers
-from mlx_finetune.dataset.conversation import single_exchange
+from mlx_finetune.dataset.conversation import prompt_and_reference, single_exchange
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference
 from mlx_finetune.dataset.pairs import preference_sequences
 from mlx_finetune.dataset.prompts import template_of
@@ -50,7 +50,7 @@ class Prompter:
 
     def trained(self, example: Example) -> list[Tokens]:
         """The row as training sees it, often one sequence. Raises ``DataError`` where nothing of it can be used."""
-        return self._rows(self._walk, example)
+        return self._walk.tokenized(example)
 
     def scored(self, example: Example) -> list[Ids]:
         """What a score head is given of a row, up to the token that is scored: of a pair both answers, the chosen one
@@ -85,7 +85,7 @@ class Prompter:
     def continuation(self, row: EvalRow, answer: str, shots: Sequence[Example] = ()) -> Continuation:
         """The row's prompt followed by ``answer`` and its end mark. Raises ``DataError``."""
         alone = self.prompt(row.prompt, example=row.example)
-        (tokens,) = self._rows(self._answers, _answered(row.example, answer))[-1:]
+        (tokens,) = self._answers.tokenized(_answered(row.example, answer))[-1:]
         start = int(np.flatnonzero(tokens.loss_mask)[-1]) + 1
         whole = tokens.ids[:start]  # what some templates write after the end mark is nobody's choice
         if list(whole[: len(alone)]) != alone:
@@ -93,17 +93,6 @@ class Prompter:
         front = self.row_prompt(row, shots) if shots else alone
         targets = whole[len(alone) :]
         return Continuation(np.concatenate([np.array(front, np.int32), targets]), len(targets))
-
-    def _rows(self, walk: Walk, example: Example) -> list[Tokens]:
-        rows: list[Tokens] = []
-        for draft in walk.drafts(example):
-            encoding = walk.without_merged_border(draft, self._tokenizer.encode(draft.text))
-            rows += walk.rows(draft, encoding)
-        problems = [problem for outcome in walk.take_tally().outcomes().values() for problem in outcome.rows]
-        if not rows:
-            why = problems[0] if problems else None
-            raise DataError(why.message if why else "nothing of the row can be learned", why.hint if why else "")
-        return rows
 
     def _whole(self, shot: Example) -> str:
         assert self._template is not None

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from mlx_finetune.app.eval.references import read_references, with_answer_column
 from mlx_finetune.app.eval.texts import FEW_TEXTS, blocks
-from mlx_finetune.dataset.conversation import instruction_turns
+from mlx_finetune.dataset.conversation import prompt_and_reference
 from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
-from mlx_finetune.dataset.formats import Example, FormatCounter, Instruction, Messages, Preference, Text, example_of
+from mlx_finetune.dataset.formats import Example, FormatCounter, Text, example_of
 from mlx_finetune.dataset.problems import Findings, RowError, show_names
 from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.tokens import Message
@@ -270,18 +270,3 @@ def _row(example: Example, categories: Mapping[tuple[str, int, int], str], ask: 
     prompt, reference = prompt_and_reference(asked)
     where = f"{example.source}:{example.line}"
     return EvalRow(f"{key:016x}", where, category, asked, prompt, reference, example if ask else None)
-
-
-def prompt_and_reference(example: Example) -> tuple[tuple[Message, ...], str]:
-    """The turns before the last answer of a row, and that answer (of a pair the chosen one); nothing for text."""
-    if isinstance(example, Text):
-        return (), ""
-    if isinstance(example, Preference):
-        answer = example.chosen or example.rejected or ()
-        return tuple(example.prompt), str(answer[-1]["content"]) if answer else ""
-    assert isinstance(example, Instruction | Messages), "load_splits refuses the other kinds"
-    turns: tuple[Message, ...] = (
-        instruction_turns(example) if isinstance(example, Instruction) else tuple(example.messages)
-    )
-    last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
-    return (turns[:last], str(turns[last]["content"])) if last > 0 else ((), "")

@@ -29,6 +29,7 @@ from mlx_finetune.dataset.tokens import TokenizeReport
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
+from mlx_finetune.hardware.planning.answering import scorer_bytes
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import Mac
 from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_run_disk
@@ -147,8 +148,7 @@ def make_plan(
 
     ``tuned`` is what ``mlxft tune`` found on ``machine``, another one where there is a ``mac``. Raises ``MlxftError``.
     """
-    splits = _load_rows(recipe, base)
-    local = find_local(recipe, base)
+    splits, local = _load_rows(recipe, base), find_local(recipe, base)
     if local is None:
         shape, bits = _guess(recipe), None
         lengths, tokens, tokenizer_bytes = *_estimate_tokens(splits, recipe), 0
@@ -160,7 +160,8 @@ def make_plan(
     _check_blocks(recipe, shape)
     run, unpackable = base / recipe.run_folder, why_unpackable(shape.model_type, recipe.task)
     facts = Facts(lengths, shape, machine, unpackable, bits, known.memory_factor, num_processes=num_processes)
-    facts = _with_tokens(replace(facts, tuned=tuned or NOTHING_TUNED), tokens, run, is_here=mac is None)
+    facts = replace(facts, tuned=tuned or NOTHING_TUNED, scorer_bytes=_scorer_bytes(recipe, base, machine))
+    facts = _with_tokens(facts, tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
     disk = plan_run_disk(resolved.recipe, shape, resolved.total_steps, run, beside=tokenizer_bytes)
@@ -183,6 +184,17 @@ def make_plan(
         fixes=(),
     )
     return _with_fixes(plan)
+
+
+def _scorer_bytes(recipe: Recipe, base: Path, machine: Machine) -> int:
+    """What the runs hold that grpo.rewards names. Raises ``MlxftError`` for one that cannot score."""
+    if recipe.task != "grpo":
+        return 0
+    from mlx_finetune.model.heads.scorer import find_scorers  # mlx, which other plans without measuring do not need
+
+    runs = find_scorers(recipe.grpo.rewards, base=base, report=lambda _: None)
+    asked = recipe.hardware.compute_dtype
+    return sum(scorer_bytes(read_config(one.local.folder), one.recipe, asked, on_gpu=machine.on_gpu) for one in runs)
 
 
 def _load_rows(recipe: Recipe, base: Path) -> Splits:

@@ -1,8 +1,8 @@
 """A verifier's scores of sampled answers, and what its pick is worth beside the other ways to pick.
 
-An answer is scored as the verifier was trained: prompt and answer in its own template, the score at the answer's last
-token. Equal answers to a problem are scored once. One forward pass over each answer: SmolLM2-135M scores about 40 short
-answers a second on two x86 cores.
+An answer is scored as the verifier was trained: prompt and answer in its own template, the score at the token that it
+learned to score at. Equal answers to a problem are scored once. One forward pass over each answer: SmolLM2-135M scores
+about 40 short answers a second on two x86 cores.
 """
 
 import json
@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune import durable, rundir
-from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.subject import Subject
 from mlx_finetune.app.sampling.best_of import BestOf, compare, csv_text, to_json
 from mlx_finetune.app.sampling.folder import LINES, Sample, SampledProblem, read_problems, read_settings
-from mlx_finetune.dataset.formats import Preference
+from mlx_finetune.dataset.scored import AnswerRows
 from mlx_finetune.dataset.turns import read_turns
 from mlx_finetune.errors import DataError, UsageError
 from mlx_finetune.model.heads.token_scores import ScoringModel
@@ -71,14 +70,14 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
 
 def score(subject: Subject, problems: Sequence[SampledProblem], step: Callable[[int, int], None]) -> list[list[float]]:
     """For each problem the score of each drawn answer, in their order."""
-    prompter = Prompter(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder)
+    answers = AnswerRows(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder)
     places: dict[tuple[int, str], int] = {}
     rows: list[NDArray[np.int32]] = []
     for number, problem in enumerate(problems):
         for sample in problem.drawn:
             key = (number, sample.completion)
             if key not in places:
-                ids = _tokens(prompter, sample)
+                ids = _tokens(answers, sample)
                 places[key] = -1 if ids is None else len(rows)
                 rows += [] if ids is None else [ids]
     last = ScoringModel(subject.opened.model).last(rows, lambda done: step(done, len(rows)))[:, 0] if rows else ()
@@ -91,17 +90,14 @@ def score(subject: Subject, problems: Sequence[SampledProblem], step: Callable[[
     return [[of(number, sample) for sample in problem.drawn] for number, problem in enumerate(problems)]
 
 
-def _tokens(prompter: Prompter, sample: Sample) -> NDArray[np.int32] | None:
+def _tokens(answers: AnswerRows, sample: Sample) -> NDArray[np.int32] | None:
     """The answer behind its prompt as training renders it, up to its last token; None where it cannot be rendered."""
     turns = [{"role": "user", "content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
-    answer = ({"role": "assistant", "content": sample.completion},)
     prompt = read_turns(turns, "prompt")
     try:
-        tokens = prompter.trained(Preference(prompt, answer, None, None, sample.where, 0))
+        return answers.ids(prompt, sample.completion)
     except DataError:
         return None
-    ids, mask = tokens[-1].ids, tokens[-1].loss_mask
-    return ids[: int(np.flatnonzero(mask)[-1]) + 1]
 
 
 def _free_path(folder: Path, samples: Path, facts: Mapping[str, object]) -> Path:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_finetune.app.eval.rows import data_of, prompt_and_reference
+from mlx_finetune.app.eval.rows import data_of
 from mlx_finetune.app.eval.subject import Subject, has_no_data
+from mlx_finetune.dataset.conversation import prompt_and_reference
 from mlx_finetune.dataset.corpus import load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference, Text

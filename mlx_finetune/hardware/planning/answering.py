@@ -1,6 +1,10 @@
 """Memory while a run says answers to learn from (grpo): keys and values of all that grow together, and their logits."""
 
-from mlx_finetune.hardware.planning.shapes import ModelShape
+from collections.abc import Mapping
+from typing import cast
+
+from mlx_finetune.hardware.planning.memory import adapter_file_bytes, trainable_parameters, weight_bytes
+from mlx_finetune.hardware.planning.shapes import ModelShape, read_shape
 from mlx_finetune.recipe.schema import Recipe
 
 #: Answers that grow together, on a CPU (``model.cpu.few_rows.MOST_ROWS``) and on a GPU.
@@ -27,3 +31,16 @@ def answer_bytes(shape: ModelShape, longest: int, *, value_bytes: int, on_gpu: b
     cache = 2 * shape.num_layers * shape.key_width * value_bytes * positions
     copied = 2 * shape.key_width * value_bytes * old  # of one layer at a time
     return at_once * (cache + copied + 4 * _LOGITS * shape.vocab_size)
+
+
+def scorer_bytes(config: Mapping[str, object], scorer: Recipe, asked_dtype: str, *, on_gpu: bool) -> int:
+    """The model of a run that scores answers, beside the one that is trained; ``config`` is that of its weights.
+
+    ``scorer`` is the run's recipe; ``asked_dtype`` is hardware.compute_dtype of the training. Raises ``ValueError``.
+    """
+    shape, quantization = read_shape(config), config.get("quantization")
+    stored = cast("Mapping[str, object]", quantization).get("bits") if isinstance(quantization, dict) else None
+    bits = scorer.quantize or (stored if isinstance(stored, int) else None)
+    value_bytes = 2 if on_gpu and asked_dtype != "float32" else 4
+    adapter = 0 if scorer.lora is None else adapter_file_bytes(trainable_parameters(shape, scorer.lora))
+    return weight_bytes(shape, value_bytes=value_bytes, stored_bits=bits if on_gpu else None) + adapter

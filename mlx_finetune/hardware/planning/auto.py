@@ -41,7 +41,7 @@ class Facts:
     ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
     ``answers`` are those marked
     good and bad, where rows are marked. ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned``
-    is what ``mlxft tune`` found here.
+    is what ``mlxft tune`` found here, ``scorer_bytes`` what runs hold that reward answers.
     """
 
     lengths: NDArray[np.integer]
@@ -57,6 +57,7 @@ class Facts:
     num_processes: int = 1
     answers: tuple[int, int] | None = None
     tuned: TunedSettings = NOTHING_TUNED
+    scorer_bytes: int = 0
 
     @property
     def epoch_positions(self) -> int:
@@ -270,7 +271,8 @@ class _Decisions:
         if recipe.task != "grpo":
             return memory
         said = answer_bytes(facts.shape, length, value_bytes=value_bytes, on_gpu=facts.machine.on_gpu)
-        return replace(memory, activations=max(memory.activations, said - memory.logits))
+        weights = memory.weights + facts.scorer_bytes
+        return replace(memory, weights=weights, activations=max(memory.activations, said - memory.logits))
 
     def decide_rates(self) -> None:
         """Learning rate, and the length of the run."""

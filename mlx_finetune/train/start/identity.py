@@ -81,6 +81,7 @@ class Identity:
     adapter_sha256: str
     order: str
     versions: Mapping[str, str]
+    scorers_sha256: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Plain values for trainer_state.json and run.json."""
@@ -92,6 +93,7 @@ class Identity:
             "adapter_sha256": self.adapter_sha256,
             "order": self.order,
             "versions": dict(self.versions),
+            "scorers_sha256": self.scorers_sha256,
         }
 
 
@@ -125,8 +127,10 @@ def differences(saved: Mapping[str, object], now: Identity) -> Sequence[str]:
         "tokenizer_sha256": "the tokenizer or its chat template is another",
         "adapter_sha256": "the adapter that training started from is another",
         "order": "this version orders rows in another way",
+        "scorers_sha256": "a verifier or reward run of grpo.rewards is another",
     }
-    found += [sentence for key, sentence in names.items() if saved.get(key) != current[key]]
+    known = {"scorers_sha256": "", **saved}  # earlier versions had none
+    found += [sentence for key, sentence in names.items() if known.get(key) != current[key]]
     return found
 
 
@@ -174,6 +178,7 @@ def rank_differences(first: Mapping[str, object], now: Identity) -> list[str]:
         "tokenizer_sha256": "another tokenizer or chat template",
         "adapter_sha256": "another adapter to start from",
         "order": "another order of rows, by another version of mlxft",
+        "scorers_sha256": "other runs that grpo.rewards names",
     }
     found = [phrase for key, phrase in names.items() if first.get(key) != current[key]]
     recipe = first.get("recipe")

@@ -3,7 +3,7 @@
 Order: model files -> tokenizer -> rows -> tokens -> automatic choices -> limits -> weights -> adapter -> optimizer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from mlx_finetune.model.adapters.files import hash_adapter
 from mlx_finetune.model.adapters.lora import (
     AdapterSpec,
 )
+from mlx_finetune.model.heads.scorer import ScorerRun
 from mlx_finetune.model.inside.segments import check_packable
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, device_name, load_model, on_gpu
@@ -41,7 +42,7 @@ from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.compare import Expected, expect_run, with_profile
-from mlx_finetune.train.objective import Objective
+from mlx_finetune.train.objective import Objective, Score
 from mlx_finetune.train.objectives.registry import build_objective
 from mlx_finetune.train.optim import Schedule, build_schedule
 from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
@@ -49,6 +50,7 @@ from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.frozen import KEY, check_states_room, settle_reuse
 from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
+from mlx_finetune.train.start.scorers import hash_all, load_scores, scorers_of, with_scorers
 from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer, split_with_scores
 from mlx_finetune.train.step import Trainer
 
@@ -82,6 +84,7 @@ class Prepared:
     kept: KeptStates | None
     corrections: Mapping[str, int]
     card: DataCard
+    score: Score | None
 
 
 def prepare(
@@ -105,17 +108,17 @@ def prepare(
     carried out after an abort; without ``uses_tuned`` nothing that was tuned counts. Rank 0's choices count on every
     rank, which must train the same. Raises ``MlxftError`` and, for a signal before the first step, ``Interrupted``.
     """
-    asked = loaded.recipe
-    objective = build_objective(asked)
+    asked, objective = loaded.recipe, build_objective(loaded.recipe)
     adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
     report = _leaving(emit, stop)
+    scorers = scorers_of(asked, base, report)
     local = _model_of(asked, base, report)
     stop.raise_if_asked("before the first step")
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
     tokenizer = _load_tokenizer(asked, local, base)
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
-    facts = read_facts(local.folder, rows, asked, objective, num_processes=ranks.size)
+    facts = with_scorers(read_facts(local.folder, rows, asked, objective, num_processes=ranks.size), scorers, asked)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
     resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
@@ -128,11 +131,11 @@ def prepare(
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = attach(loaded_model, resolved.recipe, base, emit)
-    identity = _identity(asked, loaded_model.info, tokenizer, rows, base)
-    _compare(identity, ranks, emit)
+    identity = _compare(_identity(asked, loaded_model.info, tokenizer, rows, base, scorers), ranks, emit)
     split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
     objective, resolved = _settled(split, settle_reuse(resolved, split, asked))
-    parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity)
+    score = load_scores(scorers, resolved.recipe, rows, base, report)
+    parts = (objective, tokenizer, rows, resolved, loaded_model, split, local.source, spec, identity, score)
     return _assemble(*parts, total_steps=total, expected=expected, disk=disk, safer=safer, ranks=ranks)
 
 
@@ -191,13 +194,15 @@ def _resolve(recipe: Recipe, facts: Facts, ranks: Ranks) -> Resolved:
     return resolve_auto(Recipe.model_validate(chosen), facts) if ranks.rank else resolved
 
 
-def _compare(identity: Identity, ranks: Ranks, emit: Emit) -> None:
-    """Refuse ranks that would train something else than rank 0. Raises ``OtherRankError`` with the difference.
+def _compare(identity: Identity, ranks: Ranks, emit: Emit) -> Identity:
+    """``identity``; ranks that would train something else than rank 0 are refused.
+
+    Raises ``OtherRankError`` with the difference.
 
     Another version of mlx is only said: it may compute other last bits.
     """
     if ranks.size == 1:
-        return
+        return identity
     different = rank_differences(ranks.share(identity.to_json()), identity)
     for rank, phrases in enumerate(ranks.gather(different)):
         if phrases:
@@ -207,6 +212,7 @@ def _compare(identity: Identity, ranks: Ranks, emit: Emit) -> None:
     versions = ranks.gather(identity.versions["mlx"])
     if len(set(versions)) > 1:
         emit(Notice("warning", f"the ranks have different versions of mlx: {', '.join(versions)}"))
+    return identity
 
 
 def _plan_disk(
@@ -232,6 +238,7 @@ def _assemble(
     source: str,
     spec: AdapterSpec | None,
     identity: Identity,
+    score: Score | None,
     *,
     total_steps: int,
     expected: Expected,
@@ -241,10 +248,7 @@ def _assemble(
 ) -> Prepared:
     """The parts of a run around a loaded model: stream, optimizer, schedule."""
     recipe, training = resolved.recipe, resolved.recipe.training
-    stream = _stream(rows, resolved, safer.pieces, ranks)
-    valid = ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces))
-    if objective.reference:  # until it is computed: a measured step needs some
-        stream.values, valid.values = np.zeros((len(rows.train), 2)), np.zeros((len(rows.valid), 2))
+    stream, valid = _batches(objective, rows, resolved, safer, ranks)
     return Prepared(
         recipe=recipe,
         objective=objective,
@@ -271,7 +275,19 @@ def _assemble(
         kept=resolved.kept,
         corrections=rows.corrections,
         card=rows.card,
+        score=score,
     )
+
+
+def _batches(
+    objective: Objective, rows: TrainingRows, resolved: Resolved, safer: Safer, ranks: Ranks
+) -> tuple[Stream, OrderedBatches]:
+    """Those of the steps and those of an evaluation."""
+    stream = _stream(rows, resolved, safer.pieces, ranks)
+    valid = ordered_batches(rows.valid, -(-min(resolved.batch_size, resolved.microbatch) // safer.pieces))
+    if objective.reference:  # until it is computed: a measured step needs some
+        stream.values, valid.values = np.zeros((len(rows.train), 2)), np.zeros((len(rows.valid), 2))
+    return stream, valid
 
 
 def _schedule(training: TrainingRecipe, total_steps: int) -> Schedule:
@@ -334,7 +350,14 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=templates), "grpo": grpo})
 
 
-def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: TrainingRows, base: Path) -> Identity:
+def _identity(
+    recipe: Recipe,
+    info: ModelInfo,
+    tokenizer: ModelTokenizer,
+    rows: TrainingRows,
+    base: Path,
+    scorers: Sequence[ScorerRun],
+) -> Identity:
     adapter = hash_adapter(adapter_folder(recipe.adapter, base)) if recipe.adapter else ""
     return Identity(
         recipe=recipe_identity(recipe),
@@ -344,4 +367,5 @@ def _identity(recipe: Recipe, info: ModelInfo, tokenizer: ModelTokenizer, rows: 
         adapter_sha256=adapter,
         order=ORDER_ID,
         versions=current_versions(),
+        scorers_sha256=hash_all(scorers),
     )

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from mlx_finetune import rundir
-from mlx_finetune.app.eval.rows import prompt_and_reference
 from mlx_finetune.app.open import open_name
 from mlx_finetune.app.trace.measure import open_traced
 from mlx_finetune.app.trace.probes import ask_about, choose_probes
 from mlx_finetune.app.trace.run import Asked, trace_run
 from mlx_finetune.app.trace.view import summary_lines
 from mlx_finetune.app.updates.series import open_series
+from mlx_finetune.dataset.conversation import prompt_and_reference
 from mlx_finetune.dataset.formats import Labelled, Preference
 from mlx_finetune.errors import DataError, RunError, StorageError, UsageError
 from mlx_finetune.model.reload_check import KEY

@@ -8,10 +8,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from bandit import load, write_bandit, write_recipe
 from mlx.utils import tree_flatten
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from small_runs import course, train
-from tiny import write_tiny_model
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.stream import Batch, Stream
@@ -24,48 +24,16 @@ from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
 from mlx_finetune.model.answers.batches import Request
 from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.model.inside.split import SplitModel
-from mlx_finetune.model.load import load_model
-from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import LoraRecipe, Recipe
 from mlx_finetune.train.objective import Live, Living, Objective
+from mlx_finetune.train.objectives.grpo.answers import Policy
 from mlx_finetune.train.objectives.grpo.policy import clipped_surrogate, grpo
-from mlx_finetune.train.objectives.grpo.rollouts import Evaluations, Policy, Rollouts
+from mlx_finetune.train.objectives.grpo.rollouts import Evaluations, Rollouts
 from mlx_finetune.train.objectives.grpo.values import NUM_VALUES, advantages
 from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer
-
-RECIPE = """
-model = "{model}"
-task = "grpo"
-output_dir = "{output}"
-seed = 5
-[lora]
-rank = 4
-[grpo]
-rewards = ["exact"]
-max_tokens = {max_tokens}
-group_size = 8
-[data]
-train = "{data}"
-valid = "{data}"
-prompt_template = "none"
-max_seq_length = 64
-[training]
-max_steps = {steps}
-batch_size = {problems}
-learning_rate = {rate}
-warmup_steps = 0
-lr_scheduler = "constant"
-eval_steps = {eval_steps}
-save_steps = 2
-"""
-
-
-def load(folder: Path):
-    local = LocalModel("tiny", folder, "folder", None, "", None)
-    return load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
 
 
 def recipe_of(**grpo_keys: object) -> Recipe:
@@ -81,21 +49,6 @@ def recipe_of(**grpo_keys: object) -> Recipe:
             "seed": 3,
         }
     )
-
-
-def write_recipe(folder: Path, model: Path, rows: list[dict[str, str]], **keys: object) -> Path:
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = folder / "recipe.toml"
-    values = {
-        "output": folder / "run",
-        "data": folder / "rows.jsonl",
-        "max_tokens": 1,
-        "problems": 1,
-        "rate": 1e-2,
-        "steps": 4,
-    }
-    path.write_text(RECIPE.format(**({"model": model, "eval_steps": 20} | values | keys)))
-    return path
 
 
 def test_advantages_are_rewards_above_the_mean_of_their_group():
@@ -254,24 +207,6 @@ def test_an_evaluation_is_the_reward_that_the_likeliest_answers_miss(living, tin
     assert sums[:3] / count == pytest.approx([0.75, 0.25, 0])
 
 
-def write_bandit(folder: Path) -> Path:
-    """A model that says A or B to the prompt of the bandit, each about half of the time, and hardly anything else."""
-    write_tiny_model(folder, "llama", chat_template=False)
-    tokenizer = load_tokenizer(folder)
-    prompt = tokenizer.encode("Pull:").ids
-    (a,), (b,) = tokenizer.encode("A").ids, tokenizer.encode("B").ids
-    model = load(folder)
-    state = np.array(SplitModel(model).hidden(mx.array([prompt]), None)[0, -1], np.float64)
-    along = state / (state @ state)
-    across = np.random.default_rng(0).normal(size=len(state))
-    across -= along * (across @ state)
-    weights = load_file(folder / "model.safetensors")
-    head = np.tile(-6 * along, (len(weights["lm_head.weight"]), 1))
-    head[a], head[b] = 6 * along + 0.2 * across, 6 * along - 0.2 * across
-    save_file(weights | {"lm_head.weight": head.astype(np.float32)}, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 def test_the_two_armed_bandit_is_solved(tmp_path):
     model = write_bandit(tmp_path / "bandit")
     run = train(write_recipe(tmp_path, model, [{"prompt": "Pull:", "completion": "A"}], steps=24, rate=1e-3))
@@ -370,7 +305,9 @@ def test_at_the_policy_that_drew_the_gradient_is_that_of_one_update(tiny_model):
 
 
 def test_more_or_fewer_tokens_are_clipped(tiny_model):
-    old = [[one + 0.15 for one in log_probs_of(trainer_of(tiny_model("llama"), "graph"), row)] for row in ANSWERS]
+    now = trainer_of(tiny_model("llama"), "graph")
+    now.load_into_model()
+    old = [[one + 0.15 for one in log_probs_of(now, row)] for row in ANSWERS]
     shares = []
     for clip in (0.1, 0.3):
         trainer = trainer_of(tiny_model("llama"), "graph", updates=2, clip=clip)
@@ -406,7 +343,7 @@ def several(living) -> Living:
     return replace(living, recipe=recipe, row_outputs=trainer.row_outputs)
 
 
-def contents(batches: list[Batch]) -> list[object]:
+def contents(batches: list[Batch]) -> list[tuple[object, object, tuple[int, ...], int]]:
     return [(one.tokens.tolist(), one.values.tolist(), one.rows, one.part) for one in batches]
 
 
@@ -460,7 +397,7 @@ def test_a_run_that_ends_between_two_updates_on_the_same_answers_goes_on_bit_for
         (tmp_path / name).mkdir()
     straight = train(write_recipe(tmp_path / "a", tiny_model("llama"), ROWS, **keys), overrides=more)
     recipe = write_recipe(tmp_path / "b", tiny_model("llama"), ROWS, **keys)
-    train(recipe, overrides=more, **{"kill_after" if how == "kill" else "stop_after": 5})
+    train(recipe, overrides=more, kill_after=5 if how == "kill" else None, stop_after=5 if how == "stop" else None)
     run = train(recipe, overrides=more, resume=True)
     assert course(run) == course(straight)
     assert any(record[0] == "step" and record[4] > 0 for record in course(straight)[4:])

@@ -4,8 +4,8 @@ Dr. GRPO (2503.20783) with one update for each batch of answers, over the N answ
 ``loss = -sum_i A_i sum_t log pi(y_it) / (N max_tokens)``. The ratio to the policy that gave them is 1, so nothing is
 clipped. With several updates the surrogate of 2402.03300 (eq. 3) takes its place, token by token:
 ``loss = -sum_i sum_t min(r_it A_i, clip(r_it, 1 - e, 1 + e) A_i) / (N max_tokens)``, with the ratio
-``r_it = pi(y_it) / pi_old(y_it)``. Its gradient at ``pi = pi_old`` is that of the first form. The divisor is a constant:
-a mean over each answer's own length (2402.03300) makes long wrong answers cheap. No KL term.
+``r_it = pi(y_it) / pi_old(y_it)``. Its gradient at ``pi = pi_old`` is that of the first form. The divisor is a
+constant: a mean over each answer's own length (2402.03300) makes long wrong answers cheap. No KL term.
 
 ``pi_old`` is the policy at the time of drawing, computed with the forward pass of training: what the decoder says
 differs by its rounding (1e-3 in fp32, more in bf16), and the ratio would not begin at 1.

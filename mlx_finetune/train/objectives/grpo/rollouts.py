@@ -11,25 +11,16 @@ Cost: nearly all of a step is drawing, one forward pass for each token of the lo
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast, overload
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.stream import Batch, length_step, make_batch, round_up
-from mlx_finetune.dataset.tokens import Tokenizer, Tokens
-from mlx_finetune.errors import ModelError
-from mlx_finetune.hardware.blas import single_threaded
-from mlx_finetune.hardware.planning.answering import CPU_AT_ONCE, GPU_AT_ONCE
-from mlx_finetune.model.answers.batches import BatchDecoder, Request, check_batchable
-from mlx_finetune.model.answers.sampling import Sampling, seed_of
-from mlx_finetune.recipe.grpo import GrpoRecipe
-from mlx_finetune.scoring.json_schema import Validator, read_schema
-from mlx_finetune.scoring.rewards import Rewards
+from mlx_finetune.dataset.tokens import Tokens
+from mlx_finetune.model.answers.sampling import seed_of
 from mlx_finetune.train.objective import Live, Living, Objective
+from mlx_finetune.train.objectives.grpo.answers import Policy, Problem, Rollout
 from mlx_finetune.train.objectives.grpo.values import (
     ADVANTAGE,
     DROPPED,
@@ -42,107 +33,12 @@ from mlx_finetune.train.objectives.grpo.values import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One answer: its tokens, the end mark included, its text, and its log-probability where that was asked for."""
-
-    ids: tuple[int, ...]
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """The tokens of a question, and what a right answer to it says."""
-
-    prompt: tuple[int, ...]
-    reference: str
-
-
-class Policy:
-    """What answers: the model that is being trained, as it is at the moment."""
-
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, settings: GrpoRecipe) -> None:
-        """Raises ``DataError`` for a schema that cannot be used."""
-        schema = None if settings.schema is None else Validator(read_schema(Path(settings.schema)))
-        weights = settings.reward_weights or (1.0,) * len(settings.rewards)
-        self.settings = settings
-        self.reward = Rewards(settings.rewards, weights, schema)
-        #: The most that an answer can be rewarded.
-        self.best = sum(weight for weight in weights if weight > 0)
-        self._model, self._tokenizer = model, tokenizer
-        #: Answers that grow together.
-        self.at_once = _answers_at_once(model)
-
-    def problem(self, row: Tokens) -> Problem:
-        """The question of a row of sft and its last answer."""
-        targets = np.flatnonzero(row.loss_mask)
-        start = int(targets[-1])
-        while start > 0 and row.loss_mask[start - 1]:
-            start -= 1
-        reference = self._tokenizer.decode(row.ids[start : int(targets[-1]) + 1].tolist(), skip_special_tokens=True)
-        return Problem(tuple(row.ids[:start].tolist()), reference)
-
-    def draw(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> list[Rollout]:
-        """An answer to each prompt at the temperature of the recipe, drawn by its seed."""
-        settings = self.settings
-        return self.say(
-            [
-                Request(prompt, _sampling(settings.temperature, settings.max_tokens, seed))
-                for prompt, seed in zip(prompts, seeds, strict=True)
-            ]
-        )
-
-    def answer(self, prompts: Sequence[tuple[int, ...]]) -> list[Rollout]:
-        """The likeliest answer to each prompt."""
-        sampling = _sampling(0.0, self.settings.max_tokens, 0)
-        return self.say([Request(prompt, sampling) for prompt in prompts])
-
-    def say(self, requests: Sequence[Request]) -> list[Rollout]:
-        """The answers to ``requests``, in their order."""
-        self._model.eval()
-        growing = [_Growing() for _ in requests]
-        waiting = list(range(len(requests)))[::-1]
-        places: dict[int, int] = {}
-        with single_threaded():
-            decoder = BatchDecoder(self._model, self._tokenizer, max_rows=self.at_once)
-            while waiting or places:
-                while waiting and len(places) < self.at_once:
-                    place = waiting.pop()
-                    places[decoder.add(requests[place])] = place
-                for number, piece in decoder.step():
-                    if piece.error is not None:
-                        raise piece.error
-                    growing[places[number]].add(piece.token_id, piece.text, piece.logprob)
-                    if piece.finish is not None:
-                        del places[number]
-        return [one.rollout() for one in growing]
-
-
-class _Growing:
-    """An answer as its tokens come."""
-
-    def __init__(self) -> None:
-        self._ids: list[int] = []
-        self._texts: list[str] = []
-        self._logprob = 0.0
-
-    def add(self, token_id: int | None, text: str, logprob: float | None) -> None:
-        if token_id is not None:
-            self._ids.append(token_id)
-        self._texts.append(text)
-        self._logprob += logprob or 0.0
-
-    def rollout(self) -> Rollout:
-        return Rollout(tuple(self._ids), "".join(self._texts), self._logprob)
-
-
 def live_batches(living: Living, log_probs: Objective | None) -> Live:
     """The steps and the evaluation batches of a run that learns from its own answers.
 
     ``log_probs`` gives (B, N) log-probabilities of answers, where more than one update learns from them.
     """
-    policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
+    policy = Policy(living.model, living.tokenizer, living.recipe.grpo, living.score)
     rollouts = Rollouts(policy, living, log_probs)
     return Live(rollouts, Evaluations(policy, living), rollouts.kept, rollouts.restore)
 
@@ -261,12 +157,13 @@ class Rollouts:
         prompts = [problem.prompt for problem in problems for _ in range(size)]
         seeds = [seed_of(self._seed, "rollout", step, number, place) for number in numbers for place in range(size)]
         rollouts = self._policy.draw(prompts, seeds)
+        worth = self._policy.rewards([problem for problem in problems for _ in range(size)], rollouts)
         made: list[_Drawn] = []
         spare: _Drawn | None = None
         sums = np.zeros(NUM_VALUES)
         for place, (number, problem) in enumerate(zip(numbers, problems, strict=True)):
-            group = rollouts[place * size : (place + 1) * size]
-            rewards = [self._policy.reward(problem.reference, one.text) for one in group]
+            its = slice(place * size, (place + 1) * size)
+            group, rewards = rollouts[its], worth[its]
             is_dropped = len(set(rewards)) == 1
             sums += _sums(rewards, group, is_dropped=is_dropped)
             for one, advantage in zip(group, advantages(rewards, divide_by_sd=settings.divide_by_sd), strict=True):
@@ -337,8 +234,7 @@ class Evaluations(Sequence[Batch]):
         group = self._groups[index]
         problems = [self._policy.problem(self._rows[number]) for number in group]
         answers = self._policy.answer([problem.prompt for problem in problems])
-        pairs = zip(problems, answers, strict=True)
-        rewards = [self._policy.reward(problem.reference, answer.text) for problem, answer in pairs]
+        rewards = self._policy.rewards(problems, answers)
         values = _sums(rewards, answers, is_dropped=False)
         values[MISSED] = len(rewards) * self._policy.best - sum(rewards)
         row = Tokens(np.zeros(9, np.int32), np.arange(9) > 7, "", 0, 1.0, tuple(values.tolist()))
@@ -352,16 +248,3 @@ def _sums(rewards: Sequence[float], group: Sequence[Rollout], *, is_dropped: boo
     sums[DROPPED] = len(rewards) if is_dropped else 0
     sums[TOKENS] = sum(len(one.ids) for one in group)
     return sums
-
-
-def _sampling(temperature: float, max_tokens: int, seed: int) -> Sampling:
-    """The model's whole distribution: nothing is filtered out of it."""
-    return Sampling(temperature=temperature, top_p=1.0, top_k=0, max_tokens=max_tokens, seed=seed)
-
-
-def _answers_at_once(model: nn.Module) -> int:
-    try:
-        check_batchable(model)
-    except ModelError:
-        return 1
-    return CPU_AT_ONCE if mx.default_device().type == mx.DeviceType.cpu else GPU_AT_ONCE

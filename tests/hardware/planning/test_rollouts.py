@@ -41,6 +41,20 @@ def test_a_step_has_a_group_for_each_problem():
     assert plan_rollouts(resolved_of(recipe_of("sft")), on_gpu=False) is None
 
 
+def test_several_updates_share_a_drawing_and_count_as_steps_of_an_epoch():
+    recipe, once = recipe_of(updates=3), recipe_of()
+    assert resolved_of(recipe).steps_per_epoch == 3 * resolved_of(once).steps_per_epoch
+    before = Forecast("measured", Range(1, 1, 1), Range(1, 1, 1), Range(1, 1, 1), Range(12, 12, 12), None)
+    silent, spoken = (add_rollouts(before, resolved_of(recipe), by, 0, 0, on_gpu=False) for by in (None, 0.1))
+    assert silent.step_seconds is not None
+    assert spoken.step_seconds is not None
+    assert silent.finish_seconds is not None
+    assert spoken.finish_seconds is not None
+    said = 20 * 0.6 * 0.1 * (1 + 0.08 * 15)
+    assert spoken.step_seconds.expected - silent.step_seconds.expected == pytest.approx(said / 3)
+    assert spoken.finish_seconds.expected - silent.finish_seconds.expected == pytest.approx(4 * said)  # of 10 steps
+
+
 def test_the_time_is_that_of_all_answers_and_of_saying_them():
     before = Forecast("measured", Range(1, 1, 1), Range(1, 1, 1), Range(1, 1, 1), Range(12, 12, 12), None)
     resolved = resolved_of(recipe_of())

@@ -33,6 +33,7 @@ from mlx_finetune.train.objectives.grpo.policy import clipped_surrogate, grpo
 from mlx_finetune.train.objectives.grpo.rollouts import Evaluations, Rollouts
 from mlx_finetune.train.objectives.grpo.values import NUM_VALUES, advantages
 from mlx_finetune.train.optim import AdamW
+from mlx_finetune.train.ranks import Ranks
 from mlx_finetune.train.step import Trainer
 
 
@@ -368,6 +369,29 @@ def test_what_a_checkpoint_keeps_of_a_drawing_gives_its_batches_to_the_last_bit(
     assert contents(resumed.stream.share(4, 0, 1)) == drawn
     two = [one for rank in (0, 1) for one in resumed.stream.share(5, rank, 2)]  # more ranks than drew it
     assert sorted(number for one in two for number in one.rows) == sorted(number for one in drawn for number in one[2])
+
+
+class OneOfTwo(Ranks):
+    """A rank that hears from the other what ``other`` says; what it says itself is in ``said``."""
+
+    def __init__(self, rank: int, other: object = None) -> None:
+        super().__init__(rank, 2)
+        self.other, self.said = other, None
+
+    def gather(self, value):
+        self.said = json.loads(json.dumps(value))
+        return [value, self.other] if self.rank == 0 else [self.other, value]
+
+
+def test_every_rank_keeps_what_all_have_drawn(several):
+    second = OneOfTwo(1, [])
+    of_second = contents(several_live(replace(several, ranks=second)).stream.share(0, 1, 2))
+    live = several_live(replace(several, ranks=OneOfTwo(0, second.said)))
+    of_first = contents(live.stream.share(0, 0, 2))
+    assert of_first != of_second
+    resumed = several_live(several)
+    resumed.restore(json.loads(json.dumps(live.kept(1))))
+    assert [contents(resumed.stream.share(1, rank, 2)) for rank in (0, 1)] == [of_first, of_second]
 
 
 def test_log_probabilities_of_drawing_are_those_of_the_training_forward(several):

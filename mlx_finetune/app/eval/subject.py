@@ -102,6 +102,8 @@ def subject_of(opened: Opened, *, base: Path) -> Subject:
     """What is open already, with what its run records."""
     located = opened.located
     recipe = read_recipe(located, lambda _: None)
+    if recipe is not None:
+        recipe = recipe.model_copy(update={"data": opened.data})
     facts = _run_facts(located)
     started_in = facts.get("started_in")
     folder = Path(started_in) if isinstance(started_in, str) and Path(started_in).is_dir() else base

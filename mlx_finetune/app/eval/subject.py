@@ -124,12 +124,4 @@ def has_no_data(subject: Subject) -> bool:
 
 
 def _run_facts(located: Located) -> Mapping[str, object]:
-    if located.run is None:
-        return located.facts
-    import json
-
-    try:
-        value = json.loads(located.run.file(rundir.RUN_INFO).read_bytes())
-    except (OSError, ValueError):
-        return located.facts
-    return cast("dict[str, object]", value) if isinstance(value, dict) else located.facts
+    return (rundir.run_info(located.run) if located.run else {}) or located.facts

@@ -31,7 +31,10 @@ def scored_trainer(
     num_layers: int = 2,
     is_full: bool = False,
 ) -> Trainer:
-    """``how`` is graph, block by block or compiled; the head's first weights are times ``factor``. Three labels, where the data says how many."""
+    """``how`` is graph, block by block or compiled; the head's first weights are times ``factor``.
+
+    Three labels, where the data says how many.
+    """
     if is_full:
         full_parameters(model)
     else:

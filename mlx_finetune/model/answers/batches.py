@@ -79,6 +79,7 @@ class BatchDecoder:
         self._tokenizer = tokenizer
         self._max_rows = max_rows
         self._num_added = 0
+        self._newest: Answer | None = None
         self._waiting: deque[_Row] = deque()
         self._rows: list[_Row] = []  # in the order of the rows in the caches
         self._layers: list[Any] = []
@@ -96,7 +97,7 @@ class BatchDecoder:
 
     def add(self, request: Request) -> int:
         """Take up an answer and return its number. Raises ``ModelError`` or ``UsageError`` where it cannot be given."""
-        answer = Answer(self._model, self._tokenizer, request)
+        answer = self._newest = Answer(self._model, self._tokenizer, request, like=self._newest)
         self._num_added += 1
         num_read, count = len(request.prompt_ids) - 1, len(self._beginning)
         has_begun = num_read > count and answer.ids[:count] == self._beginning
@@ -118,19 +119,34 @@ class BatchDecoder:
             if not self._rows:
                 return []
             logits = self._forward()
-            values = np.asarray(logits)  # evaluated: a greedy answer needs no more of MLX
-            pieces = [
-                (
-                    row.number,
-                    row.answer.take_likeliest(values[index]) if row.answer.is_plain else _take(row, logits[index]),
-                )
-                for index, row in enumerate(self._rows)
-            ]
+            pieces = list(zip([row.number for row in self._rows], self._take_all(logits), strict=True))
             self._keep([index for index, (_, piece) in enumerate(pieces) if piece.finish is None])
         except BaseException:
             self._clear()  # some layers may hold the tokens and others not
             raise
         return pieces
+
+    def _take_all(self, logits: mx.array) -> list[Piece]:
+        """The next piece of every row from ``logits`` (B, V), evaluated; the draws are evaluated together."""
+        values = np.asarray(logits)
+        drawn: dict[int, mx.array] = {}
+        pieces: dict[int, Piece] = {}
+        for index, row in enumerate(self._rows):
+            if row.answer.is_plain:  # it needs no more of MLX
+                pieces[index] = row.answer.take_likeliest(values[index])
+                continue
+            try:
+                drawn[index] = row.answer.draw(logits[index])
+            except MlxftError as error:
+                pieces[index] = _failed(row, error)
+        mx.eval(list(drawn.values()))
+        for index, token in drawn.items():
+            row = self._rows[index]
+            try:
+                pieces[index] = row.answer.take_drawn(cast(int, token.item()), values[index])
+            except MlxftError as error:
+                pieces[index] = _failed(row, error)
+        return [pieces[index] for index in range(len(self._rows))]
 
     def _read_prompts(self) -> None:
         """Read on in the prompts of those who wait, in turn, and take in who is done."""
@@ -315,8 +331,5 @@ def _num_new(row: _Row) -> int:
     return row.num_read - row.num_begun
 
 
-def _take(row: _Row, logits: mx.array) -> Piece:
-    try:
-        return row.answer.take(logits)
-    except MlxftError as error:
-        return Piece(row.answer.rest(), None, "failed", error=error)
+def _failed(row: _Row, error: MlxftError) -> Piece:
+    return Piece(row.answer.rest(), None, "failed", error=error)

@@ -166,8 +166,10 @@ class Answer:
 
         ``like`` is another one of ``model``, whose prompt need not be looked at again where it is the same.
         """
-        is_known = like is not None and like._request.prompt_ids == request.prompt_ids
-        self._room = like._room if is_known else _room(model, request.prompt_ids)
+        if like is not None and like._request.prompt_ids == request.prompt_ids:
+            self._room = like._room
+        else:
+            self._room = _room(model, request.prompt_ids)
         sampling = request.sampling
         if request.grammar is not None and sampling.repetition_penalty != 1:
             raise UsageError(

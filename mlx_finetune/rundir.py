@@ -6,6 +6,7 @@ not count. How files are written is in ``durable``.
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from mlx_finetune import durable
 from mlx_finetune.errors import RunError
@@ -142,6 +144,21 @@ class RunDir:
         if self.file(MANIFEST).is_file():
             return False
         return self.file(RUN_INFO).is_file() or self.file(EVENTS).is_file()
+
+
+def run_info(run: RunDir) -> dict[str, object]:
+    """run.json; empty where there is none, or none that can be read."""
+    try:
+        info: object = json.loads(run.file(RUN_INFO).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return cast(dict[str, object], info) if isinstance(info, dict) else {}
+
+
+def task_of(run: RunDir) -> str:
+    """The task that run.json names; "" where it does not tell."""
+    settings = run_info(run).get("resolved")
+    return str(cast(dict[str, object], settings).get("task", "")) if isinstance(settings, dict) else ""
 
 
 def checkpoint_step(path: Path) -> int:

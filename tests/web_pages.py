@@ -41,7 +41,7 @@ class Asked:
             stop=lambda run: self._note("stop", run),
             save_now=lambda run: self._note("save", run),
             go_on=self._go_on,
-            talk=lambda run: f"mlxft chat {run.path.name}",
+            copied=lambda command: f"cd here && {command}",
             rows=lambda run, split, first, count: {**self.rows, "asked": [split, first, count]},
             compare=lambda first, second: self.comparison,
             settings=lambda run: self.settings,

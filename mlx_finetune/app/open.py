@@ -18,6 +18,7 @@ from mlx.utils import tree_unflatten
 from pydantic import ValidationError
 
 from mlx_finetune import rundir
+from mlx_finetune.dataset.prompts import continues_text
 from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.limits import compute_dtype, read_machine
@@ -139,7 +140,7 @@ def _attach(located: Located, recipe: Recipe | None, loaded: LoadedModel, local:
         model=loaded.model,
         info=loaded.info,
         tokenizer=tokenizer,
-        data=recipe.data if recipe else DataRecipe.model_validate({"path": "-"}),
+        data=_data(recipe, tokenizer),
         chat=recipe.chat if recipe else ChatRecipe.model_validate({}),
         spec=spec,
         adapter_sha256=None if located.adapter is None else hash_adapter(located.adapter),
@@ -147,6 +148,15 @@ def _attach(located: Located, recipe: Recipe | None, loaded: LoadedModel, local:
         serve=recipe.serve if recipe else ServeRecipe.model_validate({}),
         head=head,
     )
+
+
+def _data(recipe: Recipe | None, tokenizer: ModelTokenizer) -> DataRecipe:
+    """[data] of the run, by which prompts are made; the defaults without one."""
+    if recipe is None:
+        return DataRecipe.model_validate({"path": "-"})
+    if continues_text(recipe, tokenizer):
+        return recipe.data.model_copy(update={"prompt_template": "none"})
+    return recipe.data
 
 
 def _attach_head(located: Located, model: nn.Module) -> HeadSpec | None:

@@ -1,13 +1,12 @@
 """What is said when a training has ended or was left: by ``train``, ``monitor`` and ``stop`` alike."""
 
-import json
 import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from mlx_finetune.rundir import LOG, RECIPE, RUN_INFO, RunDir
+from mlx_finetune.rundir import LOG, RECIPE, RUN_INFO, RunDir, run_info
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     from mlx_finetune.app.running.supervise import Supervised
@@ -122,12 +121,12 @@ def copied(command: str, folder: Path) -> str:
 
 def _recorded(run: RunDir) -> tuple[Path, Sequence[str]] | None:
     """The folder where a run was started, and how it goes on from there."""
+    info = cast("dict[str, Any]", run_info(run))
     try:
-        info = json.loads(run.file(RUN_INFO).read_bytes())
         recipe, folder = Path(info["recipe_path"]), Path(info.get("started_in", "."))
         overrides = [str(override) for override in info["overrides"]]
         output_dir = info.get("resolved", {}).get("output_dir")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return None
     here = run.path.resolve()
     if output_dir and (folder / Path(output_dir).expanduser()).resolve() != here:

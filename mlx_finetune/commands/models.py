@@ -1,6 +1,7 @@
 """``mlxft models``: what the catalogue offers, what is on this disk, fetching, removing."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +91,9 @@ def _cells(row: dict[str, object]) -> tuple[str, str, str, str, str]:
 @click.option("--json", "as_json", is_flag=True, help="Print folder, source and hash as JSON on stdout.")
 def get_model(name: str, revision: str | None, as_json: bool) -> int:
     """Fetch NAME (short name, hub id or .gguf file) now, so that training starts without a download."""
+    from mlx_finetune.model.files.config import read_config
     from mlx_finetune.model.sources.fetch import fetch_model
+    from mlx_finetune.recipe.asking import talk_command
 
     talk = LoadingTalk()
     try:
@@ -104,7 +107,8 @@ def get_model(name: str, revision: str | None, as_json: bool) -> int:
         return 0
     click.echo(str(local.folder))
     click.echo(f"{local.name} from {local.source}, licence {local.license or 'not stated'}", err=True)
-    click.echo(f'Use it in a recipe: model = "{name}"   or talk to it: mlxft chat {name}', err=True)
+    task = "seq2seq" if read_config(local.folder).get("model_type") == "t5" else ""
+    click.echo(f'Use it in a recipe: model = "{name}"   or try it: {talk_command(task, shlex.quote(name))}', err=True)
     return 0
 
 

@@ -168,11 +168,13 @@ def _tell_state(run: "RunDir", summary: "Summary") -> int:
     """One sentence about a run that is not at work, and what to do with it."""
     from mlx_finetune.commands.closing import recorded_go_on_lines
     from mlx_finetune.events import RunFailed, RunFinished, RunStopped
+    from mlx_finetune.recipe.asking import talk_command
 
     total = f" of {summary.total_steps}" if summary.total_steps else ""
     match summary.outcome:
         case RunFinished(step=step):
-            state, then = f"finished at step {step}", [f"next: mlxft chat {run.name}"]
+            task = summary.started.task if summary.started else ""
+            state, then = f"finished at step {step}", [f"next: {talk_command(task, run.name)}"]
         case RunStopped(step=step):
             state, then = f"stopped after step {step}{total}", recorded_go_on_lines(run)
         case RunFailed(message=message):

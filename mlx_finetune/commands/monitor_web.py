@@ -97,7 +97,7 @@ def _hands() -> "Hands":
         stop=stop,
         save_now=save_now,
         go_on=copied_go_on,
-        talk=lambda run: copied(f"mlxft chat {run.name}", Path.cwd()),
+        copied=lambda command: copied(command, Path.cwd()),
         rows=_RowsLater().rows,
         compare=_compare,
         settings=read_settings,

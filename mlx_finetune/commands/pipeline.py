@@ -206,15 +206,14 @@ def _go_on(deciding: "Deciding") -> str:
 
 def _next(pipeline: "LoadedPipeline") -> str:
     """What to type after everything: talk with the last model that talks."""
+    from mlx_finetune.recipe.asking import has_conversation, talk_command
+
     talking = [
-        stage for stage in pipeline.stages if stage.loaded is not None and stage.loaded.recipe.task not in _NOT_TALKING
+        stage for stage in pipeline.stages if stage.loaded is not None and has_conversation(stage.loaded.recipe.task)
     ]
     if not talking:
         return pipeline.command("--status")
-    return f"mlxft chat {shlex.quote(str(talking[-1].folder))}"
-
-
-_NOT_TALKING = ("pretrain", "classify", "reward", "verifier", "seq2seq")
+    return talk_command("", shlex.quote(str(talking[-1].folder)))
 
 
 # --- looking ---

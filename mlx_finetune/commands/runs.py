@@ -98,7 +98,7 @@ def show_command(run: str, as_json: bool) -> None:
 def _following(run: "RunDir", facts: "RunFacts", name: str, task: str) -> str:
     """What to do next: talk with what there is; else watch it, go on with it, or start it again."""
     from mlx_finetune.commands.closing import recorded_go_on_lines
-    from mlx_finetune.monitor.ending import talk_command
+    from mlx_finetune.recipe.asking import talk_command
     from mlx_finetune.rundir import ADAPTER_CONFIG, MODEL_FOLDER
 
     if facts.checkpoints or run.file(ADAPTER_CONFIG).is_file() or run.file(MODEL_FOLDER).is_dir():

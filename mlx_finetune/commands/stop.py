@@ -65,10 +65,13 @@ def _told(run: "RunDir", outcome: object) -> list[str]:
     """After which step the run stopped, and the command that goes on."""
     from mlx_finetune.commands.closing import recorded_go_on_lines
     from mlx_finetune.events import RunFailed, RunFinished, RunStopped
+    from mlx_finetune.recipe.asking import talk_command
+    from mlx_finetune.rundir import task_of
 
     match outcome:
         case RunFinished(step=step):
-            return [f"{run.name} had finished at step {step} before it could stop", f"next: mlxft chat {run.name}"]
+            had = f"{run.name} had finished at step {step} before it could stop"
+            return [had, f"next: {talk_command(task_of(run), run.name)}"]
         case RunStopped(step=step) if step:
             return [f"stopped after step {step}; everything up to there is saved", *recorded_go_on_lines(run)]
         case RunFailed(message=message):

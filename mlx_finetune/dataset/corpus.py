@@ -100,6 +100,15 @@ def load_splits(
     return _split(reading, data, split_files, formats[0])
 
 
+def find_format(data: DataRecipe, base: Path) -> str:
+    """The format of the first training file, whatever task it is for; empty where its rows have none, or several."""
+    file = locate_sources(data, base)[0].located["train"][0]
+    counter = FormatCounter(data.columns, data.format)
+    for row in read_file(file, lambda _: None):
+        counter.add(row)
+    return counter.result().name
+
+
 def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
     """The files of [data], with valid and test files named one by one beside the first source."""
 

@@ -66,6 +66,18 @@ def is_trainable(format: str, task: str) -> bool:
     return format in _KINDS.get(task, _LEARNED).formats
 
 
+def task_for(format: str) -> str:
+    """The task that rows of ``format`` are mostly for: their name alone does not tell dpo from ipo or reward."""
+    return {"preference": "dpo", "unpaired-preference": "kto", "labels": "classify"}.get(format, "sft")
+
+
+def words_for(format: str, task: str) -> str:
+    """What rows of ``format`` are read as for ``task``, and the other tasks that read them, in a sentence."""
+    others = [name for name, kind in _KINDS.items() if format in kind.formats and name != task]
+    also = f"; others that do: {', '.join(sorted(others))}" if others else ""
+    return f'the rows {_REFUSED[format][0]}; shown as task = "{task}" reads them{also}'
+
+
 def refused_format(detected: DetectedFormat, source: str, task: str) -> Problem:
     """The sentence for a format that is recognised, but that ``task`` does not learn from."""
     wanted = f"task {task} learns from {_KINDS.get(task, _LEARNED).words}"

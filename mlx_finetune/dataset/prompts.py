@@ -11,6 +11,7 @@ from pathlib import Path
 from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import Recipe
 
 # The prompts of Stanford Alpaca (Taori et al. 2023), which adapters and data sets in this form expect to the letter.
 ALPACA_WITH_INPUT = (
@@ -97,6 +98,29 @@ def template_of(tokenizer: Tokenizer, data: DataRecipe, *, base: Path | None = N
     if tokenizer.has_chat_template and data.prompt_template == "auto":
         return None
     return load_prompt_template(data.prompt_template, base=base)
+
+
+def continues_text(recipe: Recipe, tokenizer: Tokenizer) -> bool:
+    """True where prompts are text to go on with: text is trained on, and neither the recipe nor the model has a form.
+
+    ``recipe`` is a resolved one, in which earlier versions left ``auto`` for Alpaca's form.
+    """
+    is_open = recipe.data.prompt_template == "auto" and not tokenizer.has_chat_template
+    return recipe.task == "pretrain" and is_open
+
+
+def settled_template(recipe: Recipe, tokenizer: Tokenizer, *, is_text: bool) -> str:
+    """``data.prompt_template`` as task pretrain settles it once its rows are read; any other stays as it is.
+
+    Where the rows are plain text (``is_text``), a prompt is text to go on with: a new model has seen no chat template,
+    even one that its tokenizer brings. Other rows went through the form that prompts are then asked in.
+    """
+    data = recipe.data
+    is_open = data.prompt_template == "auto" and data.chat_template == "auto"
+    has_form = tokenizer.has_chat_template and (recipe.scratch is None or not is_text)
+    if recipe.task != "pretrain" or not is_open or has_form:
+        return data.prompt_template
+    return NONE.name if is_text else ALPACA.name
 
 
 def is_template_text(name: str) -> bool:

@@ -42,6 +42,7 @@ import_lazily("mlx_lm")
 from mlx_lm.models import gemma, gemma2, gpt2, gpt_neox  # noqa: E402 - after the package has been made lazy
 from mlx_lm.models.base import create_causal_mask  # noqa: E402
 from mlx_lm.models.cache import (  # noqa: E402
+    BatchKVCache,
     KVCache,
     RotatingKVCache,
     can_trim_prompt_cache,
@@ -59,6 +60,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # n
 __all__ = [
     "REMAPPED",
     "ROTARY",
+    "BatchKVCache",
     "KVCache",
     "QuantizedSwitchLinear",
     "RotatingKVCache",

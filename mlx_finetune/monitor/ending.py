@@ -6,6 +6,7 @@ from collections import Counter
 from mlx_finetune.events import RunFinished, Sampled
 from mlx_finetune.monitor.plain import number, one_line
 from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
 
 #: Longest part of an answer that is shown beside the other, in lines of its column.
@@ -41,14 +42,6 @@ def finished_lines(
         f"next: {talk_command(summary.started.task if summary.started else '', name)}",
     ]
     return lines
-
-
-def talk_command(task: str, name: str) -> str:
-    """How a run of ``task`` is asked something: an encoder-decoder model and a classifier have no conversation, and a
-    reward model says nothing."""
-    if task == "reward":
-        return f"mlxft eval {name}"
-    return f"mlxft generate {name} --prompt TEXT" if task in ("seq2seq", "classify") else f"mlxft chat {name}"
 
 
 def reason_text(reason: str) -> str:

@@ -92,7 +92,8 @@ class DataRecipe(Section):
         min_length=1,
         description='For models without a chat template: "alpaca", "none" (prompt and answer joined), a text with '
         '{instruction} such as "summarize: {instruction}", or a file with {instruction}, {input} and {output}. "auto" '
-        "is alpaca where the rows have instructions; task seq2seq then takes the prompt as it is.",
+        "is alpaca where the rows have instructions; task seq2seq, and pretrain on plain text, take the prompt as it "
+        "is.",
     )
     text_template: Annotated[str, Field(pattern=TEXT_IN_TEMPLATE, max_length=10_000)] = Field(
         WHOLE_TEXT, description="What a classifier reads of a row; {text} stands for the row's text."

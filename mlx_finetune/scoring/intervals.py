@@ -68,7 +68,7 @@ def bootstrap_mean(values: Numbers, *, seed: int) -> Interval:
     Too narrow for few rows (about 90 % instead of 95 % at n = 10); for rates use ``wilson``, which is not.
     """
     rows = _finite(values, "a score")
-    return _percentiles(len(rows), seed, lambda chosen: rows[chosen].mean(axis=1))
+    return bootstrap(len(rows), seed, lambda chosen: rows[chosen].mean(axis=1))
 
 
 def bootstrap_ratio(sums: Numbers, counts: Numbers, *, seed: int) -> Interval:
@@ -78,7 +78,7 @@ def bootstrap_ratio(sums: Numbers, counts: Numbers, *, seed: int) -> Interval:
     value that is not finite.
     """
     rows, weights = _finite(sums, "a sum"), _counts(counts, len(sums))
-    return _percentiles(len(rows), seed, lambda chosen: rows[chosen].sum(axis=1) / weights[chosen].sum(axis=1))
+    return bootstrap(len(rows), seed, lambda chosen: rows[chosen].sum(axis=1) / weights[chosen].sum(axis=1))
 
 
 def paired_bootstrap(base: Numbers, tuned: Numbers, *, seed: int) -> Difference:
@@ -130,8 +130,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _percentiles(num_rows: int, seed: int, statistic: Callable[[_Indices], _Floats]) -> Interval:
-    """The middle 95 % of ``statistic``, which turns indices (resamples, rows) into one number a resample."""
+def bootstrap(num_rows: int, seed: int, statistic: Callable[[_Indices], _Floats]) -> Interval:
+    """The middle 95 % of ``statistic``, which turns indices (resamples, rows) into one number a resample.
+
+    A resample that has no such number gives NaN and is left out.
+    """
     source = np.random.Philox(key=seed)
     at_once = max(1, _DRAWS_AT_ONCE // num_rows)
     found = [
@@ -139,7 +142,7 @@ def _percentiles(num_rows: int, seed: int, statistic: Callable[[_Indices], _Floa
         for start in range(0, NUM_RESAMPLES, at_once)
     ]
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
+    low, high = np.nanquantile(np.concatenate(found), [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

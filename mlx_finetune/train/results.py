@@ -13,6 +13,8 @@ from mlx_finetune.errors import RunError
 from mlx_finetune.events import summarise_resources
 from mlx_finetune.journal import read_resources
 from mlx_finetune.model.sources.catalogue import find_entry
+from mlx_finetune.recipe.asking import talk_command
+from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.recipe.scratch import OWN_TYPE, TRAINED_HERE
 from mlx_finetune.rundir import RunDir
@@ -147,16 +149,16 @@ def _trust(info: "ModelInfo") -> str:
 
 
 def _how_to_load(name: str, info: "ModelInfo", *, is_adapter: bool, task: str) -> str:
+    first = f"Load it with `{talk_command(task, name)}`"
+    if task in SCORED_TASKS:
+        other = "`peft` (the head is in `modules_to_save`)" if is_adapter else "its score head is `head.safetensors`"
+        return f"{first}; {other}."
     if task == "seq2seq":
         other = "`peft`" if is_adapter else f"`{rundir.MODEL_FOLDER}/` with `transformers`"
-        return f"Load it with `mlxft generate {name}`, or {other}."
-    if task in ("classify", "reward"):
-        verb = "generate" if task == "classify" else "eval"
-        other = "`peft` (the head is in `modules_to_save`)" if is_adapter else "its score head is `head.safetensors`"
-        return f"Load it with `mlxft {verb} {name}`; {other}."
+        return f"{first}, or {other}."
     if is_adapter:
-        return f"Load it with `mlxft chat {name}`, with `mlx_lm` (`adapter_path`) or with `peft`."
-    return f"Load it with `mlxft chat {name}`, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`{_trust(info)}."
+        return f"{first}, with `mlx_lm` (`adapter_path`) or with `peft`."
+    return f"{first}, or `{rundir.MODEL_FOLDER}/` with `mlx_lm`{_trust(info)}."
 
 
 def _losses(recipe: Recipe, state: RunState) -> str:

@@ -15,8 +15,8 @@ from mlx_finetune.app.eval.classes import confusion_lines, confusion_of
 from mlx_finetune.app.open import open_name
 from mlx_finetune.cli import main
 from mlx_finetune.errors import Problem
-from mlx_finetune.monitor.ending import talk_command
 from mlx_finetune.monitor.report.evaluated import read_evaluations
+from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.rundir import RunDir
 
 WORDS = '[eval]\nlabel_words = {10 = "ten", 2 = "two"}\nlabel_question = "{text} is {labels}?"\nshots = 2\n'
@@ -57,7 +57,9 @@ def fail(problem: Problem) -> None:
 def test_the_next_command_of_a_run_fits_its_task():
     assert talk_command("classify", "a") == "mlxft generate a --prompt TEXT"
     assert talk_command("reward", "a") == "mlxft eval a"
-    assert talk_command("verifier", "a") == "mlxft chat a"
+    assert talk_command("verifier", "a") == "mlxft eval a --samples FOLDER"
+    assert talk_command("pretrain", "a") == talk_command("seq2seq", "a") == "mlxft generate a --prompt TEXT"
+    assert talk_command("dpo", "'my {run}'") == "mlxft chat 'my {run}'"
 
 
 def test_confusions_count_what_was_taken_for_what():

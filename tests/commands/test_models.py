@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from tiny import write_tiny_model
+from tiny_t5 import write_tiny_t5
 
 from mlx_finetune.cli import main
 from mlx_finetune.model.sources.catalogue import CATALOGUE, MODELS, SOURCE_FILE
@@ -72,6 +73,15 @@ def test_get_prints_the_folder_on_stdout_and_the_rest_on_stderr(
     said = json.loads(out)
     assert (said["source"], said["revision"]) == ("hub:org/tiny", "a" * 40)
     assert len(said["sha256"]) == 64
+
+
+def test_get_names_what_works_with_the_kind_of_model(
+    capsys: pytest.CaptureFixture[str], caches: Path, tmp_path: Path
+) -> None:
+    hub_model(caches)
+    write_tiny_t5(tmp_path / "t5", is_tied=True)
+    asked = {name: run(capsys, "get", name)[2].rpartition("try it: ")[2] for name in ("org/tiny", str(tmp_path / "t5"))}
+    assert list(asked.values()) == ["mlxft chat org/tiny\n", f"mlxft generate {tmp_path / 't5'} --prompt TEXT\n"]
 
 
 def test_get_of_nothing_is_an_error_with_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,13 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from click.testing import CliRunner
-from journal import STARTED, records, step, whole_run
+from journal import FINISHED, STARTED, records, step, whole_run
 from processes import TIMEOUT, Machine, steps, wait_until
 
 from mlx_finetune.app.running.follow import latest_run
@@ -127,6 +128,10 @@ def test_a_closed_pipe_ends_the_monitor_and_not_the_run(machine: Machine) -> Non
     ("journal", "said"),
     [
         (whole_run(), ["demo is not at work; it finished at step 40", "next: mlxft chat demo"]),
+        (
+            records(replace(STARTED, task="seq2seq"), FINISHED),
+            ["demo is not at work; it finished at step 40", "next: mlxft generate demo --prompt TEXT"],
+        ),
         (records(STARTED, step(1), RunStopped(1, 15)), ["demo is not at work; it stopped after step 1 of 40"]),
         (records(STARTED, step(1)), ["demo is not at work; it went away after step 1 of 40"]),
     ],

@@ -1,5 +1,6 @@
 """``mlxft stop``: finds the process, lets it save, says where it stopped and how to go on."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -7,11 +8,33 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from journal import FINISHED, STARTED, records
 from processes import Machine, steps, wait_until
+from web_pages import add_records, write_run
 
 from mlx_finetune.commands.stop import command
 from mlx_finetune.errors import RunError
-from mlx_finetune.rundir import LOCK, SUPERVISOR, RunDir, lock_holder, running_process
+from mlx_finetune.rundir import LOCK, RUN_INFO, SUPERVISOR, RunDir, lock_holder, running_process
+
+
+@pytest.mark.parametrize(
+    ("task", "following"),
+    [("classify", "generate demo --prompt TEXT"), ("reward", "eval demo"), ("sft", "chat demo"), (None, "chat demo")],
+)
+def test_a_run_that_had_finished_is_tried_as_its_task_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str | None, following: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_run(Path("adapters"), "demo", records(STARTED))
+    if task is not None:
+        run.file(RUN_INFO).write_text(json.dumps({"resolved": {"task": task}}))
+
+    def finish(run: RunDir, **more: object) -> None:
+        add_records(run, records(STARTED, FINISHED)[1:])
+
+    monkeypatch.setattr("mlx_finetune.app.running.control.stop_and_wait", finish)
+    result = CliRunner().invoke(command, ["demo"], standalone_mode=False)
+    assert result.stderr.splitlines()[-1] == f"next: mlxft {following}"
 
 
 @pytest.fixture

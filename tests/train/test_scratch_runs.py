@@ -1,19 +1,25 @@
 """Whole runs from random weights: any interruption changes nothing, with every optimizer; longer, and on other data."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from small_runs import course, train
+from small_runs import course, train, write_rows
 
 from mlx_finetune import rundir
+from mlx_finetune.app.generate import prompt_ids, question
+from mlx_finetune.app.open import open_name
+from mlx_finetune.dataset.prompts import ALPACA
 from mlx_finetune.errors import RecipeError, RunError
 from mlx_finetune.events import Evaluated, StepDone
 from mlx_finetune.journal import read_events
 from mlx_finetune.model.sources.catalogue import cache_folder
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir
+from mlx_finetune.train import samples
 
 RECIPE = """
 output_dir = "{output}"
@@ -34,6 +40,7 @@ learning_rate = 1e-2
 eval_steps = 2
 save_steps = 1
 """
+SFT = "max_seq_length = 24\ntruncation = 'split'\n[training]\nmax_steps = 1\nbatch_size = 2\n"
 TEXT = "".join(f"The {word} number {n} is {n * 7} and not {n * 3}.\n" for n in range(300) for word in ("one", "two"))
 
 
@@ -153,3 +160,55 @@ def test_what_is_left_out_has_the_defaults_of_pretraining(tmp_path: Path) -> Non
     assert (recipe.data.max_seq_length, recipe.data.truncation, recipe.data.documents) == (25, "split", "file")
     lion = load_recipe(write(tmp_path, "lion", 'optimizer = "lion"')).recipe
     assert (lion.training.adam_beta2, lion.training.weight_decay) == (0.99, 0.3)
+
+
+def asked(name: str, folder: Path, prompt: str) -> str:
+    """What the model of a run is given for a prompt, as text."""
+    opened = open_name(name, base=folder, report=lambda _: None)
+    return opened.tokenizer.decode(prompt_ids(question(prompt, opened.chat), opened.tokenizer, opened.data))
+
+
+PROMPT = "The one number"
+
+
+def test_a_prompt_is_text_to_go_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In samples of [eval] as in ``generate``; also for a run of a version that left the form open, resumed too."""
+    seen: list[str] = []
+
+    def spy(model: object, tokenizer: Any, ids: list[int], *rest: object, **more: object) -> list[object]:
+        seen.append(tokenizer.decode(ids))
+        return []
+
+    monkeypatch.setattr(samples, "generate_tokens", spy)
+    path = write(tmp_path)
+    ask = (f'eval.prompts=["{PROMPT}"]',)
+    run = train(path, overrides=ask, stop_after=2)
+    info = json.loads(run.file(rundir.RUN_INFO).read_text())
+    assert (info["resolved"]["data"]["prompt_template"], info["identity"]["recipe"]["data.prompt_template"]) == (
+        "none",
+        "auto",
+    )
+    assert asked(str(run.path), tmp_path, PROMPT) == PROMPT
+    info["resolved"]["data"]["prompt_template"] = "auto"
+    run.file(rundir.RUN_INFO).write_text(json.dumps(info))
+    assert asked(str(run.path), tmp_path, PROMPT) == PROMPT
+    train(path, overrides=ask, resume=True)
+    assert set(seen) == {PROMPT}
+    assert len(seen) > 2
+
+
+def test_a_form_that_is_named_stays_and_what_starts_from_the_model_has_its_own(tmp_path: Path) -> None:
+    named = train(write(tmp_path, "named"), overrides=("data.prompt_template=alpaca",))
+    assert asked(str(named.path), tmp_path, PROMPT) == ALPACA.prompt(PROMPT, "")
+    chats = write_rows(tmp_path / "chats.jsonl")
+    sft = tmp_path / "sft.toml"
+    sft.write_text(f'model = "{named.path}"\noutput_dir = "{tmp_path}/sft"\n[data]\npath = "{chats}"\n{SFT}')
+    train(sft)
+    assert asked(f"{tmp_path}/sft", tmp_path, PROMPT) == ALPACA.prompt(PROMPT, "")
+
+
+def test_instructions_that_are_pretrained_on_are_asked_in_the_form_they_had(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Add {n} to it.", "output": f"It is {n * 7}."} for n in range(300)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = train(write(tmp_path), overrides=(f"data.path={tmp_path}/rows.jsonl", "scratch.context_length=300"))
+    assert asked(str(run.path), tmp_path, PROMPT) == ALPACA.prompt(PROMPT, "")

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text as RichText
 
-from mlx_finetune.dataset.corpus import Splits, load_splits
+from mlx_finetune.dataset.corpus import Splits, find_format, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.explain import ExplainedRow, ExplainedToken, State, explain
+from mlx_finetune.dataset.kinds import task_for, words_for
 from mlx_finetune.dataset.pairs import tokenize_rows
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport
 from mlx_finetune.dataset.visible import harmless
@@ -26,6 +27,7 @@ from mlx_finetune.events import Phase
 from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.catalogue import cache_folder, cached_models, find_entry, hub_cache_folder
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
+from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe
 
@@ -33,6 +35,9 @@ from mlx_finetune.recipe.schema import Recipe
 COUNTED_ROWS = 2000
 #: Whose tokens bare data is shown in: the quickstart's model.
 DEFAULT_MODEL = "smollm2-135m"
+
+#: Task of bare data -> the recipe that comes with mlxft and is most like one for it.
+_EXAMPLES = {"sft": "quickstart", "dpo": "dpo-rules", "kto": "dpo-rules", "classify": "classify-sst2"}
 
 _STYLES: dict[State, str] = {"learned": "bold green", "read": "dim", "cut": "red strike"}
 _BRACKETS: dict[State, tuple[str, str]] = {"learned": ("[", "]"), "read": ("", ""), "cut": ("{", "}")}
@@ -53,8 +58,8 @@ def show_preview(
     ``UsageError`` where no model can be had or one too many is named, and whatever the data or model raise.
     """
     is_recipe = target.endswith(".toml")
-    recipe = _recipe_of(target, overrides, model) if is_recipe else _bare_recipe(target, overrides, model)
     folder = base or Path()
+    recipe = _recipe_of(target, overrides, model) if is_recipe else _bare_recipe(target, overrides, model, folder)
     splits = load_splits(recipe.data, base=folder, task=recipe.task, corrections=find_corrections(recipe, base=folder))
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     local = recipe_model(recipe, base=folder, report=lambda phase: _note_phase(notes, phase))
@@ -72,8 +77,11 @@ def show_preview(
     if is_recipe:
         notes.print(f"next: mlxft train {shlex.quote(str(target))}")
     else:
+        if recipe.task != "sft":
+            notes.print(words_for(splits.format, recipe.task))
         notes.print(f"tokens and template of {recipe.model}; a recipe, or --model NAME, shows those of another")
-        notes.print("next: mlxft recipe copy quickstart mine.toml")
+        more = ', and write task = "kto" into it' if recipe.task == "kto" else ""
+        notes.print(f"next: mlxft recipe copy {_EXAMPLES[recipe.task]} mine.toml{more}")
 
 
 def _recipe_of(path: str, overrides: Sequence[str], model: str | None) -> Recipe:
@@ -82,8 +90,11 @@ def _recipe_of(path: str, overrides: Sequence[str], model: str | None) -> Recipe
     return load_recipe(Path(path), overrides).recipe
 
 
-def _bare_recipe(path: str, overrides: Sequence[str], model: str | None) -> Recipe:
-    """What a recipe with nothing but this data says; no rows are set aside, so that they come in the file's order."""
+def _bare_recipe(path: str, overrides: Sequence[str], model: str | None, base: Path) -> Recipe:
+    """What a recipe with nothing but this data says, and the task that its rows are for.
+
+    No rows are set aside, so that they come in the file's order.
+    """
     if overrides:
         raise UsageError(f"--set changes a recipe, and {path!r} is none", "a recipe ends in .toml")
     if model is None and not _is_here(DEFAULT_MODEL):
@@ -93,7 +104,9 @@ def _bare_recipe(path: str, overrides: Sequence[str], model: str | None) -> Reci
             "a recipe in the place of the data names its own; mlxft data stats counts without one",
         )
     data = {"path": path, "val_split": 0.0, "test_split": 0.0}
-    return Recipe.model_validate({"model": model or DEFAULT_MODEL, "output_dir": "adapters/preview", "data": data})
+    values = {"model": model or DEFAULT_MODEL, "output_dir": "adapters/preview", "data": data}
+    task = task_for(find_format(DataRecipe.model_validate(data), base))
+    return Recipe.model_validate(values if task == "sft" else values | {"task": task})
 
 
 def _is_here(model: str) -> bool:
@@ -160,6 +173,7 @@ def _count(splits: Splits, tokenizer: Tokenizer, recipe: Recipe, base: Path) -> 
 def _as_json(recipe: Recipe, rows: Sequence[ExplainedRow], report: TokenizeReport) -> dict[str, object]:
     return {
         "model": recipe.model,
+        "task": recipe.task,
         "template": report.template,
         "methods": dict(report.methods),
         "rows": [

@@ -1,10 +1,9 @@
 """The runs a person may choose from: what became of each in a few words, the latest first."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from mlx_finetune.app.desktop.asking import choose
 from mlx_finetune.app.desktop.desk import Desk
@@ -17,6 +16,7 @@ from mlx_finetune.rundir import (
     RunDir,
     find_run,
     list_runs,
+    run_info,
     running_process,
 )
 
@@ -51,11 +51,9 @@ def read_state(run: RunDir) -> RunState:
         return RunState("running")
     if not run.is_run():
         return RunState("none")
-    try:
-        read = json.loads(run.file(RUN_INFO).read_bytes())
-    except (OSError, ValueError):
+    info = run_info(run)
+    if not info:
         return RunState("unfinished" if run.file(RUN_INFO).is_file() or run.checkpoint_folders() else "none")
-    info = cast(dict[str, object], read) if isinstance(read, dict) else {}
     step = info.get("step")
     kind: Kind = "finished" if info.get("status") == "finished" else "unfinished"
     return RunState(kind, step if isinstance(step, int) else 0)

@@ -66,7 +66,9 @@ def answer_all(
     model: nn.Module, tokenizer: Tokenizer, requests: Sequence[Request], *, at_once: int
 ) -> Iterator[tuple[int, Answer]]:
     """Each answer with the place of its request, as they are finished; one that cannot be answered has an ``error``."""
-    decoder = BatchDecoder(model, tokenizer, max_rows=at_once, beginning=_common_beginning(requests))
+    repeats = len({tuple(request.prompt_ids) for request in requests}) < len(requests)
+    beginning = _common_beginning(requests)
+    decoder = BatchDecoder(model, tokenizer, max_rows=at_once, beginning=beginning, repeats=repeats)
     waiting = deque(enumerate(requests))
     at_work: dict[int, _Work] = {}
     while waiting or at_work:

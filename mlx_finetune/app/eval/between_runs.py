@@ -207,9 +207,8 @@ def _names(first: RunDir, second: RunDir) -> tuple[str, str]:
 
 def _recipe(run: RunDir) -> Recipe:
     try:
-        facts = json.loads(run.file(rundir.RUN_INFO).read_bytes())
-        return Recipe.model_validate(facts["resolved"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        return Recipe.model_validate(rundir.run_info(run)["resolved"])
+    except (KeyError, ValidationError) as error:
         raise RunError(
             f"the settings of {run.path} cannot be read: {type(error).__name__}",
             "a run is compared from its first step on, and by the version of mlxft that made it",

@@ -102,6 +102,8 @@ def subject_of(opened: Opened, *, base: Path) -> Subject:
     """What is open already, with what its run records."""
     located = opened.located
     recipe = read_recipe(located, lambda _: None)
+    if recipe is not None:
+        recipe = recipe.model_copy(update={"data": opened.data})
     facts = _run_facts(located)
     started_in = facts.get("started_in")
     folder = Path(started_in) if isinstance(started_in, str) and Path(started_in).is_dir() else base
@@ -122,12 +124,4 @@ def has_no_data(subject: Subject) -> bool:
 
 
 def _run_facts(located: Located) -> Mapping[str, object]:
-    if located.run is None:
-        return located.facts
-    import json
-
-    try:
-        value = json.loads(located.run.file(rundir.RUN_INFO).read_bytes())
-    except (OSError, ValueError):
-        return located.facts
-    return cast("dict[str, object]", value) if isinstance(value, dict) else located.facts
+    return (rundir.run_info(located.run) if located.run else {}) or located.facts

@@ -15,12 +15,11 @@ from mlx_finetune.app.pipeline.fingerprint import (
     default_values,
     training_fingerprint,
 )
-from mlx_finetune.app.running.runs import run_info
 from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError, UsageError
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, differences
 from mlx_finetune.recipe.pipeline.rules import filled
-from mlx_finetune.rundir import RUN_INFO, RunDir
+from mlx_finetune.rundir import RUN_INFO, RunDir, run_info
 
 #: leave: not asked for. later: known once an earlier stage has run. replace: what is there would be lost.
 Action = Literal["leave", "skip", "run", "resume", "later", "replace"]

@@ -1,11 +1,9 @@
 """The runs in a folder: which are there, whether one is at work, how large they are, and removing one for good."""
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import RunError
@@ -15,15 +13,6 @@ from mlx_finetune.rundir import RunDir
 def is_running(run: RunDir) -> bool:
     """True where a training process is at work in the folder, or its supervisor is about to start it again."""
     return rundir.running_process(run) is not None
-
-
-def run_info(run: RunDir) -> dict[str, object]:
-    """run.json; empty where there is none, or none that can be read."""
-    try:
-        info = json.loads(run.file(rundir.RUN_INFO).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return cast(dict[str, object], info) if isinstance(info, dict) else {}
 
 
 def run_bytes(run: RunDir) -> int:

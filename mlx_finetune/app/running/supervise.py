@@ -15,7 +15,6 @@ from pathlib import Path
 
 from mlx_finetune.app.running.endings import SMALLER, Ended, Ending, read_ending
 from mlx_finetune.app.running.launch import TrainRequest, View, forwarding, train
-from mlx_finetune.app.running.runs import run_info
 from mlx_finetune.app.tune.buffers import tuned_buffers
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Restarted, RunFailed, RunStopped
@@ -32,6 +31,7 @@ from mlx_finetune.rundir import (
     RunDir,
     busy,
     checkpoint_step,
+    run_info,
     running_process,
     take_lock,
 )

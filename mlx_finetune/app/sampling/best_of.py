@@ -10,6 +10,7 @@ from typing import Any
 
 from mlx_finetune.app.sampling.folder import SampledProblem
 from mlx_finetune.errors import RunError
+from mlx_finetune.scoring.auc import area_over_all, area_within, mean_area
 from mlx_finetune.scoring.intervals import Interval, bootstrap_mean, paired_bootstrap, wilson
 from mlx_finetune.scoring.picks import best_of, majority, pass_at_k, ranked
 
@@ -21,6 +22,7 @@ TITLES = {
     VERIFIER: "verifier's pick",
     ORACLE: "oracle (any right)",
 }
+AREAS = {"auc": "any two answers", "auc_within": "two to one problem", "told_apart": "mean of problems"}
 #: Comparisons, the first minus the second, where both are there.
 _PAIRS = ((VERIFIER, RANDOM), (VERIFIER, GREEDY), (VERIFIER, MAJORITY), (MAJORITY, RANDOM), (ORACLE, VERIFIER))
 
@@ -64,11 +66,22 @@ class AtN:
 
 
 @dataclass(frozen=True, slots=True)
+class Separation:
+    """An area under the ROC curve of the verifier's scores with its 95 % interval over ``num_problems``."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    num_problems: int
+
+
+@dataclass(frozen=True, slots=True)
 class BestOf:
     """The whole comparison. ``nothing_found`` and ``cut`` are shares of all drawn answers.
 
-    ``told_apart``: how often the verifier puts a right answer above a wrong one to the same problem, 0.5 being chance;
-    over the problems that have both.
+    How often the verifier puts a right answer above a wrong one, 0.5 being chance: ``auc`` over all pairs of answers,
+    ``auc_within`` over those to the same problem, ``told_apart`` as the mean of the problems that have both kinds.
     """
 
     num_problems: int
@@ -79,7 +92,14 @@ class BestOf:
     nothing_found: float
     cut: float
     mean_tokens: float
-    told_apart: Share | None = None
+    told_apart: Separation | None = None
+    auc: Separation | None = None
+    auc_within: Separation | None = None
+
+    @property
+    def areas(self) -> list[Separation]:
+        """The three, as far as they are there."""
+        return [one for one in (self.auc, self.auc_within, self.told_apart) if one is not None]
 
 
 def compare(problems: Sequence[SampledProblem], scores: Sequence[Sequence[float]] | None, *, seed: int) -> BestOf:
@@ -106,7 +126,7 @@ def compare(problems: Sequence[SampledProblem], scores: Sequence[Sequence[float]
         nothing_found=_mean([sample.found is None for sample in answers]),
         cut=_mean([sample.finish != "stop" for sample in answers]),
         mean_tokens=_mean([sample.tokens for sample in answers]),
-        told_apart=_told_apart(right, scores, seed) if scores is not None else None,
+        **({} if scores is None else _areas(right, scores, seed)),
     )
 
 
@@ -154,18 +174,18 @@ def _at_n(right: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]] | N
     return AtN(n, any_right, _mean([best_of(mine, one, n) for mine, one in zip(scores, right, strict=True)]))
 
 
-def _told_apart(right: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]], seed: int) -> Share | None:
-    """None where no problem has a right and a wrong answer."""
-    found: list[float] = []
-    for mine, is_right in zip(scores, right, strict=True):
-        good = [score for score, one in zip(mine, is_right, strict=True) if one]
-        bad = [score for score, one in zip(mine, is_right, strict=True) if not one]
-        if good and bad:
-            found.append(_mean([(a > b) + 0.5 * (a == b) for a in good for b in bad]))
-    if not found:
-        return None
-    interval = bootstrap_mean(found, seed=seed)
-    return Share("told_apart", _mean(found), interval.low, interval.high, None)
+def _areas(
+    right: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]], seed: int
+) -> dict[str, Separation | None]:
+    found = {
+        "auc": area_over_all(scores, right, seed=seed),
+        "auc_within": area_within(scores, right, seed=seed),
+        "told_apart": mean_area(scores, right, seed=seed),
+    }
+    return {
+        name: one and Separation(name, one.value, one.interval.low, one.interval.high, one.num_problems)
+        for name, one in found.items()
+    }
 
 
 def _steps(k: int) -> list[int]:
@@ -197,6 +217,8 @@ def csv_text(found: BestOf) -> str:
         lines.append(f"any of {at.n} right,{at.any_right:.6f},,,{found.num_problems}")
         if at.verifier is not None:
             lines.append(f"verifier's best of {at.n},{at.verifier:.6f},,,{found.num_problems}")
+    for one in found.areas:
+        lines.append(f"{one.name},{one.value:.6f},{one.low:.6f},{one.high:.6f},{one.num_problems}")
     return "\n".join(lines) + "\n"
 
 
@@ -218,10 +240,10 @@ def lines(found: BestOf) -> list[str]:
     if picks:
         label = "verifier's best"
         made.append(f"{label:<22}" + "".join(f"{pick:>9.3f}" for pick in picks))
-    if found.told_apart is not None:
-        told = found.told_apart
-        made += ["", f"A right answer outscores a wrong one to the same problem {100 * told.value:.1f} times of 100 "]
-        made[-1] += f"({100 * told.low:.1f} to {100 * told.high:.1f}; chance is 50)."
+    if found.areas:
+        made += ["", f"{'right above wrong':<22}{'AUC':>9}   95 % interval; chance is 0.5"]
+    for one in found.areas:
+        made.append(f"{AREAS[one.name]:<22}{one.value:>9.3f}   {one.low:.3f} to {one.high:.3f}")
     made += [
         "",
         f"Drawn answers: {found.mean_tokens:.1f} tokens on average, {100 * found.cut:.1f} % cut at the limit, "

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from mlx_finetune import rundir
 from mlx_finetune.app.running.launch import TrainRequest, View
-from mlx_finetune.app.running.runs import run_info
 from mlx_finetune.app.running.supervise import Supervised, supervise
 from mlx_finetune.app.sweep.design import MOST_TRIALS, Base, Done, Trial, next_trial
 from mlx_finetune.app.sweep.journal import Sweep, write_sweep
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import RunDir, run_info
 
 Train = Callable[[TrainRequest, RunDir, Recipe, View], Supervised]
 

@@ -6,7 +6,6 @@ goes to ``trackers/NAME.log`` of the run. Nothing in here is seen by the trainin
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -26,7 +25,7 @@ from mlx_finetune.events import Evaluated, Record, Resources, RunFailed, RunFini
 from mlx_finetune.journal import EventFollower
 from mlx_finetune.recipe.resolve import flatten_recipe
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import EVENTS, RUN_INFO, TRACKERS, RunDir
+from mlx_finetune.rundir import EVENTS, TRACKERS, RunDir, run_info
 
 POLL_SECONDS = 1.0
 #: Once the training is over, so long may it take to send the rest; the system ends the process then.
@@ -105,7 +104,7 @@ def _follow(
     durable.make_folder(folder)
     os.dup2(durable.open_append(folder / f"{name}.log"), _STDERR)
     os.dup2(_STDERR, _STDOUT)
-    info = _run_info(run)
+    info = run_info(run)
     place = folder / f"{name}.json"
     sent = Sent.load(place, str(info.get("created")), is_fork=is_fork)
     tracker = _open(name, _about(run, info, sent, folder / name, project))
@@ -123,15 +122,6 @@ def _follow(
         say("")
     summary = summary_of(ending) if isinstance(ending, RunFinished) else {}
     tracker.finish(summary, has_failed=isinstance(ending, RunFailed))
-
-
-def _run_info(run: RunDir) -> Mapping[str, object]:
-    """run.json, which is written before a run starts; empty where it cannot be read all the same."""
-    try:
-        value: object = json.loads(run.file(RUN_INFO).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 def _tell(tracker: Tracker, sent: Sent, records: Iterable[Record], ending: Ending | None) -> Ending | None:

@@ -24,6 +24,7 @@ import numpy as np
 
 from mlx_finetune.dataset.template import Tokenizer
 from mlx_finetune.errors import MlxftError, ModelError
+from mlx_finetune.model.answers.caches import extend, keep, merged, taken
 from mlx_finetune.model.answers.generate import PREFILL_TOKENS, Answer, Piece, PromptCache, Request, cpu_forms
 from mlx_finetune.model.upstream import KVCache, make_prompt_cache
 
@@ -47,17 +48,29 @@ class _Row:
     num_begun: int
     cache: PromptCache | None = None
 
+    @property
+    def to_read(self) -> list[int]:
+        """The prompt without its last token."""
+        return self.answer.ids[: self.num_read]
+
 
 class BatchDecoder:
     """Answers requests of one model, at most ``max_rows`` at a time; others wait their turn.
 
     A model whose layers cannot share a cache is refused unless ``max_rows`` is 1. After an exception out of ``step``
     all answers are gone. ``beginning`` are tokens that prompts may begin with, as a template's first words: they are
-    read once, where all layers keep keys and values only.
+    read once, where all layers keep keys and values only. There equal prompts that are taken in together are read once
+    too; with ``repeats`` the one that was read last is kept, for those that come later.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, *, max_rows: int = 8, beginning: Sequence[int] = ()
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        max_rows: int = 8,
+        beginning: Sequence[int] = (),
+        repeats: bool = False,
     ) -> None:
         assert max_rows > 0
         if max_rows > 1:
@@ -66,6 +79,7 @@ class BatchDecoder:
         self._tokenizer = tokenizer
         self._max_rows = max_rows
         self._num_added = 0
+        self._newest: Answer | None = None
         self._waiting: deque[_Row] = deque()
         self._rows: list[_Row] = []  # in the order of the rows in the caches
         self._layers: list[Any] = []
@@ -73,6 +87,8 @@ class BatchDecoder:
         self._can_pad = max_rows > 1 and has_keys_only
         self._beginning = list(beginning) if has_keys_only else []
         self._begun: PromptCache | None = None  # the beginning, once it has been read
+        self._keeps_last = repeats and self._can_pad
+        self._last: tuple[list[int], list[Any]] | None = None  # the prompt that was read last, and its caches
         self._is_shared = False  # False: the caches are those of a single row
 
     def __len__(self) -> int:
@@ -81,7 +97,7 @@ class BatchDecoder:
 
     def add(self, request: Request) -> int:
         """Take up an answer and return its number. Raises ``ModelError`` or ``UsageError`` where it cannot be given."""
-        answer = Answer(self._model, self._tokenizer, request)
+        answer = self._newest = Answer(self._model, self._tokenizer, request, like=self._newest)
         self._num_added += 1
         num_read, count = len(request.prompt_ids) - 1, len(self._beginning)
         has_begun = num_read > count and answer.ids[:count] == self._beginning
@@ -103,38 +119,78 @@ class BatchDecoder:
             if not self._rows:
                 return []
             logits = self._forward()
-            values = np.asarray(logits)  # evaluated: a greedy answer needs no more of MLX
-            pieces = [
-                (
-                    row.number,
-                    row.answer.take_likeliest(values[index]) if row.answer.is_plain else _take(row, logits[index]),
-                )
-                for index, row in enumerate(self._rows)
-            ]
+            pieces = list(zip([row.number for row in self._rows], self._take_all(logits), strict=True))
             self._keep([index for index, (_, piece) in enumerate(pieces) if piece.finish is None])
         except BaseException:
             self._clear()  # some layers may hold the tokens and others not
             raise
         return pieces
 
+    def _take_all(self, logits: mx.array) -> list[Piece]:
+        """The next piece of every row from ``logits`` (B, V), evaluated; the draws are evaluated together."""
+        values = np.asarray(logits)
+        drawn: dict[int, mx.array] = {}
+        pieces: dict[int, Piece] = {}
+        for index, row in enumerate(self._rows):
+            if row.answer.is_plain:  # it needs no more of MLX
+                pieces[index] = row.answer.take_likeliest(values[index])
+                continue
+            try:
+                drawn[index] = row.answer.draw(logits[index])
+            except MlxftError as error:
+                pieces[index] = _failed(row, error)
+        mx.eval(list(drawn.values()))
+        for index, token in drawn.items():
+            row = self._rows[index]
+            try:
+                pieces[index] = row.answer.take_drawn(cast(int, token.item()), values[index])
+            except MlxftError as error:
+                pieces[index] = _failed(row, error)
+        return [pieces[index] for index in range(len(self._rows))]
+
     def _read_prompts(self) -> None:
         """Read on in the prompts of those who wait, in turn, and take in who is done."""
         left = PREFILL_TOKENS
         while self._waiting and left > 0 and len(self._rows) < self._max_rows:
+            if self._take_repeats():
+                continue
             group = self._next_group(left)
             left -= self._read_together(group) if len(group) > 1 else self._read_on(group[0], left)
+
+    def _take_repeats(self) -> bool:
+        """Take in those who are next and whose prompt is the one that was read last; False where there is none."""
+        if self._last is None:
+            return False
+        ids, layers = self._last
+        first = itertools.islice(self._waiting, self._max_rows - len(self._rows))
+        rows = list(itertools.takewhile(lambda row: row.to_read == ids, first))
+        for row in rows:
+            self._waiting.popleft()
+            row.cache = None
+        if rows:
+            self._join(rows, taken(layers, [0] * len(rows)), is_shared=True)
+        return bool(rows)
+
+    def _keep_last(self, row: _Row, layers: list[Any]) -> None:
+        """``layers`` are the caches of this row alone, as those of several rows are."""
+        if self._keeps_last and row.num_read:
+            mx.eval([layer.state for layer in layers])
+            self._last = (row.to_read, layers)
 
     def _next_group(self, left: int) -> list[_Row]:
         """The next one, with those behind it whose short prompts may be read along with its own."""
         group = [self._waiting[0]]
+        prompts = [group[0].to_read]
         tokens = longest = _num_new(group[0])
         for row in itertools.islice(self._waiting, 1, self._max_rows - len(self._rows)):
             if row.num_begun != group[0].num_begun:
                 break
-            tokens, longest = tokens + _num_new(row), max(longest, _num_new(row))
-            positions = longest * (len(group) + 1)
-            if longest > SHORT_PROMPT or positions > min(left, _LARGEST_PADDING * tokens):
-                break
+            if row.to_read not in prompts:
+                tokens, longest = tokens + _num_new(row), max(longest, _num_new(row))
+                positions = longest * (len(prompts) + 1)
+                if longest > SHORT_PROMPT or positions > min(left, _LARGEST_PADDING * tokens):
+                    break
+                prompts.append(row.to_read)
             group.append(row)
         are_short = self._can_pad and all(0 < _num_new(row) <= SHORT_PROMPT for row in group)
         return group if are_short else group[:1]
@@ -148,29 +204,36 @@ class BatchDecoder:
         if len(cache.ids) == row.num_read:
             self._waiting.popleft()
             row.cache = None
+            if self._keeps_last:
+                self._keep_last(row, merged([cache.layers]))
             self._join([row], cache.layers, is_shared=False)
         return len(ids)
 
     def _read_together(self, group: Sequence[_Row]) -> int:
-        """Read these prompts, padded on the right to one length; the number of positions."""
-        caches = [self._begin(row) for row in group]
-        known = group[0].num_begun
-        lengths = [_num_new(row) for row in group]
+        """Read these prompts, each once, padded on the right to one length; the number of positions."""
+        prompts = {tuple(row.to_read): row for row in group}
+        caches = [self._begin(row) for row in prompts.values()]
+        rests = [row.to_read[row.num_begun :] for row in prompts.values()]
+        lengths = [len(rest) for rest in rests]
         padding = [max(lengths) - length for length in lengths]
-        rests = [row.answer.ids[known : row.num_read] for row in group]
         tokens = [rest + [0] * pad for rest, pad in zip(rests, padding, strict=True)]
-        layers = _merged([cache.layers for cache in caches])
+        layers = merged([cache.layers for cache in caches])
         for layer in layers:
             layer.prepare(lengths=lengths, right_padding=padding)
-        with cpu_forms(self._model, len(group), max(lengths)):
+        with cpu_forms(self._model, len(rests), max(lengths)):
             cast(Any, self._model)(mx.array(tokens), cache=layers)
             mx.eval([layer.state for layer in layers])
         for layer in layers:
             layer.finalize()
         for _ in group:
             self._waiting.popleft().cache = None
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        if self._keeps_last:
+            self._keep_last(group[-1], taken(layers, [places[tuple(group[-1].to_read)]]))
+        if len(prompts) < len(group):
+            layers = taken(layers, [places[tuple(row.to_read)] for row in group])
         self._join(group, layers, is_shared=True)
-        return len(group) * max(lengths)
+        return len(rests) * max(lengths)
 
     def _begin(self, row: _Row) -> PromptCache:
         """An empty cache, or one that holds the beginning where the prompt goes on behind it."""
@@ -192,9 +255,8 @@ class BatchDecoder:
             self._layers, self._is_shared = layers, is_shared
         else:
             if not self._is_shared:
-                self._layers, self._is_shared = _merged([self._layers]), True
-            for ours, theirs in zip(self._layers, layers if is_shared else _merged([layers]), strict=True):
-                ours.extend(theirs)
+                self._layers, self._is_shared = merged([self._layers]), True
+            extend(self._layers, layers if is_shared else merged([layers]))
         self._rows += rows
         self._evaluate_caches()
 
@@ -214,8 +276,7 @@ class BatchDecoder:
         if not self._rows:
             self._layers, self._is_shared = [], False
             return
-        for layer in self._layers:
-            layer.filter(list(indices))
+        keep(self._layers, indices)
         self._evaluate_caches()
 
     def _evaluate_caches(self) -> None:
@@ -225,6 +286,7 @@ class BatchDecoder:
     def _clear(self) -> None:
         self._waiting.clear()
         self._rows, self._layers, self._is_shared = [], [], False
+        self._last = None
 
 
 def check_batchable(model: nn.Module) -> None:
@@ -253,7 +315,7 @@ def _try_rows(model: nn.Module) -> str:
         if ids[:-1]:
             cache.advance(ids[:-1])
     try:
-        layers = _merged([cache.layers for cache in caches])
+        layers = merged([cache.layers for cache in caches])
         last = mx.array([ids[-1:] for ids in prompts])
         logits = cast("mx.array", cast(Any, model)(last, cache=layers)[:, -1])
         mx.eval(logits)
@@ -269,13 +331,5 @@ def _num_new(row: _Row) -> int:
     return row.num_read - row.num_begun
 
 
-def _take(row: _Row, logits: mx.array) -> Piece:
-    try:
-        return row.answer.take(logits)
-    except MlxftError as error:
-        return Piece(row.answer.rest(), None, "failed", error=error)
-
-
-def _merged(caches: Sequence[Sequence[Any]]) -> list[Any]:
-    """Layer by layer, one cache for the rows of all ``caches``, each of a single row."""
-    return [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]
+def _failed(row: _Row, error: MlxftError) -> Piece:
+    return Piece(row.answer.rest(), None, "failed", error=error)

@@ -22,7 +22,7 @@ from mlx_finetune.dataset.template import Tokenizer
 from mlx_finetune.errors import MlxftError, ModelError, UsageError
 from mlx_finetune.model.answers.constrain import Constraint, Grammar
 from mlx_finetune.model.answers.endings import Endings
-from mlx_finetune.model.answers.sampling import Sampling, sample_token
+from mlx_finetune.model.answers.sampling import Sampling, draw_token
 from mlx_finetune.model.cpu.cpu_math import numpy_math
 from mlx_finetune.model.cpu.few_rows import MOST_ROWS, few_row_products
 from mlx_finetune.model.inside.parts import check_ids
@@ -159,9 +159,17 @@ class Detokenizer:
 class Answer:
     """One answer as it grows. Whoever computes the logits, alone or as a row of a batch, hands them to ``take``."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, request: Request) -> None:
-        """Raises ``ModelError`` for a prompt that is empty or too long, ``UsageError`` for settings at odds."""
-        self._room = _room(model, request.prompt_ids)
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, request: Request, *, like: "Answer | None" = None
+    ) -> None:
+        """Raises ``ModelError`` for a prompt that is empty or too long, ``UsageError`` for settings at odds.
+
+        ``like`` is another one of ``model``, whose prompt need not be looked at again where it is the same.
+        """
+        if like is not None and like._request.prompt_ids == request.prompt_ids:
+            self._room = like._room
+        else:
+            self._room = _room(model, request.prompt_ids)
         sampling = request.sampling
         if request.grammar is not None and sampling.repetition_penalty != 1:
             raise UsageError(
@@ -189,11 +197,22 @@ class Answer:
 
         Raises ``ModelError`` where the grammar cannot go on.
         """
+        token_id = cast(int, self.draw(logits).item())
+        return self.take_drawn(token_id, logits)
+
+    def draw(self, logits: mx.array) -> mx.array:
+        """The next token of ``take`` as an array that is not yet evaluated: those of several answers can be, at once.
+
+        A grammar looks at logits, so they are evaluated where there is one.
+        """
         self._num_logits = logits.shape[-1]
         bias = self._bias_of(self._num_logits)
         biased = logits if bias is None else logits + mx.array(bias)
         allowed = biased if self._constraint is None else self._constraint.mask(biased)
-        token_id = sample_token(allowed, self.ids[self._begin :], self._request.sampling, self._index)
+        return draw_token(allowed, self.ids[self._begin :], self._request.sampling, self._index)
+
+    def take_drawn(self, token_id: int, logits: mx.array | np.ndarray) -> Piece:
+        """``take`` where ``draw`` has said which; ``logits`` (V,) are the model's."""
         return self.say(token_id, *log_probabilities(logits, token_id, self._request.num_logprobs))
 
     def forced(self) -> int | None:
@@ -255,12 +274,13 @@ class Answer:
 
 
 def log_probabilities(
-    logits: mx.array, token_id: int, count: int
+    logits: mx.array | np.ndarray, token_id: int, count: int
 ) -> tuple[float | None, tuple[tuple[int, float], ...]]:
     """Log-probability of ``token_id``, and the ``count`` likeliest ids of ``logits`` (V,) with theirs."""
     if not count:
         return None, ()
-    values = np.array(logits.astype(mx.float32), dtype=np.float64)
+    single = logits if isinstance(logits, np.ndarray) else logits.astype(mx.float32)
+    values = np.array(single, dtype=np.float64)
     values -= values.max()
     values -= np.log(np.exp(values).sum())
     count = min(count, len(values))

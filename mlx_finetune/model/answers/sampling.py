@@ -43,12 +43,17 @@ def seed_of(*parts: object) -> int:
 
 def sample_token(logits: mx.array, previous: Sequence[int], sampling: Sampling, index: int) -> int:
     """The next token id. ``logits`` (V,); ``previous`` are the tokens so far, of which the last 64 are penalised."""
+    return cast(int, draw_token(logits, previous, sampling, index).item())
+
+
+def draw_token(logits: mx.array, previous: Sequence[int], sampling: Sampling, index: int) -> mx.array:
+    """The same as an array that is not yet evaluated: those of several answers can be, at once."""
     logits = penalise(logits.astype(mx.float32), previous, sampling.repetition_penalty)
     if sampling.temperature == 0:
-        return cast(int, mx.argmax(logits).item())
+        return mx.argmax(logits)
     ids, kept = filter_logits(logits / sampling.temperature, sampling)
     choice = mx.random.categorical(kept, key=derive_key(sampling.seed, "draw", index))
-    return cast(int, ids[choice].item())
+    return ids[choice]
 
 
 def penalise(logits: mx.array, previous: Sequence[int], penalty: float) -> mx.array:

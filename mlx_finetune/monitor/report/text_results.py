@@ -9,6 +9,7 @@ from mlx_finetune import rundir
 from mlx_finetune.monitor.report.evaluated import Change, Figure
 from mlx_finetune.monitor.report.typed import read_json
 from mlx_finetune.rundir import RunDir
+from mlx_finetune.scoring.positions import Bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +48,6 @@ class Course:
     window: int | None = None
     stride: int | None = None
     samples: tuple[Sample, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Nats a token with the 95 % interval over texts."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Positions ``first`` to ``last``, and the loss there by method."""
-
-    first: int
-    last: int
-    losses: Mapping[str, Loss]
 
 
 @dataclass(frozen=True, slots=True)

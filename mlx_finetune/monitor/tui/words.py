@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass
 
 from mlx_finetune.events import Resources, RunFailed, RunFinished, RunStopped
-from mlx_finetune.monitor.ending import talk_command
 from mlx_finetune.monitor.plain import amount_done, one_line
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.tui.watched import Watched
+from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.rundir import LOG
 from mlx_finetune.units import format_bytes, format_seconds
 

@@ -12,14 +12,14 @@ Json = Mapping[str, object]
 class Hands:
     """Functions that raise ``MlxftError`` where they cannot; called in worker threads.
 
-    ``rows`` takes a split, the number of the first row and how many. ``go_on`` and ``talk`` are commands that a person
-    copies into a new terminal, the first "" where the run does not tell it.
+    ``rows`` takes a split, the number of the first row and how many. ``go_on`` is the command that a person
+    copies into a new terminal, "" where the run does not tell it; ``copied`` makes one of a command as typed here.
     """
 
     stop: Callable[[RunDir], object]
     save_now: Callable[[RunDir], object]
     go_on: Callable[[RunDir], str]
-    talk: Callable[[RunDir], str]
+    copied: Callable[[str], str]
     rows: Callable[[RunDir, str, int, int], Json]
     compare: Callable[[RunDir, RunDir], Json]
     settings: Callable[[RunDir], Json]

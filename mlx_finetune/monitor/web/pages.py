@@ -159,7 +159,7 @@ class Pages:
 
     def _filmstrip(self, request: Request, run: RunDir) -> Json:
         with self._fresh(run) as course:
-            return {**filmstrip_json(course.summary), "checkpoints": [path.name for path in run.checkpoints()]}
+            return filmstrip_json(run, course.summary, self._hands)
 
     def _frame(self, request: Request, run: RunDir) -> Json:
         text = cast(str, request.path_params["number"])

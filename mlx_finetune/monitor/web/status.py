@@ -7,6 +7,7 @@ from mlx_finetune.monitor.filmstrip import Frame, changed_words, frames
 from mlx_finetune.monitor.plain import amount_done
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.web.hands import Hands
+from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.rundir import RunDir, checkpoint_step
 
 Json = dict[str, object]
@@ -20,7 +21,7 @@ def status_json(run: RunDir, summary: Summary, hands: Hands, *, is_running: bool
     """The state by its parts; each is sent again only when it has changed."""
     started, step = summary.started, summary.step
     return {
-        "talk": hands.talk(run),
+        "talk": hands.copied(talk_command(_task(summary), run.name)),
         "state": state_of(summary, is_running=is_running),
         "phase": _phase(summary) if is_running else None,
         "started": asdict(started) if started else None,
@@ -94,10 +95,18 @@ def _outcome(outcome: Event | None) -> Json | None:
             return None
 
 
-def filmstrip_json(summary: Summary) -> Json:
-    """The steps of all frames with the validation loss there, and whether a checkpoint of that step is kept."""
+def filmstrip_json(run: RunDir, summary: Summary, hands: Hands) -> Json:
+    """The steps of all frames with the validation loss there, and how each checkpoint that is kept is asked."""
     losses = {one.step: one.loss for one in summary.evaluations}
-    return {"frames": [{"step": one.step, "loss": losses.get(one.step)} for one in frames(summary)]}
+    task, kept = _task(summary), [path.name for path in run.checkpoints()]
+    return {
+        "frames": [{"step": one.step, "loss": losses.get(one.step)} for one in frames(summary)],
+        "checkpoints": {name: hands.copied(talk_command(task, f"{run.name}/{name}")) for name in kept},
+    }
+
+
+def _task(summary: Summary) -> str:
+    return summary.started.task if summary.started else ""
 
 
 def frame_json(summary: Summary, number: int, *, against: str) -> Json | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from mlx_finetune import durable
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.hardware.safer import Safer
+from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import (
     CORRECTIONS,
@@ -26,6 +27,7 @@ from mlx_finetune.rundir import (
     is_run_file,
     lock_holder,
     take_lock,
+    task_of,
 )
 from mlx_finetune.train.checkpoints.commit import Checkpoint, newest_checkpoint, sweep
 from mlx_finetune.train.results import read_run_info
@@ -116,7 +118,7 @@ def _decide(run: RunDir, lock: int, request: Request) -> Admission:
     if info.get("status") == "finished" and request.extend is None and not request.fork:
         raise RunError(
             f"the run in {run.path} has finished; there is nothing to resume",
-            f"train it further with --extend 100, or talk with it: mlxft chat {run.name}",
+            f"train it further with --extend 100, or try it: {talk_command(task_of(run), run.name)}",
         )
     checkpoint = newest_checkpoint(run, on_damage=damaged.append)
     folders = run.checkpoint_folders()

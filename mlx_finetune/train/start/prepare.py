@@ -12,7 +12,8 @@ import numpy as np
 
 from mlx_finetune import rundir
 from mlx_finetune.dataset.card import DataCard
-from mlx_finetune.dataset.prompts import is_template_text
+from mlx_finetune.dataset.draft import WHOLE_TEXT
+from mlx_finetune.dataset.prompts import is_template_text, settled_template
 from mlx_finetune.dataset.stream import ORDER_ID, OrderedBatches, Stream, ordered_batches, pieces_for
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.dataset.two_sides import check_task
@@ -120,7 +121,7 @@ def prepare(
     rows = read_rows(asked, objective, tokenizer, base, report, corrections)
     facts = with_scorers(read_facts(local.folder, rows, asked, objective, num_processes=ranks.size), scorers, asked)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
-    resolved = _resolve(_recipe_of(asked, decided, base, ranks), facts, ranks)
+    resolved = _resolve(_with_prompt_template(_recipe_of(asked, decided, base, ranks), tokenizer, rows), facts, ranks)
     expected = expect_run(asked, facts, resolved, emit)
     resolved = replace(resolved, limits=safer.limits(resolved.limits))
     blas.use_threads(resolved.recipe.hardware.num_threads)  # before ``identity`` notes what a sum depends on
@@ -185,6 +186,12 @@ def _recipe_of(asked: Recipe, decided: Recipe | None, base: Path, ranks: Ranks) 
     if ranks.size == 1 or asked.training.reuse_frozen_layers is True:
         return decided
     return decided.model_copy(update={"training": decided.training.model_copy(update={KEY: "auto"})})
+
+
+def _with_prompt_template(recipe: Recipe, tokenizer: ModelTokenizer, rows: TrainingRows) -> Recipe:
+    """The recipe with the form its prompts are asked in, where the task leaves that to the rows."""
+    name = settled_template(recipe, tokenizer, is_text=rows.card.splits["train"].method == WHOLE_TEXT)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"prompt_template": name})})
 
 
 def _resolve(recipe: Recipe, facts: Facts, ranks: Ranks) -> Resolved:

@@ -103,6 +103,59 @@ def test_bare_data_is_shown_in_the_files_order_with_the_tokens_of_the_model_that
     assert capsys.readouterr().err.endswith("next: mlxft recipe copy quickstart mine.toml\n")
 
 
+QUESTION = {"prompt": "the a of"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "shown", "said", "copied"),
+    [
+        (
+            [{**QUESTION, "chosen": "you", "rejected": "they"}],
+            "dpo",
+            [("chosen", "you"), ("rejected", "they")],
+            'the rows are preference pairs (chosen and rejected); shown as task = "dpo" reads them; others that do: '
+            "cdpo, ipo, orpo, rdpo, reward, simpo",
+            "dpo-rules mine.toml",
+        ),
+        (
+            [{**QUESTION, "completion": "you", "label": True}, {**QUESTION, "completion": "he", "label": False}],
+            "kto",
+            [("good", "you"), ("bad", "he")],
+            'the rows are answers marked good or bad; shown as task = "kto" reads them; others that do: verifier',
+            'dpo-rules mine.toml, and write task = "kto" into it',
+        ),
+        (
+            [{"text": "the a of", "label": "good"}, {"text": "you", "label": "bad"}],
+            "classify",
+            [("label of a text", ""), ("label of a text", "")],
+            'the rows are texts with labels; shown as task = "classify" reads them',
+            "classify-sst2 mine.toml",
+        ),
+    ],
+)
+def test_bare_rows_of_another_task_are_shown_as_that_task_reads_them(
+    tmp_path: Path,
+    tiny_model: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    rows: list[dict[str, object]],
+    task: str,
+    shown: list[tuple[str, str]],
+    said: str,
+    copied: str,
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    show_preview("rows.jsonl", rows=3, model=str(tiny_model("llama")), as_json=True, base=tmp_path)
+    found = json.loads(capsys.readouterr().out)
+    learned = [
+        (row["method"].partition(";")[0], "".join(one["text"] for one in row["tokens"] if one["state"] == "learned"))
+        for row in found["rows"]
+    ]
+    assert (found["task"], learned) == (task, [(name, f"{text}<|im_end|>") for name, text in shown])
+    show_preview("rows.jsonl", rows=3, model=str(tiny_model("llama")), base=tmp_path)
+    err = capsys.readouterr().err.splitlines()
+    assert (err[-3], err[-1]) == (said, f"next: mlxft recipe copy {copied}")
+
+
 @pytest.mark.parametrize(
     "folder", ["models/smollm2-135m-b179c9523d0e", "hub/models--HuggingFaceTB--SmolLM2-135M-Instruct"]
 )

@@ -89,3 +89,10 @@ def test_text_csv_and_json_say_the_same():
     assert ["verifier's", "pick", "2/4"] in [line.split()[:3] for line in text.splitlines()]
     assert "verifier - random" in text
     assert "18.8 % say nothing" in text
+    assert {name: plain[name]["value"] for name in ("auc", "auc_within", "told_apart")} == pytest.approx(
+        {"auc": 30.5 / 60, "auc_within": 5 / 10, "told_apart": 1.5 / 3}
+    )
+    assert [rows[name] for name in ("auc", "auc_within")] == pytest.approx([30.5 / 60, 0.5], abs=1e-6)
+    assert ["any", "two", "answers", "0.508"] in [line.split()[:4] for line in text.splitlines()]
+    alone = compare(PROBLEMS, None, seed=0)
+    assert (alone.areas, "AUC" in "\n".join(lines(alone))) == ([], False)

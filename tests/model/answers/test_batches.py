@@ -151,6 +151,50 @@ def test_short_prompts_of_about_one_length_are_read_together(tokenizer: Any) -> 
     assert [ids(said) for said in together(BatchDecoder(model, tokenizer), requests)] == answers
 
 
+def test_equal_prompts_are_read_once_and_the_last_is_kept_for_those_that_come_later(tokenizer: Any) -> None:
+    """Ten answers to each of three prompts, a long one among them, through four places: the same as one by one."""
+    model = Recording(make_model("llama"))
+    prompts = ([5, 6, 7, 8, 9], list(range(3, 93)) * 2, [7, 8, 9])
+    requests = [
+        Request(prompt, replace(DRAWN, seed=seed, max_tokens=1 + seed % 5)) for prompt in prompts for seed in range(10)
+    ]
+    decoder = BatchDecoder(model, tokenizer, max_rows=4, repeats=True)
+    model.shapes = []
+    waiting, said = list(enumerate(requests)), dict[int, list[Piece]]()
+    numbers: dict[int, int] = {}
+    while waiting or len(decoder):
+        while waiting and len(decoder) < 4:
+            place, request = waiting.pop(0)
+            numbers[decoder.add(request)] = place
+        for number, piece in decoder.step():
+            said.setdefault(numbers[number], []).append(piece)
+    assert [shape for shape in model.shapes if shape[1] > 1] == [(1, 4), (1, 179), (1, 2)]
+    assert [ids(said[place]) for place in range(30)] == [
+        ids(one_by_one(model.inner, tokenizer, request)) for request in requests
+    ]
+
+
+def test_equal_prompts_among_others_that_are_taken_in_together_are_read_once(tokenizer: Any) -> None:
+    model = Recording(make_model("llama"))
+    decoder = BatchDecoder(model, tokenizer)
+    model.shapes = []
+    requests = [
+        Request(prompt, replace(DRAWN, seed=seed)) for seed, prompt in enumerate(([5, 6, 7], [8, 9], [5, 6, 7], [8, 9]))
+    ]
+    answers = together(decoder, requests)
+    assert model.shapes[:2] == [(2, 2), (4, 1)]
+    assert [ids(said) for said in answers] == [ids(one_by_one(model.inner, tokenizer, one)) for one in requests]
+
+
+def test_a_row_that_comes_or_goes_copies_what_the_caches_hold_and_no_more(tokenizer: Any) -> None:
+    decoder = BatchDecoder(make_model("llama"), tokenizer)
+    for length in (3, 4, 5):
+        decoder.add(Request([7] * length, replace(GREEDY, max_tokens=length - 1)))
+    while len(decoder) > 1:
+        decoder.step()
+    assert {layer.keys.shape[:3:2] for layer in decoder._layers} == {(1, 4 + 3)}  # the last one's prompt and answer
+
+
 def test_learned_positions_end_a_row_and_no_other(tokenizer: Any) -> None:
     model = make_model("gpt2")
     requests = [Request([5] * 60, GREEDY), Request([5, 6], GREEDY), Request([5] * 64, GREEDY)]

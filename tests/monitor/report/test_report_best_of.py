@@ -37,7 +37,7 @@ def test_the_report_has_every_way_and_its_difference(tmp_path: Path):
     assert "verifier&#x27;s pick" in page or "verifier's pick" in page
     assert "40 of 40" in page
     assert "+0.500 to +0.500" in page
-    assert "100.0 times of 100" in page
+    assert "<td>two answers to one problem</td><td>1.000</td><td>1.000 to 1.000</td>" in page
     assert "&lt;b&gt;sums" in page
 
 

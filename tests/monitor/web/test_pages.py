@@ -1,10 +1,11 @@
 """The addresses of the page: what they answer, and that they hand out nothing but runs of the chosen folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from journal import HALVED, STARTED, records, step, whole_run
+from journal import FINISHED, HALVED, STARTED, records, step, whole_run
 from web_pages import PORT, TOKEN, Asked, add_records, make_client, make_pages, write_run
 
 from mlx_finetune.events import Notice, RunFailed, Sampled, to_json
@@ -36,7 +37,10 @@ def test_a_run_is_told_in_full(folder: Path) -> None:
     assert status["state"] == "finished"
     assert (status["steps_done"], status["best"], status["eta"]) == (40, [30, 1.25], None)
     assert status["outcome"]["result_loss"] == 1.25
-    assert (status["go_on"], status["talk"]) == ("mlxft train demo.toml --resume", "mlxft chat demo")
+    assert (status["go_on"], status["talk"]) == (
+        "mlxft train demo.toml --resume",
+        f"cd here && mlxft chat {folder}/demo",
+    )
     curves = get(client, "/api/runs/demo/curves")
     assert curves["curves"]["loss"][0] == [float(number) for number in range(1, 41)]
     assert curves["evaluations"] == [[0, 2.5], [30, 1.25], [40, 1.5]]
@@ -57,6 +61,20 @@ def test_the_checkpoints_are_those_in_the_folder(folder: Path) -> None:
         {"step": 30, "folder": "checkpoint-30", "num_bytes": 4_000_000},
         {"step": 36, "folder": "checkpoint-36", "num_bytes": None},
     ]
+
+
+def test_what_is_kept_is_tried_as_its_task_allows(tmp_path: Path) -> None:
+    adapters = tmp_path / "adapters"
+    run = write_run(adapters, "demo", records(replace(STARTED, task="seq2seq"), FINISHED))
+    kept = run.checkpoint(40)
+    kept.mkdir()
+    (kept / MANIFEST).write_text("{}")
+    client = make_client(make_pages(adapters))
+    asked = f"cd here && mlxft generate {run.path}"
+    assert get(client, "/api/runs/demo/status")["status"]["talk"] == f"{asked} --prompt TEXT"
+    assert get(client, "/api/runs/demo/filmstrip")["checkpoints"] == {
+        "checkpoint-40": f"{asked}/checkpoint-40 --prompt TEXT"
+    }
 
 
 def test_a_run_at_work_has_an_end_on_the_clock_and_no_way_to_go_on(folder: Path) -> None:

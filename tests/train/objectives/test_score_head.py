@@ -5,21 +5,15 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 import pytest
+from scored_trainers import load_tiny, scored_trainer
 
 from mlx_finetune.dataset.stream import Batch, ordered_batches
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter, full_parameters
-from mlx_finetune.model.heads.score import WEIGHT, HeadSpec, attach_head, first_weight, head_parameters
+from mlx_finetune.model.heads.score import WEIGHT
 from mlx_finetune.model.inside.parts import num_frozen_below
-from mlx_finetune.model.inside.split import SplitModel
-from mlx_finetune.model.load import load_model
-from mlx_finetune.model.sources.fetch import LocalModel
-from mlx_finetune.recipe.schema import LoraRecipe
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.objectives.next_token import next_token, next_token_loss, target_arrays
-from mlx_finetune.train.optim import AdamW
-from mlx_finetune.train.step import Trainer
 
 LENGTHS = (9, 6, 12, 7)
 HOWS = ["graph", "block by block", pytest.param("compiled", marks=pytest.mark.slow)]
@@ -71,47 +65,14 @@ def both_loss(
 BOTH = Objective("both", SCORED.read_rows, both_arrays, both_loss, num_outputs=2, is_per_position=False)
 
 
-@pytest.fixture
-def load_tiny(tiny_model):
-    def load(model_type: str):
-        local = LocalModel("tiny", tiny_model(model_type), "folder", None, "", None)
-        return load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
-
-    return load
-
-
-def trainer_of(
-    model, how: str, objective: Objective = SCORED, *, num_layers: int = 2, is_full: bool = False
-) -> Trainer:
-    if is_full:
-        full_parameters(model)
-    else:
-        attach_adapter(model, LoraRecipe.model_validate({"rank": 4, "num_layers": num_layers}), seed=3)
-    split, spec = SplitModel(model), HeadSpec("scored", 2)
-    attach_head(split, spec, first_weight(spec, split.hidden_size, 5))
-    parameters = full_parameters(model) if is_full else adapter_parameters(model) | head_parameters(model)
-    return Trainer(
-        model,
-        objective,
-        AdamW(0.9, 0.999, 1e-8, 0.0, frozenset()),
-        {name: value + 0.01 for name, value in sorted(parameters.items())},
-        seed=1,
-        max_grad_norm=0.0,
-        is_packed=False,
-        is_compiled=how == "compiled",
-        is_blockwise=how == "block by block",
-        split=split,
-    )
-
-
 @pytest.mark.parametrize("objective", [SCORED, BOTH], ids=lambda one: one.name)
 @pytest.mark.parametrize("is_full", [False, True], ids=["adapter", "full"])
 @pytest.mark.parametrize("how", HOWS)
-def test_the_head_learns_beside_an_adapter_or_all_weights(load_tiny, how, is_full, objective):
+def test_the_head_learns_beside_an_adapter_or_all_weights(tiny_model, how, is_full, objective):
     """In microbatches of two rows, whatever the path, as in one graph of all four."""
-    whole = trainer_of(load_tiny("llama"), "graph", objective, is_full=is_full)
+    whole = scored_trainer(load_tiny(tiny_model("llama")), objective, "graph", is_full=is_full)
     expected, first = whole.compute(batches_of(4), 0)
-    trainer = trainer_of(load_tiny("llama"), how, objective, is_full=is_full)
+    trainer = scored_trainer(load_tiny(tiny_model("llama")), objective, how, is_full=is_full)
     gradients, result = trainer.compute(batches_of(2), 0)
     assert result.loss == pytest.approx(first.loss, rel=1e-5)
     assert gradients.keys() == expected.keys()
@@ -127,24 +88,24 @@ def test_the_head_learns_beside_an_adapter_or_all_weights(load_tiny, how, is_ful
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_blocks_below_the_adapter_stay_frozen_beside_a_head(load_tiny, how):
-    model = load_tiny("llama")
-    trainer = trainer_of(model, how, num_layers=1)
+def test_blocks_below_the_adapter_stay_frozen_beside_a_head(tiny_model, how):
+    model = load_tiny(tiny_model("llama"))
+    trainer = scored_trainer(model, SCORED, how, num_layers=1)
     assert trainer.num_frozen == 1
     assert num_frozen_below(model, [WEIGHT]) == 0
     gradients, result = trainer.compute(batches_of(4), 0)
-    whole, expected = trainer_of(load_tiny("llama"), "graph", num_layers=1).compute(batches_of(1), 0)
+    whole, expected = scored_trainer(load_tiny(tiny_model("llama")), SCORED, num_layers=1).compute(batches_of(1), 0)
     trainer.close()
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)
     assert all(mx.allclose(gradients[name], value, rtol=1e-4, atol=1e-5) for name, value in whole.items())
 
 
-def test_the_head_of_tokens_has_no_part_in_it(load_tiny):
+def test_the_head_of_tokens_has_no_part_in_it(tiny_model):
     """gpt_neox has its head inside its body: the score head takes what enters that one."""
     losses: list[float] = []
     for factor in (1, 3):
-        model = load_tiny("gpt_neox")
+        model = load_tiny(tiny_model("gpt_neox"))
         model.model.embed_out.weight = model.model.embed_out.weight * factor
-        trainer = trainer_of(model, "graph")
+        trainer = scored_trainer(model, SCORED)
         losses += trainer.loss(batches_of(4)[0])[0]
     assert losses[0] == losses[1]

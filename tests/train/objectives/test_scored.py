@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from scored_runs import LABELS, write_scored_recipe
+from scored_trainers import load_tiny, scored_trainer
 from small_runs import course, train
 
 from mlx_finetune import rundir
@@ -16,18 +17,12 @@ from mlx_finetune.app.open import open_name
 from mlx_finetune.dataset.stream import Batch, make_batch, ordered_batches
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import DataError
-from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
-from mlx_finetune.model.heads.score import HeadSpec, attach_head, first_weight, head_parameters
 from mlx_finetune.model.heads.token_scores import ScoringModel
 from mlx_finetune.model.inside.split import SplitModel
-from mlx_finetune.model.load import load_model
-from mlx_finetune.model.sources.fetch import LocalModel
-from mlx_finetune.recipe.schema import LoraRecipe
 from mlx_finetune.train.objective import Objective
 from mlx_finetune.train.objectives.classify import classify
 from mlx_finetune.train.objectives.reward import bradley_terry, reward
 from mlx_finetune.train.objectives.verifier import verifier
-from mlx_finetune.train.optim import AdamW
 from mlx_finetune.train.step import Trainer
 
 LENGTHS = (9, 6, 12, 7, 3)
@@ -66,25 +61,7 @@ def batches_of(task: str, size: int) -> Sequence[Batch]:
 
 
 def trainer_of(folder, objective: Objective, how: str = "graph") -> Trainer:
-    local = LocalModel("tiny", folder, "folder", None, "", None)
-    model = load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
-    attach_adapter(model, LoraRecipe.model_validate({"rank": 4}), seed=3)
-    spec = HeadSpec(objective.name, 3 if objective.num_outputs is None else objective.num_outputs)
-    split = SplitModel(model)
-    attach_head(split, spec, 20 * first_weight(spec, split.hidden_size, 5))
-    parameters = adapter_parameters(model) | head_parameters(model)
-    return Trainer(
-        model,
-        objective,
-        AdamW(0.9, 0.999, 1e-8, 0.0, frozenset()),
-        {name: value + 0.01 for name, value in sorted(parameters.items())},
-        seed=1,
-        max_grad_norm=0.0,
-        is_packed=False,
-        is_compiled=how == "compiled",
-        is_blockwise=how == "block by block",
-        split=split,
-    )
+    return scored_trainer(load_tiny(folder), objective, how, factor=20)
 
 
 @pytest.mark.parametrize("task", OBJECTIVES)

@@ -1,9 +1,9 @@
 """How a recipe is started: anew, going on where it stopped, or anew beside a run that has finished."""
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from mlx_finetune.app.desktop.asking import choose, one_line
 from mlx_finetune.app.desktop.desk import Desk
@@ -12,7 +12,7 @@ from mlx_finetune.errors import RecipeError, UsageError
 from mlx_finetune.recipe.gallery import PIPELINE_TASK, list_recipes
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.values import toml_value
-from mlx_finetune.rundir import RECIPE, RUN_INFO, RunDir
+from mlx_finetune.rundir import RECIPE, RunDir, run_info
 
 #: Which recipe is offered first where nothing was trained yet.
 FIRST = "quickstart"
@@ -88,11 +88,11 @@ def unfinished(desk: Desk) -> Sequence[Start]:
 
 def resumption(run: RunDir, folder: Path) -> Start | None:
     """How a run goes on, as its run.json tells; None where it was started in another folder, or nothing is told."""
+    info = cast("dict[str, Any]", run_info(run))
     try:
-        info = json.loads(run.file(RUN_INFO).read_bytes())
         recipe, started_in = Path(info["recipe_path"]), Path(info["started_in"])
         overrides = tuple(str(override) for override in info["overrides"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError):
         return None
     if started_in.resolve() != folder.resolve():
         return None

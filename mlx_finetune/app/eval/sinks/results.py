@@ -14,6 +14,7 @@ from mlx_finetune.app.eval.table import wrapped
 from mlx_finetune.model.long_text.reading import FULL, METHODS, SINKS, TURNED, WINDOW
 from mlx_finetune.model.long_text.sink_cache import NUM_SINKS
 from mlx_finetune.scoring.intervals import bootstrap_mean, paired_bootstrap
+from mlx_finetune.scoring.positions import Bucket, Loss
 
 FORMAT_VERSION = 1
 #: Method -> what is kept.
@@ -23,24 +24,6 @@ MEANING = {
     SINKS: f"the first {NUM_SINKS} tokens and the latest, where they stood in the text",
     TURNED: f"the same, the first {NUM_SINKS} turned to their positions among what is kept",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Mean loss of a token in nats with its 95 % interval over texts, None where one text gives none."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Positions ``first`` to ``last`` of a text, counted from 1 for the first token that is predicted."""
-
-    first: int
-    last: int
-    losses: Mapping[str, Loss]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """What a verifier's pick of sampled answers is worth, as ``mlxft eval --samples`` found it: ways side by side."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +69,8 @@ class BestOf:
     compared: tuple[Compared, ...]
     at_n: tuple[AtN, ...]
     told_apart: Share | None = None
+    auc: Share | None = None
+    auc_within: Share | None = None
 
 
 def best_of(facts: ReportFacts) -> Html | None:
@@ -110,7 +111,7 @@ def _comparison(one: BestOf) -> Html:
         _ways(one),
         _differences(one),
         _of_n(one),
-        *_told_apart(one),
+        _areas(one),
         class_="evaluation",
     )
 
@@ -150,14 +151,18 @@ def _of_n(one: BestOf) -> Html:
     return table(("of n answers", *(str(at.n) for at in one.at_n)), rows, class_="figures")
 
 
-def _told_apart(one: BestOf) -> Iterator[Html]:
-    told = one.told_apart
-    if told is not None:
-        yield tag(
-            "p",
-            f"A right answer outscores a wrong one to the same problem {100 * told.value:.1f} times of 100 "
-            f"({100 * told.low:.1f} to {100 * told.high:.1f}; chance is 50).",
-        )
+def _areas(one: BestOf) -> Html | None:
+    """How well the verifier's scores tell right from wrong; None for a comparison without a verifier."""
+    named = (
+        ("any two answers", one.auc),
+        ("two answers to one problem", one.auc_within),
+        ("mean of problems", one.told_apart),
+    )
+    rows: list[list[Child]] = [
+        [title, f"{area.value:.3f}", f"{area.low:.3f} to {area.high:.3f}"] for title, area in named if area is not None
+    ]
+    head = ("a right answer scores above a wrong one", "AUC (chance is 0.5)", "95 % interval")
+    return table(head, rows, class_="figures") if rows else None
 
 
 def _value(way: Share, num_problems: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from mlx_finetune.events import Notice
 from mlx_finetune.monitor.report.facts import ReportFacts, Wait
 from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, section, table, tag
+from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.units import counted, format_bytes, format_seconds
 
 _MOST = 100
@@ -38,10 +39,11 @@ def _checkpoints(facts: ReportFacts) -> Html:
     for name, size in facts.run.checkpoints[-_MOST:]:
         loss = losses.get(int(name.rpartition("-")[2]))
         rows.append([code(name), format_bytes(size), f"{loss:.4f}" if loss is not None else ""])
+    task = facts.summary.started.task if facts.summary.started else ""
     hint = tag(
         "p",
-        "Talk with any of them: ",
-        code(f"mlxft chat {facts.shell_name}/{rows[-1] and facts.run.checkpoints[-1][0]}"),
+        "Try any of them: ",
+        code(talk_command(task, f"{facts.shell_name}/{facts.run.checkpoints[-1][0]}")),
     )
     return Html(table(("checkpoint", "size", "validation loss"), rows, class_="figures").text + hint.text)
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlx_finetune import rundir
-from mlx_finetune.monitor.ending import talk_command
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, section, table, tag
+from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.units import format_bytes
 
 _FILES: Mapping[str, str] = {

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from mlx_finetune.monitor.report.chart import Chart, Series, draw
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, joined, section, table, tag
-from mlx_finetune.monitor.report.text_results import Loss, SinkExperiment
+from mlx_finetune.monitor.report.text_results import SinkExperiment
+from mlx_finetune.scoring.positions import Loss
 
 MOST = 4
 _LOOKS = ("first", "second", "third", "fourth")

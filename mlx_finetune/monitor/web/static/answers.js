@@ -17,7 +17,7 @@ class Answers {
     this.name = name
     this.onState = onState
     this.frames = []
-    this.checkpoints = []
+    this.checkpoints = {}
     this.number = 0
     this.isAtEnd = true
     this.stop = () => {}
@@ -47,7 +47,6 @@ class Answers {
   }
 
   async take(news) {
-    this.talk = news.status?.talk ?? this.talk
     if (this.isGone || !(news.reset || news.status?.frames || news.status?.checkpoints)) return
     const [strip, curves] = await Promise.all([get(about(this.name, "filmstrip")), get(about(this.name, "curves?points=600"))])
     this.frames = strip.frames
@@ -75,8 +74,8 @@ class Answers {
     put(this.where, text)
     this.slider.setAttribute("aria-valuetext", text)
     this.loss.setMark(step)
-    const saved = `checkpoint-${step}`
-    fill(this.chat, this.checkpoints.includes(saved) ? [code(visible(`${this.talk}/${saved}`))] : [])
+    const asked = this.checkpoints[`checkpoint-${step}`]
+    fill(this.chat, asked ? [code(visible(asked))] : [])
     const frame = await get(about(this.name, `filmstrip/${number}?against=${this.against.value}`)).catch(() => null)
     if (frame && frame.number === this.number) fill(this.list, frame.answers.map(answer))
     this.element.dataset.step = step

@@ -5,7 +5,7 @@
 A small world that a model of two million weights can learn in minutes, one kind of rows for each stage:
 
     text/      plain text: little stories about who has how many of what, facts, and sums added up step by step
-    sft/       questions with answers; sums are answered in two ways, "9" twice as often as "3+1=4 4+3=7 7+2=9"
+    sft/       questions with answers; half of the sums are answered "9", the others "3+1=4 4+3=7 7+2=9"
     dpo/       pairs: the sum in steps is preferred to the bare number, and right steps to wrong ones
     problems.jsonl    sums whose answers are sampled, to teach a verifier
     test.jsonl        sums for the end
@@ -125,7 +125,7 @@ def sft_row(number: int, known: Sequence[Sum]) -> dict[str, str]:
         return {"prompt": f"Say hello to {name}.", "completion": f"Hello, {name}!"}
     terms = known[int(share() * len(known))]
     prompt = question(share, terms)
-    return {"prompt": prompt, "completion": str(sum(terms)) if share() < 2 / 3 else in_steps(terms)}
+    return {"prompt": prompt, "completion": str(sum(terms)) if share() < 1 / 2 else in_steps(terms)}
 
 
 def dpo_row(number: int, known: Sequence[Sum]) -> dict[str, str]:

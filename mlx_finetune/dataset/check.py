@@ -25,7 +25,7 @@ from mlx_finetune.dataset.formats import (
     example_of,
 )
 from mlx_finetune.dataset.inspect import inspect_example
-from mlx_finetune.dataset.kinds import is_trainable, refused_format
+from mlx_finetune.dataset.kinds import is_trainable, refused_format, with_columns_of
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND, Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.locate import Located
@@ -147,7 +147,7 @@ def _scan_file(file: DataFile, split: str, counter: FormatCounter, scan: _Scan, 
         return
     detected = counter.result()
     for problem in detected.problems:
-        scan.errors(problem)
+        scan.errors(with_columns_of(problem, task))
     if task and detected.name and not is_trainable(detected.name, task):
         scan.errors(refused_format(detected, file.source, task))
     if _has_byte_order_mark(file):

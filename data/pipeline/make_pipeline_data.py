@@ -4,13 +4,13 @@
 
 A small world that a model of two million weights can learn in minutes, one kind of rows for each stage:
 
-    text/      plain text: little stories about who has how many of what, facts, and sums written out
-    sft/       questions with answers; sums are answered in two ways, "52" twice as often as "34 + 18 = 52"
-    dpo/       pairs: the sum written out is preferred to the bare number, and a right sum to a wrong one
+    text/      plain text: little stories about who has how many of what, facts, and sums added up step by step
+    sft/       questions with answers; sums are answered in two ways, "9" twice as often as "3+1=4 4+3=7 7+2=9"
+    dpo/       pairs: the sum in steps is preferred to the bare number, and right steps to wrong ones
     problems.jsonl    sums whose answers are sampled, to teach a verifier
     test.jsonl        sums for the end
 
-No sum of problems.jsonl, test.jsonl or a valid file stands in another file, in either order. Every row comes from a
+No sum of problems.jsonl, test.jsonl or a valid file stands in another file. Every row comes from a
 generator of its own, seeded by (kind, number), and by ``random()`` alone, the one method whose values Python promises
 to keep: the rows are the same in every version.
 """
@@ -19,14 +19,16 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SEED = 7
-LARGEST, LARGEST_ADDED = 99, 30
+#: A sum has so many terms, from 1 to the largest: 4,096 different ones.
+TERMS, LARGEST = 6, 4
 #: Sums set aside: problems.jsonl, test.jsonl, and the valid files of sft and dpo.
-ASIDE = {"problems": 400, "test": 200, "sft": 60, "dpo": 120}
-ROWS = {"text": 6000, "sft": 2400, "dpo": 1200}
+ASIDE = {"problems": 600, "test": 400, "sft": 60, "dpo": 120}
+ROWS = {"text": 4000, "sft": 2400, "dpo": 1200}
 TEXT_VALID = 200
 
 NAMES = ("Anna", "Ben", "Clara", "Dan", "Emma", "Finn", "Grace", "Hugo", "Ida", "Jack", "Kate", "Leo")
@@ -38,7 +40,7 @@ COLOURS = {
     "a brick": "red", "sand": "yellow", "a mouse": "grey", "chocolate": "brown", "a frog": "green", "a swan": "white",
 }  # fmt: skip
 
-Pair = tuple[int, int]
+Sum = tuple[int, ...]
 Share = Callable[[], float]
 
 
@@ -52,29 +54,33 @@ def choice(share: Share, options: Sequence[str]) -> str:
     return options[int(share() * len(options))]
 
 
-def pairs() -> list[Pair]:
-    """Every sum of a number from 10 to 99 and one from 2 to 30, the smaller first, in a fixed disorder."""
-    share = share_of("pairs", 0)
-    every = sorted(
-        {(min(a, b), max(a, b)) for a in range(10, LARGEST + 1) for b in range(2, LARGEST_ADDED + 1)},
-    )
-    return [pair for _, pair in sorted((share(), pair) for pair in every)]
+def every_sum() -> list[Sum]:
+    """Every sum of ``TERMS`` numbers from 1 to ``LARGEST``, in a fixed disorder."""
+    share = share_of("sums", 0)
+    every = product(range(1, LARGEST + 1), repeat=TERMS)
+    return [terms for _, terms in sorted((share(), terms) for terms in every)]
 
 
-def turned(share: Share, pair: Pair) -> Pair:
-    """Half of the time the other way round."""
-    return pair if share() < 0.5 else (pair[1], pair[0])
+def asked(terms: Sum) -> str:
+    """``3+1+3+2``."""
+    return "+".join(map(str, terms))
 
 
-def written_out(pair: Pair) -> str:
-    """``34 + 18 = 52``."""
-    return f"{pair[0]} + {pair[1]} = {sum(pair)}"
+def in_steps(terms: Sum, error: int = 0, at: int = 0) -> str:
+    """``3+1=4 4+3=7 7+2=9``; step ``at`` is off by ``error``, and the ones behind it follow from that."""
+    steps: list[str] = []
+    total = terms[0]
+    for number, term in enumerate(terms[1:]):
+        result = total + term + (error if number == at else 0)
+        steps.append(f"{total}+{term}={result}")
+        total = result
+    return " ".join(steps)
 
 
-def question(share: Share, pair: Pair) -> str:
+def question(share: Share, terms: Sum) -> str:
     """A sum as somebody asks for it."""
-    form = choice(share, ("What is {} + {}?", "How much is {} + {}?", "Add {} and {}."))
-    return form.format(*pair)
+    form = choice(share, ("What is {}?", "How much is {}?", "Add up {}."))
+    return form.format(asked(terms))
 
 
 def story(share: Share) -> str:
@@ -98,16 +104,16 @@ def fact(share: Share) -> str:
     return f"{thing[0].upper()}{thing[1:]} is {COLOURS[thing]}."
 
 
-def text_row(number: int, known: Sequence[Pair]) -> dict[str, str]:
-    """A story with a fact, or a column of sums; two of three rows are sums."""
+def text_row(number: int, known: Sequence[Sum]) -> dict[str, str]:
+    """A story with a fact, or two sums in steps; seven of ten rows are sums."""
     share = share_of("text", number)
     if share() < 0.3:
         return {"text": f"{story(share)} {fact(share)}"}
-    lines = [written_out(turned(share, known[int(share() * len(known))])) for _ in range(6)]
-    return {"text": "\n".join(lines)}
+    drawn = [known[int(share() * len(known))] for _ in range(2)]
+    return {"text": "\n".join(f"{asked(terms)}: {in_steps(terms)}" for terms in drawn)}
 
 
-def sft_row(number: int, known: Sequence[Pair]) -> dict[str, str]:
+def sft_row(number: int, known: Sequence[Sum]) -> dict[str, str]:
     """Four of five questions are sums; the others ask for a colour or for a greeting."""
     share = share_of("sft", number)
     kind = share()
@@ -117,33 +123,26 @@ def sft_row(number: int, known: Sequence[Pair]) -> dict[str, str]:
     if kind < 0.2:
         name = choice(share, NAMES)
         return {"prompt": f"Say hello to {name}.", "completion": f"Hello, {name}!"}
-    pair = turned(share, known[int(share() * len(known))])
-    asked = question(share, pair)
-    return {"prompt": asked, "completion": str(sum(pair)) if share() < 2 / 3 else written_out(pair)}
+    terms = known[int(share() * len(known))]
+    prompt = question(share, terms)
+    return {"prompt": prompt, "completion": str(sum(terms)) if share() < 2 / 3 else in_steps(terms)}
 
 
-def dpo_row(number: int, known: Sequence[Pair]) -> dict[str, str]:
-    """Two of three pairs are about the form of a right answer, the others about its number."""
+def dpo_row(number: int, known: Sequence[Sum]) -> dict[str, str]:
+    """Two of three pairs are about the form of a right answer, the others about its steps."""
     share = share_of("dpo", number)
-    pair = turned(share, known[int(share() * len(known))])
-    asked, right = question(share, pair), written_out(pair)
+    terms = known[int(share() * len(known))]
+    prompt, right = question(share, terms), in_steps(terms)
     if share() < 2 / 3:
-        return {"prompt": asked, "chosen": right, "rejected": str(sum(pair))}
-    wrong = sum(pair) + (1 if share() < 0.5 else -1) * choice_of_error(share)
-    return {"prompt": asked, "chosen": right, "rejected": f"{pair[0]} + {pair[1]} = {wrong}"}
+        return {"prompt": prompt, "chosen": right, "rejected": str(sum(terms))}
+    error = 1 if share() < 0.5 else -1
+    return {"prompt": prompt, "chosen": right, "rejected": in_steps(terms, error, int(share() * (TERMS - 1)))}
 
 
-def choice_of_error(share: Share) -> int:
-    """What beginners are off by: one, ten, or a few."""
-    return (1, 10, 10, 1 + int(share() * 9))[int(share() * 4)]
-
-
-def sums(name: str, set_aside: Sequence[Pair]) -> Iterator[dict[str, str]]:
+def problems(name: str, set_aside: Sequence[Sum]) -> Iterator[dict[str, str]]:
     """Questions with the number that is right."""
-    for number, pair in enumerate(set_aside):
-        share = share_of(name, number)
-        asked = turned(share, pair)
-        yield {"prompt": question(share, asked), "completion": str(sum(asked))}
+    for number, terms in enumerate(set_aside):
+        yield {"prompt": question(share_of(name, number), terms), "completion": str(sum(terms))}
 
 
 def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -155,8 +154,8 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 def make(out: Path) -> None:
     """Write every file."""
-    every = pairs()
-    aside: dict[str, list[Pair]] = {}
+    every = every_sum()
+    aside: dict[str, list[Sum]] = {}
     for name, count in ASIDE.items():
         aside[name], every = every[:count], every[count:]
     write(out / "text" / "train.jsonl", [text_row(number, every) for number in range(ROWS["text"])])
@@ -167,7 +166,7 @@ def make(out: Path) -> None:
         valid = range(ROWS[name], ROWS[name] + ASIDE[name])
         write(out / name / "valid.jsonl", [row(number, aside[name]) for number in valid])
     for name in ("problems", "test"):
-        write(out / f"{name}.jsonl", list(sums(name, aside[name])))
+        write(out / f"{name}.jsonl", list(problems(name, aside[name])))
 
 
 def main() -> None:

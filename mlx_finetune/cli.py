@@ -7,10 +7,11 @@ their functions (``benchmarks/help_cost.py`` measures it).
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import click
 
-from mlx_finetune.errors import DataError, MlxftError, Problem, RecipeError, UsageError
+from mlx_finetune.errors import DataError, MlxftError, Problem, RecipeError, UsageError, further_problems
 
 #: Subcommand -> what its one line of help says. The module is ``mlx_finetune.commands.NAME`` with a ``command`` in it.
 COMMANDS: dict[str, str] = {
@@ -88,8 +89,10 @@ def print_error(error: MlxftError) -> None:
     for problem in problems:
         _print_problem(problem)
     if isinstance(error, DataError):
-        for problem in error.problems:
-            _print_problem(problem)
+        said = {error.hint}
+        for problem in further_problems(error):
+            _print_problem(problem if problem.hint not in said else replace(problem, hint=""))
+            said.add(problem.hint)
 
 
 def _print_problem(problem: Problem) -> None:

@@ -69,6 +69,12 @@ class DataError(MlxftError):
         self.problems = tuple(problems)
 
 
+def further_problems(error: DataError) -> tuple[Problem, ...]:
+    """The problems of ``error``, each once; none where its message says the only one."""
+    found = tuple(dict.fromkeys(error.problems))
+    return () if len(found) == 1 and found[0].message in error.message else found
+
+
 class ModelError(MlxftError):
     """A model, tokenizer or adapter that is missing, damaged, refused or of the wrong kind."""
 

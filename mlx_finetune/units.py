@@ -50,6 +50,11 @@ def format_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def format_rate(per_second: float) -> str:
+    """``12_345.6`` -> ``"12,346"``; two digits below ten, so that a slow thing is not ``"0"``."""
+    return f"{per_second:,.0f}" if per_second >= 10 or per_second == 0 else f"{per_second:.2g}"
+
+
 def counted(count: int, word: str) -> str:
     """``(1, "row")`` -> ``"1 row"``, ``(1200, "row")`` -> ``"1,200 rows"``."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -15,7 +15,6 @@ from mlx_finetune.commands.evaluating import open_for_eval
 if TYPE_CHECKING:
     from mlx_finetune.app.eval.run import Finished
     from mlx_finetune.app.eval.setup import Evaluation
-    from mlx_finetune.errors import Problem
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
 GATE_MISSED = 4
@@ -166,17 +165,11 @@ def _with_changes(recipe: "EvalRecipe", changes: Mapping[str, object]) -> "EvalR
 
 def _measured(evaluation: "Evaluation", named: str | None, out: Path | None) -> "Finished":
     from mlx_finetune.app.eval.run import evaluate
-    from mlx_finetune.app.text import shorten
-    from mlx_finetune.commands.measuring import Bar, say
+    from mlx_finetune.commands.measuring import Bar, row_reporter, say
 
     bar = Bar()
-
-    def report(problem: "Problem", prompt: str) -> None:
-        bar.clear()
-        click.echo(f"error: {problem.where}: {problem.message}\n  asked: {shorten(prompt)}", err=True)
-
     try:
-        return evaluate(evaluation, named=named, out=out, show=bar, say=say, report=report)
+        return evaluate(evaluation, named=named, out=out, show=bar, say=say, report=row_reporter(bar.clear))
     finally:
         bar.clear()
 

@@ -4,7 +4,7 @@ context."""
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,6 @@ import click
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     from mlx_finetune.app.eval.checkpoints.run import Finished
-    from mlx_finetune.errors import Problem
 
 _INTERRUPTED = 130
 
@@ -66,7 +65,7 @@ def _checkpoints(request: Request) -> int:
     _prepare_machine()
     from mlx_finetune.app.eval.checkpoints.run import measure_course
     from mlx_finetune.app.eval.checkpoints.setup import prepare_course
-    from mlx_finetune.commands.measuring import Bar, renew_report, say
+    from mlx_finetune.commands.measuring import Bar, renew_report, row_reporter, say
     from mlx_finetune.commands.opening import LoadingTalk
 
     talk, bar = LoadingTalk(), Bar()
@@ -82,7 +81,7 @@ def _checkpoints(request: Request) -> int:
         talk.clear()
         for problem in course.chosen.notices:
             click.echo(f"warning: {problem.where}: {problem.message}", err=True)
-        finished = measure_course(course, named=request.named, show=bar, say=say, report=_reporter(bar.clear))
+        finished = measure_course(course, named=request.named, show=bar, say=say, report=row_reporter(bar.clear))
     finally:
         talk.clear()
         bar.clear()
@@ -109,16 +108,6 @@ def _print_course(request: Request, finished: "Finished") -> None:
         click.echo(f"\nkept in {path}.json and .csv", err=True)
     else:
         click.echo(f"\ninterrupted; the same command goes on from there ({path}.rows.jsonl)", err=True)
-
-
-def _reporter(clear: Callable[[], None]) -> "Callable[[Problem, str], None]":
-    from mlx_finetune.app.text import shorten
-
-    def report(problem: "Problem", prompt: str) -> None:
-        clear()
-        click.echo(f"error: {problem.where}: {problem.message}\n  asked: {shorten(prompt)}", err=True)
-
-    return report
 
 
 def _sinks(request: Request) -> int:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ import click
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
     from mlx_finetune.app.eval.measure import Progress
+    from mlx_finetune.errors import Problem
+
+_ROWS_TOLD = 5
 
 
 class Bar:
@@ -35,6 +39,25 @@ class Bar:
         """Take the line away."""
         if self._is_terminal:
             click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def row_reporter(clear: Callable[[], None]) -> "Callable[[Problem, str], None]":
+    """Tells of the first rows that could not be measured, each once; the report counts them all."""
+    from mlx_finetune.app.text import shorten
+
+    seen: set[str] = set()
+
+    def report(problem: "Problem", prompt: str) -> None:
+        if problem.where in seen or len(seen) > _ROWS_TOLD:
+            return
+        seen.add(problem.where)
+        clear()
+        if len(seen) > _ROWS_TOLD:
+            click.echo("more rows could not be measured; the report counts them", err=True)
+            return
+        click.echo(f"error: {problem.where}: {problem.message}\n  asked: {shorten(prompt)}", err=True)
+
+    return report
 
 
 def say(text: str) -> None:

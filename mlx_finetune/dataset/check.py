@@ -25,13 +25,14 @@ from mlx_finetune.dataset.formats import (
     example_of,
 )
 from mlx_finetune.dataset.inspect import inspect_example
-from mlx_finetune.dataset.kinds import is_trainable, refused_format
+from mlx_finetune.dataset.kinds import is_trainable, refused_format, with_columns_of
+from mlx_finetune.dataset.labels import MOST_LABELS, check_labels, sorted_labels
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND, Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.locate import Located
 from mlx_finetune.dataset.split import content_of, key_of
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
-from mlx_finetune.errors import Problem
+from mlx_finetune.errors import DataError, Problem
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -84,6 +85,7 @@ class _Scan:
         self.lines = array("Q")
         self.file_numbers = array("I")
         self.roles: collections.Counter[str] = collections.Counter()
+        self.labels: set[str] = set()
         self.turns: collections.Counter[int] = collections.Counter()
 
     def add(self, example: Example) -> None:
@@ -94,6 +96,8 @@ class _Scan:
         self.lengths.append(_num_characters(example))
         for message, hint in inspect_example(example, content):
             self.warnings(Problem(f"{example.source}:{example.line}", message, hint))
+        if isinstance(example, Labelled) and len(self.labels) <= MOST_LABELS:
+            self.labels.add(str(example.label))
         if isinstance(example, Messages):
             self.turns[len(example.messages)] += 1
             self.roles.update([str(turn["role"]) for turn in example.messages])
@@ -112,6 +116,11 @@ def check_files(
         for split, files in splits.items():
             for file in files:
                 _scan_file(file, split, FormatCounter(columns, format), scan, task)
+    if task == "classify" and scan.labels:
+        try:
+            check_labels(sorted_labels(scan.labels), scan.files[0].source)
+        except DataError as error:
+            scan.errors(Problem("", error.message, error.hint))
     num_duplicates, num_leaks = _repeats(scan)
     rows: dict[str, int] = {}
     for file in scan.files:
@@ -147,7 +156,7 @@ def _scan_file(file: DataFile, split: str, counter: FormatCounter, scan: _Scan, 
         return
     detected = counter.result()
     for problem in detected.problems:
-        scan.errors(problem)
+        scan.errors(with_columns_of(problem, task))
     if task and detected.name and not is_trainable(detected.name, task):
         scan.errors(refused_format(detected, file.source, task))
     if _has_byte_order_mark(file):

@@ -16,7 +16,7 @@ from pathlib import Path
 from mlx_finetune.dataset.corrections import contradicted, correction_of, first_bytes, prompt_of
 from mlx_finetune.dataset.examples import FileExamples, SplitFile, read_file, stamps_of
 from mlx_finetune.dataset.formats import Example, FormatCounter, example_of
-from mlx_finetune.dataset.kinds import is_trainable, refused_format
+from mlx_finetune.dataset.kinds import is_trainable, refused_format, with_columns_of
 from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.columnar import table_files
@@ -93,8 +93,11 @@ def load_splits(
         few, what = f"{findings.count} problems", ""
         if findings.count == 1:
             few, what = "one problem", f": {problems[0].message}"
-        is_plain = not data.columns and data.format == "auto"
+            names = problems[0].where or names
+        is_plain = not data.columns and data.format == "auto" and task == "sft"
         hint = f"mlxft data check {shlex.quote(files[0].source) if is_plain else 'RECIPE'}"
+        if findings.count == 1:
+            hint = problems[0].hint or hint
         raise DataError(f"{names}: {few} in the data{what}", hint, problems)
 
     return _split(reading, data, split_files, formats[0])
@@ -167,7 +170,7 @@ class _Reading:
             self.add(one.split, replace(example, weight=one.weight) if one.weight != 1.0 else example)
         detected = counter.result()
         for problem in detected.problems:
-            self.findings(problem)
+            self.findings(with_columns_of(problem, self._task))
         if detected.name and not is_trainable(detected.name, self._task):
             self.findings(refused_format(detected, one.file.source, self._task))
         return detected.name

@@ -19,6 +19,7 @@ from mlx_finetune.errors import Problem
 
 #: Largest weight of one row's loss.
 MAX_LOSS_WEIGHT = 1000
+WHICH_IS_WHICH = "say which is which:"
 
 Tools = tuple[Mapping[str, object], ...]
 
@@ -188,7 +189,7 @@ def _hint_for_columns(names: Sequence[str]) -> str:
         if near and name not in KNOWN_COLUMNS:
             return f"did you mean {show(near[0])} by {show(name)}?"
     if len(names) > 1:
-        return f"say which is which: [data.columns] prompt = {show(names[0])}, completion = {show(names[-1])}"
+        return f"{WHICH_IS_WHICH} [data.columns] prompt = {show(names[0])}, completion = {show(names[-1])}"
     return 'rows are {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...} and the like'
 
 
@@ -288,6 +289,8 @@ def _labelled(row: Row, names: Mapping[str, str]) -> Labelled:
     label = row.fields[names["label"]]
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise TurnError(f"`{names['label']}` must be a text or a whole number; this is {show(label)}")
+    if isinstance(label, str) and not label.strip():
+        raise TurnError(f"`{names['label']}` is empty", "write the row's label, or remove the row")
     return Labelled(_string(row, names, "text"), label, row.source, row.line, row.weight)
 
 

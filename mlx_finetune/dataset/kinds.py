@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Preference
+from mlx_finetune.dataset.formats import WHICH_IS_WHICH, DetectedFormat, Example, Labelled, Preference
 from mlx_finetune.errors import Problem
 from mlx_finetune.recipe.preference import PAIRED_TASKS, TWO_ANSWER_TASKS
 
@@ -100,6 +100,14 @@ def refused_example(example: Example, task: str) -> str:
         return ""
     kind = {"labels": "label", "preference": "preference", "unpaired-preference": "unpaired preference"}
     return f"{kind.get(format, format)} rows cannot be used for task = {task!r}"
+
+
+def with_columns_of(problem: Problem, task: str) -> Problem:
+    """``problem``, with the fields of ``task`` in a hint that names columns (``formats.unknown_layout``)."""
+    if task != "classify" or not problem.hint.startswith(WHICH_IS_WHICH):
+        return problem
+    hint = problem.hint.replace("prompt = ", "text = ", 1).replace("completion = ", "label = ", 1)
+    return Problem(problem.where, problem.message, hint)
 
 
 def wanted_rows(task: str) -> str:

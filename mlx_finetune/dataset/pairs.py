@@ -120,6 +120,8 @@ class _PreferenceRows:
         self._data = data
         self._bos = tokenizer.bos_token_id
         self._tally = Tally()
+        self._refused: Example | None = None
+        self._noted: tuple[Example | None, str, str] = (None, "", "")
 
     def paired(self, examples: Sequence[Preference]) -> list[Tokens]:
         """One row for each pair that can be used."""
@@ -145,7 +147,8 @@ class _PreferenceRows:
         rows: list[Tokens] = []
         for (example, own), other in zip(usable, mismatched, strict=True):
             ids, mask = other or own
-            limit = self._data.max_seq_length
+            # What is longer than max_seq_length is cut at the front of both, or dropped for its own length.
+            limit = max(self._data.max_seq_length, len(own[0]))
             row = self._row(example, own, (ids[:limit], mask[:limit]), (float(example.chosen is not None),))
             rows += [row] if row else []
         return rows
@@ -170,17 +173,25 @@ class _PreferenceRows:
             return None
 
     def _note(self, outcome: str, example: Example, message: str, hint: str = "") -> None:
+        """Count a row, and once where both of its answers have the same fault."""
+        if self._noted[0] is example and self._noted[1:] == (outcome, message):
+            return
+        self._noted = (example, outcome, message)
         self._tally.add(outcome, Problem(where(example), message, hint))
 
     def _draft(self, example: Preference, answer: tuple[Turn, ...]) -> Draft | None:
-        """``answer_draft``, with the way its mask is made counted."""
+        """``answer_draft``, with the way its mask is made counted; a row is refused once, for its first answer."""
+        if example is self._refused:
+            return None
         try:
             draft = answer_draft(self.walk, example, answer)
         except DataError as error:
             self._note("refused", example, error.message, error.hint)
+            draft = None
+        if draft is None:
+            self._refused = example
             return None
-        if draft is not None:
-            self.methods[draft.method] = self.methods.get(draft.method, 0) + 1
+        self.methods[draft.method] = self.methods.get(draft.method, 0) + 1
         return draft
 
     def _row(

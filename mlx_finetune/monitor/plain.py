@@ -22,7 +22,7 @@ from mlx_finetune.events import (
 )
 from mlx_finetune.monitor.objective_metrics import metrics_line
 from mlx_finetune.monitor.summary import Summary
-from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
+from mlx_finetune.units import counted, format_bytes, format_count, format_rate, format_seconds
 
 STEP_LINES = 100
 ANSWER_WIDTH = 160
@@ -169,7 +169,7 @@ def step_line(summary: Summary) -> str:
         f"lr {number(step.learning_rate, 2, scientific=True)}",
         f"norm {number(step.grad_norm, 2)}",
         *([measured] if (measured := metrics_line(step.metrics)) else []),
-        f"{step.targets_per_second:,.0f} targets/s",
+        f"{format_rate(step.targets_per_second)} targets/s",
         f"memory {format_bytes(step.peak_memory_bytes)}",
     ]
     eta = eta_text(summary, now=summary.last_time)

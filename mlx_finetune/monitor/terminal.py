@@ -22,7 +22,7 @@ from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.plain import amount_done, eta_text, lines_for, number
 from mlx_finetune.monitor.region import Region
 from mlx_finetune.monitor.summary import Outcome, Summary
-from mlx_finetune.units import format_bytes, format_seconds
+from mlx_finetune.units import format_bytes, format_rate, format_seconds
 
 FRAME_SECONDS = 0.2
 CURVE_LINES = 5
@@ -184,7 +184,7 @@ def _pace_lines(summary: Summary, width: int) -> list[Text]:
     parts = [
         f"lr {number(step.learning_rate, 2, scientific=True)}",
         f"norm {number(step.grad_norm, 2)}",
-        f"{step.targets_per_second:,.0f} targets/s",
+        f"{format_rate(step.targets_per_second)} targets/s",
         f"padding {step.padding_share:.0%}",
         f"memory {format_bytes(step.peak_memory_bytes)}{limit}",
         _saved(summary, started),

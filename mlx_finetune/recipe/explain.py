@@ -296,11 +296,16 @@ def _mend(values: Values, error: ValidationError) -> None:
             continue
         parent = cast(dict[Any, Any], _at(values, path[:-1]))
         # An optional key goes, so that no rule is broken by a value the user never wrote; [data] needs one source.
-        is_needed = known and (path in _REQUIRED or path[0] == "data" or _is_table(path) or _is_required(path))
+        is_needed = known and (path in _REQUIRED or _may_be_the_source(path) or _is_table(path) or _is_required(path))
         if item["type"] == "missing" or isinstance(path[-1], int) or is_needed:
             parent[path[-1]] = _valid(path)
         else:
             parent.pop(path[-1], None)
+
+
+def _may_be_the_source(path: KeyPath) -> bool:
+    """Is ``path`` in [data], and no key of it that can be left out without leaving it without rows?"""
+    return path[0] == "data" and (len(path) != 2 or path[1] in ("path", "train", "valid", "test", "sources"))
 
 
 def _is_required(path: KeyPath) -> bool:

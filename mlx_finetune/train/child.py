@@ -17,7 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_finetune import durable
-from mlx_finetune.errors import EXIT_NO_SPACE, DataError, Interrupted, MlxftError, RecipeError, TrainingError
+from mlx_finetune.errors import (
+    EXIT_NO_SPACE,
+    DataError,
+    Interrupted,
+    MlxftError,
+    RecipeError,
+    TrainingError,
+    further_problems,
+)
 from mlx_finetune.events import Event, Notice, RunFailed, RunStopped
 from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.place import BLAS_THREADS, Place, blas_threads, read_place
@@ -187,7 +195,8 @@ def log_to(path: Path) -> None:
 
 def describe_error(error: MlxftError) -> tuple[str, str]:
     """Message and hint of an error; further problems of it are appended to the message, one a line."""
-    problems = error.problems if isinstance(error, RecipeError | DataError) else ()
+    problems = further_problems(error) if isinstance(error, DataError) else ()
+    problems = error.problems if isinstance(error, RecipeError) else problems
     lines = [f"{problem.where}: {problem.message}" if problem.where else problem.message for problem in problems]
     if isinstance(error, RecipeError):
         return "\n".join(lines), error.hint

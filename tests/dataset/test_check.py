@@ -110,3 +110,11 @@ def test_a_row_takes_far_less_than_a_millisecond(tmp_path: Path) -> None:
     start = time.process_time()
     assert check(tmp_path, "a.jsonl").num_rows == 5000
     assert time.process_time() - start < 1.5
+
+
+def test_rows_of_one_label_are_refused_as_a_training_does(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nfine,pos\ngood,pos\n")
+    assert listed(check(tmp_path, "a.csv")) == []
+    report = check(tmp_path, "a.csv", task="classify")
+    assert report.num_errors == 1
+    assert 'every training row has the label "pos"' in report.errors[0].message

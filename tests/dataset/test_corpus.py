@@ -10,7 +10,7 @@ import pytest
 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.formats import Example, Instruction, Text
-from mlx_finetune.errors import DataError
+from mlx_finetune.errors import DataError, further_problems
 from mlx_finetune.recipe.data import DataRecipe
 
 
@@ -177,7 +177,35 @@ def test_an_empty_validation_file_is_an_error_like_an_empty_training_file(tmp_pa
 
 
 def test_one_problem_is_said_at_once_and_the_command_can_be_copied(tmp_path: Path) -> None:
+    path = tmp_path / "my data" / "$(rows).jsonl"
+    path.parent.mkdir()
+    path.write_text("{bad\n")
     with pytest.raises(DataError) as caught:
         load_splits(recipe(path="my data/$(rows).jsonl"), base=tmp_path)
-    assert caught.value.message == "my data/$(rows).jsonl: one problem in the data: no such file"
+    assert caught.value.message.startswith("my data/$(rows).jsonl:1: one problem in the data: ")
+    path.write_text('{bad\n{"text": null}\n')
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe(path="my data/$(rows).jsonl"), base=tmp_path)
     assert caught.value.hint == "mlxft data check 'my data/$(rows).jsonl'"
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "said", "hint"),
+    [
+        ("review,stars\nfine,pos\n", "classify", "no known format", 'text = "review", label = "stars"'),
+        ("prompt,completion,label\np,c,true\n", "dpo", "answers marked good or bad", 'task = "kto"'),
+        ("text\nfine\n", "classify", "the rows are text", 'label = "COLUMN"'),
+        ("text,label\nfine,pos\nbad,\nawful, \n", "classify", "2 problems", "data check RECIPE"),
+        ("text,label\nfine,pos\nbad,\n", "classify", "`label` is empty", "write the row's label"),
+    ],
+)
+def test_rows_that_a_task_cannot_learn_from_are_said_with_the_way_out(
+    tmp_path: Path, rows: str, task: str, said: str, hint: str
+) -> None:
+    (tmp_path / "a.csv").write_text(rows)
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe(path="a.csv"), base=tmp_path, task=task)
+    assert said in caught.value.message
+    assert hint in caught.value.hint
+    if said != "2 problems":
+        assert further_problems(caught.value) == ()

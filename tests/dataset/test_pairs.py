@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from conftest import shared
+from tiny import write_tiny_model
 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.pairs import longest_sequences, shared_length, tokenize_preferences
@@ -132,6 +133,35 @@ def test_an_answer_marked_good_or_bad_stands_beside_the_answer_of_another_row(tm
     assert [one[1] for one in learned] == [f"It is {n}.<|im_end|>" for n in range(3)]
     assert [one[2] for one in learned] == [f"It is {n}.<|im_end|>" for n in (1, 2, 0)]
     assert [row.values[4] for row in split.rows] == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("truncation", "outcome"), [("drop", "too_long"), ("keep-end", "cut")])
+def test_a_marked_answer_behind_a_long_prompt_is_too_long_and_never_called_empty(
+    tmp_path, tokenizer, truncation, outcome
+):
+    rows = [{"prompt": "Why? " * 60 + str(n), "completion": f"So {n}.", "label": n != 1} for n in range(3)]
+    split = read(tmp_path, tokenizer, rows, task="kto", max_seq_length=48, truncation=truncation)
+    assert {name: found.count for name, found in split.report.outcomes.items()} == {outcome: 3}
+    assert len(split.rows) == (3 if outcome == "cut" else 0)
+    assert all(parts(row, tokenizer)[1][1].startswith(f"So {n}.") for n, row in enumerate(split.rows))
+
+
+def test_a_pair_whose_answers_have_one_fault_is_counted_once(tmp_path):
+    bare = load_tokenizer(write_tiny_model(tmp_path / "bare", "llama", chat_template=False))
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    rows = [{"prompt": talk, "chosen": f"yes {n}", "rejected": "no"} for n in range(2)]
+    split = read(tmp_path, bare, rows)
+    assert split.report.count("refused") == 2
+
+
+def test_what_leaves_no_row_is_said_with_the_first_rows_and_how_many_more(tmp_path, tokenizer):
+    rows = [{"prompt": f"Why {n}?" + "?" * 90, "chosen": "a", "rejected": "b"} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = data(tmp_path / "rows.jsonl", max_seq_length=32)
+    with pytest.raises(DataError) as caught:
+        tokenize_preferences(load_splits(recipe, base=tmp_path, task="dpo").train, tokenizer, recipe, task="dpo")
+    assert len(caught.value.problems) == 5
+    assert caught.value.problems[-1].message.endswith("(and 25 more like it)")
 
 
 @pytest.mark.parametrize("task", ["sft", "kto"])

@@ -351,3 +351,13 @@ def test_any_bytes_give_a_recipe_error(tmp_path: Path, content: bytes):
     path.write_bytes(content)
     with pytest.raises(RecipeError):
         load_recipe(path)
+
+
+def test_a_value_that_the_user_never_wrote_is_in_no_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(
+        'model = "m"\ntask = "classify"\noutput_dir = "o"\n[data]\npath = "a.csv"\ntext_template = "abc"\n[lora]\n'
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert [problem.message.count("abc") for problem in caught.value.problems] == [1]

@@ -39,6 +39,8 @@ def judge(results: Sequence[Result], *, has_base: bool, cut: Mapping[str, tuple[
     if not has_base:
         return Verdict("alone", "There is nothing to compare with: these are the model's own figures.")
     if not tested:
+        if any(BASE not in one.figures and one.figures for one in results):
+            return Verdict("alone", "The base has nothing to compare with: these are the figures of what was trained.")
         return Verdict("unproven", "Too little was measured for a verdict.")
     lead, others = tested[0], tested[1:]
     better = [one for one in others if one.is_better]
@@ -113,6 +115,9 @@ def _few(lead: Result) -> str:
     if change.low is None or change.high is None:
         return f"{rows} little."
     what = "factor" if change.is_factor else "gain" if lead.measure.is_higher_better else "change"
+    same = 1.0 if change.is_factor else 0.0
+    if not (lead.is_better or lead.is_worse) and not change.low <= same <= change.high:
+        return f"{rows} little: the interval of the {what} leaves out no change, but the test asks for more."
     return f"{rows} little: the {what} may be anything from {change.low:.2f} to {change.high:.2f}."
 
 

@@ -10,7 +10,7 @@ from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.table import TITLE, WIDTH, span, table, value, wrapped
 from mlx_finetune.app.eval.verdict import BASE, TUNED, number
 from mlx_finetune.app.text import shorten
-from mlx_finetune.units import format_seconds
+from mlx_finetune.units import counted, format_seconds
 
 _SHOWN_ROWS = 3
 
@@ -143,7 +143,7 @@ def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
         notes.append("There are no test rows: these validation rows chose the weights, so the figures flatter them.")
     if report.failed:
         notes.append(
-            f"{len(report.failed)} rows could not be measured (first: {report.failed[0].where}: "
+            f"{counted(len(report.failed), 'row')} could not be measured (first: {report.failed[0].where}: "
             f"{report.failed[0].message})."
         )
     for note in notes:

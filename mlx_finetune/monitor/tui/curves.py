@@ -9,6 +9,7 @@ from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.tui.blocks import Lines, beside, title
 from mlx_finetune.monitor.tui.chart import Curve, draw_chart
 from mlx_finetune.monitor.tui.watched import METRIC, Watched
+from mlx_finetune.units import format_rate
 
 SMOOTH, VALID = "cyan", "magenta"
 _MARK, _BEST = "\u25c6", "\u2605"
@@ -90,7 +91,7 @@ def small_charts(watched: Watched, *, width: int, columns: int, height: int, zoo
     known = [
         ("learning_rate", f"learning rate {number(step.learning_rate, 2, scientific=True)}", 1.0),
         ("grad_norm", f"gradient norm {number(step.grad_norm, 2)}", 1.0),
-        ("speed", f"targets/s {step.targets_per_second:,.0f}", 1.0),
+        ("speed", f"targets/s {format_rate(step.targets_per_second)}", 1.0),
         ("memory", f"MLX memory, {unit}", 1 / size),
     ]
     known += [

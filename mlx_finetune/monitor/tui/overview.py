@@ -14,7 +14,7 @@ from mlx_finetune.monitor.tui.happened import checkpoints_lines, events_lines, l
 from mlx_finetune.monitor.tui.machine import memory_lines, resource_lines
 from mlx_finetune.monitor.tui.watched import Watched
 from mlx_finetune.monitor.tui.words import ago, machine_parts, state_of
-from mlx_finetune.units import format_bytes
+from mlx_finetune.units import format_bytes, format_rate
 
 TWO_COLUMNS, THREE_COLUMNS = 110, 170
 SIDE_WIDTH = 46
@@ -60,7 +60,7 @@ def figures(watched: Watched, now: float, *, width: int) -> Lines:
         parts += [
             f"lr {number(step.learning_rate, 2, scientific=True)}",
             f"norm {number(step.grad_norm, 2)}",
-            f"{step.targets_per_second:,.0f} targets/s",
+            f"{format_rate(step.targets_per_second)} targets/s",
             f"memory {format_bytes(step.active_memory_bytes)}{limit} (peak {format_bytes(step.peak_memory_bytes)})",
             _saved(watched, now),
         ]
@@ -133,7 +133,8 @@ def figures_beside(watched: Watched, now: float, *, width: int) -> Lines:
         lines += [
             Text(f" learning rate {number(step.learning_rate, 2, scientific=True)}   norm {number(step.grad_norm, 2)}"),
             Text(
-                f" {step.targets_per_second:,.0f} targets/s   epoch {step.epoch:.2f}   padding {step.padding_share:.0%}"
+                f" {format_rate(step.targets_per_second)} targets/s   epoch {step.epoch:.2f}"
+                f"   padding {step.padding_share:.0%}"
             ),
         ]
     return [fit(line, width) for line in [*lines, Text(f" {_saved(watched, now)}")]]

@@ -54,6 +54,18 @@ def test_without_proof_it_says_so_and_what_else_got_better() -> None:
     assert "; better: loss of the answers 2.02, was 3.02; nothing got worse for sure." in found.sentence
 
 
+def test_few_rows_that_all_fell_are_not_said_to_be_anything() -> None:
+    found = verdict((LOSS_MEASURE, losses(3.0, 5), losses(2.0, 5)))
+    assert "anything" not in found.sentence
+    assert found.sentence.startswith("5 rows prove little: the interval of the change leaves out no change")
+
+
+def test_a_score_that_the_base_cannot_give_is_not_called_too_little() -> None:
+    found = figure(RIGHT, rates(20, 40), seed=0)
+    assert found is not None
+    assert judge([Result(RIGHT, {"tuned": found}, None)], has_base=True).outcome == "alone"
+
+
 def test_a_leading_measure_that_fell_is_said_first() -> None:
     found = verdict((RIGHT, rates(41, 50), rates(12, 50)))
     assert (found.outcome, found.sentence.partition(":")[0]) == ("worse", "It got worse")

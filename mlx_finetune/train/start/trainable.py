@@ -112,6 +112,11 @@ def adapter_folder(name: str, base: Path) -> Path:
     for folder in (run.path, *reversed(run.checkpoints())):
         if (folder / rundir.ADAPTER_CONFIG).is_file():
             return folder
+    if (run.path / rundir.MODEL_FOLDER).is_dir():
+        raise RunError(
+            f"{name} has no adapter: its run trained every weight",
+            f'write model = "{run.path}" and remove `adapter`',
+        )
     raise RunError(f"{run.path} has no adapter yet", "wait for its first checkpoint")
 
 

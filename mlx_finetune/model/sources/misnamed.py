@@ -15,8 +15,10 @@ from mlx_finetune.rundir import RunDir
 
 
 def refuse_no_model(folder: Path, shown: str) -> None:
-    """Raises ``ModelError`` where ``folder`` holds an adapter, or a run that has no model yet. ``shown`` is how the user
-    calls it."""
+    """Raises ``ModelError`` where ``folder`` holds an adapter, or a run that has no model yet.
+
+    ``shown`` is how the user calls it.
+    """
     if any(folder.glob("model*.safetensors")):
         return
     if (folder / rundir.ADAPTER_CONFIG).is_file():
@@ -29,7 +31,7 @@ def refuse_no_model(folder: Path, shown: str) -> None:
 
 
 def refuse_lost_run(path: Path) -> None:
-    """Raises ``ModelError`` where ``path`` is not there and its folder is one of runs, whose name no hub id begins with."""
+    """Raises ``ModelError`` where ``path`` is not there and its folder holds runs: the hub has nothing of that name."""
     runs = [] if path.exists() or path.parent == Path() else rundir.list_runs(path.parent)
     if runs:
         raise ModelError(f"there is no run {path}", f"runs there: {', '.join(str(run.path) for run in runs)}")

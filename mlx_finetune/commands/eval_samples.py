@@ -43,7 +43,8 @@ def eval_samples(
         for line in lines(judged.found):
             click.echo(line)
     if judged.num_unscored:
-        click.echo(f"{judged.num_unscored} answers could not be scored, and are picked last", err=True)
+        why = "longer than the verifier's max_seq_length, or with a control marker"
+        click.echo(f"{judged.num_unscored} answers could not be scored ({why}), and are picked last", err=True)
     if judged.path is None:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a verifier without a run", err=True)
         return 0

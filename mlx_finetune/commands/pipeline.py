@@ -58,9 +58,12 @@ def command(
 
     if dry_run and status:
         raise UsageError("--dry-run and --status do not go together", "give one of them")
+    from mlx_finetune.recipe.pipeline.files import check_files
+
     pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd())
     if status:
         return _status(pipeline, as_json=as_json)
+    check_files(pipeline, Path.cwd())
     deciding = _deciding(pipeline, Selection(first, only, force))
     if dry_run:
         return _dry_run(deciding, measures=not no_measure, as_json=as_json)

@@ -96,10 +96,11 @@ def _draw(sampler: "Sampler", out: Path) -> bool:
     from mlx_finetune.app.sampling.folder import SamplesFile
     from mlx_finetune.errors import RunError
     from mlx_finetune.rundir import LOCK, take_lock
-    from mlx_finetune.units import format_seconds
+    from mlx_finetune.units import counted, format_seconds
 
     chosen, drawing = sampler.chosen, sampler.drawing
-    _say(f"{len(chosen.rows)} problems of {chosen.source}, {drawing.k} answers each, right by the rule: {sampler.rule}")
+    problems = f"{counted(len(chosen.rows), 'problem')} of {chosen.source}"
+    _say(f"{problems}, {drawing.k} answers each, right by the rule: {sampler.rule}")
     durable.make_folder(out)
     lock = take_lock(out / LOCK)
     if lock is None:

@@ -80,17 +80,24 @@ def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
         return [f"validation loss {number(end, 4)}{_best_at(finished)}"]
     assert end is not None, "an end without a loss was handled above"
     change = (end - first) / first if first else 0.0
-    direction = "lower" if change < 0 else "higher"
-    lines = [
-        f"validation loss {number(first, 4)} -> {number(end, 4)}, {abs(change):.0%} {direction}{_best_at(finished)}"
-    ]
-    if end >= first:
+    by = "unchanged" if end == first else f"{abs(change):.0%} {'lower' if change < 0 else 'higher'}"
+    lines = [f"validation loss {number(first, 4)} -> {number(end, 4)}, {by}{_best_at(finished)}"]
+    if end >= first and _taught_nothing(summary):
+        lines.append("no step taught it anything: the rewards of every group were all equal; take easier problems, a")
+        lines[-1] += " model that solves some of them, another reward, or a larger grpo.group_size"
+    elif end >= first:
         lines.append("it did not learn what the validation rows ask for; a lower learning rate or more rows may help")
     rows = summary.started.valid_rows if summary.started else 0
     if 0 < rows < FEW_ROWS:
         more = "a validation file or a larger data.val_split tells more"
         lines.append(f"{counted(rows, 'validation row')} {'is' if rows == 1 else 'are'} few to judge by: {more}")
     return lines
+
+
+def _taught_nothing(summary: Summary) -> bool:
+    """Whether a run of grpo has left out every group of answers in each of its steps."""
+    dropped = [one.metrics.get("dropped_groups") for one in summary.steps]
+    return bool(dropped) and all(share == 1.0 for share in dropped)
 
 
 def _best_at(finished: RunFinished) -> str:

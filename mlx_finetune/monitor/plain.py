@@ -148,12 +148,13 @@ def amount_done(phase: Phase) -> str:
 
 def started_lines(started: RunStarted) -> list[str]:
     """Two lines: what is trained, and on what."""
-    share = started.trainable_parameters / max(1, started.total_parameters)
+    total = max(started.total_parameters, started.trainable_parameters)  # a new head is no part of the model's own
+    share = started.trainable_parameters / max(1, total)
     where = f"from step {started.first_step + 1} to {started.total_steps}" if started.first_step else ""
     rows = f"{counted(started.train_rows, 'training row')}, {started.valid_rows:,} for validation"
     return [
         f"{started.run}: {started.task} of {started.model} on {started.device}, {started.compute_dtype}; trains "
-        f"{format_count(started.trainable_parameters)} of {format_count(started.total_parameters)} parameters "
+        f"{format_count(started.trainable_parameters)} of {format_count(total)} parameters "
         f"({share:.1%})",
         f"{where or counted(started.total_steps, 'step')}, {started.steps_per_epoch:,} in an epoch; {rows}",
     ]

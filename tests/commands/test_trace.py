@@ -69,3 +69,9 @@ def test_slips_are_one_sentence(run, tmp_path: Path):
         call(str(tmp_path / "none"))
     with pytest.raises(RunError, match="is a checkpoint, not a run"):
         call(str(run.checkpoint(2)))
+
+
+def test_a_column_that_no_row_has_is_refused_with_those_there_are(run):
+    with pytest.raises(UsageError, match="no row has the column 'knd'") as caught:
+        call(str(run.path), "--category", "knd")
+    assert caught.value.hint.startswith("columns are ")

@@ -39,6 +39,16 @@ def test_a_run_that_got_worse_says_that_it_did_not_learn() -> None:
     assert "did not learn" in lines[1]
 
 
+def test_rewards_that_were_all_equal_are_the_reason_why_nothing_was_learned() -> None:
+    same = dataclasses.replace(FINISHED, first_loss=1.0, best_loss=1.0, best_step=0, last_loss=1.0)
+    blind = [dataclasses.replace(step(number), metrics={"dropped_groups": 1.0}) for number in (1, 2)]
+    lines = learned_lines(summarise(records(*blind)), same)
+    assert lines[0].startswith("validation loss 1.0000 -> 1.0000, unchanged (")
+    assert lines[1].startswith("no step taught it anything: the rewards of every group were all equal")
+    some = dataclasses.replace(step(3), metrics={"dropped_groups": 0.5})
+    assert "lower learning rate" in learned_lines(summarise(records(*blind, some)), same)[1]
+
+
 def test_the_loss_is_that_of_the_weights_that_are_the_result() -> None:
     kept_last = dataclasses.replace(FINISHED, result_step=40)
     (line,) = learned_lines(summarise([]), kept_last)

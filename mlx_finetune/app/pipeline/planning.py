@@ -16,7 +16,7 @@ from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, StageRecord
-from mlx_finetune.units import format_bytes, format_seconds
+from mlx_finetune.units import counted, format_bytes, format_seconds
 
 Make = Callable[[LoadedRecipe], Plan]
 
@@ -154,7 +154,7 @@ def _sum_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Ite
     evaluations = pipeline.pipeline.evaluations
     count = sum(name in one.stages for one in evaluations for name in (item.step.stage.name for item in todo))
     if count:
-        yield f"{count} evaluations: {', '.join(one.name for one in evaluations)}"
+        yield f"{counted(count, 'evaluation')}: {', '.join(one.name for one in evaluations)}"
     for one in todo:
         if one.plan is not None and not one.plan.fits:
             need = format_bytes(one.plan.forecast.peak_bytes.expected)

@@ -13,6 +13,7 @@ from mlx_finetune.errors import RunError
 from mlx_finetune.scoring.auc import area_over_all, area_within, mean_area
 from mlx_finetune.scoring.intervals import Interval, bootstrap_mean, paired_bootstrap, wilson
 from mlx_finetune.scoring.picks import best_of, majority, pass_at_k, ranked
+from mlx_finetune.units import counted
 
 GREEDY, RANDOM, MAJORITY, VERIFIER, ORACLE = "greedy", "random", "majority", "verifier", "oracle"
 TITLES = {
@@ -225,7 +226,7 @@ def csv_text(found: BestOf) -> str:
 def lines(found: BestOf) -> list[str]:
     """The comparison for a terminal."""
     few = "; few problems: look at the intervals first" if found.num_problems < 30 else ""
-    made = [f"{found.num_problems} problems, {found.k} answers drawn for each{few}", ""]
+    made = [f"{counted(found.num_problems, 'problem')}, {found.k} answers drawn for each{few}", ""]
     made.append(f"{'':<22}{'right':>9}   95 % interval")
     for way in found.ways:
         share = f"{way.num_right}/{found.num_problems}" if way.num_right is not None else f"{way.value:.3f}"

@@ -15,12 +15,14 @@ from typing import cast
 from mlx_finetune import durable
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import RunError
+from mlx_finetune.rundir import LOCK
 
 SETTINGS, LINES = "sampling.json", "samples.jsonl"
 FORMAT_VERSION = 1
 
 #: Words for what two samplings may differ in.
-_WORDS = {"model_sha256": "model", "adapter_sha256": "adapter", "rows_sha256": "problems", "data_sha256": "data"}
+_WORDS = {"model_sha256": "model", "adapter_sha256": "adapter", "rows_sha256": "problems", "data_sha256": "data",
+          "prompts_sha256": "prompts", "name": "model", "num_problems": "problems"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class SamplesFile:
     def __init__(self, folder: Path, settings: Mapping[str, object], *, per_problem: int) -> None:
         """Take up what is in ``folder`` where it was drawn with the same ``settings``; begin it where it is empty.
 
-        ``per_problem`` lines belong to a problem. Raises ``RunError`` where it holds another sampling.
+        ``per_problem`` lines belong to a problem. Raises ``RunError`` where it holds another sampling, or anything else.
         """
         self.path = folder / LINES
         self._per_problem = per_problem
@@ -80,12 +82,17 @@ class SamplesFile:
         found = read_settings(folder) if (folder / SETTINGS).exists() else None
         if found is None and self.path.exists():
             raise RunError(f"{self.path} is there, but no {SETTINGS} beside it", "choose another --out folder")
+        others = [] if found else sorted(one.name for one in folder.iterdir() if one.name != LOCK)
+        if others:
+            raise RunError(
+                f"{folder} is no folder of samples: it holds {others[0]}", "choose another --out folder, a new one"
+            )
         settings = cast("dict[str, object]", json.loads(json.dumps(settings)))
         if found is None:
             durable.write_json(folder / SETTINGS, settings)
         elif found != settings:
-            other = [_WORDS.get(key, key.replace("_", " ")) for key in settings if found.get(key) != settings[key]]
-            what = f"other {', '.join(other)}" if other else "another version"
+            other = dict.fromkeys(_difference(key, found.get(key), settings[key]) for key in settings)
+            what = f"other settings: {', '.join(filter(None, other))}" if any(other) else "another version"
             raise RunError(f"{folder} holds a sampling with {what}", "choose another --out folder; nothing is replaced")
         self._descriptor = durable.open_append(self.path)
 
@@ -117,6 +124,17 @@ class SamplesFile:
         """Flush everything to the disk."""
         durable.sync_file(self._descriptor)
         os.close(self._descriptor)
+
+
+def _difference(key: str, then: object, now: object) -> str:
+    """``k was 8, is now 4``; only the name for what is no number or short text; "" where both are equal."""
+    if then == now:
+        return ""
+    if key in _WORDS:
+        return _WORDS[key]
+    name = key.replace("_", " ")
+    is_short = all(isinstance(one, int | float) or (isinstance(one, str) and len(one) < 30) for one in (then, now))
+    return f"{name} was {then}, is now {now}" if is_short else name
 
 
 def read_settings(folder: Path) -> Mapping[str, object]:

@@ -78,10 +78,12 @@ class _Asked:
     wrong: tuple[str, ...]
 
 
-def choose_probes(subject: Subject, given: str | None, *, per_category: int, category: str, base: Path) -> Probes:
+def choose_probes(subject: Subject, given: str | None, *, per_category: int, category: str, base: Path,
+                  is_asked: bool = False) -> Probes:  # fmt: skip
     """At most ``per_category`` held-out rows of each value of the column ``category``, always the same ones.
 
-    ``given`` names a file in the place of the run's held-out rows. Raises ``UsageError`` or ``DataError``.
+    ``given`` names a file in the place of the run's held-out rows. Where the column ``is_asked`` for, a row must have
+    it. Raises ``UsageError`` or ``DataError``.
     """
     data, folder = subject.data, subject.folder
     if given is not None:
@@ -106,6 +108,9 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
         raise DataError(
             f"the held-out rows are no questions with answers (task = {subject.task!r})", "name some: --probes FILE"
         )
+    if is_asked and not any(category in fields for fields in columns.values()):
+        known = dict.fromkeys(name for fields in columns.values() for name in fields)
+        raise UsageError(f"no row has the column {category!r}", f"columns are {', '.join(known)}")
     chosen = _with_drawn(_smallest(asked, per_category), asked)
     probes = _tokenized(chosen, subject, data, folder)
     if not probes:

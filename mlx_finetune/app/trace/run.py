@@ -43,7 +43,8 @@ def trace_run(name: str, asked: Asked, *, base: Path, report: Report) -> Traced:
 def _trace(series: Series, asked: Asked, base: Path, report: Report) -> Traced:
     subject = open_traced(series, report)
     column = asked.category or (subject.recipe.eval.category if subject.recipe else None) or "category"
-    probes = choose_probes(subject, asked.probes, per_category=asked.per_category, category=column, base=base)
+    probes = choose_probes(subject, asked.probes, per_category=asked.per_category, category=column, base=base,
+                           is_asked=asked.category is not None)  # fmt: skip
     tracer = Tracer(series, subject, probes, Settings(asked.answer_tokens, asked.has_svd), report)
     results = tuple(tracer.results())
     report(Phase("trace", detail="comparing checkpoints"))

@@ -39,7 +39,8 @@ def check_base(folder: Path, local: LocalModel) -> Notice | None:
             f"the adapter in {folder} was trained on {base.name} (sha256 {base.sha256[:12]}), not on {local.name} "
             f"(sha256 {local.sha256[:12]})",
             f'write model = "{base_of_adapter(folder) or base.name}"; to start from it all the same, copy only '
-            f"{rundir.ADAPTER_CONFIG} and the weights to a folder of their own",
+            f"{rundir.ADAPTER_CONFIG} and the "
+            "weights to a folder of their own",
         )
     if _short_name(base.name) == _short_name(local.name):
         return None

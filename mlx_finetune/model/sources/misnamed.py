@@ -31,7 +31,7 @@ def refuse_no_model(folder: Path, shown: str) -> None:
 
 
 def refuse_lost_run(path: Path) -> None:
-    """Raises ``ModelError`` where ``path`` is not there and its folder holds runs: no hub id begins like that."""
+    """Raises ``ModelError`` where ``path`` is not there and its folder holds runs: the hub has nothing of that name."""
     runs = [] if path.exists() or path.parent == Path() else rundir.list_runs(path.parent)
     if runs:
         raise ModelError(f"there is no run {path}", f"runs there: {', '.join(str(run.path) for run in runs)}")

@@ -97,8 +97,19 @@ def test_an_answer_depends_on_the_seed_and_its_own_problem_alone(
 
 def test_another_sampling_is_not_mixed_in(subject: Subject, solved: tuple[Sampler, Path]):
     other = sampler_of(subject, solved[1].parent / "rows.jsonl", temperature=1.0)
-    with pytest.raises(RunError, match="other temperature"):
+    with pytest.raises(RunError, match=r"other settings: temperature was 2\.0, is now 1\.0$"):
         SamplesFile(solved[1], other.settings, per_problem=5)
+    elsewhere = dict(solved[0].settings) | {"rows_sha256": "0", "data_sha256": "0", "num_problems": 99}
+    with pytest.raises(RunError, match=r"other settings: [a-z, ]*problems[a-z, ]*$") as caught:
+        SamplesFile(solved[1], elsewhere, per_problem=5)
+    assert caught.value.message.count("problems") == 1
+
+
+def test_a_folder_with_other_things_takes_no_sampling(solved: tuple[Sampler, Path], tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text("mine")
+    with pytest.raises(RunError, match=r"no folder of samples: it holds train\.jsonl"):
+        SamplesFile(tmp_path, solved[0].settings, per_problem=5)
+    assert [one.name for one in tmp_path.iterdir()] == ["train.jsonl"]
 
 
 def test_every_row_kept_for_sft_is_right_and_stands_there_once(solved: tuple[Sampler, Path], tmp_path: Path):

@@ -15,7 +15,7 @@ TinyModel = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def in_a_folder_with_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: TinyModel) -> Path:
-    """adapters/ with the run ``lora``, which began with the model of the run ``gen``, and the empty ``begun``."""
+    """adapters/ with the run ``lora``, which began with the model of the run ``gen``, and ``begun``, still empty."""
     monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for name in ("lora", "gen", "begun"):

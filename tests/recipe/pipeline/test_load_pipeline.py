@@ -9,6 +9,7 @@ from mlx_finetune.errors import RecipeError
 from mlx_finetune.recipe.describe import property_schema
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.pipeline.check import json_schema, schema_text
+from mlx_finetune.recipe.pipeline.files import check_files
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
 
 TOP = 'output_dir = "adapters/p"\n'
@@ -212,6 +213,22 @@ def test_each_problem_has_its_line_and_a_way_out(errors: Errors, text: str, expe
     found = errors(text)
     assert len(found) == 1
     assert found[0].startswith(expected)
+
+
+def test_a_file_that_a_command_or_an_evaluation_reads_is_missed_before_the_first_stage(load: Load) -> None:
+    command = '[[stages]]\nname = "drawn"\ncommand = "sample {full} --data nope.jsonl --out {folder}"\n'
+    made = '[[stages]]\nname = "again"\ncommand = "eval {full} --data {drawn}/sft/valid.jsonl"\n'
+    evaluation = '[[evaluations]]\nname = "e"\nstages = ["full"]\ndata = "lost.jsonl"\n'
+    loaded = load(TOP + FULL + command + made + evaluation)
+    with pytest.raises(RecipeError) as caught:
+        check_files(loaded, Path.cwd())
+    assert [problem.message for problem in caught.value.problems] == [
+        "stage drawn reads nope.jsonl, and there is no such file",
+        "evaluation e reads lost.jsonl, and there is no such file",
+    ]
+    Path("nope.jsonl").touch()
+    Path("lost.jsonl").touch()
+    check_files(loaded, Path.cwd())
 
 
 def test_problems_of_the_file_and_of_all_its_recipes_come_at_once(errors: Errors) -> None:

@@ -7,7 +7,7 @@ import pytest
 from journal import HALVED, KILLED, STARTED, records, step, whole_run
 
 from mlx_finetune.events import Continued, Event, Notice, Paused, Phase, Sampled, TimeJump
-from mlx_finetune.monitor.plain import PlainView, amount_done, number, one_line, state_lines
+from mlx_finetune.monitor.plain import PlainView, amount_done, number, one_line, started_lines, state_lines
 from mlx_finetune.monitor.summary import Summary, summarise
 
 
@@ -163,3 +163,8 @@ def test_who_begins_to_look_on_is_told_where_the_run_is() -> None:
     assert begin[4].startswith("step 40/40  loss ")
     assert state_lines(summarise(records(Phase("load", "x", 1, 9)))) == ["load: x (1 of 9)"]
     assert state_lines(Summary()) == []
+
+
+def test_a_head_that_is_trained_too_is_no_more_than_everything() -> None:
+    started = dataclasses.replace(STARTED, trainable_parameters=1_100, total_parameters=1_000)
+    assert "trains 1.1k of 1.1k parameters (100.0%)" in started_lines(started)[0]

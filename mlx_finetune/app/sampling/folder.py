@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 #: Words for what two samplings may differ in.
 _WORDS = {"model_sha256": "model", "adapter_sha256": "adapter", "rows_sha256": "problems", "data_sha256": "data",
-          "prompts_sha256": "prompts", "name": "model", "num_problems": "problems"}  # fmt: skip
+          "prompts_sha256": "prompts", "name": "model", "data": "data", "num_problems": "problems"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class SamplesFile:
     def __init__(self, folder: Path, settings: Mapping[str, object], *, per_problem: int) -> None:
         """Take up what is in ``folder`` where it was drawn with the same ``settings``; begin it where it is empty.
 
-        ``per_problem`` lines belong to a problem. Raises ``RunError`` where it holds another sampling, or anything else.
+        ``per_problem`` lines belong to a problem. Raises ``RunError`` where it holds anything else.
         """
         self.path = folder / LINES
         self._per_problem = per_problem

@@ -70,6 +70,8 @@ class SavedCheckpoint:
         """A (in, r) and B (r, out) of an adapted matrix. Raises ``UsageError`` where there are none."""
         if self._series.kind == "full":
             raise UsageError("every weight was trained: there are no factors", "ask for delta(path)")
+        if path not in self.paths:
+            raise UsageError(f"no matrix that was trained is called {path!r}", "series.paths lists them")
         a, b = _tensors(self.folder / rundir.MLX_WEIGHTS, (f"{path}.lora_a", f"{path}.lora_b"))
         return a, b
 
@@ -86,6 +88,8 @@ class SavedCheckpoint:
     def update(self, path: str, *, has_svd: bool | None = None) -> Update:
         """``delta`` in the form it is stored in, with its norm, singular values and comparisons (``geometry``)."""
         series = self._series
+        if path not in series.paths:
+            raise UsageError(f"no matrix that was trained is called {path!r}", "series.paths lists them")
         if series.kind == "lora":
             a, b = self.factors(path)
             return Factored(a, b, self.scale)

@@ -26,6 +26,10 @@ def test_a_series_gives_steps_factors_scale_and_updates(run):
     assert len(series[1:]) == 2
     with pytest.raises(UsageError, match="only DoRA"):
         series[0].magnitude(path)
+    with pytest.raises(UsageError, match=r"no matrix that was trained is called 'model\.nope'"):
+        series[0].delta("model.nope")
+    with pytest.raises(UsageError, match=r"no matrix that was trained is called 'model\.nope'"):
+        series[0].factors("model.nope")
     with pytest.raises(RunError, match="is not a run folder"):
         mlx_finetune.load_series(run.path / "nothing")
 

@@ -81,6 +81,15 @@ def test_the_headline_says_whether_validation_loss_improved(
     assert said in page_of(tmp_path, *ended(first=first, last=last))
 
 
+def test_the_validation_loss_of_grpo_is_said_to_come_from_rewards(tmp_path: Path) -> None:
+    _, *others = ended()
+    started = RunStarted("demo", "m", "grpo", 0, 2, 2, 4, 80, 110, 100, "CPU", "float32")
+    page = page_of(tmp_path, started, *others)
+    assert "lack to the largest reward" in page
+    assert "surprise the model" not in page
+    assert "(100.0%)" in page  # a new head beside every weight
+
+
 def test_without_validation_rows_nothing_is_claimed(tmp_path: Path) -> None:
     started = RunStarted("demo", "m", "sft", 0, 2, 2, 4, 0, 10, 100, "CPU", "float32")
     assert "Nothing tells whether it learned." in page_of(tmp_path, started, step(1), step(2))

@@ -154,10 +154,12 @@ def _learned(facts: ReportFacts) -> Html | None:
         look, title = "open", "It learned little: validation loss stayed where it was,"
     rows = summary.started.valid_rows if summary.started else 0
     few = " Those are few to judge by." if rows < FEW_ROWS else ""
-    means = (
-        f" Validation loss says how much the right answers of {counted(rows, 'row')}, on which it was not trained, "
-        f"still surprise the model; lower is better.{few}"
-    )
+    on = f"{counted(rows, 'row')}, on which it was not trained"
+    means = f" Validation loss says how much the right answers of {on}, still surprise the model; lower is better.{few}"
+    if summary.started and summary.started.task == "grpo":
+        means = (
+            f" Validation loss is what the rewards of its likeliest answers to {on}, lack to the largest reward.{few}"
+        )
     return _verdict(look, tag("b", title + losses + "."), means)
 
 
@@ -176,7 +178,7 @@ def _figures(facts: ReportFacts) -> Iterator[tuple[str, Child]]:
         yield "time in steps", format_seconds(seconds)
     if summary.started is not None:
         started = summary.started
-        share = started.trainable_parameters / max(1, started.total_parameters)
+        share = min(1.0, started.trainable_parameters / max(1, started.total_parameters))  # a new head is beside them
         yield "parameters trained", f"{format_count(started.trainable_parameters)} ({share:.1%})"
     if (peak := summary.peak_memory_bytes()) is not None:
         yield "peak memory", format_bytes(peak)

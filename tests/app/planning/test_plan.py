@@ -176,7 +176,7 @@ def test_validation_rows_that_cannot_be_used_are_refused_as_in_a_training(tiny_m
 
 
 def test_the_way_out_names_the_recipe_that_was_planned() -> None:
-    Path("rows.jsonl").write_text("")
+    Path("rows.jsonl").write_text('{"text": 1}\n{"text": 2}\n')  # one problem alone brings its own way out
     Path("my recipe.toml").write_text(
         'model = "pythia-1.4b"\noutput_dir = "o"\n[lora]\n[data]\npath = "rows.jsonl"\nformat = "text"\n'
     )

@@ -243,6 +243,7 @@ def test_a_browser_that_was_opened_with_a_ticket_changes_it_at_once(server: Serv
     with page.expect_request("**/api/ticket") as asked:
         page.evaluate("location.hash = '#ticket=abc'")
     assert json.loads(asked.value.post_data or "") == {"ticket": "abc"}
+    page.wait_for_function("token => localStorage.getItem('mlxft-token') === token", arg=server.token)
     wait_for_step(page, 20)
     assert "ticket" not in page.url
     page.reload()

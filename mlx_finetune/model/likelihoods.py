@@ -1,20 +1,22 @@
 """How probable a model finds given tokens: losses token by token, of rows, of answers, of long texts in windows.
 
 Rows of similar length go through the model together; what is added to fill a batch is never a target, and a causal
-model never sees it. Logits are formed for targets only, a chunk at a time, so memory is that of ``BATCH_TOKENS``
+model never sees it. What all rows begin with, as examples in front of a question, goes through once where the layers
+keep plain keys and values. Logits are formed for targets only, a chunk at a time, so memory is that of ``BATCH_TOKENS``
 positions and one chunk of logits. Losses are in nats, fp32, summed in fp64 by whoever needs a sum.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_finetune.model.answers.caches import plain_caches, repeated
 from mlx_finetune.model.cpu.cpu_math import numpy_math
 from mlx_finetune.model.cpu.second_core import SecondCore
 from mlx_finetune.model.inside.segments import learned_positions
@@ -23,6 +25,7 @@ from mlx_finetune.model.inside.split import SplitModel
 BATCH_TOKENS = 2048
 MAX_WINDOW = 2048  # of a longer context: what a longer one adds to a perplexity is small, what it costs is not
 _ROWS_AT_ONCE = 32
+_WORTH_SHARING = 0.25  # of all tokens: what a common beginning saves for one forward pass more
 
 Ids = NDArray[np.int32]
 Losses = NDArray[np.float32]
@@ -34,6 +37,14 @@ class Scored:
 
     ids: Ids
     positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What the first ``num_tokens`` of every row left in the ``caches``; nothing where rows are read whole."""
+
+    num_tokens: int = 0
+    caches: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +82,14 @@ class LikelihoodModel:
         ends = np.cumsum([len(batch) for batch in batches])
 
         def compute(thread: int, batch: list[int]) -> list[Losses]:
-            return self._batch(self._splits[thread], [rows[place] for place in batch])
+            return self._batch(self._splits[thread], [rows[place] for place in batch], beginning)
 
         def done(num_batches: int) -> None:
             if step is not None and num_batches:
                 step(int(ends[num_batches - 1]))
 
         with self._forms():
+            beginning = self._beginning(rows)
             made = self._shared_out(batches, compute, done)
         places = [place for batch in batches for place in batch]
         found = dict(zip(places, (losses for batch in made for losses in batch), strict=True))
@@ -113,15 +125,31 @@ class LikelihoodModel:
             return np.empty(0, np.float32), np.empty(0, np.int64)
         return np.concatenate(losses), np.concatenate(places)
 
-    def _batch(self, split: SplitModel, rows: Sequence[Scored]) -> list[Losses]:
-        longest = max(len(row.ids) for row in rows)
+    def _beginning(self, rows: Sequence[Scored]) -> _Beginning:
+        """The common beginning of all rows, read once where that saves enough."""
+        num_tokens = num_shared(rows)
+        saved = num_tokens * (len(rows) - 1)
+        if not saved or saved < _WORTH_SHARING * sum(len(row.ids) for row in rows):
+            return _Beginning()
+        split = self._splits[0]
+        caches = plain_caches(split.model) if split.is_split else None
+        if caches is None:
+            return _Beginning()
+        split.hidden(mx.array(rows[0].ids[None, :num_tokens]), caches)
+        mx.eval([cache.state for cache in caches])
+        return _Beginning(num_tokens, caches)
+
+    def _batch(self, split: SplitModel, rows: Sequence[Scored], beginning: _Beginning) -> list[Losses]:
+        start = beginning.num_tokens
+        longest = max(len(row.ids) for row in rows) - start
         tokens = np.zeros((len(rows), longest), np.int32)
         for place, row in enumerate(rows):
-            tokens[place, : len(row.ids)] = row.ids
+            tokens[place, : len(row.ids) - start] = row.ids[start:]
         # Hidden state i predicts token i + 1.
-        sources = np.concatenate([place * longest + row.positions - 1 for place, row in enumerate(rows)])
+        sources = np.concatenate([place * longest + row.positions - 1 - start for place, row in enumerate(rows)])
         targets = np.concatenate([row.ids[row.positions] for row in rows]).astype(np.int32)
-        hidden = split.hidden(mx.array(tokens), None)  # (B, T, H)
+        caches = repeated(beginning.caches, len(rows)) if start else None
+        hidden = split.hidden(mx.array(tokens), caches)  # (B, T, H)
         chosen = hidden.reshape(-1, hidden.shape[-1])[mx.array(sources)]  # (N, H)
         mx.eval(chosen)
         losses = head_losses(split, chosen, targets, self._chunk_rows)
@@ -141,6 +169,18 @@ def head_losses(split: SplitModel, hidden: mx.array, targets: NDArray[np.int32],
         scores = split.logits(hidden[part]).astype(mx.float32)
         losses[part] = _numpy_losses(scores, targets[part]) if on_cpu else _losses(scores, targets[part])
     return losses
+
+
+def num_shared(rows: Sequence[Scored]) -> int:
+    """Tokens that all rows begin with and behind which each is scored, in front of the token that predicts first."""
+    if not rows:
+        return 0
+    limit = min(int(row.positions[0]) if len(row.positions) else len(row.ids) for row in rows) - 1
+    first = rows[0].ids[: max(limit, 0)]
+    for row in rows[1:]:
+        differs = np.flatnonzero(row.ids[: len(first)] != first)
+        first = first[: differs[0]] if len(differs) else first
+    return len(first)
 
 
 def window_of(model: nn.Module, context_length: int | None) -> int:

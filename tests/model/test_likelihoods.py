@@ -1,7 +1,8 @@
 """Losses token by token: in batches as alone, and perplexity by windows as ALGORITHMS.md section 10 has it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_finetune.model.likelihoods import LikelihoodModel, Scored, window_of, windows
+from mlx_finetune.model.cpu.second_core import SecondCore
+from mlx_finetune.model.inside.split import SplitModel
+from mlx_finetune.model.likelihoods import LikelihoodModel, Scored, num_shared, window_of, windows
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.train.losses import chunk_rows
+from random_models import make_model
 
 TinyModel = Callable[..., Path]
 MODELS = ("llama", "gpt2", "gpt_neox", "gemma")
@@ -53,6 +57,71 @@ def test_rows_of_differing_lengths_in_a_batch_have_the_losses_they_have_alone(ki
     found = LikelihoodModel(model, chunk_rows).losses(scored)
     for ids, one, losses in zip(rows, scored, found, strict=True):
         np.testing.assert_allclose(losses, plain_losses(model, ids)[one.positions - 1], rtol=2e-5, atol=2e-5)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of what goes through a model from here on."""
+    shapes: list[tuple[int, ...]] = []
+    plain = SplitModel.hidden
+
+    def hidden(self: SplitModel, tokens: mx.array, caches: Sequence[object] | None) -> mx.array:
+        shapes.append(tokens.shape)
+        return plain(self, tokens, caches)
+
+    monkeypatch.setattr(SplitModel, "hidden", hidden)
+    return shapes
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_all_rows_begin_with_is_read_once(
+    kind: str, second: bool, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(tiny_model(kind))
+    front = tokens(150, seed=1)
+    rows = [np.concatenate([front, tokens(length, seed=length)]) for length in [9, 30, 2, 17] * 8]
+    scored = [Scored(ids, np.arange(151, len(ids))) for ids in rows]
+    with SecondCore() if second else nullcontext() as core:
+        likelihoods = LikelihoodModel(model, chunk_rows, core)
+        shapes = counted(monkeypatch)
+        found = likelihoods.losses(scored)
+    assert shapes[0] == (1, 150)
+    assert max(length for _, length in shapes[1:]) == 30
+    for ids, one, losses in zip(rows, scored, found, strict=True):
+        np.testing.assert_allclose(losses, plain_losses(model, ids)[one.positions - 1], rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["sliding llama", "mamba"])
+def test_a_model_without_plain_keys_and_values_reads_every_row_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(name)
+    front = tokens(60, seed=1) % 50
+    rows = [np.concatenate([front, tokens(5, seed=seed) % 50]) for seed in range(4)]
+    likelihoods = LikelihoodModel(model, chunk_rows)
+    shapes = counted(monkeypatch)
+    found = likelihoods.losses([Scored(ids, np.array([64])) for ids in rows])
+    assert shapes == [(4, 65)]
+    expected = [plain_losses(model, ids)[63:] for ids in rows]
+    np.testing.assert_allclose(np.stack(found), np.stack(expected), rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"),
+    [
+        ([], 0),
+        ([([5, 6, 7, 8], [3])], 2),  # the token that predicts the first target stays with its row
+        ([([5, 6, 7, 8], [1, 3])], 0),
+        ([([5, 6, 7, 8], [3]), ([5, 9, 7, 8], [3])], 1),
+        ([([5, 6, 7, 8], [3]), ([4, 6, 7, 8], [3])], 0),
+        ([([5, 6, 7, 8, 9], [4]), ([5, 6, 7], [2])], 1),
+        ([([5, 6, 7, 8, 9], [4]), ([5, 6, 7], [])], 2),  # a row without a target keeps a token
+        ([([5, 6, 7, 8, 9], [4]), ([5], [])], 0),
+    ],
+)
+def test_rows_share_what_is_equal_in_front_of_what_predicts(rows: list[tuple[list[int], list[int]]], count: int) -> None:
+    made = [Scored(np.array(ids, np.int32), np.array(positions, np.int64)) for ids, positions in rows]
+    assert num_shared(made) == count
 
 
 def test_a_row_without_a_target_has_no_loss(tiny_model: TinyModel) -> None:

@@ -33,7 +33,7 @@ from mlx_finetune.model.likelihoods import Ids, LikelihoodModel, Losses, Scored,
 from mlx_finetune.train.losses import chunk_rows
 
 SPEED_ROWS, SPEED_WARM_UP, SPEED_TOKENS = 8, 1, 64
-_LOSS_ROWS, _LABEL_ROWS, _QUESTION_ROWS = 64, 8, 20
+_LOSS_ROWS, _LABEL_ROWS, _QUESTION_ROWS = 64, 32, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +189,19 @@ class Measuring:
         if head is not None and own_side(side, head):
             yield from self._scored_rows(model, side, rows, head)
             return
-        labels, likelihoods = self._evaluation.labels, LikelihoodModel(model, chunk_rows)
+        labels, kept = self._evaluation.labels, list[tuple[int, list[Scored]]]()
         for row in rows:
             one = self._evaluation.rows[row]
             try:
                 made = [self._evaluation.prompter.continuation(one, label, self._shots(side)) for label in labels]
+                kept.append((row, [_scored(continuation) for continuation in made]))
             except MlxftError as error:
                 yield self._failure(measures.LABELS, side, row, error.message)
-                continue
-            sums = [float(losses.sum(dtype=np.float64)) for losses in likelihoods.losses([_scored(c) for c in made])]
+        scored = [one for _, made in kept for one in made]
+        losses = iter(LikelihoodModel(model, chunk_rows, self._second).losses(scored))
+        for row, made in kept:
+            one = self._evaluation.rows[row]
+            sums = [float(next(losses).sum(dtype=np.float64)) for _ in made]
             if not np.isfinite(sums).all():
                 yield self._failure(measures.LABELS, side, row, "a likelihood is not a finite number")
                 continue

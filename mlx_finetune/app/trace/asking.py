@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.app.trace.probes import Probe
 from mlx_finetune.app.trace.similarity import log_softmax
+from mlx_finetune.model.answers.caches import plain_caches, repeated
 from mlx_finetune.model.answers.generate import cpu_forms
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.inside.states import caught_states
-from mlx_finetune.model.upstream import KVCache, make_prompt_cache
 
 Floats = NDArray[np.float32]
 #: Probes whose hidden states are kept, and how many of their last tokens.
@@ -69,7 +68,7 @@ def ask(
     tokens: list[list[Floats]] = []
     for number, probe in enumerate(probes[:STATE_PROBES] if only_states else probes):
         shared = _num_shared(probe)
-        caches = _caches(split.model)
+        caches = plain_caches(split.model)
         ids = probe.rows[0].ids[:shared]
         with caught_states(split.model) if number < STATE_PROBES else nullcontext([]) as caught:
             hidden = _forward(split, ids[None], caches)  # (1, shared, H)
@@ -94,12 +93,6 @@ def _num_shared(probe: Probe) -> int:
         return max(1, int(np.flatnonzero(probe.rows[0].loss_mask[1:])[0]) + 1)
     differs = np.flatnonzero((stacked != stacked[0]).any(axis=0))
     return max(1, min(int(differs[0]) if len(differs) else shortest, shortest - 1))
-
-
-def _caches(model: nn.Module) -> list[Any] | None:
-    """Empty caches; None where they are not plain keys and values."""
-    caches: list[Any] = make_prompt_cache(model)
-    return caches if all(type(cache) is KVCache for cache in caches) else None
 
 
 def _forward(split: SplitModel, ids: NDArray[np.int32], caches: list[Any] | None) -> mx.array:
@@ -136,25 +129,12 @@ def _rest(split: SplitModel, probe: Probe, shared: int, caches: list[Any] | None
     inputs = np.zeros((len(counts), longest + shared - start), np.int32)
     for place, row in enumerate(probe.rows):
         inputs[place, : len(row.ids) - 1 - start] = row.ids[start:-1]
-    hidden = _forward(split, inputs, _repeated(caches, len(counts)) if caches else None)[:, shared - start :]
+    hidden = _forward(split, inputs, repeated(caches, len(counts)) if caches else None)[:, shared - start :]
     logs = _log_probs(split, hidden.reshape(-1, hidden.shape[-1])).reshape(len(counts), longest, -1)
     return [
         logs[place, np.arange(count), row.ids[shared + 1 :]]
         for place, (row, count) in enumerate(zip(probe.rows, counts, strict=True))
     ]
-
-
-def _repeated(caches: Sequence[Any], count: int) -> list[Any]:
-    """The same keys and values for ``count`` rows."""
-    copies: list[Any] = []
-    for cache in caches:
-        copy: Any = KVCache()
-        copy.keys, copy.values = (
-            mx.repeat(part[..., : cache.offset, :], count, axis=0) for part in (cache.keys, cache.values)
-        )
-        copy.offset = cache.offset
-        copies.append(copy)
-    return copies
 
 
 def _log_probs(split: SplitModel, hidden: mx.array) -> Floats:

@@ -4,7 +4,10 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_finetune.model.upstream import BatchKVCache
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_finetune.model.upstream import BatchKVCache, KVCache, make_prompt_cache
 
 #: Positions by which a cache grows; mlx-lm's 256 are copied at each row that comes or goes, whatever they hold.
 ROOM = 32
@@ -13,6 +16,25 @@ ROOM = 32
 def merged(caches: Sequence[Sequence[Any]]) -> list[Any]:
     """Layer by layer, one cache for the rows of all ``caches``, each of a single row."""
     return [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]
+
+
+def plain_caches(model: nn.Module) -> list[Any] | None:
+    """Empty caches of a ``model``; None where a layer keeps anything but all keys and values, which can be copied."""
+    caches: list[Any] = make_prompt_cache(model)
+    return caches if all(type(cache) is KVCache for cache in caches) else None
+
+
+def repeated(caches: Sequence[Any], count: int) -> list[Any]:
+    """Copies of plain ``caches`` of a single row for ``count`` rows that go on behind it."""
+    copies: list[Any] = []
+    for cache in caches:
+        one: Any = KVCache()
+        one.keys, one.values = (
+            mx.repeat(part[..., : cache.offset, :], count, axis=0) for part in (cache.keys, cache.values)
+        )
+        one.offset = cache.offset
+        copies.append(one)
+    return copies
 
 
 def taken(layers: Sequence[Any], indices: Sequence[int]) -> list[Any]:

@@ -190,7 +190,7 @@ GOLDEN = [
     ),
     (
         TOP + LORA + '[[stages]]\nname = "b"\nrecipe = "lora"\nstart_from = "lora"\nset = ["lora.rank=8"]\n',
-        "p.toml:8: b cannot go on with the adapter of lora: lora.rank is 8, and was 4; lora.scale is 4.0, and was 8.0 "
+        "p.toml:8: b cannot go on with the adapter of lora: lora.rank is 8, and was 4 "
         "/ copy the [lora] section of lora into its recipe",
     ),
     (

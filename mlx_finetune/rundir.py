@@ -166,16 +166,20 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def check_folder(path: Path) -> None:
-    """Refuse an output_dir that cannot become a run folder, before anything is made. Raises ``RunError``."""
+def check_folder(path: Path, option: str = "output_dir") -> None:
+    """Refuse a folder that cannot be made or written to, before anything is made. Raises ``RunError``.
+
+    ``option`` is how the user named it.
+    """
+    other = f"choose another {option}"
     if path.is_symlink() and not path.exists():
-        raise RunError(f"{path} is a link to a folder that is not there")
+        raise RunError(f"{path} is a link to a folder that is not there", other)
     nearest = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
     if not nearest.is_dir():
         where = f"{path} is a file" if nearest == path else f"{path} cannot be made: {nearest} is a file"
-        raise RunError(f"{where}; output_dir must name a folder", "choose another output_dir")
+        raise RunError(f"{where}; {option} must name a folder", other)
     if not os.access(nearest, os.W_OK):
-        raise RunError(f"{nearest} cannot be written to", "choose another output_dir")
+        raise RunError(f"{nearest} cannot be written to", other)
 
 
 def folder_bytes(path: Path) -> int:

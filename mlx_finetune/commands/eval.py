@@ -88,7 +88,7 @@ def command(
     Without --tasks the recipe's [eval] decides, else the rows. Results are kept in the run folder under eval/; Ctrl-C
     keeps what was measured, and the same command goes on. Exits with 4 where a gate is missed.
     """
-    _check_form(named, as_json=as_json, as_csv=as_csv)
+    _check_form(named, out, as_json=as_json, as_csv=as_csv)
     named_keys = ("tasks", "gates", "max_rows", "shots", "references", "category", "schema", "answer_tokens")
     values = (split_tasks(tasks), gates, max_rows, shots, references, category, schema, max_tokens)
     changes = {key: value for key, value in zip(named_keys, values, strict=True) if value not in (None, ())}
@@ -120,9 +120,12 @@ def split_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _check_form(named: str | None, *, as_json: bool, as_csv: bool) -> None:
+def _check_form(named: str | None, out: Path | None, *, as_json: bool, as_csv: bool) -> None:
     from mlx_finetune.errors import UsageError
+    from mlx_finetune.rundir import check_folder
 
+    if out is not None:
+        check_folder(out, "--out")
     if as_json and as_csv:
         raise UsageError("--json and --csv are two forms of the same report", "give one of them")
     if named is not None and not _NAME.fullmatch(named):

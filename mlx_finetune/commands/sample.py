@@ -60,11 +60,15 @@ def command(
     greedy answer, a random one, the majority and the best of k are right. The greedy answer is drawn beside the k.
     """
     from mlx_finetune.commands.evaluating import open_for_eval
+    from mlx_finetune.rundir import check_folder
 
+    check_folder(out, "--out")
     subject = open_for_eval(name)
+    from mlx_finetune.app.classify import check_answers
     from mlx_finetune.app.eval.run import rows_at_once
     from mlx_finetune.app.sampling.draw import Drawing, prepare
 
+    check_answers(subject.opened, "draw")
     drawing = Drawing(
         k=k,
         temperature=temperature,

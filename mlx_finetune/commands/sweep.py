@@ -1,6 +1,7 @@
 """``mlxft sweep``: short runs with other learning rates and ranks; which was best on validation, and its test."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -105,7 +106,7 @@ def _swept(loaded: "LoadedRecipe", plan: "Plan", base: "Base") -> "Sweep":
     from mlx_finetune.monitor.summary import Summary
 
     folder = loaded.recipe.run_folder.with_name(f"{loaded.recipe.run_folder.name}-sweep")
-    data = load_splits(loaded.recipe.data, base=Path.cwd()).content_hash
+    data = load_splits(loaded.recipe.data, base=Path.cwd(), task=loaded.recipe.task).content_hash
 
     def make_view() -> "View":
         return choose_view(Summary(), as_json=False)
@@ -114,11 +115,21 @@ def _swept(loaded: "LoadedRecipe", plan: "Plan", base: "Base") -> "Sweep":
     sweep = run_sweep(sweep, loaded, make_view=make_view, say=lambda text: click.echo(text, err=True))
     best = best_of(sweep.done)
     if best is not None and sweep.test is None:
-        rows = plan.rows["test"]
-        found = _test(sweep.trial_folder(best.trial)) if rows else {"sentence": "there are no test rows: not tested"}
-        sweep = replace(sweep, test=found)
+        sweep = replace(sweep, test=_tested(sweep.trial_folder(best.trial), loaded.recipe.task, plan.rows["test"]))
         write_sweep(sweep)
     return sweep
+
+
+def _tested(folder: Path, task: str, num_rows: int) -> Mapping[str, object]:
+    """What the winner shows on the test rows; in words why that is not measured here."""
+    from mlx_finetune.recipe.heads import SCORED_TASKS
+    from mlx_finetune.recipe.preference import PREFERENCE_TASKS
+
+    if not num_rows:
+        return {"sentence": "there are no test rows: not tested"}
+    if task in SCORED_TASKS or task in PREFERENCE_TASKS:
+        return {"sentence": f"not tested yet: what {task} learns is measured by: mlxft eval {shlex.quote(str(folder))}"}
+    return _test(folder)
 
 
 def _test(folder: Path) -> Mapping[str, object]:

@@ -101,8 +101,9 @@ def _renew_report(folder: Path) -> None:
 def _export(name: str, folder: Path, *, dense: bool, as_json: bool) -> None:
     from mlx_finetune.app.updates.export import export_series
     from mlx_finetune.app.updates.series import open_series
-    from mlx_finetune.rundir import find_run
+    from mlx_finetune.rundir import check_folder, find_run
 
+    check_folder(folder, "--export")
     series = open_series(find_run(name, base=Path.cwd()))
     files = export_series(series, folder, dense=dense)
     if as_json:

@@ -75,6 +75,15 @@ def unknown_layout(row: Row, columns: Mapping[str, str], format: str, learned: S
     return Problem(row.where, f"{message}: {lacking}", _hint_for_missing(row, near, learned))
 
 
+def example_rows(learned: Sequence[str]) -> str:
+    """How rows of the formats ``learned`` are written, as JSON."""
+    return _ROWS.get(_shown_format(learned), _ANY_ROWS)
+
+
+def _shown_format(learned: Sequence[str]) -> str:
+    return next((name for name in learned if name in _ROWS), "prompt-completion")
+
+
 def _lone_text(row: Row, learned: Sequence[str]) -> NearLayout | None:
     """For a classifier a text under whatever name, where nothing beside it can be its label."""
     able = [name for name, value in row.fields.items() if _can_be("label", value)]
@@ -118,11 +127,11 @@ def _hint_for_missing(row: Row, near: NearLayout, learned: Sequence[str]) -> str
 def _hint_for_columns(row: Row, learned: Sequence[str]) -> str:
     """Two columns or more are mapped where two are needed; one alone is no question with an answer."""
     names = list(row.fields)
-    format = next((name for name in learned if name in _ROWS), "prompt-completion")
+    format = _shown_format(learned)
     if len(names) > 1 and format in ("prompt-completion", "labels"):
         first, last = REQUIRED[format]
         return _which_is_which({first: names[0], last: names[-1]})
-    return f"rows are {_ROWS.get(format, _ANY_ROWS)}; [data.columns] maps columns of other names"
+    return f"rows are {example_rows(learned)}; [data.columns] maps columns of other names"
 
 
 def _can_be(field: str, value: object) -> bool:

@@ -4,13 +4,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from answering_runs import write_run
 from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
 
 from mlx_finetune.app.sampling.folder import LINES
 from mlx_finetune.cli import root
-from mlx_finetune.errors import UsageError
+from mlx_finetune.errors import DataError, RunError, UsageError
+from mlx_finetune.model.heads.score import WEIGHT
+from mlx_finetune.rundir import HEAD_WEIGHTS
 
 
 @pytest.fixture
@@ -33,6 +37,49 @@ def test_answers_are_drawn_compared_and_kept(run: Callable[..., Result], tmp_pat
     again = run(*arguments, "--json")
     assert "9 of 9 answers were there already" in again.stderr
     assert json.loads(again.stdout)["num_problems"] == 3
+
+
+@pytest.mark.parametrize("out", ["sums.jsonl", "sums.jsonl/x"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sample", "keeper", "--data", "sums.jsonl", "--out"),
+        ("eval", "keeper", "--data", "sums.jsonl", "--out"),
+        ("eval", "keeper", "--samples", "drawn", "--out"),
+        ("eval", "keeper", "--sinks", "--out"),
+        ("trace", "keeper", "--export"),
+    ],
+)
+def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_loaded(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], out: str
+):
+    monkeypatch.setattr("mlx_finetune.app.eval.subject.open_name", None)
+    result = run(*command, out)
+    assert isinstance(result.exception, RunError)
+    assert result.exception.message.endswith(f"{command[-1]} must name a folder")
+    assert result.exception.hint == f"choose another {command[-1]}"
+
+
+def test_a_classifier_draws_no_answers(run: Callable[..., Result], tmp_path: Path):
+    metadata = {"format": "mlx", "task": "classify", "labels": '["a", "b"]'}
+    save_file({WEIGHT: np.ones((2, 64), np.float32)}, tmp_path / "adapters" / "keeper" / HEAD_WEIGHTS, metadata)
+    result = run("sample", "keeper", "--data", "sums.jsonl", "--out", "drawn")
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message == (
+        "keeper is a classifier: it gives labels and no answers, so there is nothing to draw"
+    )
+    assert not (tmp_path / "drawn").exists()
+
+
+@pytest.mark.parametrize("command", [("eval", "keeper", "--data"), ("sample", "keeper", "--out", "drawn", "--data")])
+def test_what_is_wrong_with_named_rows_is_said_without_keys_of_a_recipe(
+    run: Callable[..., Result], tmp_path: Path, command: tuple[str, ...]
+):
+    (tmp_path / "asked.jsonl").write_text('{"question": "a"}\n')
+    result = run(*command, "asked.jsonl")
+    assert isinstance(result.exception, DataError)
+    rows = '{"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...} and the like'
+    assert result.exception.hint == f"rows are {rows}: name the columns of the file so"
 
 
 def test_samples_and_tasks_are_two_evaluations(run: Callable[..., Result]):

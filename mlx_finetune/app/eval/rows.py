@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlx_finetune.app.eval.given import given_rows
 from mlx_finetune.app.eval.references import read_references, with_answer_column
 from mlx_finetune.app.eval.texts import FEW_TEXTS, blocks
 from mlx_finetune.dataset.conversation import prompt_and_reference
@@ -105,8 +106,9 @@ def choose_rows(
     """
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
-    recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
-    splits = _load(recipe, base, tasks)
+    with given_rows(given, tasks[-1]):
+        recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
+        splits = _load(recipe, base, tasks)
     name = _held_out(splits, given)
     held: Sequence[Example] = getattr(splits, name or "train")
     chosen = smallest(held, max_rows)

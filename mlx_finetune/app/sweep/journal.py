@@ -11,6 +11,7 @@ from mlx_finetune import durable
 from mlx_finetune.app.sweep.design import Base, Done, Trial
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.load import LoadedRecipe
+from mlx_finetune.rundir import check_folder
 
 FILE_NAME = "sweep.json"
 FORMAT_VERSION = 1
@@ -56,8 +57,9 @@ def write_sweep(sweep: Sweep) -> None:
 def begin_sweep(folder: Path, base: Base, identity: Mapping[str, str]) -> Sweep:
     """The sweep in ``folder`` with the trials that are done, or a new one.
 
-    Raises ``RunError`` where another one lies there; nothing of it is touched.
+    Raises ``RunError`` where another one or a file lies there; nothing of it is touched.
     """
+    check_folder(folder)
     fields = _read(folder / FILE_NAME)
     if fields is None:
         return Sweep(folder, base, identity)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from mlx_finetune.app.sweep.design import FACTOR, Base, Done, best_of, other_ranks
 from mlx_finetune.app.sweep.journal import Sweep
+from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_seconds
@@ -75,14 +76,14 @@ def _verdict(sweep: Sweep, best: Done) -> str:
 
 
 def next_commands(sweep: Sweep, loaded: LoadedRecipe) -> list[str]:
-    """Commands that use the winner: talk with it, or train the recipe with its settings."""
+    """Commands that use the winner: try it as its task is tried, or train the recipe with its settings."""
     best = best_of(sweep.done)
     if best is None:
         return []
     overrides = [*loaded.overrides, *winner_overrides(loaded.recipe, best)]
     options = [part for one in overrides for part in ("--set", one)]
-    chat = shlex.join(["mlxft", "chat", str(sweep.trial_folder(best.trial))])
-    return [f"next: {chat}", f"or:   {shlex.join(['mlxft', 'train', str(loaded.path), *options])}"]
+    talk = talk_command(loaded.recipe.task, shlex.quote(str(sweep.trial_folder(best.trial))))
+    return [f"next: {talk}", f"or:   {shlex.join(['mlxft', 'train', str(loaded.path), *options])}"]
 
 
 def winner_overrides(recipe: Recipe, best: Done) -> list[str]:

@@ -1,6 +1,7 @@
 """A sweep as a user runs it: trials that finish, diverge, are refused, are stopped and go on; nothing is redone."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,48 @@ def test_without_validation_rows_it_is_refused(
     result = invoke(str(loaded.path), "--set", "data.val_split=0")
     assert isinstance(result.exception, MlxftError)
     assert "no validation rows" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "following"),
+    [
+        ("classify", {"text": "row {}", "label": "a"}, "mlxft generate {} --prompt TEXT"),
+        ("dpo", {"prompt": "q {}", "chosen": "yes", "rejected": "no"}, "mlxft chat {}"),
+    ],
+)
+def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_measured_by_eval(
+    loaded: LoadedRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    task: str,
+    row: dict[str, str],
+    following: str,
+) -> None:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    assert run_sweep.__kwdefaults__ is not None
+    monkeypatch.setitem(run_sweep.__kwdefaults__, "train", Trainings())
+    rows = [{key: value.format(number) for key, value in row.items()} for number in range(40)]
+    if task == "classify":
+        rows = [one | {"label": "ab"[number % 2]} for number, one in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    keys = (f"task={task}", "data.path=rows.jsonl", "data.test_split=0.2", "eval.prompts=[]", "output_dir=out")
+    keys = (*keys, "data.packing=auto", "training.neftune_alpha=0")
+    result = invoke(str(loaded.path), *(part for key in keys for part in ("--set", key)))
+    assert result.exception is None, result.exception
+    best = re.search(r"mlxft eval (out-sweep/trial-\d)$", result.stdout, re.MULTILINE)
+    assert best is not None
+    assert f"not tested yet: what {task} learns is measured by: mlxft eval {best[1]}" in result.stdout
+    assert f"next: {following.format(best[1])}\n" in result.stderr
+
+
+def test_a_file_in_the_place_of_the_sweep_is_refused(
+    loaded: LoadedRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "out-sweep").touch()
+    result = invoke(str(loaded.path), "--set", "output_dir=out")
+    assert isinstance(result.exception, RunError)
+    assert result.exception.message == "out-sweep is a file; output_dir must name a folder"
 
 
 @pytest.mark.slow

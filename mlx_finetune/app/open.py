@@ -258,7 +258,9 @@ def _facts(path: Path) -> Mapping[str, object]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
+        is_run = path.name == rundir.RUN_INFO
+        hint = f"copy {path.name} of its newest checkpoint to its place" if is_run else "make or fetch the folder again"
+        raise RunError(f"{path} cannot be read: {error}", hint) from None
     return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 

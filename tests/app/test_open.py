@@ -176,5 +176,6 @@ def test_a_run_that_saved_nothing_and_a_folder_that_holds_nothing_are_refused(tm
 def test_a_damaged_run_json_is_a_sentence(tmp_path: Path, llama: Path) -> None:
     write_run(tmp_path / "adapters" / "keeper", llama)
     (tmp_path / "adapters" / "keeper" / rundir.RUN_INFO).write_text("{")
-    with pytest.raises(RunError, match=r"run\.json cannot be read"):
+    with pytest.raises(RunError, match=r"run\.json cannot be read") as caught:
         locate("keeper", base=tmp_path)
+    assert caught.value.hint == "copy run.json of its newest checkpoint to its place"

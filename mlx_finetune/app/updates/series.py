@@ -247,7 +247,7 @@ def _tensors(path: Path, names: Sequence[str]) -> list[Floats]:
         with safe_open(path, framework="np") as file:
             return [file.get_tensor(name).astype(np.float32, copy=False) for name in names]
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} cannot be read: {error}", "is the checkpoint whole? mlxft runs show says") from None
+        raise RunError(f"{path} cannot be read: {error}", _moved(path)) from None
 
 
 def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
@@ -258,4 +258,8 @@ def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
         with safe_open(path, framework="np") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
+        raise RunError(f"{path} cannot be read: {error}", _moved(path)) from None
+
+
+def _moved(path: Path) -> str:
+    return f"move {path.parent.name} out of the run, and the others are traced"

@@ -27,7 +27,7 @@ from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.texts import text_losses
 from mlx_finetune.app.open import open_name
 from mlx_finetune.commands.eval import command
-from mlx_finetune.errors import RunError, UsageError
+from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.model.answers.generate import Sampling, generate_text
 from mlx_finetune.model.likelihoods import LikelihoodModel
 from mlx_finetune.monitor.report.facts import read_facts
@@ -339,6 +339,22 @@ def test_rows_that_failed_somewhere_are_left_out_of_every_point(run: RunDir, mon
     assert report.num_failed == 1
     assert {at.figures["loss"].num_rows for at in report.points} == {report.num_rows}
     assert any("left out of all" in line for line in report_lines(report))
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_of_a_damaged_checkpoint_it_is_said_how_the_others_are_measured(
+    run: RunDir, tmp_path: Path, place: int
+) -> None:
+    """The newest is opened with its base, the others are put onto it."""
+    broken = run.checkpoints()[place]
+    for name in (rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS):
+        if (broken / name).is_file():
+            (broken / name).write_bytes(b"x")
+    with pytest.raises(ModelError) as caught:
+        measure(run)
+    assert caught.value.hint == f"move {broken.name} out of the run, and the others are measured"
+    broken.rename(tmp_path / "away")
+    assert measure(run).report.is_whole
 
 
 def test_a_recipe_without_prompts_has_no_strip(run: RunDir) -> None:

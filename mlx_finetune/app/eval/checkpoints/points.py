@@ -102,7 +102,8 @@ class Weights:
             with base_model(opened) as model:
                 yield model
             return
-        load_adapter(opened.model, point.folder)
+        with _mended_by_moving(point.folder):
+            load_adapter(opened.model, point.folder)
         opened.model.freeze()
         opened.model.eval()
         fix_norms(opened.model)
@@ -110,7 +111,7 @@ class Weights:
 
     def _loaded(self, point: Point) -> nn.Module:
         if point.folder is not None:
-            return open_name(str(point.folder), base=self._base, report=self._report).model
+            return open_checkpoint(point, base=self._base, report=self._report).model
         model = load_base(self._located, self._report)
         model.eval()
         return model
@@ -119,4 +120,18 @@ class Weights:
 def open_checkpoint(point: Point, *, base: Path, report: Report) -> Opened:
     """A checkpoint as ``chat`` opens it."""
     assert point.folder is not None
-    return open_name(str(point.folder), base=base, report=report)
+    with _mended_by_moving(point.folder):
+        return open_name(str(point.folder), base=base, report=report)
+
+
+@contextmanager
+def _mended_by_moving(checkpoint: Path) -> Generator[None]:
+    """The way out where a file of ``checkpoint`` is damaged: one is no reason to measure none."""
+    try:
+        yield
+    except ModelError as error:
+        if checkpoint.name not in error.message:
+            raise
+        raise ModelError(
+            error.message, f"move {checkpoint.name} out of the run, and the others are measured"
+        ) from error

@@ -142,13 +142,13 @@ def read_settings(folder: Path) -> Mapping[str, object]:
     path = folder / SETTINGS
     try:
         value = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"{folder} holds no sampled answers: it has no {SETTINGS}",
             "mlxft sample RUN_OR_MODEL --data FILE --out FOLDER makes one",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
+        raise RunError(f"{path} cannot be read: {error}", "sample again into another folder") from None
     if not isinstance(value, dict) or cast("dict[str, object]", value).get("format_version") != FORMAT_VERSION:
         raise RunError(f"{path} was written by another version of mlxft", "sample again into another folder")
     return cast("dict[str, object]", value)
@@ -177,7 +177,7 @@ def _read_lines(path: Path) -> Iterator[Sample]:
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+        raise RunError(f"{path} cannot be read: {error.strerror}", "sample again into another folder") from None
     for number, line in enumerate(lines, 1):
         try:
             yield _sample(json.loads(line))

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,17 @@ def test_texts_that_are_too_short_and_rows_that_are_no_text_are_refused(
     place = write_place(tmp_path / "asked", tiny_model("llama"))
     with pytest.raises(UsageError, match="questions with answers"):
         prepare_experiment(subject_of(place), given=None, context=8, num_texts=1, base=place)
+
+
+def test_a_run_of_rows_that_are_never_text_is_told_so_and_not_what_another_task_wants(
+    tmp_path: Path, tiny_model: TinyModel
+) -> None:
+    subject = subject_of(write_place(tmp_path / "asked", tiny_model("llama")))
+    assert subject.recipe is not None
+    subject = replace(subject, recipe=subject.recipe.model_copy(update={"task": "classify"}))
+    with pytest.raises(UsageError, match="reads plain text, and the rows of a classify run are none") as caught:
+        prepare_experiment(subject, given=None, context=8, num_texts=1, base=tmp_path)
+    assert caught.value.hint == "name a text: --data FILE"
 
 
 def test_a_model_without_rotary_embeddings_is_refused_by_name(tmp_path: Path, tiny_model: TinyModel) -> None:

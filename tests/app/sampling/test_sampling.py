@@ -11,7 +11,7 @@ from eval_runs import subject_of
 
 from mlx_finetune.app.eval.subject import Subject
 from mlx_finetune.app.sampling.draw import Drawing, Sampler, draw, prepare
-from mlx_finetune.app.sampling.folder import LINES, Sample, SampledProblem, SamplesFile, read_problems
+from mlx_finetune.app.sampling.folder import LINES, Sample, SampledProblem, SamplesFile, read_problems, read_settings
 from mlx_finetune.app.sampling.rows import MOST_RIGHT, sft_rows, verifier_rows, write_rows
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.errors import DataError, RunError
@@ -111,6 +111,14 @@ def test_a_folder_with_other_things_takes_no_sampling(solved: tuple[Sampler, Pat
     with pytest.raises(RunError, match=r"no folder of samples: it holds train\.jsonl"):
         SamplesFile(tmp_path, solved[0].settings, per_problem=5)
     assert [one.name for one in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+def test_what_is_no_folder_of_samples_says_how_one_is_made(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for name in ("file", "nothing", "."):
+        with pytest.raises(RunError, match=r"holds no sampled answers: it has no sampling\.json") as caught:
+            read_settings(tmp_path / name)
+        assert caught.value.hint.endswith("makes one")
 
 
 def test_the_log_of_a_stage_in_its_folder_is_no_other_thing(solved: tuple[Sampler, Path], tmp_path: Path):

@@ -12,6 +12,7 @@ from mlx_finetune.app.eval.rows import Chosen, choose_rows
 from mlx_finetune.app.eval.subject import Subject, has_no_data
 from mlx_finetune.app.eval.texts import join
 from mlx_finetune.dataset.formats import Text
+from mlx_finetune.dataset.kinds import is_trainable
 from mlx_finetune.errors import UsageError
 from mlx_finetune.model.long_text.rotations import rotations
 
@@ -53,6 +54,10 @@ def prepare_experiment(
         raise UsageError(f"{opened.name} does not say how long its context is", "name it: --context N")
     if given is None and has_no_data(subject):
         raise UsageError(f"{opened.name} has no held-out text of its own", "name some: --data FILE_OR_FOLDER")
+    if given is None and not is_trainable("text", subject.task):
+        raise UsageError(
+            f"--sinks reads plain text, and the rows of a {subject.task} run are none", "name a text: --data FILE"
+        )
     chosen = choose_rows(
         subject.data if given is None else subject.data.model_copy(update={"format": "auto"}),
         base=subject.folder if given is None else base,

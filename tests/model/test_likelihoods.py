@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_models import make_model
 
 from mlx_finetune.model.cpu.second_core import SecondCore
 from mlx_finetune.model.inside.split import SplitModel
@@ -18,7 +19,6 @@ from mlx_finetune.model.likelihoods import LikelihoodModel, Scored, num_shared, 
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.train.losses import chunk_rows
-from random_models import make_model
 
 TinyModel = Callable[..., Path]
 MODELS = ("llama", "gpt2", "gpt_neox", "gemma")

@@ -119,7 +119,7 @@ def test_a_model_without_plain_keys_and_values_reads_every_row_whole(
         ([([5, 6, 7, 8, 9], [4]), ([5], [])], 0),
     ],
 )
-def test_rows_share_what_is_equal_in_front_of_what_predicts(rows: list[tuple[list[int], list[int]]], count: int) -> None:
+def test_rows_share_what_stands_in_front_of_what_predicts(rows: list[tuple[list[int], list[int]]], count: int) -> None:
     made = [Scored(np.array(ids, np.int32), np.array(positions, np.int64)) for ids, positions in rows]
     assert num_shared(made) == count
 

@@ -104,14 +104,14 @@ class EventFollower:
         """New events, in order; nothing where the file does not exist yet or did not change."""
         try:
             status = self._path.stat()
+            stamp = (status.st_size, status.st_mtime_ns)
+            if stamp == self._stamp:
+                return
+            with self._path.open("rb") as file:  # which may be removed meanwhile
+                self._go_back(file)
+                *lines, _ = file.read().split(b"\n")  # a torn last line is read again once it is whole
         except (FileNotFoundError, NotADirectoryError):
             return
-        stamp = (status.st_size, status.st_mtime_ns)
-        if stamp == self._stamp:
-            return
-        with self._path.open("rb") as file:
-            self._go_back(file)
-            *lines, _ = file.read().split(b"\n")  # a torn last line is read again once it is whole
         for line in lines:
             self._last = line + b"\n"
             self._offset += len(self._last)

@@ -62,7 +62,8 @@ def command(
         return _dry_run(recipe, overrides, hostfile, place.size, as_json=as_json)
     from mlx_finetune.app.running.launch import TrainRequest
 
-    request = TrainRequest(recipe, overrides, resume, fork, extend, num_ranks=place.size)
+    shown_by = os.getppid() if in_background else None
+    request = TrainRequest(recipe, overrides, resume, fork, extend, num_ranks=place.size, shown_by=shown_by)
     lines, code = _start(request, hostfile, detach=detach, as_json=as_json, in_background=in_background)
     for line in lines:
         click.echo(line, err=True)

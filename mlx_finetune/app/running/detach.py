@@ -9,10 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from mlx_finetune.app.running.endings import Ended, Outcome, read_ending
 from mlx_finetune.app.running.launch import POLL_SECONDS, Signals, TrainRequest, View, forwarding
+from mlx_finetune.app.running.unbegun import Before
 from mlx_finetune.errors import RunError
-from mlx_finetune.events import Record, RunStarted
+from mlx_finetune.events import Record, RunFailed, RunFinished, RunStarted, RunStopped
 from mlx_finetune.events_log import stamped
 from mlx_finetune.journal import EventFollower
 from mlx_finetune.rundir import EVENTS, LOG, RunDir
@@ -49,11 +52,19 @@ class LogView:
         """Nothing to restore."""
 
 
+@dataclass(slots=True)
+class Seen:
+    """The last word of the run that was shown here, None where it has had none."""
+
+    outcome: Outcome | None = None
+
+
 def train_detached(request: TrainRequest, run: RunDir, view: View) -> tuple[Sequence[str], int]:
     """Start the supervisor and show its run until that has started; what is said then, and the exit code.
 
     Ctrl-C and SIGTERM before that stop the run; a terminal that closes does not. Raises ``RunError``.
     """
+    before, seen = Before.look(run), Seen()
     follower = EventFollower(run.file(EVENTS), from_end=True)
     arguments = [sys.executable, "-m", "mlx_finetune", "train", str(request.recipe), *request.options()]
     with tempfile.TemporaryFile() as talk:
@@ -75,10 +86,11 @@ def train_detached(request: TrainRequest, run: RunDir, view: View) -> tuple[Sequ
             except OSError as error:
                 raise RunError(f"{sys.executable} cannot be started: {error.strerror}", "mlxft doctor") from error
             signals.attach(supervisor)
-            code = _follow_start(supervisor, follower, view, signals)
+            code = _follow_start(supervisor, follower, seen, view, signals)
         if code is not None:
             talk.seek(0)
             said = talk.read().decode("utf-8", "replace").splitlines()
+            before.restore(read_ending(Ended(code, seen.outcome, None, tuple(said))))
             return [line for line in said if line not in told], code if code >= 0 else 128 - code
     supervisor.returncode = 0  # nobody here waits for it any more
     return [
@@ -89,7 +101,7 @@ def train_detached(request: TrainRequest, run: RunDir, view: View) -> tuple[Sequ
 
 
 def _follow_start(
-    supervisor: subprocess.Popen[bytes], follower: EventFollower, view: View, signals: Signals
+    supervisor: subprocess.Popen[bytes], follower: EventFollower, seen: Seen, view: View, signals: Signals
 ) -> int | None:
     """Show the journal until the run has started (None), or until the supervisor has ended (its code)."""
     has_started = False
@@ -97,6 +109,8 @@ def _follow_start(
         code = supervisor.poll()
         for record in follower.poll():
             view.show(record)
+            if isinstance(record.event, RunFinished | RunStopped | RunFailed):
+                seen.outcome = record.event
             has_started = has_started or isinstance(record.event, RunStarted)
         signals.announce()
         view.tick(time.time())

@@ -62,7 +62,8 @@ class TrainRequest:
 
     ``hosts`` are the machines of ``--hostfile``; ``num_ranks`` also counts those that ``mlx.launch`` started.
     ``hardware`` decides about the variables that MLX and Metal are started with, None for the defaults; ``tuned`` are
-    the values of this machine for those that are "auto" there (``hardware.metal``).
+    the values of this machine for those that are "auto" there (``hardware.metal``). ``shown_by`` is the process that
+    shows the beginning of a training in the background.
     """
 
     recipe: Path
@@ -77,6 +78,7 @@ class TrainRequest:
     num_ranks: int = 1
     hardware: HardwareRecipe | None = None
     tuned: Mapping[str, int] = field(default_factory=dict[str, int])
+    shown_by: int | None = None
 
     def options(self) -> list[str]:
         """What a user types after ``mlxft train RECIPE``."""

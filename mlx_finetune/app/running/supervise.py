@@ -58,8 +58,9 @@ def supervise(
 ) -> Supervised:
     """Train to the end, with as many processes as it takes. ``recipe`` is the one asked for.
 
-    Of a training that was refused before it had decided anything no folder is left (``unbegun``). Raises ``RunError``
-    where another process is at work in the folder. ``command`` replaces the child in tests.
+    Of a training that was refused before it had decided anything no folder is left (``unbegun``). While the process
+    that shows it lives, that is left to it: it may not have read the journal yet. Raises ``RunError`` where another
+    process is at work in the folder. ``command`` replaces the child in tests.
     """
     if running_process(run) is not None:
         raise busy(run)
@@ -84,7 +85,8 @@ def supervise(
             ending = replace(ending, message=f"rank 0: {ending.message}")
         if ending.kind == "crashed" and ended.outcome is None and not signals.received:
             _record_end(run, ending)
-        before_start.restore(ending)
+        if request.shown_by is None or os.getppid() != request.shown_by:
+            before_start.restore(ending)
     return Supervised(_exit_code(ended, ending), ended, ending, signals.received[0] if signals.received else 0)
 
 

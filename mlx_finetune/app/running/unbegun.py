@@ -2,7 +2,8 @@
 
 Such a folder holds what the terminal has shown already, and ``mlxft runs`` would list a run that never was. Only a
 folder that was not there before is removed, and only while it holds nothing but the journal, the log and the locks of
-the start: whatever else is in it, it stays as it is. After a crash or a bug it stays too: then its log is needed.
+the start, and the journal no start: whatever else is in it, it stays as it is. After a crash or a bug it stays too:
+then its log is needed.
 """
 
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from mlx_finetune.app.running.endings import Ending
 from mlx_finetune.errors import RunError
+from mlx_finetune.events import RunStarted
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import EVENTS, LOCK, LOG, SUPERVISOR, RunDir, take_lock
 
 #: What a start writes before it decides anything (``train.child``, ``supervise``).
@@ -46,9 +49,13 @@ class Before:
                     folder.rmdir()  # an error, and the end of it, where something else is in it
 
 
+def _has_begun(run: RunDir) -> bool:
+    return any(isinstance(record.event, RunStarted) for record in read_events(run.file(EVENTS)))
+
+
 def _remove(run: RunDir) -> bool:
     """Remove the folder; False where it holds more, or another process has it. Raises ``OSError``."""
-    if not set(os.listdir(run.path)) <= _OF_A_START:
+    if not set(os.listdir(run.path)) <= _OF_A_START or _has_begun(run):
         return False
     lock = take_lock(run.file(LOCK))
     if lock is None:

@@ -66,8 +66,9 @@ def test_a_training_whose_supervisor_is_killed_saves_and_leaves(machine: Machine
     ],
 )
 def test_a_start_that_fails_is_told_where_it_was_asked_for(machine: Machine, mode: str, lines: list[str]) -> None:
-    machine.recipe(mode)
+    run = machine.recipe(mode)
     assert machine.call("train", "demo.toml", "--detach") == (1, lines)
+    assert not run.path.exists()
 
 
 def test_ctrl_c_before_the_start_stops_the_run_and_gives_its_code(machine: Machine) -> None:

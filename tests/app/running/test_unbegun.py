@@ -1,5 +1,7 @@
 """A training that came to nothing leaves no folder; whatever else lies in one stays where it is."""
 
+import os
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -10,6 +12,7 @@ from mlx_finetune import rundir
 from mlx_finetune.app.running.launch import TrainRequest
 from mlx_finetune.app.running.supervise import Supervised, supervise
 from mlx_finetune.events import Record
+from mlx_finetune.journal import EventFollower
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
@@ -61,9 +64,11 @@ def run_fixture(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "adapters" / "night" / "run")
 
 
-def train(run: RunDir, view: Quiet, *, event: str = REFUSED, more: str = "", code: int = 1) -> Supervised:
+def train(
+    run: RunDir, view: Quiet, *, event: str = REFUSED, more: str = "", code: int = 1, shown_by: int | None = None
+) -> Supervised:
     script = CHILD.format(event=event, more=textwrap.dedent(more), code=code)
-    request = TrainRequest(run.path.parents[2] / "demo.toml")
+    request = TrainRequest(run.path.parents[2] / "demo.toml", shown_by=shown_by)
     return supervise(request, run, RECIPE, view, command=[sys.executable, "-c", script, str(run.path)])
 
 
@@ -97,6 +102,36 @@ def test_a_folder_that_holds_more_than_a_start_writes_stays_whole(run: RunDir, n
     train(run, Quiet(), more=f"run.file({name!r}).write_text('{{}}')")
     left = {path.name for path in run.path.iterdir()}
     assert left == {name, rundir.EVENTS, rundir.LOG, rundir.LOCK, rundir.SUPERVISOR}
+
+
+def test_a_journal_of_a_training_that_began_stays_whatever_else_is_missing(run: RunDir) -> None:
+    train(run, Quiet(), more="from fake_child import STARTED; emit(STARTED)")
+    assert run.file(rundir.EVENTS).is_file()
+
+
+def test_whoever_shows_a_start_in_the_background_has_the_journal_to_read_while_it_lives(run: RunDir) -> None:
+    train(run, Quiet(), shown_by=os.getppid())
+    assert run.file(rundir.EVENTS).is_file()
+    shutil.rmtree(run.path)
+    train(run, Quiet(), shown_by=os.getpid())  # as if our parent were not the one that started us any more
+    assert not run.path.exists()
+
+
+def test_a_journal_that_is_removed_while_it_is_followed_has_nothing_new(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.path.mkdir(parents=True)
+    run.file(rundir.EVENTS).write_text("{}\n")
+    follower = EventFollower(run.file(rundir.EVENTS))
+    look = Path.stat
+
+    def look_and_lose(path: Path) -> os.stat_result:
+        found = look(path)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", look_and_lose)
+    assert list(follower.poll()) == []
 
 
 def test_a_bug_keeps_its_log(run: RunDir) -> None:

@@ -53,6 +53,7 @@ from mlx_finetune.model.files.config import read_config, refuse_more_blocks
 from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.catalogue import find_entry
 from mlx_finetune.model.sources.fetch import LocalModel
+from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import counted, format_bytes, format_seconds
 
@@ -385,7 +386,7 @@ def _warnings(
         )
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     seen = tokens.lengths.total * (tokens.target_share or 0.5) * epochs
-    if recipe.lora is not None and 0 < trainable < seen:
+    if recipe.lora is not None and 0 < trainable < seen and learned_by(recipe.task).unit == "target":
         found.append(
             f"{seen:,.0f} targets for {trainable:,} adapter parameters: a higher lora.rank may learn more of them"
         )

@@ -15,6 +15,7 @@ from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.rollouts import plan_rollouts
 from mlx_finetune.hardware.planning.shapes import adapted_layers, target_linears
 from mlx_finetune.model.sources.catalogue import CATALOGUE
+from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
@@ -133,8 +134,9 @@ def _data_lines(plan: Plan) -> Iterator[str]:
     )
     yield f"{counts}; {plan.data_format}"
     lengths = tokens.lengths
-    share = f", {tokens.target_share:.0%} of them targets ({tokens.method})" if tokens.target_share is not None else ""
-    yield f"{format_count(lengths.total)} tokens in an epoch{share}"
+    of_a_row = learned_by(plan.recipe.task).of_a_row
+    share = "" if tokens.target_share is None else f", {tokens.target_share:.0%} of them targets ({tokens.method})"
+    yield f"{format_count(lengths.total)} tokens in an epoch{'' if of_a_row else share}"
     yield (
         f"a row has {lengths.mean:.0f} on average, half at most {lengths.median}, 90 % {lengths.p90}, longest "
         f"{lengths.longest}"

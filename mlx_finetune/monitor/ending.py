@@ -41,7 +41,7 @@ def finished_lines(
         "",
     ]
     measure, following = f"mlxft eval {name}", talk_command(summary.started.task if summary.started else "", name)
-    if summary.started and summary.started.valid_rows:
+    if summary.started and summary.started.valid_rows and measure != following:
         lines.append(f"what it learned, measured: {measure}")
     return [*lines, f"next: {following}"]
 

@@ -117,6 +117,13 @@ def test_the_last_words_count_what_the_task_counts() -> None:
     assert "  1m 05s of training, 1.3k answers, peak memory 1.0 GB" in lines
 
 
+def test_a_command_that_measures_is_named_once_where_it_is_the_next_one() -> None:
+    last = RunFinished(20, "finished", 0.9, 0.25, 20, 0.25, 65.0, 1_280, 10**9)
+    scored = summarise(records(dataclasses.replace(STARTED, task="reward")))
+    lines = finished_lines(scored, last, folder="f", name="demo", width=100)
+    assert [line for line in lines if "mlxft eval" in line] == ["next: mlxft eval demo"]
+
+
 def test_a_verifier_is_judged_by_its_verdicts_not_by_the_words_beside_them(tmp_path: Path) -> None:
     def evaluated(number: int, loss: float, verdicts: float) -> Evaluated:
         return Evaluated(number, loss, 8, is_best=True, seconds=0.1, metrics={"verdict_loss": verdicts})

@@ -277,8 +277,9 @@ def _disk_lines(plan: Plan) -> Iterator[str]:
     disk = plan.disk
     what = "adapter" if plan.recipe.lora is not None else "model"
     free = "" if plan.mac else f" of {format_bytes(disk.free)} free"
+    answers = f" and up to {format_bytes(disk.answers)} for the answers between two updates" if disk.answers else ""
     yield (
-        f"{what} {format_bytes(disk.adapter)}, a checkpoint {format_bytes(disk.checkpoint)}; "
+        f"{what} {format_bytes(disk.adapter)}, a checkpoint {format_bytes(disk.checkpoint)}{answers}; "
         f"{format_bytes(disk.needed)} at most{free}"
     )
     yield f"{plan.forecast.disk_bytes.text(exact_bytes)} when it has finished"

@@ -220,7 +220,7 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         disk_bytes=disk_bytes,
     )
     asked = (measured.answer_seconds, plan.tokens.num_valid, beside.num_evaluations)
-    forecast = add_rollouts(forecast, plan.resolved, *asked, on_gpu=on_gpu)
+    forecast = add_rollouts(forecast, plan.resolved, *asked, on_gpu=on_gpu, score_seconds=measured.score_seconds)
     facts = replace(plan.facts, memory_factor=plan.resolved.memory.factor(forecast.peak_bytes.expected))
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
 

@@ -15,6 +15,7 @@ from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.rollouts import plan_rollouts
 from mlx_finetune.hardware.planning.shapes import adapted_layers, target_linears
 from mlx_finetune.model.sources.catalogue import CATALOGUE
+from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
 
@@ -247,7 +248,9 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     if plan.measured and runs:
         yield f"corrected by {runs} planned runs on this machine: x {plan.corrections.time_factor:.2f}"
     if says:
-        yield "without the time to say the answers, which is nearly all of it: plan without --no-measure"
+        named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
+        scores = f", and for {named} to score them" * bool(named)
+        yield f"without the time to say the answers{scores}, which is nearly all of it: plan without --no-measure"
     if plan.measured is None:
         yield f"{forecast.finish_seconds.text(format_seconds)} for all steps, without evaluations and answers"
         return
@@ -262,6 +265,10 @@ def _measuring_lines(plan: Plan) -> Iterator[str]:
     share = f"; other programs used {measured.others_share:.0%} of the processors" * (
         measured.others_share >= BUSY_SHARE
     )
+    if measured.score_seconds is not None:
+        short, long = (format_step(seconds) for seconds in measured.score_seconds)
+        named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
+        yield f"in it: {named} {'score' if ' and ' in named else 'scores'} an answer in {short} to {long}"
     cut = ", and then the time for it was up" * measured.is_cut_short
     yield f"{many} microbatches were timed in {format_seconds(measured.seconds)}{cut}{share}"
 

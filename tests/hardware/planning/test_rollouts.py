@@ -76,6 +76,25 @@ def test_the_time_is_that_of_all_answers_and_of_saying_them():
     assert add_rollouts(before, resolved_of(recipe_of("sft")), 0.1, 16, 2, on_gpu=False) == before
 
 
+def test_the_time_has_the_scores_of_all_answers_and_of_those_of_evaluations():
+    before = Forecast("measured", Range(1, 1, 1), Range(1, 1, 1), Range(1, 1, 1), Range(12, 12, 12), None)
+    for updates, drawings in ((1, 10), (3, 4)):
+        plain, scored = (
+            add_rollouts(before, resolved_of(recipe_of(updates=updates)), 0.1, 8, 2, on_gpu=False, score_seconds=by)
+            for by in (None, (0.2, 0.7))
+        )
+        assert plain.step_seconds is not None
+        assert scored.step_seconds is not None
+        assert plain.finish_seconds is not None
+        assert scored.finish_seconds is not None
+        each = 0.2 + 0.6 * 0.5  # of an answer as long as they usually are
+        assert scored.step_seconds.expected - plain.step_seconds.expected == pytest.approx(16 * each / updates)
+        assert scored.finish_seconds.expected - plain.finish_seconds.expected == pytest.approx(
+            (drawings * 16 + 2 * 8) * each
+        )
+        assert scored.finish_seconds.low - plain.finish_seconds.low < scored.finish_seconds.high
+
+
 def test_memory_holds_the_keys_and_values_of_all_answers():
     shape = guess_shape(135_000_000)
     small, large = (answer_bytes(shape, length, value_bytes=4, on_gpu=False) for length in (256, 2048))
@@ -87,8 +106,8 @@ def test_memory_holds_the_keys_and_values_of_all_answers():
     assert long.memory.total > plain.memory.total
 
 
-def resolved_recipe(**grpo: object) -> Recipe:
-    return resolved_of(recipe_of(**grpo)).recipe
+def resolved_recipe(updates: int = 1) -> Recipe:
+    return resolved_of(recipe_of(updates=updates)).recipe
 
 
 def test_a_checkpoint_between_updates_holds_the_answers_of_a_drawing():

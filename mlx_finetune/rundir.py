@@ -6,7 +6,6 @@ not count. How files are written is in ``durable``.
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -148,11 +147,7 @@ class RunDir:
 
 def run_info(run: RunDir) -> dict[str, object]:
     """run.json; empty where there is none, or none that can be read."""
-    try:
-        info: object = json.loads(run.file(RUN_INFO).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return cast(dict[str, object], info) if isinstance(info, dict) else {}
+    return durable.read_object_if_any(run.file(RUN_INFO))
 
 
 def task_of(run: RunDir) -> str:

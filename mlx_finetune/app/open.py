@@ -5,7 +5,6 @@ quantised base, the same system message. ``chat`` and ``generate`` start here.
 """
 
 import functools
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from pydantic import ValidationError
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.prompts import continues_text
 from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.events import Notice, Phase
@@ -253,13 +252,7 @@ def _locate_run(name: str, run: RunDir) -> Located:
 
 def _facts(path: Path) -> Mapping[str, object]:
     """The object in a JSON file; empty where there is none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    return durable.read_object(path) if path.exists() else {}
 
 
 def read_recipe(located: Located, report: Report) -> Recipe | None:

@@ -4,14 +4,13 @@ Our runs and checkpoints record the base's SHA-256; folders of other tools name 
 fit every model of the same architecture, so without this an adapter for another base would load and answer nonsense.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from mlx_finetune import rundir
-from mlx_finetune.errors import ModelError
+from mlx_finetune import durable, rundir
+from mlx_finetune.errors import ModelError, RunError
 from mlx_finetune.events import Notice
 from mlx_finetune.model.sources.catalogue import find_entry
 from mlx_finetune.model.sources.fetch import LocalModel
@@ -82,10 +81,7 @@ def _short_name(name: str) -> str:
 
 def read_object(path: Path) -> Mapping[str, object]:
     """The object in a JSON file; empty where there is no file."""
-    if not path.is_file():
-        return {}
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", "name another adapter") from error
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+        return durable.read_object(path) if path.is_file() else {}
+    except RunError as error:
+        raise ModelError(error.message, "name another adapter") from error

@@ -1,4 +1,4 @@
-"""Which linear layers get an adapter, and putting it on and off. Layers are in ``adapter_layers``.
+"""Which linear layers get an adapter, and putting it on and off. Layers are in ``layers``.
 
 Linear layers are found by walking the modules of the blocks; embeddings, the head, routers of experts and Gemma's
 per-layer projections never get an adapter.

@@ -14,11 +14,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError
-from mlx_finetune.recipe.explain import Finding, KeyPath, check
+from mlx_finetune.recipe.explain import Finding, check
 from mlx_finetune.recipe.locate import locate_keys
-from mlx_finetune.recipe.overrides import Override, apply_overrides, parse_overrides
+from mlx_finetune.recipe.overrides import KeyPath, Override, Values, apply_overrides, parse_overrides
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.recipe.toml_file import TOKEN_HINT, Values, parse_toml, read_text, strings_of, unsafe_strings
+from mlx_finetune.recipe.toml_file import TOKEN_HINT, parse_toml, read_text, strings_of, unsafe_strings
 from mlx_finetune.recipe.values import TOKEN, shown, shown_path
 
 _VARIABLE = re.compile(r"\$\{\w+\}")

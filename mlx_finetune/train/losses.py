@@ -22,8 +22,8 @@ from mlx_finetune.model.cpu.cpu_math import Floats, as_numpy, without_graph
 from mlx_finetune.model.heads.score import find_head
 from mlx_finetune.model.inside.parts import is_above
 from mlx_finetune.model.inside.split import SplitModel
+from mlx_finetune.train.optim import FlatArrays
 
-FlatArrays = dict[str, mx.array]
 Arrays = Sequence[mx.array]
 #: ``logits(outer, hidden)``: (N, H) to (N, V), with the parameters ``outer`` in the model.
 Logits = Callable[[FlatArrays, mx.array], mx.array]

@@ -4,16 +4,16 @@ Our runs and checkpoints record the base's SHA-256; folders of other tools name 
 fit every model of the same architecture, so without this an adapter for another base would load and answer nonsense.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.errors import ModelError, RunError
-from mlx_finetune.events import Notice, Phase
+from mlx_finetune.events import Notice
 from mlx_finetune.model.sources.catalogue import find_entry
-from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
+from mlx_finetune.model.sources.fetch import LocalModel, Report, fetch_model
 from mlx_finetune.model.sources.misnamed import base_of_adapter
 
 
@@ -73,7 +73,7 @@ def recorded_sha256(facts: Mapping[str, object]) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def fetch_recorded(facts: Mapping[str, object], name: str, whose: str, report: Callable[[Phase], None]) -> LocalModel:
+def fetch_recorded(facts: Mapping[str, object], name: str, whose: str, report: Report) -> LocalModel:
     """The base ``name`` of the fields of run.json: from the folder recorded there, else by its name and revision.
 
     Raises ``ModelError`` where it is not at hand; whether it is the same still is to be compared.

@@ -7,7 +7,7 @@ forward pass over each answer: SmolLM2-135M scores about 40 short answers a seco
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +18,17 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.scored import AnswerRows
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError, ModelError, RunError
-from mlx_finetune.events import Phase
 from mlx_finetune.model.adapters.base import fetch_recorded
 from mlx_finetune.model.adapters.files import hash_adapter
 from mlx_finetune.model.heads.token_scores import ScoringModel
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
+from mlx_finetune.model.sources.fetch import LocalModel, Report, fetch_model
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.model.trained import attach_trained, tokenizer_folder
 from mlx_finetune.recipe.grpo import SCORERS
 from mlx_finetune.recipe.load import recorded_recipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-
-Report = Callable[[Phase], None]
 
 _NAME_A_SCORER = 'name a finished run of task = "verifier" or "reward": verifier:RUN, reward:RUN'
 

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,12 +175,13 @@ def check_folder(path: Path) -> None:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of the files in a folder and below; links are not followed."""
+    """Bytes of the regular files in a folder and below; links are not followed. 0 where there is nothing."""
     total = 0
     for folder, _, files in os.walk(path):
         for name in files:
-            with contextlib.suppress(OSError):
-                total += (Path(folder) / name).lstat().st_size
+            with contextlib.suppress(OSError):  # another process may be moving files here
+                found = (Path(folder) / name).lstat()
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return total
 
 

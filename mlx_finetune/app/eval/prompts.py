@@ -25,6 +25,7 @@ from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.heads import SCORED_TASKS
 
 NO_LIMIT = 1_048_576
+_EXTRA_TOKENS, _MAX_AUTO_TOKENS = 16, 1024
 _BETWEEN = "\n\n"
 
 
@@ -110,6 +111,12 @@ class Prompter:
         begins = self._walk.edge_texts()[0] and self._tokenizer.bos_token_id is not None
         head = [self._tokenizer.bos_token_id] if begins else []
         return [id_ for id_ in head if id_ is not None] + self._tokenizer.encode(text).ids + self._walk.behind_prompt
+
+
+def enough_tokens(tokenizer: Tokenizer, references: Sequence[str]) -> int:
+    """Twice the tokens of the longest reference and a few more, so that no good answer is cut."""
+    longest = max((len(encoding.ids) for encoding in tokenizer.encode_batch(references)), default=0)
+    return min(2 * longest + _EXTRA_TOKENS, max(_MAX_AUTO_TOKENS, longest + _EXTRA_TOKENS))
 
 
 def _instruction(messages: Sequence[Message], example: Example | None) -> tuple[str, str]:

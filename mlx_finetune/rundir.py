@@ -201,16 +201,19 @@ def is_run_file(name: str) -> bool:
 
 
 def find_run(name: str, *, base: Path) -> RunDir:
-    """The run folder for a path, or for a name under ``adapters/`` of ``base``. Raises ``RunError`` with near names."""
+    """The run folder for a path, or for a name under ``adapters/`` of ``base``.
+
+    Raises ``RunError`` with the names of the runs there, without that which this process is about to begin.
+    """
     for candidate in (Path(name).expanduser(), base / name, base / "adapters" / name):
         run = RunDir(candidate)
         if run.is_run():
             return run
         if run.file(MANIFEST).is_file() and (of := RunDir(candidate.resolve().parent)).is_run():
             raise RunError(f"{name} is a checkpoint, not a run", f"name its run: {of.path}")
-    known = [run.label for run in list_all_runs(base / "adapters")]
+    others = [run for run in list_all_runs(base / "adapters") if lock_holder(run.file(LOCK)) != os.getpid()]
     none = "there is no run under adapters/ here; mlxft train RECIPE starts one"
-    hint = f"runs here: {', '.join(known)}" if known else none
+    hint = f"runs here: {', '.join(run.label for run in others)}" if others else none
     raise RunError(f"{name!r} is not a run folder and no run under adapters/ has that name", hint)
 
 

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.rundir import LOCK, SUPERVISOR, RunDir, busy, lock_holder, running_process, take_lock
+from mlx_finetune.errors import RunError
+from mlx_finetune.rundir import (
+    EVENTS,
+    LOCK,
+    SUPERVISOR,
+    RunDir,
+    busy,
+    find_run,
+    lock_holder,
+    running_process,
+    take_lock,
+)
 
 
 @pytest.fixture
@@ -80,3 +91,17 @@ def test_somebody_who_looks_does_not_keep_a_training_out(run: RunDir) -> None:
 @pytest.mark.parametrize(("path", "name"), [("adapters/demo", "demo"), ("/a/adapters/demo", "/a/adapters/demo")])
 def test_a_run_is_named_as_a_user_would_type_it(path: str, name: str) -> None:
     assert RunDir(Path(path)).name == name
+
+
+def test_a_run_that_this_process_is_about_to_begin_is_none_that_could_be_named(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+        (tmp_path / "adapters" / name / EVENTS).write_text("")
+    lock = take_lock(tmp_path / "adapters" / "new" / LOCK)
+    assert lock is not None
+    try:
+        with pytest.raises(RunError) as caught:
+            find_run("other", base=tmp_path)
+    finally:
+        os.close(lock)
+    assert caught.value.hint == "runs here: old"

@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SEED = 7
+SEED = 8
 #: A sum has so many terms, from 1 to the largest: 4,096 different ones.
 TERMS, LARGEST = 6, 4
 #: Sums set aside: problems.jsonl, test.jsonl, and the valid files of sft and dpo.

@@ -25,7 +25,7 @@ from mlx_finetune.dataset.formats import (
     example_of,
 )
 from mlx_finetune.dataset.inspect import inspect_example
-from mlx_finetune.dataset.kinds import is_trainable, refused_format, with_columns_of
+from mlx_finetune.dataset.kinds import formats_for, is_trainable, refused_format
 from mlx_finetune.dataset.labels import MOST_LABELS, check_labels, sorted_labels
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND, Findings, RowError
 from mlx_finetune.dataset.row import DataFile
@@ -115,7 +115,7 @@ def check_files(
     for splits in located:
         for split, files in splits.items():
             for file in files:
-                _scan_file(file, split, FormatCounter(columns, format), scan, task)
+                _scan_file(file, split, FormatCounter(columns, format, formats_for(task)), scan, task)
     if task == "classify" and scan.labels:
         try:
             check_labels(sorted_labels(scan.labels), scan.files[0].source)
@@ -156,7 +156,7 @@ def _scan_file(file: DataFile, split: str, counter: FormatCounter, scan: _Scan, 
         return
     detected = counter.result()
     for problem in detected.problems:
-        scan.errors(with_columns_of(problem, task))
+        scan.errors(problem)
     if task and detected.name and not is_trainable(detected.name, task):
         scan.errors(refused_format(detected, file.source, task))
     if _has_byte_order_mark(file):

@@ -16,7 +16,7 @@ from pathlib import Path
 from mlx_finetune.dataset.corrections import contradicted, correction_of, first_bytes, prompt_of
 from mlx_finetune.dataset.examples import FileExamples, SplitFile, read_file, stamps_of
 from mlx_finetune.dataset.formats import Example, FormatCounter, example_of
-from mlx_finetune.dataset.kinds import is_trainable, refused_format, with_columns_of
+from mlx_finetune.dataset.kinds import formats_for, is_trainable, refused_format
 from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.columnar import table_files
@@ -157,7 +157,7 @@ class _Reading:
         if one.file.num_bytes is not None:
             self._read_corrections(one)
             return "messages"
-        counter = FormatCounter(data.columns, data.format)
+        counter = FormatCounter(data.columns, data.format, formats_for(self._task))
         for row in read_file(one.file, self.findings):
             layout = counter.add(row)
             if layout is None or not is_trainable(layout.format, self._task):
@@ -170,7 +170,7 @@ class _Reading:
             self.add(one.split, replace(example, weight=one.weight) if one.weight != 1.0 else example)
         detected = counter.result()
         for problem in detected.problems:
-            self.findings(with_columns_of(problem, self._task))
+            self.findings(problem)
         if detected.name and not is_trainable(detected.name, self._task):
             self.findings(refused_format(detected, one.file.source, self._task))
         return detected.name

@@ -8,18 +8,17 @@ place. Prices: about 3 us a row of three turns, beside 12 us for its JSON.
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import cast
 
-from mlx_finetune.dataset.layouts import FIELDS, FORMATS, KNOWN_COLUMNS, REQUIRED, Layout, column_named, find_layout
+from mlx_finetune.dataset.layouts import FORMATS, Layout, find_layout
 from mlx_finetune.dataset.problems import RowError, show, show_names
 from mlx_finetune.dataset.row import Row
 from mlx_finetune.dataset.turns import Turn, TurnError, read_tools, read_turn, read_turns
+from mlx_finetune.dataset.unknown import unknown_layout
 from mlx_finetune.errors import Problem
 
 #: Largest weight of one row's loss.
 MAX_LOSS_WEIGHT = 1000
-WHICH_IS_WHICH = "say which is which:"
 
 Tools = tuple[Mapping[str, object], ...]
 
@@ -100,9 +99,15 @@ class DetectedFormat:
 
 
 class FormatCounter:
-    """Counts the formats of rows as they pass by, and remembers the first lines of each."""
+    """Counts the formats of rows as they pass by, and remembers the first lines of each.
 
-    def __init__(self, columns: Mapping[str, str] | None = None, format: str = "auto") -> None:
+    ``learned`` are the formats that the rows are wanted for; what a row of none lacks is said by them.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, str] | None = None, format: str = "auto", learned: Sequence[str] = ()
+    ) -> None:
+        self._learned = learned
         self._columns = columns or {}
         self._format = format
         self._counts: dict[str, int] = {}
@@ -145,7 +150,7 @@ class FormatCounter:
         more = f" (and {count - 1} more like it)" if count > 1 else ""
         if not rows:
             return []
-        problem = unknown_layout(rows[0], self._columns, self._format)
+        problem = unknown_layout(rows[0], self._columns, self._format, self._learned)
         return [Problem(problem.where, problem.message + more, problem.hint)]
 
 
@@ -157,40 +162,6 @@ def detect_format(
     for row in rows:
         counter.add(row)
     return counter.result()
-
-
-def unknown_layout(row: Row, columns: Mapping[str, str], format: str) -> Problem:
-    """Why the columns of ``row`` make no format, and what would help."""
-    have = show_names(list(row.fields))
-    missing = [(field, name) for field, name in columns.items() if column_named(row.fields, name) is None]
-    if missing:
-        field, name = missing[0]
-        return Problem(row.where, f"[data] columns maps {field} to {show(name)}, but the row has {have}")
-    fields = sorted({field for names in FIELDS.values() for field in names})
-    strange = [field for field in columns if field not in fields]
-    if strange:
-        return Problem(row.where, f"[data] columns has no field `{strange[0]}`", f"fields are {', '.join(fields)}")
-    if isinstance(row.fields.get("instances"), list):
-        return Problem(
-            row.where,
-            f"the answers are nested in a list (`instances`), which no format has; the row has {have}",
-            "write one row for each instance, with instruction, input and output",
-        )
-    if format != "auto":
-        needs = " and ".join(f"`{name}`" for name in REQUIRED.get(format, ()))
-        return Problem(row.where, f"format is {format}, with {needs}; the row has {have}", "map them in [data.columns]")
-    return Problem(row.where, f"no known format has these columns: {have}", _hint_for_columns(list(row.fields)))
-
-
-def _hint_for_columns(names: Sequence[str]) -> str:
-    """A slip of the pen is named; else two columns or more are mapped, and one alone is no question with an answer."""
-    for name in names:
-        near = get_close_matches(name.casefold(), KNOWN_COLUMNS, 1, cutoff=0.8)
-        if near and name not in KNOWN_COLUMNS:
-            return f"did you mean {show(near[0])} by {show(name)}?"
-    if len(names) > 1:
-        return f"{WHICH_IS_WHICH} [data.columns] prompt = {show(names[0])}, completion = {show(names[-1])}"
-    return 'rows are {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...} and the like'
 
 
 def to_example(row: Row, format: DetectedFormat | str, columns: Mapping[str, str] | None = None) -> Example:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlx_finetune.dataset.formats import WHICH_IS_WHICH, DetectedFormat, Example, Labelled, Preference
+from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Preference
 from mlx_finetune.errors import Problem
 from mlx_finetune.recipe.preference import PAIRED_TASKS, TWO_ANSWER_TASKS
 
@@ -53,6 +53,7 @@ _HINTS = {
     "classify": '[data.columns] text = "COLUMN", label = "COLUMN" names the two columns',
     "verifier": '[data.columns] names the columns prompt, completion and label; [data] format = "unpaired-preference"',
 }
+_NO_LABEL = 'add `label` to each row; a column of another name: [data.columns] label = "COLUMN"'
 #: (Format, kind of task) -> the task that fits.
 _FITS = {
     ("preference", "kto"): 'pairs are what task = "dpo" learns from (or cdpo, rdpo, ipo, simpo, orpo)',
@@ -81,6 +82,8 @@ def words_for(format: str, task: str) -> str:
 def refused_format(detected: DetectedFormat, source: str, task: str) -> Problem:
     """The sentence for a format that is recognised, but that ``task`` does not learn from."""
     wanted = f"task {task} learns from {_KINDS.get(task, _LEARNED).words}"
+    if (task, detected.name) == ("classify", "text"):
+        return Problem(source, f"the rows are texts without a label; {wanted}", _NO_LABEL)
     if detected.name not in _REFUSED:
         return Problem(
             source,
@@ -102,12 +105,9 @@ def refused_example(example: Example, task: str) -> str:
     return f"{kind.get(format, format)} rows cannot be used for task = {task!r}"
 
 
-def with_columns_of(problem: Problem, task: str) -> Problem:
-    """``problem``, with the fields of ``task`` in a hint that names columns (``formats.unknown_layout``)."""
-    if task != "classify" or not problem.hint.startswith(WHICH_IS_WHICH):
-        return problem
-    hint = problem.hint.replace("prompt = ", "text = ", 1).replace("completion = ", "label = ", 1)
-    return Problem(problem.where, problem.message, hint)
+def formats_for(task: str) -> Sequence[str]:
+    """The formats that ``task`` learns from; none where there is no task."""
+    return _KINDS.get(task, _LEARNED).formats if task else ()
 
 
 def wanted_rows(task: str) -> str:

@@ -21,6 +21,20 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class NearLayout:
+    """The format that a row nearly has.
+
+    ``names`` are the columns of the required fields it has, ``others`` those of optional ones, ``missing`` the usual
+    columns of the fields it lacks.
+    """
+
+    format: str
+    names: Mapping[str, str]
+    others: Sequence[str]
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Form:
     format: str
     required: Mapping[str, Sequence[str]]
@@ -114,21 +128,48 @@ def column_named(keys: Iterable[str], written: str) -> str | None:
     return alike[0] if len(alike) == 1 else None
 
 
+def nearest_layout(keys: Iterable[str], columns: Mapping[str, str] | None, formats: Sequence[str]) -> NearLayout | None:
+    """What keys that make no layout lack least of, among ``formats``; None where they have no field it requires."""
+    written = tuple(sorted((columns or {}).items()))
+    found: list[NearLayout] = []
+    for form in _FORMS:
+        names = _names_of(form, frozenset(keys), written) if form.format in formats else None
+        present = {field: name for field, name in (names or {}).items() if field in form.required}
+        if names and present:
+            others = tuple(name for field, name in names.items() if field not in form.required)
+            missing = {field: aliases[0] for field, aliases in form.required.items() if field not in names}
+            found.append(NearLayout(form.format, present, others, missing))
+    return min(found, key=lambda near: (len(near.missing), _num_renamed(near.missing)), default=None)
+
+
+def _num_renamed(columns: Mapping[str, str]) -> int:
+    """How many columns stand for a field by a name that is not the field's and not one of an answer."""
+    return sum(name not in (field, "answer") for field, name in columns.items())
+
+
 @functools.lru_cache(maxsize=4096)
 def _find_layout(keys: frozenset[str], columns: tuple[tuple[str, str], ...], format: str) -> Layout | None:
+    for form in _FORMS:
+        if format not in ("auto", form.format):
+            continue
+        names = _names_of(form, keys, columns)
+        if names is not None and all(field in names for field in form.required):
+            return Layout(form.format, names)
+    return None
+
+
+def _names_of(form: _Form, keys: frozenset[str], columns: tuple[tuple[str, str], ...]) -> dict[str, str] | None:
+    """The column of each field of ``form`` that ``keys`` have; None where it has no field that ``columns`` maps."""
     mapped = {field: name for field, written in columns if (name := column_named(keys, written)) is not None}
     free = keys - set(mapped.values())
     wanted = {field for field, _ in columns}
-    for form in _FORMS:
-        if format not in ("auto", form.format) or not wanted <= {*form.required, *form.optional}:
-            continue
-        names: dict[str, str] = {}
-        for field, aliases in (*form.required.items(), *form.optional.items()):
-            name = mapped.get(field)
-            if name is None and field not in wanted:
-                name = next((alias for alias in aliases if alias in free and alias not in names.values()), None)
-            if name is not None:
-                names[field] = name
-        if all(field in names for field in form.required):
-            return Layout(form.format, names)
-    return None
+    if not wanted <= {*form.required, *form.optional}:
+        return None
+    names: dict[str, str] = {}
+    for field, aliases in (*form.required.items(), *form.optional.items()):
+        name = mapped.get(field)
+        if name is None and field not in wanted:
+            name = next((alias for alias in aliases if alias in free and alias not in names.values()), None)
+        if name is not None:
+            names[field] = name
+    return names

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.kinds import refused_example, wanted_rows
 from mlx_finetune.dataset.labels import renumbered, sorted_labels
-from mlx_finetune.dataset.problems import SHOWN_PER_KIND
 from mlx_finetune.dataset.token_rows import RowsBuilder
 from mlx_finetune.dataset.tokens import (
     Encoded,
@@ -29,7 +28,7 @@ from mlx_finetune.dataset.tokens import (
     Totals,
 )
 from mlx_finetune.dataset.walk import Draft, Walk, where
-from mlx_finetune.errors import DataError, Problem
+from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
 
 if TYPE_CHECKING:
@@ -102,24 +101,13 @@ def nothing_left(report: TokenizeReport, data: DataRecipe, split: str) -> DataEr
     what = _SPLIT_NAMES[split]
     which = f"the only {what}row" if report.num_examples == 1 else f"none of the {report.num_examples:,} {what}rows"
     can = "cannot be used" if report.num_examples == 1 else "can be used"
-    problems = tuple(_first_rows(report))
+    problems = tuple(problem for outcome in report.outcomes.values() for problem in outcome.shown())
     hint = next((problem.hint for problem in problems if problem.hint), "correct these rows")
     if report.count("too_long"):
         hint = 'raise data.max_seq_length, or keep the end of long rows with data.truncation = "keep-end"'
     if split == "valid" and data.val_split and data.valid is None:
         hint += "; without a validation file a larger data.val_split takes more rows, 0 trains without validation"
     return DataError(f"{which} {can}", hint, problems)
-
-
-def _first_rows(report: TokenizeReport) -> Iterator[Problem]:
-    """The first rows of each kind, and how many more there are."""
-    for outcome in report.outcomes.values():
-        shown = outcome.rows[:SHOWN_PER_KIND]
-        yield from shown[:-1]
-        for last in shown[-1:]:
-            rest = outcome.count - len(shown)
-            more = f" (and {rest:,} more like it)" if rest else ""
-            yield Problem(last.where, last.message + more, last.hint)
 
 
 def _encoded(examples: Iterable[Example], walk: Walk, tokenizer: Tokenizer, task: str) -> Iterator[_Batch]:

@@ -8,10 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_finetune.dataset.problems import SHOWN_PER_KIND
 from mlx_finetune.errors import Problem
-
-#: Located examples kept of each kind of outcome; the rest is counted.
-SHOWN_PER_OUTCOME = 20
 
 Span = tuple[int, int]
 Message = Mapping[str, object]
@@ -182,6 +180,14 @@ class Outcome:
     count: int = 0
     rows: tuple[Problem, ...] = ()
 
+    def shown(self) -> tuple[Problem, ...]:
+        """``rows``, of which the last says how many more there are."""
+        rest = self.count - len(self.rows)
+        if not self.rows or not rest:
+            return self.rows
+        last = self.rows[-1]
+        return (*self.rows[:-1], Problem(last.where, f"{last.message} (and {rest:,} more like it)", last.hint))
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizeReport:
@@ -263,7 +269,7 @@ class Tally:
         """Count one row."""
         self._counts[outcome] = self._counts.get(outcome, 0) + 1
         kept = self._rows.setdefault(outcome, [])
-        if len(kept) < SHOWN_PER_OUTCOME:
+        if len(kept) < SHOWN_PER_KIND:
             kept.append(problem)
 
     def add_all(self, other: "Tally") -> None:
@@ -275,7 +281,7 @@ class Tally:
         for name, outcome in outcomes.items():
             self._counts[name] = self._counts.get(name, 0) + outcome.count
             kept = self._rows.setdefault(name, [])
-            kept += outcome.rows[: SHOWN_PER_OUTCOME - len(kept)]
+            kept += outcome.rows[: SHOWN_PER_KIND - len(kept)]
 
     def outcomes(self) -> dict[str, Outcome]:
         """Everything counted so far."""

@@ -190,6 +190,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
+        if self.scratch is not None and self.task != "pretrain":  # its own rules are beside the point
+            return refuse(self, scratch_problems(self.scratch, dict(self), self.data.max_seq_length))
         problems = grpo_problems(dict(self))
         problems += scored_problems(self.task, self.data, self.verifier, len(self.eval.prompts))
         if self.scratch is not None:

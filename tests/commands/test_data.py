@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_finetune.commands.data import command
+from mlx_finetune.dataset.problems import SHOWN_PER_KIND
 from mlx_finetune.errors import DataError, MlxftError, UsageError
 
 
@@ -86,13 +87,14 @@ def test_rows_that_are_too_long_are_listed_with_file_and_line_and_counted_alike_
     told = run("check", path)
     report = json.loads(run("check", path, "--json").stdout)
     tokens = report["tokens"]
-    long = [one for one in report["warnings"] if one["message"].endswith("are more than max_seq_length = 31: dropped")]
+    long = [one for one in report["warnings"] if "are more than max_seq_length = 31: dropped" in one["message"]]
     assert tokens["outcomes"]["too_long"] == tokens["num_cut"] == report["num_warnings"]
-    assert len(long) == min(20, tokens["num_cut"])
+    assert len(long) == SHOWN_PER_KIND < tokens["num_cut"]
     assert f"no errors, {report['num_warnings']} warnings" in told.stderr
     lines = told.stderr.splitlines()
     assert all(f"warning: {one['where']}: {one['message']}" in lines for one in long)
-    assert f"warning: {tokens['num_cut'] - 20} more: too long" in lines
+    assert long[-1]["message"].endswith(f"dropped (and {tokens['num_cut'] - SHOWN_PER_KIND} more like it)")
+    assert sum("max_seq_length = 31: dropped" in line for line in lines) == SHOWN_PER_KIND
 
 
 @pytest.mark.parametrize(("truncation", "outcome"), [("keep-end", "cut"), ("split", "split")])

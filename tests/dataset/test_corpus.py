@@ -157,6 +157,23 @@ def test_formats_of_other_tasks_are_recognised_and_refused(tmp_path: Path, line:
     assert problem.message.startswith(message)
 
 
+def test_what_rows_lack_is_said_by_what_the_task_learns_from(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "q"}\n{"prompt": "p"}\n')
+    (tmp_path / "t.jsonl").write_text('{"text": "q"}\n')
+    said = {
+        ("a.jsonl", "sft"): "a.jsonl:1: one problem in the data: no known format has these columns: `prompt`: "
+        "a question without an answer (and 1 more like it)",
+        ("a.jsonl", "classify"): "a.jsonl:1: one problem in the data: no known format has these columns: `prompt`: "
+        "a text without a label (and 1 more like it)",
+        ("t.jsonl", "classify"): "t.jsonl: one problem in the data: the rows are texts without a label; "
+        "task classify learns from texts with labels",
+    }
+    for (name, task), message in said.items():
+        with pytest.raises(DataError) as caught:
+            load_splits(recipe(path=name), base=tmp_path, task=task)
+        assert caught.value.message == message
+
+
 def test_training_rows_in_a_given_validation_file_are_warned_of(tmp_path: Path) -> None:
     write(tmp_path / "d" / "train.jsonl", "a", "b", "c")
     write(tmp_path / "d" / "valid.jsonl", "x", "b ")

@@ -1,7 +1,7 @@
 """Rows to examples, and the format as a claim about a whole file."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,12 @@ from mlx_finetune.dataset.formats import (
     to_example,
 )
 from mlx_finetune.dataset.inspect import inspect_example
+from mlx_finetune.dataset.kinds import formats_for
 from mlx_finetune.dataset.layouts import FIELDS, FORMATS, KNOWN_COLUMNS, find_layout
 from mlx_finetune.dataset.problems import RowError
 from mlx_finetune.dataset.read import Row, read_rows
 from mlx_finetune.dataset.split import content_key, content_of
+from mlx_finetune.dataset.unknown import unknown_layout
 
 Shared = Callable[..., Path]
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -159,6 +161,94 @@ def test_columns_of_no_format_get_a_way_out_that_fits_them(fields: Mapping[str, 
     with pytest.raises(RowError) as caught:
         example(fields)
     assert hint in caught.value.problem.hint
+
+
+#: Rows that lack a field -> for which formats they are wanted, what is missing in words, and the ways out.
+LACKING = [
+    (
+        {"prompt": "q"},
+        "sft",
+        "a question without an answer",
+        'add `completion` to each row; a column of another name: [data.columns] completion = "COLUMN"; '
+        'to learn the questions alone, as text: [data.columns] text = "prompt"',
+    ),
+    (
+        {"question": "q", "id": 3},
+        "",
+        "a question without an answer",
+        'add `answer` to each row; a column of another name: [data.columns] completion = "COLUMN"',
+    ),
+    (
+        {"instruction": "q", "input": ""},
+        "",
+        "an instruction without an answer",
+        'add `output` to each row; a column of another name: [data.columns] output = "COLUMN"',
+    ),
+    (
+        {"reply": "a", "question": "q"},
+        "sft",
+        "a question without an answer",
+        'say which is which: [data.columns] prompt = "question", completion = "reply"',
+    ),
+    (
+        {"prompt": "q"},
+        "classify",
+        "a text without a label",
+        'add `label` to each row, then say which is which: [data.columns] text = "prompt", label = "label"',
+    ),
+    (
+        {"text": "q", "id": 3.5},
+        "kto",
+        "",
+        'rows are {"prompt": ..., "completion": ..., "label": true}; [data.columns] maps columns of other names',
+    ),
+    (
+        {"prompt": "q", "chosen": "a"},
+        "reward",
+        "a chosen answer without a rejected answer",
+        'add `rejected` to each row; a column of another name: [data.columns] rejected = "COLUMN"',
+    ),
+    (
+        {"prompt": "q"},
+        "verifier",
+        "a question without an answer and a label",
+        "add `completion` and `label` to each row; a column of another name: "
+        '[data.columns] completion = "COLUMN", label = "COLUMN"',
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "task", "lacking", "hint"), LACKING)
+def test_a_row_that_lacks_a_field_says_which_and_every_way_out(
+    fields: Mapping[str, object], task: str, lacking: str, hint: str
+) -> None:
+    problem = unknown_layout(row(fields), {}, "auto", formats_for(task))
+    assert problem.message.partition("`: ")[2] == lacking
+    assert problem.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("keys", "columns", "format"),
+    [
+        (["prompt", "completion"], {}, "prompt-completion"),
+        (["prompt", "COLUMN"], {"completion": "COLUMN"}, "prompt-completion"),
+        (["prompt"], {"text": "prompt"}, "text"),
+        (["question", "id", "answer"], {}, "prompt-completion"),
+        (["question", "id", "COLUMN"], {"completion": "COLUMN"}, "prompt-completion"),
+        (["instruction", "input", "COLUMN"], {"output": "COLUMN"}, "alpaca"),
+        (["reply", "question"], {"prompt": "question", "completion": "reply"}, "prompt-completion"),
+        (["prompt", "label"], {"text": "prompt", "label": "label"}, "labels"),
+        (["text", "COLUMN"], {"label": "COLUMN"}, "labels"),
+        (["prompt", "chosen", "COLUMN"], {"rejected": "COLUMN"}, "preference"),
+        (["prompt", "A", "B"], {"completion": "A", "label": "B"}, "unpaired-preference"),
+    ],
+)
+def test_the_ways_out_of_a_row_that_lacks_a_field_are_read(
+    keys: Sequence[str], columns: Mapping[str, str], format: str
+) -> None:
+    layout = find_layout(keys, columns)
+    assert layout is not None
+    assert layout.format == format
 
 
 def test_an_unknown_field_in_columns_is_named() -> None:

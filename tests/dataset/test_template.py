@@ -289,7 +289,7 @@ def test_rows_keep_their_order_place_and_weight(chat: ModelTokenizer) -> None:
 def test_only_the_first_problems_are_kept_and_all_are_counted(chat: ModelTokenizer) -> None:
     split = run(chat, talk("q", "a"), *(talk("<|im_end|>", "a", line=n) for n in range(50)))
     assert split.report.count("refused") == 50
-    assert len(split.report.outcomes["refused"].rows) == 20
+    assert len(split.report.outcomes["refused"].rows) == 5
 
 
 def test_no_examples_make_no_rows(chat: ModelTokenizer) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_models import make_model
 
 from mlx_finetune.model.cpu.second_core import SecondCore
 from mlx_finetune.model.inside.split import SplitModel
@@ -18,7 +19,6 @@ from mlx_finetune.model.likelihoods import LikelihoodModel, Scored, num_shared, 
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.train.losses import chunk_rows
-from random_models import make_model
 
 TinyModel = Callable[..., Path]
 MODELS = ("llama", "gpt2", "gpt_neox", "gemma")
@@ -119,7 +119,7 @@ def test_a_model_without_plain_keys_and_values_reads_every_row_whole(
         ([([5, 6, 7, 8, 9], [4]), ([5], [])], 0),
     ],
 )
-def test_rows_share_what_is_equal_in_front_of_what_predicts(rows: list[tuple[list[int], list[int]]], count: int) -> None:
+def test_rows_share_what_stands_in_front_of_what_predicts(rows: list[tuple[list[int], list[int]]], count: int) -> None:
     made = [Scored(np.array(ids, np.int32), np.array(positions, np.int64)) for ids, positions in rows]
     assert num_shared(made) == count
 

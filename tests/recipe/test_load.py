@@ -220,6 +220,14 @@ def test_a_file_that_is_no_recipe_is_refused_with_one_sentence(errors: Errors, c
     assert found.split(" / ")[0] == message
 
 
+@pytest.mark.parametrize("task", ["classify", "reward", "verifier", "dpo", "grpo", "seq2seq", "sft"])
+def test_another_task_of_a_new_model_is_one_problem_whatever_the_task_says_of_other_keys(errors: Errors, task: str):
+    assert errors(f'task = "{task}"\noutput_dir = "o"\n[scratch]\n[data]\npath = "d"\n[eval]\nprompts = ["a"]\n') == [
+        f"r.toml:1: `task` = '{task}' does not go with [scratch], whose first task is pretrain / "
+        "train it on text first, then name the run's model folder as `model` of another recipe"
+    ]
+
+
 def test_escaped_control_characters_are_refused(errors: Errors):
     found = errors(GOOD.replace('"m"', r'"m\u0000"').replace('"o"', r'"o\u202e"'))
     assert [message.split(" / ")[0] for message in found] == [

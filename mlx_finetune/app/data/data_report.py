@@ -41,8 +41,8 @@ class TokenReport:
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """The first rows of each outcome."""
-        return tuple(problem for name, one in self.outcomes.items() if name != "split" for problem in one.rows)
+        """The first rows of each outcome; the last of them says how many more there are."""
+        return tuple(problem for name, one in self.outcomes.items() if name != "split" for problem in one.shown())
 
 
 def num_errors(report: DataReport, tokens: TokenReport | None) -> int:
@@ -96,14 +96,8 @@ def problem_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
         verb = "is" if tokens.num_cut == 1 else "are"
         yield f"warning: {counted(tokens.num_cut, 'row')} ({tokens.cut_share:.1%}) {verb} longer than {limit}"
         yield f"hint: truncation = {tokens.truncation}; 99 % of the rows have at most {tokens.lengths.p99} tokens"
-    for name, outcome in tokens.outcomes.items():
-        if name == "split":
-            continue
-        rest = outcome.count - len(outcome.rows)
-        for problem in outcome.rows:
-            yield from _problem_lines("warning", Problem(problem.where, problem.message, ""))
-        if rest > 0:
-            yield f"warning: {rest:,} more: {name.replace('_', ' ')}"
+    for problem in tokens.warnings:
+        yield from _problem_lines("warning", Problem(problem.where, problem.message))
 
 
 def _problem_lines(level: str, problem: Problem) -> Iterator[str]:

@@ -16,7 +16,7 @@ from mlx_finetune import durable
 from mlx_finetune.app.pipeline.aside import set_aside
 from mlx_finetune.app.pipeline.decide import Deciding, Step, refuse_replacing, run_status
 from mlx_finetune.app.pipeline.fingerprint import evaluation_fingerprint, hash_result
-from mlx_finetune.app.running.runs import remove_run
+from mlx_finetune.app.running.runs import check_removable, remove_run
 from mlx_finetune.errors import Interrupted, MlxftError, RunError
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import (
@@ -90,6 +90,9 @@ def carry_out(deciding: Deciding, hands: Hands) -> Outcome:
     steps = deciding.all_steps(read_record(pipeline.folder))
     if not deciding.selection.is_forced:
         refuse_replacing(steps, pipeline)
+    for step in steps:
+        if step.action == "replace" and step.stage.loaded is not None:
+            check_removable(RunDir(step.stage.folder))
     durable.make_folder(pipeline.folder)
     lock = take_lock(pipeline.folder / LOCK)
     if lock is None:

@@ -19,7 +19,7 @@ from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError, Usag
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, differences
 from mlx_finetune.recipe.pipeline.rules import filled
-from mlx_finetune.rundir import RUN_INFO, RunDir, run_info
+from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOG, RUN_INFO, RunDir, check_folder, is_run_file, run_info
 
 #: leave: not asked for. later: known once an earlier stage has run. replace: what is there would be lost.
 Action = Literal["leave", "skip", "run", "resume", "later", "replace"]
@@ -81,6 +81,8 @@ class Deciding:
             is_chosen = stage.name in chosen
             try:
                 step = self.step(stage, record, results) if is_chosen else Step(stage, "leave")
+                if is_chosen:
+                    refuse_foreign(stage, self.pipeline)
                 if is_chosen and step.fingerprint is None:
                     check_rows(stage, self.pipeline, self.base)
             except RecipeError:
@@ -102,13 +104,16 @@ class Deciding:
         """What is done with ``stage`` now that ``results`` are there (stage -> SHA-256)."""
         kept = record.stage(stage.name) if record is not None else None
         waits = [name for name in stage.needs if name not in results]
+        is_foreign = is_used(stage) and (kept is None or not kept.fingerprint)
+        if waits and is_foreign:
+            return Step(stage, "replace", (_not_made(stage),))
         if waits:
             return Step(stage, "later" if kept is not None and kept.fingerprint else "run", (f"takes {waits[0]}",))
         found = self.fingerprint(stage, results)
         if not is_used(stage):
             return Step(stage, "run", (), found)
         if kept is None or not kept.fingerprint:
-            return Step(stage, "replace", (f"{stage.folder} holds what this pipeline did not make",), found)
+            return Step(stage, "replace", (_not_made(stage),), found)
         if changed := differences(kept.fingerprint, found, self.defaults):
             return Step(stage, "replace", tuple(changed), found)
         if kept.status != "finished":
@@ -162,6 +167,29 @@ def refuse_replacing(steps: Sequence[Step], pipeline: LoadedPipeline) -> None:
         f"what {pipeline.folder} holds would be replaced: {words}{after}",
         f"to replace it: {pipeline.command('--force')}; to keep it: {_elsewhere(pipeline)}; or undo the change",
     )
+
+
+def refuse_foreign(stage: Stage, pipeline: LoadedPipeline) -> None:
+    """Refuse a folder that holds no run but other files: the files of a training would come in between.
+
+    What a start left that came to nothing is none. Raises ``RunError``.
+    """
+    check_folder(stage.folder)
+    if stage.loaded is None or is_used(stage) or not stage.folder.is_dir():
+        return
+    names = sorted(one.name for one in stage.folder.iterdir() if not one.name.startswith("."))
+    is_ours = EVENTS in names
+    foreign = [name for name in names if not (is_run_file(name) if is_ours else name in (CORRECTIONS, LOG))]
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        raise RunError(
+            f"{stage.folder} holds no run, but {shown}, which this pipeline did not make",
+            f"move that away, or choose another folder: {_elsewhere(pipeline)}",
+        )
+
+
+def _not_made(stage: Stage) -> str:
+    return f"{stage.folder} holds what this pipeline did not make"
 
 
 def _more(reasons: Sequence[str]) -> str:

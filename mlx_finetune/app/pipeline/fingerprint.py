@@ -16,6 +16,7 @@ from mlx_finetune.errors import DataError
 from mlx_finetune.model.sources.fetch import fetch_model, path_of
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.paths import data_paths
+from mlx_finetune.recipe.pipeline.files import value_of
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
 from mlx_finetune.recipe.schema import Recipe
@@ -68,7 +69,8 @@ def command_fingerprint(
 ) -> dict[str, str]:
     """That of a stage that runs a command: its words, the files that they name, and the results that it takes."""
     words = [_text(word, pipeline) for word in stage.words]
-    own = [base / Path(word).expanduser() for word in stage.words if not _is_below(word, pipeline.folder)]
+    values = [value_of(word) for word in stage.words]
+    own = [base / Path(value).expanduser() for value in values if not _is_below(value, pipeline.folder)]
     named = [(path.name, hash_path(path)) for path in own if path.exists()]
     return {"command": " ".join(words), "files": _joined(named)} | {
         f"result of {name}": results[name] for name in stage.needs

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mlx_finetune.app.running.endings import SMALLER, Ended, Ending, read_ending
 from mlx_finetune.app.running.launch import TrainRequest, View, forwarding, train
+from mlx_finetune.app.running.unbegun import Before
 from mlx_finetune.app.tune.buffers import tuned_buffers
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Restarted, RunFailed, RunStopped
@@ -57,10 +58,12 @@ def supervise(
 ) -> Supervised:
     """Train to the end, with as many processes as it takes. ``recipe`` is the one asked for.
 
-    Raises ``RunError`` where another process is at work in the folder. ``command`` replaces the child in tests.
+    Of a training that was refused before it had decided anything no folder is left (``unbegun``). Raises ``RunError``
+    where another process is at work in the folder. ``command`` replaces the child in tests.
     """
     if running_process(run) is not None:
         raise busy(run)
+    before_start = Before.look(run)
     restarts = _Restarts(replace(request, hardware=recipe.hardware, tuned=_tuned(request, run, recipe)), run, recipe)
     with _presence(run) as begun, forwarding(view.say) as signals:
         while True:
@@ -81,6 +84,7 @@ def supervise(
             ending = replace(ending, message=f"rank 0: {ending.message}")
         if ending.kind == "crashed" and ended.outcome is None and not signals.received:
             _record_end(run, ending)
+        before_start.restore(ending)
     return Supervised(_exit_code(ended, ending), ended, ending, signals.received[0] if signals.received else 0)
 
 

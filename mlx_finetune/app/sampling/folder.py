@@ -15,7 +15,7 @@ from typing import cast
 from mlx_finetune import durable
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import RunError
-from mlx_finetune.rundir import LOCK
+from mlx_finetune.rundir import LOCK, LOG
 
 SETTINGS, LINES = "sampling.json", "samples.jsonl"
 FORMAT_VERSION = 1
@@ -82,7 +82,7 @@ class SamplesFile:
         found = read_settings(folder) if (folder / SETTINGS).exists() else None
         if found is None and self.path.exists():
             raise RunError(f"{self.path} is there, but no {SETTINGS} beside it", "choose another --out folder")
-        others = [] if found else sorted(one.name for one in folder.iterdir() if one.name != LOCK)
+        others = [] if found else sorted(one.name for one in folder.iterdir() if one.name not in (LOCK, LOG))
         if others:
             raise RunError(
                 f"{folder} is no folder of samples: it holds {others[0]}", "choose another --out folder, a new one"

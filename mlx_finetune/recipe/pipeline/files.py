@@ -1,13 +1,15 @@
 """Files that the commands and evaluations of a pipeline read: missed before the first stage, not hours later."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from mlx_finetune.errors import Problem, RecipeError
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline
 from mlx_finetune.recipe.pipeline.rules import placeholders
 
-_READS, _WRITES = "--data", ("--out", "-o", "--export")
+_READS, _WRITES = ("--data", "--file", "--probes", "--samples"), ("--out", "-o", "--output", "--export")
+_STDIN = "-"
 
 
 def check_files(loaded: LoadedPipeline, here: Path) -> None:
@@ -26,15 +28,27 @@ def check_files(loaded: LoadedPipeline, here: Path) -> None:
 def _written(loaded: LoadedPipeline) -> Iterator[str]:
     """Where commands write to outside of the pipeline's folder."""
     for stage in loaded.stages:
-        yield from (value for option, value in zip(stage.words, stage.words[1:], strict=False) if option in _WRITES)
+        yield from (value for option, value in _options(stage.words) if option in _WRITES)
 
 
 def _named(loaded: LoadedPipeline) -> Iterator[tuple[str, str]]:
     """Who reads which file."""
     for stage in loaded.stages:
-        for option, value in zip(stage.words, stage.words[1:], strict=False):
-            if option == _READS:
+        for option, value in _options(stage.words):
+            if option in _READS and value not in ("", _STDIN):
                 yield f"stage {stage.name}", value
     for one in loaded.pipeline.evaluations:
         if one.data is not None and not placeholders(one.data):
             yield f"evaluation {one.name}", one.data
+
+
+def value_of(word: str) -> str:
+    """The value in ``--option=VALUE``; any other word itself."""
+    return word.partition("=")[2] if word.startswith("--") and "=" in word else word
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every word with the one after it, and option and value where both are written as one."""
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        is_whole = value_of(word) != word
+        yield (word.partition("=")[0], value_of(word)) if is_whole else (word, following)

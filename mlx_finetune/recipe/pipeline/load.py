@@ -24,8 +24,8 @@ from mlx_finetune.recipe.toml_file import parse_toml, read_text, unsafe_strings
 from mlx_finetune.recipe.values import shown, shown_name
 from mlx_finetune.rundir import MODEL_FOLDER
 
-#: Keys of [lora] that an adapter has for good.
-_LORA_SHAPE = ("rank", "scale", "use_dora", "target_modules", "num_layers")
+#: Keys of [lora] that an adapter has for good, and those that make its factor, which it has too.
+_LORA_SHAPE, _LORA_FACTOR = ("use_dora", "target_modules", "num_layers"), ("rank", "alpha", "use_rslora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,5 +243,7 @@ def _differences(earlier: LoraRecipe, later: LoraRecipe | None) -> str:
     """Why an adapter of one shape cannot be trained further as another, in words; "" where it can."""
     if later is None:
         return "it trains every weight, for which the adapter would have to be fused first"
-    pairs = [(key, getattr(later, key), getattr(earlier, key)) for key in _LORA_SHAPE]
+    is_same = (earlier.rank, earlier.scale) == (later.rank, later.scale)
+    keys = _LORA_SHAPE if is_same else (*_LORA_FACTOR, *_LORA_SHAPE)
+    pairs = [(key, getattr(later, key), getattr(earlier, key)) for key in keys]
     return "; ".join(f"lora.{key} is {shown(new)}, and was {shown(old)}" for key, new, old in pairs if new != old)

@@ -1,6 +1,6 @@
 """What a run trains: the adapter that is put on, or every weight, with their optimizer in a ``Trainer``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlx.nn as nn
@@ -27,6 +27,7 @@ from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, on_gpu
 from mlx_finetune.model.sources.fetch import path_of
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.recipe.values import shown, toml_value
 from mlx_finetune.train.objective import Objective, num_outputs
 from mlx_finetune.train.optimizers.choose import choose_optimizer
 from mlx_finetune.train.ranks import Ranks
@@ -85,22 +86,41 @@ def _start_from(model: nn.Module, spec: AdapterSpec, recipe: Recipe, base: Path,
     """Put the weights of another run's adapter into ``model``; it must have the shape that [lora] asks for."""
     folder = adapter_folder(recipe.adapter, base)
     loaded = load_adapter(model, folder)
-    pairs = (
-        ("rank", spec.rank, loaded.rank),
-        ("scale", spec.scale, loaded.scale),
-        ("use_dora", spec.use_dora, loaded.use_dora),
-        ("modules", spec.module_paths, loaded.module_paths),
-    )
-    different = [f"{name} {theirs} instead of {ours}" for name, ours, theirs in pairs if ours != theirs]
-    if different:
+    if different := _differences(spec, loaded):
+        told = "; ".join(
+            f"lora.{key} is {shown(ours)}, its own is {shown(its)}" for key, (ours, its) in different.items()
+        )
+        wanted = ", ".join(f"{key} = {toml_value(its)}" for key, (_, its) in different.items())
+        raise RunError(f"the adapter in {folder} is not what [lora] describes: {told}", f"write in [lora]: {wanted}")
+    if spec.module_paths != loaded.module_paths:
         raise RunError(
-            f"the adapter in {folder} is not what [lora] describes: {'; '.join(different)[:300]}",
+            f"the adapter in {folder} is not what [lora] describes: it is in {len(loaded.module_paths)} other layers",
             "copy the [lora] section of the run it comes from",
         )
     for layer in adapter_layers(model).values():
         layer.dropout = spec.dropout
     emit(Notice("info", f"starting from the adapter in {folder}"))
     return spec
+
+
+def _differences(ours: AdapterSpec, its: AdapterSpec) -> Mapping[str, tuple[object, object]]:
+    """Keys of [lora] by which an adapter has another shape, with what is asked for and what the adapter needs.
+
+    What counts of alpha is the factor that it makes with the rank: other keys that make the same one differ in nothing.
+    """
+    keys = ["use_dora"]
+    if (ours.rank, ours.scale) != (its.rank, its.scale):
+        keys = ["rank", "alpha", "use_rslora", *keys]
+    if ours.module_paths != its.module_paths:
+        keys = [*keys, "target_modules", "num_layers"]
+    pairs = {key: (_as_written(ours, key), _as_written(its, key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _as_written(spec: AdapterSpec, key: str) -> object:
+    """The value of a key of [lora] that makes such an adapter."""
+    value = getattr(spec, key)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def adapter_folder(name: str, base: Path) -> Path:

@@ -13,7 +13,7 @@ from mlx_finetune.errors import MlxftError, RecipeError, RunError, UsageError
 from mlx_finetune.monitor.pipeline.facts import read_pipeline
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
 from mlx_finetune.recipe.pipeline.record import read_record, write_record
-from mlx_finetune.rundir import LOCK, RUN_INFO, take_lock
+from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOCK, LOG, RUN_INFO, take_lock
 from mlx_finetune.train.start.identity import recipe_identity
 
 PIPELINE = """
@@ -320,6 +320,64 @@ def test_what_the_pipeline_did_not_make_is_not_touched(here: Path) -> None:
     with pytest.raises(RunError, match=r"full .*adapters/p/full holds what this pipeline did not make"):
         run(Pretend())
     assert (foreign / RUN_INFO).is_file()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.safetensors", "README.md", "run"])
+@pytest.mark.parametrize("stage", ["full", "more"])
+def test_a_folder_with_other_files_is_refused_before_anything_begins(here: Path, stage: str, name: str) -> None:
+    foreign = here / "adapters" / "p" / stage
+    foreign.mkdir(parents=True)
+    (foreign / name).write_text("mine")
+    pretend = Pretend()
+    for selection in (Selection(), Selection(is_forced=True)):
+        with pytest.raises(RecipeError) as caught:
+            run(pretend, selection=selection)
+        (problem,) = caught.value.problems
+        assert problem.where == f"stage {stage}"
+        assert problem.message == f"adapters/p/{stage} holds no run, but {name}, which this pipeline did not make"
+        assert problem.hint.endswith("another folder: mlxft pipeline p.toml --set output_dir=adapters/p-2")
+    assert pretend.done == []
+    assert (foreign / name).read_text() == "mine"
+
+
+def test_what_a_refused_start_and_a_removed_run_leave_is_in_nobodys_way(here: Path) -> None:
+    for stage, names in {"full": (EVENTS, LOG, "recipe.toml"), "more": (CORRECTIONS,)}.items():
+        (here / "adapters" / "p" / stage).mkdir(parents=True)
+        for name in names:
+            (here / "adapters" / "p" / stage / name).touch()
+    assert run(Pretend()).exit_code == 0
+
+
+@pytest.mark.parametrize(("stage", "name"), [("more", RUN_INFO), ("draw", "rows.jsonl")])
+def test_what_lies_in_the_folder_of_a_later_stage_is_found_before_anything_begins(
+    here: Path, stage: str, name: str
+) -> None:
+    foreign = here / "adapters" / "p" / stage
+    foreign.mkdir(parents=True)
+    (foreign / name).write_text("{}")
+    pretend = Pretend()
+    with pytest.raises(RunError, match=rf"{stage} \(adapters/p/{stage} holds what this pipeline did not make"):
+        run(pretend)
+    assert pretend.done == []
+
+
+def test_a_run_with_something_of_somebody_is_not_replaced_even_by_force(done: Pretend) -> None:
+    Path("adapters/p/full/notes.txt").write_text("mine")
+    Path("full.toml").write_text(BODY + "[training]\nmax_steps = 7\n")
+    with pytest.raises(RunError, match=r"also holds what no run wrote: notes\.txt"):
+        run(done, selection=Selection(is_forced=True))
+    assert done.done == []
+    assert Path("adapters/p/full/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("written", ["--data problems.jsonl", "--data=problems.jsonl"])
+def test_a_file_that_a_command_reads_counts_however_it_is_written(written: str) -> None:
+    Path("p.toml").write_text(PIPELINE.replace("--data problems.jsonl", written))
+    pretend = Pretend()
+    assert run(pretend).exit_code == 0
+    Path("problems.jsonl").write_text('{"prompt": "c", "completion": "d"}\n')
+    with pytest.raises(RunError, match=r"would be replaced: draw \("):
+        run(pretend)
 
 
 def test_a_result_that_somebody_changed_is_taken_and_one_that_is_gone_is_not_made_unasked(done: Pretend) -> None:

@@ -16,6 +16,7 @@ from mlx_finetune.app.sampling.rows import MOST_RIGHT, sft_rows, verifier_rows, 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.errors import DataError, RunError
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.rundir import LOG
 from mlx_finetune.scoring.rules import is_right
 
 DRAWING = Drawing(
@@ -110,6 +111,13 @@ def test_a_folder_with_other_things_takes_no_sampling(solved: tuple[Sampler, Pat
     with pytest.raises(RunError, match=r"no folder of samples: it holds train\.jsonl"):
         SamplesFile(tmp_path, solved[0].settings, per_problem=5)
     assert [one.name for one in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+def test_the_log_of_a_stage_in_its_folder_is_no_other_thing(solved: tuple[Sampler, Path], tmp_path: Path):
+    """A pipeline writes what ``mlxft sample`` prints to log.txt in ``{folder}``, before the first answer."""
+    (tmp_path / LOG).touch()
+    SamplesFile(tmp_path, solved[0].settings, per_problem=5).close()
+    assert LOG in {one.name for one in tmp_path.iterdir()}
 
 
 def test_every_row_kept_for_sft_is_right_and_stands_there_once(solved: tuple[Sampler, Path], tmp_path: Path):

@@ -190,7 +190,7 @@ GOLDEN = [
     ),
     (
         TOP + LORA + '[[stages]]\nname = "b"\nrecipe = "lora"\nstart_from = "lora"\nset = ["lora.rank=8"]\n',
-        "p.toml:8: b cannot go on with the adapter of lora: lora.rank is 8, and was 4; lora.scale is 4.0, and was 8.0 "
+        "p.toml:8: b cannot go on with the adapter of lora: lora.rank is 8, and was 4 "
         "/ copy the [lora] section of lora into its recipe",
     ),
     (
@@ -216,18 +216,23 @@ def test_each_problem_has_its_line_and_a_way_out(errors: Errors, text: str, expe
 
 
 def test_a_file_that_a_command_or_an_evaluation_reads_is_missed_before_the_first_stage(load: Load) -> None:
-    command = '[[stages]]\nname = "drawn"\ncommand = "sample {full} --data nope.jsonl --out {folder}"\n'
+    command = '[[stages]]\nname = "drawn"\ncommand = "sample {full} --data nope.jsonl --out=elsewhere"\n'
+    other = '[[stages]]\nname = "other"\ncommand = "sample {full} --data=nothing.jsonl --out {folder}"\n'
+    asked = '[[stages]]\nname = "asked"\ncommand = "generate {full} --file=missing.txt --output -x"\n'
+    inside = '[[stages]]\nname = "inside"\ncommand = "eval {full} --data=elsewhere/rows.jsonl"\n'
     made = '[[stages]]\nname = "again"\ncommand = "eval {full} --data {drawn}/sft/valid.jsonl"\n'
     evaluation = '[[evaluations]]\nname = "e"\nstages = ["full"]\ndata = "lost.jsonl"\n'
-    loaded = load(TOP + FULL + command + made + evaluation)
+    loaded = load(TOP + FULL + command + other + asked + inside + made + evaluation)
     with pytest.raises(RecipeError) as caught:
         check_files(loaded, Path.cwd())
     assert [problem.message for problem in caught.value.problems] == [
         "stage drawn reads nope.jsonl, and there is no such file",
+        "stage other reads nothing.jsonl, and there is no such file",
+        "stage asked reads missing.txt, and there is no such file",
         "evaluation e reads lost.jsonl, and there is no such file",
     ]
-    Path("nope.jsonl").touch()
-    Path("lost.jsonl").touch()
+    for name in ("nope.jsonl", "nothing.jsonl", "missing.txt", "lost.jsonl"):
+        Path(name).touch()
     check_files(loaded, Path.cwd())
 
 

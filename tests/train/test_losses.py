@@ -235,7 +235,7 @@ def test_the_gradients_of_cross_entropy_are_those_of_log_probabilities_to_the_la
     def loss(outer, hidden, form):
         return form(linear, outer, hidden, targets, vocab_size=VOCAB, uses_numpy=uses_numpy).sum()
 
-    slopes = mx.grad(lambda *both: loss(*both, cross_entropy), argnums=(0, 1))(outer, hidden)
-    others = mx.grad(lambda *both: -loss(*both, losses.log_probs), argnums=(0, 1))(outer, hidden)
+    slopes = mx.grad(lambda outer, hidden: loss(outer, hidden, cross_entropy), argnums=(0, 1))(outer, hidden)
+    others = mx.grad(lambda outer, hidden: -loss(outer, hidden, losses.log_probs), argnums=(0, 1))(outer, hidden)
     assert np.array_equal(slopes[1], others[1])
     assert all(np.array_equal(slopes[0][name], others[0][name]) for name in outer)

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import psutil
 
 from mlx_finetune.hardware.busy import Others
 from mlx_finetune.hardware.planning.measured import Measured, ShapeCount, Timed
 from mlx_finetune.hardware.sampling.energy import PowerMeter, open_monitor
+from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.talking import answer, arguments_of, prepared_run, tell
@@ -36,6 +38,7 @@ NUM_FIRST = 4  # shapes timed before the validation set and an answer are
 QUANTILES = (0.5, 0.5, 0.9, 1.0, 0.2, 0.5, 0.75, 0.35, 0.6, 0.95)
 ANSWER_TOKENS = 6
 VALID_SHARE = 0.15  # of the budget at most for the validation set
+NUM_SCORED, SCORED_SECONDS = 16, 3.0  # answers that are scored of one length, and about how long that may take
 
 Shape = tuple[int, int]
 
@@ -76,6 +79,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
     has_longest = is_complete or len(steps.timed) > 1
     validation = _time_validation(prepared, clock, frozen) if has_longest else []
     answer_seconds = _time_answer(prepared) if has_longest else None
+    score_seconds = _time_scores(prepared) if has_longest else None
     is_complete = is_complete and steps.time(order[NUM_FIRST:])
     while is_complete and len(steps.timed) < MAX_TIMED and steps.seconds < LEAST_SECONDS:
         is_complete = steps.time(order[NUM_FIRST:])
@@ -98,6 +102,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
         is_cut_short=not is_complete,
         pass_seconds=frozen.pass_seconds,
         has_longest=has_longest,
+        score_seconds=score_seconds,
     )
 
 
@@ -291,6 +296,30 @@ def _time_answer(prepared: "Prepared") -> float | None:
             count += 1
     each = (time.perf_counter() - began - first) / (count - 1) if count > 1 else first
     return each + first / recipe.eval.max_new_tokens
+
+
+def _time_scores(prepared: "Prepared") -> tuple[float, float] | None:
+    """Seconds in which all runs that rewards name score one answer, of a word and of the longest; None without any.
+
+    The longest is made of words of the rows.
+    """
+    ask, grpo, rows = prepared.score, prepared.recipe.grpo, prepared.rows
+    if ask is None:
+        return None
+    places = [rows.where(number) for number in range(min(NUM_SCORED, len(rows)))]
+    words = np.resize(np.concatenate([rows[number].ids for number in range(len(places))]), grpo.max_tokens)
+    longest = prepared.tokenizer.decode(words.tolist(), skip_special_tokens=True)
+
+    def timed(answer: str, count: int) -> float:
+        began = time.perf_counter()
+        for reward in scorers_in(grpo.rewards):
+            ask(reward, [(place, answer) for place in places[:count]])
+        return (time.perf_counter() - began) / count
+
+    first = timed(longest, 1)  # cold: what it takes tells how many more there is time for
+    count = max(1, min(len(places), int(SCORED_SECONDS / max(first, 1e-6))))
+    short, long = timed("1", count), timed(longest, count)
+    return short, max(short, long)
 
 
 def _process_bytes() -> int:

@@ -25,7 +25,7 @@ from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import LocalModel, Report, fetch_model
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.model.trained import attach_trained, tokenizer_folder
-from mlx_finetune.recipe.grpo import SCORERS
+from mlx_finetune.recipe.grpo import SCORERS, scorers_in
 from mlx_finetune.recipe.load import recorded_recipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
@@ -116,8 +116,7 @@ class Scorer:
 
 def find_scorers(rewards: Sequence[str], *, base: Path, report: Report) -> tuple[ScorerRun, ...]:
     """The runs that ``grpo.rewards`` names, each once. Raises ``RunError`` or ``ModelError`` for one that cannot."""
-    named = [reward for reward in dict.fromkeys(rewards) if reward.partition(":")[0] in SCORERS]
-    return tuple(_find(reward, base, report) for reward in named)
+    return tuple(_find(reward, base, report) for reward in dict.fromkeys(scorers_in(rewards)))
 
 
 def _find(reward: str, base: Path, report: Report) -> ScorerRun:

@@ -1,8 +1,9 @@
 """Removes the folder of a training that was refused, or stopped, before it had decided anything.
 
 Such a folder holds what the terminal has shown already, and ``mlxft runs`` would list a run that never was. Only a
-folder that was not there before is removed, and only while it holds nothing but the journal, the log and the locks of
-the start: whatever else is in it, it stays as it is. After a crash or a bug it stays too: then its log is needed.
+folder that was not there before is removed, and only while it holds nothing but the log and the locks of the start and
+a journal without one: whatever else is in it, it stays as it is. After a crash or a bug it stays too: then its log is
+needed.
 """
 
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from mlx_finetune.app.running.endings import Ending
 from mlx_finetune.errors import RunError
+from mlx_finetune.events import RunStarted
+from mlx_finetune.journal import read_events
 from mlx_finetune.rundir import EVENTS, LOCK, LOG, SUPERVISOR, RunDir, take_lock
 
 #: What a start writes before it decides anything (``train.child``, ``supervise``).
@@ -55,7 +58,8 @@ def _remove(run: RunDir) -> bool:
         return False
     try:
         names = set(os.listdir(run.path))
-        if not names <= _OF_A_START:
+        has_begun = any(isinstance(record.event, RunStarted) for record in read_events(run.file(EVENTS)))
+        if has_begun or not names <= _OF_A_START:
             return False
         for name in names:
             run.file(name).unlink()

@@ -99,6 +99,15 @@ def test_a_folder_that_holds_more_than_a_start_writes_stays_whole(run: RunDir, n
     assert left == {name, rundir.EVENTS, rundir.LOG, rundir.LOCK, rundir.SUPERVISOR}
 
 
+def test_a_training_that_has_begun_keeps_its_journal(run: RunDir) -> None:
+    begun = """
+        from mlx_finetune.events import RunStarted
+        emit(RunStarted("run", "m", "sft", 0, 40, 20, 80, 8, 1_000, 50_000, "CPU", "float32"))
+    """
+    train(run, Quiet(), more=begun)
+    assert run.file(rundir.EVENTS).is_file()
+
+
 def test_a_bug_keeps_its_log(run: RunDir) -> None:
     bug = 'RunFailed("KeyError: 1", "this is a bug in mlxft; the traceback is in log.txt", 1)'
     train(run, Quiet(), event=bug, more="os.write(2, b'Traceback\\n')")

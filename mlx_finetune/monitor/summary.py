@@ -51,6 +51,19 @@ class LossPoint:
     time: float
 
 
+def ended_as(outcome: Outcome | None) -> str:
+    """finished, stopped (by a signal, resumable), failed, or interrupted (killed, resumable)."""
+    match outcome:
+        case RunFinished():
+            return "finished"
+        case RunStopped():
+            return "stopped"
+        case RunFailed():
+            return "failed"
+        case None:
+            return "interrupted"
+
+
 class Summary:
     """The state of one run after the records given so far."""
 
@@ -226,18 +239,8 @@ class Summary:
         return [one for one in self.evaluations if one.loss is not None]  # pyright: ignore[reportUnnecessaryComparison]
 
     def status(self, *, is_running: bool) -> str:
-        """running, finished, stopped (by a signal, resumable), failed, or interrupted (killed, resumable)."""
-        if is_running:
-            return "running"
-        match self.outcome:
-            case RunFinished():
-                return "finished"
-            case RunStopped():
-                return "stopped"
-            case RunFailed():
-                return "failed"
-            case None:
-                return "interrupted"
+        """running, else as ``ended_as`` says."""
+        return "running" if is_running else ended_as(self.outcome)
 
     @property
     def smooth_lead(self) -> float | None:

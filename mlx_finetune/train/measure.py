@@ -6,13 +6,10 @@ found is the last line of its stdout, after the events of loading, one JSON obje
 ``error:`` and ``hint:`` lines.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,17 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from mlx_finetune.errors import MlxftError
-from mlx_finetune.events import Event, to_json
-from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.busy import Others
 from mlx_finetune.hardware.planning.measured import Measured, ShapeCount, Timed
-from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.sampling.energy import PowerMeter, open_monitor
 from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.recipe.load import load_recipe
-from mlx_finetune.train.child import describe_error
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.talking import answer, arguments_of, prepared_run, tell
 
 if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
     from mlx_finetune.dataset.stream import Batch
@@ -339,43 +332,16 @@ def _process_bytes() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mlx_finetune.train.measure", allow_abbrev=False)
-    parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser = arguments_of("mlx_finetune.train.measure")
     parser.add_argument("--budget", type=float, required=True)
     given = parser.parse_args(arguments)
     clock = Clock(psutil.Process().create_time(), given.budget)
-    try:
-        measured = _measure(given.recipe, given.overrides, clock)
-    except MlxftError as error:
-        message, hint = describe_error(error)
-        sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    _say({"measured": measured.to_json()})
-    return 0
+    return answer(lambda: {"measured": _measure(given.recipe, given.overrides, clock).to_json()})
 
 
 def _measure(path: Path, overrides: Sequence[str], clock: Clock) -> Measured:
-    loaded = load_recipe(path, overrides)
-    blas.prepare()
-    from mlx_finetune.train.start.prepare import prepare
-
-    stop = StopRequest(is_orphaned=lambda: False)
-    prepared = prepare(loaded, base=Path.cwd(), decided=None, total_steps=None, safer=Safer(), emit=_tell, stop=stop)
-    with closing(prepared.trainer):
+    with prepared_run(load_recipe(path, overrides), StopRequest(), tell) as prepared:
         return measure_run(prepared, clock)
-
-
-def _tell(event: Event) -> None:
-    sys.stdout.write(to_json(event, time.time()) + "\n")
-    sys.stdout.flush()
-
-
-def _say(value: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

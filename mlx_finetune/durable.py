@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EIO, ELOOP, EMLINK, ENOLCK, ENOTSUP, ENXIO
 from pathlib import Path
+from typing import cast
 
 from mlx_finetune.errors import RunError
 
@@ -114,6 +115,23 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 def encode_json(value: Mapping[str, object]) -> bytes:
     """One JSON object: sorted keys, two spaces, a last newline, no NaN."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def read_object(path: Path) -> dict[str, object]:
+    """The JSON object in a file; empty where it holds another value. Raises ``RunError`` where it cannot be read."""
+    try:
+        value: object = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+
+
+def read_object_if_any(path: Path) -> dict[str, object]:
+    """The same; empty also where there is no such file, or none that can be read."""
+    try:
+        return read_object(path)
+    except RunError:
+        return {}
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -6,11 +6,11 @@ not count. How files are written is in ``durable``.
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shlex
 import signal
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,11 +148,7 @@ class RunDir:
 
 def run_info(run: RunDir) -> dict[str, object]:
     """run.json; empty where there is none, or none that can be read."""
-    try:
-        info: object = json.loads(run.file(RUN_INFO).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return cast(dict[str, object], info) if isinstance(info, dict) else {}
+    return durable.read_object_if_any(run.file(RUN_INFO))
 
 
 def task_of(run: RunDir) -> str:
@@ -183,12 +179,13 @@ def check_folder(path: Path, option: str = "output_dir") -> None:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of the files in a folder and below; links are not followed."""
+    """Bytes of the regular files in a folder and below; links are not followed. 0 where there is nothing."""
     total = 0
     for folder, _, files in os.walk(path):
         for name in files:
-            with contextlib.suppress(OSError):
-                total += (Path(folder) / name).lstat().st_size
+            with contextlib.suppress(OSError):  # another process may be moving files here
+                found = (Path(folder) / name).lstat()
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return total
 
 

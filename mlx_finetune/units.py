@@ -1,6 +1,7 @@
-"""Bytes, seconds and counts to text and back; nowhere else. GB is 10^9 bytes."""
+"""Bytes, seconds, counts and figures to text and back; nowhere else. GB is 10^9 bytes."""
 
 import re
+from collections.abc import Sequence
 
 _SIZES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 _SIZE_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(TB|GB|MB|kB|B)?\s*", re.IGNORECASE)
@@ -58,6 +59,37 @@ def format_rate(per_second: float) -> str:
 def counted(count: int, word: str) -> str:
     """``(1, "row")`` -> ``"1 row"``, ``(1200, "row")`` -> ``"1,200 rows"``."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+#: Decimals beyond the usual ones at most, where two figures would look the same.
+MORE_DECIMALS = 2
+
+
+def format_figure(value: float, more: int = 0, *, grouped: bool = False) -> str:
+    """Two or three digits that matter, and ``more`` decimals: ``"0.65"``, ``"12.3"``, ``"264"``; 1,264 if grouped."""
+    decimals = more + (0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2)
+    return f"{value:,.{decimals}f}" if grouped else f"{value:.{decimals}f}"
+
+
+def format_pair(first: float, second: float, *, grouped: bool = False) -> tuple[str, str]:
+    """Both with as many decimals as tell them apart: 264.18, 264.35. Where ``MORE_DECIMALS`` do not, both are alike."""
+    for more in range(MORE_DECIMALS + 1):
+        texts = format_figure(first, more, grouped=grouped), format_figure(second, more, grouped=grouped)
+        if float(texts[0].replace(",", "")) != float(texts[1].replace(",", "")):
+            return texts
+    return format_figure(first, grouped=grouped), format_figure(first, grouped=grouped)
+
+
+def decimals_beside(same: float, values: Sequence[float | None]) -> int:
+    """Decimals, from 2 on and 4 at most, with which none of ``values`` looks like ``same``, as no change, and the ends
+    of an interval, the last two, do not look alike."""
+    known = [value for value in values if value is not None]
+    most = 2 + MORE_DECIMALS
+    for decimals in range(2, most):
+        shown = [round(value - same, decimals) for value in known]
+        if all(shown) and (len(shown) < 2 or shown[-1] != shown[-2]):
+            return decimals
+    return most
 
 
 def format_energy(joules: float) -> str:

@@ -192,3 +192,22 @@ def test_a_file_that_was_removed_while_its_lock_was_awaited_is_made_anew(tmp_pat
     monkeypatch.setattr(fcntl, "flock", late)
     durable.append_line(path, b"new\n")
     assert path.read_bytes() == b"new\n"
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"\xff\xfe", b"[" * 200_000], ids=["missing", "empty", "cut", "binary", "deep"]
+)
+def test_a_file_that_cannot_be_read_is_an_error_or_nothing(tmp_path, content):
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=r"file\.json cannot be read"):
+        durable.read_object(path)
+    assert durable.read_object_if_any(path) == {}
+
+
+def test_only_an_object_is_read(tmp_path):
+    durable.write_json(tmp_path / "object", {"a": [1]})
+    (tmp_path / "list").write_text("[1]")
+    assert durable.read_object(tmp_path / "object") == {"a": [1]}
+    assert durable.read_object(tmp_path / "list") == durable.read_object_if_any(tmp_path / "list") == {}

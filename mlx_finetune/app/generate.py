@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from mlx_finetune.dataset.read import read_rows
 from mlx_finetune.dataset.template import Tokenizer, render_prompt
+from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.dataset.turns import TurnError, read_turns
 from mlx_finetune.errors import DataError, MlxftError, Problem
 from mlx_finetune.model.answers.batches import BatchDecoder, Piece, Request
@@ -23,8 +24,6 @@ from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.schema import ChatRecipe
 from mlx_finetune.scoring.json_text import first_object
-
-Message = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)

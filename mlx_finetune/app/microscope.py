@@ -4,12 +4,11 @@ What the end of a training measures by itself (``train.microscope``), for rows t
 microscope.json where the weights are the result of a run; a checkpoint's or a bare adapter's figures are only shown.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.rows import data_of
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data, open_subject
 from mlx_finetune.app.eval.verdict import BASE, TUNED
@@ -142,8 +141,5 @@ def _result_step(run: RunDir | None) -> int | None:
     """The step whose weights a run has published, None where it does not say."""
     if run is None:
         return None
-    try:
-        step = json.loads(run.file(rundir.METRICS).read_bytes()).get("result_step")
-    except (OSError, ValueError, AttributeError):
-        return None
+    step = durable.read_object_if_any(run.file(rundir.METRICS)).get("result_step")
     return step if isinstance(step, int) else None

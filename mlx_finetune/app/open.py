@@ -5,7 +5,6 @@ quantised base, the same system message. ``chat`` and ``generate`` start here.
 """
 
 import functools
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,27 +14,26 @@ from typing import cast
 
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from pydantic import ValidationError
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.prompts import continues_text
 from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.limits import compute_dtype, read_machine
-from mlx_finetune.model.adapters.base import recorded_sha256
+from mlx_finetune.model.adapters.base import fetch_recorded, recorded_sha256
 from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
-from mlx_finetune.model.adapters.lora import AdapterSpec, adapter_layers, detach_adapter, fix_norms
+from mlx_finetune.model.adapters.lora import AdapterSpec, adapter_layers, detach_adapter
 from mlx_finetune.model.files.config import read_config
-from mlx_finetune.model.heads.files import read_head
-from mlx_finetune.model.heads.score import HeadSpec, attach_head, detach_head
+from mlx_finetune.model.heads.score import HeadSpec
 from mlx_finetune.model.inside.parts import check_ids
-from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, ModelInfo, load_model, on_gpu
 from mlx_finetune.model.sources import hub
 from mlx_finetune.model.sources.catalogue import find_entry, nearest_names
 from mlx_finetune.model.sources.fetch import LocalModel, fetch_model, path_of
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.model.trained import attach_trained, tokenizer_folder
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.load import recorded_recipe
 from mlx_finetune.recipe.schema import ChatRecipe, Recipe, ServeRecipe
 from mlx_finetune.rundir import RunDir, list_runs
 
@@ -123,16 +121,9 @@ def open_each(names: Sequence[str], *, base: Path, report: Report) -> Generator[
 
 def _attach(located: Located, recipe: Recipe | None, loaded: LoadedModel, local: LocalModel, report: Report) -> Opened:
     is_adapter = located.adapter is not None
-    if located.adapter is not None:
-        spec = load_adapter(loaded.model, located.adapter)
-    else:
-        spec = None
-        detach_adapter(loaded.model)
-    head = _attach_head(located, loaded.model)
-    loaded.model.freeze()
-    loaded.model.eval()
-    fix_norms(loaded.model)
-    tokenizer = load_tokenizer(_tokenizer_folder(located, local))  # a run keeps its template with its tokenizer
+    folder = located.adapter or (Path(located.model) if located.run and located.model else None)
+    spec, head = attach_trained(loaded.model, folder, is_adapter=is_adapter)
+    tokenizer = load_tokenizer(tokenizer_folder(located.adapter, local.folder))  # a run keeps its template with it
     check_ids(loaded.model, [tokenizer.largest_id()], f"the tokenizer of {located.name}")
     return Opened(
         located=located,
@@ -157,17 +148,6 @@ def _data(recipe: Recipe | None, tokenizer: ModelTokenizer) -> DataRecipe:
     if continues_text(recipe, tokenizer):
         return recipe.data.model_copy(update={"prompt_template": "none"})
     return recipe.data
-
-
-def _attach_head(located: Located, model: nn.Module) -> HeadSpec | None:
-    """Put on the score head that lies beside the adapter or the fully trained model; take off another's."""
-    detach_head(model)
-    folder = located.adapter or (Path(located.model) if located.run and located.model else None)
-    found = None if folder is None else read_head(folder)
-    if found is None:
-        return None
-    attach_head(SplitModel(model), *found)
-    return found[0]
 
 
 @contextmanager
@@ -253,15 +233,14 @@ def _locate_run(name: str, run: RunDir) -> Located:
 
 def _facts(path: Path) -> Mapping[str, object]:
     """The object in a JSON file; empty where there is none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        return durable.read_object(path)
+    except RunError as error:
         is_run = path.name == rundir.RUN_INFO
         hint = f"copy {path.name} of its newest checkpoint to its place" if is_run else "make or fetch the folder again"
-        raise RunError(f"{path} cannot be read: {error}", hint) from None
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+        raise RunError(error.message, hint) from None
 
 
 def read_recipe(located: Located, report: Report) -> Recipe | None:
@@ -270,11 +249,9 @@ def read_recipe(located: Located, report: Report) -> Recipe | None:
     if "resolved" not in facts:
         return None
     try:
-        return Recipe.model_validate(facts["resolved"])
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        message = f"the settings of {located.name} were written by another version of mlxft (`{where}`)"
-        report(Notice("warning", message, "defaults are used for sampling, system message and template"))
+        return recorded_recipe(facts, located.name)
+    except RunError as error:
+        report(Notice("warning", error.message, "defaults are used for sampling, system message and template"))
         return None
 
 
@@ -292,7 +269,7 @@ def fetch_base(located: Located, report: Report) -> LocalModel:
     Raises ``ModelError``.
     """
     facts = located.facts
-    name, revision, folder = facts.get("model"), facts.get("revision"), facts.get("model_folder")
+    name = facts.get("model")
     if not isinstance(name, str):
         assert located.adapter is not None
         path = located.adapter / rundir.ADAPTER_CONFIG
@@ -300,13 +277,7 @@ def fetch_base(located: Located, report: Report) -> LocalModel:
         name = config.get("base_model_name_or_path", config.get("model"))
         if not isinstance(name, str) or not name:
             raise ModelError(f"{path} does not say which base model the adapter belongs to")
-    try:
-        if isinstance(folder, str) and (Path(folder) / "config.json").is_file():
-            local = replace(fetch_model(folder, report=report), name=name)
-        else:
-            local = fetch_model(name, revision=revision if isinstance(revision, str) else None, report=report)
-    except ModelError as error:
-        raise ModelError(f"the base model of {located.name} is not at hand: {error.message}", error.hint) from None
+    local = fetch_recorded(facts, name, located.name, report)
     expected = recorded_sha256(facts)
     if expected is not None and expected != local.sha256:
         message = f"{local.name} is not the file this was trained on (sha256 {local.sha256[:12]}, then {expected[:12]})"
@@ -339,10 +310,3 @@ def _base_loader(located: Located, report: Report) -> Callable[[], nn.Module]:
         return load_base(located, report)
 
     return load
-
-
-def _tokenizer_folder(located: Located, local: LocalModel) -> Path:
-    """The adapter's own tokenizer files where it has them: they are those it was trained with."""
-    if located.adapter is not None and (located.adapter / "tokenizer.json").is_file():
-        return located.adapter
-    return local.folder

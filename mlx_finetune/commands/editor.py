@@ -7,13 +7,11 @@ something was written: then its place is said.
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
+from mlx_finetune.commands.interrupts import interrupts_ignored
 from mlx_finetune.errors import UsageError
 
 _USUAL = ("nano", "vim", "vi")
@@ -68,18 +66,8 @@ def _editor() -> list[str]:
 
 def _run(command: list[str]) -> int:
     """Run ``command`` in this terminal; its exit code, below 0 for a signal. Ctrl-C is the editor's meanwhile."""
-    with _interrupts_ignored():
+    with interrupts_ignored():
         return subprocess.run(command, check=False).returncode
-
-
-@contextmanager
-def _interrupts_ignored() -> Generator[None]:
-    """Inside, Ctrl-C does nothing to us; a program that is started gets it, as it would not with SIG_IGN."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _is_utf8(content: bytes) -> bool:

@@ -72,7 +72,7 @@ def shown(path: Path) -> str:
 
 
 def renew_report(folder: Path) -> None:
-    """The page of the run with this evaluation, where it has one that nobody has edited."""
+    """The page of the run with what was measured, where it has one that nobody has edited."""
     from mlx_finetune.commands.report import try_report
     from mlx_finetune.rundir import RunDir
 

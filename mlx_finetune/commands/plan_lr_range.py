@@ -7,18 +7,18 @@ from pathlib import Path
 
 import click
 
-_WIDTH, _HEIGHT = 60, 8
+_WIDTH, _HEIGHT = 70, 10
 
 
 def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
     """Try, print, and return the exit code."""
-    from mlx_finetune.app.planning.lr_range import find_range, range_lines
+    from mlx_finetune.app.planning.lr_range import find_range, range_lines, rate_names
     from mlx_finetune.app.planning.plan_report import train_command
     from mlx_finetune.app.tune.buffers import tuned_buffers
     from mlx_finetune.commands.named import check_named
     from mlx_finetune.commands.opening import LoadingTalk
     from mlx_finetune.hardware.planning.lr_range import NUM_STEPS
-    from mlx_finetune.monitor.braille import draw_curve
+    from mlx_finetune.monitor.tui.chart import Curve, draw_chart
     from mlx_finetune.recipe.load import load_recipe, naming_recipe
     from mlx_finetune.recipe.paths import check_paths
 
@@ -37,8 +37,9 @@ def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"lr_range": found.to_json()}))
         return 0
-    curve = [(float(number), one.smoothed) for number, one in enumerate(found.points)]
-    for line in range_lines(found, draw_curve(curve, width=_WIDTH, height=_HEIGHT)):
+    curve = Curve([(float(number), one.smoothed) for number, one in enumerate(found.points)], "")
+    chart = draw_chart([curve], width=_WIDTH, height=_HEIGHT, x_names=rate_names(found.points))
+    for line in range_lines(found, [text.plain.rstrip() for text in chart]):
         click.echo(line)
     if found.suggestion is not None:
         more = [*overrides, f"training.learning_rate={found.suggestion:.1e}"]

@@ -74,6 +74,7 @@ def command(
 
 def _print(name: str, traced: "Traced", *, as_json: bool) -> None:
     from mlx_finetune.app.trace.view import summary_lines
+    from mlx_finetune.commands.measuring import renew_report, shown
 
     if as_json:
         click.echo(json.dumps(traced.summary, ensure_ascii=False))
@@ -81,21 +82,9 @@ def _print(name: str, traced: "Traced", *, as_json: bool) -> None:
         for line in summary_lines(traced):
             click.echo(line)
     folder = traced.series.run.file("trace")
-    here = Path.cwd().resolve()
-    shown = folder.resolve().relative_to(here) if folder.resolve().is_relative_to(here) else folder
-    click.echo(f"\nkept in {shown}/ (CSV files and trace.json)", err=True)
-    _renew_report(folder.parent)
+    click.echo(f"\nkept in {shown(folder.resolve())}/ (CSV files and trace.json)", err=True)
+    renew_report(folder.parent)
     click.echo(f"next: mlxft report {shlex.quote(name)}", err=True)
-
-
-def _renew_report(folder: Path) -> None:
-    """The page of the run with this trace, where it has one that nobody has edited."""
-    from mlx_finetune.commands.report import try_report
-    from mlx_finetune.rundir import RunDir
-
-    path, warnings = try_report(RunDir(folder), only_renew=True)
-    for line in [f"report renewed: {path}"] if path else warnings:
-        click.echo(line, err=True)
 
 
 def _export(name: str, folder: Path, *, dense: bool, as_json: bool) -> None:

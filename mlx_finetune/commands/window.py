@@ -1,18 +1,17 @@
 """The window a launcher has opened, as the dialogues use it: asking, running commands in it, leaving work to others."""
 
-import contextlib
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from mlx_finetune.app.desktop.desk import Cancelled, Desk, Ran
+from mlx_finetune.commands.interrupts import interrupts_ignored
 from mlx_finetune.errors import RunError
 
 MLXFT = (sys.executable, "-m", "mlx_finetune")
@@ -52,19 +51,9 @@ def say(text: str) -> None:
 
 def run_here(arguments: Sequence[str]) -> int:
     """Run ``mlxft ARGUMENTS`` in this window; Ctrl-C is for it alone. The exit code, 128 + N for a signal."""
-    with _deaf():
+    with interrupts_ignored():
         code = subprocess.Popen([*MLXFT, *arguments]).wait()
     return code if code >= 0 else 128 - code
-
-
-@contextlib.contextmanager
-def _deaf() -> Generator[None]:
-    """Inside, Ctrl-C does nothing here. A handler, as a signal that is ignored would be ignored by the child too."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _read(command: Sequence[str]) -> Ran:

@@ -99,15 +99,21 @@ def longest_sequences(rows: TokenRows) -> NDArray[np.int64]:
     return values[:, PREFIX] + np.maximum(values[:, FIRST], values[:, SECOND])
 
 
-def preference_sequences(
-    example: Preference, tokenizer: Tokenizer, data: DataRecipe, *, base: Path | None = None
-) -> list[tuple[str, TokenSequence]]:
-    """``("chosen", (ids, mask))`` and ``("rejected", ...)`` of one example, each whole; what is refused is left out."""
-    rows = _PreferenceRows(tokenizer, data, task="dpo", base=base)
-    answers = [("chosen", example.chosen), ("rejected", example.rejected)]
-    asked = [(name, (example, turns)) for name, turns in answers if turns is not None]
-    found = rows.sequences([one for _, one in asked])
-    return [(name, one) for (name, _), one in zip(asked, found, strict=True) if one is not None]
+def answer_sequences(walk: Walk, example: Preference) -> dict[str, TokenSequence]:
+    """Ids and mask of the answers of one example, ``chosen`` before ``rejected``, each whole.
+
+    Raises ``DataError`` with the reason where one of them is refused.
+    """
+    walk.take_tally()
+    found: dict[str, TokenSequence] = {}
+    for name, answer in (("chosen", example.chosen), ("rejected", example.rejected)):
+        if answer is None:
+            continue
+        draft = answer_draft(walk, example, answer)
+        if draft is None:
+            raise walk.refusal()
+        found[name] = walk.ids_and_mask(draft, walk.encoded(draft))
+    return found
 
 
 class _PreferenceRows:

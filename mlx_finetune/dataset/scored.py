@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Preference
-from mlx_finetune.dataset.pairs import preference_sequences
+from mlx_finetune.dataset.pairs import answer_sequences
 from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.dataset.turns import Turn
 from mlx_finetune.dataset.walk import Walk
@@ -23,19 +23,18 @@ class AnswerRows:
     """What makes tokens of answers for one scoring run; ``data`` and ``task`` are those of its recipe."""
 
     def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
-        self._tokenizer, self._data, self._base = tokenizer, data, base
+        self._data = data
         self._walk = Walk(tokenizer, data, task=task, base=base)
         self._is_reward = task == "reward"
 
     def ids(self, prompt: Sequence[Turn], answer: str) -> NDArray[np.int32]:
         """Prompt and answer, (n,). Raises ``DataError`` where the template or max_seq_length cannot hold them."""
         example = Preference(tuple(prompt), ({"role": "assistant", "content": answer},), None, None, "", 0)
-        rows = self._walk.tokenized(example)
-        if self._is_reward:
-            found = preference_sequences(example, self._tokenizer, self._data, base=self._base)
-            if not found:
-                raise DataError("the answer cannot be rendered")
-            _, (ids, _) = found[0]
-            return ids
-        ids, mask = rows[-1].ids, rows[-1].loss_mask
-        return ids[: int(np.flatnonzero(mask)[-1]) + 1]
+        if not self._is_reward:
+            row = self._walk.tokenized(example)[-1]
+            return row.ids[: int(np.flatnonzero(row.loss_mask)[-1]) + 1]
+        ids, _ = answer_sequences(self._walk, example)["chosen"]
+        limit = self._data.max_seq_length
+        if len(ids) > limit and self._data.truncation == "drop":
+            raise DataError(f"{len(ids)} tokens are more than max_seq_length = {limit}")
+        return ids

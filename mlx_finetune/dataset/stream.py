@@ -107,12 +107,6 @@ def epoch_rows(rows: Sequence[Tokens], seed: int, epoch: int) -> NDArray[np.int6
     return together[shuffled(len(together), seed, 2, epoch)]
 
 
-def epoch_lengths(rows: Sequence[Tokens], seed: int) -> NDArray[np.int64]:
-    """Tokens of every row of the first epoch, in its order."""
-    rows = rows_of(rows)
-    return rows.lengths[epoch_rows(rows, seed, 0)]
-
-
 class Stream:
     """The training rows in the order of the steps. Holds one epoch's grouping at a time."""
 

@@ -161,12 +161,21 @@ class Walk:
         """Every row of one example. Raises ``DataError`` with the reason where nothing of it can be used."""
         rows: list[Tokens] = []
         for draft in self.drafts(example):
-            rows += self.rows(draft, self.without_merged_border(draft, self._tokenizer.encode(draft.text)))
-        problems = [problem for outcome in self.take_tally().outcomes().values() for problem in outcome.rows]
+            rows += self.rows(draft, self.encoded(draft))
+        refusal = self.refusal()  # what was tallied is taken either way
         if not rows:
-            why = problems[0] if problems else None
-            raise DataError(why.message if why else "nothing of the row can be learned", why.hint if why else "")
+            raise refusal
         return rows
+
+    def encoded(self, draft: Draft) -> Encoded:
+        """The tokens of one draft."""
+        return self.without_merged_border(draft, self._tokenizer.encode(draft.text))
+
+    def refusal(self) -> DataError:
+        """Why nothing of an example can be used, by the first of what was tallied since the last call."""
+        problems = [problem for outcome in self.take_tally().outcomes().values() for problem in outcome.rows]
+        why = problems[0] if problems else Problem("", "nothing of the row can be learned")
+        return DataError(why.message, why.hint)
 
     def rows(self, draft: Draft, encoding: Encoded) -> list[Tokens]:
         """Rows of one encoded draft after mask and truncation; none where nothing is left (tallied)."""

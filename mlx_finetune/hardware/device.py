@@ -96,12 +96,6 @@ class Device:
         """True in a virtual Mac, whose GPU has none of the real one's features."""
         return (self.model or "").startswith("VirtualMac") or "(Virtual)" in self.chip
 
-    @property
-    def gpu_share(self) -> float | None:
-        """Share of the memory that Metal lets the GPU use; None where MLX computes on the CPU or was not asked."""
-        working_set = self.metal.working_set_bytes if self.metal else None
-        return working_set / self.memory_bytes if working_set and self.memory_bytes else None
-
 
 def read_device(
     *, metal: Metal | None, system: str = sys.platform, machine: str | None = None, run: Runner | None = None

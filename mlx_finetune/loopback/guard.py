@@ -6,7 +6,6 @@ page may read an answer (no CORS) unless its origin was named.
 """
 
 import hmac
-import ipaddress
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_finetune.loopback.addresses import is_address
 from mlx_finetune.loopback.body import ClientGoneError
 from mlx_finetune.loopback.refusals import RefusedError, places, short_line
 
@@ -152,15 +152,8 @@ def host_is_known(host: bytes, doors: Doors) -> bool:
     if match is None or int(match["port"] or b"80") != doors.port:
         return False
     name = match["name"].lower()
-    return name in _LOOPBACK or name in doors.names or (doors.is_remote and _is_address(name))
-
-
-def _is_address(name: bytes) -> bool:
-    try:
-        ipaddress.ip_address(name.decode("ascii").strip("[]"))
-    except ValueError:
-        return False
-    return True
+    is_known = name in _LOOPBACK or name in doors.names
+    return is_known or (doors.is_remote and is_address(name.decode("ascii", "replace").strip("[]")))
 
 
 async def send_refusal(send: Send, refused: RefusedError) -> None:

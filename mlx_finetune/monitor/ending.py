@@ -29,7 +29,8 @@ def finished_lines(
     lines = ["", f"finished at step {finished.step}: {reason_text(finished.reason)}", ""]
     lines += [f"  {line}" for line in learned_lines(summary, finished)]
     lines += compared_lines(summary, finished, width=width)
-    took = f"{format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} targets"
+    took = f"{format_seconds(finished.train_seconds)} of training, {format_count(finished.targets_trained)} "
+    took += summary.learned.units
     peak = f"peak memory {format_bytes(finished.peak_memory_bytes)}"
     lines += [
         "",
@@ -38,10 +39,11 @@ def finished_lines(
         *([f"  report for your browser: {report}"] if report else []),
         *(f"  {line}" for line in restarted_lines(summary)),
         "",
-        *([f"what it learned, measured: mlxft eval {name}"] if summary.started and summary.started.valid_rows else []),
-        f"next: {talk_command(summary.started.task if summary.started else '', name)}",
     ]
-    return lines
+    measure, following = f"mlxft eval {name}", talk_command(summary.started.task if summary.started else "", name)
+    if summary.started and summary.started.valid_rows and measure != following:
+        lines.append(f"what it learned, measured: {measure}")
+    return [*lines, f"next: {following}"]
 
 
 def reason_text(reason: str) -> str:
@@ -73,13 +75,13 @@ def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
     validation set."""
     first, best, last = finished.first_loss, finished.best_loss, finished.last_loss
     if last is None and best is None:
-        smooth = summary.smooth_loss
-        return [f"no validation set; training loss at the end {number(smooth, 4)}"] if smooth is not None else []
+        smooth, what = summary.smooth_lead, summary.lead or "training loss"
+        return [f"no validation set; {what} at the end {number(smooth, 4)}"] if smooth is not None else []
     end = finished.result_loss
     if first is None:
         return [f"validation loss {number(end, 4)}{_best_at(finished)}"]
     assert end is not None, "an end without a loss was handled above"
-    change = (end - first) / first if first else 0.0
+    change = (end - first) / abs(first) if first else 0.0
     by = "unchanged" if end == first else f"{abs(change):.0%} {'lower' if change < 0 else 'higher'}"
     lines = [f"validation loss {number(first, 4)} -> {number(end, 4)}, {by}{_best_at(finished)}"]
     if end >= first and _taught_nothing(summary):

@@ -170,7 +170,7 @@ def step_line(summary: Summary) -> str:
         f"lr {number(step.learning_rate, 2, scientific=True)}",
         f"norm {number(step.grad_norm, 2)}",
         *([measured] if (measured := metrics_line(step.metrics)) else []),
-        f"{format_rate(step.targets_per_second)} targets/s",
+        f"{format_rate(step.targets_per_second)} {summary.learned.units}/s",
         f"memory {format_bytes(step.peak_memory_bytes)}",
     ]
     eta = eta_text(summary, now=summary.last_time)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from mlx_finetune.events import RunFailed, RunFinished, summarise_resources
+from mlx_finetune.events import Evaluated, RunFailed, RunFinished, summarise_resources
 from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.ending import restarted_lines
 from mlx_finetune.monitor.plain import notice_lines, number, one_line
@@ -45,6 +45,14 @@ class RunFacts:
     def best_loss(self) -> float | None:
         """Lowest validation loss after a step."""
         return min((one.loss for one in self.summary.finite_evaluations if one.step), default=None)
+
+    @property
+    def result_evaluation(self) -> Evaluated | None:
+        """The evaluation of the weights in the folder; None where they were not evaluated."""
+        found = [one for one in self.summary.evaluations if one.step and one.loss == self.result_loss]
+        outcome = self.summary.outcome
+        step = outcome.result_step if isinstance(outcome, RunFinished) else None
+        return next((one for one in found if one.step == step), found[0] if found else None)
 
     @property
     def result_loss(self) -> float | None:
@@ -137,8 +145,8 @@ def _outcome_lines(run: RunFacts) -> Iterator[str]:
     yield from restarted_lines(run.summary)
     match run.summary.outcome:
         case RunFinished() as end:
-            peak = format_bytes(end.peak_memory_bytes)
-            yield f"{format_seconds(end.train_seconds)}, {format_count(end.targets_trained)} targets, peak {peak}"
+            seconds, peak = format_seconds(end.train_seconds), format_bytes(end.peak_memory_bytes)
+            yield f"{seconds}, {format_count(end.targets_trained)} {run.summary.learned.units}, peak {peak}"
         case RunFailed() as end:
             yield f"failed: {end.message}"
         case _:
@@ -208,12 +216,12 @@ def _wrapped(head: str, parts: Sequence[str], width: int = 100) -> Iterator[str]
 
 
 def _loss_lines(summary: Summary) -> Iterator[str]:
-    if len(summary.losses) >= 10:
-        points = thin([(float(point.step), point.smooth) for point in summary.losses], 4 * CURVE_WIDTH)
+    if len(summary.leading) >= 10:
+        points = thin([(float(point.step), point.smooth) for point in summary.leading], 4 * CURVE_WIDTH)
         low, high = min(y for _, y in points), max(y for _, y in points)
         labels = [f"{high:8.3f} "] + [" " * 9] * (CURVE_LINES - 2) + [f"{low:8.3f} "]
         yield ""
-        yield "training loss (smoothed)"
+        yield f"{summary.lead or 'training loss'} (smoothed)"
         for label, row in zip(labels, draw_curve(points, width=CURVE_WIDTH, height=CURVE_LINES), strict=True):
             yield label + row
     if summary.evaluations:

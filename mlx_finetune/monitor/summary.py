@@ -26,6 +26,7 @@ from mlx_finetune.events import (
     StepDone,
     TimeJump,
 )
+from mlx_finetune.recipe.learned import Learned, learned_by
 
 Outcome = RunFinished | RunStopped | RunFailed
 
@@ -39,12 +40,28 @@ _WHILE_TRAINING = "answer"
 
 @dataclass(frozen=True, slots=True)
 class LossPoint:
-    """One logged step: its loss, the smoothed loss there, and when it was reported, less the time lost before."""
+    """One logged step: its loss, the smoothed loss there, and when it was reported, less the time lost before.
+
+    In ``Summary.leading`` the loss is whatever leads.
+    """
 
     step: int
     loss: float
     smooth: float
     time: float
+
+
+def ended_as(outcome: Outcome | None) -> str:
+    """finished, stopped (by a signal, resumable), failed, or interrupted (killed, resumable)."""
+    match outcome:
+        case RunFinished():
+            return "finished"
+        case RunStopped():
+            return "stopped"
+        case RunFailed():
+            return "failed"
+        case None:
+            return "interrupted"
 
 
 class Summary:
@@ -59,6 +76,7 @@ class Summary:
         self.step: StepDone | None = None
         self.steps: list[StepDone] = []
         self.losses: list[LossPoint] = []
+        self._leading: list[LossPoint] = []
         self.resources: list[Resources] = []
         self.evaluations: list[Evaluated] = []
         self.samples: list[Sampled] = []
@@ -148,6 +166,7 @@ class Summary:
         self.step = self.step if self.step is not None and self.step.step <= kept else None
         self.steps = [one for one in self.steps if one.step <= kept]
         self.losses = [point for point in self.losses if point.step <= kept]
+        self._leading = [point for point in self._leading if point.step <= kept]
         self.resources = [one for one in self.resources if one.step <= kept]
         self.evaluations = [one for one in self.evaluations if one.step <= kept] if kept else _before_start(self)
         self.samples = [one for one in self.samples if one.step <= kept]
@@ -162,15 +181,30 @@ class Summary:
     def _add_step(self, event: StepDone, time: float) -> None:
         self.step, self.phase = event, None
         self.steps.append(event)
-        if event.loss is None:  # pyright: ignore[reportUnnecessaryComparison] a loss that is not finite is null on file
-            return
-        smooth = event.loss
-        if self.losses:
-            before = self.losses[-1]
-            # Over a third of a young run: its first losses fall so fast that a mean of all would stay far too high.
-            weight = min(1.0, (event.step - before.step) / min(SMOOTH_STEPS, max(2, event.step // 3)))
-            smooth = before.smooth + weight * (event.loss - before.smooth)
-        self.losses.append(LossPoint(event.step, event.loss, smooth, time - self._lost_seconds))
+        if event.loss is not None:  # pyright: ignore[reportUnnecessaryComparison] null on file where it is not finite
+            _append(self.losses, event.step, event.loss, time - self._lost_seconds)
+        if (value := event.metrics.get(self.learned.lead)) is not None:
+            _append(self._leading, event.step, value, time - self._lost_seconds)
+
+    @property
+    def learned(self) -> Learned:
+        """What its task learns from and what its losses mean."""
+        return learned_by(self.started.task if self.started else "")
+
+    @property
+    def lead(self) -> str:
+        """The metric that tells of success in the place of the training loss, "" where that does."""
+        return self.learned.lead if self._leading else ""
+
+    @property
+    def good_trend(self) -> str:
+        """The trend that one hopes for: a loss falls, a metric that leads rises."""
+        return "rising" if self.lead else "falling"
+
+    @property
+    def leading(self) -> Sequence[LossPoint]:
+        """What to look at while it trains: the losses, or the values of the metric ``lead``."""
+        return self._leading if self.lead else self.losses
 
     @property
     def total_steps(self) -> int | None:
@@ -205,33 +239,29 @@ class Summary:
         return [one for one in self.evaluations if one.loss is not None]  # pyright: ignore[reportUnnecessaryComparison]
 
     def status(self, *, is_running: bool) -> str:
-        """running, finished, stopped (by a signal, resumable), failed, or interrupted (killed, resumable)."""
-        if is_running:
-            return "running"
-        match self.outcome:
-            case RunFinished():
-                return "finished"
-            case RunStopped():
-                return "stopped"
-            case RunFailed():
-                return "failed"
-            case None:
-                return "interrupted"
+        """running, else as ``ended_as`` says."""
+        return "running" if is_running else ended_as(self.outcome)
 
     @property
-    def smooth_loss(self) -> float | None:
-        """Training loss averaged over about the last ``SMOOTH_STEPS`` steps."""
-        return self.losses[-1].smooth if self.losses else None
+    def smooth_lead(self) -> float | None:
+        """What leads, averaged over about the last ``SMOOTH_STEPS`` steps."""
+        return self.leading[-1].smooth if self.leading else None
+
+    @property
+    def lead_name(self) -> str:
+        """What ``smooth_lead`` is: the loss, or the metric that leads."""
+        return self.lead or "loss"
 
     def trend(self) -> str:
-        """``falling``, ``flat`` or ``rising``: the smoothed loss now against ``TREND_STEPS`` steps ago; "" too early.
+        """``falling``, ``flat`` or ``rising``: ``smooth_lead`` now against ``TREND_STEPS`` steps ago; "" too early.
 
         Flat is a change of less than 1 %.
         """
-        if len(self.losses) < 8:
+        points = self.leading
+        if len(points) < 8:
             return ""
-        last = self.losses[-1]
-        before = next(point for point in self.losses[-TREND_STEPS - 1 :] if point.step >= last.step - TREND_STEPS)
+        last = points[-1]
+        before = next(point for point in points[-TREND_STEPS - 1 :] if point.step >= last.step - TREND_STEPS)
         change = last.smooth - before.smooth
         if abs(change) < 0.01 * abs(before.smooth):
             return "flat"
@@ -264,6 +294,17 @@ class Summary:
         if isinstance(self.outcome, RunFinished):
             return self.outcome.peak_memory_bytes
         return self.step.peak_memory_bytes if self.step else None
+
+
+def _append(points: list[LossPoint], step: int, value: float, time: float) -> None:
+    """The next point of a curve with its average."""
+    smooth = value
+    if points:
+        before = points[-1]
+        # Over a third of a young run: its first losses fall so fast that a mean of all would stay far too high.
+        weight = min(1.0, (step - before.step) / min(SMOOTH_STEPS, max(2, step // 3)))
+        smooth = before.smooth + weight * (value - before.smooth)
+    points.append(LossPoint(step, value, smooth, time))
 
 
 def summarise(records: Iterable[Record]) -> Summary:

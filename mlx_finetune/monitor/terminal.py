@@ -30,7 +30,7 @@ CURVE_WIDTH = 72
 BAR_WIDTH = 30
 _FULL, _PART, _LEFT = "\u2501", "\u2578", "\u2500"
 _FALLING, _RISING, _FLAT, _BEST = "\u2198", "\u2197", "\u2192", "\u2605"
-_ARROWS = {"falling": (_FALLING, "green"), "rising": (_RISING, "yellow"), "flat": (_FLAT, "dim"), "": ("", "")}
+_ARROWS = {"falling": _FALLING, "rising": _RISING, "flat": _FLAT, "": ""}
 
 
 class LiveView:
@@ -162,14 +162,15 @@ def _progress_line(summary: Summary, now: float, width: int) -> Text:
 
 
 def _loss_line(summary: Summary) -> Text:
-    smooth, trend = summary.smooth_loss, summary.trend()
-    arrow, colour = _ARROWS[trend]
-    line = Text.assemble(" loss ", (number(smooth, 4), "bold"), " ", (f"{arrow} {trend}".strip(), colour))
+    trend = summary.trend()
+    colour = "dim" if trend == "flat" else "green" if trend == summary.good_trend else "yellow"
+    shown = number(summary.smooth_lead, 4)
+    line = Text.assemble(f" {summary.lead_name} ", (shown, "bold"), " ", (f"{_ARROWS[trend]} {trend}".strip(), colour))
     best = summary.best_evaluation
     if not summary.evaluations or best is None:
         return line
     last = summary.evaluations[-1]
-    line.append("   validation ").append(number(last.loss, 4), "bold")
+    line.append("   validation loss " if summary.lead else "   validation ").append(number(last.loss, 4), "bold")
     if last is best:
         return line.append(f" {_BEST} best", "green") if last.step else line.append(" before training", "dim")
     return line.append(f"   {_BEST} best {number(best.loss, 4)} at step {best.step}", "dim")
@@ -184,7 +185,7 @@ def _pace_lines(summary: Summary, width: int) -> list[Text]:
     parts = [
         f"lr {number(step.learning_rate, 2, scientific=True)}",
         f"norm {number(step.grad_norm, 2)}",
-        f"{format_rate(step.targets_per_second)} targets/s",
+        f"{format_rate(step.targets_per_second)} {summary.learned.units}/s",
         f"padding {step.padding_share:.0%}",
         f"memory {format_bytes(step.peak_memory_bytes)}{limit}",
         _saved(summary, started),
@@ -205,13 +206,13 @@ def _saved(summary: Summary, started: RunStarted) -> str:
 
 
 def _curve_lines(summary: Summary, width: int) -> list[Text]:
-    """The smoothed loss as a curve with its highest and lowest value beside it; nothing for fewer than 10 steps."""
-    if len(summary.losses) < 10:
+    """What leads, smoothed, as a curve with its highest and lowest value beside it; nothing for fewer than 10 steps."""
+    if len(summary.leading) < 10:
         return []
     columns = min(CURVE_WIDTH, width - 12)
     if columns < 16:
         return []
-    points = thin([(float(point.step), point.smooth) for point in summary.losses], 4 * columns)
+    points = thin([(float(point.step), point.smooth) for point in summary.leading], 4 * columns)
     rows = draw_curve(points, width=columns, height=CURVE_LINES)
     low, high = min(y for _, y in points), max(y for _, y in points)
     labels = [f"{high:8.3f} "] + [" " * 9] * (CURVE_LINES - 2) + [f"{low:8.3f} "]

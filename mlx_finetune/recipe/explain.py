@@ -17,12 +17,9 @@ from pydantic import ValidationError
 from mlx_finetune.recipe import describe
 from mlx_finetune.recipe.foreign import recognise
 from mlx_finetune.recipe.later import later_key
-from mlx_finetune.recipe.overrides import EXCLUDES
+from mlx_finetune.recipe.overrides import EXCLUDES, KeyPath, Values
 from mlx_finetune.recipe.schema import Recipe, section_names
 from mlx_finetune.recipe.values import shown, shown_name, shown_path, toml_value
-
-Values = dict[str, Any]
-KeyPath = tuple[str | int, ...]
 
 #: What to write for a key that must be there.
 _REQUIRED: Mapping[KeyPath, str] = {

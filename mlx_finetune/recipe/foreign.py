@@ -156,9 +156,6 @@ _WITHOUT_KEY: Mapping[str, tuple[str, str]] = {
     "use_wandb": ("LLaMA-Factory's", 'write training.report_to = ["wandb"]'),
 }
 
-#: A converted value, or a sentence where no value can be given.
-Converted = tuple[str, object]
-
 
 @dataclass(frozen=True, slots=True)
 class Translation:

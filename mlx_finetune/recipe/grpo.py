@@ -1,7 +1,7 @@
 """[grpo]: how answers are drawn and rewarded where a model learns from its own answers (task = "grpo")."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 from pydantic import BeforeValidator, Field
@@ -69,6 +69,11 @@ def with_grpo_defaults(values: object) -> object:
     recipe = cast("dict[str, Any]", values)
     lora = recipe.get("lora")
     return recipe | {"lora": {**LORA_DEFAULTS, **cast("dict[str, Any]", lora)}} if isinstance(lora, dict) else recipe
+
+
+def scorers_in(rewards: Sequence[str]) -> Sequence[str]:
+    """Those of ``rewards`` that ask a run: ``verifier:RUN`` and ``reward:RUN``."""
+    return [reward for reward in rewards if reward.partition(":")[0] in SCORERS]
 
 
 def grpo_problems(recipe: Mapping[str, Any]) -> list[str]:

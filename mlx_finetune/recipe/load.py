@@ -6,17 +6,19 @@ the run folder and shared, so an access token anywhere in it is refused, and nev
 
 import re
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_finetune.errors import MlxftError, Problem, RecipeError
-from mlx_finetune.recipe.explain import Finding, KeyPath, check
+from pydantic import ValidationError
+
+from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError
+from mlx_finetune.recipe.explain import Finding, check
 from mlx_finetune.recipe.locate import locate_keys
-from mlx_finetune.recipe.overrides import Override, apply_overrides, parse_overrides
+from mlx_finetune.recipe.overrides import KeyPath, Override, Values, apply_overrides, parse_overrides
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.recipe.toml_file import TOKEN_HINT, Values, parse_toml, read_text, strings_of, unsafe_strings
+from mlx_finetune.recipe.toml_file import TOKEN_HINT, parse_toml, read_text, strings_of, unsafe_strings
 from mlx_finetune.recipe.values import TOKEN, shown, shown_path
 
 _VARIABLE = re.compile(r"\$\{\w+\}")
@@ -39,6 +41,23 @@ class LoadedRecipe:
         """``mlxft NAME RECIPE`` with the overrides, quoted for a shell."""
         options = [part for one in self.overrides for part in ("--set", one)]
         return shlex.join(["mlxft", name, str(self.path), *options])
+
+
+def recorded_recipe(info: Mapping[str, object], whose: str) -> Recipe:
+    """The recipe of a run as it was decided, in the fields of run.json.
+
+    Raises ``RunError`` where it is not there, or another version of mlxft wrote it.
+    """
+    if "resolved" not in info:
+        raise RunError(f"the settings of {whose} cannot be read: its run.json does not hold them")
+    try:
+        return Recipe.model_validate(info["resolved"])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise RunError(
+            f"the settings of {whose} were written by another version of mlxft (`{where}`)",
+            "train it again with this version",
+        ) from None
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

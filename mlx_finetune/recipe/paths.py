@@ -17,9 +17,9 @@ def check_paths(loaded: LoadedRecipe, base: Path) -> None:
     above = loaded.path.absolute().parents
     for key, text in data_paths(loaded.recipe.data):
         path = Path(text).expanduser()
-        if path.is_absolute() or _exists(base / path):
+        if path.is_absolute() or exists(base / path):
             continue
-        home = next((folder for folder in above if _exists(folder / path)), None)
+        home = next((folder for folder in above if exists(folder / path)), None)
         if home is not None:
             message = f"{key} = {text!r} is not in {base}; relative paths count from where mlxft is started"
             raise RecipeError([Problem(str(loaded.path), message, f"cd {shlex.quote(str(home))}")])
@@ -31,7 +31,7 @@ def named_file(name: str, *folders: Path) -> Path:
     The first is where mlxft is started, as for data; those behind it are where a recipe lies, or a run was started.
     """
     path = Path(name).expanduser()
-    return next((folder / path for folder in folders if _exists(folder / path)), folders[0] / path)
+    return next((folder / path for folder in folders if exists(folder / path)), folders[0] / path)
 
 
 def data_paths(data: DataRecipe) -> Iterator[tuple[str, str]]:
@@ -44,7 +44,8 @@ def data_paths(data: DataRecipe) -> Iterator[tuple[str, str]]:
         yield "data.sources.path", source.path
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether something is there; False for a name that no file can have."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -8,11 +8,11 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mlx_finetune.errors import Problem, RecipeError
-from mlx_finetune.recipe.explain import Finding, KeyPath
+from mlx_finetune.recipe.explain import Finding
 from mlx_finetune.recipe.locate import locate_keys
+from mlx_finetune.recipe.overrides import KeyPath, Values
 from mlx_finetune.recipe.values import BIDI, TOKEN, shown, shown_path
 
 MAX_BYTES = 1_000_000
@@ -21,8 +21,6 @@ TOKEN_HINT = "remove it and set the environment variable HF_TOKEN instead"
 _MAX_DOTS_IN_A_LINE = 5_000
 _LINE_IN_MESSAGE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-
-Values = dict[str, Any]
 
 
 def read_text(path: Path, what: str = "recipe") -> str:

@@ -140,15 +140,6 @@ def parse(text: str) -> object:
     return value
 
 
-def is_json(text: str) -> bool:
-    """Whether ``parse`` takes the text."""
-    try:
-        parse(text)
-    except NotJsonError:
-        return False
-    return True
-
-
 def _check(value: object) -> None:
     """Refuse deep nesting and half characters, level by level and without recursion."""
     level = [value]

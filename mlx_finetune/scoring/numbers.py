@@ -44,12 +44,6 @@ def final_number(text: str) -> Decimal | None:
     return _read(after, found[0] if mark else found[-1])
 
 
-def same_number(expected: str, got: str) -> bool:
-    """Whether both texts answer with the same number; False where either has none."""
-    number = final_number(expected)
-    return number is not None and number == final_number(got)
-
-
 def _read(text: str, found: "re.Match[str]") -> Decimal | None:
     run, exponent, tail = found["run"], found["exponent"] or "", found["tail"]
     if run is None or tail or len(run) > _MAX_DIGITS or not _EXPONENT.fullmatch(exponent):

@@ -10,7 +10,6 @@ The division depends on the rows alone, never on the machine, and sums are forme
 time. Each half is cut to its longest row, because nothing here is compiled for a shape.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ from mlx_finetune.hardware import blas
 from mlx_finetune.model.cpu.blockwise import Blockwise
 from mlx_finetune.model.cpu.context_parallel import SHORTEST, ContextPart, can_divide, parts_of
 from mlx_finetune.model.cpu.cpu_math import numpy_math
-from mlx_finetune.model.cpu.threads import end_threads
+from mlx_finetune.model.cpu.threads import KeptThreads
 from mlx_finetune.model.inside.noise import derive_key, use_noise
 from mlx_finetune.model.inside.places import Places
 from mlx_finetune.model.inside.prefix import from_numpy, to_numpy
@@ -82,8 +81,7 @@ class BothCores:
         self._keeps_products = keeps_products
         self._in_halves = in_halves
         self._workers = [self._worker(split)]
-        self._threads: ThreadPoolExecutor | None = None
-        self._thread_ids: list[int] = []
+        self._threads = KeptThreads(2, "mlxft-half")
         self._divides: bool | None = None  # not known before the first single row
 
     def loss_and_gradients(
@@ -213,26 +211,14 @@ class BothCores:
         return self._divides
 
     def close(self) -> None:
-        """End the threads, and wait until the system has let go of them (``end_threads`` says why); later calls start
-        new ones."""
-        if self._threads is None:
-            return
-        end_threads(self._threads, self._thread_ids)
-        self._threads = None
-        self._thread_ids.clear()
+        """End the threads (``KeptThreads.close``); later calls start new ones."""
+        self._threads.close()
 
     def _start_threads(self) -> ThreadPoolExecutor:
-        """The two threads, kept: every new one would get a new stream of MLX, which is kept for ever."""
-        if self._threads is None:
-            if len(self._workers) == 1:
-                self._workers.append(self._worker(self._workers[0].split.twin()))
-            self._threads = ThreadPoolExecutor(
-                max_workers=2,
-                thread_name_prefix="mlxft-half",
-                initializer=lambda ids: ids.append(threading.get_native_id()),
-                initargs=(self._thread_ids,),
-            )
-        return self._threads
+        """The two threads, with a model for each."""
+        if len(self._workers) == 1:
+            self._workers.append(self._worker(self._workers[0].split.twin()))
+        return self._threads.pool()
 
     def _worker(self, split: SplitModel) -> _Worker:
         blockwise = Blockwise(split, self._parameters, keeps_products=self._keeps_products)

@@ -41,7 +41,7 @@ from mlx_finetune.train.start.admission import Admission, RefusedError, Request,
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and return the exit code."""
     request, parent = _parse(arguments)
-    stop = StopRequest(is_orphaned=lambda: parent is not None and os.getppid() != parent)
+    stop = StopRequest.of_child(parent)
     stop.install()
     place = read_place(os.environ)
     if place.rank:

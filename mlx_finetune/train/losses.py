@@ -6,8 +6,9 @@ neither. Nothing of size B x T x V ever exists: logits are formed a chunk of row
 respect to its hidden states is formed with them, so that the backward pass keeps H numbers a target and not V.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -21,10 +22,13 @@ from mlx_finetune.model.cpu.cpu_math import Floats, as_numpy, without_graph
 from mlx_finetune.model.heads.score import find_head
 from mlx_finetune.model.inside.parts import is_above
 from mlx_finetune.model.inside.split import SplitModel
+from mlx_finetune.train.optim import FlatArrays
 
-FlatArrays = dict[str, mx.array]
+Arrays = Sequence[mx.array]
 #: ``logits(outer, hidden)``: (N, H) to (N, V), with the parameters ``outer`` in the model.
 Logits = Callable[[FlatArrays, mx.array], mx.array]
+#: ``slopes(formed, *given)``: what logits (n, V) cost, and their gradient; ``given`` are (n,), targets the first.
+Slopes = Callable[..., tuple[Any, mx.array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,7 @@ class Head:
         """
         size, uses_numpy = self.split.vocab_size, self.uses_numpy and hidden.dtype == mx.float32
         if self.is_learning:
-            outer = {name: value for name, value in self.outer.items() if not is_above(name)}
-            learned = (self._logits, outer, hidden, targets)
+            learned = (self._logits, self._below(), hidden, targets)
             return cross_entropy(*learned, vocab_size=size, uses_numpy=uses_numpy, z_loss=z_loss)
         return cross_entropy_only(self._logits, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
 
@@ -56,8 +59,7 @@ class Head:
         """``l_i[t_i] - logsumexp(l_i)`` in nats, (N,) fp32, of rows (N, H) and targets (N,); 0 for a negative one."""
         size, uses_numpy = self.split.vocab_size, self.uses_numpy and hidden.dtype == mx.float32
         if self.is_learning:
-            outer = {name: value for name, value in self.outer.items() if not is_above(name)}
-            return log_probs(self._logits, outer, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
+            return log_probs(self._logits, self._below(), hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
         return log_probs_only(self._logits, hidden, targets, vocab_size=size, uses_numpy=uses_numpy)
 
     def scores(self, hidden: mx.array) -> mx.array:
@@ -65,6 +67,10 @@ class Head:
         head = find_head(self.split.model)
         assert head is not None, "an objective that scores says so with num_outputs"
         return head(hidden)
+
+    def _below(self) -> FlatArrays:
+        """The parameters that logits depend on."""
+        return {name: value for name, value in self.outer.items() if not is_above(name)}
 
     def _logits(self, outer: FlatArrays, hidden: mx.array) -> mx.array:
         if outer:
@@ -100,9 +106,10 @@ def cross_entropy(
     @mx.custom_function
     def summed(hidden: mx.array, targets: mx.array, *values: mx.array) -> tuple[mx.array, ...]:
         learned = dict(zip(names, values, strict=True))
-        chunked = _chunked_in_numpy if uses_numpy else _chunked
+        chunked, slopes = (_chunked_in_numpy, numpy_slopes) if uses_numpy else (_chunked, fused_slopes)
         rows = chunk_rows(vocab_size, uses_numpy=uses_numpy)
-        return chunked(logits, learned, hidden, targets, rows=rows, z_loss=z_loss)
+        found, *gradients = chunked(logits, learned, hidden, (targets,), partial(slopes, z_loss=z_loss), rows)
+        return mx.array(sum(found, 0.0)), *gradients
 
     @summed.vjp  # pyright: ignore[reportUntypedFunctionDecorator]
     def summed_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
@@ -133,43 +140,42 @@ def cross_entropy_only(
 
 
 def _chunked(
-    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int, z_loss: float
-) -> tuple[mx.array, ...]:
-    """The sum, its gradient for ``hidden`` (N, H), and one for each of ``outer``."""
-    total = mx.array(0.0)
+    logits: Logits, outer: FlatArrays, hidden: mx.array, given: Arrays, slopes: Slopes, rows: int
+) -> tuple[Any, ...]:
+    """What each chunk costs, then the gradient of all for ``hidden`` (N, H), and one for each of ``outer``."""
+    found: list[mx.array] = []
     d_hidden: list[mx.array] = []
     d_outer = [mx.zeros_like(value) for value in outer.values()]
     for start in range(0, hidden.shape[0], rows):
-        part, chosen = hidden[start : start + rows], targets[start : start + rows]
-        if d_hidden:  # chunk after chunk, or MLX might form all logits first
-            part = cast("list[mx.array]", mx.depends([part], [total, d_hidden[-1], *d_outer]))[0]
+        part, *known = (one[start : start + rows] for one in (hidden, *given))
+        if found:  # chunk after chunk, or MLX might form all logits first
+            part = cast("list[mx.array]", mx.depends([part], [found[-1], d_hidden[-1], *d_outer]))[0]
         formed = logits(outer, part)
-        loss, slope = fused_slopes(formed.astype(mx.float32), chosen, z_loss)
+        losses, slope = slopes(formed.astype(mx.float32), *known)
         d_part, *d_values = _pull_back(logits, outer, part, slope.astype(formed.dtype))
-        total = total + loss
+        found.append(losses)
         d_hidden.append(d_part)
         d_outer = [kept + new for kept, new in zip(d_outer, d_values, strict=True)]
-    gathered = mx.concatenate(d_hidden, axis=0) if d_hidden else mx.zeros_like(hidden)
-    return (total, gathered, *d_outer)
+    return (found, mx.concatenate(d_hidden, axis=0) if d_hidden else mx.zeros_like(hidden), *d_outer)
 
 
 def _chunked_in_numpy(
-    logits: Logits, outer: FlatArrays, hidden: mx.array, targets: mx.array, *, rows: int, z_loss: float
-) -> tuple[mx.array, ...]:
+    logits: Logits, outer: FlatArrays, hidden: mx.array, given: Arrays, slopes: Slopes, rows: int
+) -> tuple[Any, ...]:
     """The same, each chunk evaluated and its graph dropped; an array of MLX would keep it until the trace ends."""
-    (hidden,) = without_graph(hidden)
-    total = 0.0
+    hidden, *given = without_graph(hidden, *given)
+    found: list[Any] = []
     d_hidden = np.empty(hidden.shape, np.float32)
     d_outer = [np.zeros(value.shape, np.float32) for value in outer.values()]
     for start in range(0, hidden.shape[0], rows):
-        part = hidden[start : start + rows]
-        loss, slope = numpy_slopes(logits(outer, part), targets[start : start + rows], z_loss)
+        part, *known = (one[start : start + rows] for one in (hidden, *given))
+        losses, slope = slopes(logits(outer, part), *known)
         d_part, *d_values = _pull_back(logits, outer, part, slope)
-        total += loss
+        found.append(losses)
         d_hidden[start : start + rows] = as_numpy(d_part)
         _add_to(d_outer, d_values)
         del slope, d_part, d_values  # or their logits would be there beside the next chunk's
-    return (mx.array(total), mx.array(d_hidden), *(mx.array(value) for value in d_outer))
+    return (found, mx.array(d_hidden), *(mx.array(value) for value in d_outer))
 
 
 def _add_to(sums: list[Floats], values: list[mx.array]) -> None:
@@ -261,39 +267,23 @@ def _weighted(
     uses_numpy: bool,
 ) -> tuple[mx.array, ...]:
     """Log-probabilities (N,), and the gradients of their sum, each times its weight: for ``hidden`` and ``outer``."""
-    if uses_numpy:
-        hidden, weights = without_graph(hidden, weights)
-    found: list[mx.array] = []
-    d_hidden: list[mx.array] = []
-    d_outer = [mx.zeros_like(value) for value in outer.values()]
-    for start in range(0, hidden.shape[0], rows):
-        part, chosen = hidden[start : start + rows], targets[start : start + rows]
-        if d_hidden and not uses_numpy:
-            part = cast("list[mx.array]", mx.depends([part], [found[-1], d_hidden[-1], *d_outer]))[0]
-        losses, slope = _weighted_slopes(logits(outer, part), chosen, weights[start : start + rows], uses_numpy)
-        d_part, *d_values = _pull_back(logits, outer, part, slope)
-        found.append(-losses)
-        d_hidden.append(d_part)
-        d_outer = [kept + new for kept, new in zip(d_outer, d_values, strict=True)]
-        if uses_numpy:
-            d_hidden[-1], *d_outer = without_graph(d_part, *d_outer)
-            del slope, d_part, d_values
-    if not found:
-        return (mx.zeros((0,)), mx.zeros_like(hidden), *d_outer)
-    return (mx.concatenate(found), mx.concatenate(d_hidden, axis=0), *d_outer)
+    chunked, slopes = (_chunked_in_numpy, _numpy_weighted) if uses_numpy else (_chunked, _fused_weighted)
+    found, *gradients = chunked(logits, outer, hidden, (targets, weights), slopes, rows)
+    return (mx.concatenate(found) if found else mx.zeros((0,)), *gradients)
 
 
-def _weighted_slopes(
-    formed: mx.array, targets: mx.array, weights: mx.array, uses_numpy: bool
-) -> tuple[mx.array, mx.array]:
-    """The loss of each row (N,), and the gradient of its log-probability times its weight for the logits ``formed``."""
-    if not uses_numpy:
-        losses, slope = _fused_row_slopes(formed.astype(mx.float32), targets)
-        return losses, (-weights[:, None] * slope).astype(formed.dtype)
-    row_losses, slope = _numpy_row_slopes(formed, targets)
+def _fused_weighted(scores: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+    """The log-probability of each row (n,), and its gradient for the scores (n, V) times its weight."""
+    losses, slope = _fused_row_slopes(scores, targets)
+    return -losses, -weights[:, None] * slope
+
+
+def _numpy_weighted(scores: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+    """The same in numpy, the gradient in the place of ``scores``."""
+    losses, slope = _numpy_row_slopes(scores, targets)
     values = as_numpy(slope)
     values *= -as_numpy(weights)[:, None]
-    return mx.array(row_losses), slope
+    return mx.array(-losses), slope
 
 
 def fused_losses(scores: mx.array, targets: mx.array) -> mx.array:

@@ -5,24 +5,18 @@ has the curve). Its last line is what it found, after the events of loading. It 
 are afterwards what they were, bit for bit; the order of rows depends on the step alone.
 """
 
-import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_finetune.errors import MlxftError, UsageError
-from mlx_finetune.events import Event, Phase, to_json
-from mlx_finetune.hardware import blas
+from mlx_finetune.errors import UsageError
+from mlx_finetune.events import Phase
 from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangeTest, rate_at
-from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import load_recipe
-from mlx_finetune.train.child import describe_error
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.talking import answer, arguments_of, prepared_run, tell
 
 if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
     from mlx_finetune.train.start.prepare import Prepared
@@ -62,46 +56,20 @@ def range_test(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Take the steps, print, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mlx_finetune.train.lr_range", allow_abbrev=False)
-    parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser = arguments_of("mlx_finetune.train.lr_range")
     parser.add_argument("--parent-pid", type=int)
     given = parser.parse_args(arguments)
-    parent = given.parent_pid
-    stop = StopRequest(is_orphaned=lambda: parent is not None and os.getppid() != parent)
-    try:
-        found = _test(given.recipe, given.overrides, stop)
-    except MlxftError as error:
-        message, hint = describe_error(error)
-        sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    _say(json.dumps({"lr_range": found.to_json()}))
-    return 0
+    stop = StopRequest.of_child(given.parent_pid)
+    return answer(lambda: {"lr_range": _test(given.recipe, given.overrides, stop).to_json()})
 
 
 def _test(path: Path, overrides: Sequence[str], stop: StopRequest) -> RangeFound:
-    loaded = load_recipe(path, overrides)
-    blas.prepare()
-    from mlx_finetune.train.start.prepare import prepare
-
-    prepared = prepare(loaded, base=Path.cwd(), decided=None, total_steps=None, safer=Safer(), emit=_tell, stop=stop)
-    with closing(prepared.trainer):
+    with prepared_run(load_recipe(path, overrides), stop, tell) as prepared:
         return range_test(prepared, stop, _tell_progress)
 
 
 def _tell_progress(done: int) -> None:
-    _tell(Phase("learning rates", done=done, total=NUM_STEPS, unit="steps"))
-
-
-def _tell(event: Event) -> None:
-    _say(to_json(event, time.time()))
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    tell(Phase("learning rates", done=done, total=NUM_STEPS, unit="steps"))
 
 
 if __name__ == "__main__":

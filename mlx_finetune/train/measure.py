@@ -6,29 +6,24 @@ found is the last line of its stdout, after the events of loading, one JSON obje
 ``error:`` and ``hint:`` lines.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import psutil
 
-from mlx_finetune.errors import MlxftError
-from mlx_finetune.events import Event, to_json
-from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.busy import Others
 from mlx_finetune.hardware.planning.measured import Measured, ShapeCount, Timed
-from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.sampling.energy import PowerMeter, open_monitor
+from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.recipe.load import load_recipe
-from mlx_finetune.train.child import describe_error
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.talking import answer, arguments_of, prepared_run, tell
 
 if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
     from mlx_finetune.dataset.stream import Batch
@@ -43,6 +38,7 @@ NUM_FIRST = 4  # shapes timed before the validation set and an answer are
 QUANTILES = (0.5, 0.5, 0.9, 1.0, 0.2, 0.5, 0.75, 0.35, 0.6, 0.95)
 ANSWER_TOKENS = 6
 VALID_SHARE = 0.15  # of the budget at most for the validation set
+NUM_SCORED, SCORED_SECONDS = 16, 3.0  # answers that are scored of one length, and about how long that may take
 
 Shape = tuple[int, int]
 
@@ -83,6 +79,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
     has_longest = is_complete or len(steps.timed) > 1
     validation = _time_validation(prepared, clock, frozen) if has_longest else []
     answer_seconds = _time_answer(prepared) if has_longest else None
+    score_seconds = _time_scores(prepared) if has_longest else None
     is_complete = is_complete and steps.time(order[NUM_FIRST:])
     while is_complete and len(steps.timed) < MAX_TIMED and steps.seconds < LEAST_SECONDS:
         is_complete = steps.time(order[NUM_FIRST:])
@@ -105,6 +102,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
         is_cut_short=not is_complete,
         pass_seconds=frozen.pass_seconds,
         has_longest=has_longest,
+        score_seconds=score_seconds,
     )
 
 
@@ -300,6 +298,30 @@ def _time_answer(prepared: "Prepared") -> float | None:
     return each + first / recipe.eval.max_new_tokens
 
 
+def _time_scores(prepared: "Prepared") -> tuple[float, float] | None:
+    """Seconds in which all runs that rewards name score one answer, of a word and of the longest; None without any.
+
+    The longest is made of words of the rows.
+    """
+    ask, grpo, rows = prepared.score, prepared.recipe.grpo, prepared.rows
+    if ask is None:
+        return None
+    places = [rows.where(number) for number in range(min(NUM_SCORED, len(rows)))]
+    words = np.resize(np.concatenate([rows[number].ids for number in range(len(places))]), grpo.max_tokens)
+    longest = prepared.tokenizer.decode(words.tolist(), skip_special_tokens=True)
+
+    def timed(answer: str, count: int) -> float:
+        began = time.perf_counter()
+        for reward in scorers_in(grpo.rewards):
+            ask(reward, [(place, answer) for place in places[:count]])
+        return (time.perf_counter() - began) / count
+
+    first = timed(longest, 1)  # cold: what it takes tells how many more there is time for
+    count = max(1, min(len(places), int(SCORED_SECONDS / max(first, 1e-6))))
+    short, long = timed("1", count), timed(longest, count)
+    return short, max(short, long)
+
+
 def _process_bytes() -> int:
     """The largest resident size so far."""
     import resource
@@ -310,43 +332,16 @@ def _process_bytes() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mlx_finetune.train.measure", allow_abbrev=False)
-    parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser = arguments_of("mlx_finetune.train.measure")
     parser.add_argument("--budget", type=float, required=True)
     given = parser.parse_args(arguments)
     clock = Clock(psutil.Process().create_time(), given.budget)
-    try:
-        measured = _measure(given.recipe, given.overrides, clock)
-    except MlxftError as error:
-        message, hint = describe_error(error)
-        sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    _say({"measured": measured.to_json()})
-    return 0
+    return answer(lambda: {"measured": _measure(given.recipe, given.overrides, clock).to_json()})
 
 
 def _measure(path: Path, overrides: Sequence[str], clock: Clock) -> Measured:
-    loaded = load_recipe(path, overrides)
-    blas.prepare()
-    from mlx_finetune.train.start.prepare import prepare
-
-    stop = StopRequest(is_orphaned=lambda: False)
-    prepared = prepare(loaded, base=Path.cwd(), decided=None, total_steps=None, safer=Safer(), emit=_tell, stop=stop)
-    with closing(prepared.trainer):
+    with prepared_run(load_recipe(path, overrides), StopRequest(), tell) as prepared:
         return measure_run(prepared, clock)
-
-
-def _tell(event: Event) -> None:
-    sys.stdout.write(to_json(event, time.time()) + "\n")
-    sys.stdout.flush()
-
-
-def _say(value: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import Self
 
 from mlx_finetune.errors import Interrupted
 from mlx_finetune.rundir import SAVE_SIGNAL
@@ -26,6 +27,11 @@ class StopRequest:
         self._is_orphaned = is_orphaned
         self._num_saves_asked = 0
         self._num_saves_taken = 0
+
+    @classmethod
+    def of_child(cls, parent: int | None) -> Self:
+        """That of a process whose watcher is ``parent``; None: nobody watches."""
+        return cls(is_orphaned=lambda: parent is not None and os.getppid() != parent)
 
     def install(self) -> None:
         """Take over the signals for this process."""

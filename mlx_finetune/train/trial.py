@@ -7,28 +7,21 @@ many fit into ``--seconds``. Frozen blocks are computed in every step, and nothi
 NEFTune), so that losses can be compared.
 """
 
-import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_finetune.errors import MlxftError
 from mlx_finetune.events import Event
-from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.busy import Others
-from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.hardware.tune import Case, Run
 from mlx_finetune.hardware.tuned import KEYS, VARIABLES
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.resolve import flatten_recipe
-from mlx_finetune.train.child import describe_error
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.talking import answer, arguments_of, prepared_run
 
 if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
     from mlx_finetune.train.start.prepare import Prepared
@@ -111,45 +104,17 @@ def without_noise(loaded: LoadedRecipe) -> LoadedRecipe:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Take the steps, print, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mlx_finetune.train.trial", allow_abbrev=False)
-    parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser = arguments_of("mlx_finetune.train.trial")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--parent-pid", type=int)
     given = parser.parse_args(arguments)
-    parent = given.parent_pid
-    stop = StopRequest(is_orphaned=lambda: parent is not None and os.getppid() != parent)
-    try:
-        loaded = load_recipe(given.recipe, given.overrides)
-        found = _try(loaded, given.steps, given.seconds, stop)
-    except MlxftError as error:
-        message, hint = describe_error(error)
-        sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    sys.stdout.write(json.dumps({"trial": found}) + "\n")
-    sys.stdout.flush()
-    return 0
+    stop = StopRequest.of_child(given.parent_pid)
+    return answer(lambda: {"trial": _try(load_recipe(given.recipe, given.overrides), given.steps, given.seconds, stop)})
 
 
 def _try(loaded: LoadedRecipe, num_steps: int, allowed: float, stop: StopRequest) -> dict[str, object]:
-    blas.prepare()
-    from mlx_finetune.train.start.prepare import prepare
-
-    calm = without_noise(loaded)
-    prepared = prepare(
-        calm,
-        base=Path.cwd(),
-        decided=None,
-        total_steps=None,
-        safer=Safer(),
-        emit=_ignore,
-        stop=stop,
-        uses_tuned=False,
-    )
-    with closing(prepared.trainer):
+    with prepared_run(without_noise(loaded), stop, _ignore, uses_tuned=False) as prepared:
         busy = Others()
         run = take_steps(prepared, num_steps, allowed, stop)
         case = describe(prepared, loaded)

@@ -58,7 +58,7 @@ def test_a_run_brings_the_chat_settings_of_its_recipe_and_a_model_the_defaults(p
 
 def test_what_is_opened_for_answers_has_its_norms_fixed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed: list[object] = []
-    monkeypatch.setattr("mlx_finetune.app.open.fix_norms", fixed.append)
+    monkeypatch.setattr("mlx_finetune.model.trained.fix_norms", fixed.append)
     assert fixed == [opened("keeper", place).model]
 
 

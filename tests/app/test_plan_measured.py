@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlx_finetune.app.planning import measuring
+from mlx_finetune.app.planning import plan as planning
 from mlx_finetune.app.planning.measuring import measure
 from mlx_finetune.app.planning.plan import Plan, make_plan, with_measured
 from mlx_finetune.app.planning.plan_report import exact_bytes, plan_json, plan_lines, warning_lines
@@ -479,3 +480,24 @@ def test_data_beside_the_recipe_is_not_asked_for_on_the_hub(
         assert isinstance(result.exception, MlxftError)
         assert "relative paths count from where mlxft is started" in result.exception.message
         assert str(here) in result.exception.hint
+
+
+def test_the_time_says_which_run_scores_the_answers_and_whether_that_is_in_it(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_scorer_bytes", lambda *_: 0)  # there is no such run
+    rewards = ["number", "verifier:judge"]
+    plan = arithmetic(tiny_model, task="grpo", grpo={"rewards": rewards, "max_tokens": 8, "updates": 2})
+    silent = replace(plan, forecast=replace(plan.forecast, step_seconds=Range(1, 1, 1), finish_seconds=Range(9, 9, 9)))
+    said = " ".join(plan_lines(silent, name="x"))
+    assert "without the time to say the answers, and for verifier:judge to score them, which is nearly all" in said
+    told = replace(FOUND, answer_seconds=0.1, score_seconds=(0.012, 1.5))
+    spoken = with_measured(plan, Measured.from_json(json.loads(json.dumps(told.to_json()))))
+    assert spoken.measured == told
+    assert "in it: verifier:judge scores an answer in 12 ms to 1.50 s" in " ".join(plan_lines(spoken, name="x"))
+    plain = with_measured(plan, replace(FOUND, answer_seconds=0.1))
+    assert spoken.forecast.finish_seconds is not None
+    assert plain.forecast.finish_seconds is not None
+    assert spoken.forecast.finish_seconds.expected > plain.forecast.finish_seconds.expected + 10
+    assert re.search(r"a checkpoint [\d.]+ kB and up to [\d.]+ kB for the answers between two updates; ", said)
+    assert "between two updates" not in " ".join(plan_lines(arithmetic(tiny_model), name="x"))

@@ -198,7 +198,7 @@ def test_stopped_or_killed_at_any_moment_it_ends_with_the_same_weights(
         if ended == 0:
             break
         if how != signal.SIGKILL:
-            is_early = not err  # before anything was read: Python's own way to leave
+            is_early = err in ("", "interrupted\n")  # before anything was decided
             assert is_early or ended == 128 + how, err
             assert is_early or err.splitlines()[-1] == "to go on: mlxft pipeline p.toml"
         seconds += 0.4

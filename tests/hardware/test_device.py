@@ -166,7 +166,8 @@ def test_everything_a_mac_tells_is_in_one_value(shared: Callable[..., Path]) -> 
     assert device.available_bytes == 549_755_813_888 - 13_637_386_240
     assert (device.gpu_cores, device.power, device.power_mode) == (8, Power(True, 78), "low")
     assert (device.is_low_power, device.is_translated, device.is_virtual) == (True, False, False)
-    assert device.gpu_share == 40_200_896_512 / 549_755_813_888
+    assert device.metal is not None
+    assert device.metal.working_set_bytes == 40_200_896_512
     assert len(run.asked) == len(set(run.asked)) == 8, "each tool once, the slow one not at all"
 
 

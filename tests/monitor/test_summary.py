@@ -39,13 +39,13 @@ def test_a_whole_run_keeps_its_first_best_and_last_numbers() -> None:
 def test_the_loss_is_smoothed_over_about_twenty_steps() -> None:
     ones = [step(number, 1.0) for number in range(1, 61)]
     summary = summarise(records(STARTED, *ones, step(61, 3.0)))
-    assert summary.smooth_loss == 1.0 + 2.0 / 20
-    assert summarise(records(STARTED, step(1, 2.0), step(2, 4.0))).smooth_loss == 3.0
+    assert summary.smooth_lead == 1.0 + 2.0 / 20
+    assert summarise(records(STARTED, step(1, 2.0), step(2, 4.0))).smooth_lead == 3.0
 
 
 def test_a_short_run_is_smoothed_over_its_last_third_so_that_its_first_losses_are_forgotten() -> None:
     losses = [6.0, 5.0, 4.0, 3.0, *[2.0] * 26]
-    shown = summarise(records(STARTED, *(step(n, loss) for n, loss in enumerate(losses, 1)))).smooth_loss
+    shown = summarise(records(STARTED, *(step(n, loss) for n, loss in enumerate(losses, 1)))).smooth_lead
     assert shown is not None
     assert 2.0 < shown < 2.1 < sum(losses) / len(losses)
 
@@ -81,7 +81,7 @@ def test_a_loss_that_is_not_finite_does_not_spoil_the_average() -> None:
     record = from_json(line)
     assert record is not None
     summary = summarise([*records(STARTED, step(1, 2.0)), record])
-    assert summary.smooth_loss == 2.0
+    assert summary.smooth_lead == 2.0
     assert summary.steps_done == 2
 
 

@@ -54,11 +54,11 @@ NEVER_SWEEP = """
 admission.sweep = lambda run: None
 save = contents.save_checkpoint
 
-def save_slowly(run, step, write_files, *, parent_step):
-    def write(folder):
-        write_files(folder)
+def save_slowly(run, step, parts, *, parent_step):
+    def slowly():
+        yield from parts
         time.sleep(0.1)
-    return save(run, step, write, parent_step=parent_step)
+    return save(run, step, slowly(), parent_step=parent_step)
 
 contents.save_checkpoint = save_slowly
 """

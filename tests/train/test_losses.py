@@ -163,7 +163,8 @@ def test_no_logits_of_all_targets_exist_at_once(monkeypatch):
     assert mx.get_peak_memory() - before < rows * vocab * 4 / 4
 
 
-def test_a_learned_heads_gradient_and_logits_are_gone_before_the_next_chunk(monkeypatch):
+@pytest.mark.parametrize("form", ["cross_entropy", "log_probs"])
+def test_a_learned_heads_gradient_and_logits_are_gone_before_the_next_chunk(monkeypatch, form):
     """A chunk's logits and the gradient of the head take 1 MB each; those of two chunks at once would be 4."""
     rows, vocab, width = 256, 4096, 64
     set_chunk(monkeypatch, 64, vocab)
@@ -176,7 +177,7 @@ def test_a_learned_heads_gradient_and_logits_are_gone_before_the_next_chunk(monk
         def logits(outer, h):
             return h @ outer["weight"].T
 
-        return cross_entropy(logits, {"weight": weight}, part, targets, vocab_size=vocab, uses_numpy=True)
+        return getattr(losses, form)(logits, {"weight": weight}, part, targets, vocab_size=vocab, uses_numpy=True).sum()
 
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -220,3 +221,21 @@ def test_log_probabilities_and_their_gradients_are_those_of_log_softmax(monkeypa
     assert mx.abs(slopes[0][0] - slopes[1][0]).max() < 1e-5
     if is_learned:
         assert mx.abs(slopes[0][1]["head"] - slopes[1][1]["head"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("is_learned", [False, True])
+def test_the_gradients_of_cross_entropy_are_those_of_log_probabilities_to_the_last_bit(
+    monkeypatch, uses_numpy, is_learned
+):
+    monkeypatch.setattr(losses, "chunk_rows", lambda vocab_size, *, uses_numpy: 16)
+    hidden = mx.random.normal((50, WIDTH), key=mx.random.key(1))
+    targets = mx.array([number % VOCAB if number % 7 else -1 for number in range(50)])
+    outer = {"head": HEAD} if is_learned else {}
+
+    def loss(outer, hidden, form):
+        return form(linear, outer, hidden, targets, vocab_size=VOCAB, uses_numpy=uses_numpy).sum()
+
+    slopes = mx.grad(lambda outer, hidden: loss(outer, hidden, cross_entropy), argnums=(0, 1))(outer, hidden)
+    others = mx.grad(lambda outer, hidden: -loss(outer, hidden, losses.log_probs), argnums=(0, 1))(outer, hidden)
+    assert np.array_equal(slopes[1], others[1])
+    assert all(np.array_equal(slopes[0][name], others[0][name]) for name in outer)

@@ -113,6 +113,13 @@ def test_the_command_prints_a_curve_and_the_next_command(
     )
     assert asked == [("lora.rank=2",)]
     assert "suggested: training.learning_rate" in result.stdout
+    drawn = result.stdout.splitlines()[2:13]
+    assert drawn[0] == "  smoothed loss over the learning rate"
+    losses = [float(line.partition("\u2524")[0]) for line in drawn if "\u2524" in line]
+    smoothed = [point.smoothed for point in FOUND.points]
+    assert len(losses) >= 2
+    assert min(smoothed) - 0.5 <= losses[-1] < losses[0] <= max(smoothed) + 0.5
+    assert drawn[-1].split() == ["1e-06", "1e-05", "1e-04", "1e-03"]  # up to 7.6e-03
     assert f"--set lora.rank=2 --set training.learning_rate={FOUND.suggestion:.1e}" in result.stderr
     machine = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range", "--json"], standalone_mode=False)
     assert RangeFound.from_json(json.loads(machine.stdout)["lr_range"]) == FOUND

@@ -377,7 +377,7 @@ def test_a_closed_trainer_has_no_threads_and_starts_new_ones_when_it_is_used(mak
     first, _ = trainer.compute([batch], 0)
     started = set(threading.enumerate()) - before
     assert len(started) == 2
-    ids = list(trainer._cores._thread_ids)
+    ids = [thread.native_id for thread in started]
     trainer.close()
     assert not any(thread.is_alive() for thread in started)
     if sys.platform == "linux":

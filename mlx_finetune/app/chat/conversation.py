@@ -5,14 +5,13 @@ JSON Lines file, so what was talked about can be trained on.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_finetune.dataset.read import read_rows
+from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.dataset.turns import TurnError, read_turns
 from mlx_finetune.errors import DataError, Problem, RunError
-
-Message = Mapping[str, object]
 
 _THINK, _THOUGHT = "<think>", "</think>"
 

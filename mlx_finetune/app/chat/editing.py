@@ -6,9 +6,10 @@ What a person writes in an editor is not lost: a text that cannot be used is off
 
 from collections.abc import Callable
 
-from mlx_finetune.app.chat.conversation import Message, reply_turn
+from mlx_finetune.app.chat.conversation import reply_turn
 from mlx_finetune.app.chat.session import Session
 from mlx_finetune.app.text import shorten
+from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import MlxftError, UsageError
 
 _UNCHANGED = "(nothing was changed; an editor in a window of its own must wait, for instance EDITOR='code --wait')"

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlx_finetune import __version__, durable
-from mlx_finetune.app.chat.conversation import Message, reply_turn
+from mlx_finetune.app.chat.conversation import reply_turn
 from mlx_finetune.app.chat.editing import in_editor
 from mlx_finetune.app.chat.session import Session
+from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError, RunError, UsageError
 from mlx_finetune.rundir import CORRECTIONS
 from mlx_finetune.scoring.json_text import NotJsonError, parse

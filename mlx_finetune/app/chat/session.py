@@ -12,10 +12,11 @@ from typing import Protocol
 
 import mlx.nn as nn
 
-from mlx_finetune.app.chat.conversation import Conversation, Message
+from mlx_finetune.app.chat.conversation import Conversation
 from mlx_finetune.app.generate import Form, Reply, answer, prompt_ids, sampling_of
 from mlx_finetune.app.open import Opened
 from mlx_finetune.dataset.control import ControlMarkers
+from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.model.answers.generate import PromptCache

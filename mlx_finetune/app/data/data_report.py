@@ -17,6 +17,7 @@ class TokenReport:
     """The rows of all splits in tokens: ``num_cut`` are longer than ``max_seq_length``; shares are 0 to 1.
 
     ``outcomes`` are those of a training, what becomes of rows that are too long included; ``errors`` would stop it.
+    ``of_a_row`` is a sentence where something else is learned of a row than its targets.
     """
 
     lengths: Lengths
@@ -27,6 +28,7 @@ class TokenReport:
     method: str
     outcomes: Mapping[str, Outcome]
     errors: tuple[Problem, ...] = ()
+    of_a_row: str = ""
 
     @property
     def cut_share(self) -> float:
@@ -123,7 +125,8 @@ def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
         limit = f"max_seq_length = {tokens.max_seq_length}"
         share = f"{tokens.cut_share:.1%} of the rows are" if tokens.num_cut else "no row is"
         yield f"{share} longer than {limit} (truncation = {tokens.truncation})"
-        yield f"{tokens.target_share:.1%} of the tokens are targets ({tokens.method})"
+        targets = f"{tokens.target_share:.1%} of the tokens are targets ({tokens.method})"
+        yield tokens.of_a_row or targets
 
 
 def stats_lines(report: DataReport, tokens: TokenReport | None = None) -> Iterator[str]:

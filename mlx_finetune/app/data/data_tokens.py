@@ -19,6 +19,7 @@ from mlx_finetune.errors import Problem
 from mlx_finetune.events import Phase
 from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.recipe.schema import Recipe
 
 #: Beyond every length: rows are measured whole, and those longer than the recipe allows are read again as it says.
@@ -56,6 +57,7 @@ def count_tokens(recipe: Recipe, splits: Splits, base: Path, report: Callable[[P
         parts[0].report.method if parts else "",
         _joined_outcomes(sorted(parts, key=lambda part: part.num_usable > 0)),  # what stops a training first
         tuple(_problem(part, recipe) for part in parts if part.name != "test" and not part.num_usable),
+        learned_by(recipe.task).of_a_row,
     )
 
 

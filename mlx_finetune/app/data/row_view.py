@@ -4,16 +4,12 @@ The recipe, the folder that paths count from and the tokenizer are those of the 
 that is not on this disk is said to be missing. The last run's rows stay read.
 """
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-from pydantic import ValidationError
-
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.explain import ExplainedRow, explain
@@ -21,6 +17,7 @@ from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.errors import RunError
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
+from mlx_finetune.recipe.load import recorded_recipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
@@ -75,15 +72,10 @@ class RowViewer:
             key = (path.resolve(), path.stat().st_mtime_ns)
             if self._read is not None and self._read.key == key:
                 return self._read
-            facts = cast("dict[str, object]", json.loads(path.read_bytes()))
-            recipe = Recipe.model_validate(facts["resolved"])
         except FileNotFoundError:
             raise RunError(f"{run.name} has not come to its first step yet", "look again in a moment") from None
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise RunError(f"the settings of {run.name} were written by another version of mlxft (`{where}`)") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"the settings of {run.path} cannot be read: {type(error).__name__}") from None
+        facts = durable.read_object(path)
+        recipe = recorded_recipe(facts, run.name)
         base = Path(str(facts.get("started_in", ".")))
         tokenizer = _load_tokenizer(run, facts, recipe)
         splits = load_splits(recipe.data, base=base, task=recipe.task, corrections=find_corrections(recipe, base=base))

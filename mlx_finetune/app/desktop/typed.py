@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mlx_finetune.recipe.paths import exists
+
 
 def is_unfinished(text: str) -> bool:
     """Does the line end in a backslash that hides its end? A name with a line break in it is dragged in like that."""
@@ -20,14 +22,14 @@ def typed_paths(text: str, base: Path) -> list[Path]:
     whole = text.strip()
     if not whole:
         return []
-    if _exists(one := _path(whole, base)):
+    if exists(one := _path(whole, base)):
         return [one]
     try:
         words = shlex.split(whole)
     except ValueError:  # a lone quote in a name that was typed
         words = [whole]
     paths = [_path(word, base) for word in words if word]
-    missing = [path for path in paths if not _exists(path)]
+    missing = [path for path in paths if not exists(path)]
     is_one_name = len(paths) > 1 and len(missing) == len(paths)
     return [one] if is_one_name else paths
 
@@ -39,10 +41,3 @@ def _path(word: str, base: Path) -> Path:
     with contextlib.suppress(RuntimeError):  # ~nobody
         path = path.expanduser()
     return path if path.is_absolute() else base / path
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False

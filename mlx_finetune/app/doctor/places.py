@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlx_finetune.app.doctor.finding import Finding, Typed
-from mlx_finetune.model.sources.catalogue import folder_bytes
+from mlx_finetune.rundir import folder_bytes
 from mlx_finetune.units import format_bytes
 
 GB = 10**9

@@ -5,30 +5,24 @@ is the likelier of the two, and right per token where its mean is higher; a tie 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import mlx.nn as nn
 import numpy as np
 
+from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.score import Values
 from mlx_finetune.dataset.formats import Preference
-from mlx_finetune.dataset.pairs import preference_sequences
-from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.likelihoods import ChunkRows, LikelihoodModel, Losses, Scored
-from mlx_finetune.recipe.data import DataRecipe
 
 
-def preference_rows(example: Preference, tokenizer: Tokenizer, data: DataRecipe, base: Path) -> dict[str, Scored]:
+def preference_rows(example: Preference, prompter: Prompter, max_seq_length: int) -> dict[str, Scored]:
     """The answers of a row by name, chosen or rejected. Raises ``DataError`` where one of them cannot be scored."""
-    found = preference_sequences(example, tokenizer, data, base=base)
-    wanted = [name for name in ("chosen", "rejected") if getattr(example, name) is not None]
-    if [name for name, _ in found] != wanted:
-        raise DataError("one of the answers cannot be rendered")
-    longest = max(len(ids) for _, (ids, _) in found)
-    if longest > data.max_seq_length:
-        raise DataError(f"{longest} tokens are more than max_seq_length = {data.max_seq_length}")
-    return {name: Scored(ids, np.flatnonzero(mask)) for name, (ids, mask) in found}
+    found = prompter.answers(example)
+    longest = max(len(ids) for ids, _ in found.values())
+    if longest > max_seq_length:
+        raise DataError(f"{longest} tokens are more than max_seq_length = {max_seq_length}")
+    return {name: Scored(ids, np.flatnonzero(mask)) for name, (ids, mask) in found.items()}
 
 
 def preference_values(

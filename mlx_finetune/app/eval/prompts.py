@@ -15,7 +15,7 @@ from mlx_finetune.app.eval.rows import EvalRow
 from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import prompt_and_reference, single_exchange
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference
-from mlx_finetune.dataset.pairs import preference_sequences
+from mlx_finetune.dataset.pairs import TokenSequence, answer_sequences
 from mlx_finetune.dataset.prompts import template_of
 from mlx_finetune.dataset.tokens import Message, Tokenizer, Tokens
 from mlx_finetune.dataset.walk import Walk
@@ -25,6 +25,7 @@ from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.heads import SCORED_TASKS
 
 NO_LIMIT = 1_048_576
+_EXTRA_TOKENS, _MAX_AUTO_TOKENS = 16, 1024
 _BETWEEN = "\n\n"
 
 
@@ -40,8 +41,9 @@ class Prompter:
     """What makes tokens of rows for one model and recipe."""
 
     def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
-        self._tokenizer, self._data, self._base = tokenizer, data, base
+        self._tokenizer, self._data = tokenizer, data
         self._walk = Walk(tokenizer, data, task=task, base=base)
+        self._pairs = Walk(tokenizer, data, task="dpo", base=base)
         longest = NO_LIMIT if task in SCORED_TASKS else data.max_seq_length  # a question about a row is longer than it
         answers = data.model_copy(update={"mask_prompt": True, "max_seq_length": longest})
         self._answers = Walk(tokenizer, answers, task="sft", base=base)
@@ -57,10 +59,11 @@ class Prompter:
         first. Raises ``DataError`` where nothing of it can be used."""
         if not isinstance(example, Preference) or example.chosen is None or example.rejected is None:
             return [self.trained(example)[-1].ids[:-1]]
-        found = preference_sequences(example, self._tokenizer, self._data, base=self._base)
-        if len(found) != 2:
-            raise DataError("one of the two answers cannot be used")
-        return [ids for _, (ids, _) in found]
+        return [ids for ids, _ in self.answers(example).values()]
+
+    def answers(self, example: Preference) -> dict[str, TokenSequence]:
+        """Ids and mask of the chosen and the rejected answer by name, those there are. Raises ``DataError``."""
+        return answer_sequences(self._pairs, example)
 
     def prompt(self, messages: Sequence[Message], *, example: Example | None = None) -> list[int]:
         """The tokens of a question without examples in front. Raises ``DataError``."""
@@ -108,6 +111,12 @@ class Prompter:
         begins = self._walk.edge_texts()[0] and self._tokenizer.bos_token_id is not None
         head = [self._tokenizer.bos_token_id] if begins else []
         return [id_ for id_ in head if id_ is not None] + self._tokenizer.encode(text).ids + self._walk.behind_prompt
+
+
+def enough_tokens(tokenizer: Tokenizer, references: Sequence[str]) -> int:
+    """Twice the tokens of the longest reference and a few more, so that no good answer is cut."""
+    longest = max((len(encoding.ids) for encoding in tokenizer.encode_batch(references)), default=0)
+    return min(2 * longest + _EXTRA_TOKENS, max(_MAX_AUTO_TOKENS, longest + _EXTRA_TOKENS))
 
 
 def _instruction(messages: Sequence[Message], example: Example | None) -> tuple[str, str]:

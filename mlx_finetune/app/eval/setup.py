@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_finetune.app.eval.measures import Measure, measures_of
-from mlx_finetune.app.eval.prompts import Prompter
+from mlx_finetune.app.eval.prompts import Prompter, enough_tokens
 from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.score import is_json_object
 from mlx_finetune.app.eval.scored import check_scored, class_names, question_of, scored_measures, scored_sides
@@ -31,8 +31,6 @@ MAX_LABELS = 50
 _SHORT_WORDS = 6
 #: Of classes that nobody named: with more different answers a row, (nearly) each occurs once.
 _MOST_DIFFERENT = 0.8
-_EXTRA_TOKENS = 16
-_MAX_AUTO_TOKENS = 1024
 #: Keys of [data] that decide which tokens a model is given.
 _DATA_KEYS = (
     "format",
@@ -287,12 +285,9 @@ def _gates(
 
 
 def _answer_tokens(recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow]) -> int:
-    """As given, or twice the tokens of the longest reference and a few more, so that no good answer is cut."""
     if recipe.answer_tokens != "auto":
         return recipe.answer_tokens
-    encoded = subject.opened.tokenizer.encode_batch([row.reference for row in rows])
-    longest = max((len(encoding.ids) for encoding in encoded), default=0)
-    return min(2 * longest + _EXTRA_TOKENS, max(_MAX_AUTO_TOKENS, longest + _EXTRA_TOKENS))
+    return enough_tokens(subject.opened.tokenizer, [row.reference for row in rows])
 
 
 def _identity(

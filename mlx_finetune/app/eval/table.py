@@ -4,8 +4,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from mlx_finetune.app.eval.figures import Change, Figure, Result
-from mlx_finetune.app.eval.verdict import no_interval, number
+from mlx_finetune.app.eval.verdict import decimals_of, is_sure, no_interval, shown_pair
 from mlx_finetune.app.text import shorten
+from mlx_finetune.units import format_figure
 
 WIDTH = 80
 TITLE = 26
@@ -37,32 +38,40 @@ def table(results: Sequence[Result], first: str, second: str) -> Iterator[str]:
 
 def value(figure: Figure) -> str:
     """A figure in a cell: ``41/50`` for a rate of few rows."""
-    if figure.num_right is not None and figure.num_rows < 1000:
-        return f"{figure.num_right}/{figure.num_rows}"
-    return number(figure.value)
+    return format_figure(figure.value) if not _is_counted(figure) else f"{figure.num_right}/{figure.num_rows}"
+
+
+def _is_counted(figure: Figure) -> bool:
+    return figure.num_right is not None and figure.num_rows < 1000
 
 
 def span(figure: Figure) -> str:
     """The interval of a figure, or why it has none."""
     if figure.low is None or figure.high is None:
         return no_interval(figure)
-    return f"{number(figure.low)} to {number(figure.high)}"
+    return f"{format_figure(figure.low)} to {format_figure(figure.high)}"
 
 
 def _row(one: Result, first: str, second: str) -> str:
     title = shorten(one.measure.title, TITLE - 1)
-    cells = "".join(f"{value(one.figures[side]) if side in one.figures else '-':>9}" for side in (first, second))
+    texts = {side: value(one.figures[side]) for side in (first, second) if side in one.figures}
+    if len(texts) == 2 and not any(_is_counted(one.figures[side]) for side in texts):
+        texts = dict(zip(texts, shown_pair(one, first, second), strict=True))
+    cells = "".join(f"{texts.get(side, '-'):>9}" for side in (first, second))
     if one.change is None:
         return f"{title:<{TITLE}}{cells}"
     sign = "better" if one.is_better else "worse" if one.is_worse else "unsure" if one.measure.is_tested else ""
-    amount, interval = _change(one.change)
-    return f"{title:<{TITLE}}{cells}   {amount:<8}{interval:<19}{sign}"
+    if is_sure(one) and len(texts) == 2 and texts[first] == texts[second]:
+        sign = "same"  # as far as anybody can see
+    amount, interval = _change(one.change, decimals_of(one, one.change))
+    changed = f"{amount + ' ':<8}{interval}"
+    return f"{title:<{TITLE}}{cells}   {changed:<26} {sign}"
 
 
-def _change(change: Change) -> tuple[str, str]:
-    value = f"x {change.value:.2f}" if change.is_factor else f"{change.value:+.2f}"
+def _change(change: Change, decimals: int) -> tuple[str, str]:
+    sign, mark = ("", "x ") if change.is_factor else ("+", "")
+    value = f"{mark}{change.value:{sign}.{decimals}f}"
     if change.low is None or change.high is None:
         return value, no_interval(change)
-    if change.is_factor:
-        return value, f"x {change.low:.2f} to {change.high:.2f}"
-    return value, f"{change.low:+.2f} to {change.high:+.2f}"
+    ends = f"{change.low:{sign}.{decimals}f} to {change.high:{sign}.{decimals}f}"
+    return value, ends if decimals > 2 else f"{mark}{ends}"  # the line has no room for both

@@ -12,6 +12,7 @@ from typing import Literal
 from mlx_finetune.app.eval.figures import ALPHA, Change, Figure, Result
 from mlx_finetune.app.eval.measures import ANSWER
 from mlx_finetune.scoring.intervals import holm
+from mlx_finetune.units import decimals_beside, format_figure, format_pair
 
 #: The sides of a run: its base alone, and with what was trained; and the one side of a model.
 BASE, TUNED, MODEL = "base", "tuned", "model"
@@ -51,6 +52,8 @@ def judge(results: Sequence[Result], *, has_base: bool, cut: Mapping[str, tuple[
         outcome, opening = "worse", "It got worse"
     else:
         outcome, opening = "unproven", "No proof that it learned it"
+    if is_sure(lead) and not _is_seen(lead):
+        opening = "It hardly changed"
     parts = [f"{opening}: {_lead(lead)}"]
     if outcome != "learned" and better:
         parts.append(f"better: {_list(better)}")
@@ -71,25 +74,50 @@ def amount(result: Result, side: str) -> str:
     figure = result.figures[side]
     if figure.num_right is not None:
         return f"{figure.num_right} of {figure.num_rows}"
-    return number(figure.value)
+    return format_figure(figure.value)
 
 
-def number(value: float) -> str:
-    """Two or three digits that matter."""
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+def is_sure(result: Result) -> bool:
+    """Whether the change is said to be better or worse."""
+    return result.is_better or result.is_worse
+
+
+def shown_pair(result: Result, first: str, second: str) -> tuple[str, str]:
+    """The values of two sides; of a sure change with digits that tell them apart, alike where these are too many."""
+    one, other = (result.figures[side].value for side in (first, second))
+    return format_pair(one, other) if is_sure(result) else (format_figure(one), format_figure(other))
+
+
+def decimals_of(result: Result, change: Change) -> int:
+    """Those with which a sure change does not look like none."""
+    same = 1.0 if change.is_factor else 0.0
+    return decimals_beside(same, (change.value, change.low, change.high)) if is_sure(result) else 2
 
 
 def _lead(lead: Result) -> str:
     assert lead.change is not None
-    after, before = amount(lead, TUNED), amount(lead, BASE)
     what = (
-        f"{after} right, was {before}"
+        f"{amount(lead, TUNED)} right, was {amount(lead, BASE)}"
         if lead.measure.kind == "right"
-        else f"{lead.measure.title} {after}, was {before}"
+        else f"{lead.measure.title} {_amounts(lead)}"
     )
     return f"{what} ({_interval(lead, lead.change)})"
+
+
+def _amounts(result: Result) -> str:
+    """``41 of 50, was 12 of 50``; ``264.2, was 264.4``."""
+    if result.figures[TUNED].num_right is not None:
+        return f"{amount(result, TUNED)}, was {amount(result, BASE)}"
+    after, before = shown_pair(result, TUNED, BASE)
+    return f"{after}, no change that shows" if is_sure(result) and not _is_seen(result) else f"{after}, was {before}"
+
+
+def _is_seen(result: Result) -> bool:
+    """Whether both sides differ as they are printed."""
+    if result.figures[TUNED].num_right is not None:
+        return amount(result, TUNED) != amount(result, BASE)
+    after, before = shown_pair(result, TUNED, BASE)
+    return after != before
 
 
 def no_interval(found: Figure | Change) -> str:
@@ -100,11 +128,9 @@ def no_interval(found: Figure | Change) -> str:
 def _interval(result: Result, change: Change) -> str:
     if change.low is None or change.high is None:
         return f"no interval: {no_interval(change)}"
-    if change.is_factor:
-        return f"95 % interval of the factor {change.low:.2f} to {change.high:.2f}"
-    if result.measure.is_higher_better:
-        return f"95 % interval of the gain {change.low:.2f} to {change.high:.2f}"
-    return f"95 % interval of the change {change.low:.2f} to {change.high:.2f}"
+    what = "factor" if change.is_factor else "gain" if result.measure.is_higher_better else "change"
+    decimals = decimals_of(result, change)
+    return f"95 % interval of the {what} {change.low:.{decimals}f} to {change.high:.{decimals}f}"
 
 
 def _few(lead: Result) -> str:
@@ -118,7 +144,8 @@ def _few(lead: Result) -> str:
     same = 1.0 if change.is_factor else 0.0
     if not (lead.is_better or lead.is_worse) and not change.low <= same <= change.high:
         return f"{rows} little: the interval of the {what} leaves out no change, but the test asks for more."
-    return f"{rows} little: the {what} may be anything from {change.low:.2f} to {change.high:.2f}."
+    decimals = decimals_of(lead, change)
+    return f"{rows} little: the {what} may be anything from {change.low:.{decimals}f} to {change.high:.{decimals}f}."
 
 
 def _cut(lead: Result, cut: Mapping[str, tuple[int, int]]) -> str:
@@ -164,4 +191,4 @@ def _examples(side: str) -> str:
 
 
 def _list(results: Sequence[Result]) -> str:
-    return ", ".join(f"{one.measure.title} {amount(one, TUNED)}, was {amount(one, BASE)}" for one in results)
+    return ", ".join(f"{one.measure.title} {_amounts(one)}" for one in results)

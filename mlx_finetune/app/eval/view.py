@@ -8,9 +8,9 @@ from mlx_finetune.app.eval.figures import Result
 from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed, Timing
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.table import TITLE, WIDTH, span, table, value, wrapped
-from mlx_finetune.app.eval.verdict import BASE, TUNED, number
+from mlx_finetune.app.eval.verdict import BASE, TUNED
 from mlx_finetune.app.text import shorten
-from mlx_finetune.units import counted, format_seconds
+from mlx_finetune.units import counted, format_figure, format_pair, format_seconds
 
 _SHOWN_ROWS = 3
 
@@ -102,7 +102,7 @@ def _speed_lines(speed: Mapping[str, Speed]) -> Iterator[str]:
 
 
 def _pair(timing: Timing) -> str:
-    return f"{number(timing.median)} ({number(timing.p95)})"
+    return f"{format_figure(timing.median)} ({format_figure(timing.p95)})"
 
 
 def _changed_lines(title: str, rows: Sequence[Changed], *, is_rate: bool) -> Iterator[str]:
@@ -111,18 +111,14 @@ def _changed_lines(title: str, rows: Sequence[Changed], *, is_rate: bool) -> Ite
     yield ""
     yield shorten(title, WIDTH)
     for one in rows[:_SHOWN_ROWS]:
-        before, after = (_score(value, is_rate=is_rate) for value in (one.before, one.after))
+        before, after = format_pair(one.before, one.after)
+        if is_rate:
+            before, after = ("right" if value else "wrong" for value in (one.before, one.after))
         yield f"  {shorten(one.where, 40)}  {before} -> {after}"
         yield f"    asked  {shorten(one.question, WIDTH - 11)}"
         if one.base_answer or one.tuned_answer:
             yield f"    base   {shorten(one.base_answer, WIDTH - 11)}"
             yield f"    tuned  {shorten(one.tuned_answer, WIDTH - 11)}"
-
-
-def _score(value: float, *, is_rate: bool) -> str:
-    if is_rate:
-        return "right" if value else "wrong"
-    return number(value)
 
 
 def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
@@ -152,7 +148,7 @@ def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
 
 def _gates(report: Report) -> Iterator[str]:
     for one in report.gates if report.is_whole else ():
-        found = "nothing measured" if one.value is None else f"found {number(one.value)}"
+        found = "nothing measured" if one.value is None else f"found {format_figure(one.value)}"
         interval = f" ({span(one.figure)})" if one.figure else ""
         yield f"gate {'met' if one.is_met else 'missed'}: {one.gate}: {found}{interval}"
 

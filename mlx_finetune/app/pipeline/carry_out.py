@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlx_finetune import durable
+from mlx_finetune.app.pipeline.aside import set_aside
 from mlx_finetune.app.pipeline.decide import Deciding, Step, refuse_replacing, run_status
-from mlx_finetune.app.pipeline.figures import set_aside
 from mlx_finetune.app.pipeline.fingerprint import evaluation_fingerprint, hash_result
 from mlx_finetune.app.running.runs import check_removable, remove_run
 from mlx_finetune.errors import Interrupted, MlxftError, RunError

@@ -1,12 +1,13 @@
 """``mlxft plan --lr-range``: runs the process that tries learning rates, and says what it found. Never imports mlx."""
 
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mlx_finetune.app.planning.talking_child import Report, Talk, ask_child
-from mlx_finetune.hardware.planning.lr_range import DIVERGED, HIGHEST, LOWEST, NUM_STEPS, RangeFound
+from mlx_finetune.hardware.planning.lr_range import DIVERGED, HIGHEST, LOWEST, NUM_STEPS, RangeFound, RangePoint
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.units import format_seconds
 
@@ -29,16 +30,25 @@ def find_range(
     return RangeFound.from_json(ask_child(arguments, "lr_range", _TALK, report, hardware=hardware))
 
 
+def rate_names(points: Sequence[RangePoint]) -> Mapping[float, str]:
+    """Each power of ten among the rates of ``points``, which rise geometrically, by its place among them: a step, or
+    between two."""
+    if len(points) < 2:
+        return {}
+    first, last = (math.log10(point.rate) for point in (points[0], points[-1]))
+    powers = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
+    return {(power - first) / (last - first) * (len(points) - 1): f"1e{power:03d}" for power in powers}
+
+
 def range_lines(found: RangeFound, chart: Sequence[str]) -> Iterator[str]:
-    """What was found, for a person; ``chart`` is the smoothed loss over rising rates."""
+    """What was found, for a person; ``chart`` is the smoothed loss over rising rates, with its figures."""
     took = f"in {len(found.points)} steps of this recipe, {format_seconds(found.seconds)}"
     yield f"learning rates from {LOWEST:.0e} to {found.points[-1].rate if found.points else HIGHEST:.0e} {took}"
     yield ""
-    for line in chart:
-        yield f"  {line}"
-    if found.points:
-        yield f"  {LOWEST:.0e}{f'{found.points[-1].rate:.0e}':>{max(len(chart[0]) if chart else 0, 20) - 5}}"
-    yield ""
+    if chart:
+        yield "  smoothed loss over the learning rate"
+        yield from (f"  {line}" for line in chart)
+        yield ""
     best = found.best
     if best is None:
         yield "no rate made the loss fall below where it began: the rows teach this model nothing in so few steps,"

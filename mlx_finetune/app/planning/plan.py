@@ -7,25 +7,16 @@ Where the model is on this machine its own tokenizer counts the tokens. Where it
 token is taken to be four characters and the sizes come from the catalogue's parameter count, and the plan says so.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mlx_finetune import rundir
-from mlx_finetune.app.planning.characters import num_characters
+from mlx_finetune.app.planning.counting import TokenCount, count_tokens, estimate_tokens
 from mlx_finetune.app.planning.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
-from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.labels import num_outputs
-from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
-from mlx_finetune.dataset.row_states import num_states
-from mlx_finetune.dataset.stats import Lengths, summarize_lengths
-from mlx_finetune.dataset.token_rows import rows_of
-from mlx_finetune.dataset.tokens import TokenizeReport
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
@@ -45,7 +36,6 @@ from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackabl
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
 from mlx_finetune.hardware.planning.rollouts import add_rollouts
-from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -53,34 +43,11 @@ from mlx_finetune.model.files.config import read_config, refuse_more_blocks
 from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.catalogue import find_entry
 from mlx_finetune.model.sources.fetch import LocalModel
+from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.units import counted, format_bytes, format_seconds
+from mlx_finetune.units import format_bytes, format_seconds
 
-CHARACTERS_PER_TOKEN = 4
 BUSY_SHARE = 0.1  # of the processors, from which on other programs are named
-
-_BY_LENGTH = {
-    "too_long": "longer than max_seq_length and left out",
-    "cut": "cut to max_seq_length",
-    "split": "split at max_seq_length",
-}
-_NOT_USED = {"refused": "that could not be rendered", "no_target": "with nothing to learn"}
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCount:
-    """The training rows in tokens. ``num_cut`` rows are longer than ``max_seq_length``; a share is None where only the
-    real tokenizer could tell it, and so are the targets of the row that has most. ``lost`` names what else became of
-    rows, validation rows included; ``num_valid`` of those are used, with ``valid_positions`` to predict from."""
-
-    lengths: Lengths
-    num_cut: int
-    target_share: float | None
-    method: str
-    lost: tuple[str, ...]
-    num_valid: int
-    valid_positions: int
-    most_targets: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +118,10 @@ def make_plan(
     splits, local = _load_rows(recipe, base), find_local(recipe, base)
     if local is None:
         shape, bits = _guess(recipe), None
-        lengths, tokens, tokenizer_bytes = *_estimate_tokens(splits, recipe), 0
+        lengths, tokens, tokenizer_bytes = *estimate_tokens(splits, recipe), 0
     else:
         shape, bits = _read_config(local)
-        lengths, tokens, tokenizer_bytes = _count_tokens(splits, recipe, local, base, shape)
+        lengths, tokens, tokenizer_bytes = count_tokens(splits, recipe, local, base, shape)
     shape = replace(shape, num_outputs=num_outputs(recipe.task, splits.train))
     known = corrections or Corrections()
     _check_blocks(recipe, shape)
@@ -164,7 +131,7 @@ def make_plan(
     facts = _with_tokens(facts, tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    disk = plan_run_disk(resolved.recipe, shape, resolved.total_steps, run, beside=tokenizer_bytes)
+    disk = _plan_disk(resolved, facts, run, tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
@@ -184,6 +151,12 @@ def make_plan(
         fixes=(),
     )
     return _with_fixes(plan)
+
+
+def _plan_disk(resolved: Resolved, facts: Facts, run: Path, beside: int) -> DiskPlan:
+    """What the run needs on the disk; ``beside`` are the bytes of the tokenizer in each checkpoint."""
+    longest = int(facts.lengths.max(initial=0))
+    return plan_run_disk(resolved.recipe, facts.shape, resolved.total_steps, run, longest=longest, beside=beside)
 
 
 def _scorer_bytes(recipe: Recipe, base: Path, machine: Machine) -> int:
@@ -247,7 +220,7 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         disk_bytes=disk_bytes,
     )
     asked = (measured.answer_seconds, plan.tokens.num_valid, beside.num_evaluations)
-    forecast = add_rollouts(forecast, plan.resolved, *asked, on_gpu=on_gpu)
+    forecast = add_rollouts(forecast, plan.resolved, *asked, on_gpu=on_gpu, score_seconds=measured.score_seconds)
     facts = replace(plan.facts, memory_factor=plan.resolved.memory.factor(forecast.peak_bytes.expected))
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
 
@@ -316,52 +289,6 @@ def _guess(recipe: Recipe) -> ModelShape:
     return guess_shape(entry.num_parameters)
 
 
-def _count_tokens(
-    splits: Splits, recipe: Recipe, local: LocalModel, base: Path, shape: ModelShape
-) -> tuple[NDArray[np.integer], TokenCount, int]:
-    """The rows in tokens, and the bytes of the tokenizer beside the weights in every checkpoint."""
-    from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
-    split, valid = (
-        tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
-        for name, examples in (("train", splits.train), ("valid", splits.valid))
-    )
-    rows = rows_of(split.rows)
-    lengths = planned_lengths(rows, recipe, shape.model_type)
-    report = split.report
-    cut = sum(report.count(outcome) for outcome in _BY_LENGTH)
-    lost = (*_lost("training", report, _NOT_USED), *_lost("validation", valid.report, {**_BY_LENGTH, **_NOT_USED}))
-    summary = summarize_lengths(sequence_lengths(rows, recipe.task).tolist(), "tokens")
-    beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
-    positions = int(num_states(rows_of(valid.rows).lengths).sum())
-    share, most = report.target_share, rows.most_targets()
-    return lengths, TokenCount(summary, cut, share, report.method, lost, len(valid.rows), positions, most), beside
-
-
-def _lost(name: str, report: TokenizeReport, kinds: Mapping[str, str]) -> Iterator[str]:
-    """What became of rows of one split, as sentences."""
-    for outcome, words in kinds.items():
-        if number := report.count(outcome):
-            yield f"{name} data: {counted(number, 'row')} {words}"
-
-
-def _estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer], TokenCount]:
-    """Four characters a token; rows that would be too long are dropped or cut as the recipe says."""
-    limit = recipe.data.max_seq_length
-
-    def estimate(examples: Sequence[Example], name: str) -> tuple[NDArray[np.int64], int]:
-        lengths = np.array([max(2, num_characters(one) // CHARACTERS_PER_TOKEN) for one in examples], np.int64)
-        kept = lengths[lengths <= limit] if recipe.data.truncation == "drop" else np.minimum(lengths, limit)
-        if len(examples) and not len(kept):
-            raise DataError(f"every {name} row seems longer than max_seq_length = {limit}", "raise data.max_seq_length")
-        return kept, int(np.count_nonzero(lengths > limit))
-
-    (kept, num_cut), (valid, _) = estimate(splits.train, "training"), estimate(splits.valid, "validation")
-    summary = summarize_lengths(kept.tolist(), "tokens")
-    return kept, TokenCount(summary, num_cut, None, "", (), len(valid), int(num_states(valid).sum()))
-
-
 def _warnings(
     recipe: Recipe, splits: Splits, facts: Facts, trainable: int, resolved: Resolved, tokens: TokenCount
 ) -> tuple[str, ...]:
@@ -385,7 +312,7 @@ def _warnings(
         )
     epochs = resolved.total_steps / max(1, resolved.steps_per_epoch)
     seen = tokens.lengths.total * (tokens.target_share or 0.5) * epochs
-    if recipe.lora is not None and 0 < trainable < seen:
+    if recipe.lora is not None and 0 < trainable < seen and learned_by(recipe.task).unit == "target":
         found.append(
             f"{seen:,.0f} targets for {trainable:,} adapter parameters: a higher lora.rank may learn more of them"
         )

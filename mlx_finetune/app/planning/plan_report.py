@@ -15,6 +15,8 @@ from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.rollouts import plan_rollouts
 from mlx_finetune.hardware.planning.shapes import adapted_layers, target_linears
 from mlx_finetune.model.sources.catalogue import CATALOGUE
+from mlx_finetune.recipe.grpo import scorers_in
+from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
@@ -133,8 +135,9 @@ def _data_lines(plan: Plan) -> Iterator[str]:
     )
     yield f"{counts}; {plan.data_format}"
     lengths = tokens.lengths
-    share = f", {tokens.target_share:.0%} of them targets ({tokens.method})" if tokens.target_share is not None else ""
-    yield f"{format_count(lengths.total)} tokens in an epoch{share}"
+    of_a_row = learned_by(plan.recipe.task).of_a_row
+    share = "" if tokens.target_share is None else f", {tokens.target_share:.0%} of them targets ({tokens.method})"
+    yield f"{format_count(lengths.total)} tokens in an epoch{'' if of_a_row else share}"
     yield (
         f"a row has {lengths.mean:.0f} on average, half at most {lengths.median}, 90 % {lengths.p90}, longest "
         f"{lengths.longest}"
@@ -245,7 +248,9 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     if plan.measured and runs:
         yield f"corrected by {runs} planned runs on this machine: x {plan.corrections.time_factor:.2f}"
     if says:
-        yield "without the time to say the answers, which is nearly all of it: plan without --no-measure"
+        named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
+        scores = f", and for {named} to score them" * bool(named)
+        yield f"without the time to say the answers{scores}, which is nearly all of it: plan without --no-measure"
     if plan.measured is None:
         yield f"{forecast.finish_seconds.text(format_seconds)} for all steps, without evaluations and answers"
         return
@@ -260,6 +265,10 @@ def _measuring_lines(plan: Plan) -> Iterator[str]:
     share = f"; other programs used {measured.others_share:.0%} of the processors" * (
         measured.others_share >= BUSY_SHARE
     )
+    if measured.score_seconds is not None:
+        short, long = (format_step(seconds) for seconds in measured.score_seconds)
+        named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
+        yield f"in it: {named} {'score' if ' and ' in named else 'scores'} an answer in {short} to {long}"
     cut = ", and then the time for it was up" * measured.is_cut_short
     yield f"{many} microbatches were timed in {format_seconds(measured.seconds)}{cut}{share}"
 
@@ -275,8 +284,9 @@ def _disk_lines(plan: Plan) -> Iterator[str]:
     disk = plan.disk
     what = "adapter" if plan.recipe.lora is not None else "model"
     free = "" if plan.mac else f" of {format_bytes(disk.free)} free"
+    answers = f" and up to {format_bytes(disk.answers)} for the answers between two updates" if disk.answers else ""
     yield (
-        f"{what} {format_bytes(disk.adapter)}, a checkpoint {format_bytes(disk.checkpoint)}; "
+        f"{what} {format_bytes(disk.adapter)}, a checkpoint {format_bytes(disk.checkpoint)}{answers}; "
         f"{format_bytes(disk.needed)} at most{free}"
     )
     yield f"{plan.forecast.disk_bytes.text(exact_bytes)} when it has finished"

@@ -1,9 +1,9 @@
 """Removes the folder of a training that was refused, or stopped, before it had decided anything.
 
 Such a folder holds what the terminal has shown already, and ``mlxft runs`` would list a run that never was. Only a
-folder that was not there before is removed, and only while it holds nothing but the journal, the log and the locks of
-the start, and the journal no start: whatever else is in it, it stays as it is. After a crash or a bug it stays too:
-then its log is needed.
+folder that was not there before is removed, and only while it holds nothing but the log and the locks of the start and
+a journal without one: whatever else is in it, it stays as it is. After a crash or a bug it stays too: then its log is
+needed.
 """
 
 import os
@@ -49,20 +49,17 @@ class Before:
                     folder.rmdir()  # an error, and the end of it, where something else is in it
 
 
-def _has_begun(run: RunDir) -> bool:
-    return any(isinstance(record.event, RunStarted) for record in read_events(run.file(EVENTS)))
-
-
 def _remove(run: RunDir) -> bool:
     """Remove the folder; False where it holds more, or another process has it. Raises ``OSError``."""
-    if not set(os.listdir(run.path)) <= _OF_A_START or _has_begun(run):
+    if not set(os.listdir(run.path)) <= _OF_A_START:
         return False
     lock = take_lock(run.file(LOCK))
     if lock is None:
         return False
     try:
         names = set(os.listdir(run.path))
-        if not names <= _OF_A_START:
+        has_begun = any(isinstance(record.event, RunStarted) for record in read_events(run.file(EVENTS)))
+        if has_begun or not names <= _OF_A_START:
             return False
         for name in names:
             run.file(name).unlink()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune.app.eval.answers import answer_all
-from mlx_finetune.app.eval.prompts import Prompter
+from mlx_finetune.app.eval.prompts import Prompter, enough_tokens
 from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.subject import Subject
 from mlx_finetune.app.sampling.folder import FORMAT_VERSION, Sample, SamplesFile
@@ -24,7 +24,6 @@ from mlx_finetune.model.answers.batches import Request
 from mlx_finetune.model.answers.sampling import Sampling, seed_of
 from mlx_finetune.scoring.rules import Rule, choose_rule, found, is_right
 
-_EXTRA_TOKENS, _MAX_AUTO_TOKENS = 16, 1024
 #: Answers of a group over those at work at once: the last ones of a group leave places empty.
 _GROUP = 4
 
@@ -95,7 +94,7 @@ def prepare(subject: Subject, drawing: Drawing, *, given: str, base: Path) -> Sa
     prompter = Prompter(subject.opened.tokenizer, subject.data, task="sft", base=subject.folder)
     prompts = tuple(tuple(prompter.row_prompt(row)) for row in chosen.rows)
     _refuse_repeats(chosen.rows, prompts)
-    max_tokens = drawing.max_tokens or _answer_tokens(subject, references)
+    max_tokens = drawing.max_tokens or enough_tokens(subject.opened.tokenizer, references)
     settings = {
         "format_version": FORMAT_VERSION,
         "name": subject.opened.name,
@@ -201,10 +200,3 @@ def _refuse_repeats(rows: Sequence[EvalRow], prompts: Sequence[tuple[int, ...]])
         if prompt in seen:
             raise DataError(f"{row.where} asks the same as {seen[prompt].where}", "leave one of the two out")
         seen[prompt] = row
-
-
-def _answer_tokens(subject: Subject, references: Sequence[str]) -> int:
-    """Twice the tokens of the longest reference and a few more, so that no good answer is cut."""
-    encoded = subject.opened.tokenizer.encode_batch(references)
-    longest = max(len(encoding.ids) for encoding in encoded)
-    return min(2 * longest + _EXTRA_TOKENS, max(_MAX_AUTO_TOKENS, longest + _EXTRA_TOKENS))

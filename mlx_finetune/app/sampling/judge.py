@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,12 +111,8 @@ def _free_path(folder: Path, samples: Path, facts: Mapping[str, object]) -> Path
 
 
 def _is_same(kept: Path, facts: Mapping[str, object]) -> bool:
-    try:
-        saved = json.loads(kept.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    names = [name for name in facts if name.endswith("_sha256")]
-    return isinstance(saved, dict) and all(cast("dict[str, object]", saved).get(one) == facts[one] for one in names)
+    saved = durable.read_object_if_any(kept)
+    return all(saved.get(name) == facts[name] for name in facts if name.endswith("_sha256"))
 
 
 def _facts(subject: Subject, samples: Path, settings: Mapping[str, object]) -> dict[str, object]:

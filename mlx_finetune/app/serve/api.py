@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -25,6 +24,7 @@ from mlx_finetune.app.serve.worker import Job, Worker
 from mlx_finetune.loopback.body import ClientGoneError, read_json
 from mlx_finetune.loopback.guard import SAID
 from mlx_finetune.loopback.refusals import RefusedError
+from mlx_finetune.loopback.routing import route
 from mlx_finetune.model.answers.batches import Request
 
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
@@ -91,13 +91,7 @@ class Api:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self  # or the router would answer 404 and 405 itself, in its own words
-        try:
-            await self._router(scope, receive, send)
-        except HTTPException as error:
-            what = {404: "there is nothing at this address", 405: "this address does not take that method"}
-            message = what.get(error.status_code, error.detail)
-            raise RefusedError(error.status_code, message, headers=error.headers or {}) from None
+        await route(self, self._router, scope, receive, send)
 
     # --- what is there ---
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from mlx_finetune.app.generate import Message, sampling_of
+from mlx_finetune.app.generate import sampling_of
 from mlx_finetune.app.serve.models import Served
 from mlx_finetune.app.serve.requests import (
     MAX_ANSWERS,
@@ -32,6 +32,7 @@ from mlx_finetune.app.serve.requests import (
 from mlx_finetune.app.serve.tasks import Task
 from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.template import render_prompt
+from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.dataset.turns import TurnError, read_turns
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.loopback.refusals import RefusedError, from_error

@@ -35,14 +35,14 @@ from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.blas import single_threaded
-from mlx_finetune.model.adapters.files import load_adapter
 from mlx_finetune.model.adapters.layers import dense_weight
-from mlx_finetune.model.adapters.lora import adapter_layers, fix_norms
+from mlx_finetune.model.adapters.lora import adapter_layers
 from mlx_finetune.model.answers.generate import generate_text
 from mlx_finetune.model.answers.sampling import Sampling
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.inside.states import final_norm
 from mlx_finetune.model.reload_check import KEY, ReloadCheck, loss_of
+from mlx_finetune.model.trained import attach_trained
 from mlx_finetune.train.losses import chunk_rows
 
 STEPS = "steps"  # in the trace folder
@@ -176,10 +176,7 @@ class Tracer:
         opened = self._subject.opened
         if self.series.kind == "full":
             return open_name(str(checkpoint.folder), base=Path.cwd(), report=lambda _: None).model
-        load_adapter(opened.model, checkpoint.folder)
-        opened.model.freeze()
-        opened.model.eval()
-        fix_norms(opened.model)
+        attach_trained(opened.model, checkpoint.folder, is_adapter=True)
         return opened.model
 
     def _reload(self, model: nn.Module, checkpoint: SavedCheckpoint) -> Reload:

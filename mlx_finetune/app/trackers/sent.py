@@ -1,10 +1,9 @@
 """How far a tracker has been told: kept in the run folder, so that a run that goes on repeats and loses no step."""
 
-import json
 import secrets
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 from mlx_finetune import durable
 from mlx_finetune.events import Evaluated, Record, Resources, Sampled, StepDone
@@ -62,15 +61,9 @@ class Sent:
     def load(cls, path: Path, created: str, *, is_fork: bool) -> Self:
         """What was told of this run before, or a new beginning: for another training, a fork, or a damaged file."""
         fresh = cls(run_id=secrets.token_hex(4), created=created)
-        try:
-            saved: object = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            return fresh
-        if is_fork or not isinstance(saved, dict):
-            return fresh
-        values = cast("dict[str, object]", saved)
+        values = durable.read_object_if_any(path)
         kinds = {field.name: type(getattr(fresh, field.name)) for field in fields(cls)}
         is_whole = all(isinstance(values.get(name), kind) for name, kind in kinds.items())
-        if not is_whole or values["created"] != created:
+        if is_fork or not is_whole or values["created"] != created:
             return fresh
         return cls(**{name: values[name] for name in kinds})  # pyright: ignore[reportArgumentType]

@@ -4,7 +4,7 @@ Factored updates keep their factors (``PATH.lora_a`` (in, r), ``PATH.lora_b`` (r
 ``scale (A B)^T``); others, and all of them with ``dense``, are ``PATH.delta`` (out, in).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +69,11 @@ def _write(checkpoint: SavedCheckpoint, folder: Path, *, is_dense: bool) -> Path
     return file
 
 
-def _check_room(series: Series, folder: Path, dense_shapes: Sequence[tuple[int, int]] | object) -> None:
-    shapes = list(dense_shapes)  # pyright: ignore[reportArgumentType, reportUnknownVariableType, reportUnknownArgumentType]
-    each = sum(4 * rows * columns for rows, columns in shapes)  # pyright: ignore[reportUnknownVariableType]
+def _check_room(series: Series, folder: Path, dense_shapes: Iterable[tuple[int, int]]) -> None:
+    each = sum(4 * rows * columns for rows, columns in dense_shapes)
     needed, free = each * len(series) + SPARE_BYTES, free_bytes(folder)
     if needed > free:
-        raise UsageError(f"the updates need {format_bytes(needed)}, {format_bytes(free)} are free at {folder}",
-                         "leave out --dense, or name another disk")  # fmt: skip
+        raise UsageError(
+            f"the updates need {format_bytes(needed)}, {format_bytes(free)} are free at {folder}",
+            "leave out --dense, or name another disk",
+        )

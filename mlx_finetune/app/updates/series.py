@@ -4,7 +4,6 @@ Nothing is loaded before it is asked for: opening a series reads a few small JSO
 only ``base_weight`` loads the base model.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.app.updates.geometry import Dense, Factored, Update
 from mlx_finetune.errors import RunError, UsageError
 from mlx_finetune.rundir import RunDir, checkpoint_step, find_run
@@ -109,7 +108,7 @@ class Series(Sequence[SavedCheckpoint]):
     def __init__(self, run: RunDir, steps: Sequence[SavedStep]) -> None:
         self.run = run
         self._checkpoints = [SavedCheckpoint(self, saved) for saved in steps]
-        self._config = _read_object(steps[-1].folder / rundir.ADAPTER_CONFIG)
+        self._config = durable.read_object_if_any(steps[-1].folder / rundir.ADAPTER_CONFIG)
 
     def __len__(self) -> int:
         return len(self._checkpoints)
@@ -200,7 +199,7 @@ def open_series(found: RunDir) -> Series:
 
 
 def _read_step(folder: Path) -> SavedStep:
-    state = _read_object(folder / rundir.TRAINER_STATE)
+    state = durable.read_object_if_any(folder / rundir.TRAINER_STATE)
     if not state:
         raise RunError(f"{folder / rundir.TRAINER_STATE} cannot be read", "remove that checkpoint, or restore it")
     step = checkpoint_step(folder)
@@ -217,15 +216,6 @@ def _read_step(folder: Path) -> SavedStep:
         folder=folder,
         state=state,
     )
-
-
-def _read_object(path: Path) -> Mapping[str, object]:
-    """The object in a JSON file; empty where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 def _natural(path: str) -> list[int | str]:

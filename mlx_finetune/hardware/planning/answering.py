@@ -1,4 +1,4 @@
-"""Memory while a run says answers to learn from (grpo): keys and values of all that grow together, and their logits."""
+"""What answers that a run says to learn from (grpo) hold: in memory while all grow together, in a checkpoint later."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -11,6 +11,10 @@ from mlx_finetune.recipe.schema import Recipe
 CPU_AT_ONCE, GPU_AT_ONCE = 16, 32
 _CACHE_STEP = 256  # positions by which mlx-lm's caches grow; a larger one is a copy beside the old
 _LOGITS = 3  # arrays of fp32 over the vocabulary: as computed, scaled, drawn from
+NUM_VALUES = 6  # of an answer beside the log-probabilities of its tokens (``train.objectives.grpo.values``)
+_LINE = 12  # bytes of a line of a checkpoint's answers beside its number
+_FLOAT = 24  # digits of a float that is written to the last bit, its exponent included
+_AROUND = 100  # bytes of an answer's brackets, and of the two other numbers it has
 
 
 def answers_a_row(recipe: Recipe) -> int:
@@ -31,6 +35,22 @@ def answer_bytes(shape: ModelShape, longest: int, *, value_bytes: int, on_gpu: b
     cache = 2 * shape.num_layers * shape.key_width * value_bytes * positions
     copied = 2 * shape.key_width * value_bytes * old  # of one layer at a time
     return at_once * (cache + copied + 4 * _LOGITS * shape.vocab_size)
+
+
+def kept_answers_bytes(recipe: Recipe, longest: int, vocab_size: int) -> int:
+    """The answers of a drawing as a checkpoint between two updates on them holds them, at most.
+
+    ``longest`` is the longest prompt with the longest answer, in tokens; ``recipe`` is resolved. 0 where every answer
+    is learned from once.
+    """
+    if recipe.task != "grpo" or recipe.grpo.updates == 1:
+        return 0
+    grpo, training = recipe.grpo, recipe.training
+    assert training.batch_size != "auto", "a resolved recipe says how many problems a step has"
+    tokens = longest * (len(str(vocab_size)) + _LINE)
+    values = (NUM_VALUES + grpo.max_tokens) * (_FLOAT + _LINE)
+    answers = training.batch_size * training.gradient_accumulation_steps * grpo.group_size
+    return answers * (tokens + values + _AROUND)
 
 
 def scorer_bytes(config: Mapping[str, object], scorer: Recipe, asked_dtype: str, *, on_gpu: bool) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mlx_finetune.hardware.planning.answering import updates_a_drawing
 from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.chips import Mac, flops_per_token, tokens_per_second
 from mlx_finetune.hardware.planning.disk import EVENT_BYTES, DiskPlan
@@ -56,13 +57,14 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What a run does beside its steps."""
+    """What a run does beside its steps. ``num_with_answers`` of the checkpoints that stay hold those of a drawing."""
 
     num_evaluations: int
     num_prompts: int
     max_new_tokens: int
     num_saves: int
     checkpoint_bytes: int
+    num_with_answers: int = 0
 
 
 def plan_beside(resolved: Resolved, evaluation: EvalRecipe, checkpoint_bytes: int) -> Beside:
@@ -71,12 +73,14 @@ def plan_beside(resolved: Resolved, evaluation: EvalRecipe, checkpoint_bytes: in
     eval_steps, save_steps = training.eval_steps or total, training.save_steps or total
     saves = {*range(save_steps, total + 1, save_steps), total}
     saves |= {*range(eval_steps, total + 1, eval_steps)} if training.keep_best else set()
+    updates = updates_a_drawing(resolved.recipe)
     return Beside(
         num_evaluations=1 + math.ceil(total / eval_steps),
         num_prompts=len(evaluation.prompts),
         max_new_tokens=evaluation.max_new_tokens,
         num_saves=len(saves) + len(training.save_at),
         checkpoint_bytes=checkpoint_bytes,
+        num_with_answers=sum(step % updates > 0 for step in sorted(saves)[-training.keep_checkpoints :]),
     )
 
 
@@ -87,9 +91,10 @@ def disk_at_end(resolved: Resolved, disk: DiskPlan, beside: Beside) -> Range:
     oldest = beside.num_saves - newest  # checkpoints that are rotated out, of which one may be the best
     low = newest * disk.checkpoint + disk.adapter
     usual = low + len(training.save_at) * disk.checkpoint * (oldest > 0)
-    high = usual + disk.checkpoint * (oldest > 0)
+    high = usual + disk.largest * (oldest > 0) + newest * disk.answers
     if beside.num_saves < training.keep_checkpoints:  # save_minutes may add some to a slow run
-        high += disk.checkpoint * (training.keep_checkpoints - beside.num_saves)
+        high += disk.largest * (training.keep_checkpoints - beside.num_saves)
+    usual += beside.num_with_answers * disk.answers
     journal = EVENT_BYTES * resolved.total_steps / training.logging_steps
     least, most = DISK_SHARE
     return Range(least * low, usual + journal + SMALL_FILES / 2, most * high + 3 * journal + SMALL_FILES)

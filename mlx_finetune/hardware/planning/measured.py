@@ -46,7 +46,8 @@ class Measured:
     ``own_share`` is the processor time of this process over the time that went by, 1 and more where it was not held up.
     ``pass_seconds`` go by before step 1 to compute what leaves the frozen blocks, where that is kept.
     ``is_cut_short``: the time allowed for measuring ended it before all was timed that was meant to be; without
-    ``has_longest`` even before the longest rows, so that nothing of it tells what a run will take.
+    ``has_longest`` even before the longest rows, so that nothing of it tells what a run will take. ``score_seconds``
+    are those in which all runs that rewards name score one answer: of a word, and of the longest; None without such.
     """
 
     startup_seconds: float
@@ -67,6 +68,7 @@ class Measured:
     is_cut_short: bool
     pass_seconds: float = 0.0
     has_longest: bool = True
+    score_seconds: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values, one key per field."""
@@ -80,6 +82,8 @@ class Measured:
             values[name] = tuple(kind(**one) for one in fields[name])  # pyright: ignore[reportGeneralTypeIssues]
         for name in ("shapes", "valid_shapes"):
             values[name] = tuple(ShapeCount(**one) for one in fields[name])  # pyright: ignore[reportGeneralTypeIssues]
+        if values.get("score_seconds") is not None:
+            values["score_seconds"] = tuple(fields["score_seconds"])  # pyright: ignore[reportArgumentType]
         return cls(**values)  # pyright: ignore[reportArgumentType]
 
 

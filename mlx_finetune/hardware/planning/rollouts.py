@@ -14,6 +14,7 @@ from mlx_finetune.hardware.planning.ranges import Range
 
 _PER_ANSWER_CPU, _PER_ANSWER_GPU = 0.08, 0.01  # of the time of one alone, for each answer more
 _SHARE = (0.1, 0.6, 1.3)  # of the longest answer before one ends by itself
+_DISTINCT = 0.3  # of the answers at least, of which equal ones to a problem are scored once
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,13 @@ def add_rollouts(
     num_evaluations: int,
     *,
     on_gpu: bool,
+    score_seconds: tuple[float, float] | None = None,
 ) -> Forecast:
     """``forecast`` of steps on one answer a problem, with all answers of each group and the time to say them.
 
     ``answer_seconds`` is what a token of one answer takes; without it that time is not in it. An evaluation says one
-    answer to each of ``num_valid`` problems. Other tasks stay as they are.
+    answer to each of ``num_valid`` problems. ``score_seconds`` go by while runs score one answer, a short and the
+    longest one. Other tasks stay as they are.
     """
     plan = plan_rollouts(resolved, on_gpu=on_gpu)
     if plan is None or forecast.step_seconds is None or forecast.finish_seconds is None:
@@ -77,4 +80,14 @@ def add_rollouts(
         step = step + each * (plan.num_passes / plan.updates)
         drawn = math.ceil(total / plan.updates) * plan.num_passes
         finish = finish + each * (drawn + num_evaluations * plan.passes_for(num_valid))
+    if score_seconds is not None:
+        scored = _score_range(*score_seconds)
+        step = step + scored * (plan.num_answers / plan.updates)
+        finish = finish + scored * (math.ceil(total / plan.updates) * plan.num_answers + num_evaluations * num_valid)
     return replace(forecast, step_seconds=step, finish_seconds=finish)
+
+
+def _score_range(short: float, long: float) -> Range:
+    """Seconds to score an answer of a length that nobody knows yet."""
+    low, usual, high = (short + share * (long - short) for share in _SHARE)
+    return Range(_DISTINCT * low, usual, high)

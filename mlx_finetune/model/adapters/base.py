@@ -4,17 +4,16 @@ Our runs and checkpoints record the base's SHA-256; folders of other tools name 
 fit every model of the same architecture, so without this an adapter for another base would load and answer nonsense.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from mlx_finetune import rundir
-from mlx_finetune.errors import ModelError
+from mlx_finetune import durable, rundir
+from mlx_finetune.errors import ModelError, RunError
 from mlx_finetune.events import Notice
 from mlx_finetune.model.sources.catalogue import find_entry
-from mlx_finetune.model.sources.fetch import LocalModel
+from mlx_finetune.model.sources.fetch import LocalModel, Report, fetch_model
 from mlx_finetune.model.sources.misnamed import base_of_adapter
 
 
@@ -74,6 +73,20 @@ def recorded_sha256(facts: Mapping[str, object]) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def fetch_recorded(facts: Mapping[str, object], name: str, whose: str, report: Report) -> LocalModel:
+    """The base ``name`` of the fields of run.json: from the folder recorded there, else by its name and revision.
+
+    Raises ``ModelError`` where it is not at hand; whether it is the same still is to be compared.
+    """
+    folder, revision = facts.get("model_folder"), facts.get("revision")
+    try:
+        if isinstance(folder, str) and (Path(folder) / "config.json").is_file():
+            return replace(fetch_model(folder, report=report), name=name)
+        return fetch_model(name, revision=revision if isinstance(revision, str) else None, report=report)
+    except ModelError as error:
+        raise ModelError(f"the base model of {whose} is not at hand: {error.message}", error.hint) from None
+
+
 def _short_name(name: str) -> str:
     """The last part of a hub id or path, in lower case; a short name of ours stands for its hub id."""
     entry = find_entry(name)
@@ -82,10 +95,7 @@ def _short_name(name: str) -> str:
 
 def read_object(path: Path) -> Mapping[str, object]:
     """The object in a JSON file; empty where there is no file."""
-    if not path.is_file():
-        return {}
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", "name another adapter") from error
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+        return durable.read_object(path) if path.is_file() else {}
+    except RunError as error:
+        raise ModelError(error.message, "name another adapter") from error

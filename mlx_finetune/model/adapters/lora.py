@@ -1,4 +1,4 @@
-"""Which linear layers get an adapter, and putting it on and off. Layers are in ``adapter_layers``.
+"""Which linear layers get an adapter, and putting it on and off. Layers are in ``layers``.
 
 Linear layers are found by walking the modules of the blocks; embeddings, the head, routers of experts and Gemma's
 per-layer projections never get an adapter.
@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_finetune.errors import ModelError
-from mlx_finetune.model.adapters.layers import AdapterLayer, DoRALinear, LoRALinear, is_linear, linear_shape
+from mlx_finetune.model.adapters.layers import AdapterLayer, DoRALinear, LoRALinear, is_linear
 from mlx_finetune.model.files.config import refuse_more_blocks
 from mlx_finetune.model.inside.noise import derive_key
 from mlx_finetune.model.upstream import QuantizedSwitchLinear, SwitchLinear
@@ -125,12 +125,6 @@ def full_parameters(model: nn.Module) -> dict[str, mx.array]:
     model.unfreeze()
     model.set_dtype(mx.float32)
     return dict(sorted(cast(list[tuple[str, mx.array]], tree_flatten(model.trainable_parameters()))))
-
-
-def count_adapter_parameters(model: nn.Module, paths: Sequence[str], *, rank: int, use_dora: bool) -> int:
-    """Weights an adapter on ``paths`` would have: ``sum r (in + out)``, plus ``out`` each with DoRA."""
-    shapes = [linear_shape(module_at(model, path)) for path in paths]
-    return sum(rank * (rows + columns) + (rows if use_dora else 0) for rows, columns in shapes)
 
 
 def find_target_modules(model: nn.Module, lora: LoraRecipe) -> tuple[str, ...]:

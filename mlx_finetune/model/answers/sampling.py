@@ -8,7 +8,6 @@ answer depends on ``(seed, index)`` and the logits alone.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import mlx.core as mx
 
@@ -41,13 +40,11 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def sample_token(logits: mx.array, previous: Sequence[int], sampling: Sampling, index: int) -> int:
-    """The next token id. ``logits`` (V,); ``previous`` are the tokens so far, of which the last 64 are penalised."""
-    return cast(int, draw_token(logits, previous, sampling, index).item())
-
-
 def draw_token(logits: mx.array, previous: Sequence[int], sampling: Sampling, index: int) -> mx.array:
-    """The same as an array that is not yet evaluated: those of several answers can be, at once."""
+    """The next token id, not yet evaluated: those of several answers can be, at once.
+
+    ``logits`` (V,); ``previous`` are the tokens so far, of which the last 64 are penalised.
+    """
     logits = penalise(logits.astype(mx.float32), previous, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return mx.argmax(logits)

@@ -7,10 +7,9 @@ changes no bit. The thread is kept while the block runs, because MLX keeps a str
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from mlx_finetune.model.cpu.threads import end_threads
+from mlx_finetune.model.cpu.threads import KeptThreads
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -20,8 +19,7 @@ class SecondCore:
     """One more thread, from its first use to ``close``."""
 
     def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
-        self._thread_ids: list[int] = []
+        self._threads = KeptThreads(1, "mlxft-second")
 
     def __enter__(self) -> "SecondCore":
         return self
@@ -54,7 +52,7 @@ class SecondCore:
                 if thread == 0:
                     done(num_done)
 
-        other = self._start().submit(_stopping(work, stop), 1) if len(pieces) > 1 else None
+        other = self._threads.pool().submit(_stopping(work, stop), 1) if len(pieces) > 1 else None
         try:
             _stopping(work, stop)(0)
         finally:
@@ -66,21 +64,8 @@ class SecondCore:
         return [one for one in found if one is not None]
 
     def close(self) -> None:
-        """End the thread and wait until the system has let go of it (``end_threads`` says why)."""
-        if self._threads is None:
-            return
-        end_threads(self._threads, self._thread_ids)
-        self._threads = None
-        self._thread_ids.clear()
-
-    def _start(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(
-                max_workers=1,
-                thread_name_prefix="mlxft-second",
-                initializer=lambda: self._thread_ids.append(threading.get_native_id()),
-            )
-        return self._threads
+        """End the thread (``KeptThreads.close``)."""
+        self._threads.close()
 
 
 def _stopping(work: Callable[[int], None], stop: threading.Event) -> Callable[[int], None]:

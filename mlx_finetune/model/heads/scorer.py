@@ -6,36 +6,29 @@ forward pass over each answer: SmolLM2-135M scores about 40 short answers a seco
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.scored import AnswerRows
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError, ModelError, RunError
-from mlx_finetune.events import Phase
-from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
-from mlx_finetune.model.adapters.lora import fix_norms
-from mlx_finetune.model.heads.files import read_head
-from mlx_finetune.model.heads.score import attach_head
+from mlx_finetune.model.adapters.base import fetch_recorded
+from mlx_finetune.model.adapters.files import hash_adapter
 from mlx_finetune.model.heads.token_scores import ScoringModel
-from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
+from mlx_finetune.model.sources.fetch import LocalModel, Report, fetch_model
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
-from mlx_finetune.recipe.grpo import SCORERS
+from mlx_finetune.model.trained import attach_trained, tokenizer_folder
+from mlx_finetune.recipe.grpo import SCORERS, scorers_in
+from mlx_finetune.recipe.load import recorded_recipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
-
-Report = Callable[[Phase], None]
 
 _NAME_A_SCORER = 'name a finished run of task = "verifier" or "reward": verifier:RUN, reward:RUN'
 
@@ -73,22 +66,16 @@ class ScorerRun:
 
     @property
     def _tokenizer_folder(self) -> Path:
-        return self.folder if (self.folder / "tokenizer.json").is_file() else self.local.folder
+        return tokenizer_folder(self.folder, self.local.folder)
 
     def load(self, *, compute_dtype: str, on_gpu: bool) -> "Scorer":
         """The run's model with its score head. Raises ``ModelError`` for what is damaged."""
         is_adapter = self.recipe.lora is not None
         quantize = self.recipe.quantize if is_adapter else None
         loaded = load_model(self.local, quantize=quantize, compute_dtype=compute_dtype, on_gpu=on_gpu)
-        if is_adapter:
-            load_adapter(loaded.model, self.folder)
-        found = read_head(self.folder)
-        if found is None or found[0].num_outputs != 1:
+        _, head = attach_trained(loaded.model, self.folder, is_adapter=is_adapter)
+        if head is None or head.num_outputs != 1:
             raise ModelError(f"{self.reward}: {self.folder} holds no score of one number", _NAME_A_SCORER)
-        attach_head(SplitModel(loaded.model), *found)
-        loaded.model.freeze()
-        loaded.model.eval()
-        fix_norms(loaded.model)
         tokenizer = load_tokenizer(self._tokenizer_folder)
         rows = AnswerRows(tokenizer, self.recipe.data, task=self.kind, base=self.started_in)
         return Scorer(self, ScoringModel(loaded.model), rows)
@@ -129,18 +116,17 @@ class Scorer:
 
 def find_scorers(rewards: Sequence[str], *, base: Path, report: Report) -> tuple[ScorerRun, ...]:
     """The runs that ``grpo.rewards`` names, each once. Raises ``RunError`` or ``ModelError`` for one that cannot."""
-    named = [reward for reward in dict.fromkeys(rewards) if reward.partition(":")[0] in SCORERS]
-    return tuple(_find(reward, base, report) for reward in named)
+    return tuple(_find(reward, base, report) for reward in dict.fromkeys(scorers_in(rewards)))
 
 
 def _find(reward: str, base: Path, report: Report) -> ScorerRun:
     kind, _, name = reward.partition(":")
     try:
         run = rundir.find_run(name, base=base)
+        facts = durable.read_object(run.file(rundir.RUN_INFO))
+        recipe = recorded_recipe(facts, str(run.path))
     except RunError as error:
         raise RunError(f"grpo.rewards names {reward}: {error.message}", error.hint) from None
-    facts = _facts(reward, run)
-    recipe = _recipe(reward, facts)
     if recipe.task != kind:
         other = f"write {recipe.task}:{name}" if recipe.task in SCORERS else _NAME_A_SCORER
         raise RunError(f"grpo.rewards names {reward}, but {run.path} is a run of task {recipe.task!r}", other)
@@ -161,35 +147,10 @@ def _model(reward: str, facts: Mapping[str, object], folder: Path, report: Repor
     """The base of an adapter as it was then, or the fully trained model."""
     if (folder / "config.json").is_file():
         return fetch_model(str(folder), report=report)
-    kept, name, revision = facts.get("model_folder"), facts.get("model"), facts.get("revision")
-    try:
-        if isinstance(kept, str) and (Path(kept) / "config.json").is_file():
-            local = fetch_model(kept, report=report)
-        else:
-            local = fetch_model(str(name), revision=revision if isinstance(revision, str) else None, report=report)
-    except ModelError as error:
-        raise ModelError(f"the base model of {reward} is not at hand: {error.message}", error.hint) from None
+    local = fetch_recorded(facts, str(facts.get("model")), reward, report)
     if facts.get("model_sha256", local.sha256) != local.sha256:
         raise ModelError(f"{local.folder} is not the model that {reward} was trained on", "put back the model's files")
     return local
-
-
-def _facts(reward: str, run: RunDir) -> Mapping[str, object]:
-    path = run.file(rundir.RUN_INFO)
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"grpo.rewards names {reward}: {path} cannot be read: {error}") from None
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
-
-
-def _recipe(reward: str, facts: Mapping[str, object]) -> Recipe:
-    try:
-        return Recipe.model_validate(facts.get("resolved"))
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        what = f"its settings were written by another version of mlxft (`{where}`)"
-        raise RunError(f"grpo.rewards names {reward}: {what}", "train it again with this version") from None
 
 
 def _sigmoid(score: float) -> float:

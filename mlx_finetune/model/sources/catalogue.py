@@ -13,6 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
+from mlx_finetune import rundir
+
 MODELS = "models"
 TOKENS = "tokens"
 #: Left in each folder that was made here: where it came from. Only folders with this file are ever removed.
@@ -146,23 +148,11 @@ def cached_models(cache: Path, hub_cache: Path) -> Iterator[CachedModel]:
     """Every model in our cache, then every model with weights in the hub's cache."""
     for folder in sorted((cache / MODELS).glob(f"*/{SOURCE_FILE}")):
         name = folder.parent.name.rpartition("-")[0] or folder.parent.name
-        yield CachedModel(name, folder.parent, folder_bytes(folder.parent), "mlxft")
+        yield CachedModel(name, folder.parent, rundir.folder_bytes(folder.parent), "mlxft")
     for repository in sorted(hub_cache.glob("models--*--*")):
         if any(repository.glob("snapshots/*/*.safetensors")):
             name = repository.name.removeprefix("models--").replace("--", "/")
-            yield CachedModel(name, repository, folder_bytes(repository), "hub")
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of the regular files below ``folder``; links are not followed. 0 where there is nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file() and not path.is_symlink():
-                total += path.stat().st_size
-        except OSError:  # another process may be moving files here
-            continue
-    return total
+            yield CachedModel(name, repository, rundir.folder_bytes(repository), "hub")
 
 
 def remove_cached(model: CachedModel) -> None:

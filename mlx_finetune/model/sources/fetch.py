@@ -39,7 +39,7 @@ from mlx_finetune.units import format_bytes
 HUB_TIMEOUT_SECONDS = 5.0
 _HASHES = "hashes.json"
 _PART = ".part-"
-Report = Callable[[Phase], None]
+Report = hub.Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from mlx_finetune.durable import hash_file
 from mlx_finetune.errors import MlxftError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.model.files.safetensors_check import check_weight_files
-from mlx_finetune.model.sources.catalogue import folder_bytes
+from mlx_finetune.rundir import folder_bytes
 
 Report = Callable[[Phase], None]
 T = TypeVar("T")

@@ -3,13 +3,11 @@
 Every refusal says which keys of the recipe to write instead.
 """
 
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.errors import ModelError
 from mlx_finetune.rundir import RunDir
 
@@ -54,7 +52,7 @@ def base_of_adapter(folder: Path) -> str | None:
         model = _toml(place / rundir.RESOLVED).get("model")
         if isinstance(model, str) and model:
             return model
-    config = _json(folder / rundir.ADAPTER_CONFIG)
+    config = durable.read_object_if_any(folder / rundir.ADAPTER_CONFIG)
     base = config.get("base_model_name_or_path", config.get("model"))  # mlx-lm says model
     return base if isinstance(base, str) and base else None
 
@@ -70,11 +68,3 @@ def _toml(path: Path) -> Mapping[str, object]:
         return tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-
-
-def _json(path: Path) -> Mapping[str, object]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}

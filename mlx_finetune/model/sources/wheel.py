@@ -16,7 +16,8 @@ from typing import IO
 from mlx_finetune.durable import hash_file
 from mlx_finetune.errors import ModelError
 from mlx_finetune.events import Phase
-from mlx_finetune.model.sources.catalogue import WheelSource, folder_bytes
+from mlx_finetune.model.sources.catalogue import WheelSource
+from mlx_finetune.rundir import folder_bytes
 
 _CHUNK_BYTES = 1 << 20
 _POLL_SECONDS = 0.2

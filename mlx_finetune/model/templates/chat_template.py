@@ -1,4 +1,4 @@
-"""Chat templates, which come with models and are not trusted: rendered in the sandbox of ``template_bounds``.
+"""Chat templates, which come with models and are not trusted: rendered in the sandbox of ``bounds``.
 
 A template that loops for ever or grows without end is refused after at most a few seconds. Dates are pinned: a
 rendering never depends on the day. The price is about 40 us for a ChatML conversation of four turns (2-core x86, 2026).

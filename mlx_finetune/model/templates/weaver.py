@@ -1,4 +1,4 @@
-"""The bounds of ``template_bounds`` woven into a parsed template, as filters around its nodes.
+"""The bounds of ``bounds`` woven into a parsed template, as filters around its nodes.
 
 Filters are looked up by the compiler, so a template cannot shadow one: ``_tick`` takes work from the budget,
 ``_weighed`` measures what was just built, ``_compared`` what is about to be compared, ``_joined`` joins texts and

@@ -163,7 +163,8 @@ def _data(facts: PipelineFacts) -> Html:
         for name, split in card.splits.items() if card is not None else ():
             if not split.num_rows:
                 continue
-            share = f"{format_count(split.num_targets)} ({split.target_share:.0%})"
+            of_tokens = f"{format_count(split.num_targets)} ({split.target_share:.0%})"
+            share = "" if stage.run is None or stage.run.summary.learned.of_a_row else of_tokens
             lost = sum(one.count for one in split.outcomes.values())
             cells = (f"{split.num_rows:,}", format_count(split.lengths.total), share, f"{split.lengths.longest:,}")
             rows.append([foreign(stage.record.name, 60), name, *cells, f"{lost:,}" if lost else ""])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_finetune.errors import Problem
-from mlx_finetune.monitor.report.typed import read_json
+from mlx_finetune.monitor.report.typed import read_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +122,4 @@ class Evaluation:
 
 def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
     """Every NAME.json in ``folder``, the newest first, and the names of those that cannot be read."""
-    found: list[Evaluation] = []
-    damaged: list[str] = []
-    for path in sorted(folder.glob("*.json")):
-        evaluation = read_json(path, Evaluation)
-        if evaluation is None:
-            damaged.append(path.name)
-        else:
-            found.append(evaluation)
-    return sorted(found, key=lambda one: one.measured, reverse=True), damaged
+    return read_kept(folder, Evaluation)

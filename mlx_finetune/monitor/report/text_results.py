@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from mlx_finetune import rundir
 from mlx_finetune.monitor.report.evaluated import Change, Figure
-from mlx_finetune.monitor.report.typed import read_json
+from mlx_finetune.monitor.report.typed import read_kept
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.scoring.positions import Bucket
 
@@ -79,21 +78,8 @@ class TextResults:
 
 def read_text_results(run: RunDir) -> TextResults:
     """What there is."""
-    courses, bad = _read(run.file(rundir.CHECKPOINT_EVALUATIONS), Course)
-    experiments, worse = _read(run.file(rundir.SINK_EXPERIMENTS), SinkExperiment)
-    return TextResults(
-        tuple(sorted(courses, key=lambda one: one.measured, reverse=True)),
-        tuple(sorted(experiments, key=lambda one: one.measured, reverse=True)),
-        (*bad, *worse),
-    )
-
-
-_T = TypeVar("_T")
-
-
-def _read(folder: Path, kind: type[_T]) -> tuple[list[_T], list[str]]:
-    found, damaged = list[_T](), list[str]()
-    for path in sorted(folder.glob("*.json")):
-        one = read_json(path, kind)
-        damaged.append(f"{folder.name}/{path.name}") if one is None else found.append(one)
-    return found, damaged
+    courses, bad = read_kept(run.file(rundir.CHECKPOINT_EVALUATIONS), Course)
+    experiments, worse = read_kept(run.file(rundir.SINK_EXPERIMENTS), SinkExperiment)
+    damaged = [f"{Path(rundir.CHECKPOINT_EVALUATIONS).name}/{name}" for name in bad]
+    damaged += [f"{Path(rundir.SINK_EXPERIMENTS).name}/{name}" for name in worse]
+    return TextResults(tuple(courses), tuple(experiments), tuple(damaged))

@@ -2,11 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
 T = TypeVar("T")
+
+
+class Kept(Protocol):
+    """What a command keeps of a measurement: ``measured`` is when, in ISO format."""
+
+    @property
+    def measured(self) -> str: ...
+
+
+KeptT = TypeVar("KeptT", bound=Kept)
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:
@@ -16,3 +26,10 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         return TypeAdapter(kind).validate_json(text.encode("utf-8", "replace"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_kept(folder: Path, kind: type[KeptT]) -> tuple[list[KeptT], list[str]]:
+    """Every NAME.json in ``folder``, the newest first, and the names of those that cannot be read."""
+    read = {path.name: read_json(path, kind) for path in sorted(folder.glob("*.json"))}
+    found = sorted((one for one in read.values() if one is not None), key=lambda one: one.measured, reverse=True)
+    return found, [name for name, one in read.items() if one is None]

@@ -4,7 +4,7 @@ Where two curves meet in one character the later one is drawn. Costs about 2 ms 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,11 +33,17 @@ class Curve:
 
 
 def draw_chart(
-    curves: Sequence[Curve], *, width: int, height: int, y_range: tuple[float, float] | None = None
+    curves: Sequence[Curve],
+    *,
+    width: int,
+    height: int,
+    y_range: tuple[float, float] | None = None,
+    x_names: Mapping[float, str] | None = None,
 ) -> list[Text]:
     """``height`` lines of ``width`` cells: the curves, then one line of figures for x. Empty where nothing can be seen.
 
-    ``y_range`` is that of the curves where it is not given.
+    ``y_range`` is that of the curves where it is not given; ``x_names`` are figures to put below x, else they are
+    steps.
     """
     given = [curve for curve in curves if curve.points]
     if not given or width < LEAST_WIDTH or height < LEAST_HEIGHT:
@@ -53,7 +59,8 @@ def draw_chart(
     cells = _draw(given, (first, last), (low, high), columns, rows)
     named = dict(zip(ticks, names, strict=True))
     lines = [_row(named.get(row), gutter, cells[row]) for row in range(rows)]
-    return [*lines, *_x_axis(first, last, gutter, columns)]
+    found = _named_ticks(x_names, first, last, columns) if x_names is not None else _step_ticks(first, last, columns)
+    return [*lines, *_x_axis(found, gutter, columns)]
 
 
 Cell = tuple[str, str]  # a character and its style
@@ -150,26 +157,49 @@ def _row(name: str | None, gutter: int, cells: Sequence[Cell]) -> Text:
     return line
 
 
-def _x_axis(first: float, last: float, gutter: int, columns: int) -> list[Text]:
-    """The floor with its ticks, and the figures below it; the last one says what is counted."""
-    ticks: list[tuple[int, str]] = []
+_Tick = tuple[int, int, str]  # its column, where its name starts, the name
+
+
+def _step_ticks(first: float, last: float, columns: int) -> list[_Tick]:
+    """Round steps; the last one says what is counted."""
     size = max(1.0, _round_up((last - first) / max(1, columns // 14))) if last > first else 1.0
     size = 5.0 if size == 2.5 else size  # there is no half of a step
-    end, taken = f"step {last:,.0f}", 0
-    for number in range(math.ceil(first / size), math.floor(last / size) + 1):
-        column, name = _place(number * size, first, last, columns), f"{number * size:,.0f}"
-        start = max(0, column - len(name) // 2)
-        if start >= taken and start + len(name) + 2 <= columns - len(end):
-            ticks.append((column, name))
+    end = f"step {last:,.0f}"[:columns]
+    numbers = [number * size for number in range(math.ceil(first / size), math.floor(last / size) + 1)]
+    ticks = [(_place(number, first, last, columns), f"{number:,.0f}") for number in numbers]
+    found = _spaced([(column, _start(column, name), name) for column, name in ticks], columns - len(end) - 2)
+    return [*found, (columns - 1, max(0, columns - len(end)), end)]
+
+
+def _named_ticks(names: Mapping[float, str], first: float, last: float, columns: int) -> list[_Tick]:
+    """Those of ``names`` that lie between ``first`` and ``last`` and have room."""
+    ticks = [(_place(x, first, last, columns), name) for x, name in names.items() if first - 1e-6 <= x <= last + 1e-6]
+    return _spaced([(column, min(_start(column, name), columns - len(name)), name) for column, name in ticks], columns)
+
+
+def _start(column: int, name: str) -> int:
+    """Where ``name`` starts that stands below ``column``."""
+    return max(0, column - len(name) // 2)
+
+
+def _spaced(ticks: Sequence[_Tick], room: int) -> list[_Tick]:
+    """Those that have their place within ``room`` cells and two cells from the name before."""
+    found: list[_Tick] = []
+    taken = 0
+    for column, start, name in ticks:
+        if start >= taken and start + len(name) <= room:
+            found.append((column, start, name))
             taken = start + len(name) + 2
+    return found
+
+
+def _x_axis(ticks: Sequence[_Tick], gutter: int, columns: int) -> list[Text]:
+    """The floor with its ticks, and the figures below it."""
     floor = [_FLOOR] * columns
     figures = [" "] * columns
-    for column, name in ticks:
+    for column, start, name in ticks:
         floor[column] = _FLOOR_TICK
-        start = max(0, column - len(name) // 2)
         figures[start : start + len(name)] = name
-    floor[-1] = _FLOOR_TICK
-    figures[max(0, columns - len(end)) :] = end[:columns]
     return [
         Text(" " * gutter + _CORNER + "".join(floor), "dim", end=""),
         Text(" " * (gutter + 1) + "".join(figures), "dim", end=""),

@@ -1,9 +1,10 @@
-"""The pane of the curves: loss and validation loss, learning rate, gradient norm, speed, memory."""
+"""The pane of the curves: the loss or what leads in its place, learning rate, gradient norm, speed, memory."""
 
 from collections.abc import Sequence
 
 from rich.text import Text
 
+from mlx_finetune.monitor.objective_metrics import metric_points
 from mlx_finetune.monitor.plain import number
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.tui.blocks import Lines, beside, title
@@ -15,7 +16,7 @@ SMOOTH, VALID = "cyan", "magenta"
 _MARK, _BEST = "\u25c6", "\u2605"
 _EACH, _LINE = "\u2801\u2802\u2804", "\u2809\u2812\u2824"
 _FALLING, _RISING, _FLAT = "\u2198", "\u2197", "\u2192"
-_ARROWS = {"falling": (_FALLING, "green"), "rising": (_RISING, "yellow"), "flat": (_FLAT, "dim"), "": ("", "")}
+_ARROWS = {"falling": _FALLING, "rising": _RISING, "flat": _FLAT, "": ""}
 _MOST_METRICS = 8  # of an objective, beside its loss
 #: Shares of a run, counted from its end, that the curves may be cut to.
 ZOOMS: Sequence[tuple[float, str]] = ((1.0, "all steps"), (0.5, "last half"), (0.1, "last tenth"))
@@ -31,16 +32,24 @@ def loss_block(watched: Watched, *, width: int, height: int, zoom: int = 0) -> L
     """Heading with what is drawn, and the chart; a sentence while there is nothing to draw."""
     first = since(watched.summary, zoom)
     most = 4 * width
-    valid = [(float(one.step), one.loss) for one in watched.summary.finite_evaluations if one.step >= first]
+    valid = [point for point in _validation(watched.summary) if point[0] >= first]
     curves = [
-        Curve(watched.curves["loss"].points(most, first), "dim", in_range=False),
+        Curve(watched.curves["lead"].points(most, first), "dim", in_range=False),
         Curve(watched.curves["smooth"].points(most // 2, first), SMOOTH),
         Curve(valid, VALID, _MARK if len(valid) <= width // 4 else ""),
     ]
-    heading = title("loss", width, ZOOMS[zoom][1] if zoom else "", legend=_legend(watched) if width >= 56 else None)
+    legend = _legend(watched) if width >= 56 else None
+    heading = title(watched.summary.lead_name, width, ZOOMS[zoom][1] if zoom else "", legend=legend)
     has_course = any(len(curve.points) > 1 for curve in curves)
     chart = draw_chart(curves, width=width, height=height - 1) if has_course else []
     return [heading, *(chart or [Text(" the curve begins with the first steps", "dim")])]
+
+
+def _validation(summary: Summary) -> list[tuple[float, float]]:
+    """What leads, of the validation rows."""
+    if summary.lead:
+        return metric_points(summary.evaluations, summary.lead)
+    return [(float(one.step), one.loss) for one in summary.finite_evaluations]
 
 
 def _legend(watched: Watched) -> Text:
@@ -52,16 +61,17 @@ def _legend(watched: Watched) -> Text:
 
 
 def loss_parts(summary: Summary) -> list[Text]:
-    """Training loss and its trend; validation loss and the best of it."""
+    """Training loss, or what leads in its place, and its trend; validation loss and the best of it."""
     parts: list[Text] = []
-    if summary.smooth_loss is not None:
-        arrow, style = _ARROWS[summary.trend()]
-        trend = f" {arrow} {summary.trend()}".rstrip()
-        parts.append(Text.assemble("loss ", (number(summary.smooth_loss, 4), "bold"), (trend, style)))
+    if summary.smooth_lead is not None:
+        word = summary.trend()
+        style = "dim" if word == "flat" else "green" if word == summary.good_trend else "yellow"
+        trend = f" {_ARROWS[word]} {word}".rstrip()
+        parts.append(Text.assemble(f"{summary.lead_name} ", (number(summary.smooth_lead, 4), "bold"), (trend, style)))
     best = summary.best_evaluation
     if summary.evaluations:
         last = summary.evaluations[-1]
-        line = Text.assemble("validation ", (number(last.loss, 4), "bold"))
+        line = Text.assemble("validation loss " if summary.lead else "validation ", (number(last.loss, 4), "bold"))
         if best is not None and last is best:
             line.append(f" {_BEST} best" if last.step else " before training", "green" if last.step else "dim")
         parts.append(line)
@@ -91,13 +101,13 @@ def small_charts(watched: Watched, *, width: int, columns: int, height: int, zoo
     known = [
         ("learning_rate", f"learning rate {number(step.learning_rate, 2, scientific=True)}", 1.0),
         ("grad_norm", f"gradient norm {number(step.grad_norm, 2)}", 1.0),
-        ("speed", f"targets/s {format_rate(step.targets_per_second)}", 1.0),
+        ("speed", f"{watched.summary.learned.units}/s {format_rate(step.targets_per_second)}", 1.0),
         ("memory", f"MLX memory, {unit}", 1 / size),
     ]
     known += [
         (f"{METRIC}{name}", f"{name} {number(step.metrics.get(name), 3)}", 1.0)
         for name in list(step.metrics)[:_MOST_METRICS]
-        if watched.curves.has(f"{METRIC}{name}")
+        if watched.curves.has(f"{METRIC}{name}") and name != watched.summary.lead
     ]
     each = (width - 2 * (columns - 1)) // columns
     lines: Lines = []

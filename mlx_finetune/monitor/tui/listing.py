@@ -8,6 +8,7 @@ from rich.text import Text
 
 from mlx_finetune.events import Record, RunFailed, RunFinished, RunStarted, RunStopped, StepDone, from_json
 from mlx_finetune.monitor.plain import number
+from mlx_finetune.monitor.summary import Outcome, ended_as
 from mlx_finetune.monitor.tui.blocks import Lines, fit, plain
 from mlx_finetune.monitor.tui.words import ago
 from mlx_finetune.rundir import EVENTS, RunDir, running_process
@@ -62,7 +63,7 @@ def glance(run: RunDir, *, is_at_work: bool) -> Glance:
     events = [record.event for record in (*first, *last)]
     started = next((event for event in reversed(events) if isinstance(event, RunStarted)), None)
     step = next((event for event in reversed(events) if isinstance(event, StepDone)), None)
-    outcome: object = None
+    outcome: Outcome | None = None
     for event in events:
         if isinstance(event, RunFinished | RunStopped | RunFailed):
             outcome = event
@@ -71,25 +72,13 @@ def glance(run: RunDir, *, is_at_work: bool) -> Glance:
     return Glance(
         run,
         is_at_work,
-        "at work" if is_at_work else _status(outcome),
+        "at work" if is_at_work else ended_as(outcome),
         plain(started.model) if started else "",
         step.step if step else 0,
         started.total_steps if started else None,
         step.loss if step else None,
         last[-1].time if last else 0.0,
     )
-
-
-def _status(outcome: object) -> str:
-    match outcome:
-        case RunFinished():
-            return "finished"
-        case RunStopped():
-            return "stopped"
-        case RunFailed():
-            return "failed"
-        case _:
-            return "interrupted"
 
 
 def _ends(path: Path) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -60,7 +60,7 @@ def figures(watched: Watched, now: float, *, width: int) -> Lines:
         parts += [
             f"lr {number(step.learning_rate, 2, scientific=True)}",
             f"norm {number(step.grad_norm, 2)}",
-            f"{format_rate(step.targets_per_second)} targets/s",
+            f"{format_rate(step.targets_per_second)} {summary.learned.units}/s",
             f"memory {format_bytes(step.active_memory_bytes)}{limit} (peak {format_bytes(step.peak_memory_bytes)})",
             _saved(watched, now),
         ]
@@ -133,7 +133,7 @@ def figures_beside(watched: Watched, now: float, *, width: int) -> Lines:
         lines += [
             Text(f" learning rate {number(step.learning_rate, 2, scientific=True)}   norm {number(step.grad_norm, 2)}"),
             Text(
-                f" {format_rate(step.targets_per_second)} targets/s   epoch {step.epoch:.2f}"
+                f" {format_rate(step.targets_per_second)} {summary.learned.units}/s   epoch {step.epoch:.2f}"
                 f"   padding {step.padding_share:.0%}"
             ),
         ]

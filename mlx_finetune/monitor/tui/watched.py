@@ -52,7 +52,7 @@ METRIC = "metric:"
 
 #: List of a summary -> the curves that are fed from it.
 _READERS: Mapping[str, Mapping[str, Callable[[Any], float | None]]] = {
-    "losses": {"loss": lambda point: point.loss, "smooth": lambda point: point.smooth},
+    "leading": {"lead": lambda point: point.loss, "smooth": lambda point: point.smooth},
     "steps": {
         "learning_rate": lambda step: step.learning_rate,
         "grad_norm": lambda step: step.grad_norm,
@@ -87,7 +87,7 @@ class Curves:
         """Take in what the summary has that these have not. A list that was cut back, as when a run is resumed, is
         taken in anew."""
         lists: Mapping[str, Sequence[Any]] = {
-            "losses": summary.losses,
+            "leading": summary.leading,
             "steps": summary.steps,
             "resources": summary.resources,
         }

@@ -23,7 +23,7 @@ from mlx_finetune.monitor.series import thin_extremes
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.rundir import EVENTS, RunDir
 
-#: What is drawn over the steps -> the field of ``StepDone``; the smoothed loss is ours.
+#: What is drawn over the steps -> the field of ``StepDone``; what is smoothed, the loss or what leads, is ours.
 STEP_FIELDS = (
     "loss",
     "learning_rate",
@@ -116,11 +116,11 @@ class Course:
             self.num_records += 1
             self.summary.add(record)
             if isinstance(record.event, StepDone):
-                losses, loss = self.summary.losses, _number(record.event.loss)
-                self._smooth.append(None if loss is None else losses[-1].smooth)
+                last = self.summary.leading[-1] if self.summary.leading else None
+                self._smooth.append(last.smooth if last is not None and last.step == record.event.step else None)
             elif isinstance(record.event, RunStarted):
                 self._starts = zlib.crc32(f"{record.time} {record.event.first_step}".encode(), self._starts)
-                smooth = {point.step: point.smooth for point in self.summary.losses}
+                smooth = {point.step: point.smooth for point in self.summary.leading}
                 self._forget_columns()
                 self._smooth += [smooth.get(one.step) for one in self.summary.steps]
 
@@ -209,11 +209,6 @@ def _known(column: Column) -> list[float]:
     return column  # pyright: ignore[reportReturnType]
 
 
-def _number(value: float | None) -> float | None:
-    """A loss that is not finite is null in the journal."""
-    return value
-
-
 def _short(value: float) -> float:
     """Six digits: a quarter of the bytes, and more than a screen can show."""
     return float(f"{value:.6g}")
@@ -226,5 +221,7 @@ def curves_json(course: Course, first: float | None, last: float | None, most: i
         "id": course.position.text,
         "curves": course.curves(first=first, last=last, most=most),
         "evaluations": [[one.step, one.loss] for one in course.summary.evaluations],
+        "lead": course.summary.lead,
+        "units": course.summary.learned.units,
         "memory_limit_bytes": started.memory_limit_bytes if started else None,
     }

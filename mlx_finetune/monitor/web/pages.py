@@ -6,7 +6,6 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, Router
@@ -15,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.loopback.body import read_json
 from mlx_finetune.loopback.refusals import RefusedError, short_line
+from mlx_finetune.loopback.routing import route
 from mlx_finetune.monitor.web.assets import read_assets
 from mlx_finetune.monitor.web.course import Course, curves_json, parse_position
 from mlx_finetune.monitor.web.hands import Hands, Json
@@ -89,13 +89,7 @@ class Pages:
         return frozenset({*self._assets, _TICKET})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self  # or the router would answer 404 and 405 itself, in its own words
-        try:
-            await self._router(scope, receive, send)
-        except HTTPException as error:
-            what = {404: "there is nothing at this address", 405: "this address does not take that method"}
-            message = what.get(error.status_code, error.detail)
-            raise RefusedError(error.status_code, message, headers=error.headers or {}) from None
+        await route(self, self._router, scope, receive, send)
 
     async def _asset(self, request: Request) -> Response:
         return self._assets[request.url.path]

@@ -12,12 +12,11 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from mlx_finetune.recipe.describe import Schema, phrase, without_null
-from mlx_finetune.recipe.explain import Finding, KeyPath
+from mlx_finetune.recipe.explain import Finding
+from mlx_finetune.recipe.overrides import KeyPath, Values
 from mlx_finetune.recipe.pipeline.rules import evaluation_findings, stage_findings
 from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe, Pipeline, StageRecipe
 from mlx_finetune.recipe.values import shown, shown_name, toml_value
-
-Values = dict[str, Any]
 
 #: The file name in the ``#:schema`` line of a pipeline.
 SCHEMA_NAME = "pipeline.schema.json"

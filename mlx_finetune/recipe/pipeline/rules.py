@@ -5,7 +5,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
-from mlx_finetune.recipe.explain import Finding, KeyPath
+from mlx_finetune.recipe.explain import Finding
+from mlx_finetune.recipe.overrides import KeyPath
 from mlx_finetune.recipe.pipeline.schema import COMMANDS, OWN_FOLDER, EvaluationRecipe, StageRecipe
 from mlx_finetune.recipe.values import shown, shown_name
 

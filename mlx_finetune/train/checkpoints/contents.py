@@ -1,4 +1,4 @@
-"""The files of a checkpoint, and reading them back to the last bit. ``checkpoint.py`` commits the folder.
+"""The files of a checkpoint, and reading them back to the last bit. ``commit.py`` commits the folder.
 
 An adapter's checkpoint holds the adapter in both layouts; a fully trained model's holds a loadable model. Beside them a
 score head where there is one, the optimizer's moments, the state, the tokenizer, and what it was trained on (base,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_finetune.train.optimizers.protocol import FlatArrays
+from mlx_finetune.train.optim import FlatArrays
 
 _SMALLEST = 1e-30  # added to squared gradients
 _DECAY_POWER = -0.8

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_finetune.train.optimizers.protocol import FlatArrays
+from mlx_finetune.train.optim import FlatArrays
 
 
 @dataclass(frozen=True, slots=True)

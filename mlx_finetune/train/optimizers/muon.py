@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_finetune.train.optim import AdamW
-from mlx_finetune.train.optimizers.protocol import FlatArrays
+from mlx_finetune.train.optim import AdamW, FlatArrays
 
 _MOMENTUM = 0.95
 _ROUNDS = 5

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-FlatArrays = dict[str, mx.array]
+from mlx_finetune.train.optim import FlatArrays
 
 
 class Optimizer(Protocol):

@@ -25,7 +25,6 @@ from mlx_finetune.hardware.metal import apply_limits
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.planning.disk import DiskPlan, check_room, plan_run_disk
 from mlx_finetune.hardware.planning.kept_states import KeptStates
-from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.model.adapters.base import check_base
 from mlx_finetune.model.adapters.files import hash_adapter
@@ -127,7 +126,7 @@ def prepare(
     blas.use_threads(resolved.recipe.hardware.num_threads)  # before ``identity`` notes what a sum depends on
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved, asked.hardware, facts.machine, plan=loaded.command("plan"))
-    disk = _plan_disk(resolved, facts.shape, tokenizer, total, is_checked=not ranks.rank)
+    disk = _plan_disk(resolved, facts, tokenizer, total, is_checked=not ranks.rank)
     loaded_model = _load_model(local, resolved, rows, objective, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
@@ -223,12 +222,13 @@ def _compare(identity: Identity, ranks: Ranks, emit: Emit) -> Identity:
 
 
 def _plan_disk(
-    resolved: Resolved, shape: ModelShape, tokenizer: ModelTokenizer, total_steps: int, *, is_checked: bool
+    resolved: Resolved, facts: Facts, tokenizer: ModelTokenizer, total_steps: int, *, is_checked: bool
 ) -> DiskPlan:
     """What the run needs on the disk, refused before anything large is loaded where that is not there."""
     recipe = resolved.recipe
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
-    disk = plan_run_disk(recipe, shape, total_steps, recipe.run_folder, beside=beside)
+    longest = int(facts.lengths.max(initial=0))
+    disk = plan_run_disk(recipe, facts.shape, total_steps, recipe.run_folder, longest=longest, beside=beside)
     if is_checked:
         check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
         check_states_room(resolved.kept, disk, recipe.run_folder)

@@ -35,6 +35,7 @@ from mlx_finetune.model.inside.parts import check_ids
 from mlx_finetune.model.load import ModelInfo, on_gpu
 from mlx_finetune.model.sources.catalogue import TOKENS, cache_folder
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer
+from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective, num_outputs
 from mlx_finetune.units import counted
@@ -102,7 +103,7 @@ def read_rows(
         made = _make_rows(recipe, objective, tokenizer, base, emit, corrected)
         found = _store(cache, key, made, emit) if made.content_hash == content_hash else made
     else:
-        _report_all(found, emit)
+        _report_all(found, recipe.task, emit)
     train, valid = (rows_of(found.splits[name].rows) for name in ("train", "valid"))
     if not train:
         raise DataError(
@@ -136,7 +137,7 @@ def _make_rows(
             emit(Phase("tokenise", detail=name, done=done, total=total, unit="rows"))
 
         tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress, name)
-        _report(name, tokenized[name].report, emit)
+        _report(name, tokenized[name].report, recipe.task, emit)
     return CachedSplits(tokenized, splits.problems, splits.content_hash)
 
 
@@ -181,11 +182,11 @@ def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path, corrections: Seq
     return cache_key(parts), content_hash
 
 
-def _report_all(found: CachedSplits, emit: Emit) -> None:
+def _report_all(found: CachedSplits, task: str, emit: Emit) -> None:
     """What was said when these rows were made."""
     _report_problems(found.problems, emit)
     for name, split in found.splits.items():
-        _report(name, split.report, emit)
+        _report(name, split.report, task, emit)
 
 
 def _report_problems(problems: Sequence[Problem], emit: Emit) -> None:
@@ -193,11 +194,10 @@ def _report_problems(problems: Sequence[Problem], emit: Emit) -> None:
         emit(Notice("warning", f"{problem.where}: {problem.message}", problem.hint))
 
 
-def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
+def _report(name: str, report: TokenizeReport, task: str, emit: Emit) -> None:
     """Say how the masks were made, and every way in which rows were dropped or changed, with the first one's place."""
     if name == "train":
-        share = f"{100 * report.target_share:.0f} % of {report.num_tokens} tokens are learned"
-        emit(Notice("info", f"{share}; mask by {report.method}" if report.method else share))
+        emit(Notice("info", _learned(report, task)))
         for note in report.notes:
             emit(Notice("info", note))
     for outcome, entry in report.outcomes.items():
@@ -209,6 +209,14 @@ def _report(name: str, report: TokenizeReport, emit: Emit) -> None:
                 emit(Notice("info", what))
             else:
                 emit(Notice("warning", what, "see them with file and line: mlxft data check RECIPE"))
+
+
+def _learned(report: TokenizeReport, task: str) -> str:
+    """How much is learned of the tokens, or what else is learned of a row."""
+    if of_a_row := learned_by(task).of_a_row:
+        return f"{report.num_tokens} tokens; {of_a_row[0].lower()}{of_a_row[1:].removesuffix('.')}"
+    share = f"{100 * report.target_share:.0f} % of {report.num_tokens} tokens are learned"
+    return f"{share}; mask by {report.method}" if report.method else share
 
 
 def read_facts(

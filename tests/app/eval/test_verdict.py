@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.measures import LOSS, Measure
+from mlx_finetune.app.eval.table import table
 from mlx_finetune.app.eval.verdict import Verdict, judge
 
 Rows = Mapping[int, tuple[float, ...]]
@@ -23,13 +24,17 @@ def losses(nats: float, total: int) -> Rows:
 def verdict(
     *measured: tuple[Measure, Rows, Rows], shots: Rows | None = None, cut: Mapping[str, tuple[int, int]] | None = None
 ) -> Verdict:
+    return judge(results_of(*measured, shots=shots), has_base=True, cut=cut or {})
+
+
+def results_of(*measured: tuple[Measure, Rows, Rows], shots: Rows | None = None) -> Sequence[Result]:
     results: list[Result] = []
     for measure, base, tuned in measured:
         columns = {"base": base, "tuned": tuned} | ({"base 4-shot": shots} if shots is not None else {})
         figures = {side: made for side, rows in columns.items() if (made := figure(measure, rows, seed=0))}
         to_shots = change(measure, shots, tuned, seed=0) if shots is not None else None
         results.append(Result(measure, figures, change(measure, base, tuned, seed=0), to_shots))
-    return judge(corrected(results), has_base=True, cut=cut or {})
+    return corrected(results)
 
 
 def test_it_learned_it_and_nothing_else_got_worse() -> None:
@@ -64,6 +69,46 @@ def test_a_score_that_the_base_cannot_give_is_not_called_too_little() -> None:
     found = figure(RIGHT, rates(20, 40), seed=0)
     assert found is not None
     assert judge([Result(RIGHT, {"tuned": found}, None)], has_base=True).outcome == "alone"
+
+
+PERPLEXITY = Measure(
+    "general_perplexity", "general", "general text", "ratio", "perplexity", is_higher_better=False, is_tested=True,
+    scale="exp",
+)  # fmt: skip
+
+
+def nearly(nats: float, total: int, by: float) -> tuple[Rows, Rows]:
+    """Rows that all change by a little, in one direction."""
+    base = {row: (nats * 10 + 0.1 * (row % 5), 10.0) for row in range(total)}
+    return base, {row: (one + 10 * by * (1 + row % 3 / 10), many) for row, (one, many) in base.items()}
+
+
+def test_a_change_for_sure_has_the_digits_that_show_it() -> None:
+    found = verdict((LOSS_MEASURE, *nearly(0.65, 40, -0.003)), (PERPLEXITY, *nearly(5.5565, 40, 0.0006)))
+    assert (found.outcome, found.worse) == ("learned", ("general_perplexity",))
+    assert found.sentence == (
+        "It learned it: loss of the answers 0.667, was 0.670 (95 % interval of the change -0.0034 to -0.0032); worse: "
+        "perplexity 264.3, was 264.1."
+    )
+
+
+def test_a_change_for_sure_that_no_reader_could_see_is_said_to_be_none() -> None:
+    found = verdict((LOSS_MEASURE, *nearly(0.65, 40, -1e-7)))
+    assert found.sentence.startswith("It hardly changed: loss of the answers 0.67, no change that shows (")
+
+
+def test_the_table_shows_the_same_digits_within_eighty_columns() -> None:
+    measured = [(LOSS_MEASURE, *nearly(0.65, 40, -0.003)), (PERPLEXITY, *nearly(5.5565, 40, 0.0006))]
+    measured.append((OTHER, rates(5, 40), rates(6, 40)))
+    measured.append((LOSS_MEASURE, *nearly(0.65, 40, -1e-7)))
+    lines = list(table(results_of(*measured), "base", "tuned"))[1:]
+    assert all(len(line) <= 80 for line in lines)
+    assert [line[26:].split() for line in lines] == [
+        ["0.670", "0.667", "-0.0033", "-0.0034", "to", "-0.0032", "better"],
+        ["264.1", "264.3", "x", "1.0007", "1.0006", "to", "1.0007", "worse"],
+        ["5/40", "6/40", "+0.03", "-0.06", "to", "+0.12", "unsure"],
+        ["0.67", "0.67", "-0.0000", "-0.0000", "to", "-0.0000", "same"],
+    ]
 
 
 def test_a_leading_measure_that_fell_is_said_first() -> None:

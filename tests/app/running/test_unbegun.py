@@ -104,8 +104,12 @@ def test_a_folder_that_holds_more_than_a_start_writes_stays_whole(run: RunDir, n
     assert left == {name, rundir.EVENTS, rundir.LOG, rundir.LOCK, rundir.SUPERVISOR}
 
 
-def test_a_journal_of_a_training_that_began_stays_whatever_else_is_missing(run: RunDir) -> None:
-    train(run, Quiet(), more="from fake_child import STARTED; emit(STARTED)")
+def test_a_training_that_has_begun_keeps_its_journal(run: RunDir) -> None:
+    begun = """
+        from mlx_finetune.events import RunStarted
+        emit(RunStarted("run", "m", "sft", 0, 40, 20, 80, 8, 1_000, 50_000, "CPU", "float32"))
+    """
+    train(run, Quiet(), more=begun)
     assert run.file(rundir.EVENTS).is_file()
 
 

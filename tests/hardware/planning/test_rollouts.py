@@ -1,14 +1,19 @@
 """What learning from its own answers costs: sequences of a group, the longest answer in every row, time to say them."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from mlx_finetune import durable
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.planning.answering import answer_bytes
+from mlx_finetune.hardware.planning.answering import answer_bytes, kept_answers_bytes
 from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
-from mlx_finetune.hardware.planning.forecast import Forecast
+from mlx_finetune.hardware.planning.disk import DiskPlan, plan_run_disk
+from mlx_finetune.hardware.planning.forecast import Forecast, disk_at_end, plan_beside
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.rollouts import add_rollouts, plan_rollouts
 from mlx_finetune.hardware.planning.row_lengths import planned_lengths
@@ -71,6 +76,25 @@ def test_the_time_is_that_of_all_answers_and_of_saying_them():
     assert add_rollouts(before, resolved_of(recipe_of("sft")), 0.1, 16, 2, on_gpu=False) == before
 
 
+def test_the_time_has_the_scores_of_all_answers_and_of_those_of_evaluations():
+    before = Forecast("measured", Range(1, 1, 1), Range(1, 1, 1), Range(1, 1, 1), Range(12, 12, 12), None)
+    for updates, drawings in ((1, 10), (3, 4)):
+        plain, scored = (
+            add_rollouts(before, resolved_of(recipe_of(updates=updates)), 0.1, 8, 2, on_gpu=False, score_seconds=by)
+            for by in (None, (0.2, 0.7))
+        )
+        assert plain.step_seconds is not None
+        assert scored.step_seconds is not None
+        assert plain.finish_seconds is not None
+        assert scored.finish_seconds is not None
+        each = 0.2 + 0.6 * 0.5  # of an answer as long as they usually are
+        assert scored.step_seconds.expected - plain.step_seconds.expected == pytest.approx(16 * each / updates)
+        assert scored.finish_seconds.expected - plain.finish_seconds.expected == pytest.approx(
+            (drawings * 16 + 2 * 8) * each
+        )
+        assert scored.finish_seconds.low - plain.finish_seconds.low < scored.finish_seconds.high
+
+
 def test_memory_holds_the_keys_and_values_of_all_answers():
     shape = guess_shape(135_000_000)
     small, large = (answer_bytes(shape, length, value_bytes=4, on_gpu=False) for length in (256, 2048))
@@ -80,6 +104,45 @@ def test_memory_holds_the_keys_and_values_of_all_answers():
     long = resolve_auto(recipe_of(), Facts(np.array([30_000] * 4), shape, MACHINE))
     assert long.memory.activations + long.memory.logits >= answer_bytes(shape, 30_000, value_bytes=4, on_gpu=False)
     assert long.memory.total > plain.memory.total
+
+
+def resolved_recipe(updates: int = 1) -> Recipe:
+    return resolved_of(recipe_of(updates=updates)).recipe
+
+
+def test_a_checkpoint_between_updates_holds_the_answers_of_a_drawing():
+    """16 answers with every number as long as it may be; one that ends early takes less."""
+    ids, values = [49_151] * 60, [-1.1920928955078125e-07] * (6 + 20)
+    file = durable.encode_json({"first_step": 998, "shares": [[[123_456, 40, ids, values]] * 16]})
+    planned = kept_answers_bytes(resolved_recipe(updates=3), 60, 49_152)
+    assert len(file) < planned < 1.25 * len(file)
+    assert kept_answers_bytes(resolved_recipe(), 60, 49_152) == 0
+    assert kept_answers_bytes(resolved_of(recipe_of("sft")).recipe, 60, 49_152) == 0
+
+
+def test_the_disk_of_a_run_has_room_for_them_in_every_checkpoint(tmp_path: Path):
+    shape = guess_shape(135_000_000)
+    once, often = (
+        plan_run_disk(resolved_recipe(updates=updates), shape, 10, tmp_path, longest=60, beside=0) for updates in (1, 3)
+    )
+    assert (once.answers, often.checkpoint) == (0, once.checkpoint)
+    assert often.needed - once.needed == 5 * often.answers > 0  # keep_checkpoints + 2
+    assert often.largest == often.checkpoint + often.answers
+
+
+def test_the_folder_at_the_end_counts_those_of_the_checkpoints_that_stay():
+    made = resolved_of(recipe_of(updates=3))  # saved at 5 and 10 of 10 steps, both between two updates
+    made = replace(made, recipe=overridden(made.recipe, save_steps=5, eval_steps=5))
+    beside = plan_beside(made, made.recipe.eval, 100)
+    assert beside.num_with_answers == 2
+    without, with_answers = (disk_at_end(made, DiskPlan(10, 100, 1000, 10**9, answers), beside) for answers in (0, 7))
+    assert with_answers.low == without.low
+    assert with_answers.expected - without.expected == pytest.approx(2 * 7)
+    assert with_answers.high > without.high
+
+
+def overridden(recipe: Recipe, **training: object) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
 
 
 def test_a_small_rate_is_the_default():

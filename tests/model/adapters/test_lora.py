@@ -16,7 +16,6 @@ from mlx_finetune.model.adapters.lora import (
     adapter_layers,
     adapter_parameters,
     attach_adapter,
-    count_adapter_parameters,
     detach_adapter,
     find_target_modules,
     full_parameters,
@@ -186,12 +185,9 @@ def test_routers_and_per_layer_projections_never_get_one_and_experts_are_refused
 )
 def test_the_parameter_count_is_the_sum_of_r_times_in_plus_out(family: str, targets: Any, expected: int) -> None:
     model = make_model(family)
-    planned = count_adapter_parameters(
-        model, find_target_modules(model, recipe(target_modules=targets)), rank=4, use_dora=False
-    )
     attach_adapter(model, recipe(target_modules=targets), seed=1)
     trainable = dict(tree_flatten(model.trainable_parameters()))
-    assert sum(value.size for value in trainable.values()) == expected == planned
+    assert sum(value.size for value in trainable.values()) == expected
     assert sorted(trainable) == list(adapter_parameters(model))
 
 

@@ -6,13 +6,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_finetune.model.answers.sampling import Sampling, filter_logits, penalise, sample_token
+from mlx_finetune.model.answers.sampling import Sampling, draw_token, filter_logits, penalise
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
 def sampling(**fields: Any) -> Sampling:
     return Sampling(**{**OFF, **fields})
+
+
+def drawn_token(logits: mx.array, previous: list[int], settings: Sampling, index: int) -> Any:
+    return draw_token(logits, previous, settings, index).item()
 
 
 def kept(probabilities: list[float], **fields: Any) -> set[int]:
@@ -70,35 +74,33 @@ def test_temperature_comes_before_top_p() -> None:
     # p = (0.7, 0.2, 0.1); at temperature 2 they become (0.523, 0.279, 0.198)
     logits = mx.log(mx.array([0.7, 0.2, 0.1]))
     settings = Sampling(temperature=2.0, top_p=0.7, top_k=0)
-    drawn = {sample_token(logits, [], settings, index) for index in range(200)}
+    drawn = {drawn_token(logits, [], settings, index) for index in range(200)}
     assert drawn == {0, 1}
-    assert {sample_token(logits, [], Sampling(temperature=1.0, top_p=0.7, top_k=0), index) for index in range(50)} == {
-        0
-    }
+    assert {drawn_token(logits, [], Sampling(temperature=1.0, top_p=0.7, top_k=0), index) for index in range(50)} == {0}
 
 
 def test_temperature_zero_is_greedy_after_the_penalty() -> None:
     logits = mx.array([1.0, 3.0, 2.9])
-    assert sample_token(logits, [], Sampling(temperature=0), 0) == 1
-    assert sample_token(logits, [1], Sampling(temperature=0, repetition_penalty=1.2), 0) == 2
+    assert drawn_token(logits, [], Sampling(temperature=0), 0) == 1
+    assert drawn_token(logits, [1], Sampling(temperature=0, repetition_penalty=1.2), 0) == 2
 
 
 def test_draws_have_the_frequencies_of_the_distribution() -> None:
     logits = mx.log(mx.array([0.5, 0.3, 0.2]))
-    counts = np.bincount([sample_token(logits, [], sampling(seed=3), index) for index in range(1500)])
+    counts = np.bincount([drawn_token(logits, [], sampling(seed=3), index) for index in range(1500)])
     np.testing.assert_allclose(counts / 1500, [0.5, 0.3, 0.2], atol=0.04)  # three standard errors
 
 
 def test_a_draw_depends_on_seed_and_index_only() -> None:
     logits = mx.zeros((1000,))
-    first = [sample_token(logits, [], sampling(seed=1), index) for index in range(20)]
+    first = [drawn_token(logits, [], sampling(seed=1), index) for index in range(20)]
     mx.random.seed(5)
-    assert [sample_token(logits, [], sampling(seed=1), index) for index in range(20)] == first
-    assert [sample_token(logits, [], sampling(seed=2), index) for index in range(20)] != first
+    assert [drawn_token(logits, [], sampling(seed=1), index) for index in range(20)] == first
+    assert [drawn_token(logits, [], sampling(seed=2), index) for index in range(20)] != first
     assert len(set(first)) > 15
 
 
 def test_half_precision_logits_are_sampled_in_float32() -> None:
     ids, logits = filter_logits(mx.zeros((5,), mx.float32), sampling(top_k=3))
     assert ids.shape == logits.shape == (3,)
-    assert sample_token(mx.array([0.0, 9.0], mx.bfloat16), [], sampling(), 0) == 1
+    assert drawn_token(mx.array([0.0, 9.0], mx.bfloat16), [], sampling(), 0) == 1

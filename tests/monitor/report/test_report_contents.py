@@ -200,3 +200,29 @@ def test_choices_of_a_whole_resolved_recipe_come_back() -> None:
     told = {f"{one.section}.{one.key}".lstrip("."): one.reason for one in found if one.reason}
     assert told == reasons
     assert json.loads(next(one.value for one in found if one.key == "model")) == "m # x"
+
+
+def test_a_change_for_sure_has_the_digits_that_show_it(tmp_path: Path) -> None:
+    def measured(title: str, base: float, tuned: float, change: float, *, is_factor: bool) -> dict[str, object]:
+        sides = {name: {"value": one, "low": one, "high": one, "num_rows": 40} for name, one in
+                 (("base", base), ("tuned", tuned))}  # fmt: skip
+        same = 1.0 if is_factor else 0.0
+        low, high = sorted(same + (change - same) * share for share in (0.9, 1.1))
+        changed = {"value": change, "low": low, "high": high, "num_rows": 40, "p": 1e-4, "p_holm": 1e-4}
+        return {"name": title, "title": title, "sides": sides, "change": changed | {"is_factor": is_factor},
+                "is_shown": True, "is_tested": True, "is_higher_better": False, "is_better": change < same,
+                "is_worse": change > same}  # fmt: skip
+
+    run = write_run(tmp_path)
+    path = run.path / "eval" / "test.json"
+    fields = json.loads(path.read_text("utf-8"))
+    fields["measures"] = [
+        measured("loss", 0.6702, 0.6669, -0.0033, is_factor=False),
+        measured("perplexity", 1264.12, 1264.31, 1.00015, is_factor=True),
+        measured("bits", 0.67, 0.67 - 1e-7, -1e-7, is_factor=False),
+    ]
+    path.write_text(json.dumps(fields), "utf-8")
+    page = words(render(read_facts(run)))
+    assert "loss 0.670 0.667 -0.003 -0.004 to -0.003 better" in page
+    assert "perplexity 1,264.1 1,264.3 \u00d7 1.0002 \u00d7 1.0001 to 1.0002 worse" in page
+    assert "bits 0.67 0.67 -0.0000 -0.0000 to -0.0000 no change that shows" in page

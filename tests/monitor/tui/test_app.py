@@ -294,7 +294,7 @@ def test_a_run_that_is_resumed_while_it_is_watched_goes_back_to_its_checkpoint(d
         append(demo, at_pace([dataclasses.replace(STARTED, first_step=300), step(301)], start=START + 700))
         await look_again(pilot, app)
         assert app.watched.summary.steps_done == 301
-        assert app.watched.curves["loss"].xs[-2:] == [300, 301]
+        assert app.watched.curves["lead"].xs[-2:] == [300, 301]
         assert "step 301/400" in screen(app)[0]
 
     with at_work(demo):

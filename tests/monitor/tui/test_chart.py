@@ -96,6 +96,16 @@ def test_steps_at_the_axis_are_whole() -> None:
     assert figures == ["0", "5", "10", "15", "step", "17"]
 
 
+def test_figures_of_ones_own_stand_where_they_belong_as_far_as_they_have_room() -> None:
+    curve, names = Curve([(0.0, 3.0), (99.0, 1.0)], ""), {0.0: "1e-06", 49.5: "1e-04", 50.0: "here", 99.0: "1e-02"}
+    lines = draw_chart([curve], width=60, height=10, x_names=names | {200.0: "beyond"})
+    floor, figures = (line.plain for line in lines[-2:])
+    assert figures.split() == ["1e-06", "1e-04", "1e-02"]
+    assert [floor[figures.index(name) + shift] for name, shift in (("1e-06", 0), ("1e-04", 2), ("1e-02", 4))] == (
+        ["\u252c"] * 3
+    )
+
+
 def test_memory_that_moves_by_some_kilobytes_is_a_level_line() -> None:
     still = [(float(x), 635.76 + 0.01 * (x % 2)) for x in range(20)]
     lines = text([Curve(still, "")])

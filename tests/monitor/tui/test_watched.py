@@ -58,7 +58,7 @@ def test_a_long_journal_is_read_in_slices_and_shown_meanwhile(tmp_path: Path) ->
         slices += 1
     assert slices > 300
     assert watched.summary.steps_done == 320
-    assert len(watched.curves["loss"].xs) == 320
+    assert len(watched.curves["lead"].xs) == 320
     assert len(watched.curves["gpu"].xs) == 64
 
 
@@ -68,7 +68,7 @@ def test_curves_go_back_with_a_run_that_is_resumed(tmp_path: Path) -> None:
     append(run, at_pace([dataclasses.replace(STARTED, first_step=20), step(21), step(22)], start=START + 200))
     while watched.advance(1.0):
         pass
-    for name in ("loss", "smooth", "learning_rate", "speed"):
+    for name in ("lead", "smooth", "learning_rate", "speed"):
         assert watched.curves[name].xs == [*range(1, 21), 21, 22], name
     assert watched.curves["gpu"].xs == [5, 10, 15, 20]
 

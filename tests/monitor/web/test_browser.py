@@ -1,5 +1,6 @@
 """The page in a real browser: points arrive, nothing is lost, nothing of a run is obeyed, everything has a key."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from web_pages import add_records, write_journal, write_run
 from web_server import Page as Server
 
 from mlx_finetune.dataset.token_losses import Measured, Microscope, Row, Token, write_microscope
-from mlx_finetune.events import Event, Notice, Resources, RunFailed, RunStarted, Sampled
+from mlx_finetune.events import Event, Notice, Phase, Resources, RunFailed, RunStarted, Sampled
 from mlx_finetune.rundir import LOCK, RunDir, take_lock
 
 if TYPE_CHECKING:
@@ -330,3 +331,24 @@ def test_everything_is_reached_by_the_tab_key_and_what_has_it_is_seen(server: Se
         "Loss: each step",
     ):
         assert any(one.startswith(wanted) for one in seen), (wanted, seen)
+
+
+def test_a_reward_takes_the_place_of_the_loss_when_the_run_starts(server: Server, open_page: Open) -> None:
+    def drawn(number: int) -> Event:
+        return dataclasses.replace(step(number, -0.01), metrics={"reward": number / 10})
+
+    run = write_run(server.folder / "adapters", "rewarded", records(Phase("load", "tiny-llama")))
+    page = open_page("#/live/rewarded")
+    title = page.locator(".curves > figure b")
+    title.wait_for()
+    assert title.inner_text() == "Loss"
+    started = dataclasses.replace(STARTED, task="grpo")
+    add_records(run, records(started, *(drawn(number) for number in range(1, 11)), start=1_000_100.0))
+    wait_for_step(page, 10)
+    page.wait_for_function("() => document.querySelector('.curves > figure b').textContent === 'Reward'")
+    titles = page.locator(".curves .grid figure b").all_inner_texts()
+    assert titles[:2] == ["Validation loss", "Training loss"]
+    assert "Answers a second" in titles
+    assert "Reward" not in titles
+    assert page.locator(".numbers dt").first.inner_text() == "reward, smoothed"
+    assert page.locator(".numbers dd").first.get_attribute("data-trend") == "good"

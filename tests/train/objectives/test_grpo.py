@@ -13,12 +13,14 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 from small_runs import course, train
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import RecipeError
 from mlx_finetune.events import Evaluated, StepDone
+from mlx_finetune.hardware.planning import answering
+from mlx_finetune.hardware.planning.answering import kept_answers_bytes
 from mlx_finetune.journal import read_events
 from mlx_finetune.model.adapters.lora import adapter_parameters, attach_adapter
 from mlx_finetune.model.answers.batches import Request
@@ -379,6 +381,21 @@ def test_what_a_checkpoint_keeps_of_a_drawing_gives_its_batches_to_the_last_bit(
     assert contents(resumed.stream.share(4, 0, 1)) == drawn
     two = [one for rank in (0, 1) for one in resumed.stream.share(5, rank, 2)]  # more ranks than drew it
     assert sorted(number for one in two for number in one.rows) == sorted(number for one in drawn for number in one[2])
+
+
+def test_the_plan_has_room_for_what_a_checkpoint_keeps_of_a_drawing(several):
+    live = several_live(several)
+    drawn = live.stream.share(3, 0, 1)
+    longest = max(len(several.stream.all_rows[number].ids) for number in range(len(several.stream.all_rows)))
+    settings = several.recipe.grpo
+    problems = len(several.stream.rows(1))
+    recipe = several.recipe.model_copy(
+        update={"training": several.recipe.training.model_copy(update={"batch_size": problems})}
+    )
+    kept = durable.encode_json(live.kept(4))
+    assert drawn
+    assert len(kept) <= kept_answers_bytes(recipe, longest + settings.max_tokens, 10_000)
+    assert answering.NUM_VALUES == NUM_VALUES
 
 
 class OneOfTwo(Ranks):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,16 @@ from mlx_finetune.app.sampling.judge import score
 from mlx_finetune.errors import DataError, MlxftError, RecipeError
 from mlx_finetune.events import Evaluated, StepDone
 from mlx_finetune.hardware.limits import Machine
+from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.journal import read_events
 from mlx_finetune.model.heads.files import head_file, read_head
 from mlx_finetune.model.heads.score import ScoreHead
 from mlx_finetune.model.heads.scorer import Scorer, find_scorers
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.rundir import RunDir
+from mlx_finetune.train import measure
+from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.prepare import prepare
 
 RECIPE = """
 model = "{model}"
@@ -144,6 +149,36 @@ def test_a_scorer_is_in_the_plan(tmp_path, bandit, runs):
     more = make_plan(scored, base=tmp_path, machine=machine).resolved.memory.weights - plain.resolved.memory.weights
     saved = load_file(runs["verifier"].path / rundir.MLX_WEIGHTS)
     assert more == plain.resolved.memory.weights + sum(value.nbytes for value in saved.values())  # of one architecture
+
+
+def test_a_plan_times_the_scores_of_a_short_and_of_the_longest_answer(tmp_path, bandit, runs, monkeypatch):
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"Pull {number}:", "completion": "A"} for number in range(10)]
+    loaded = load_recipe(
+        write_recipe(tmp_path, bandit, rows),
+        (rewarded(f"verifier:{runs['verifier'].path}", "exact"), "grpo.max_tokens=40"),
+    )
+    stop = StopRequest()
+    prepared = prepare(
+        loaded, base=tmp_path, decided=None, total_steps=None, safer=Safer(), emit=lambda _: None, stop=stop
+    )
+    assert prepared.score is not None
+    short, longest = measure._time_scores(prepared) or (0.0, 0.0)
+    assert 0 < short <= longest
+    asked: list[tuple[str, int, int]] = []
+    now = [0.0]
+
+    def score(reward: str, answers: Sequence[tuple[str, str]]) -> list[float]:
+        asked.append((reward, len(answers), len(answers[0][1])))
+        now[0] += len(answers) * (0.1 if answers[0][1] == "1" else 0.5)
+        return [0.0] * len(answers)
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    assert measure._time_scores(replace(prepared, score=score)) == pytest.approx((0.1, 0.5))
+    assert [count for _, count, _ in asked] == [1, 6, 6], "as many as three seconds allow"
+    assert {reward.partition(":")[0] for reward, _, _ in asked} == {"verifier"}, "a rule takes no time"
+    assert asked[0][2] > 30
+    assert measure._time_scores(replace(prepared, score=None)) is None
 
 
 def test_a_problem_that_the_scorer_cannot_read_is_refused_by_its_line(tmp_path, bandit, runs):

@@ -16,9 +16,9 @@ import mlx.nn as nn
 from mlx_finetune.app.open import Opened, Report, base_model, fetch_base, load_base, locate, open_name
 from mlx_finetune.errors import ModelError, RunError
 from mlx_finetune.events import Notice
-from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
-from mlx_finetune.model.adapters.lora import fix_norms
+from mlx_finetune.model.adapters.files import hash_adapter
 from mlx_finetune.model.sources.fetch import hash_model
+from mlx_finetune.model.trained import attach_trained
 from mlx_finetune.rundir import ADAPTER_CONFIG, RunDir, checkpoint_step
 
 
@@ -103,10 +103,7 @@ class Weights:
                 yield model
             return
         with _mended_by_moving(point.folder):
-            load_adapter(opened.model, point.folder)
-        opened.model.freeze()
-        opened.model.eval()
-        fix_norms(opened.model)
+            attach_trained(opened.model, point.folder, is_adapter=True)
         yield opened.model
 
     def _loaded(self, point: Point) -> nn.Module:

@@ -7,7 +7,7 @@ from mlx_finetune import rundir
 from mlx_finetune.monitor.report.chart import interval_picture
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, section, table, tag
-from mlx_finetune.monitor.report.typed import read_json
+from mlx_finetune.monitor.report.typed import read_kept
 from mlx_finetune.units import counted
 
 _MOST = 8
@@ -75,7 +75,7 @@ class BestOf:
 
 def best_of(facts: ReportFacts) -> Html | None:
     """The section; None where no samples were judged."""
-    found, damaged = _read(Path(facts.run.path) / rundir.BEST_OF)
+    found, damaged = read_kept(Path(facts.run.path) / rundir.BEST_OF, BestOf)
     if not found and not damaged:
         return None
     return section(
@@ -86,19 +86,6 @@ def best_of(facts: ReportFacts) -> Html | None:
         tag("p", f"{counted(len(found) - _MOST, 'older comparison')} left out.") if len(found) > _MOST else None,
         *(tag("p", code(f"{rundir.BEST_OF}/{name}"), " cannot be read and is left out.") for name in damaged[:20]),
     )
-
-
-def _read(folder: Path) -> tuple[list[BestOf], list[str]]:
-    """Every comparison, the newest first, and the names of files that are none."""
-    found: list[BestOf] = []
-    damaged: list[str] = []
-    for path in sorted(folder.glob("*.json")):
-        one = read_json(path, BestOf)
-        if one is None:
-            damaged.append(path.name)
-        else:
-            found.append(one)
-    return sorted(found, key=lambda one: one.measured, reverse=True), damaged
 
 
 def _comparison(one: BestOf) -> Html:

@@ -1,12 +1,13 @@
 """The course of a run as pictures over its steps: loss, learning rate, gradient norm, pace, memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from mlx_finetune.monitor.objective_metrics import Points, metric_points
 from mlx_finetune.monitor.plain import number
 from mlx_finetune.monitor.report.chart import Chart, Series, draw
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Html, details, section, table, tag
-from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.monitor.summary import LossPoint, Summary
 from mlx_finetune.units import format_bytes
 
 _MOST_EVALUATIONS = 200
@@ -17,10 +18,11 @@ def curves(facts: ReportFacts) -> Html | None:
     figures = [figure for chart in _charts(facts) if (figure := draw(chart)) is not None]
     if not figures:
         return None
+    better = "higher" if facts.summary.lead else "lower"
     return section(
         "curves",
         "How the training went",
-        tag("p", "Steps run from left to right. In the first picture lower is better.", class_="hint"),
+        tag("p", f"Steps run from left to right. In the first picture {better} is better.", class_="hint"),
         tag("div", *figures, class_="charts"),
         _evaluation_table(facts.summary),
     )
@@ -29,8 +31,8 @@ def curves(facts: ReportFacts) -> Html | None:
 def _charts(facts: ReportFacts) -> Iterator[Chart]:
     summary = facts.summary
     marks = tuple(float(one.step) for one in summary.restarts if one.step)
-    yield _loss(summary, marks)
-    steps = [float(one.step) for one in summary.steps]
+    yield from _leading(summary, marks) if summary.lead else [_loss(summary, marks)]
+    learned, steps = summary.learned, [float(one.step) for one in summary.steps]
 
     def over_steps(name: str, look: str, values: list[float]) -> Series:
         return Series(name, look, steps, values)
@@ -52,9 +54,10 @@ def _charts(facts: ReportFacts) -> Iterator[Chart]:
         may_be_log=True,
     )
     yield Chart(
-        "Targets a second",
+        f"{learned.units.capitalize()} a second",
         (over_steps("", "second", [one.targets_per_second for one in summary.steps]),),
-        note="Tokens learned from in a second of a step. Short rows and a busy machine make it uneven.",
+        note=f"{learned.what.capitalize()}s learned from in a second of a step. Short rows and a busy machine make it "
+        "uneven.",
         marks=marks,
         cuts_spikes=True,
     )
@@ -62,31 +65,66 @@ def _charts(facts: ReportFacts) -> Iterator[Chart]:
 
 
 def _loss(summary: Summary, marks: tuple[float, ...]) -> Chart:
-    points, evaluations = summary.losses, summary.finite_evaluations
-    steps = [float(point.step) for point in points]
+    """Training and validation loss, which are one measure."""
     best = summary.best_evaluation
-    note = "Training loss is on rows that it learns from, validation loss on rows that it does not."
-    if best is not None:
-        note += f" Best validation loss: {number(best.loss, 4)} at step {best.step:,}."
-    validation = Series(
-        "validation",
-        "third",
-        [float(one.step) for one in evaluations],
-        [one.loss for one in evaluations],
-        is_dotted=len(evaluations) <= 60,
-    )
     return Chart(
         "Loss",
-        (
-            Series("each step", "raw", steps, [point.loss for point in points]),
-            Series("training, smoothed", "first", steps, [point.smooth for point in points]),
-            validation,
-        ),
-        note=note,
+        (*_training(summary.losses), _validation("validation", _losses(summary))),
+        note=f"Training loss is on rows that it learns from, validation loss on rows that it does not.{_best(summary)}",
         best=(float(best.step), best.loss) if best else None,
         marks=marks,
         cuts_spikes=True,
     )
+
+
+def _leading(summary: Summary, marks: tuple[float, ...]) -> Iterator[Chart]:
+    """The metric that leads, in training and validation; both losses, which are no one measure, in charts of their
+    own."""
+    lead, best = summary.lead, summary.best_evaluation
+    yield Chart(
+        lead.capitalize(),
+        (*_training(summary.leading), _validation("validation", metric_points(summary.evaluations, lead))),
+        note="In training of the answers that are drawn, on validation rows of the likeliest ones.",
+        marks=marks,
+        from_zero=False,
+    )
+    yield Chart(
+        "Validation loss",
+        (_validation("", _losses(summary)),),
+        note=f"What the rewards on validation rows lack to the largest one; lower is better.{_best(summary)}",
+        best=(float(best.step), best.loss) if best else None,
+        marks=marks,
+    )
+    steps, losses = [float(point.step) for point in summary.losses], [point.loss for point in summary.losses]
+    yield Chart(
+        "Training loss",
+        (Series("", "second", steps, losses),),
+        note="Of answers compared with their group: it stays near 0 whatever is learned, and does not tell of success.",
+        marks=marks,
+        cuts_spikes=True,
+    )
+
+
+def _training(points: Sequence[LossPoint]) -> tuple[Series, Series]:
+    """Each step and the average."""
+    steps = [float(point.step) for point in points]
+    return (
+        Series("each step", "raw", steps, [point.loss for point in points]),
+        Series("training, smoothed", "first", steps, [point.smooth for point in points]),
+    )
+
+
+def _validation(name: str, points: Points) -> Series:
+    return Series(name, "third", [x for x, _ in points], [y for _, y in points], is_dotted=len(points) <= 60)
+
+
+def _losses(summary: Summary) -> Points:
+    return [(float(one.step), one.loss) for one in summary.finite_evaluations]
+
+
+def _best(summary: Summary) -> str:
+    best = summary.best_evaluation
+    return "" if best is None else f" Best validation loss: {number(best.loss, 4)} at step {best.step:,}."
 
 
 def _norm_limit(facts: ReportFacts) -> tuple[str, float] | None:

@@ -29,12 +29,14 @@ def data(facts: ReportFacts) -> Html | None:
     if facts.card is None:
         return _from_journal(facts)
     splits = {name: split for name, split in facts.card.splits.items() if split.num_rows or split.lengths.count}
+    of_a_row = facts.summary.learned.of_a_row
     return section(
         "data",
         "The data",
-        _summary_table(splits),
+        _summary_table(splits, learns_tokens=not of_a_row),
         *(_histogram(name, split.histogram) for name, split in splits.items() if split.histogram),
-        *_notes(splits),
+        tag("p", of_a_row) if of_a_row else None,
+        *_notes(splits, learns_tokens=not of_a_row),
         *_losses(splits),
         _problems(facts.card),
         _files(splits),
@@ -50,13 +52,14 @@ def _from_journal(facts: ReportFacts) -> Html | None:
     return section("data", "The data", tag("p", rows))
 
 
-def _summary_table(splits: Mapping[str, SplitCard]) -> Html:
-    head = ("", "rows read", "sequences", "tokens", "learned from", "median length", "99 % below", "longest")
+def _summary_table(splits: Mapping[str, SplitCard], *, learns_tokens: bool) -> Html:
+    learned = ["learned from"] * learns_tokens
+    head = ("", "rows read", "sequences", "tokens", *learned, "median length", "99 % below", "longest")
     rows: list[list[Child]] = []
     for name, split in splits.items():
         one = split.lengths
         share = f"{format_count(split.num_targets)} ({split.target_share:.0%})"
-        cells = [f"{split.num_rows:,}", f"{one.count:,}", format_count(one.total), share]
+        cells = [f"{split.num_rows:,}", f"{one.count:,}", format_count(one.total), *([share] * learns_tokens)]
         rows.append([_NAMES.get(name, name), *cells, *(f"{value:,}" for value in (one.median, one.p99, one.longest))])
     return table(head, rows, class_="figures")
 
@@ -76,12 +79,12 @@ def _histogram(name: str, buckets: Sequence[Bucket]) -> Html:
     return Html(heading.text + table(("tokens", "", "sequences"), bars, class_="bars").text)
 
 
-def _notes(splits: Mapping[str, SplitCard]) -> Iterator[Html]:
-    """How it was decided which tokens are learned."""
+def _notes(splits: Mapping[str, SplitCard], *, learns_tokens: bool) -> Iterator[Html]:
+    """How it was decided which tokens are learned, where tokens are."""
     train = splits.get("train")
     if train is None:
         return
-    if train.method:
+    if train.method and learns_tokens:
         yield tag("p", "Which tokens are learned was decided by: ", foreign(train.method), ".")
     if train.template:
         yield tag("p", "Chat template: ", foreign(train.template), ".")

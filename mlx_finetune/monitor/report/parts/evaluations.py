@@ -6,7 +6,7 @@ from mlx_finetune.monitor.report.chart import interval_picture
 from mlx_finetune.monitor.report.evaluated import Change, Changed, Evaluation, Figure, Measured
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, cut, details, foreign, section, table, tag
-from mlx_finetune.units import counted
+from mlx_finetune.units import counted, decimals_beside, format_figure, format_pair
 
 #: Evaluations that are written out; older ones have their verdict only.
 _MOST_WHOLE = 8
@@ -16,6 +16,7 @@ _HOW_TO_READ = (
     "Base is the model before training, tuned is with what was trained, both on the same rows. 95 times of 100 an "
     "interval holds the true value. Better and worse are said only where a test finds the change too large for chance."
 )
+_CHANGED = ("base", "tuned")  # the sides that a change is between
 _LOOKS = {"learned": "good", "worse": "bad"}
 
 
@@ -75,17 +76,41 @@ def _figures(measures: Sequence[Measured]) -> Html:
     head += ["change", "95 % interval", "", ""] if has_change else ["", "95 % interval"]
     rows: list[list[Child]] = []
     for one in measures:
-        cells: list[Child] = [_value(one.sides[side]) if side in one.sides else "" for side in sides]
+        texts = _values(one)
+        cells: list[Child] = [texts.get(side, "") for side in sides]
         rows.append([foreign(one.title, 120), *cells, *(_change(one) if has_change else _alone(one))])
     return table(head, rows, class_="figures")
+
+
+def _values(one: Measured) -> dict[str, str]:
+    """Each side's figure; of a sure change those that it is between with digits that tell them apart."""
+    texts = {side: _value(figure) for side, figure in one.sides.items()}
+    both = [one.sides[side] for side in _CHANGED if side in one.sides]
+    if _is_sure(one) and len(both) == 2 and not any(map(_is_counted, both)):
+        pair = format_pair(both[0].value, both[1].value, grouped=True)
+        texts |= dict(zip(_CHANGED, pair, strict=True))
+    return texts
+
+
+def _is_shown(one: Measured) -> bool:
+    """Whether a sure change can be seen in the figures of its sides."""
+    texts = [text for side, text in _values(one).items() if side in _CHANGED]
+    return len(texts) < 2 or texts[0] != texts[1]
+
+
+def _is_sure(one: Measured) -> bool:
+    return one.is_better or one.is_worse
 
 
 def _change(one: Measured) -> list[Child]:
     if one.change is None:
         return ["", "", "", ""]
     word = "better" if one.is_better else "worse" if one.is_worse else "unsure" if one.is_tested else ""
-    sign = tag("b", word, class_=word) if word else ""
-    return [_amount(one.change), _span(one.change), _picture(one.change, word), sign]
+    change, same = one.change, 1.0 if one.change.is_factor else 0.0
+    decimals = decimals_beside(same, (change.value, change.low, change.high)) if _is_sure(one) else 2
+    said = word if _is_shown(one) or not _is_sure(one) else "no change that shows"
+    sign = tag("b", said, class_=word) if word else ""
+    return [_amount(change, decimals), _span(change, decimals), _picture(change, word), sign]
 
 
 def _picture(change: Change, word: str) -> Html | None:
@@ -103,22 +128,26 @@ def _alone(one: Measured) -> list[Child]:
     return ["", _ends(figure.low, figure.high)]
 
 
+def _is_counted(figure: Figure) -> bool:
+    return figure.num_right is not None and figure.num_rows < 1000
+
+
 def _value(figure: Figure) -> str:
     """``41 of 50`` for a rate of few rows."""
-    if figure.num_right is not None and figure.num_rows < 1000:
+    if _is_counted(figure):
         return f"{figure.num_right} of {figure.num_rows}"
     return _digits(figure.value)
 
 
-def _amount(change: Change) -> str:
-    return f"\u00d7 {change.value:.2f}" if change.is_factor else f"{change.value:+.2f}"
+def _amount(change: Change, decimals: int) -> str:
+    return f"\u00d7 {change.value:.{decimals}f}" if change.is_factor else f"{change.value:+.{decimals}f}"
 
 
-def _span(change: Change) -> str:
+def _span(change: Change, decimals: int) -> str:
     if change.low is None or change.high is None:
         return "none: too few rows, or all alike"
     sign = "\u00d7 " if change.is_factor else ""
-    form = ".2f" if change.is_factor else "+.2f"
+    form = f".{decimals}f" if change.is_factor else f"+.{decimals}f"
     return f"{sign}{change.low:{form}} to {change.high:{form}}"
 
 
@@ -128,9 +157,7 @@ def _ends(low: float | None, high: float | None) -> str:
 
 def _digits(value: float) -> str:
     """Two or three digits that matter."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return format_figure(value, grouped=True)
 
 
 def _confusions(one: Evaluation) -> Iterator[Html]:
@@ -170,7 +197,7 @@ def _changed(title: str, lead: str, rows: Sequence[Changed]) -> Iterator[Html]:
     items = [
         tag(
             "article",
-            tag("p", code(row.where, 200), f"  {_digits(row.before)} \u2192 {_digits(row.after)}", class_="same"),
+            tag("p", code(row.where, 200), "  ", _moved(row), class_="same"),
             tag("p", tag("b", "Asked "), foreign(row.question, 800)),
             tag("div", _answer("base", row.base_answer), _answer("tuned", row.tuned_answer), class_="frames pair")
             if row.base_answer or row.tuned_answer
@@ -179,6 +206,10 @@ def _changed(title: str, lead: str, rows: Sequence[Changed]) -> Iterator[Html]:
         for row in rows[:10]
     ]
     yield details(tag("span", f"{title}: ", foreign(lead, 80)), *items)
+
+
+def _moved(row: Changed) -> str:
+    return " \u2192 ".join(format_pair(row.before, row.after, grouped=True))
 
 
 def _answer(side: str, text: str) -> Html:

@@ -7,6 +7,7 @@ from mlx_finetune.monitor.ending import FEW_ROWS, reason_text, what_was_trained
 from mlx_finetune.monitor.plain import number
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, moment, tag
+from mlx_finetune.recipe.learned import Judged
 from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds
 
 _BADGES = {
@@ -17,7 +18,7 @@ _BADGES = {
     "interrupted": "ended without a word, can go on",
 }
 _VERDICTS = {"learned": "good", "worse": "bad"}
-#: A change of the validation loss below this share is called none.
+#: A change of the validation loss, or what stands in for it, below this share is called none.
 _SAME = 0.005
 
 
@@ -144,23 +145,34 @@ def _learned(facts: ReportFacts) -> Html | None:
     first, result = facts.run.first_loss, facts.run.result_loss
     if first is None or result is None:
         return _verdict("open", tag("b", "Not measured yet. "), "It ended before its first evaluation.")
-    change = (result - first) / first if first else 0.0
-    losses = f" from {number(first, 3)} to {number(result, 3)}"
-    if change < -_SAME:
-        look, title = "good", f"It learned: validation loss fell by {abs(change):.0%},"
-    elif change > _SAME:
-        look, title = "bad", f"It did not learn what was asked: validation loss rose by {change:.0%},"
-    else:
-        look, title = "open", "It learned little: validation loss stayed where it was,"
-    rows = summary.started.valid_rows if summary.started else 0
-    few = " Those are few to judge by." if rows < FEW_ROWS else ""
-    on = f"{counted(rows, 'row')}, on which it was not trained"
-    means = f" Validation loss says how much the right answers of {on}, still surprise the model; lower is better.{few}"
-    if summary.started and summary.started.task == "grpo":
-        means = (
-            f" Validation loss is what the rewards of its likeliest answers to {on}, lack to the largest reward.{few}"
-        )
-    return _verdict(look, tag("b", title + losses + "."), means)
+    learned, on = summary.learned, f"{counted(started.valid_rows, 'row')}, on which it was not trained,"
+    name, means, is_higher_better = "validation loss", learned.loss_means(on), False
+    judged = learned.judged
+    if judged is not None and (values := _judged_values(facts, judged)) is not None:
+        (first, result), name, means = values, judged.title, judged.says.format(on=on)
+        is_higher_better = judged.is_higher_better
+    few = " Those are few to judge by." if started.valid_rows < FEW_ROWS else ""
+    look, title = _moved(name, first, result, is_higher_better=is_higher_better)
+    return _verdict(look, tag("b", f"{title}, from {number(first, 3)} to {number(result, 3)}."), f" {means}{few}")
+
+
+def _judged_values(facts: ReportFacts, judged: Judged) -> tuple[float, float] | None:
+    """What the metric was before training and is of the result; None in journals without it."""
+    before, after = facts.summary.first_evaluation, facts.run.result_evaluation
+    first, result = (one.metrics.get(judged.metric) if one else None for one in (before, after))
+    return None if first is None or result is None else (first, result)
+
+
+def _moved(name: str, first: float, result: float, *, is_higher_better: bool) -> tuple[str, str]:
+    """The look of the verdict and what it says; of what may be below 0 nobody wants the share."""
+    change = result - first
+    by = f" by {abs(change / first):.0%}" if first and not is_higher_better else ""
+    verb = "rose" if change > 0 else "fell"
+    if abs(change) <= _SAME * max(abs(first), abs(result)):
+        return "open", f"It learned little: {name} stayed where it was"
+    if (change > 0) == is_higher_better:
+        return "good", f"It learned: {name} {verb}{by}"
+    return "bad", f"It did not learn what was asked: {name} {verb}{by}"
 
 
 def _figures(facts: ReportFacts) -> Iterator[tuple[str, Child]]:
@@ -169,8 +181,8 @@ def _figures(facts: ReportFacts) -> Iterator[tuple[str, Child]]:
     if run.result_loss is not None:
         before = f"{number(run.first_loss, 3)} \u2192 " if run.first_loss is not None else ""
         yield "validation loss", f"{before}{number(run.result_loss, 3)}"
-    if summary.smooth_loss is not None:
-        yield "training loss at the end", number(summary.smooth_loss, 3)
+    if summary.smooth_lead is not None:
+        yield f"{summary.lead or 'training loss'} at the end", number(summary.smooth_lead, 3)
     best = summary.best_evaluation
     if best is not None and best.step:
         yield "best step", f"{best.step:,}"

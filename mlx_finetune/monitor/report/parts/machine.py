@@ -51,7 +51,7 @@ def _energy(facts: ReportFacts) -> Iterator[Child]:
     yield tag("b", f"{format_energy(joules)} of energy.")
     outcome_targets = sum(one.num_targets for one in facts.summary.steps)
     if outcome_targets:
-        yield f" That is {joules / outcome_targets:.2g} joules for each token learned from."
+        yield f" That is {joules / outcome_targets:.2g} joules for each {facts.summary.learned.what} learned from."
 
 
 def _rows(resources: Sequence[Resources]) -> Iterator[list[Child]]:

@@ -19,8 +19,9 @@ def metrics(facts: ReportFacts) -> Html | None:
     groups = metric_groups(summary)
     if not groups:
         return None
+    shown = {group: members for group, members in groups.items() if group != summary.lead}  # among the curves
     marks = tuple(float(one.step) for one in summary.restarts if one.step)
-    figures = [figure for chart in _charts(summary, groups, marks) if (figure := draw(chart)) is not None]
+    figures = [figure for chart in _charts(summary, shown, marks) if (figure := draw(chart)) is not None]
     parts = [tag("div", *figures, class_="charts")] if figures else []
     values = _table(summary.evaluations, summary, [one for group in groups.values() for one in group])
     return section("metrics", "What else was measured", *parts, *([values] if values else []))

@@ -26,6 +26,12 @@ export class Group {
     return chart
   }
 
+  remove(chart) {
+    this.watch.unobserve(chart.holder)
+    chart.destroy()
+    this.charts = this.charts.filter((other) => other !== chart)
+  }
+
   setRange(range) {
     const same = (this.range === null && range === null) || (range && this.range && range[0] === this.range[0] && range[1] === this.range[1])
     if (same) return
@@ -89,7 +95,7 @@ class Chart {
       class: "plot", tabIndex: 0, role: "group", "aria-roledescription": "chart", "aria-label": title, onkeydown: (event) => this.key(event),
     })
     this.holder.style.height = `${height}px`
-    this.element = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, title), h("span", { class: "legend" }, this.keys), this.at), this.holder)
+    this.element = h("figure", { class: "chart" }, h("figcaption", {}, (this.heading = h("b", {}, title)), h("span", { class: "legend" }, this.keys), this.at), this.holder)
     this.plot = null
     this.title = title
   }
@@ -97,6 +103,12 @@ class Chart {
   setData(curves) {
     this.data = curves
     this.draw()
+  }
+
+  setTitle(title) {
+    this.title = title
+    put(this.heading, title)
+    this.readout()
   }
 
   setMark(step) {

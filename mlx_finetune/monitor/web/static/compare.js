@@ -3,7 +3,7 @@
 import { get } from "./api.js"
 import { Group } from "./charts.js"
 import { fill, h, put, visible } from "./dom.js"
-import { count, figure, loss } from "./format.js"
+import { capital, count, figure, loss } from "./format.js"
 
 export function compare(names, first, second) {
   return new Compare(names, first, second)
@@ -46,14 +46,17 @@ class Compare {
       curves[`validation-${index}`] = [known.map(([step]) => step), known.map(([, value]) => value)]
     })
     const pair = (name, more) => ["a", "b"].map((colour, index) => ({ name: `${name}-${index}`, label: visible(names[index]), colour, ...more }))
+    const [first, second] = sides
+    const smooth = pair("smooth", { width: 2 })
+    const leading = first.lead === second.lead ? [[first.lead, smooth]] : sides.map(({ lead }, index) => [lead, [smooth[index]]]) // a reward is no loss
     const charts = [
-      { title: "Training loss, smoothed", height: 240, show: loss, axis: figure, lines: pair("smooth", { width: 2 }) },
+      ...leading.map(([lead, lines]) => ({ title: lead ? `${capital(lead)}, smoothed` : "Training loss, smoothed", height: 240, show: loss, axis: figure, lines })),
       { title: "Validation loss", height: 180, show: loss, axis: figure, lines: pair("validation", { points: 5 }) },
       { title: "Learning rate", height: 110, floor: 0, lines: pair("learning_rate", { label: "" }) },
       { title: "Gradient norm", height: 110, floor: 0, lines: pair("grad_norm", { width: 1, label: "" }) },
-      { title: "Targets a second", height: 110, floor: 0, lines: pair("targets_per_second", { width: 1, label: "" }) },
+      { title: `${first.units === second.units ? capital(first.units) : "Learned from"} a second`, height: 110, floor: 0, lines: pair("targets_per_second", { width: 1, label: "" }) },
     ].map((options) => this.group.add(options))
-    fill(this.curves, [charts.slice(0, 2).map((chart) => chart.element), h("div", { class: "grid" }, charts.slice(2).map((chart) => chart.element))])
+    fill(this.curves, [charts.slice(0, -3).map((chart) => chart.element), h("div", { class: "grid" }, charts.slice(-3).map((chart) => chart.element))])
     for (const chart of charts) chart.data = curves
     for (const chart of charts) chart.draw()
     const best = sides.map(({ evaluations }) => evaluations.filter(([, value]) => value !== null).reduce((a, b) => (a && a[1] <= b[1] ? a : b), null))

@@ -53,3 +53,7 @@ export function figure(value) {
 }
 
 export const percent = (value) => (value === null || value === undefined ? "\u2013" : `${Math.round(value)} %`)
+
+export function capital(word) {
+  return word[0].toUpperCase() + word.slice(1)
+}

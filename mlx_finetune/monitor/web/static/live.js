@@ -3,7 +3,7 @@
 import { about, follow, get, post } from "./api.js"
 import { Group, extent } from "./charts.js"
 import { code, fill, h, put, visible } from "./dom.js"
-import { bytes, clock, count, figure, loss, percent, seconds, short } from "./format.js"
+import { bytes, capital, clock, count, figure, loss, percent, seconds, short } from "./format.js"
 import { ask, say } from "./talk.js"
 
 const MOST_NEW = 3000 // points after which the curves are fetched again, thinned
@@ -57,7 +57,8 @@ class Live {
   }
 
   build() {
-    this.loss = this.group.add({
+    this.lead = "" // the metric in the place of the loss
+    this.main = this.group.add({
       title: "Loss",
       height: 300,
       show: loss, axis: figure,
@@ -71,7 +72,7 @@ class Live {
     this.metricGrid = h("div", { class: "grid" })
     this.small = CHARTS.map((options) => this.group.add({ height: 130, ...options }))
     this.machine = MACHINE.map((options) => this.group.add({ height: 110, ...options }))
-    const log = h("input", { type: "checkbox", onchange: () => this.loss.setLog(log.checked) })
+    const log = h("input", { type: "checkbox", onchange: () => this.main.setLog(log.checked) })
     this.all = h("button", { type: "button", class: "quiet", disabled: true, onclick: () => this.group.setRange(null) }, "Whole run")
     this.tools = h("div", { class: "tools", role: "group", "aria-label": "Range of all curves" },
       h("button", { type: "button", class: "quiet", "aria-label": "Zoom in", title: "Zoom in (+)", onclick: () => this.group.zoom(0.5) }, "+"),
@@ -86,7 +87,7 @@ class Live {
     this.element = h("div", { class: "live" },
       this.head.element,
       h("div", { class: "columns" },
-        h("div", { class: "curves" }, this.tools, this.loss.element,
+        h("div", { class: "curves" }, this.tools, this.main.element,
           this.metricGrid,
           h("div", { class: "grid" }, this.small.map((chart) => chart.element)),
           h("h2", {}, "Machine ", this.machineSaid), this.none,
@@ -110,10 +111,38 @@ class Live {
     this.curves = answer.curves
     this.evaluations = answer.evaluations
     this.limit = answer.memory_limit_bytes
+    this.setWords(answer)
     this.numNew = 0
     this.detail = null
     if (this.group.range) await this.fetchDetail(this.group.range)
     this.draw()
+  }
+
+  // What a step counts; and a metric that leads, as a reward, in the large chart: there the losses of training and
+  // validation are no one measure, and have charts of their own.
+  setWords({ lead, units }) {
+    if (units) this.small.find((chart) => chart.lines[0].name === "targets_per_second").setTitle(`${capital(units)} a second`)
+    if (!lead || lead === this.lead) return
+    this.lead = lead
+    const before = this.main
+    this.main = this.group.add({
+      title: capital(lead),
+      height: 300,
+      lines: [
+        { name: `metric:${lead}`, label: "each step", colour: "raw", width: 1 },
+        { name: "smooth", label: "smoothed", colour: "a", width: 2 },
+        { name: `valid:${lead}`, label: "validation", colour: "b", width: 1.5, points: 6 },
+      ],
+    })
+    this.main.isLog = before.isLog
+    before.element.replaceWith(this.main.element)
+    this.group.remove(before)
+    this.metrics[lead] = this.main
+    const losses = [
+      { title: "Validation loss", lines: [{ name: "validation", label: "", colour: "b", points: 6 }] },
+      { title: "Training loss", lines: [{ name: "loss", label: "", colour: "a" }] },
+    ].map((options) => this.group.add({ height: 130, show: loss, axis: figure, ...options }))
+    this.metricGrid.prepend(...losses.map((chart) => chart.element))
   }
 
   async fetchDetail([first, last]) {
@@ -161,6 +190,7 @@ class Live {
     if (changed.evaluations) this.evaluations = changed.evaluations
     if (before && changed.evaluations && Object.keys(this.metrics).length) this.fetchAll().catch(() => {})
     if (changed.started) this.limit = changed.started.memory_limit_bytes
+    if (changed.lead !== undefined || changed.units) this.setWords(this.status)
     if (changed.machine) put(this.machineSaid, machineWords(changed.machine))
     this.head.show(this.status)
     this.side.show(this.status, changed)
@@ -209,7 +239,7 @@ class Live {
         ? members.map((name, index) => ({ name: `metric:${name}`, label: label(name), colour: "abc"[index] }))
         : [{ name: `metric:${members[0]}`, label: "training", colour: "a" },
            { name: `valid:${members[0]}`, label: "validation", colour: "b", width: 1.5, points: 6 }]
-      const chart = this.group.add({ height: 130, title: group[0].toUpperCase() + group.slice(1), lines })
+      const chart = this.group.add({ height: 130, title: capital(group.replaceAll("_", " ")), lines })
       this.metrics[group] = chart
       this.metricGrid.append(chart.element)
     }
@@ -268,7 +298,8 @@ class Head {
     this.done = h("span", { class: "done" })
     this.eta = h("span", { class: "eta" })
     this.numbers = {}
-    const cell = (key, label) => h("div", {}, h("dt", {}, label), (this.numbers[key] = h("dd", {}, "\u2013")))
+    this.labels = {}
+    const cell = (key, label) => h("div", {}, (this.labels[key] = h("dt", {}, label)), (this.numbers[key] = h("dd", {}, "\u2013")))
     this.save = h("button", { type: "button", disabled: true, onclick: () => this.askSave() }, "Checkpoint now")
     this.stop = h("button", { type: "button", disabled: true, onclick: () => this.askStop() }, "Stop safely")
     this.element = h("section", { class: "head", "aria-label": "State of the run" },
@@ -306,7 +337,12 @@ class Head {
       took: status.first_time ? seconds(status.last_time - status.first_time) : "\u2013",
     }
     for (const [key, text] of Object.entries(numbers)) put(this.numbers[key], text)
-    this.numbers.loss.dataset.trend = status.trend ?? ""
+    const { lead, units, trend } = status
+    put(this.labels.loss, `${lead || "loss"}, smoothed`)
+    put(this.labels.validation, lead ? "validation loss" : "validation")
+    put(this.labels.best, lead ? "best loss" : "best")
+    if (units) put(this.labels.speed, `${units}/s`)
+    this.numbers.loss.dataset.trend = trend === (lead ? "rising" : "falling") ? "good" : trend === (lead ? "falling" : "rising") ? "bad" : ""
   }
 
   showEnding(status) {

@@ -18,7 +18,7 @@ from mlx_finetune.hardware.blas import single_threaded
 from mlx_finetune.hardware.planning.answering import CPU_AT_ONCE, GPU_AT_ONCE
 from mlx_finetune.model.answers.batches import BatchDecoder, Request, check_batchable
 from mlx_finetune.model.answers.sampling import Sampling
-from mlx_finetune.recipe.grpo import SCORERS, GrpoRecipe
+from mlx_finetune.recipe.grpo import GrpoRecipe, scorers_in
 from mlx_finetune.scoring.json_schema import Validator, read_schema
 from mlx_finetune.scoring.rewards import Rewards
 from mlx_finetune.train.objective import Score
@@ -53,7 +53,8 @@ class Policy:
         weights = settings.reward_weights or (1.0,) * len(settings.rewards)
         self.settings = settings
         pairs = list(zip(settings.rewards, weights, strict=True))
-        self._scored = [(name, weight) for name, weight in pairs if name.partition(":")[0] in SCORERS]
+        named = scorers_in(settings.rewards)
+        self._scored = [pair for pair in pairs if pair[0] in named]
         self._score = score
         rules = [pair for pair in pairs if pair not in self._scored]
         #: What rules say.

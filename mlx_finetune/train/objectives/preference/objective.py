@@ -16,6 +16,7 @@ from mlx_finetune.recipe.preference import PreferenceRecipe, needs_reference, pr
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective, StepValue, nothing_around
+from mlx_finetune.train.objectives.classify import count_rows
 from mlx_finetune.train.objectives.next_token import read_as
 from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses
 from mlx_finetune.train.objectives.preference.sequences import Sequences, first_answers
@@ -99,7 +100,7 @@ def _log_probs(task: str, sequences: Sequences) -> Objective:
         read_as(task),
         arrays,
         loss,
-        count=_count_rows,
+        count=count_rows,
         unpackable=_UNPACKABLE,
         is_per_position=False,
         unfold=sequences.unfold,
@@ -178,7 +179,3 @@ def _present_kto(means: Mapping[str, float]) -> Mapping[str, float]:
     if len(shown) == 4:
         shown["margin"] = shown["rewards/good"] - shown["rewards/bad"]
     return shown
-
-
-def _count_rows(batch: Batch) -> int:
-    return len(batch.rows)

@@ -1,6 +1,5 @@
 """The files that an evaluation keeps in a run folder, moved out of the way of one that is defined otherwise."""
 
-import json
 from itertools import count
 from pathlib import Path
 
@@ -31,9 +30,6 @@ def set_aside(folder: Path, name: str) -> str | None:
 
 def _rename_inside(path: Path, name: str) -> None:
     """The report goes by the name in the file; a file that is none of ours is left as it is."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return
-    if isinstance(value, dict) and "name" in value:
+    value = durable.read_object_if_any(path)
+    if "name" in value:
         durable.write_json(path, {**value, "name": name})

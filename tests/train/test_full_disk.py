@@ -37,7 +37,8 @@ def test_a_full_disk_costs_no_checkpoint_and_is_one_sentence(told: list[dict[str
     assert "of disk for its checkpoints" in str(refused["said"])
     for one in (no_checkpoint, no_byte):
         assert one["code"] == 1, one
-        error, hint = one["said"]  # pyright: ignore[reportGeneralTypeIssues]
+        *before, error, hint = one["said"]  # pyright: ignore[reportGeneralTypeIssues]
+        assert all(line.startswith("hint: try again with: mlxft report ") for line in before), one
         assert "is full" in error, one
         assert "--resume" in hint
         assert one["whole"] == one["all"], "a checkpoint was damaged"

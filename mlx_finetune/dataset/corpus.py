@@ -21,6 +21,7 @@ from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.columnar import table_files
 from mlx_finetune.dataset.sources.locate import Located, locate
+from mlx_finetune.dataset.sources.opening import FileProblem, refuse_special
 from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
@@ -253,7 +254,7 @@ def _leaks(keys: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[Examp
 def hash_files(files: Sequence[DataFile]) -> str:
     """SHA-256 over the bytes of every file, in order; of a split of a Hugging Face data set, over its Arrow files.
 
-    Of a file of corrections the bytes that count are hashed.
+    Of a file of corrections the bytes that count are hashed. Raises ``DataError`` where a file is not there.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -261,6 +262,10 @@ def hash_files(files: Sequence[DataFile]) -> str:
             digest.update(first_bytes(file))
             continue
         for path in table_files(file) if file.table else [file.path]:
+            try:
+                refuse_special(path)
+            except FileProblem as problem:
+                raise DataError(f"{path}: {problem.message}", problem.hint) from None
             with path.open("rb") as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)

@@ -30,7 +30,10 @@ _TITLES = {"classify": "right label", "verifier": "right verdict", "reward": "ch
 
 
 def class_names(head: HeadSpec, recipe: EvalRecipe) -> tuple[str, ...]:
-    """What each class is called in an evaluation: a label's word, or the label itself; of a verifier its verdicts."""
+    """What each class is called in an evaluation: a label's word, or the label itself; of a verifier its verdicts.
+
+    Words for labels that the run does not have are left alone: its recipe can no longer be changed.
+    """
     if head.task == "classify":
         return tuple(recipe.label_words.get(label, label) for label in head.labels)
     return _VERDICTS[head.task]
@@ -44,12 +47,6 @@ def check_scored(head: HeadSpec, recipe: EvalRecipe, *, has_tasks: bool) -> None
         raise UsageError(
             f"this run scores rows and writes no answers, so it is measured by labels, not by {recipe.tasks[0]}",
             "leave --tasks and [eval] tasks out",
-        )
-    unknown = [label for label in recipe.label_words if head.task == "classify" and label not in head.labels]
-    if unknown:
-        raise UsageError(
-            f"[eval] label_words names {unknown[0]!r}, which is no label of this run",
-            f"its labels are {', '.join(head.labels[:12])}",
         )
     names = class_names(head, recipe)
     if len(set(names)) < len(names):

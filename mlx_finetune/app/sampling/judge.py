@@ -23,7 +23,7 @@ from mlx_finetune.app.sampling.best_of import BestOf, compare, csv_text, to_json
 from mlx_finetune.app.sampling.folder import LINES, Sample, SampledProblem, read_problems, read_settings
 from mlx_finetune.dataset.scored import AnswerRows
 from mlx_finetune.dataset.turns import read_turns
-from mlx_finetune.errors import DataError, UsageError
+from mlx_finetune.errors import DataError, RunError, UsageError
 from mlx_finetune.model.heads.token_scores import ScoringModel
 
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
@@ -48,7 +48,8 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
     """Score every drawn answer in the folder ``samples``, compare the ways to pick one, and keep the result.
 
     It is kept in the verifier's run folder, or in ``out``. ``step`` is told (done, all). Raises ``UsageError`` where
-    the subject gives no single score, ``RunError`` where the folder holds no samples.
+    the subject gives no single score, ``RunError`` where the folder holds no samples,
+    or not all of them.
     """
     head = subject.opened.head
     if head is None or head.num_outputs != 1:
@@ -57,6 +58,11 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
             'name a run of task = "verifier" or "reward"; mlxft sample has compared the other ways already',
         )
     settings, problems = read_settings(samples), read_problems(samples)
+    if settings.get("num_problems", len(problems)) != len(problems):
+        raise RunError(
+            f"{samples} is not drawn to its end: {len(problems)} of {settings['num_problems']} problems are there",
+            "the command that began it goes on: mlxft sample ... --out " + str(samples),
+        )
     scores = score(subject, problems, step)
     found = compare(problems, scores, seed=subject.seed)
     facts = _facts(subject, samples, settings)

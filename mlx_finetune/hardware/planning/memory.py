@@ -135,19 +135,18 @@ def _held_gradients(accumulation: int) -> int:
 
 
 def update_bytes(shape: ModelShape, learned: Learned, *, num_parts: int, accumulation: int = 1) -> int:
-    """Beyond ``trainable_bytes``, the largest of three moments.
+    """Beyond ``trainable_bytes``, the larger of two moments.
 
-    Gradients of both halves, the sum in the place of one; in each half the gradient of a learned embedding through what
-    enters the first block; clipped gradients, new weights, and what MLX computes ahead of them: two arrays
+    Gradients of both halves, which are added in the place of one, and in each half the gradient of a learned embedding
+    through what enters the first block; clipped gradients, new weights, and what MLX computes ahead of them: two arrays
     of the size of embedding and head, or of 1.5 blocks' parameters. That last moment comes when the gradients held
     between microbatches are gone.
     """
-    summed = 2 * learned.total if num_parts > 1 else 0
     embedding = shape.vocab_size * shape.hidden_size if learned.outside else 0
     front = num_parts * (learned.total + embedding)
     held = _held_gradients(accumulation) * learned.total
     applied = 2 * learned.total + max(2 * learned.outside, 3 * learned.in_block // 2) - held
-    return 4 * max(summed, front, applied)
+    return 4 * max(front, applied)
 
 
 def adapter_file_bytes(num_parameters: int) -> int:

@@ -115,3 +115,13 @@ def test_a_model_without_a_verdict_is_refused(place: Path, tmp_path: Path):
 def test_a_folder_without_samples_is_refused(verifier: Subject, tmp_path: Path):
     with pytest.raises(RunError, match="holds no sampled answers"):
         judge(verifier, tmp_path, out=None, step=lambda *_: None)
+
+
+def test_a_sampling_that_was_interrupted_is_refused_with_how_to_go_on(verifier: Subject, tmp_path: Path):
+    samples = write_samples(tmp_path / "samples", num_problems=12)
+    settings = json.loads((samples / SETTINGS).read_text())
+    (samples / SETTINGS).write_text(json.dumps(settings | {"num_problems": 30}))
+    with pytest.raises(RunError, match="12 of 30 problems are there") as refused:
+        judge(verifier, samples, out=tmp_path / "out", step=lambda *_: None)
+    assert f"--out {samples}" in refused.value.hint
+    assert not (tmp_path / "out").exists()

@@ -8,11 +8,11 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from new_models import SMALL, TEXT, made
+from new_models import SMALL, TEXT, made, make_recipe
 
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.load import load_model
-from mlx_finetune.model.scratch.begin import about_tokenizer
+from mlx_finetune.model.scratch.begin import about_tokenizer, recipe_model
 from mlx_finetune.model.scratch.weights import num_parameters, random_weights
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.scratch import ScratchRecipe
@@ -159,3 +159,10 @@ def test_tokens_to_come_change_nothing_before_them(tmp_path: Path) -> None:
     before, after = model(first), model(second)
     assert mx.array_equal(before[:, :3], after[:, :3])
     assert not mx.allclose(before[:, 3:], after[:, 3:])
+
+
+def test_text_that_is_not_there_is_one_error_with_near_names(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, data={"path": str(tmp_path / "txt.txt")})
+    with pytest.raises(DataError, match="txt.txt: no such file") as refused:
+        recipe_model(recipe, base=tmp_path, report=lambda _: None)
+    assert "text.txt" in refused.value.hint

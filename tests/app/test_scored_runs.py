@@ -19,7 +19,11 @@ from mlx_finetune.monitor.report.evaluated import read_evaluations
 from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.rundir import RunDir
 
-WORDS = '[eval]\nlabel_words = {10 = "ten", 2 = "two", 7 = "of no row"}\nlabel_question = "{text} is {labels}?"\nshots = 2\n'
+WORDS = """[eval]
+label_words = {10 = "ten", 2 = "two", 7 = "of no row"}
+label_question = "{text} is {labels}?"
+shots = 2
+"""
 
 
 @pytest.fixture(scope="module")

@@ -163,6 +163,6 @@ def test_tokens_to_come_change_nothing_before_them(tmp_path: Path) -> None:
 
 def test_text_that_is_not_there_is_one_error_with_near_names(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, data={"path": str(tmp_path / "txt.txt")})
-    with pytest.raises(DataError, match="txt.txt: no such file") as refused:
+    with pytest.raises(DataError, match=r"txt\.txt: no such file") as refused:
         recipe_model(recipe, base=tmp_path, report=lambda _: None)
     assert "text.txt" in refused.value.hint

@@ -176,11 +176,15 @@ def num_shared(rows: Sequence[Scored]) -> int:
     if not rows:
         return 0
     limit = min(int(row.positions[0]) if len(row.positions) else len(row.ids) for row in rows) - 1
-    first = rows[0].ids[: max(limit, 0)]
-    for row in rows[1:]:
-        differs = np.flatnonzero(row.ids[: len(first)] != first)
-        first = first[: differs[0]] if len(differs) else first
-    return len(first)
+    return max(0, min(limit, num_equal([row.ids for row in rows])))
+
+
+def num_equal(rows: Sequence[Ids]) -> int:
+    """Tokens that all ``rows``, of which there is one at least, begin with."""
+    shortest = min(len(row) for row in rows)
+    stacked = np.stack([row[:shortest] for row in rows])
+    differs = np.flatnonzero((stacked != stacked[0]).any(axis=0))
+    return int(differs[0]) if len(differs) else shortest
 
 
 def window_of(model: nn.Module, context_length: int | None) -> int:

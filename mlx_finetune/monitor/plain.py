@@ -26,6 +26,7 @@ from mlx_finetune.units import counted, format_bytes, format_count, format_rate,
 
 STEP_LINES = 100
 ANSWER_WIDTH = 160
+_ARROWS = {"falling": "\u2198", "rising": "\u2197", "flat": "\u2192"}
 PHASE_SECONDS = 10.0
 
 
@@ -158,6 +159,15 @@ def started_lines(started: RunStarted) -> list[str]:
         f"({share:.1%})",
         f"{where or counted(started.total_steps, 'step')}, {started.steps_per_epoch:,} in an epoch; {rows}",
     ]
+
+
+def trend_words(summary: Summary) -> tuple[str, str]:
+    """Where what leads is going, with an arrow, and the colour of that; "" too early."""
+    trend = summary.trend()
+    if not trend:
+        return "", ""
+    colour = "dim" if trend == "flat" else "green" if trend == summary.good_trend else "yellow"
+    return f"{_ARROWS[trend]} {trend}", colour
 
 
 def step_line(summary: Summary) -> str:

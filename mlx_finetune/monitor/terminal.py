@@ -19,7 +19,7 @@ from mlx_finetune.events import (
     TimeJump,
 )
 from mlx_finetune.monitor.braille import draw_curve, thin
-from mlx_finetune.monitor.plain import amount_done, eta_text, lines_for, number
+from mlx_finetune.monitor.plain import amount_done, eta_text, lines_for, number, trend_words
 from mlx_finetune.monitor.region import Region
 from mlx_finetune.monitor.summary import Outcome, Summary
 from mlx_finetune.units import format_bytes, format_rate, format_seconds
@@ -29,8 +29,7 @@ CURVE_LINES = 5
 CURVE_WIDTH = 72
 BAR_WIDTH = 30
 _FULL, _PART, _LEFT = "\u2501", "\u2578", "\u2500"
-_FALLING, _RISING, _FLAT, _BEST = "\u2198", "\u2197", "\u2192", "\u2605"
-_ARROWS = {"falling": _FALLING, "rising": _RISING, "flat": _FLAT, "": ""}
+_BEST = "\u2605"
 
 
 class LiveView:
@@ -162,10 +161,8 @@ def _progress_line(summary: Summary, now: float, width: int) -> Text:
 
 
 def _loss_line(summary: Summary) -> Text:
-    trend = summary.trend()
-    colour = "dim" if trend == "flat" else "green" if trend == summary.good_trend else "yellow"
     shown = number(summary.smooth_lead, 4)
-    line = Text.assemble(f" {summary.lead_name} ", (shown, "bold"), " ", (f"{_ARROWS[trend]} {trend}".strip(), colour))
+    line = Text.assemble(f" {summary.lead_name} ", (shown, "bold"), " ", trend_words(summary))
     best = summary.best_evaluation
     if not summary.evaluations or best is None:
         return line

@@ -131,7 +131,7 @@ def make_plan(
     facts = _with_tokens(facts, tokens, run, is_here=mac is None)
     resolved = resolve_auto(recipe, facts)
     trainable = trainable_parameters(shape, recipe.lora)
-    disk = _plan_disk(resolved, facts, run, tokenizer_bytes)
+    disk = plan_run_disk(resolved.recipe, shape, lengths, resolved.total_steps, run, beside=tokenizer_bytes)
     plan = Plan(
         recipe=recipe,
         source=local.source if local else "",
@@ -151,12 +151,6 @@ def make_plan(
         fixes=(),
     )
     return _with_fixes(plan)
-
-
-def _plan_disk(resolved: Resolved, facts: Facts, run: Path, beside: int) -> DiskPlan:
-    """What the run needs on the disk; ``beside`` are the bytes of the tokenizer in each checkpoint."""
-    longest = int(facts.lengths.max(initial=0))
-    return plan_run_disk(resolved.recipe, facts.shape, resolved.total_steps, run, longest=longest, beside=beside)
 
 
 def _scorer_bytes(recipe: Recipe, base: Path, machine: Machine) -> int:

@@ -48,8 +48,7 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
     """Score every drawn answer in the folder ``samples``, compare the ways to pick one, and keep the result.
 
     It is kept in the verifier's run folder, or in ``out``. ``step`` is told (done, all). Raises ``UsageError`` where
-    the subject gives no single score, ``RunError`` where the folder holds no samples,
-    or not all of them.
+    the subject gives no single score, ``RunError`` where the folder holds no samples or not all of them.
     """
     head = subject.opened.head
     if head is None or head.num_outputs != 1:
@@ -58,9 +57,10 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
             'name a run of task = "verifier" or "reward"; mlxft sample has compared the other ways already',
         )
     settings, problems = read_settings(samples), read_problems(samples)
-    if settings.get("num_problems", len(problems)) != len(problems):
+    wanted = settings.get("num_problems")
+    if wanted != len(problems):
         raise RunError(
-            f"{samples} is not drawn to its end: {len(problems)} of {settings['num_problems']} problems are there",
+            f"{samples} is not drawn to its end: {len(problems)} of {settings.get('num_problems')} problems are there",
             "the command that began it goes on: mlxft sample ... --out " + str(samples),
         )
     scores = score(subject, problems, step)

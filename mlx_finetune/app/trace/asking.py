@@ -19,6 +19,7 @@ from mlx_finetune.model.answers.caches import plain_caches, repeated
 from mlx_finetune.model.answers.generate import cpu_forms
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.inside.states import caught_states
+from mlx_finetune.model.likelihoods import num_equal
 
 Floats = NDArray[np.float32]
 #: Probes whose hidden states are kept, and how many of their last tokens.
@@ -87,12 +88,10 @@ def ask(
 
 def _num_shared(probe: Probe) -> int:
     """Tokens that all rows of a probe begin with, one less than the shortest has at most; at least 1."""
-    shortest = min(len(row.ids) for row in probe.rows)
-    stacked = np.stack([row.ids[:shortest] for row in probe.rows])
     if len(probe.rows) == 1:  # nothing parts: where the first target is predicted from
         return max(1, int(np.flatnonzero(probe.rows[0].loss_mask[1:])[0]) + 1)
-    differs = np.flatnonzero((stacked != stacked[0]).any(axis=0))
-    return max(1, min(int(differs[0]) if len(differs) else shortest, shortest - 1))
+    rows = [row.ids for row in probe.rows]
+    return max(1, min(num_equal(rows), min(map(len, rows)) - 1))
 
 
 def _forward(split: SplitModel, ids: NDArray[np.int32], caches: list[Any] | None) -> mx.array:

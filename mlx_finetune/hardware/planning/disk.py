@@ -4,6 +4,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mlx_finetune.errors import DoesNotFitError
 from mlx_finetune.hardware.planning.answering import kept_answers_bytes
 from mlx_finetune.hardware.planning.memory import adapter_file_bytes, checkpoint_bytes, trainable_parameters
@@ -62,15 +65,15 @@ def plan_disk(
 
 
 def plan_run_disk(
-    recipe: Recipe, shape: ModelShape, total_steps: int, folder: Path, *, longest: int, beside: int
+    recipe: Recipe, shape: ModelShape, lengths: NDArray[np.integer], total_steps: int, folder: Path, *, beside: int
 ) -> DiskPlan:
     """``plan_disk`` for what the resolved ``recipe`` trains of a model of this ``shape``, with its optimizer.
 
-    ``longest`` are the tokens of the longest row, as it is planned.
+    ``lengths`` are the tokens of the rows, as they are planned; ``beside`` the bytes of the tokenizer.
     """
     moments = moment_bytes(shape, recipe.lora, recipe.training.optimizer)
     trainable = trainable_parameters(shape, recipe.lora)
-    answers = kept_answers_bytes(recipe, longest, shape.vocab_size)
+    answers = kept_answers_bytes(recipe, int(lengths.max(initial=0)), shape.vocab_size)
     return plan_disk(recipe, trainable, total_steps, folder, beside=beside, moments=moments, answers=answers)
 
 

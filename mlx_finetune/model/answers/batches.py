@@ -24,9 +24,9 @@ import numpy as np
 
 from mlx_finetune.dataset.template import Tokenizer
 from mlx_finetune.errors import MlxftError, ModelError
-from mlx_finetune.model.answers.caches import extend, keep, merged, taken
+from mlx_finetune.model.answers.caches import extend, keep, merged, plain_caches, taken
 from mlx_finetune.model.answers.generate import PREFILL_TOKENS, Answer, Piece, PromptCache, Request, cpu_forms
-from mlx_finetune.model.upstream import KVCache, make_prompt_cache
+from mlx_finetune.model.upstream import make_prompt_cache
 
 SHORT_PROMPT = 128  # tokens; two of 100 together take four fifths of the time of one by one, two of 40 half of it
 _LARGEST_PADDING = 1.5  # positions over tokens
@@ -83,7 +83,7 @@ class BatchDecoder:
         self._waiting: deque[_Row] = deque()
         self._rows: list[_Row] = []  # in the order of the rows in the caches
         self._layers: list[Any] = []
-        has_keys_only = all(type(cache) is KVCache for cache in make_prompt_cache(model))
+        has_keys_only = plain_caches(model) is not None
         self._can_pad = max_rows > 1 and has_keys_only
         self._beginning = list(beginning) if has_keys_only else []
         self._begun: PromptCache | None = None  # the beginning, once it has been read

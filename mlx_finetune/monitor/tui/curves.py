@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from mlx_finetune.monitor.objective_metrics import metric_points
-from mlx_finetune.monitor.plain import number
+from mlx_finetune.monitor.plain import number, trend_words
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.tui.blocks import Lines, beside, title
 from mlx_finetune.monitor.tui.chart import Curve, draw_chart
@@ -15,8 +15,6 @@ from mlx_finetune.units import format_rate
 SMOOTH, VALID = "cyan", "magenta"
 _MARK, _BEST = "\u25c6", "\u2605"
 _EACH, _LINE = "\u2801\u2802\u2804", "\u2809\u2812\u2824"
-_FALLING, _RISING, _FLAT = "\u2198", "\u2197", "\u2192"
-_ARROWS = {"falling": _FALLING, "rising": _RISING, "flat": _FLAT, "": ""}
 _MOST_METRICS = 8  # of an objective, beside its loss
 #: Shares of a run, counted from its end, that the curves may be cut to.
 ZOOMS: Sequence[tuple[float, str]] = ((1.0, "all steps"), (0.5, "last half"), (0.1, "last tenth"))
@@ -64,10 +62,9 @@ def loss_parts(summary: Summary) -> list[Text]:
     """Training loss, or what leads in its place, and its trend; validation loss and the best of it."""
     parts: list[Text] = []
     if summary.smooth_lead is not None:
-        word = summary.trend()
-        style = "dim" if word == "flat" else "green" if word == summary.good_trend else "yellow"
-        trend = f" {_ARROWS[word]} {word}".rstrip()
-        parts.append(Text.assemble(f"{summary.lead_name} ", (number(summary.smooth_lead, 4), "bold"), (trend, style)))
+        trend, style = trend_words(summary)
+        line = Text.assemble(f"{summary.lead_name} ", (number(summary.smooth_lead, 4), "bold"))
+        parts.append(line.append(f" {trend}", style) if trend else line)
     best = summary.best_evaluation
     if summary.evaluations:
         last = summary.evaluations[-1]

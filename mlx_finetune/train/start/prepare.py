@@ -227,8 +227,7 @@ def _plan_disk(
     """What the run needs on the disk, refused before anything large is loaded where that is not there."""
     recipe = resolved.recipe
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
-    longest = int(facts.lengths.max(initial=0))
-    disk = plan_run_disk(recipe, facts.shape, total_steps, recipe.run_folder, longest=longest, beside=beside)
+    disk = plan_run_disk(recipe, facts.shape, facts.lengths, total_steps, recipe.run_folder, beside=beside)
     if is_checked:
         check_room(disk, recipe.run_folder, num_existing=len(rundir.RunDir(recipe.run_folder).checkpoints()))
         check_states_room(resolved.kept, disk, recipe.run_folder)

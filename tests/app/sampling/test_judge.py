@@ -35,7 +35,7 @@ COLOURS = ("red", "blue", "green", "grey")  # red is right
 def write_samples(folder: Path, num_problems: int = 30) -> Path:
     """Four answers to each problem, the right one in turn at every place; the greedy one is wrong."""
     folder.mkdir(parents=True)
-    settings = {"format_version": FORMAT_VERSION, "name": "m", "rule": "exact", "k": 4}
+    settings = {"format_version": FORMAT_VERSION, "name": "m", "rule": "exact", "k": 4, "num_problems": num_problems}
     (folder / SETTINGS).write_text(json.dumps(settings))
     with (folder / LINES).open("w") as file:
         for number in range(num_problems):

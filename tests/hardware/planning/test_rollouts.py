@@ -123,7 +123,8 @@ def test_a_checkpoint_between_updates_holds_the_answers_of_a_drawing():
 def test_the_disk_of_a_run_has_room_for_them_in_every_checkpoint(tmp_path: Path):
     shape = guess_shape(135_000_000)
     once, often = (
-        plan_run_disk(resolved_recipe(updates=updates), shape, 10, tmp_path, longest=60, beside=0) for updates in (1, 3)
+        plan_run_disk(resolved_recipe(updates=updates), shape, np.array([60]), 10, tmp_path, beside=0)
+        for updates in (1, 3)
     )
     assert (once.answers, often.checkpoint) == (0, once.checkpoint)
     assert often.needed - once.needed == 5 * often.answers > 0  # keep_checkpoints + 2

@@ -8,7 +8,7 @@ from journal import STARTED, records, step
 
 from mlx_finetune.events import Evaluated, Event, RunFinished, RunStarted, StepDone, to_json
 from mlx_finetune.monitor.ending import finished_lines
-from mlx_finetune.monitor.plain import step_line
+from mlx_finetune.monitor.plain import step_line, trend_words
 from mlx_finetune.monitor.report.facts import read_facts
 from mlx_finetune.monitor.report.page import render
 from mlx_finetune.monitor.report.parts.curves import curves
@@ -55,6 +55,14 @@ def test_the_reward_leads_its_average_and_its_trend(summary: Summary) -> None:
     assert summary.trend() == summary.good_trend == "rising"
     assert 0.4 < (summary.smooth_lead or 0.0) < 0.7
     assert [point.loss for point in summary.losses[:2]] == [-0.001, -0.002]
+
+
+def test_a_rising_reward_and_a_falling_loss_are_green(summary: Summary) -> None:
+    assert trend_words(summary) == ("\u2197 rising", "green")
+    falling, rising = ([step(number, 2.0 + sign * number / 9) for number in range(1, 18)] for sign in (-1, 1))
+    assert trend_words(summarise(records(STARTED, *falling))) == ("\u2198 falling", "green")
+    assert trend_words(summarise(records(STARTED, *rising))) == ("\u2197 rising", "yellow")
+    assert trend_words(summarise(records(STARTED, step(1, 2.0)))) == ("", "")
 
 
 def test_a_run_that_is_taken_up_again_forgets_later_rewards(summary: Summary) -> None:

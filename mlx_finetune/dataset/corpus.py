@@ -265,7 +265,7 @@ def hash_files(files: Sequence[DataFile]) -> str:
             try:
                 refuse_special(path)
             except FileProblem as problem:
-                raise DataError(f"{path}: {problem.message}", problem.hint) from None
+                raise DataError(f"{path}: {problem.message}", problem.hint or "name another file in [data]") from None
             with path.open("rb") as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)

@@ -20,6 +20,12 @@ from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.prepare import Prepared, prepare
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts and peaks need no four seconds of steps, which make times steady."""
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0.2)
+
+
 @pytest.fixture
 def prepared(tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Prepared:
     monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))

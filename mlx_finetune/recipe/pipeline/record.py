@@ -25,7 +25,8 @@ class StageRecord:
     """One stage. ``what`` is its recipe's file or its command; ``seconds`` is the time at work over all starts.
 
     ``result_sha256`` is of the files that others start from; ``started`` is when it last began, ``ended`` when it last
-    left off (seconds since 1970). ``was_skipped``: the last start of the pipeline found it done.
+    left off (seconds since 1970). ``taken`` is the same hash of each earlier result that it was made from, by stage.
+    ``was_skipped``: the last start of the pipeline found it done.
     """
 
     name: str
@@ -35,11 +36,17 @@ class StageRecord:
     status: Status = "waiting"
     fingerprint: Mapping[str, str] = field(default_factory=dict[str, str])
     result_sha256: str = ""
+    taken: Mapping[str, str] = field(default_factory=dict[str, str])
     seconds: float = 0.0
     started: float | None = None
     ended: float | None = None
     message: str = ""
     was_skipped: bool = False
+
+    def made_from(self, name: str) -> str:
+        """Hash of the result of the stage ``name`` that this one was made from; "" where that is not known."""
+        older = self.fingerprint.get("start", "") if self.needs[:1] == (name,) else ""
+        return self.taken.get(name) or self.fingerprint.get(f"result of {name}") or older
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,8 @@ class EvaluationRecord:
 class PipelineRecord:
     """A whole pipeline. ``file``, ``started_in`` and ``overrides`` are what it takes to go on with it.
 
-    ``former`` are stages that were taken out of the file, ``former_evaluations`` likewise.
+    ``former`` are stages that were taken out of the file, ``former_evaluations`` likewise. ``options`` are those of the
+    last start while that has not come to its end, and ``redone`` the stages that it has made so far.
     """
 
     created: str
@@ -69,6 +77,8 @@ class PipelineRecord:
     evaluations: tuple[EvaluationRecord, ...] = ()
     former: tuple[StageRecord, ...] = ()
     former_evaluations: tuple[EvaluationRecord, ...] = ()
+    options: tuple[str, ...] = ()
+    redone: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     @property
@@ -83,6 +93,28 @@ class PipelineRecord:
     def evaluation(self, stage: str, name: str) -> EvaluationRecord | None:
         """The record of an evaluation; None where there was none yet."""
         return next((one for one in self.evaluations if (one.stage, one.name) == (stage, name)), None)
+
+    def outdated(self) -> Mapping[str, str]:
+        """Stage -> the earlier one whose result has been made anew, or is gone, since it was made from that."""
+        found: dict[str, str] = {}
+        for one in self.stages:
+            for name in one.needs if one.fingerprint else ():
+                before, then = self.stage(name), one.made_from(name)
+                if then and before is not None and before.result_sha256 != then:
+                    found.setdefault(one.name, name)
+                elif name in found:
+                    found.setdefault(one.name, found[name])
+        return found
+
+    def is_measured(self, one: EvaluationRecord) -> bool:
+        """True where the figures of an evaluation are of the result that its stage has now."""
+        stage = self.stage(one.stage)
+        now = stage.result_sha256 if stage is not None else ""
+        return one.status == "finished" and one.fingerprint.get("result", now) == now
+
+    def redone_by(self, options: Sequence[str], overrides: Sequence[str]) -> Sequence[str]:
+        """Stages that this start has made already before it was interrupted; none of another start."""
+        return self.redone if (self.options, self.overrides) == (tuple(options), tuple(overrides)) else ()
 
     def with_stage(self, changed: StageRecord) -> "PipelineRecord":
         """The same with another record of that stage."""

@@ -184,7 +184,7 @@ def _ended(deciding: "Deciding", outcome: "Outcome", pipeline: "LoadedPipeline",
         for line in _end_lines(deciding, outcome):
             _say(line)
         return outcome.exit_code
-    _say(f"next: {_next(pipeline)}")
+    _say(f"next: {_next(pipeline, outcome.record)}")
     return 0
 
 
@@ -203,12 +203,15 @@ def _go_on(deciding: "Deciding") -> str:
     return deciding.pipeline.command(*deciding.selection.options)
 
 
-def _next(pipeline: "LoadedPipeline") -> str:
-    """What to type after everything: talk with the last model that talks."""
+def _next(pipeline: "LoadedPipeline", record: "PipelineRecord") -> str:
+    """What to type after everything: talk with the last model that talks and is of what is there now."""
     from mlx_finetune.recipe.asking import has_conversation, talk_command
 
+    finished = {one.name for one in record.stages if one.status == "finished"} - record.outdated().keys()
     talking = [
-        stage for stage in pipeline.stages if stage.loaded is not None and has_conversation(stage.loaded.recipe.task)
+        stage
+        for stage in pipeline.stages
+        if stage.loaded is not None and has_conversation(stage.loaded.recipe.task) and stage.name in finished
     ]
     if not talking:
         return pipeline.command("--status")

@@ -5,6 +5,8 @@ one is not done again. Written whole after every change; read by the report and 
 """
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -148,27 +150,65 @@ def differences(old: Mapping[str, str], new: Mapping[str, str], defaults: Mappin
     """What differs between two fingerprints, a phrase each.
 
     For a key that one of them does not have ``defaults`` count: a version that knew more, or fewer, keys wrote it.
+    Single files only say which of them it was.
     """
     found: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         default = defaults.get(key, _NOTHING)
         before, after = old.get(key, default), new.get(key, default)
-        if before == after:
-            continue
-        found.append(_WORDS.get(key) or (f"{key}: was {_short(before)}, is now {_short(after)}"))
+        if before != after and not key.startswith(FILE):
+            found.append(_phrase(key, before, after, _changed_files(old, new)))
     return found
 
 
+#: Begins the key of a single file, which counts among those of its kind.
+FILE = "file "
 _NOTHING = "null"
-_WORDS: Mapping[str, str] = {
+_RESULT = "result of "
+_FILES: Mapping[str, str] = {
     "data files": "the data files have changed",
-    "start": "what it starts from is another",
-    "model files": "the files of the model have changed",
     "template files": "the template has changed",
-    "order": "this version orders rows in another way",
-    "result": "what is measured is another",
     "files": "the files that its command names have changed",
 }
+_WORDS: Mapping[str, str] = {
+    "start": "what it starts from is another",
+    "model files": "the files of the model have changed",
+    "order": "this version orders rows in another way",
+    "result": "what is measured is another",
+}
+
+
+def _phrase(key: str, before: str, after: str, files: Sequence[str]) -> str:
+    if key in _FILES:
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        return f"{_FILES[key]}{': ' if files else ''}{', '.join(files[:3])}{more}"
+    if key.startswith(_RESULT):
+        return f"the {key} is another"
+    if key == "command":
+        before, after = _without_common(_words(before), _words(after))
+    return _WORDS.get(key) or f"{key}: was {_short(before)}, is now {_short(after)}"
+
+
+def _changed_files(old: Mapping[str, str], new: Mapping[str, str]) -> Sequence[str]:
+    """Names of files, where both fingerprints have some."""
+    before, after = ({key for key in one if key.startswith(FILE)} for one in (old, new))
+    if not before or not after:
+        return []
+    return [key.removeprefix(FILE) for key in sorted(before | after) if old.get(key) != new.get(key)]
+
+
+def _words(command: str) -> Sequence[str]:
+    """Those of a command in a fingerprint, where each is in quotes."""
+    return [json.loads(word) for word in re.findall(r'"(?:[^"\\]|\\.)*"', command)]
+
+
+def _without_common(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
+    """The words between the first and the last that two commands do not share, and the one before: its option."""
+    length = min(len(old), len(new))
+    start = next((at for at in range(length) if old[at] != new[at]), length)
+    end = next((at for at in range(length - start) if old[-1 - at] != new[-1 - at]), length - start)
+    start = max(start - 1, 0)
+    return shlex.join(old[start : len(old) - end]), shlex.join(new[start : len(new) - end])
 
 
 def _short(value: str) -> str:

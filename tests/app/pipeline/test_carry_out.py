@@ -135,13 +135,13 @@ def test_another_folder_begins_anew_and_leaves_the_first_as_it_is(done: Pretend)
 @pytest.mark.parametrize(
     ("change", "names", "reason"),
     [
-        (lambda: Path("rows.jsonl").write_text('{"text": "b"}\n'), "full", "the data files have changed"),
+        (lambda: Path("rows.jsonl").write_text('{"text": "b"}\n'), "full", "the data files have changed: rows.jsonl"),
         (lambda: Path("full.toml").write_text(BODY + "[training]\nepochs = 2\n"), "full", "training.epochs: was "),
-        (lambda: Path("problems.jsonl").write_text("other"), "draw", "the files that its command names have changed"),
+        (lambda: Path("problems.jsonl").write_text("other"), "draw", "command names have changed: problems.jsonl"),
         (
             lambda: Path("p.toml").write_text(PIPELINE.replace("{folder}/made", "-k 2 --out {folder}/made")),
             "draw",
-            "-k",
+            "command: was --out, is now --out -k 2 --out",
         ),
     ],
 )
@@ -157,6 +157,14 @@ def test_a_changed_stage_is_not_replaced_unasked(done: Pretend, change, names: s
         "to replace it: mlxft pipeline p.toml --force; to keep it: mlxft pipeline p.toml --set "
         "output_dir=adapters/p-2; or undo the change"
     )
+
+
+def test_what_has_changed_is_named_without_hashes(done: Pretend) -> None:
+    done.weights["lora"] = "other weights"
+    run(done, selection=Selection(only="lora", is_forced=True))
+    with pytest.raises(RunError) as caught:
+        run(done)
+    assert "draw (the result of lora is another)" in caught.value.message
 
 
 def test_force_replaces_what_changed_and_what_follows_from_it(done: Pretend) -> None:

@@ -59,12 +59,12 @@ def command(
 
     if dry_run and status:
         raise UsageError("--dry-run and --status do not go together", "give one of them")
-    from mlx_finetune.recipe.pipeline.files import check_files
+    from mlx_finetune.commands.pipeline_check import check_pipeline
 
     pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd())
     if status:
         return _status(pipeline, as_json=as_json)
-    check_files(pipeline, Path.cwd())
+    check_pipeline(pipeline, Path.cwd())
     deciding = _deciding(pipeline, Selection(first, only, force))
     if dry_run:
         return _dry_run(deciding, measures=not no_measure, as_json=as_json)
@@ -130,19 +130,14 @@ def _train(stage: "Stage", is_resumed: bool) -> "Ended":
     from mlx_finetune.app.running.launch import TrainRequest
     from mlx_finetune.app.trackers.watching import tracked
     from mlx_finetune.commands.closing import ended_lines
-    from mlx_finetune.commands.named import check_named
     from mlx_finetune.commands.report import try_report
     from mlx_finetune.commands.train import choose_view
     from mlx_finetune.journal import read_events
     from mlx_finetune.monitor.summary import Summary
-    from mlx_finetune.recipe.paths import check_paths
     from mlx_finetune.rundir import EVENTS, RunDir
 
     loaded = stage.loaded
     assert loaded is not None
-    check_paths(loaded, Path.cwd())
-    if not is_resumed:
-        check_named(loaded, Path.cwd())
     request = TrainRequest(loaded.path, loaded.overrides, is_resumed)
     run, summary = RunDir(loaded.recipe.run_folder), Summary()
     for record in read_events(run.file(EVENTS)) if is_resumed else ():

@@ -27,7 +27,7 @@ from mlx_finetune.monitor.report.chart import bar
 from mlx_finetune.monitor.report.evaluated import Figure
 from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, section, table, tag
 from mlx_finetune.monitor.report.page import document
-from mlx_finetune.monitor.report.write import free_place, is_ours, sealed
+from mlx_finetune.monitor.report.write import checked_place, free_place, is_ours, sealed
 from mlx_finetune.rundir import PIPELINE_REPORT, REPORT, RunDir
 from mlx_finetune.units import counted, format_count, format_seconds
 
@@ -39,14 +39,24 @@ _HOW_TO_READ = (
 )
 
 
-def write_reports(facts: PipelineFacts) -> tuple[Path, Path | None]:
-    """report.html (report-2.html beside an edited one) and report.md, None where somebody has edited that.
+def write_page(facts: PipelineFacts, out: Path | None = None) -> Path:
+    """Make the page and say where it is: ``out``, else report.html, or report-2.html beside an edited one.
 
-    Raises ``OSError`` for what the disk refuses.
+    Raises ``RunError`` where ``out`` holds something else, ``OSError`` for what the disk refuses.
     """
-    owner = hashlib.sha256(f"{facts.record.created} {facts.record.file}".encode()).hexdigest()[:16]
-    page = free_place(RunDir(facts.folder), owner)
+    owner = _owner(facts)
+    page = free_place(RunDir(facts.folder), owner) if out is None else checked_place(out, owner)
     durable.replace_file(page, [sealed(render(facts), owner)])
+    return page
+
+
+def _owner(facts: PipelineFacts) -> str:
+    return hashlib.sha256(f"{facts.record.created} {facts.record.file}".encode()).hexdigest()[:16]
+
+
+def write_reports(facts: PipelineFacts) -> tuple[Path, Path | None]:
+    """The page, and report.md, None where somebody has edited that. Raises ``OSError`` for what the disk refuses."""
+    page, owner = write_page(facts), _owner(facts)
     text = facts.folder / PIPELINE_REPORT
     if text.exists() and not is_ours(text, owner):
         return page, None

@@ -108,7 +108,8 @@ class Deciding:
                 continue
             steps.append(step)
             kept = record.stage(stage.name) if record is not None else None
-            if kept is not None and kept.status == "finished" and step.action in ("skip", "leave"):
+            is_there = step.action == "skip" or (step.action == "leave" and stage.result.is_dir())
+            if kept is not None and kept.status == "finished" and is_there:
                 results[stage.name] = kept.result_sha256
         problems += self._missing_rows(chosen)
         if problems:
@@ -162,14 +163,14 @@ class Deciding:
                 yield Problem(f"evaluation {one.name}", f"there is no file {path}", "check `data` in [[evaluations]]")
 
     def _refuse_gaps(self, steps: Sequence[Step], results: Mapping[str, str]) -> None:
-        """A stage that was left out must have finished where another one takes its result."""
+        """A stage that was left out must have a result where another one takes it."""
         missing: dict[str, Sequence[str]] = {}  # stage left out -> what has to run for it, in order
         for step in steps:
             needs = [name for name in step.stage.needs if name in missing]
             if step.action != "leave" and needs:
                 first = [self.pipeline.command("--only", name) for name in missing[needs[0]]]
                 raise RunError(
-                    f"{step.stage.name} takes the result of {needs[0]}, which has not finished",
+                    f"{step.stage.name} takes the result of {needs[0]}, which is not there",
                     f"run that first: {' && '.join(first)}",
                 )
             if step.action == "leave" and step.stage.name not in results:

@@ -159,7 +159,8 @@ def _stage_row(stage: StageFacts) -> Sequence[str]:
         size = format_bytes(run.run.num_bytes)
         if summary.started is not None:
             what = f"{summary.started.task}, {format_count(summary.started.trainable_parameters)} trained"
-    status = f"{stage.status}{' (skipped)' if record.was_skipped else ''}{stage.mark}"
+    is_skipped = record.was_skipped and stage.status == "finished"
+    status = f"{stage.status}{' (skipped)' if is_skipped else ''}{stage.mark}"
     return (record.name, what, status, steps, losses, format_seconds(record.seconds) if record.seconds else "", size)
 
 

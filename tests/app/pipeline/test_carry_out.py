@@ -383,7 +383,7 @@ def test_a_stage_that_has_saved_nothing_is_changed_without_leave() -> None:
 def test_a_stage_needs_the_results_of_what_is_left_out() -> None:
     with pytest.raises(RunError) as caught:
         run(Pretend(), selection=Selection(only="lora"))
-    assert caught.value.message == "lora takes the result of full, which has not finished"
+    assert caught.value.message == "lora takes the result of full, which is not there"
     assert caught.value.hint == "run that first: mlxft pipeline p.toml --only full"
     with pytest.raises(RunError) as caught:
         run(Pretend(), selection=Selection(only="draw"))
@@ -392,6 +392,15 @@ def test_a_stage_needs_the_results_of_what_is_left_out() -> None:
     )
     with pytest.raises(UsageError, match="--from nope: there is no such stage"):
         run(Pretend(), selection=Selection(first="nope"))
+
+
+def test_a_stage_whose_folder_was_removed_is_missed_before_anything_is_replaced(done: Pretend) -> None:
+    remove_tree(Path("adapters/p/full"))
+    with pytest.raises(RunError) as caught:
+        run(done, selection=Selection(only="lora", is_forced=True))
+    assert caught.value.message == "lora takes the result of full, which is not there"
+    assert (Path("adapters/p/lora") / NAMES[1]).is_file()
+    assert read_pipeline(Path("adapters/p")).stages[0].status == "removed"
 
 
 def test_a_stage_left_out_is_taken_as_it_is_even_where_it_changed(done: Pretend) -> None:

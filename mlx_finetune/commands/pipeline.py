@@ -188,7 +188,7 @@ def _end_lines(deciding: "Deciding", outcome: "Outcome") -> Sequence[str]:
     is_stopped = outcome.exit_code in (130, 143, 129)
     first = f"stopped in {outcome.where}; everything up to there is saved"
     if not is_stopped:
-        first = f"error: {outcome.where} has failed: {outcome.message}"
+        first = f"error: {outcome.where}{' has failed' if outcome.goes_on else ''}: {outcome.message}"
     hint = [f"hint: {outcome.hint}"] if outcome.hint and not is_stopped else []
     return [first, *hint, *([f"to go on: {_go_on(deciding)}"] if outcome.goes_on else [])]
 

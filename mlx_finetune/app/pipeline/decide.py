@@ -198,13 +198,19 @@ def refuse_replacing(steps: Sequence[Step], deciding: Deciding, record: Pipeline
     after = f", and what follows from it may be too ({', '.join(later)})" if later else ""
     to = "make them again from there on" if selection.first is not None else "replace it"
     undone = "undo the change"
-    if record is not None and record.overrides != pipeline.overrides:
+    if record is not None and _is_given(lost, record.overrides, pipeline.overrides):
         undone = f"start it as before: {replace(pipeline, overrides=record.overrides).command(*selection.options)}"
     raise ReplacingError(
         f"what {pipeline.folder} holds would be replaced: {words}{after}",
         f"to {to}: {pipeline.command(*selection.allowing(lost[0].stage.name))}; to keep it: {_elsewhere(pipeline)}; "
         f"or {undone}",
     )
+
+
+def _is_given(lost: Sequence[Step], then: Sequence[str], now: Sequence[str]) -> bool:
+    """True where overrides, given then or now and not both times, are all that has changed."""
+    keys = {one.partition("=")[0].strip() for one in set(then) ^ set(now)}
+    return all(f"{step.stage.name}.{reason.partition(': ')[0]}" in keys for step in lost for reason in step.reasons)
 
 
 def refuse_foreign(stage: Stage, pipeline: LoadedPipeline) -> None:

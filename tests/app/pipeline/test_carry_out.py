@@ -349,6 +349,9 @@ def test_a_command_that_was_begun_otherwise_is_named_where_that_is_what_changed(
     run(pretend, "full.training.max_steps=3")
     with pytest.raises(RunError, match=r"or start it as before: mlxft pipeline p\.toml --set full"):
         raise _refusal(pretend, Selection())
+    Path("rows.jsonl").write_text('{"text": "b"}\n')
+    with pytest.raises(RunError, match=r"or undo the change$"):  # that command would be refused too
+        raise _refusal(pretend, Selection())
 
 
 def _refusal(pretend: Pretend, selection: Selection) -> RunError:

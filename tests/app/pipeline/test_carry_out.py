@@ -334,6 +334,13 @@ def test_what_was_made_from_an_earlier_result_is_known_until_it_is_made_anew(don
     assert read_pipeline(Path("adapters/p")).record.outdated() == {}  # the same weights came out
 
 
+def test_a_stage_that_took_nothing_of_what_changed_is_of_what_is_there_once_that_was_looked_at(done: Pretend) -> None:
+    Path("adapters/p/draw/made/notes.txt").write_text("beside the rows")
+    outcome = run(done)
+    assert done.done == []
+    assert outcome.record.outdated() == {}
+
+
 def test_what_would_be_replaced_is_allowed_for_what_was_asked_for_alone(done: Pretend) -> None:
     Path("lora.toml").write_text(BODY + "[lora]\nrank = 8\n")
     with pytest.raises(RunError, match=r"to replace it: mlxft pipeline p\.toml --only lora --force; "):

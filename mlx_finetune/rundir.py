@@ -12,7 +12,7 @@ import shlex
 import signal
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -215,10 +215,31 @@ def find_run(name: str, *, base: Path) -> RunDir:
             return run
         if run.file(MANIFEST).is_file() and (of := RunDir(candidate.resolve().parent)).is_run():
             raise RunError(f"{name} is a checkpoint, not a run", f"name its run: {of.path}")
+    refuse_pipeline(name, base=base)
     others = [run for run in list_all_runs(base / "adapters") if lock_holder(run.file(LOCK)) != os.getpid()]
     none = "there is no run under adapters/ here; mlxft train RECIPE starts one"
     hint = f"runs here: {', '.join(run.label for run in others)}" if others else none
     raise RunError(f"{name!r} is not a run folder and no run under adapters/ has that name", hint)
+
+
+def find_pipeline(name: str, *, base: Path) -> Path | None:
+    """The folder of the pipeline of that path, or of that name under ``adapters/`` of ``base``; None where none is."""
+    candidates = (Path(name).expanduser(), base / name, base / "adapters" / name)
+    return next((path for path in candidates if (path / PIPELINE).is_file()), None)
+
+
+def refuse_pipeline(name: str, *, base: Path, among: Callable[[RunDir], bool] = lambda run: True) -> None:
+    """Raises ``RunError`` where ``name`` is a pipeline: with its stages ``among`` which one is to be named."""
+    folder = find_pipeline(name, base=base)
+    if folder is None:
+        return
+    runs = [run for run in list_runs(folder) if among(run)]
+    at_work = [run for run in runs if running_process(run) is not None]
+    is_short = folder.parent.resolve() == (base / "adapters").resolve()
+    names = ", ".join(run.label if is_short else str(run.path) for run in at_work or runs)
+    which = f"name the stage at work: {names}" if at_work else f"name one of its stages: {names}"
+    hint = f"{which}; " if runs else ""
+    raise RunError(f"{name} is a pipeline, not a run", f"{hint}about all of it: mlxft report {shlex.quote(name)}")
 
 
 def list_runs(folder: Path) -> Sequence[RunDir]:

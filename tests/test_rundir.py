@@ -13,11 +13,14 @@ from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import (
     EVENTS,
     LOCK,
+    PIPELINE,
+    RUN_INFO,
     SUPERVISOR,
     RunDir,
     busy,
     find_run,
     lock_holder,
+    refuse_pipeline,
     running_process,
     take_lock,
 )
@@ -105,3 +108,27 @@ def test_a_run_that_this_process_is_about_to_begin_is_none_that_could_be_named(t
     finally:
         os.close(lock)
     assert caught.value.hint == "runs here: old"
+
+
+def test_the_name_of_a_pipeline_is_told_its_stages_and_the_one_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("sft", "verifier"):
+        (tmp_path / "adapters" / "mine" / name).mkdir(parents=True)
+        (tmp_path / "adapters" / "mine" / name / RUN_INFO).write_text("{}")
+    (tmp_path / "adapters" / "mine" / PIPELINE).write_text("{}")
+    for name, stages in (("mine", "mine/sft, mine/verifier"), ("adapters/mine", "mine/sft, mine/verifier")):
+        with pytest.raises(RunError, match=f"^{name} is a pipeline, not a run$") as caught:
+            find_run(name, base=tmp_path)
+        assert caught.value.hint == f"name one of its stages: {stages}; about all of it: mlxft report {name}"
+    with pytest.raises(RunError) as caught:
+        refuse_pipeline("mine", base=tmp_path, among=lambda run: run.path.name == "sft")
+    assert caught.value.hint.startswith("name one of its stages: mine/sft; ")
+    assert find_run("mine/sft", base=tmp_path).path == tmp_path / "adapters" / "mine" / "sft"
+    lock = take_lock(tmp_path / "adapters" / "mine" / "sft" / LOCK)
+    assert lock is not None
+    with pytest.raises(RunError) as caught:
+        find_run("mine", base=tmp_path)
+    assert caught.value.hint.startswith("name the stage at work: mine/sft; ")
+    os.close(lock)

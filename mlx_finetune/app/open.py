@@ -185,7 +185,7 @@ def locate(name: str, *, base: Path) -> Located:
     """What ``name`` stands for, without loading anything. A folder comes first, then a run's name, then a model's."""
     for candidate in (base / path_of(name), base / "adapters" / name):
         if candidate.is_dir():
-            return _locate_folder(name, candidate.resolve())
+            return _locate_folder(name, candidate.resolve(), base)
     is_path = name.endswith(".gguf") or name.startswith((".", "/", "~"))
     if is_path or find_entry(name) is not None or (hub.is_hub_id(name) and not name.startswith("adapters/")):
         return Located(name, None, name, None, {})
@@ -198,7 +198,7 @@ def locate(name: str, *, base: Path) -> Located:
     )
 
 
-def _locate_folder(name: str, folder: Path) -> Located:
+def _locate_folder(name: str, folder: Path, base: Path) -> Located:
     run = RunDir(folder)
     if run.is_run():
         return _locate_run(name, run)
@@ -208,6 +208,7 @@ def _locate_folder(name: str, folder: Path) -> Located:
         return Located(name, folder, None, parent, facts)
     if (folder / "config.json").is_file():
         return Located(name, None, str(folder), parent, facts)
+    rundir.refuse_pipeline(name, base=base)
     raise RunError(
         f"{folder} is neither a run nor an adapter nor a model: it has no {rundir.RUN_INFO}, no "
         f"{rundir.ADAPTER_CONFIG} and no config.json",

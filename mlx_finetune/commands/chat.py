@@ -38,7 +38,10 @@ def command(name: str, system: str | None, settings: tuple[str, ...], schema: Pa
     a reply, Ctrl-D leaves. Without a terminal, each line of stdin is a message and the replies go to stdout.
     """
     from mlx_finetune.commands.opening import open_for_answers
+    from mlx_finetune.recipe.asking import has_conversation
+    from mlx_finetune.rundir import refuse_pipeline, task_of
 
+    refuse_pipeline(name, base=Path.cwd(), among=lambda run: has_conversation(task_of(run)))
     changes = [*settings, *([f"system={system}"] if system is not None else [])]
     if schema is not None:
         from mlx_finetune.scoring.json_schema import read_schema

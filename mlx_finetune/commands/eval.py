@@ -5,11 +5,11 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_finetune.commands.eval_samples import eval_samples
+from mlx_finetune.commands.eval_samples import check_samples_options, eval_samples
 from mlx_finetune.commands.evaluating import open_for_eval
 
 if TYPE_CHECKING:
@@ -88,21 +88,44 @@ def command(
     Without --tasks the recipe's [eval] decides, else the rows. Results are kept in the run folder under eval/; Ctrl-C
     keeps what was measured, and the same command goes on. Exits with 4 where a gate is missed.
     """
-    _check_form(named, out, as_json=as_json, as_csv=as_csv)
-    named_keys = ("tasks", "gates", "max_rows", "shots", "references", "category", "schema", "answer_tokens")
-    values = (split_tasks(tasks), gates, max_rows, shots, references, category, schema, max_tokens)
-    changes = {key: value for key, value in zip(named_keys, values, strict=True) if value not in (None, ())}
+    given = click.get_current_context().params
+    check_options(given)
+    changes = changes_of(given)
     if samples is not None:
-        return eval_samples(name, samples, out=out, others=[*changes], as_json=as_json, as_csv=as_csv)
-    if checkpoints or sinks or prompts or context:
+        return eval_samples(name, samples, out=out, as_json=as_json, as_csv=as_csv)
+    if checkpoints or sinks:
         from mlx_finetune.commands import eval_texts
 
         request = eval_texts.Request(name, data, max_rows, prompts, context, named, out, as_json=as_json, as_csv=as_csv)
-        others = [*(key for key in changes if key != "max_rows"), *(["batch"] if batch else [])]
-        return eval_texts.run(request, checkpoints=checkpoints, sinks=sinks, others=others)
+        return eval_texts.run(request, checkpoints=checkpoints)
     evaluation = _prepared(name, changes, named, data, batch)
     finished = _measured(evaluation, named, out)
     return _report(evaluation, finished, as_json=as_json, as_csv=as_csv)
+
+
+def changes_of(given: Mapping[str, Any]) -> Mapping[str, object]:
+    """What the options change in [eval]."""
+    keys = {"max_tokens": "answer_tokens"}
+    names = ("tasks", "gates", "max_rows", "shots", "references", "category", "schema", "max_tokens")
+    values = {keys.get(name, name): given[name] for name in names if given[name] not in (None, ())}
+    return values | ({"tasks": split_tasks(given["tasks"])} if "tasks" in values else {})
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Refuse what can be seen before a model is loaded. Raises ``UsageError`` or ``RunError``."""
+    from mlx_finetune.recipe.evaluation import EvalRecipe
+
+    _check_form(given["named"], given["out"], as_json=given["as_json"], as_csv=given["as_csv"])
+    changes = changes_of(given)
+    if given["samples"] is not None:
+        check_samples_options([*changes])
+    elif given["checkpoints"] or given["sinks"] or given["prompts"] or given["context"]:
+        from mlx_finetune.commands.eval_texts import check_texts_options
+
+        others = [*(key for key in changes if key != "max_rows"), *(["batch"] if given["batch"] else [])]
+        check_texts_options(given, others)
+    else:
+        _with_changes(EvalRecipe.model_validate({}), changes)
 
 
 def _report(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as_csv: bool) -> int:
@@ -137,7 +160,6 @@ def _prepared(
 ) -> "Evaluation":
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
-    _with_changes(EvalRecipe.model_validate({}), changes)  # a slip is found before the model is loaded
     subject = open_for_eval(name)
     from mlx_finetune.app.eval.run import rows_at_once
     from mlx_finetune.app.eval.setup import prepare

@@ -11,16 +11,15 @@ import click
 from mlx_finetune.errors import UsageError
 
 
-def eval_samples(
-    name: str, samples: str, *, out: Path | None, others: Sequence[str], as_json: bool, as_csv: bool
-) -> int:
-    """Score the answers that ``mlxft sample`` drew, print the comparison, and keep it in the run of verifier ``name``.
-
-    ``others`` are options that were given beside. Raises ``UsageError`` where there are any.
-    """
+def check_samples_options(others: Sequence[str]) -> None:
+    """``others`` are options that were given beside. Raises ``UsageError`` where there are any."""
     if others:
         option = f"--{others[0].replace('_', '-')}"
         raise UsageError(f"--samples and {option} do not go together", "the samples are what is evaluated")
+
+
+def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as_csv: bool) -> int:
+    """Score the answers that ``mlxft sample`` drew, print the comparison, and keep it in the run of the verifier."""
     from mlx_finetune.commands.evaluating import open_for_eval
 
     subject = open_for_eval(name)

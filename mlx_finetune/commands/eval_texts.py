@@ -4,10 +4,10 @@ context."""
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,10 +32,11 @@ class Request:
     as_csv: bool
 
 
-def run(request: Request, *, checkpoints: bool, sinks: bool, others: Sequence[str]) -> int:
-    """Do one of the two; ``others`` are options that go with neither. Raises ``UsageError`` where they do not fit."""
+def check_texts_options(given: Mapping[str, Any], others: Sequence[str]) -> None:
+    """``others`` are options that go with neither. Raises ``UsageError`` where something does not fit."""
     from mlx_finetune.errors import UsageError
 
+    checkpoints, sinks = given["checkpoints"], given["sinks"]
     which = "--checkpoints" if checkpoints else "--sinks"
     if checkpoints and sinks:
         raise UsageError("--checkpoints and --sinks are two evaluations", "give one of them")
@@ -43,11 +44,15 @@ def run(request: Request, *, checkpoints: bool, sinks: bool, others: Sequence[st
         raise UsageError("--prompt goes with --checkpoints and --context with --sinks", "add one of them")
     if others:
         raise UsageError(f"{which} does not go with the option for `{others[0]}`", f"leave it out, or {which}")
-    if checkpoints and (request.context or request.out):
-        what = "--context goes with --sinks" if request.context else "--checkpoints keeps its result in the run folder"
+    if checkpoints and (given["context"] or given["out"]):
+        what = "--context goes with --sinks" if given["context"] else "--checkpoints keeps its result in the run folder"
         raise UsageError(what, "leave it out")
-    if sinks and request.prompts:
+    if sinks and given["prompts"]:
         raise UsageError("--prompt goes with --checkpoints", "leave it out")
+
+
+def run(request: Request, *, checkpoints: bool) -> int:
+    """Do one of the two."""
     return _checkpoints(request) if checkpoints else _sinks(request)
 
 

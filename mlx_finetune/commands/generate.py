@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -63,18 +63,12 @@ def command(
     output: Path | None,
 ) -> int:
     """Answer one prompt or a file of prompts with a run, a checkpoint, an adapter folder or a model."""
-    if (prompt is None) == (prompts_file is None):
-        raise UsageError("give either --prompt or --file", _example(name))
-    if output and prompts_file and output.exists() and output.samefile(prompts_file):
-        raise UsageError(f"{output} is the file the prompts are in", "choose another name for -o")
-    if batch is not None and prompts_file is None:
-        raise UsageError("--batch answers the prompts of a file", "give them with --file")
+    given = click.get_current_context().params
+    check_options(given)
     wanted = _wanted(schema_file, clean, stop)
     from mlx_finetune.commands.opening import open_for_answers
 
-    given = (("system", system), ("max_tokens", max_tokens), ("temperature", temperature))
-    changes = [*settings, *(f"{key}={value}" for key, value in given if value is not None)]
-    opened = open_for_answers(name, changes)
+    opened = open_for_answers(name, _changes(given))
     if opened.head is not None and opened.head.task == "classify" and not use_base:
         return _label(opened, prompt, prompts_file, output, as_json=as_json)
     if not use_base:
@@ -93,6 +87,28 @@ def command(
     is_two_sided = opened.tokenizer.start_token_id is not None
     click.echo(f"next: mlxft {'eval' if is_two_sided else 'chat'} {shlex.quote(name)}", err=True)
     return 1 if failures else 0
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Refuse what can be seen before a model is loaded. Raises ``UsageError`` or ``DataError``."""
+    from mlx_finetune.recipe.sampling import change_settings
+    from mlx_finetune.recipe.schema import ChatRecipe
+
+    prompt, prompts_file, output = given["prompt"], given["prompts_file"], given["output"]
+    if (prompt is None) == (prompts_file is None):
+        raise UsageError("give either --prompt or --file", _example(given["name"]))
+    if output and prompts_file and output.exists() and prompts_file.exists() and output.samefile(prompts_file):
+        raise UsageError(f"{output} is the file the prompts are in", "choose another name for -o")
+    if given["batch"] is not None and prompts_file is None:
+        raise UsageError("--batch answers the prompts of a file", "give them with --file")
+    _wanted(given["schema_file"], given["clean"], given["stop"])
+    change_settings(ChatRecipe.model_validate({}), _changes(given))
+
+
+def _changes(given: Mapping[str, Any]) -> list[str]:
+    """NAME=VALUE of [chat] for the options that stand for a key of it."""
+    named = [f"{key}={given[key]}" for key in ("system", "max_tokens", "temperature") if given[key] is not None]
+    return [*given["settings"], *named]
 
 
 def _label(opened: "Opened", prompt: str | None, file: Path | None, output: Path | None, *, as_json: bool) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
     from mlx_finetune.app.pipeline.carry_out import Ended, Outcome
     from mlx_finetune.app.pipeline.decide import Deciding, Selection
     from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
+    from mlx_finetune.recipe.pipeline.record import PipelineRecord
 
 
 @click.command()
@@ -58,12 +59,12 @@ def command(
 
     if dry_run and status:
         raise UsageError("--dry-run and --status do not go together", "give one of them")
-    from mlx_finetune.recipe.pipeline.files import check_files
+    from mlx_finetune.commands.pipeline_check import check_pipeline
 
     pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd())
     if status:
         return _status(pipeline, as_json=as_json)
-    check_files(pipeline, Path.cwd())
+    check_pipeline(pipeline, Path.cwd())
     deciding = _deciding(pipeline, Selection(first, only, force))
     if dry_run:
         return _dry_run(deciding, measures=not no_measure, as_json=as_json)
@@ -129,19 +130,14 @@ def _train(stage: "Stage", is_resumed: bool) -> "Ended":
     from mlx_finetune.app.running.launch import TrainRequest
     from mlx_finetune.app.trackers.watching import tracked
     from mlx_finetune.commands.closing import ended_lines
-    from mlx_finetune.commands.named import check_named
     from mlx_finetune.commands.report import try_report
     from mlx_finetune.commands.train import choose_view
     from mlx_finetune.journal import read_events
     from mlx_finetune.monitor.summary import Summary
-    from mlx_finetune.recipe.paths import check_paths
     from mlx_finetune.rundir import EVENTS, RunDir
 
     loaded = stage.loaded
     assert loaded is not None
-    check_paths(loaded, Path.cwd())
-    if not is_resumed:
-        check_named(loaded, Path.cwd())
     request = TrainRequest(loaded.path, loaded.overrides, is_resumed)
     run, summary = RunDir(loaded.recipe.run_folder), Summary()
     for record in read_events(run.file(EVENTS)) if is_resumed else ():
@@ -183,7 +179,7 @@ def _ended(deciding: "Deciding", outcome: "Outcome", pipeline: "LoadedPipeline",
         for line in _end_lines(deciding, outcome):
             _say(line)
         return outcome.exit_code
-    _say(f"next: {_next(pipeline)}")
+    _say(f"next: {_next(pipeline, outcome.record)}")
     return 0
 
 
@@ -192,27 +188,25 @@ def _end_lines(deciding: "Deciding", outcome: "Outcome") -> Sequence[str]:
     is_stopped = outcome.exit_code in (130, 143, 129)
     first = f"stopped in {outcome.where}; everything up to there is saved"
     if not is_stopped:
-        first = f"error: {outcome.where} has failed: {outcome.message}"
+        first = f"error: {outcome.where}{' has failed' if outcome.goes_on else ''}: {outcome.message}"
     hint = [f"hint: {outcome.hint}"] if outcome.hint and not is_stopped else []
-    return [first, *hint, f"to go on: {_go_on(deciding)}"]
+    return [first, *hint, *([f"to go on: {_go_on(deciding)}"] if outcome.goes_on else [])]
 
 
 def _go_on(deciding: "Deciding") -> str:
-    """The command that does what is left; what was replaced already is not replaced again."""
-    selection, pipeline = deciding.selection, deciding.pipeline
-    if selection.only is not None:
-        return pipeline.command("--only", selection.only)
-    if selection.is_forced:
-        return pipeline.command("--force")
-    return pipeline.command("--from", selection.first) if selection.first is not None else pipeline.command()
+    """The same command; what it has made already is not made twice."""
+    return deciding.pipeline.command(*deciding.selection.options)
 
 
-def _next(pipeline: "LoadedPipeline") -> str:
-    """What to type after everything: talk with the last model that talks."""
+def _next(pipeline: "LoadedPipeline", record: "PipelineRecord") -> str:
+    """What to type after everything: talk with the last model that talks and is of what is there now."""
     from mlx_finetune.recipe.asking import has_conversation, talk_command
 
+    finished = {one.name for one in record.stages if one.status == "finished"} - record.outdated().keys()
     talking = [
-        stage for stage in pipeline.stages if stage.loaded is not None and has_conversation(stage.loaded.recipe.task)
+        stage
+        for stage in pipeline.stages
+        if stage.loaded is not None and has_conversation(stage.loaded.recipe.task) and stage.name in finished
     ]
     if not talking:
         return pipeline.command("--status")
@@ -223,6 +217,7 @@ def _next(pipeline: "LoadedPipeline") -> str:
 
 
 def _status(pipeline: "LoadedPipeline", *, as_json: bool) -> int:
+    """The table; what is at work, or what a start would find changed and the command that goes on."""
     from mlx_finetune.monitor.pipeline.facts import read_pipeline
     from mlx_finetune.monitor.pipeline.table import table_json, table_lines
 
@@ -239,9 +234,43 @@ def _status(pipeline: "LoadedPipeline", *, as_json: bool) -> int:
     if running is not None:
         begun = f", for {_since(running.record.started)}" if running.record.started else ""
         _say(f"\n{running.record.name} is at work{begun}; watch it: mlxft monitor {shlex.quote(str(running.folder))}")
-    elif any(stage.status != "finished" for stage in facts.stages):
-        _say(f"\nto go on: {pipeline.command()}")
+        return 0
+    for line in _changed_lines(pipeline, facts.record):
+        _say(line)
+    is_whole = all(stage.status == "finished" for stage in facts.stages)
+    if not is_whole or facts.record.options:
+        _say(f"\nto go on: {_as_started(pipeline, facts.record).command(*facts.record.options)}")
     return 0
+
+
+def _as_started(pipeline: "LoadedPipeline", record: "PipelineRecord") -> "LoadedPipeline":
+    """The pipeline with the overrides of its last start, which a question about it need not repeat."""
+    from mlx_finetune.errors import RecipeError
+    from mlx_finetune.recipe.pipeline.load import load_pipeline
+
+    try:
+        return load_pipeline(pipeline.path, record.overrides, here=Path.cwd())
+    except RecipeError:  # the file has been changed under them
+        return pipeline
+
+
+def _changed_lines(pipeline: "LoadedPipeline", record: "PipelineRecord") -> Sequence[str]:
+    """What is not as it was when the stages were made: recipes, data, commands. What follows from that is marked."""
+    from mlx_finetune.app.pipeline.decide import Selection
+    from mlx_finetune.errors import MlxftError, RecipeError
+
+    try:
+        steps = _deciding(_as_started(pipeline, record), Selection()).all_steps(record)
+    except RecipeError as error:
+        return [f"{problem.where}: {problem.message}" for problem in error.problems]
+    except MlxftError as error:
+        return [error.message]
+    earlier = record.outdated()
+    return [
+        f"{step.stage.name} is not as the file has it now: {'; '.join(step.reasons[:3])}"
+        for step in steps
+        if step.action == "replace" and step.stage.name not in earlier
+    ]
 
 
 def _since(started: float) -> str:
@@ -253,15 +282,21 @@ def _since(started: float) -> str:
 def _dry_run(deciding: "Deciding", *, measures: bool, as_json: bool) -> int:
     from functools import partial
 
+    from mlx_finetune.app.pipeline.decide import ReplacingError, refuse_replacing
     from mlx_finetune.app.pipeline.planning import plan_json, plan_lines, plan_stages
     from mlx_finetune.commands.plan import plan_recipe
     from mlx_finetune.recipe.pipeline.record import read_record
 
     make = partial(plan_recipe, measures=measures)
-    planned = plan_stages(deciding, read_record(deciding.pipeline.folder), make)
+    record = read_record(deciding.pipeline.folder)
+    planned = plan_stages(deciding, record, make)
     if as_json:
         click.echo(json.dumps(plan_json(planned, deciding.pipeline), ensure_ascii=False))
     else:
         for line in plan_lines(planned, deciding.pipeline):
             click.echo(line)
+        try:
+            refuse_replacing([one.step for one in planned], deciding, record)
+        except ReplacingError as error:
+            _say(f"\n{error.hint}")
     return 0

@@ -1,4 +1,4 @@
-"""``mlxft recipe``: list, show, copy, check the recipes, and print their schema. Never imports mlx."""
+"""``mlxft recipe``: list, show, copy, check the recipes, and print their schema. Imports mlx for pipelines only."""
 
 import dataclasses
 import json
@@ -86,7 +86,7 @@ def check(files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> 
         path = _path_of(file)
         try:
             if is_pipeline(path):
-                summary = _pipeline_summary(path, overrides)
+                summary = _pipeline_summary(path, overrides, is_here=Path(file).exists())
                 rows.append({"file": file, "ok": True, "summary": summary, "problems": []})
                 if not as_json:
                     click.echo(f"ok: {path}: {summary}")
@@ -142,10 +142,13 @@ def _path_of(file: str) -> Path:
     return next((recipe.path for recipe in list_recipes(Path.cwd()) if recipe.name == file), Path(file))
 
 
-def _pipeline_summary(path: Path, overrides: Sequence[str]) -> str:
+def _pipeline_summary(path: Path, overrides: Sequence[str], *, is_here: bool) -> str:
+    from mlx_finetune.commands.pipeline_check import check_pipeline
     from mlx_finetune.recipe.pipeline.load import load_pipeline
 
     found = load_pipeline(path, overrides, here=Path.cwd())
+    if is_here:  # what comes with the package has its files only once it is copied
+        check_pipeline(found, Path.cwd())
     return f"pipeline {' -> '.join(stage.name for stage in found.stages)} -> {found.folder}"
 
 

@@ -20,12 +20,16 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
 def command(run: str, out: Path | None, as_json: bool) -> None:
     """Everything about RUN on one page for any browser, also without a network: curves, answers, data, settings.
 
-    RUN is a folder, or a name under adapters/. A report that was changed by hand is left as it is.
+    RUN is a folder, or a name under adapters/; the page of a pipeline is about all its stages. A report that was
+    changed by hand is left as it is.
     """
     from mlx_finetune.monitor.report.facts import read_facts
     from mlx_finetune.monitor.report.write import write_report
-    from mlx_finetune.rundir import REPORT, find_run
+    from mlx_finetune.rundir import REPORT, find_pipeline, find_run
 
+    if (pipeline := find_pipeline(run, base=Path())) is not None:
+        _report_pipeline(pipeline, out, as_json=as_json)
+        return
     folder = find_run(run, base=Path())
     facts = read_facts(folder)
     path = write_report(folder, out=out, facts=facts)
@@ -33,11 +37,35 @@ def command(run: str, out: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_facts_json(facts, path, is_beside=is_beside), ensure_ascii=False))
         return
+    _say_path(path, is_beside=is_beside)
+
+
+def _say_path(path: Path, *, is_beside: bool) -> None:
+    from mlx_finetune.rundir import REPORT
+
     if is_beside:
-        click.echo(f"{folder.file(REPORT)} was changed by hand, or is another run's, and is left as it is", err=True)
+        edited = path.with_name(REPORT)
+        click.echo(f"{edited} was changed by hand, or is another run's, and is left as it is", err=True)
     click.echo(str(path))
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     click.echo(f"next: {opener} {shlex.quote(str(path))}", err=True)
+
+
+def _report_pipeline(folder: Path, out: Path | None, *, as_json: bool) -> None:
+    """The page of a pipeline, with the table beside it, or the page alone at ``out``."""
+    from mlx_finetune.monitor.pipeline.facts import read_pipeline
+    from mlx_finetune.monitor.pipeline.page import write_page, write_reports
+    from mlx_finetune.monitor.pipeline.table import table_json
+    from mlx_finetune.rundir import REPORT
+
+    facts = read_pipeline(folder)
+    path = write_reports(facts)[0] if out is None else write_page(facts, out)
+    is_beside = out is None and path.name != REPORT
+    if as_json:
+        more = {"path": str(path), "num_bytes": path.stat().st_size, "is_beside_edited": is_beside}
+        click.echo(json.dumps(more | {"pipeline": table_json(facts)}, ensure_ascii=False))
+        return
+    _say_path(path, is_beside=is_beside)
 
 
 def _facts_json(facts: "ReportFacts", path: Path, *, is_beside: bool) -> dict[str, object]:

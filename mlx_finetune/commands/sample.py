@@ -3,9 +3,10 @@
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -60,9 +61,8 @@ def command(
     greedy answer, a random one, the majority and the best of k are right. The greedy answer is drawn beside the k.
     """
     from mlx_finetune.commands.evaluating import open_for_eval
-    from mlx_finetune.rundir import check_folder
 
-    check_folder(out, "--out")
+    check_options(click.get_current_context().params)
     subject = open_for_eval(name)
     from mlx_finetune.app.classify import check_answers
     from mlx_finetune.app.eval.run import rows_at_once
@@ -85,6 +85,13 @@ def command(
         return INTERRUPTED
     _finish(sampler, out, as_json=as_json)
     return 0
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Refuse what can be seen before a model is loaded. Raises ``RunError``."""
+    from mlx_finetune.rundir import check_folder
+
+    check_folder(given["out"], "--out")
 
 
 def _say(text: str) -> None:

@@ -3,8 +3,9 @@
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -44,10 +45,7 @@ def command(
     Then hidden states, logit lens and the updates of the weights, layer by layer. Everything is kept in RUN/trace/ as
     CSV and shown in the report. Ctrl-C keeps what was measured, and the same command goes on.
     """
-    from mlx_finetune.errors import UsageError
-
-    if dense and export is None:
-        raise UsageError("--dense belongs to --export FOLDER", "add --export FOLDER, or leave --dense out")
+    check_options(click.get_current_context().params)
     if export is not None:
         _export(name, export, dense=dense, as_json=as_json)
         return 0
@@ -72,6 +70,17 @@ def command(
     return 0
 
 
+def check_options(given: Mapping[str, Any]) -> None:
+    """Refuse what can be seen before a model is loaded. Raises ``UsageError`` or ``RunError``."""
+    from mlx_finetune.errors import UsageError
+    from mlx_finetune.rundir import check_folder
+
+    if given["dense"] and given["export"] is None:
+        raise UsageError("--dense belongs to --export FOLDER", "add --export FOLDER, or leave --dense out")
+    if given["export"] is not None:
+        check_folder(given["export"], "--export")
+
+
 def _print(name: str, traced: "Traced", *, as_json: bool) -> None:
     from mlx_finetune.app.trace.view import summary_lines
     from mlx_finetune.commands.measuring import renew_report, shown
@@ -90,9 +99,8 @@ def _print(name: str, traced: "Traced", *, as_json: bool) -> None:
 def _export(name: str, folder: Path, *, dense: bool, as_json: bool) -> None:
     from mlx_finetune.app.updates.export import export_series
     from mlx_finetune.app.updates.series import open_series
-    from mlx_finetune.rundir import check_folder, find_run
+    from mlx_finetune.rundir import find_run
 
-    check_folder(folder, "--export")
     series = open_series(find_run(name, base=Path.cwd()))
     files = export_series(series, folder, dense=dense)
     if as_json:

@@ -85,6 +85,7 @@ def _start(
 ) -> tuple[Sequence[str], int]:
     """Train, or leave that to the background; the last words and the exit code."""
     from mlx_finetune.commands.named import check_named, check_trackers
+    from mlx_finetune.commands.predecessors import check_predecessors
     from mlx_finetune.journal import read_events
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe
@@ -97,6 +98,7 @@ def _start(
         check_trackers(loaded)
     else:
         check_named(loaded, Path.cwd())
+        check_predecessors(loaded, Path.cwd())
     request = _with_hosts(request, hostfile)
     run = RunDir(loaded.recipe.run_folder)
     summary = Summary()

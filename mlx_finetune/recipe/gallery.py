@@ -113,7 +113,7 @@ def copy_data(recipe: RecipeFile, here: Path) -> Path | None:
     """
     if recipe.task == PIPELINE_TASK:
         return _copy_folder(recipe, PIPELINE_DATA, here)
-    data = _read(recipe.path).get("data")
+    data = read_values(recipe.path).get("data")
     path = cast(dict[str, Any], data).get("path") if isinstance(data, dict) else None
     return _copy_folder(recipe, path, here)
 
@@ -130,7 +130,14 @@ def _copy_folder(recipe: RecipeFile, path: object, here: Path) -> Path | None:
 
 def is_pipeline(path: Path) -> bool:
     """True for a file with stages; a file that cannot be read is taken for a recipe."""
-    return "stages" in _read(path)
+    return "stages" in read_values(path)
+
+
+def recipe_files(here: Path, beside: Path) -> Iterator[Path]:
+    """Every recipe and pipeline in the folder ``beside`` and in the gallery, those of its pipelines' stages too."""
+    folders = (beside, *_folders(here))
+    files = (path for pattern in ("*.toml", "*/*.toml") for folder in folders for path in sorted(folder.glob(pattern)))
+    yield from dict.fromkeys(path.relative_to(here) if path.is_relative_to(here) else path for path in files)
 
 
 def _folders(here: Path) -> Iterator[Path]:
@@ -141,7 +148,7 @@ def _folders(here: Path) -> Iterator[Path]:
 
 
 def _describe(path: Path) -> RecipeFile:
-    values = _read(path)
+    values = read_values(path)
     if "stages" in values:
         return RecipeFile(path.stem, path, "", PIPELINE_TASK, _purpose(path))
     task = values.get("task", "pretrain" if "scratch" in values else "sft")
@@ -153,7 +160,8 @@ def _model(values: dict[str, Any]) -> str:
     return model if isinstance(model, str) else ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
+    """What a recipe or a pipeline says, unchecked; empty for what cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= MAX_BYTES else {}
     except (OSError, ValueError, RecursionError):

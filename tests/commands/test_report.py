@@ -14,6 +14,7 @@ from mlx_finetune.commands.report import command, try_report
 from mlx_finetune.commands.train import command as train_command
 from mlx_finetune.errors import RunError
 from mlx_finetune.monitor.report import write
+from mlx_finetune.recipe.pipeline.record import PipelineRecord, StageRecord, write_record
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
@@ -55,6 +56,23 @@ def test_out_names_another_place(here: Path) -> None:
     assert call("adapters/tides", "--out", "my page.html").stdout == "my page.html\n"
     assert Path("my page.html").is_file()
     assert not Path("adapters/tides/report.html").exists()
+
+
+def test_the_report_of_a_pipeline_is_about_all_its_stages(here: Path) -> None:
+    folder = write_run(here).path
+    (here / "adapters" / "mine").mkdir()
+    folder.rename(here / "adapters" / "mine" / "tides")
+    write_record(
+        Path("adapters/mine"), PipelineRecord("2026", "p.toml", "/", stages=(StageRecord("tides", "train", "t"),))
+    )
+    assert call("mine").stdout == "adapters/mine/report.html\n"
+    assert "Pipeline report" in Path("adapters/mine/report.html").read_text()
+    assert Path("adapters/mine/report.md").is_file()
+    assert call("mine", "--out", "page.html").stdout == "page.html\n"
+    Path("adapters/mine/report.html").write_text("mine")
+    found = json.loads(call("mine", "--json").stdout)
+    assert (found["path"], found["is_beside_edited"]) == ("adapters/mine/report-2.html", True)
+    assert found["pipeline"]["stages"][0]["name"] == "tides"
 
 
 def test_an_edited_report_is_said_to_be_left(here: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import mlx.nn as nn
 import numpy as np
 
+from mlx_finetune.app.eval.fits import check_scored_tasks
 from mlx_finetune.app.eval.measures import LABELS, Measure, measures_of
 from mlx_finetune.app.eval.rows import Ask, EvalRow
 from mlx_finetune.app.eval.subject import Side, Subject
@@ -43,11 +44,8 @@ def check_scored(head: HeadSpec, recipe: EvalRecipe, *, has_tasks: bool) -> None
     """Raise ``UsageError`` for what does not go with a model that scores."""
     if head.task != "classify" and head.task not in _VERDICTS:
         raise UsageError(f"nothing is known about the scores of a model of task {head.task!r}", "update mlxft")
-    if has_tasks and tuple(recipe.tasks) not in ((), ("labels",)):
-        raise UsageError(
-            f"this run scores rows and writes no answers, so it is measured by labels, not by {recipe.tasks[0]}",
-            "leave --tasks and [eval] tasks out",
-        )
+    if has_tasks:
+        check_scored_tasks(recipe.tasks)
     names = class_names(head, recipe)
     if len(set(names)) < len(names):
         raise UsageError("[eval] label_words gives two labels the same word", "each label needs its own")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlx_finetune.app.eval.fits import MAX_LABELS, check_tasks, labels_of, of_encoder_decoder, row_tasks
 from mlx_finetune.app.eval.measures import Measure, measures_of
 from mlx_finetune.app.eval.prompts import Prompter, enough_tokens
 from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
@@ -17,20 +18,15 @@ from mlx_finetune.app.eval.score import is_json_object
 from mlx_finetune.app.eval.scored import check_scored, class_names, question_of, scored_measures, scored_sides
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
 from mlx_finetune.dataset.formats import Preference, Text
-from mlx_finetune.errors import DataError, Problem, UsageError
+from mlx_finetune.errors import Problem, UsageError
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
 from mlx_finetune.recipe.paths import named_file
-from mlx_finetune.scoring.bleu import check_installed
 from mlx_finetune.scoring.json_schema import Schema, Validator, read_schema
-from mlx_finetune.scoring.labels import named_label
 
 #: Version of the lines of a journal and of what they mean.
 VERSION = 1
-MAX_LABELS = 50
 _SHORT_WORDS = 6
-#: Of classes that nobody named: with more different answers a row, (nearly) each occurs once.
-_MOST_DIFFERENT = 0.8
 #: Keys of [data] that decide which tokens a model is given.
 _DATA_KEYS = (
     "format",
@@ -101,7 +97,7 @@ def prepare(
     chosen = _chosen(subject, recipe, given, base, needs_category=asked is None or "category" in asked)
     schema = None if head else _schema(recipe, subject, base)
     tasks, reason = _tasks(recipe, subject, chosen.rows, has_schema=schema is not None, has_head=head is not None)
-    labels = _labels(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
+    labels = labels_of(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
     measures = scored_measures(head) if head else _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
@@ -134,10 +130,10 @@ def _tasks(
         return ("labels",), ""
     tasks, reason = (recipe.tasks, "") if recipe.tasks else choose_tasks(rows)
     if subject.opened.tokenizer.start_token_id is not None:
-        tasks = _of_encoder_decoder(tasks, is_named=bool(recipe.tasks))
+        tasks = of_encoder_decoder(tasks, is_named=bool(recipe.tasks))
     if has_schema and "json" not in tasks:
         tasks = ("json", *tasks)
-    _check_tasks(tasks, rows)
+    check_tasks(tasks, rows)
     return tasks, reason
 
 
@@ -151,17 +147,11 @@ def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path,
         category=recipe.category,
         shots=recipe.shots,
         seed=subject.seed,
-        tasks=(subject.task,) if subject.opened.head else _row_tasks(subject.task, recipe, is_given=given is not None),
+        tasks=(subject.task,) if subject.opened.head else row_tasks(subject.task, recipe, is_given=given is not None),
         needs_category=needs_category or given is None,
         ask=question_of(subject.opened.head, recipe) if subject.opened.head else None,
         references=recipe.references,
     )
-
-
-def _row_tasks(task: str, recipe: EvalRecipe, *, is_given: bool) -> tuple[str, ...]:
-    """Tasks whose rows may be evaluated: other rows that the user names may be of another kind."""
-    more = ("dpo", "kto") if "preference" in recipe.tasks else ("sft",) if is_given else ()
-    return tuple(dict.fromkeys((*more, task)))
 
 
 def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
@@ -184,46 +174,6 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     return ("loss", "rouge", "general"), "the references are free text"
 
 
-def _of_encoder_decoder(tasks: tuple[str, ...], *, is_named: bool) -> tuple[str, ...]:
-    """Those that do not read plain text, which an encoder-decoder model does not predict; refused where named."""
-    others = [task for task in tasks if task in ("general", "perplexity")]
-    left = tuple(task for task in tasks if task not in others)
-    if others and is_named:
-        raise UsageError(
-            f"the task `{others[0]}` reads plain text, and an encoder-decoder model predicts answers to prompts only",
-            f"leave it out: --tasks {','.join(left) or 'loss,rouge'}",
-        )
-    return left or ("loss",)
-
-
-def _check_tasks(tasks: Sequence[str], rows: Sequence[EvalRow]) -> None:
-    are_preferences = all(isinstance(row.example, Preference) for row in rows)
-    if "preference" in tasks and not are_preferences:
-        raise UsageError(
-            "the task `preference` needs rows with chosen and rejected answers, or answers marked good or bad",
-            "leave it out, or evaluate a run with a preference task",
-        )
-    if "loss" in tasks and are_preferences:
-        raise UsageError(
-            "the rows are preferences: `loss` is of single answers",
-            "name `preference`, which has the loss of the chosen answers too",
-        )
-    answering = [task for task in tasks if task not in ("loss", "perplexity", "preference", "general", "speed")]
-    are_text = all(isinstance(row.example, Text) for row in rows)
-    if are_text and answering:
-        raise UsageError(
-            f"the task `{answering[0]}` needs questions with answers, and the rows are plain text",
-            "leave it out: loss, perplexity and general need no questions",
-        )
-    if "perplexity" in tasks and not are_text:
-        raise UsageError(
-            "the task `perplexity` is of plain text, and the rows are questions with answers",
-            "name `loss`, which is of the answers, or give a text: --data FILE",
-        )
-    if "bleu" in tasks:
-        check_installed()
-
-
 def _measures(tasks: Sequence[str], schema: Schema | None, rows: Sequence[EvalRow]) -> tuple[Measure, ...]:
     """The figures of the tasks; preferences that are single answers marked good or bad have their own."""
     answers = [row.example for row in rows if isinstance(row.example, Preference)]
@@ -235,35 +185,6 @@ def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:
     if recipe.schema is None:
         return None
     return read_schema(named_file(recipe.schema, base, subject.folder))
-
-
-def _labels(named: Sequence[str], rows: Sequence[EvalRow]) -> tuple[str, ...]:
-    """The classes: those that are ``named``, else the answers of the rows."""
-    references = [row.reference.strip() for row in rows if row.reference]
-    labels = named or tuple(sorted(set(references)))
-    if not named and len(labels) > MAX_LABELS:
-        raise DataError(
-            f"the answers of the rows are {len(labels)} different texts; that is too many for classes",
-            'name the classes: [eval] labels = ["good", "bad"], or leave the task labels out',
-        )
-    if len(labels) < 2:
-        raise DataError("the task labels needs at least two classes", 'name them: [eval] labels = ["good", "bad"]')
-    if not named and len(labels) > _MOST_DIFFERENT * len(references):
-        raise DataError(
-            f"{len(references)} rows have {len(labels)} different answers; these are no classes",
-            'name the classes: [eval] labels = ["good", "bad"], or leave the task labels out',
-        )
-    strange = next((row for row in rows if row.reference and not _names(row.reference, labels)), None)
-    if strange is not None:
-        raise DataError(
-            f"{strange.where}: the reference {strange.reference[:60]!r} names none of the labels",
-            f"labels are {', '.join(labels[:8])}",
-        )
-    return tuple(labels)
-
-
-def _names(reference: str, labels: Sequence[str]) -> bool:
-    return reference in labels or named_label(reference, labels) is not None
 
 
 def _gates(

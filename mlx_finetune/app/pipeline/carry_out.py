@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.app.pipeline.aside import set_aside
-from mlx_finetune.app.pipeline.decide import Deciding, Step, refuse_replacing, run_status
+from mlx_finetune.app.pipeline.decide import Deciding, ReplacingError, Step, is_used, refuse_replacing, run_status
 from mlx_finetune.app.pipeline.fingerprint import evaluation_fingerprint, hash_result
 from mlx_finetune.app.running.runs import check_removable, remove_run
 from mlx_finetune.errors import Interrupted, MlxftError, RunError
@@ -42,12 +42,14 @@ class Ended:
     """How a stage or an evaluation ended: its exit code, and why and what to do where that is not 0.
 
     ``stop_signal`` is a signal that came too late to stop it: what is next is not begun any more. 0 without one.
+    ``needs_leave``: it would replace something, which the same command is not allowed to.
     """
 
     exit_code: int
     message: str = ""
     hint: str = ""
     stop_signal: int = 0
+    needs_leave: bool = False
 
     @property
     def status(self) -> Status:
@@ -69,13 +71,17 @@ class Hands:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the pipeline ended; ``where`` names the stage or evaluation that did not finish, "" where all did."""
+    """How the pipeline ended; ``where`` names the stage or evaluation that did not finish, "" where all did.
+
+    ``goes_on`` is False where the same command would end in the same way.
+    """
 
     exit_code: int
     record: PipelineRecord
     where: str = ""
     message: str = ""
     hint: str = ""
+    goes_on: bool = True
 
 
 def carry_out(deciding: Deciding, hands: Hands) -> Outcome:
@@ -87,9 +93,9 @@ def carry_out(deciding: Deciding, hands: Hands) -> Outcome:
     check_folder(pipeline.folder)
     if RunDir(pipeline.folder).is_run():
         raise RunError(f"{pipeline.folder} holds a run, not a pipeline", "choose another output_dir")
-    steps = deciding.all_steps(read_record(pipeline.folder))
-    if not deciding.selection.is_forced:
-        refuse_replacing(steps, pipeline)
+    old = read_record(pipeline.folder)
+    steps = deciding.all_steps(old)
+    refuse_replacing(steps, deciding, old)
     for step in steps:
         if step.action == "replace" and step.stage.loaded is not None:
             check_removable(RunDir(step.stage.folder))
@@ -100,16 +106,17 @@ def carry_out(deciding: Deciding, hands: Hands) -> Outcome:
             f"another process runs the pipeline in {pipeline.folder}", f"look at it: {pipeline.command('--status')}"
         )
     try:
-        return _Work(deciding, hands, begun_record(pipeline, read_record(pipeline.folder), deciding.base)).run(steps)
+        return _Work(deciding, hands, begun_record(deciding, read_record(pipeline.folder))).run(steps)
     finally:
         os.close(lock)
 
 
-def begun_record(pipeline: LoadedPipeline, old: PipelineRecord | None, base: Path) -> PipelineRecord:
-    """The record with the stages that the file has now, started in ``base``.
+def begun_record(deciding: Deciding, old: PipelineRecord | None) -> PipelineRecord:
+    """The record with the stages that the file has now, at the beginning of a start.
 
     What is known of them stays, and what is known of those that the file has no more, should they come back.
     """
+    pipeline, options = deciding.pipeline, deciding.selection.options
     created = old.created if old is not None else datetime.now(UTC).isoformat(timespec="seconds")
     known = {one.name: one for one in (*old.former, *old.stages)} if old is not None else {}
     stages: list[StageRecord] = []
@@ -124,12 +131,14 @@ def begun_record(pipeline: LoadedPipeline, old: PipelineRecord | None, base: Pat
     return PipelineRecord(
         created,
         str(pipeline.path),
-        str(base.resolve()),
+        str(deciding.base.resolve()),
         pipeline.overrides,
         tuple(stages),
         current,
         tuple(known.values()),
         tuple(evaluated.values()),
+        options,
+        tuple(old.redone_by(options, pipeline.overrides)) if old is not None else (),
     )
 
 
@@ -169,11 +178,12 @@ class _Work:
                 ended = self._evaluation(stage, one)
                 if ended.status != "finished" or ended.stop_signal:
                     return self._left(ended, f"the evaluation {one.name} of stage {stage.name}")
+        self._keep(replace(self.record, options=(), redone=()))
         return Outcome(0, self.record)
 
     def _left(self, ended: Ended, where: str) -> Outcome:
         code = 128 + ended.stop_signal if ended.stop_signal else ended.exit_code
-        return Outcome(code, self.record, where, ended.message, ended.hint)
+        return Outcome(code, self.record, where, ended.message, ended.hint, not ended.needs_leave)
 
     def _keep(self, record: PipelineRecord) -> None:
         self.record = record
@@ -186,7 +196,7 @@ class _Work:
         except Interrupted:
             raise
         except MlxftError as error:
-            return Ended(error.exit_code, error.message, error.hint)
+            return Ended(error.exit_code, error.message, error.hint, needs_leave=isinstance(error, ReplacingError))
 
     def _decided(self, stage: Stage, title: str) -> Ended:
         step = self.deciding.step(stage, self.record, self.results)
@@ -194,15 +204,16 @@ class _Work:
         if step.action == "skip" and found:
             other = found != self._known(stage).result_sha256
             self.hands.say(f"{title}: done before, skipped{'; its result was changed since' if other else ''}")
-            self._keep(self.record.with_stage(replace(self._known(stage), was_skipped=True, result_sha256=found)))
+            known = replace(self._known(stage), was_skipped=True, result_sha256=found, taken=self._taken(stage))
+            self._keep(self.record.with_stage(known))
             self.results[stage.name] = found
             return Ended(0)
         if step.action == "skip":
             step = replace(step, action="replace", reasons=("its result is gone",))
         if step.action == "replace":
-            if not self.deciding.selection.is_forced:
-                refuse_replacing([step], self.pipeline)
+            refuse_replacing([step], self.deciding, self.record)
             self.hands.say(f"{title}: replaced, because {'; '.join(step.reasons[:3])}")
+        if step.action == "replace" or (step.action == "run" and is_used(stage)):
             self._remove(stage)
         assert step.fingerprint is not None
         is_resumed = step.action == "resume" and stage.loaded is not None
@@ -216,6 +227,7 @@ class _Work:
             status="begun",
             fingerprint=step.fingerprint,
             result_sha256="",
+            taken=self._taken(stage),
             seconds=before,
             started=time.time(),
             message="",
@@ -230,6 +242,9 @@ class _Work:
         kept = self.record.stage(stage.name)
         assert kept is not None
         return kept
+
+    def _taken(self, stage: Stage) -> dict[str, str]:
+        return {name: self.results[name] for name in stage.needs}
 
     def _work(self, stage: Stage, *, is_resumed: bool) -> Ended:
         try:
@@ -254,6 +269,7 @@ class _Work:
         )
         self._keep(self.record.with_stage(done))
         if result:
+            self._keep(replace(self.record, redone=(*self.record.redone, stage.name)))
             self.results[stage.name] = result
         return ended
 

@@ -15,6 +15,7 @@ from mlx_finetune.app.pipeline.fingerprint import (
     default_values,
     training_fingerprint,
 )
+from mlx_finetune.app.running.runs import is_running
 from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError, UsageError
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, differences
@@ -38,10 +39,25 @@ class Selection:
         """True where the user has named the stage to begin with."""
         return self.first is not None or self.only is not None
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """As they are typed."""
+        named = [part for option, name in self._named() for part in (option, name)]
+        return (*named, *(("--force",) if self.is_forced else ()))
+
+    def allowing(self, name: str) -> tuple[str, ...]:
+        """Options with which what is asked for may be replaced, ``name`` being the first stage where it would be."""
+        return replace(self, first=name if self.first is not None else None, is_forced=True).options
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        for option, name in (("--from", self.first), ("--only", self.only)):
+            if name is not None:
+                yield option, name
+
     def chosen(self, names: Sequence[str]) -> Sequence[str]:
         """The stages asked for. Raises ``UsageError`` for one that is not there."""
-        for option, name in (("--from", self.first), ("--only", self.only)):
-            if name is not None and name not in names:
+        for option, name in self._named():
+            if name not in names:
                 raise UsageError(f"{option} {name}: there is no such stage", f"stages: {', '.join(names)}")
         if self.first is not None and self.only is not None:
             raise UsageError("--from and --only do not go together", "give one of them")
@@ -92,7 +108,8 @@ class Deciding:
                 continue
             steps.append(step)
             kept = record.stage(stage.name) if record is not None else None
-            if kept is not None and kept.status == "finished" and step.action in ("skip", "leave"):
+            is_there = step.action == "skip" or (step.action == "leave" and stage.result.is_dir())
+            if kept is not None and kept.status == "finished" and is_there:
                 results[stage.name] = kept.result_sha256
         problems += self._missing_rows(chosen)
         if problems:
@@ -114,13 +131,20 @@ class Deciding:
             return Step(stage, "run", (), found)
         if kept is None or not kept.fingerprint:
             return Step(stage, "replace", (_not_made(stage),), found)
-        if changed := differences(kept.fingerprint, found, self.defaults):
+        changed = differences(kept.fingerprint, found, self.defaults)
+        if changed and not holds_work(stage):
+            return Step(stage, "run", tuple(changed), found)
+        if changed:
             return Step(stage, "replace", tuple(changed), found)
         if kept.status != "finished":
             return Step(stage, "resume", (kept.status,), found)
-        if self.selection.is_forced and self.selection.names_stages:
+        if self.selection.is_forced and self.selection.names_stages and stage.name not in self._redone(record):
             return Step(stage, "replace", ("asked for by --force",), found)
         return Step(stage, "skip", (), found)
+
+    def _redone(self, record: PipelineRecord | None) -> Sequence[str]:
+        """What this start, interrupted before, has made already."""
+        return record.redone_by(self.selection.options, self.pipeline.overrides) if record is not None else ()
 
     def fingerprint(self, stage: Stage, results: Mapping[str, str]) -> Mapping[str, str]:
         """That of a stage of either kind. Raises ``MlxftError``."""
@@ -139,15 +163,19 @@ class Deciding:
                 yield Problem(f"evaluation {one.name}", f"there is no file {path}", "check `data` in [[evaluations]]")
 
     def _refuse_gaps(self, steps: Sequence[Step], results: Mapping[str, str]) -> None:
-        """A stage that was left out must have finished where another one takes its result."""
-        left = {step.stage.name for step in steps if step.action == "leave"}
+        """A stage that was left out must have a result where another one takes it."""
+        missing: dict[str, Sequence[str]] = {}  # stage left out -> what has to run for it, in order
         for step in steps:
-            missing = [name for name in step.stage.needs if name in left and name not in results]
-            if step.action != "leave" and missing:
+            needs = [name for name in step.stage.needs if name in missing]
+            if step.action != "leave" and needs:
+                first = [self.pipeline.command("--only", name) for name in missing[needs[0]]]
                 raise RunError(
-                    f"{step.stage.name} takes the result of {missing[0]}, which has not finished",
-                    f"run that first: {self.pipeline.command('--only', missing[0])}",
+                    f"{step.stage.name} takes the result of {needs[0]}, which is not there",
+                    f"run that first: {' && '.join(first)}",
                 )
+            if step.action == "leave" and step.stage.name not in results:
+                before = dict.fromkeys(one for name in needs for one in missing[name])
+                missing[step.stage.name] = [*before, step.stage.name]
 
 
 def deciding(pipeline: LoadedPipeline, selection: Selection, identity: RecipeIdentity, base: Path) -> Deciding:
@@ -155,18 +183,34 @@ def deciding(pipeline: LoadedPipeline, selection: Selection, identity: RecipeIde
     return Deciding(pipeline, selection, identity, base, default_values(identity))
 
 
-def refuse_replacing(steps: Sequence[Step], pipeline: LoadedPipeline) -> None:
-    """One error for everything that would be lost; nothing where nothing is. Raises ``RunError``."""
+class ReplacingError(RunError):
+    """Something would be lost; the hint says how to allow it."""
+
+
+def refuse_replacing(steps: Sequence[Step], deciding: Deciding, record: PipelineRecord | None) -> None:
+    """One error for everything that would be lost and may not be. Raises ``ReplacingError``."""
+    pipeline, selection = deciding.pipeline, deciding.selection
     lost = [step for step in steps if step.action == "replace"]
-    if not lost:
+    if not lost or selection.is_forced:
         return
     words = "; ".join(f"{step.stage.name} ({', '.join(step.reasons[:3])}{_more(step.reasons)})" for step in lost)
     later = [step.stage.name for step in steps if step.action == "later"]
     after = f", and what follows from it may be too ({', '.join(later)})" if later else ""
-    raise RunError(
+    to = "make them again from there on" if selection.first is not None else "replace it"
+    undone = "undo the change"
+    if record is not None and _is_given(lost, record.overrides, pipeline.overrides):
+        undone = f"start it as before: {replace(pipeline, overrides=record.overrides).command(*selection.options)}"
+    raise ReplacingError(
         f"what {pipeline.folder} holds would be replaced: {words}{after}",
-        f"to replace it: {pipeline.command('--force')}; to keep it: {_elsewhere(pipeline)}; or undo the change",
+        f"to {to}: {pipeline.command(*selection.allowing(lost[0].stage.name))}; to keep it: {_elsewhere(pipeline)}; "
+        f"or {undone}",
     )
+
+
+def _is_given(lost: Sequence[Step], then: Sequence[str], now: Sequence[str]) -> bool:
+    """True where overrides, given then or now and not both times, are all that has changed."""
+    keys = {one.partition("=")[0].strip() for one in set(then) ^ set(now)}
+    return all(f"{step.stage.name}.{reason.partition(': ')[0]}" in keys for step in lost for reason in step.reasons)
 
 
 def refuse_foreign(stage: Stage, pipeline: LoadedPipeline) -> None:
@@ -211,10 +255,17 @@ def next_folder(folder: Path) -> Path:
 
 
 def is_used(stage: Stage) -> bool:
-    """True where the folder of a stage has something in it that a start would meet."""
+    """True where the folder of a stage has something in it that a start would meet; what a command said is nothing."""
     if stage.loaded is None:
-        return stage.folder.is_dir() and any(not one.name.startswith(".") for one in stage.folder.iterdir())
+        names = [one.name for one in stage.folder.iterdir()] if stage.folder.is_dir() else []
+        return any(name != LOG and not name.startswith(".") for name in names)
     return (stage.folder / RUN_INFO).is_file()
+
+
+def holds_work(stage: Stage) -> bool:
+    """True where something in the folder of a used stage would be missed: not of a training that has saved nothing."""
+    run = RunDir(stage.folder)
+    return stage.loaded is None or run_status(stage) == "finished" or bool(run.checkpoints()) or is_running(run)
 
 
 def run_status(stage: Stage) -> str:

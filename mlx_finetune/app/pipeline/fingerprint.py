@@ -6,7 +6,7 @@ that a stage whose repetition gave the same bytes is no reason to repeat what fo
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mlx_finetune import durable
@@ -18,6 +18,7 @@ from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.paths import data_paths
 from mlx_finetune.recipe.pipeline.files import value_of
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
+from mlx_finetune.recipe.pipeline.record import FILE
 from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import LOG
@@ -44,14 +45,18 @@ def training_fingerprint(
         found["start"] = results[stage.asked.start_from]
     elif recipe.scratch is None and path_of(recipe.model).exists():
         found["model files"] = fetch_model(recipe.model, report=lambda _: None).sha256
-    found["data files"] = hash_data(recipe.data, base)
+    data = _data_files(recipe.data, base)
+    found["data files"] = _joined((split, sha256) for split, _, sha256 in data)
+    found |= _each((path, sha256) for _, path, sha256 in data)
     templates = [
         base / Path(name).expanduser()
         for name in (recipe.data.chat_template, recipe.data.prompt_template)
         if (base / Path(name).expanduser()).is_file()
     ]
     if templates:
-        found["template files"] = _joined((path.name, durable.hash_file(path)) for path in templates)
+        hashes = [(path, durable.hash_file(path)) for path in templates]
+        found["template files"] = _joined((path.name, sha256) for path, sha256 in hashes)
+        found |= _each(hashes)
     return found | {"order": ORDER_ID}
 
 
@@ -61,7 +66,7 @@ def check_rows(stage: Stage, pipeline: LoadedPipeline, base: Path) -> None:
         return
     data = stage.loaded.recipe.data
     if not any(_is_below(text, pipeline.folder) for _, text in data_paths(data)):
-        hash_data(data, base)
+        _data_files(data, base)
 
 
 def command_fingerprint(
@@ -71,10 +76,9 @@ def command_fingerprint(
     words = [_text(word, pipeline) for word in stage.words]
     values = [value_of(word) for word in stage.words]
     own = [base / Path(value).expanduser() for value in values if not _is_below(value, pipeline.folder)]
-    named = [(path.name, hash_path(path)) for path in own if path.exists()]
-    return {"command": " ".join(words), "files": _joined(named)} | {
-        f"result of {name}": results[name] for name in stage.needs
-    }
+    named = [(path, hash_path(path)) for path in own if path.exists()]
+    found = {"command": " ".join(words), "files": _joined((path.name, sha256) for path, sha256 in named)}
+    return found | _each(named) | {f"result of {name}": results[name] for name in stage.needs}
 
 
 def evaluation_fingerprint(one: EvaluationRecipe, data: str | None, result: str, base: Path) -> dict[str, str]:
@@ -92,14 +96,23 @@ def default_values(identity: RecipeIdentity) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in identity(Recipe.model_validate(_DEFAULT)).items()}
 
 
-def hash_data(data: DataRecipe, base: Path) -> str:
-    """SHA-256 over the names of splits and the hashes of all files that [data] names. Raises ``DataError``."""
-    return _joined(
-        (f"{source.weight} {split}", hash_path(file.path))
+def _data_files(data: DataRecipe, base: Path) -> list[tuple[str, Path, str]]:
+    """Weight and split, path and SHA-256 of each file that [data] names. Raises ``DataError``."""
+    return [
+        (f"{source.weight} {split}", file.path, hash_path(file.path))
         for source in locate_sources(data, base)
         for split, files in source.located.items()
         for file in files
-    )
+    ]
+
+
+def _each(hashes: Iterable[tuple[Path, str]]) -> dict[str, str]:
+    """Each file by its name, for a person who is told what has changed; of two of one name both count."""
+    found: dict[str, str] = {}
+    for path, sha256 in hashes:
+        key = f"{FILE}{path.name}"
+        found[key] = f"{found[key]} {sha256}" if key in found else sha256
+    return found
 
 
 def hash_result(stage: Stage) -> str:

@@ -32,17 +32,19 @@ _WORDS: dict[Action, str] = {
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """One stage with its plan, None where there is none; ``note`` says why, or what it is planned with."""
+    """One stage with its plan, None where there is none; ``note`` says why, or what it is planned with;
+    ``is_allowed`` that what it holds may be replaced."""
 
     step: Step
     plan: Plan | None
     kept: StageRecord | None
     note: str
+    is_allowed: bool = False
 
     @property
     def words(self) -> str:
         """What is done with it."""
-        return _WORDS[self.step.action]
+        return "replaced" if self.is_allowed and self.step.action == "replace" else _WORDS[self.step.action]
 
 
 def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -> Sequence[PlannedStage]:
@@ -57,13 +59,16 @@ def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -
             plan, note = _plan(step.stage, deciding, done, make)
         if step.action == "replace":
             note = "; ".join(step.reasons[:2])
-        found.append(PlannedStage(step, plan, kept[step.stage.name], note))
+        known = kept[step.stage.name]
+        if step.stage.loaded is None and (known is None or not known.seconds):
+            note = "; ".join(part for part in (note, "a command: its time is known when it has run once") if part)
+        found.append(PlannedStage(step, plan, known, note, deciding.selection.is_forced))
     return found
 
 
 def _plan(stage: Stage, deciding: Deciding, done: set[str], make: Make) -> tuple[Plan | None, str]:
     if stage.loaded is None:
-        return None, "a command: its time is known when it has run once"
+        return None, ""
     waits = [name for name in stage.needs if name != stage.asked.start_from and name not in done]
     if waits:
         return None, f"known when {' and '.join(waits)} has run: its rows are made there"

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_finetune import rundir
@@ -57,7 +58,8 @@ class Picks:
 @dataclass(frozen=True, slots=True)
 class StageFacts:
     """One stage. ``run`` is None for a command and before a training began; ``evaluations`` are by name, and are those
-    that the pipeline measured. ``vocabulary`` is equal for tokenizers that cut texts alike."""
+    that the pipeline measured. ``vocabulary`` is equal for tokenizers that cut texts alike. ``earlier`` names the stage
+    whose result has been made anew since this one was made from it, "" where there is none."""
 
     record: StageRecord
     folder: Path
@@ -66,13 +68,22 @@ class StageFacts:
     picks: tuple[Picks, ...]
     vocabulary: str
     is_at_work: bool
+    earlier: str = ""
 
     @property
     def status(self) -> str:
-        """As the record says; a stage that has begun is running only while a process is."""
+        """As the record says; a stage that has begun is running only while a process is, and what has no folder any
+        more is removed."""
+        if self.record.status == "finished" and not self.folder.is_dir():
+            return "removed"
         if self.record.status != "begun":
             return self.record.status
         return "running" if self.is_at_work else "interrupted"
+
+    @property
+    def mark(self) -> str:
+        """``, of an earlier sft`` behind its figures; "" where they are of what is there now."""
+        return f", of an earlier {self.earlier}" if self.earlier else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,11 @@ class PipelineFacts:
         """Time at work of all stages and evaluations, over all starts."""
         return sum(one.seconds for one in (*self.record.stages, *self.record.evaluations))
 
+    def command(self, *options: str) -> str:
+        """``mlxft pipeline FILE`` with the overrides of the last start and ``options``, quoted for a shell."""
+        given = [part for one in self.record.overrides for part in ("--set", one)]
+        return shlex.join(["mlxft", "pipeline", self.record.file, *given, *options])
+
 
 def read_pipeline(folder: Path) -> PipelineFacts:
     """The pipeline in ``folder``. Raises ``RunError`` where there is none."""
@@ -97,14 +113,18 @@ def read_pipeline(folder: Path) -> PipelineFacts:
     if record is None:
         raise RunError(f"no pipeline has run in {folder}", "start it: mlxft pipeline FILE")
     is_running = rundir.lock_holder(folder / rundir.LOCK) is not None
-    stages = tuple(_stage(one, folder / one.name, record, is_running=is_running) for one in record.stages)
+    earlier = record.outdated()
+    stages = tuple(
+        replace(_stage(one, folder / one.name, record, is_running=is_running), earlier=earlier.get(one.name, ""))
+        for one in record.stages
+    )
     return PipelineFacts(folder.resolve().name, folder, record, stages, is_running)
 
 
 def _stage(record: StageRecord, folder: Path, pipeline: PipelineRecord, *, is_running: bool) -> StageFacts:
     run = RunDir(folder)
     facts = read_facts(run) if record.kind == "train" and run.is_run() else None
-    measured = {one.name for one in pipeline.evaluations if one.stage == record.name and one.status == "finished"}
+    measured = {one.name for one in pipeline.evaluations if one.stage == record.name and pipeline.is_measured(one)}
     found, _ = read_evaluations(run.file(rundir.EVALUATIONS)) if facts is not None else ([], [])
     is_at_work = is_running or (facts is not None and facts.run.is_running)
     own = {one.name: one for one in found if one.name in measured}

@@ -4,7 +4,6 @@ A page that somebody has edited is left as it is, as that of a run.
 """
 
 import hashlib
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mlx_finetune.monitor.pipeline.table import (
     EvaluationTable,
     all_picks,
     difference_texts,
+    earlier_texts,
     evaluation_tables,
     figure_text,
     markdown,
@@ -27,7 +27,7 @@ from mlx_finetune.monitor.report.chart import bar
 from mlx_finetune.monitor.report.evaluated import Figure
 from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, section, table, tag
 from mlx_finetune.monitor.report.page import document
-from mlx_finetune.monitor.report.write import free_place, is_ours, sealed
+from mlx_finetune.monitor.report.write import checked_place, free_place, is_ours, sealed
 from mlx_finetune.rundir import PIPELINE_REPORT, REPORT, RunDir
 from mlx_finetune.units import counted, format_count, format_seconds
 
@@ -39,14 +39,24 @@ _HOW_TO_READ = (
 )
 
 
-def write_reports(facts: PipelineFacts) -> tuple[Path, Path | None]:
-    """report.html (report-2.html beside an edited one) and report.md, None where somebody has edited that.
+def write_page(facts: PipelineFacts, out: Path | None = None) -> Path:
+    """Make the page and say where it is: ``out``, else report.html, or report-2.html beside an edited one.
 
-    Raises ``OSError`` for what the disk refuses.
+    Raises ``RunError`` where ``out`` holds something else, ``OSError`` for what the disk refuses.
     """
-    owner = hashlib.sha256(f"{facts.record.created} {facts.record.file}".encode()).hexdigest()[:16]
-    page = free_place(RunDir(facts.folder), owner)
+    owner = _owner(facts)
+    page = free_place(RunDir(facts.folder), owner) if out is None else checked_place(out, owner)
     durable.replace_file(page, [sealed(render(facts), owner)])
+    return page
+
+
+def _owner(facts: PipelineFacts) -> str:
+    return hashlib.sha256(f"{facts.record.created} {facts.record.file}".encode()).hexdigest()[:16]
+
+
+def write_reports(facts: PipelineFacts) -> tuple[Path, Path | None]:
+    """The page, and report.md, None where somebody has edited that. Raises ``OSError`` for what the disk refuses."""
+    page, owner = write_page(facts), _owner(facts)
     text = facts.folder / PIPELINE_REPORT
     if text.exists() and not is_ours(text, owner):
         return page, None
@@ -98,6 +108,7 @@ def _stages(facts: PipelineFacts) -> Html:
         "stages",
         "The stages",
         table((HEAD[0], "takes", *HEAD[1:], ""), rows, class_="figures"),
+        *(tag("p", foreign(one, 600)) for one in earlier_texts(facts)),
         *(tag("p", tag("b", stage.record.name), ": ", foreign(stage.record.message, 600)) for stage in failed),
     )
 
@@ -123,8 +134,8 @@ def _figure_parts(one: EvaluationTable) -> Iterator[Html]:
     if one.note:
         yield tag("p", one.note[0].upper() + one.note[1:] + ".")
     rows: list[list[Child]] = [
-        [foreign(stage, 60), *(cell for column in one.columns for cell in _cells(column, stage))]
-        for stage in one.stages
+        [foreign(f"{stage}{mark}", 110), *(cell for column in one.columns for cell in _cells(column, stage))]
+        for stage, mark in one.stages.items()
     ]
     head = ["stage", *(part for column in one.columns for part in (foreign(column.title, 80), ""))]
     yield table(head, rows, class_="figures")
@@ -145,7 +156,7 @@ def _picks(found: Sequence[tuple[str, Picks]]) -> Html:
     """Ways to pick one of several answers, side by side."""
     made: list[Html] = []
     for stage, picks in found:
-        made.append(tag("h3", foreign(stage, 60), " ", tag("span", foreign(picks_title(picks), 200), class_="same")))
+        made.append(tag("h3", foreign(stage, 110), " ", tag("span", foreign(picks_title(picks), 200), class_="same")))
         rows: list[list[Child]] = [
             [name, text, bar(max(0.0, min(1.0, way.value)))]
             for (name, text), way in zip(pick_rows(picks), picks.ways, strict=True)
@@ -174,7 +185,6 @@ def _data(facts: PipelineFacts) -> Html:
 
 def _again(facts: PipelineFacts) -> Html:
     record = facts.record
-    options = [part for one in record.overrides for part in ("--set", one)]
     rows: list[list[Child]] = [["file", code(record.file, 300)], ["begun", foreign(record.created, 40)]]
     for stage in record.stages:
         prints: list[list[Child]] = [[foreign(key, 60), code(value, 200)] for key, value in stage.fingerprint.items()]
@@ -184,7 +194,7 @@ def _again(facts: PipelineFacts) -> Html:
     return section(
         "reproduce",
         "How to make it again",
-        tag("pre", tag("bdi", shlex.join(["mlxft", "pipeline", record.file, *options]))),
+        tag("pre", tag("bdi", facts.command())),
         tag("p", "Stages that are done are skipped as long as nothing that they depend on has changed."),
         table(("", ""), rows, class_="settings"),
     )

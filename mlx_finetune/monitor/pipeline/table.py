@@ -33,11 +33,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTable:
-    """One evaluation over the stages that have it; ``note`` says why something is not ranked."""
+    """One evaluation over the stages that have it, each with its mark; ``note`` says why something is not ranked."""
 
     name: str
     rows: str
-    stages: tuple[str, ...]
+    stages: Mapping[str, str]
     columns: tuple[Column, ...]
     note: str
 
@@ -46,19 +46,26 @@ def evaluation_tables(facts: PipelineFacts) -> Sequence[EvaluationTable]:
     """One table for each evaluation of the pipeline, in the order in which they were first measured."""
     names = dict.fromkeys(one.name for one in facts.record.evaluations)
     found = ((name, [stage for stage in facts.stages if name in stage.evaluations]) for name in names)
-    return [_table(name, stages) for name, stages in found if stages]
+    return [_table(name, stages, facts) for name, stages in found if stages]
 
 
-def _table(name: str, stages: Sequence[StageFacts]) -> EvaluationTable:
+def _table(name: str, stages: Sequence[StageFacts], facts: PipelineFacts) -> EvaluationTable:
     evaluations = {stage.record.name: stage.evaluations[name] for stage in stages}
     places = {one.identity.get("rows_sha256") for one in evaluations.values()}
     tokenizers = {stage.vocabulary or stage.evaluations[name].identity.get("tokenizer_sha256") for stage in stages}
     windows = {_window(one) for one in evaluations.values()}
     shown = {measured.title: measured for one in evaluations.values() for measured in one.measures if measured.is_shown}
+    older = [stage for stage in stages if stage.earlier]
+    is_one_definition = len({_definition(stage, name, facts) for stage in stages}) == 1
     columns: list[Column] = []
     for title, measured in shown.items():
         figures = {stage: figure for stage, one in evaluations.items() if (figure := _figure(one, title)) is not None}
-        is_ranked = len(places) == 1 and (len(tokenizers) == 1 or measured.name not in _PER_TOKEN)
+        is_ranked = (
+            not older
+            and is_one_definition
+            and len(places) == 1
+            and (len(tokenizers) == 1 or measured.name not in _PER_TOKEN)
+        )
         is_ranked = is_ranked and (len(windows) == 1 or measured.name not in _OF_TEXT)
         best = _best(figures, is_higher_better=measured.is_higher_better) if is_ranked else ()
         columns.append(Column(title, measured.name, measured.is_higher_better, figures, best))
@@ -67,9 +74,20 @@ def _table(name: str, stages: Sequence[StageFacts]) -> EvaluationTable:
         note = "what is counted per token is not ranked: the tokenizers differ; compare bits per byte"
     if len(windows) > 1 and any(column.name in _OF_TEXT for column in columns):
         note = "what is of text is not ranked: the models read it in windows of different lengths"
+    if not is_one_definition:
+        note = "not ranked: the evaluation was changed between the stages"
+    if older and len(stages) > 1:
+        note = f"not ranked: {'; '.join(f'{stage.record.name} is of an earlier {stage.earlier}' for stage in older)}"
     first = next(iter(evaluations.values())).data
     rows = f"{counted(first.num_rows, 'row')} of {first.source}" if len(places) == 1 else "different rows"
-    return EvaluationTable(name, rows, tuple(evaluations), tuple(columns), note)
+    return EvaluationTable(name, rows, {stage.record.name: stage.mark for stage in stages}, tuple(columns), note)
+
+
+def _definition(stage: StageFacts, name: str, facts: PipelineFacts) -> object:
+    """What was measured in which way, but not of what."""
+    record = facts.record.evaluation(stage.record.name, name)
+    found = record.fingerprint if record is not None else {}
+    return tuple(sorted((key, value) for key, value in found.items() if key != "result" and value != "null"))
 
 
 def _window(evaluation: Evaluation) -> object:
@@ -113,6 +131,16 @@ def _number(value: float | None, is_share: bool) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
+def earlier_texts(facts: PipelineFacts) -> Sequence[str]:
+    """A sentence for each stage that is another now than others were made from, and what makes those anew."""
+    found: dict[str, list[str]] = {}
+    for stage in facts.stages:
+        if stage.earlier:
+            found.setdefault(stage.earlier, []).append(stage.record.name)
+    says = [f"{', '.join(names)}: made from an earlier {one}, which is there no more" for one, names in found.items()]
+    return [*says, f"to make what follows anew: {facts.command('--force')}"] if says else []
+
+
 def stage_rows(facts: PipelineFacts) -> Sequence[Sequence[str]]:
     """One row for each stage under ``HEAD``."""
     return [_stage_row(stage) for stage in facts.stages]
@@ -131,7 +159,8 @@ def _stage_row(stage: StageFacts) -> Sequence[str]:
         size = format_bytes(run.run.num_bytes)
         if summary.started is not None:
             what = f"{summary.started.task}, {format_count(summary.started.trainable_parameters)} trained"
-    status = f"{stage.status} (skipped)" if record.was_skipped else stage.status
+    is_skipped = record.was_skipped and stage.status == "finished"
+    status = f"{stage.status}{' (skipped)' if is_skipped else ''}{stage.mark}"
     return (record.name, what, status, steps, losses, format_seconds(record.seconds) if record.seconds else "", size)
 
 
@@ -145,8 +174,8 @@ _TITLES = {
 
 
 def all_picks(facts: PipelineFacts) -> Sequence[tuple[str, Picks]]:
-    """Every comparison of ways to pick an answer, with the stage that made it."""
-    return [(stage.record.name, picks) for stage in facts.stages for picks in stage.picks]
+    """Every comparison of ways to pick an answer, with the stage that made it and its mark."""
+    return [(f"{stage.record.name}{stage.mark}", picks) for stage in facts.stages for picks in stage.picks]
 
 
 def picks_title(picks: Picks) -> str:
@@ -174,6 +203,7 @@ def difference_texts(picks: Picks) -> Sequence[str]:
 def table_lines(facts: PipelineFacts) -> Iterator[str]:
     """Everything as lines for a terminal."""
     yield from _aligned([tuple(word.upper() for word in HEAD), *stage_rows(facts)])
+    yield from earlier_texts(facts)
     for one in evaluation_tables(facts):
         yield ""
         yield f"{one.name}: {one_line(one.rows, 120)}"
@@ -193,6 +223,7 @@ def table_lines(facts: PipelineFacts) -> Iterator[str]:
 def markdown(facts: PipelineFacts) -> str:
     """The same as Markdown."""
     lines = [f"# {_plain(facts.name)}", "", *_grid(HEAD, stage_rows(facts))]
+    lines += ["", *(f"{_plain(one)}  " for one in earlier_texts(facts))] if earlier_texts(facts) else []
     lines += ["", f"{format_seconds(facts.seconds)} in all, evaluations included."]
     for one in evaluation_tables(facts):
         lines += ["", f"## {_plain(one.name)}", "", f"{_plain(one.rows)}; in brackets the 95 % interval.", ""]
@@ -239,7 +270,7 @@ def table_json(facts: PipelineFacts) -> dict[str, object]:
             }
             for one in evaluation_tables(facts)
         ],
-        "picks": [{"stage": stage, **asdict(picks)} for stage, picks in all_picks(facts)],
+        "picks": [{"stage": stage.record.name, **asdict(picks)} for stage in facts.stages for picks in stage.picks],
     }
 
 
@@ -252,6 +283,7 @@ def _stage_json(stage: StageFacts) -> dict[str, object]:
         "needs": list(record.needs),
         "status": stage.status,
         "was_skipped": record.was_skipped,
+        "of_earlier": stage.earlier or None,
         "seconds": round(record.seconds, 1),
         "message": record.message,
         "folder": str(stage.folder),
@@ -265,8 +297,8 @@ def _stage_json(stage: StageFacts) -> dict[str, object]:
 def _cells(one: EvaluationTable, mark: str) -> list[Sequence[str]]:
     """A row for each stage; ``mark`` is put behind the best of a column, or around it where it is ``**``."""
     rows: list[Sequence[str]] = []
-    for stage in one.stages:
-        cells = [stage]
+    for stage, mark_of_stage in one.stages.items():
+        cells = [f"{stage}{mark_of_stage}"]
         for column in one.columns:
             text = figure_text(column.figures.get(stage))
             is_best = stage in column.best

@@ -30,7 +30,7 @@ def write_report(run: RunDir, *, out: Path | None = None, facts: ReportFacts | N
     if not has_something(facts):
         raise _nothing(run, facts)
     owner = _owner(facts)
-    path = free_place(run, owner) if out is None else _checked(out, owner)
+    path = free_place(run, owner) if out is None else checked_place(out, owner)
     durable.replace_file(path, [sealed(render(facts), owner)])
     return path
 
@@ -91,7 +91,7 @@ def free_place(run: RunDir, owner: str) -> Path:
     raise AssertionError("names do not end")
 
 
-def _checked(out: Path, owner: str) -> Path:
+def checked_place(out: Path, owner: str) -> Path:
     """``out``, where nothing is lost by writing it. Raises ``RunError``."""
     if out.is_dir():
         raise RunError(f"{out} is a folder", f"name a file in it: --out {out / 'report.html'}")

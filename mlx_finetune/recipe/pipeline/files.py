@@ -4,25 +4,28 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from mlx_finetune.errors import Problem, RecipeError
+from mlx_finetune.errors import Problem
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline
 from mlx_finetune.recipe.pipeline.rules import placeholders
 
-_READS, _WRITES = ("--data", "--file", "--probes", "--samples"), ("--out", "-o", "--output", "--export")
+_READS, _WRITES = ("--data", "--file", "--probes", "--samples", "--schema"), ("--out", "-o", "--output", "--export")
 _STDIN = "-"
 
 
-def check_files(loaded: LoadedPipeline, here: Path) -> None:
-    """Raises ``RecipeError`` with each file that is missing in ``here`` and that no stage can make."""
-    made = [(here / Path(name).expanduser()).resolve() for name in (loaded.folder, *_written(loaded))]
-    missing = [
-        Problem(str(loaded.path), f"{who} reads {name}, and there is no such file", f"paths count from {here}")
-        for who, name in _named(loaded)
-        if not (path := here / Path(name).expanduser()).exists()
-        and not any(path.resolve().is_relative_to(folder) for folder in made)
-    ]
-    if missing:
-        raise RecipeError(missing)
+def missing_files(loaded: LoadedPipeline, here: Path) -> Iterator[Problem]:
+    """Each file that is missing in ``here`` and that no stage can make."""
+    for who, name in _named(loaded):
+        if not (here / Path(name).expanduser()).exists() and not is_made(name, loaded, here):
+            yield Problem(
+                str(loaded.path), f"{who} reads {name}, and there is no such file", f"paths count from {here}"
+            )
+
+
+def is_made(name: str, loaded: LoadedPipeline, here: Path) -> bool:
+    """True for a path below what stages write: it need not be there before they have run."""
+    path = (here / Path(name).expanduser()).resolve()
+    made = (loaded.folder, *_written(loaded))
+    return any(path.is_relative_to((here / Path(folder).expanduser()).resolve()) for folder in made)
 
 
 def _written(loaded: LoadedPipeline) -> Iterator[str]:

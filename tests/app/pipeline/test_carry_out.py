@@ -9,6 +9,7 @@ import pytest
 
 from mlx_finetune.app.pipeline.carry_out import Ended, Hands, Outcome, carry_out
 from mlx_finetune.app.pipeline.decide import Selection, deciding
+from mlx_finetune.durable import remove_tree
 from mlx_finetune.errors import MlxftError, RecipeError, RunError, UsageError
 from mlx_finetune.monitor.pipeline.facts import read_pipeline
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
@@ -134,13 +135,13 @@ def test_another_folder_begins_anew_and_leaves_the_first_as_it_is(done: Pretend)
 @pytest.mark.parametrize(
     ("change", "names", "reason"),
     [
-        (lambda: Path("rows.jsonl").write_text('{"text": "b"}\n'), "full", "the data files have changed"),
+        (lambda: Path("rows.jsonl").write_text('{"text": "b"}\n'), "full", "the data files have changed: rows.jsonl"),
         (lambda: Path("full.toml").write_text(BODY + "[training]\nepochs = 2\n"), "full", "training.epochs: was "),
-        (lambda: Path("problems.jsonl").write_text("other"), "draw", "the files that its command names have changed"),
+        (lambda: Path("problems.jsonl").write_text("other"), "draw", "command names have changed: problems.jsonl"),
         (
             lambda: Path("p.toml").write_text(PIPELINE.replace("{folder}/made", "-k 2 --out {folder}/made")),
             "draw",
-            "-k",
+            "command: was --out, is now --out -k 2 --out",
         ),
     ],
 )
@@ -156,6 +157,14 @@ def test_a_changed_stage_is_not_replaced_unasked(done: Pretend, change, names: s
         "to replace it: mlxft pipeline p.toml --force; to keep it: mlxft pipeline p.toml --set "
         "output_dir=adapters/p-2; or undo the change"
     )
+
+
+def test_what_has_changed_is_named_without_hashes(done: Pretend) -> None:
+    done.weights["lora"] = "other weights"
+    run(done, selection=Selection(only="lora", is_forced=True))
+    with pytest.raises(RunError) as caught:
+        run(done)
+    assert "draw (the result of lora is another)" in caught.value.message
 
 
 def test_force_replaces_what_changed_and_what_follows_from_it(done: Pretend) -> None:
@@ -298,13 +307,110 @@ def test_only_and_from_choose_and_force_repeats_what_they_name(done: Pretend) ->
     assert done.done == ["draw", "more"]
 
 
+def test_a_start_that_names_stages_and_was_interrupted_goes_on_and_repeats_nothing(done: Pretend) -> None:
+    again = Selection(first="lora", is_forced=True)
+    done.ends["draw"] = Ended(130)
+    assert run(done, selection=again).record.options == ("--from", "lora", "--force")
+    assert done.done == ["lora", "eval lora", "draw"]
+    assert run(done, selection=again).record.options == ()
+    assert done.done == ["draw", "more"]
+    run(done, selection=again)
+    assert done.done == ["lora", "eval lora", "draw", "more"]  # that had come to its end: this is another start
+
+
+def test_what_was_made_from_an_earlier_result_is_known_until_it_is_made_anew(done: Pretend) -> None:
+    done.weights["lora"] = "other weights"
+    assert run(done, selection=Selection(only="lora", is_forced=True)).record.outdated() == {
+        "draw": "lora",
+        "more": "lora",
+    }
+    assert run(done, selection=Selection(is_forced=True)).record.outdated() == {}
+    assert done.done == ["draw", "more"]
+    done.ends["full"] = Ended(130)
+    outcome = run(done, selection=Selection(only="full", is_forced=True))
+    assert set(outcome.record.outdated().items()) == {("lora", "full"), ("draw", "full"), ("more", "full")}
+    run(done)
+    assert done.done == ["full again", "eval full"]
+    assert read_pipeline(Path("adapters/p")).record.outdated() == {}  # the same weights came out
+
+
+def test_a_stage_that_took_nothing_of_what_changed_is_of_what_is_there_once_that_was_looked_at(done: Pretend) -> None:
+    Path("adapters/p/draw/made/notes.txt").write_text("beside the rows")
+    outcome = run(done)
+    assert done.done == []
+    assert outcome.record.outdated() == {}
+
+
+def test_what_would_be_replaced_is_allowed_for_what_was_asked_for_alone(done: Pretend) -> None:
+    Path("lora.toml").write_text(BODY + "[lora]\nrank = 8\n")
+    with pytest.raises(RunError, match=r"to replace it: mlxft pipeline p\.toml --only lora --force; "):
+        raise _refusal(done, Selection(only="lora"))
+    with pytest.raises(
+        RunError, match=r"to make them again from there on: mlxft pipeline p\.toml --from lora --force; "
+    ):
+        raise _refusal(done, Selection(first="full"))
+
+
+def test_a_command_that_was_begun_otherwise_is_named_where_that_is_what_changed() -> None:
+    pretend = Pretend()
+    run(pretend, "full.training.max_steps=3")
+    with pytest.raises(RunError, match=r"or start it as before: mlxft pipeline p\.toml --set full"):
+        raise _refusal(pretend, Selection())
+    Path("rows.jsonl").write_text('{"text": "b"}\n')
+    with pytest.raises(RunError, match=r"or undo the change$"):  # that command would be refused too
+        raise _refusal(pretend, Selection())
+
+
+def _refusal(pretend: Pretend, selection: Selection) -> RunError:
+    """The refusal, its hint being the message."""
+    with pytest.raises(RunError) as caught:
+        run(pretend, selection=selection)
+    return RunError(caught.value.hint)
+
+
+def test_a_refusal_on_the_way_does_not_propose_the_command_that_was_refused(done: Pretend) -> None:
+    remove_tree(Path("adapters/p/full"))
+    done.weights["full"] = "other weights"
+    outcome = run(done)
+    assert (outcome.where, outcome.goes_on) == ("stage lora", False)
+    assert outcome.hint.startswith("to replace it: mlxft pipeline p.toml --force; ")
+
+
+def test_a_stage_that_has_saved_nothing_is_changed_without_leave() -> None:
+    pretend = Pretend(ends={"lora": Ended(130), "draw": Ended(1, "no such option")})
+    run(pretend)
+    Path("lora.toml").write_text(BODY + "[lora]\nrank = 8\n")
+    (Path("adapters/p/lora") / NAMES[1]).unlink(missing_ok=True)
+    run(pretend)
+    assert pretend.done == ["lora", "eval lora", "draw"]
+    remove_tree(Path("adapters/p/draw/made"))
+    Path("adapters/p/draw/log.txt").write_text("what it said")
+    Path("p.toml").write_text(PIPELINE.replace("{folder}/made", "-k 2 --out {folder}/made"))
+    assert run(pretend).exit_code == 0
+    assert pretend.done == ["draw", "more"]
+
+
 def test_a_stage_needs_the_results_of_what_is_left_out() -> None:
     with pytest.raises(RunError) as caught:
         run(Pretend(), selection=Selection(only="lora"))
-    assert caught.value.message == "lora takes the result of full, which has not finished"
+    assert caught.value.message == "lora takes the result of full, which is not there"
     assert caught.value.hint == "run that first: mlxft pipeline p.toml --only full"
+    with pytest.raises(RunError) as caught:
+        run(Pretend(), selection=Selection(only="draw"))
+    assert caught.value.hint == (
+        "run that first: mlxft pipeline p.toml --only full && mlxft pipeline p.toml --only lora"
+    )
     with pytest.raises(UsageError, match="--from nope: there is no such stage"):
         run(Pretend(), selection=Selection(first="nope"))
+
+
+def test_a_stage_whose_folder_was_removed_is_missed_before_anything_is_replaced(done: Pretend) -> None:
+    remove_tree(Path("adapters/p/full"))
+    with pytest.raises(RunError) as caught:
+        run(done, selection=Selection(only="lora", is_forced=True))
+    assert caught.value.message == "lora takes the result of full, which is not there"
+    assert (Path("adapters/p/lora") / NAMES[1]).is_file()
+    assert read_pipeline(Path("adapters/p")).stages[0].status == "removed"
 
 
 def test_a_stage_left_out_is_taken_as_it_is_even_where_it_changed(done: Pretend) -> None:

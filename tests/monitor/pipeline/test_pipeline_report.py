@@ -92,6 +92,37 @@ def test_nothing_is_ranked_over_different_rows_or_alone_or_where_all_are_alike()
     assert set(best(one).values()) == {()}
 
 
+def test_what_was_made_from_an_earlier_result_is_marked_and_not_ranked_in_every_view() -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
+    first, second = facts.stages
+    picks = Picks("tested", 200, 8, (Way("random", 0.31, 0.25, 0.37),), ())
+    record = replace(facts.record, overrides=("sft.seed=1",))
+    facts = replace(facts, record=record, stages=(first, replace(second, earlier="pretrain", picks=(picks,))))
+    assert set(best(facts).values()) == {()}
+    assert evaluation_tables(facts)[0].note == "not ranked: sft is of an earlier pretrain"
+    says = [
+        "sft: made from an earlier pretrain, which is there no more",
+        "to make what follows anew: mlxft pipeline p.toml --set sft.seed=1 --force",
+    ]
+    lines = list(table_lines(facts))
+    assert lines[3:5] == says
+    assert sum(line.startswith("sft, of an earlier pretrain") for line in lines) == 2
+    for text in (markdown(facts), render(facts)):
+        assert all(one in text for one in says)
+        assert text.count("sft, of an earlier pretrain") == 2
+        assert text.count(", of an earlier pretrain") == 3  # and its status
+    assert [one["of_earlier"] for one in table_json(facts)["stages"]] == [None, "pretrain"]  # pyright: ignore
+
+
+def test_figures_of_an_evaluation_that_was_changed_in_between_are_not_ranked() -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
+    first, second = facts.record.evaluations
+    changed = replace(facts.record, evaluations=(first, replace(second, fingerprint={"max_tokens": "48"})))
+    facts = replace(facts, record=changed)
+    assert set(best(facts).values()) == {()}
+    assert evaluation_tables(facts)[0].note == "not ranked: the evaluation was changed between the stages"
+
+
 @pytest.mark.parametrize(
     ("figure", "text"),
     [

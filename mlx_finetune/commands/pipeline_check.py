@@ -1,0 +1,128 @@
+"""Everything that would end a pipeline in one of its stages, found before the first: files, words of commands, tasks.
+
+The commands of stages are read by the parsers that read them when their turn has come.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_finetune.errors import MlxftError, Problem, RecipeError
+
+if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
+    from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
+    from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
+
+
+def check_pipeline(loaded: "LoadedPipeline", here: Path) -> None:
+    """Raises ``RecipeError`` with every problem that can be seen before anything has run in ``here``."""
+    from mlx_finetune.recipe.pipeline.files import missing_files
+
+    missing = list(missing_files(loaded, here))
+    problems = [*missing, *_Checking(loaded, here, {one.message for one in missing}).problems()]
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+
+
+@dataclass(frozen=True)
+class _Checking:
+    loaded: "LoadedPipeline"
+    here: Path
+    missing: set[str]
+
+    def problems(self) -> Iterator[Problem]:
+        """Stage after stage, then the evaluations."""
+        for index, stage in enumerate(self.loaded.stages):
+            try:
+                self._stage(stage)
+            except RecipeError as error:
+                yield from error.problems
+            except click.exceptions.Exit:
+                yield self._problem(index, "its command only asks for help", "write what it is to do")
+            except click.ClickException as error:
+                yield self._problem(index, error.format_message(), f"mlxft {stage.words[0]} --help")
+            except MlxftError as error:
+                if not any(one.startswith(f"stage {stage.name} reads ") for one in self.missing):
+                    yield self._problem(index, error.message, error.hint)
+        for index, one in enumerate(self.loaded.pipeline.evaluations):
+            yield from self._evaluation(index, one)
+
+    @cached_property
+    def _lines(self) -> Any:
+        from mlx_finetune.recipe.locate import locate_keys
+
+        return locate_keys(self.loaded.text)
+
+    def _problem(self, index: int, message: str, hint: str) -> Problem:
+        line = self._lines.line_of(("stages", index, "command")) or self._lines.line_of(("stages", index)) or 1
+        return Problem(f"{self.loaded.path}:{line}", f"stage {self.loaded.stages[index].name}: {message}", hint)
+
+    def _stage(self, stage: "Stage") -> None:
+        if stage.loaded is not None:
+            from mlx_finetune.commands.named import check_named
+            from mlx_finetune.recipe.paths import check_paths
+
+            check_paths(stage.loaded, self.here)
+            check_named(stage.loaded, self.here)
+            return
+        name, *words = stage.words
+        module = importlib.import_module(f"mlx_finetune.commands.{name}")
+        with module.command.make_context(f"mlxft {name}", list(words)) as context:
+            module.check_options(context.params)
+            self._asked(name, context.params)
+
+    def _asked(self, command: str, given: Mapping[str, Any]) -> None:
+        """Refuse a run that is none, and tasks that do not fit it."""
+        from mlx_finetune.errors import UsageError
+        from mlx_finetune.recipe.pipeline.files import is_made
+
+        run = str(given["name"])
+        stage = next((one for one in self.loaded.stages if Path(run) in (one.folder, one.result)), None)
+        if stage is not None and stage.loaded is None:
+            raise UsageError(f"{stage.name} trains nothing that {command} could load", "name a stage that has a recipe")
+        if stage is None and not is_made(run, self.loaded, self.here):
+            from mlx_finetune.app.open import locate
+            from mlx_finetune.rundir import find_run
+
+            if command == "trace":
+                find_run(run, base=self.here)
+            else:
+                locate(run, base=self.here)
+        is_plain = command == "eval" and not any(given[key] for key in ("samples", "checkpoints", "sinks"))
+        if is_plain and stage is not None:
+            from mlx_finetune.commands.eval import changes_of
+
+            self._fits(stage, changes_of(given), given["data"], f"stage {stage.name}")
+
+    def _evaluation(self, index: int, one: "EvaluationRecipe") -> Iterator[Problem]:
+        """Tasks that the rows have nothing for, or that the model of a stage cannot do."""
+        changes = {"tasks": one.tasks} | ({"max_rows": one.max_rows} if one.max_rows is not None else {})
+        for stage in self.loaded.stages:
+            if stage.name not in one.stages:
+                continue
+            try:
+                self._fits(stage, changes, one.data, f"evaluation {one.name}")
+            except MlxftError as error:
+                line = self._lines.line_of(("evaluations", index, "tasks")) or 1
+                message = f"evaluation {one.name} of stage {stage.name}: {error.message}"
+                yield Problem(f"{self.loaded.path}:{line}", message, error.hint)
+
+    def _fits(self, stage: "Stage", changes: Mapping[str, object], data: str | None, who: str) -> None:
+        from mlx_finetune.recipe.evaluation import EvalRecipe
+        from mlx_finetune.recipe.pipeline.files import is_made
+        from mlx_finetune.recipe.pipeline.rules import filled
+
+        given = filled(data, self.loaded.folders) if data is not None else None
+        if given is not None and is_made(given, self.loaded, self.here):
+            return  # nobody knows yet what rows these will be
+        if any(one.startswith(f"{who} reads {given},") for one in self.missing):
+            return  # that is said
+        assert stage.loaded is not None
+        from mlx_finetune.app.eval.fits import check_fits
+
+        check_fits(stage.loaded.recipe, EvalRecipe.model_validate(changes), given, self.here)

@@ -1,0 +1,118 @@
+"""What would end a stage of a pipeline hours later is found by the check, with its line: nothing is run here."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from small_runs import write_rows
+
+from mlx_finetune.commands.recipe import command
+from mlx_finetune.errors import RecipeError
+
+TOP = """
+output_dir = "adapters/p"
+[[stages]]
+name = "text"
+recipe = "text.toml"
+[[stages]]
+name = "sft"
+recipe = "sft.toml"
+[[stages]]
+name = "judge"
+recipe = "judge.toml"
+"""
+BODY = 'model = "m"\noutput_dir = "adapters/x"\n[data]\npath = "{rows}"\n'
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("rows.jsonl"))
+    Path("text.jsonl").write_text('{"text": "Only text."}\n' * 3)
+    Path("text.toml").write_text('task = "pretrain"\n' + BODY.format(rows="text.jsonl"))
+    Path("sft.toml").write_text(BODY.format(rows="rows.jsonl"))
+    Path("judge.toml").write_text('task = "verifier"\n' + BODY.format(rows="rows.jsonl") + "[lora]\n")
+    return tmp_path
+
+
+def check(more: str) -> list[str]:
+    """Every problem that ``mlxft recipe check`` finds."""
+    Path("p.toml").write_text(TOP + more)
+    result = CliRunner().invoke(command, ["check", "p.toml"], standalone_mode=False)
+    if result.exception is None:
+        assert result.stdout.startswith("ok: p.toml: pipeline text -> sft -> judge")
+        return []
+    assert isinstance(result.exception, RecipeError)
+    return [f"{one.where}: {one.message} / {one.hint}" for one in result.exception.problems]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "sample {sft} --data rows.jsonl --out {folder} --anwers 8",
+            "No such option '--anwers'. Did you mean '--answers'? / ",
+        ),
+        ("sample {sft} --data rows.jsonl", "Missing option '--out'. / mlxft sample --help"),
+        ("sample {sft} --data rows.jsonl --out {folder} -k no", "Invalid value for '-k' / '--answers': 'no' is not a"),
+        ("eval {sft} --help", "its command only asks for help / "),
+        ("eval {sft} --tasks nmber", "there is no task `nmber` / did you mean number?"),
+        ("eval {sft} --gate 'number >= 7'", "the gate `number >= 7` can never be met"),
+        ("eval {sft} --json --csv", "--json and --csv are two forms of the same report / "),
+        ("eval {judge} --samples rows.jsonl --tasks loss", "--samples and --tasks do not go together"),
+        ("eval {sft} --checkpoints --sinks", "--checkpoints and --sinks are two evaluations"),
+        ("eval {judge} --tasks number", "this run scores rows and writes no answers, so it is measured by labels"),
+        ("eval {sft} --data text.jsonl --tasks number", "the task `number` needs questions with answers, and the rows"),
+        ("generate {sft}", "give either --prompt or --file / "),
+        ("generate {sft} --prompt a --temperature hot", "temperature"),
+        ("generate {sft} --prompt a --schema no.json", "reads no.json, and there is no such file"),
+        ("trace {sft} --dense", "--dense belongs to --export FOLDER / "),
+        ("trace adapters/lost", "'adapters/lost' is not a run folder and no run under adapters/ has that name"),
+        ("sample adapters/lost --data rows.jsonl --out {folder}", "there is no run, folder or model 'adapters/lost'"),
+    ],
+)
+def test_a_command_is_read_before_its_turn_comes(words: str, expected: str) -> None:
+    found = check(f'[[stages]]\nname = "command"\ncommand = "{words}"\n')
+    assert found
+    assert expected in found[0]
+    assert found[0].startswith(("p.toml:14: stage command: ", "p.toml: stage command "))
+
+
+def test_good_commands_and_what_stages_will_make_are_no_problem() -> None:
+    drawn = '[[stages]]\nname = "drawn"\ncommand = "sample {sft} --data rows.jsonl --out {folder}"\n'
+    best = '[[stages]]\nname = "best"\ncommand = "eval {judge} --samples {drawn} --out {folder}"\n'
+    base = '[[stages]]\nname = "base"\ncommand = "eval smollm2-135m --data rows.jsonl --out {folder}"\n'
+    asked = '[[evaluations]]\nname = "e"\nstages = ["text", "sft"]\ndata = "{drawn}/sft"\ntasks = ["number"]\n'
+    assert check(drawn + best + base + asked) == []
+    assert check(drawn + best.replace("{judge}", "{drawn}"))[0].endswith(
+        "stage best: drawn trains nothing that eval could load / name a stage that has a recipe"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "rest", "expected"),
+    [
+        ("judge", 'tasks = ["number"]', "this run scores rows and writes no answers"),
+        ("text", 'tasks = ["number"]', "the task `number` needs questions with answers, and the rows are plain text"),
+        ("sft", 'data = "rows.jsonl"\ntasks = ["perplexity"]', "the task `perplexity` is of plain text"),
+        ("sft", 'data = "rows.jsonl"\ntasks = ["preference"]', "the task `preference` needs rows with chosen"),
+        ("sft", 'data = "rows.jsonl"\ntasks = ["labels"]', "these are no classes"),
+    ],
+)
+def test_tasks_that_do_not_fit_a_stage_are_refused_with_their_line(stage: str, rest: str, expected: str) -> None:
+    found = check(f'[[evaluations]]\nname = "e"\nstages = ["{stage}"]\n{rest}\n')
+    assert len(found) == 1
+    line = 15 + rest.count("\n")
+    assert found[0].startswith(f"p.toml:{line}: evaluation e of stage {stage}: ")
+    assert expected in found[0]
+
+
+def test_problems_of_recipes_and_commands_and_evaluations_come_at_once() -> None:
+    Path("sft.toml").write_text(BODY.format(rows="rows.jsonl") + '[eval]\ntasks = ["loss"]\ngates = ["number > 0.5"]\n')
+    command_stage = '[[stages]]\nname = "c"\ncommand = "eval {sft} --task loss"\n'
+    evaluation = '[[evaluations]]\nname = "e"\nstages = ["judge"]\ntasks = ["loss"]\n'
+    assert [one.partition(": ")[0] for one in check(command_stage + evaluation)] == [
+        "sft.toml:7",
+        "p.toml:14",
+        "p.toml:18",
+    ]

@@ -83,7 +83,7 @@ def command(
     if not _draw(sampler, out):
         _say(f"\ninterrupted; the same command goes on from there ({out})")
         return INTERRUPTED
-    _finish(sampler, out, as_json=as_json)
+    _finish(sampler, out, name, as_json=as_json)
     return 0
 
 
@@ -151,7 +151,7 @@ class _Bar:
             click.echo("\r\x1b[K", err=True, nl=False)
 
 
-def _finish(sampler: "Sampler", out: Path, *, as_json: bool) -> None:
+def _finish(sampler: "Sampler", out: Path, name: str, *, as_json: bool) -> None:
     """Write the rows to train on and print the comparison."""
     from mlx_finetune.app.sampling.best_of import compare, lines, to_json
     from mlx_finetune.app.sampling.folder import read_problems
@@ -167,10 +167,13 @@ def _finish(sampler: "Sampler", out: Path, *, as_json: bool) -> None:
         for line in lines(found):
             click.echo(line)
     _say_rows(sft, verifier)
-    shown = shlex.quote(str(out))
     if sft.folder is not None:
         _say(f"next: mlxft train RECIPE --set data.path={shlex.quote(str(sft.folder))}   (rejection sampling)")
-    _say(f"next: mlxft eval VERIFIER_RUN --samples {shown}   (what a verifier makes of these answers)")
+    if verifier.folder is not None:
+        _say(f"next: mlxft train RECIPE --set data.path={shlex.quote(str(verifier.folder))}   (a verifier)")
+        others = f"mlxft sample {shlex.quote(name)} --data OTHER_PROBLEMS --out OTHER_FOLDER"
+        _say(f"      {others}   (it is judged by problems that did not teach it)")
+        _say("      mlxft eval VERIFIER_RUN --samples OTHER_FOLDER")
 
 
 def _say_rows(sft: "Kept", verifier: "Kept") -> None:

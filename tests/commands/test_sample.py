@@ -37,6 +37,8 @@ def test_answers_are_drawn_compared_and_kept(run: Callable[..., Result], tmp_pat
     again = run(*arguments, "--json")
     assert "9 of 9 answers were there already" in again.stderr
     assert json.loads(again.stdout)["num_problems"] == 3
+    assert "mlxft sample keeper --data OTHER_PROBLEMS --out OTHER_FOLDER" in again.stderr
+    assert "--samples drawn" not in again.stderr, "a verifier is not judged by what taught it"
 
 
 @pytest.mark.parametrize("out", ["sums.jsonl", "sums.jsonl/x"])

@@ -2,7 +2,7 @@
 
 Nothing is left out silently: one malformed row stops a training before its first step. Memory is that of the
 examples, about 1.5 kB and the text for each row, up to ``KEPT_ROWS``; more are read again whenever they are needed,
-and 9 bytes a row are kept.
+and 13 bytes a row are kept.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.columnar import table_files
 from mlx_finetune.dataset.sources.locate import Located, locate
 from mlx_finetune.dataset.sources.opening import FileProblem, refuse_special
-from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key
+from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key, group_of
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
@@ -142,11 +142,15 @@ class _Reading:
         self.findings = Findings()
         self.keys = {name: array("Q") for name in (*_SPLITS, CORRECTED)}
         self.prompt_keys = array("Q")  # of the corrections
+        self.groups = array("I")  # the number of each training row's label, where rows have labels
+        self._group_numbers: dict[str, int] = {}
         self.examples: dict[str, list[Example]] | None = {name: [] for name in (*_SPLITS, CORRECTED)}
         self._spare_rows = kept_rows
 
     def add(self, split: str, example: Example) -> None:
         self.keys[split].append(content_key(example))
+        if split == "train":
+            self.groups.append(self._group_numbers.setdefault(group_of(example), len(self._group_numbers)))
         if self.examples is not None:
             self.examples[split].append(example)
             self._spare_rows -= 1
@@ -202,7 +206,7 @@ def _split(
     has_valid, has_test = bool(keys["valid"]), bool(keys["test"])
     val_split = 0.0 if has_valid else data.val_split
     test_split = 0.0 if has_test or has_valid else data.test_split  # files that are given win over shares of train
-    sides = bytes(choose_sides(keys["train"], val_split, test_split))
+    sides = bytes(choose_sides(keys["train"], val_split, test_split, reading.groups))
     corrected = reading.sides_of_corrections()
 
     def examples(split: str, sides: bytes, side: int, *more: str) -> Sequence[Example]:

@@ -59,10 +59,10 @@ def command(
     verifier/ (every answer with whether it is right); the last two are the data.path of a recipe. Prints how often the
     greedy answer, a random one, the majority and the best of k are right. The greedy answer is drawn beside the k.
     """
+    from mlx_finetune.app.sampling.folder import check_samples_folder
     from mlx_finetune.commands.evaluating import open_for_eval
-    from mlx_finetune.rundir import check_folder
 
-    check_folder(out, "--out")
+    check_samples_folder(out)
     subject = open_for_eval(name)
     from mlx_finetune.app.classify import check_answers
     from mlx_finetune.app.eval.run import rows_at_once

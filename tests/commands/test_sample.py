@@ -62,6 +62,15 @@ def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_loaded(
     assert result.exception.hint == f"choose another {command[-1]}"
 
 
+def test_a_folder_with_other_things_is_refused_before_anything_is_loaded(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mlx_finetune.app.eval.subject.open_name", None)
+    result = run("sample", "keeper", "--data", "sums.jsonl", "--out", "adapters/keeper")
+    assert isinstance(result.exception, RunError)
+    assert result.exception.message.startswith("adapters/keeper is no folder of samples: it holds ")
+
+
 def test_a_classifier_draws_no_answers(run: Callable[..., Result], tmp_path: Path):
     metadata = {"format": "mlx", "task": "classify", "labels": '["a", "b"]'}
     save_file({WEIGHT: np.ones((2, 64), np.float32)}, tmp_path / "adapters" / "keeper" / HEAD_WEIGHTS, metadata)

@@ -28,6 +28,8 @@ from mlx_finetune.recipe.data import DataRecipe
 
 #: Up to so many rows are kept as objects after they were read.
 KEPT_ROWS = 50_000
+#: Of fewer rows it is said how they are divided: a share of few rows is soon too little, or too much.
+FEW_ROWS = 100
 
 _SPLITS = ("train", "valid", "test")
 CORRECTED = "corrections"
@@ -39,7 +41,7 @@ class Splits:
     """The examples of a recipe. ``content_hash`` is the SHA-256 of all files' bytes, in order; ``format`` of the first.
 
     ``problems`` are warnings (duplicates across given files, sides left empty); ``counts`` has the rows of each split.
-    The last ``num_corrections`` of the training rows are corrections.
+    The last ``num_corrections`` of the training rows are corrections. ``note`` says how few rows were divided, or "".
     """
 
     train: Sequence[Example]
@@ -51,6 +53,7 @@ class Splits:
     problems: tuple[Problem, ...]
     counts: Mapping[str, int]
     num_corrections: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +232,7 @@ def _split(
     files = [one.file for one in split_files]
     if val_split > 0 and not valid:
         warnings.append(Problem(files[0].source, "too few different rows for a validation set; all are trained on"))
+    is_divided = (val_split > 0 or test_split > 0) and len(keys["train"]) < FEW_ROWS
     return Splits(
         train,
         valid,
@@ -239,6 +243,14 @@ def _split(
         tuple(warnings),
         {"train": len(train), "valid": len(valid), "test": len(test)},
         corrected.count(TRAIN),
+        _division(len(train), len(valid), len(test)) if is_divided else "",
+    )
+
+
+def _division(num_train: int, num_valid: int, num_test: int) -> str:
+    return (
+        f"few rows: {num_train} to train on, {num_valid} for validation, {num_test} kept for a test; "
+        "data.val_split and data.test_split set the shares, 0 keeps all to train on"
     )
 
 

@@ -24,6 +24,7 @@ from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError, Problem, UsageError
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.units import counted
 
 #: Categories that are shown apart; more are not a way to split figures.
 MAX_CATEGORIES = 50
@@ -78,6 +79,21 @@ class Chosen:
     num_held_out: int
     shots: tuple[Example, ...]
     notices: tuple[Problem, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """What one of ``rows`` is: a row of the data, or a block of a long text."""
+        return "block" if any(row.is_continued for row in self.rows) else "row"
+
+    @property
+    def described(self) -> str:
+        """``all 12 rows``, ``50 of 300 test rows``, ``20 blocks of 5 rows``."""
+        count, split = len(self.rows), "" if self.split == "all" else f"{self.split} "
+        if self.unit == "block":
+            return f"{count} blocks of {counted(self.num_held_out, f'{split}row')}"
+        if count < self.num_held_out:
+            return f"{count} of {self.num_held_out} {split}rows"
+        return f"{'' if split else 'all '}{count} {split}rows"
 
 
 def choose_rows(

@@ -151,8 +151,11 @@ def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport
     from mlx_finetune.dataset.corpus import load_splits, locate_sources
     from mlx_finetune.dataset.corrections import find_corrections
     from mlx_finetune.recipe.load import load_recipe, naming_recipe
+    from mlx_finetune.recipe.paths import check_paths
 
-    recipe = load_recipe(path, overrides).recipe
+    loaded = load_recipe(path, overrides)
+    check_paths(loaded, Path())
+    recipe = loaded.recipe
     corrections = find_corrections(recipe, base=Path())
     located = [source.located for source in locate_sources(recipe.data, Path())]
     located += [{"train": corrections}] if corrections else []

@@ -71,16 +71,18 @@ def load_splits(
     task: str = "sft",
     corrections: Sequence[DataFile] = (),
     kept_rows: int = KEPT_ROWS,
+    is_given: bool = False,
 ) -> Splits:
     """Read and split everything [data] names; paths count from ``base``.
 
-    Raises ``DataError`` with all problems; rows that ``task`` does not learn from are one.
+    Raises ``DataError`` with all problems; rows that ``task`` does not learn from are one. Files that were ``is_given``
+    on a command line are mended themselves, without a word about the keys of a recipe.
 
     Sides depend on content alone (``split``) and on no seed, so that runs of different seeds can be compared and an
     adapter trained further under another seed never meets its validation rows. The rows of ``corrections`` stand behind
     the other training rows and on no other side.
     """
-    reading = _Reading(kept_rows, task)
+    reading = _Reading(kept_rows, task, is_given=is_given)
     sources = locate_sources(data, base)
     split_files = [
         SplitFile(file, split, source.weight if split == "train" else 1.0, stamps_of(file))
@@ -98,7 +100,7 @@ def load_splits(
         if findings.count == 1:
             few, what = "one problem", f": {problems[0].message}"
             names = problems[0].where or names
-        is_plain = not data.columns and data.format == "auto" and task == "sft"
+        is_plain = is_given or (not data.columns and data.format == "auto" and task == "sft")
         hint = f"mlxft data check {shlex.quote(files[0].source) if is_plain else 'RECIPE'}"
         if findings.count == 1:
             hint = problems[0].hint or hint
@@ -140,8 +142,9 @@ def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
 class _Reading:
     """What one pass over the files found: a content key for each row, and the examples while they are few."""
 
-    def __init__(self, kept_rows: int, task: str) -> None:
+    def __init__(self, kept_rows: int, task: str, *, is_given: bool) -> None:
         self._task = task
+        self._is_given = is_given
         self.findings = Findings()
         self.keys = {name: array("Q") for name in (*_SPLITS, CORRECTED)}
         self.prompt_keys = array("Q")  # of the corrections
@@ -165,7 +168,7 @@ class _Reading:
         if one.file.num_bytes is not None:
             self._read_corrections(one)
             return "messages"
-        counter = FormatCounter(data.columns, data.format, formats_for(self._task))
+        counter = FormatCounter(data.columns, data.format, formats_for(self._task), is_given=self._is_given)
         for row in read_file(one.file, self.findings):
             layout = counter.add(row)
             if layout is None or not is_trainable(layout.format, self._task):
@@ -180,7 +183,7 @@ class _Reading:
         for problem in detected.problems:
             self.findings(problem)
         if detected.name and not is_trainable(detected.name, self._task):
-            self.findings(refused_format(detected, one.file.source, self._task))
+            self.findings(refused_format(detected, one.file.source, self._task, is_given=self._is_given))
         return detected.name
 
     def _read_corrections(self, one: SplitFile) -> None:

@@ -166,21 +166,26 @@ def _finish(sampler: "Sampler", out: Path, name: str, *, as_json: bool) -> None:
     else:
         for line in lines(found):
             click.echo(line)
-    _say_rows(sft, verifier)
+    _say_rows(sft, verifier, num_right=sum(sample.right for problem in problems for sample in problem.drawn))
     if sft.folder is not None:
         _say(f"next: mlxft train RECIPE --set data.path={shlex.quote(str(sft.folder))}   (rejection sampling)")
-    if verifier.folder is not None:
+    if verifier.folder is not None and verifier.num_right:
         _say(f"next: mlxft train RECIPE --set data.path={shlex.quote(str(verifier.folder))}   (a verifier)")
         others = f"mlxft sample {shlex.quote(name)} --data OTHER_PROBLEMS --out OTHER_FOLDER"
         _say(f"      {others}   (it is judged by problems that did not teach it)")
         _say("      mlxft eval VERIFIER_RUN --samples OTHER_FOLDER")
 
 
-def _say_rows(sft: "Kept", verifier: "Kept") -> None:
-    if sft.folder is None:
+def _say_rows(sft: "Kept", verifier: "Kept", *, num_right: int) -> None:
+    if not num_right:
         _say("\nno answer is right, so there is nothing to train on: take easier problems or a better model")
         return
-    _say(f"\n{sft.folder}: {sft.num_train} right answers to train on, {sft.num_valid} for validation")
+    if sft.folder is None:
+        _say("\nevery right answer was cut at the limit, so none is kept for rejection sampling: raise --max-tokens")
+    else:
+        _say(f"\n{sft.folder}: {sft.num_train} right answers to train on, {sft.num_valid} for validation")
+    if verifier.folder is None:
+        return
     total = verifier.num_train + verifier.num_valid
     share = f"{verifier.num_right} of {total} right"
     _say(f"{verifier.folder}: {verifier.num_train} different answers to train on, {verifier.num_valid} for validation")

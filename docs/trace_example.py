@@ -27,16 +27,17 @@ def main(folder: Path) -> None:
     before: dict[str, np.ndarray] = {}
     for entry in index["checkpoints"]:
         tensors = load_file(folder / entry["file"])
-        squares: dict[int, float] = defaultdict(float)
+        squares: dict[str, float] = defaultdict(float)
         for path in index["matrices"]:
             update = read_update(tensors, path, index["scale"])
             moved = update - before.get(path, np.zeros_like(update))
             block = re.search(r"\.(\d+)\.", path)
-            squares[int(block[1]) if block else -1] += float(np.sum(moved.astype(np.float64) ** 2))
+            place = f"block {block[1]}" if block else path  # a matrix outside of the blocks, as of the embeddings
+            squares[place] += float(np.sum(moved.astype(np.float64) ** 2))
             before[path] = update
-        most = max(squares, key=lambda block: squares[block])
+        most = max(squares, key=lambda place: squares[place])
         total = sum(squares.values()) ** 0.5
-        sys.stdout.write(f"step {entry['step']}: moved by {total:.3f}, most in block {most}\n")
+        sys.stdout.write(f"step {entry['step']}: moved by {total:.3f}, most in {most}\n")
 
 
 if __name__ == "__main__":

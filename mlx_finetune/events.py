@@ -26,7 +26,11 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """Everything is loaded; step ``first_step + 1`` comes next. ``first_step`` is 0 unless the run is resumed."""
+    """Everything is loaded; step ``first_step + 1`` comes next. ``first_step`` is 0 unless the run is resumed.
+
+    Rows are those of the files that are used; ``train_sequences`` and ``valid_sequences`` were made of them, which are
+    more where long rows are split; 0 where an earlier version wrote this, with the sequences as rows.
+    """
 
     kind: ClassVar[str] = "run_started"
     run: str
@@ -42,6 +46,8 @@ class RunStarted:
     device: str
     compute_dtype: str
     memory_limit_bytes: int | None = None
+    train_sequences: int = 0
+    valid_sequences: int = 0
 
 
 @dataclass(frozen=True, slots=True)

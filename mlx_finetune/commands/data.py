@@ -37,7 +37,7 @@ def command() -> None:
 @_JSON
 def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Every problem in the data at once; exit code 1 where there are errors."""
-    report, tokens = _examine(target, overrides)
+    report, tokens, note = _examine(target, overrides)
     from mlx_finetune.app.data.data_report import num_errors, problem_lines, report_json, summary_lines
 
     if as_json:
@@ -45,6 +45,8 @@ def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     else:
         _print(problem_lines(report, tokens), err=True)
         _print(summary_lines(report, tokens))
+        if note:
+            click.echo(note)
         click.echo(_verdict(report, tokens, target, overrides), err=True)
     return 1 if num_errors(report, tokens) else 0
 
@@ -55,7 +57,7 @@ def check(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
 @_JSON
 def stats(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
     """Rows, lengths, roles and repeats."""
-    report, tokens = _examine(target, overrides)
+    report, tokens, _ = _examine(target, overrides)
     from mlx_finetune.app.data.data_report import num_errors, report_json, stats_lines
     from mlx_finetune.units import counted
 
@@ -118,36 +120,53 @@ def _without_ending(path: Path) -> Path:
     return stem.with_suffix("") if file_kind(stem) else stem.with_name(f"{path.name}-split")
 
 
-def _examine(target: str, overrides: tuple[str, ...]) -> "tuple[DataReport, TokenReport | None]":
+def _examine(target: str, overrides: tuple[str, ...]) -> "tuple[DataReport, TokenReport | None, str]":
+    """The report on data, its tokens where a recipe names a model, and how a training divides few rows."""
     from mlx_finetune.dataset.check import check_files
     from mlx_finetune.dataset.sources.locate import locate
 
     if not target.endswith(".toml"):
         if overrides:
             raise UsageError(f"--set changes a recipe, and {target!r} is none", "a recipe ends in .toml")
-        return check_files([locate(target, base=Path())]), None
+        report = check_files([locate(target, base=Path())])
+        return report, None, _note_on(target, report)
     return _examine_recipe(Path(target), overrides)
 
 
-def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport, TokenReport | None]":
+def _note_on(target: str, report: "DataReport") -> str:
+    """How a recipe that says nothing else divides the rows of bare data, where they are few."""
+    from mlx_finetune.dataset.corpus import FEW_ROWS, load_splits
+    from mlx_finetune.dataset.kinds import task_for
+    from mlx_finetune.recipe.data import DataRecipe
+
+    if report.num_errors or report.num_rows >= FEW_ROWS:
+        return ""
+    data = DataRecipe.model_validate({"path": target})
+    return load_splits(data, base=Path(), task=task_for(report.files[0].format)).note
+
+
+def _examine_recipe(path: Path, overrides: tuple[str, ...]) -> "tuple[DataReport, TokenReport | None, str]":
     """The report on a recipe's data; tokens only where every row can be used."""
     from mlx_finetune.dataset.check import check_files
     from mlx_finetune.dataset.corpus import load_splits, locate_sources
     from mlx_finetune.dataset.corrections import find_corrections
     from mlx_finetune.recipe.load import load_recipe, naming_recipe
+    from mlx_finetune.recipe.paths import check_paths
 
-    recipe = load_recipe(path, overrides).recipe
+    loaded = load_recipe(path, overrides)
+    check_paths(loaded, Path())
+    recipe = loaded.recipe
     corrections = find_corrections(recipe, base=Path())
     located = [source.located for source in locate_sources(recipe.data, Path())]
     located += [{"train": corrections}] if corrections else []
     report = check_files(located, columns=recipe.data.columns, format=recipe.data.format, task=recipe.task)
     if report.num_errors:
-        return report, None
+        return report, None, ""
     from mlx_finetune.app.data.data_tokens import count_tokens
 
     with naming_recipe(path, overrides):
         splits = load_splits(recipe.data, base=Path(), task=recipe.task, corrections=corrections)
-        return report, count_tokens(recipe, splits, Path(), _phase)
+        return report, count_tokens(recipe, splits, Path(), _phase), splits.note
 
 
 def _phase(phase: "Phase") -> None:

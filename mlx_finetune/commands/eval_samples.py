@@ -39,8 +39,10 @@ def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as
     elif as_csv:
         click.echo(csv_text(judged.found), nl=False)
     else:
-        for line in lines(judged.found):
+        for line in lines(judged.found, judged.remark):
             click.echo(line)
+    if judged.remark and (as_json or as_csv):
+        click.echo(f"warning: {judged.remark}", err=True)
     if judged.num_unscored:
         why = "longer than the verifier's max_seq_length, or with a control marker"
         click.echo(f"{judged.num_unscored} answers could not be scored ({why}), and are picked last", err=True)

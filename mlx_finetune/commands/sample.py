@@ -83,15 +83,15 @@ def command(
     if not _draw(sampler, out):
         _say(f"\ninterrupted; the same command goes on from there ({out})")
         return INTERRUPTED
-    _finish(sampler, out, as_json=as_json)
+    _finish(sampler, out, name, as_json=as_json)
     return 0
 
 
 def check_options(given: Mapping[str, Any]) -> None:
     """Refuse what can be seen before a model is loaded. Raises ``RunError``."""
-    from mlx_finetune.rundir import check_folder
+    from mlx_finetune.app.sampling.folder import check_samples_folder
 
-    check_folder(given["out"], "--out")
+    check_samples_folder(given["out"])
 
 
 def _say(text: str) -> None:
@@ -158,7 +158,7 @@ class _Bar:
             click.echo("\r\x1b[K", err=True, nl=False)
 
 
-def _finish(sampler: "Sampler", out: Path, *, as_json: bool) -> None:
+def _finish(sampler: "Sampler", out: Path, name: str, *, as_json: bool) -> None:
     """Write the rows to train on and print the comparison."""
     from mlx_finetune.app.sampling.best_of import compare, lines, to_json
     from mlx_finetune.app.sampling.folder import read_problems
@@ -173,18 +173,26 @@ def _finish(sampler: "Sampler", out: Path, *, as_json: bool) -> None:
     else:
         for line in lines(found):
             click.echo(line)
-    _say_rows(sft, verifier)
-    shown = shlex.quote(str(out))
+    _say_rows(sft, verifier, num_right=sum(sample.right for problem in problems for sample in problem.drawn))
     if sft.folder is not None:
         _say(f"next: mlxft train RECIPE --set data.path={shlex.quote(str(sft.folder))}   (rejection sampling)")
-    _say(f"next: mlxft eval VERIFIER_RUN --samples {shown}   (what a verifier makes of these answers)")
+    if verifier.folder is not None and verifier.num_right:
+        _say(f"next: mlxft train RECIPE --set data.path={shlex.quote(str(verifier.folder))}   (a verifier)")
+        others = f"mlxft sample {shlex.quote(name)} --data OTHER_PROBLEMS --out OTHER_FOLDER"
+        _say(f"      {others}   (it is judged by problems that did not teach it)")
+        _say("      mlxft eval VERIFIER_RUN --samples OTHER_FOLDER")
 
 
-def _say_rows(sft: "Kept", verifier: "Kept") -> None:
-    if sft.folder is None:
+def _say_rows(sft: "Kept", verifier: "Kept", *, num_right: int) -> None:
+    if not num_right:
         _say("\nno answer is right, so there is nothing to train on: take easier problems or a better model")
         return
-    _say(f"\n{sft.folder}: {sft.num_train} right answers to train on, {sft.num_valid} for validation")
+    if sft.folder is None:
+        _say("\nevery right answer was cut at the limit, so none is kept for rejection sampling: raise --max-tokens")
+    else:
+        _say(f"\n{sft.folder}: {sft.num_train} right answers to train on, {sft.num_valid} for validation")
+    if verifier.folder is None:
+        return
     total = verifier.num_train + verifier.num_valid
     share = f"{verifier.num_right} of {total} right"
     _say(f"{verifier.folder}: {verifier.num_train} different answers to train on, {verifier.num_valid} for validation")

@@ -68,7 +68,11 @@ def _planned(path: Path, overrides: tuple[str, ...]) -> "tuple[LoadedRecipe, Pla
     check_named(loaded, Path.cwd())
     plan = make_plan(loaded.recipe, base=Path.cwd(), machine=this_machine())
     if not plan.rows["valid"]:
-        raise DataError("there are no validation rows to select by", "set data.val_split, or name a validation file")
+        few = "add rows: too few cannot be divided" if loaded.recipe.data.val_split else "set data.val_split"
+        raise DataError(
+            "there are no validation rows to select by",
+            f"{few}; or name two files: data.train and data.valid in the place of data.path",
+        )
     if not plan.fits:
         raise DoesNotFitError("this training does not fit", "see ways to make it fit: mlxft plan RECIPE")
     return loaded, plan

@@ -18,8 +18,8 @@ _KEPT_PROBLEMS = 5
 
 @dataclass(frozen=True, slots=True)
 class SplitCard:
-    """One split: ``num_rows`` rows of its files were read, ``lengths`` (in tokens) are of the sequences made of them,
-    ``histogram`` in buckets of one width.
+    """One split: ``num_rows`` rows of its files were read and ``num_used`` of them used, ``lengths`` (in tokens) are of
+    the sequences made of these, ``histogram`` in buckets of one width.
 
     ``outcomes`` are those of ``TokenizeReport``; ``sources`` counts the sequences of each file.
     """
@@ -33,6 +33,7 @@ class SplitCard:
     notes: tuple[str, ...]
     outcomes: Mapping[str, Outcome]
     sources: Mapping[str, int]
+    num_used: int = 0
 
     @property
     def target_share(self) -> float:
@@ -68,6 +69,7 @@ def _split_card(split: TokenizedSplit) -> SplitCard:
         notes=report.notes,
         outcomes={name: Outcome(one.count, one.rows[:_KEPT_PROBLEMS]) for name, one in report.outcomes.items()},
         sources=counts,
+        num_used=report.num_used,
     )
 
 

@@ -88,7 +88,7 @@ class _Scan:
         self.labels: set[str] = set()
         self.turns: collections.Counter[int] = collections.Counter()
 
-    def add(self, example: Example) -> None:
+    def add(self, example: Example, split: str) -> None:
         content = content_of(example)
         self.keys.append(key_of(content))
         self.lines.append(example.line)
@@ -96,7 +96,7 @@ class _Scan:
         self.lengths.append(_num_characters(example))
         for message, hint in inspect_example(example, content):
             self.warnings(Problem(f"{example.source}:{example.line}", message, hint))
-        if isinstance(example, Labelled) and len(self.labels) <= MOST_LABELS:
+        if isinstance(example, Labelled) and split == "train" and len(self.labels) <= MOST_LABELS:
             self.labels.add(str(example.label))
         if isinstance(example, Messages):
             self.turns[len(example.messages)] += 1
@@ -146,9 +146,9 @@ def _scan_file(file: DataFile, split: str, counter: FormatCounter, scan: _Scan, 
         layout = counter.add(row)
         try:
             if file.num_bytes is not None:
-                scan.add(correction_of(row))
+                scan.add(correction_of(row), split)
             elif layout is not None:
-                scan.add(example_of(row, layout))
+                scan.add(example_of(row, layout), split)
         except RowError as error:
             scan.errors(error.problem)
     if file.num_bytes is not None:

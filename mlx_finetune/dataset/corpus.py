@@ -2,7 +2,7 @@
 
 Nothing is left out silently: one malformed row stops a training before its first step. Memory is that of the
 examples, about 1.5 kB and the text for each row, up to ``KEPT_ROWS``; more are read again whenever they are needed,
-and 9 bytes a row are kept.
+and 13 bytes a row are kept.
 """
 
 import hashlib
@@ -22,12 +22,14 @@ from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.columnar import table_files
 from mlx_finetune.dataset.sources.locate import Located, locate
 from mlx_finetune.dataset.sources.opening import FileProblem, refuse_special
-from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key
+from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key, group_of
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
 #: Up to so many rows are kept as objects after they were read.
 KEPT_ROWS = 50_000
+#: Of fewer rows it is said how they are divided: a share of few rows is soon too little, or too much.
+FEW_ROWS = 100
 
 _SPLITS = ("train", "valid", "test")
 CORRECTED = "corrections"
@@ -39,7 +41,7 @@ class Splits:
     """The examples of a recipe. ``content_hash`` is the SHA-256 of all files' bytes, in order; ``format`` of the first.
 
     ``problems`` are warnings (duplicates across given files, sides left empty); ``counts`` has the rows of each split.
-    The last ``num_corrections`` of the training rows are corrections.
+    The last ``num_corrections`` of the training rows are corrections. ``note`` says how few rows were divided, or "".
     """
 
     train: Sequence[Example]
@@ -51,6 +53,7 @@ class Splits:
     problems: tuple[Problem, ...]
     counts: Mapping[str, int]
     num_corrections: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +71,18 @@ def load_splits(
     task: str = "sft",
     corrections: Sequence[DataFile] = (),
     kept_rows: int = KEPT_ROWS,
+    is_given: bool = False,
 ) -> Splits:
     """Read and split everything [data] names; paths count from ``base``.
 
-    Raises ``DataError`` with all problems; rows that ``task`` does not learn from are one.
+    Raises ``DataError`` with all problems; rows that ``task`` does not learn from are one. Files that were ``is_given``
+    on a command line are mended themselves, without a word about the keys of a recipe.
 
     Sides depend on content alone (``split``) and on no seed, so that runs of different seeds can be compared and an
     adapter trained further under another seed never meets its validation rows. The rows of ``corrections`` stand behind
     the other training rows and on no other side.
     """
-    reading = _Reading(kept_rows, task)
+    reading = _Reading(kept_rows, task, is_given=is_given)
     sources = locate_sources(data, base)
     split_files = [
         SplitFile(file, split, source.weight if split == "train" else 1.0, stamps_of(file))
@@ -95,7 +100,7 @@ def load_splits(
         if findings.count == 1:
             few, what = "one problem", f": {problems[0].message}"
             names = problems[0].where or names
-        is_plain = not data.columns and data.format == "auto" and task == "sft"
+        is_plain = is_given or (not data.columns and data.format == "auto" and task == "sft")
         hint = f"mlxft data check {shlex.quote(files[0].source) if is_plain else 'RECIPE'}"
         if findings.count == 1:
             hint = problems[0].hint or hint
@@ -137,16 +142,21 @@ def locate_sources(data: DataRecipe, base: Path) -> Sequence[Source]:
 class _Reading:
     """What one pass over the files found: a content key for each row, and the examples while they are few."""
 
-    def __init__(self, kept_rows: int, task: str) -> None:
+    def __init__(self, kept_rows: int, task: str, *, is_given: bool) -> None:
         self._task = task
+        self._is_given = is_given
         self.findings = Findings()
         self.keys = {name: array("Q") for name in (*_SPLITS, CORRECTED)}
         self.prompt_keys = array("Q")  # of the corrections
+        self.groups = array("I")  # the number of each training row's label, where rows have labels
+        self._group_numbers: dict[str, int] = {}
         self.examples: dict[str, list[Example]] | None = {name: [] for name in (*_SPLITS, CORRECTED)}
         self._spare_rows = kept_rows
 
     def add(self, split: str, example: Example) -> None:
         self.keys[split].append(content_key(example))
+        if split == "train":
+            self.groups.append(self._group_numbers.setdefault(group_of(example), len(self._group_numbers)))
         if self.examples is not None:
             self.examples[split].append(example)
             self._spare_rows -= 1
@@ -158,7 +168,7 @@ class _Reading:
         if one.file.num_bytes is not None:
             self._read_corrections(one)
             return "messages"
-        counter = FormatCounter(data.columns, data.format, formats_for(self._task))
+        counter = FormatCounter(data.columns, data.format, formats_for(self._task), is_given=self._is_given)
         for row in read_file(one.file, self.findings):
             layout = counter.add(row)
             if layout is None or not is_trainable(layout.format, self._task):
@@ -173,7 +183,7 @@ class _Reading:
         for problem in detected.problems:
             self.findings(problem)
         if detected.name and not is_trainable(detected.name, self._task):
-            self.findings(refused_format(detected, one.file.source, self._task))
+            self.findings(refused_format(detected, one.file.source, self._task, is_given=self._is_given))
         return detected.name
 
     def _read_corrections(self, one: SplitFile) -> None:
@@ -202,7 +212,7 @@ def _split(
     has_valid, has_test = bool(keys["valid"]), bool(keys["test"])
     val_split = 0.0 if has_valid else data.val_split
     test_split = 0.0 if has_test or has_valid else data.test_split  # files that are given win over shares of train
-    sides = bytes(choose_sides(keys["train"], val_split, test_split))
+    sides = bytes(choose_sides(keys["train"], val_split, test_split, reading.groups))
     corrected = reading.sides_of_corrections()
 
     def examples(split: str, sides: bytes, side: int, *more: str) -> Sequence[Example]:
@@ -225,6 +235,7 @@ def _split(
     files = [one.file for one in split_files]
     if val_split > 0 and not valid:
         warnings.append(Problem(files[0].source, "too few different rows for a validation set; all are trained on"))
+    is_divided = (val_split > 0 or test_split > 0) and len(keys["train"]) < FEW_ROWS
     return Splits(
         train,
         valid,
@@ -235,6 +246,14 @@ def _split(
         tuple(warnings),
         {"train": len(train), "valid": len(valid), "test": len(test)},
         corrected.count(TRAIN),
+        _division(len(train), len(valid), len(test)) if is_divided else "",
+    )
+
+
+def _division(num_train: int, num_valid: int, num_test: int) -> str:
+    return (
+        f"few rows: {num_train} to train on, {num_valid} for validation, {num_test} kept for a test; "
+        "data.val_split and data.test_split set the shares, 0 keeps all to train on"
     )
 
 

@@ -6,6 +6,7 @@ the files get their names only when all of them are whole.
 
 import json
 import os
+import sys
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from mlx_finetune.dataset.formats import FormatCounter, example_of
 from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.row import DataFile, file_kind
 from mlx_finetune.dataset.sources.opening import open_bytes, read_lines
-from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key
+from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key, group_of
 from mlx_finetune.durable import sync_folder
 from mlx_finetune.errors import DataError, Problem
 
@@ -35,8 +36,8 @@ def divide_file(
         if (out / name).exists():
             raise DataError(f"{out / name} exists already", "name another folder with --out, or remove it")
     salt = "" if seed is None else str(seed)
-    keys, lines = _keys(file, salt)
-    sides = choose_sides(keys, val_split, test_split)
+    keys, lines, groups = _keys(file, salt)
+    sides = choose_sides(keys, val_split, test_split, groups)
     try:
         out.mkdir(parents=True, exist_ok=True)
         return _write(file, out, dict(zip(lines if _is_jsonl(file) else range(len(sides)), sides, strict=True)))
@@ -44,18 +45,21 @@ def divide_file(
         raise DataError(f"{out} cannot be written: {error.strerror}") from None
 
 
-def _keys(file: DataFile, salt: str) -> tuple["array[int]", "array[int]"]:
-    """Content key and line of every row. Raises ``DataError``."""
+def _keys(file: DataFile, salt: str) -> tuple["array[int]", "array[int]", list[str]]:
+    """Content key, line and group of every row. Raises ``DataError``."""
     findings = Findings()
     counter = FormatCounter()
     keys, lines = array("Q"), array("Q")
+    groups: list[str] = []
     for row in read_file(file, findings):
         layout = counter.add(row)
         if layout is None:
             continue
         try:
-            keys.append(content_key(example_of(row, layout), salt=salt))
+            example = example_of(row, layout)
+            keys.append(content_key(example, salt=salt))
             lines.append(row.line)
+            groups.append(sys.intern(group_of(example)))
         except RowError as error:
             findings(error.problem)
     for problem in counter.result().problems:
@@ -63,7 +67,7 @@ def _keys(file: DataFile, salt: str) -> tuple["array[int]", "array[int]"]:
     if findings.count:
         few = "one problem" if findings.count == 1 else f"{findings.count} problems"
         raise DataError(f"{file.source}: {few} in the data", "mend them, then split", findings.problems())
-    return keys, lines
+    return keys, lines, groups
 
 
 def _write(file: DataFile, out: Path, side_of: Mapping[int, int]) -> Mapping[str, int]:

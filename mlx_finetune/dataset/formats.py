@@ -101,13 +101,20 @@ class DetectedFormat:
 class FormatCounter:
     """Counts the formats of rows as they pass by, and remembers the first lines of each.
 
-    ``learned`` are the formats that the rows are wanted for; what a row of none lacks is said by them.
+    ``learned`` are the formats that the rows are wanted for; what a row of none lacks is said by them, and what would
+    help by whether the file ``is_given`` on a command line.
     """
 
     def __init__(
-        self, columns: Mapping[str, str] | None = None, format: str = "auto", learned: Sequence[str] = ()
+        self,
+        columns: Mapping[str, str] | None = None,
+        format: str = "auto",
+        learned: Sequence[str] = (),
+        *,
+        is_given: bool = False,
     ) -> None:
         self._learned = learned
+        self._is_given = is_given
         self._columns = columns or {}
         self._format = format
         self._counts: dict[str, int] = {}
@@ -150,7 +157,7 @@ class FormatCounter:
         more = f" (and {count - 1} more like it)" if count > 1 else ""
         if not rows:
             return []
-        problem = unknown_layout(rows[0], self._columns, self._format, self._learned)
+        problem = unknown_layout(rows[0], self._columns, self._format, self._learned, is_given=self._is_given)
         return [Problem(problem.where, problem.message + more, problem.hint)]
 
 

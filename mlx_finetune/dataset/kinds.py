@@ -1,9 +1,10 @@
 """Which kinds of rows each task learns from, and the sentence for rows of another kind."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Preference
+from mlx_finetune.dataset.unknown import as_written
 from mlx_finetune.errors import Problem
 from mlx_finetune.recipe.preference import PAIRED_TASKS, TWO_ANSWER_TASKS
 
@@ -79,8 +80,16 @@ def words_for(format: str, task: str) -> str:
     return f'the rows {_REFUSED[format][0]}; shown as task = "{task}" reads them{also}'
 
 
-def refused_format(detected: DetectedFormat, source: str, task: str) -> Problem:
-    """The sentence for a format that is recognised, but that ``task`` does not learn from."""
+def refused_format(detected: DetectedFormat, source: str, task: str, *, is_given: bool = False) -> Problem:
+    """The sentence for a format that is recognised, but that ``task`` does not learn from.
+
+    The way out is another file where this one ``is_given`` on a command line, else a recipe.
+    """
+    problem = _refused(detected, source, task)
+    return replace(problem, hint=as_written(formats_for(task))) if is_given else problem
+
+
+def _refused(detected: DetectedFormat, source: str, task: str) -> Problem:
     wanted = f"task {task} learns from {_KINDS.get(task, _LEARNED).words}"
     if (task, detected.name) == ("classify", "text"):
         return Problem(source, f"the rows are texts without a label; {wanted}", _NO_LABEL)

@@ -42,7 +42,7 @@ def check_labels(labels: Sequence[str], where: str) -> None:
     if len(labels) == 1:
         raise DataError(
             f"{where}: every training row has the label {show(labels[0])}; a classification needs two",
-            "name the column with the labels: [data.columns] label = NAME",
+            "add rows with other labels, or name the column of the labels: [data.columns] label = NAME",
         )
     if len(labels) > MOST_LABELS:
         raise DataError(

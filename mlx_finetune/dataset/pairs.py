@@ -57,7 +57,7 @@ def tokenize_preferences(
         pairs = [_of_task(example, task) for example in batch]
         made = rows.unpaired(pairs) if task == "kto" else rows.paired(pairs)
         builder.add(made)
-        totals.add(made)
+        totals.add(made, len(made))
         done += len(batch)
         if progress is not None:
             progress(done, len(examples))

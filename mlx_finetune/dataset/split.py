@@ -4,12 +4,14 @@
 validation, below ``val_split + test_split`` test, the rest training. So a row keeps its place when rows are added,
 removed or reordered, whatever the recipe's seed, and rows equal but for white space are never on two sides. Shares
 are met up to chance: 10 % of 1,000 rows is 100 +- 9. In a tiny set a wanted side may come out empty; then the content
-with the lowest position that is left goes there, training keeping at least one.
+with the lowest position that is left goes there. Training keeps at least one row, and where rows have labels at least
+one of each: a class that no training row has could not be learned.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 
 from mlx_finetune.dataset.formats import Example, Instruction, Labelled, Messages, Preference, Text, Tools
 from mlx_finetune.dataset.turns import Turn
@@ -52,30 +54,52 @@ def position(key: int) -> float:
     return key / 2**64
 
 
-def choose_sides(keys: Sequence[int], val_split: float, test_split: float) -> list[int]:
-    """For each content key TRAIN, VALID or TEST; see the module for small sets."""
+def group_of(example: Example) -> str:
+    """The label of a labelled row, of which training keeps at least one; all other rows are of one group."""
+    return str(example.label) if isinstance(example, Labelled) else ""
+
+
+def choose_sides(
+    keys: Sequence[int], val_split: float, test_split: float, groups: Sequence[Hashable] = ()
+) -> list[int]:
+    """For each content key TRAIN, VALID or TEST; see the module for small sets.
+
+    ``groups`` has the group of each key, equal for equal keys; without it there is one.
+    """
     low, high = int(val_split * 2**64), int((val_split + test_split) * 2**64)
     sides = [VALID if key < low else TEST if key < high else TRAIN for key in keys]
-    missing = [side for side, share in ((VALID, val_split), (TEST, test_split)) if share > 0 and side not in sides]
-    if keys and (missing or TRAIN not in sides):
-        return _choose_few(keys, val_split, test_split)
+    groups = groups or [0] * len(keys)
+    is_missing = any(share > 0 and side not in sides for side, share in ((VALID, val_split), (TEST, test_split)))
+    learned = {group for group, side in zip(groups, sides, strict=True) if side == TRAIN}
+    if is_missing or not learned.issuperset(groups):
+        return _choose_few(dict(zip(keys, groups, strict=True)), keys, sides, val_split, test_split)
     return sides
 
 
-def _choose_few(keys: Sequence[int], val_split: float, test_split: float) -> list[int]:
+def _choose_few(
+    group_of_key: Mapping[int, Hashable],
+    keys: Sequence[int],
+    sides: Sequence[int],
+    val_split: float,
+    test_split: float,
+) -> list[int]:
     """Every wanted side gets a content where there are enough: training first, then validation, then test."""
-    contents = sorted(set(keys))
-    high = val_split + test_split
-    side_of = {key: VALID if position(key) < val_split else TEST if position(key) < high else TRAIN for key in contents}
-    if TRAIN not in side_of.values():
-        side_of[contents[-1]] = TRAIN
+    side_of = dict(sorted(zip(keys, sides, strict=True)))
+    learned = Counter(group_of_key[key] for key, side in side_of.items() if side == TRAIN)
+    last = {group_of_key[key]: key for key in side_of}
+    for group, key in last.items():
+        if not learned[group]:
+            side_of[key], learned[group] = TRAIN, 1
     for side, share in ((VALID, val_split), (TEST, test_split)):
-        held = list(side_of.values())
-        if share > 0 and side not in held:
-            spare = [other for other in (TRAIN, VALID, TEST) if held.count(other) > 1]
-            donors = spare or ([TEST] if side == VALID and TEST in held else [])
-            if donors:
-                side_of[next(key for key in contents if side_of[key] == donors[0])] = side
+        held = Counter(side_of.values())
+        if share > 0 and not held[side]:
+            spare = [
+                key for key, at in side_of.items() if (learned[group_of_key[key]] if at == TRAIN else held[at]) > 1
+            ]
+            only_test = [key for key, at in side_of.items() if side == VALID and at == TEST]
+            if donors := sorted(spare, key=lambda key: side_of[key]) or only_test:
+                learned[group_of_key[donors[0]]] -= side_of[donors[0]] == TRAIN
+                side_of[donors[0]] = side
     return [side_of[key] for key in keys]
 
 

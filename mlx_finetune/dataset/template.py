@@ -77,13 +77,15 @@ def tokenize(
     for batch in _encoded(examples, walk, tokenizer, task):
         tally.add_all(batch.tally)
         rows: list[Tokens] = []
+        used: set[int] = set()  # of one example there may be several drafts
         for draft, encoding in zip(batch.drafts, batch.encodings.result(), strict=True):
             made = walk.rows(draft, walk.without_merged_border(draft, encoding))
             rows += made
             if made:
                 methods[draft.method] = methods.get(draft.method, 0) + 1
+                used.add(id(draft.example))
         builder.add(rows)
-        totals.add(rows)
+        totals.add(rows, len(used))
         tally.add_all(walk.take_tally())
         done += batch.num_examples
         if progress is not None:

@@ -25,7 +25,7 @@ from mlx_finetune.dataset.tokens import Outcome, TokenizedSplit, TokenizeReport
 from mlx_finetune.errors import Problem
 
 MAX_CACHE_BYTES = 20_000_000_000
-_MAGIC = b"mlxft tokens 2\n"
+_MAGIC = b"mlxft tokens 3\n"
 _TAIL = struct.Struct("<Q32s16s")  # bytes of the description, SHA-256 of all before this and of that number, magic
 _ENDING = ".tokens"
 _PART_HOURS = 24
@@ -33,11 +33,13 @@ _PART_HOURS = 24
 
 @dataclass(frozen=True, slots=True)
 class CachedSplits:
-    """What a start needs of its data: rows by split, warnings from reading, and the hash of the files."""
+    """What a start needs of its data: rows by split, warnings from reading, the hash of the files, and a note on how
+    few rows were divided."""
 
     splits: Mapping[str, TokenizedSplit]
     problems: tuple[Problem, ...]
     content_hash: str
+    note: str = ""
 
 
 def cache_key(parts: Mapping[str, object]) -> str:
@@ -111,6 +113,7 @@ def _chunks(made: CachedSplits) -> Generator[bytes]:
     rows = {name: rows_of(split.rows) for name, split in made.splits.items()}
     description = {
         "content_hash": made.content_hash,
+        "note": made.note,
         "problems": [asdict(problem) for problem in made.problems],
         "splits": [
             {
@@ -170,7 +173,7 @@ def _read(file: IO[bytes]) -> CachedSplits | None:
         found = TokenRows(words, rows, split["sources"], mapping, values)
         splits[split["name"]] = TokenizedSplit(found if len(found) else (), _report(split["report"]))
     problems = tuple(Problem(**problem) for problem in description["problems"])
-    return CachedSplits(splits, problems, description["content_hash"])
+    return CachedSplits(splits, problems, description["content_hash"], description["note"])
 
 
 def _number(value: int) -> bytes:

@@ -191,7 +191,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class TokenizeReport:
-    """What became of a split: ``num_rows`` sequences are handed on, ``outcomes`` says what was lost or changed.
+    """What became of a split: ``num_rows`` sequences are handed on, made of ``num_used`` of the ``num_examples`` rows;
+    ``outcomes`` says what was lost or changed.
 
     Outcomes: ``refused`` (a marker in the content, a template error, no end mark), ``too_long`` (dropped by length),
     ``cut`` (kept from the end), ``split`` (into pieces), ``no_target`` (nothing to learn, dropped), ``doubled_marker``
@@ -209,6 +210,7 @@ class TokenizeReport:
     notes: tuple[str, ...] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict[str, Outcome])
     labels: tuple[str, ...] = ()
+    num_used: int = 0
 
     @property
     def target_share(self) -> float:
@@ -248,9 +250,11 @@ class Totals:
     num_tokens: int = 0
     num_targets: int = 0
     longest: int = 0
+    num_used: int = 0
 
-    def add(self, rows: Sequence[Tokens]) -> None:
-        """Count ``rows``."""
+    def add(self, rows: Sequence[Tokens], num_used: int) -> None:
+        """Count ``rows``, which were made of ``num_used`` examples."""
+        self.num_used += num_used
         for row in rows:
             self.num_rows += 1
             self.num_tokens += len(row.ids)

@@ -45,8 +45,13 @@ _ROWS = {
 _ANY_ROWS = '{"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...} and the like'
 
 
-def unknown_layout(row: Row, columns: Mapping[str, str], format: str, learned: Sequence[str] = ()) -> Problem:
-    """Why the columns of ``row`` make no format, and what would help to make one of ``learned`` (or any)."""
+def unknown_layout(
+    row: Row, columns: Mapping[str, str], format: str, learned: Sequence[str] = (), *, is_given: bool = False
+) -> Problem:
+    """Why the columns of ``row`` make no format, and what would help to make one of ``learned`` (or any).
+
+    Where the file ``is_given`` on a command line there is no recipe to change: what helps is another file.
+    """
     have = show_names(list(row.fields))
     missing = [(field, name) for field, name in columns.items() if column_named(row.fields, name) is None]
     if missing:
@@ -64,19 +69,28 @@ def unknown_layout(row: Row, columns: Mapping[str, str], format: str, learned: S
         )
     if format != "auto":
         needs = " and ".join(f"`{name}`" for name in REQUIRED.get(format, ()))
-        return Problem(row.where, f"format is {format}, with {needs}; the row has {have}", "map them in [data.columns]")
+        return Problem(
+            row.where,
+            f"format is {format}, with {needs}; the row has {have}",
+            as_written(learned) if is_given else "map them in [data.columns]",
+        )
     message = f"no known format has these columns: {have}"
     if slip := _slip_of_the_pen(list(row.fields)):
         return Problem(row.where, message, slip)
     near = nearest_layout(row.fields, columns, learned or _ANY) or _lone_text(row, learned)
     if near is None:
-        return Problem(row.where, message, _hint_for_columns(row, learned))
+        return Problem(row.where, message, as_written(learned) if is_given else _hint_for_columns(row, learned))
     lacking = f"{_in_words(near.names)} without {_in_words(near.missing)}"
-    return Problem(row.where, f"{message}: {lacking}", _hint_for_missing(row, near, learned))
+    hint = as_written(learned) if is_given else _hint_for_missing(row, near, learned)
+    return Problem(row.where, f"{message}: {lacking}", hint)
 
 
-def example_rows(learned: Sequence[str]) -> str:
-    """How rows of the formats ``learned`` are written, as JSON."""
+def as_written(learned: Sequence[str]) -> str:
+    """The way out for a file that no recipe describes: how rows of the formats ``learned`` are written."""
+    return f"rows are {_example_rows(learned)}: name the columns of the file so"
+
+
+def _example_rows(learned: Sequence[str]) -> str:
     return _ROWS.get(_shown_format(learned), _ANY_ROWS)
 
 
@@ -131,7 +145,7 @@ def _hint_for_columns(row: Row, learned: Sequence[str]) -> str:
     if len(names) > 1 and format in ("prompt-completion", "labels"):
         first, last = REQUIRED[format]
         return _which_is_which({first: names[0], last: names[-1]})
-    return f"rows are {example_rows(learned)}; [data.columns] maps columns of other names"
+    return f"rows are {_example_rows(learned)}; [data.columns] maps columns of other names"
 
 
 def _can_be(field: str, value: object) -> bool:

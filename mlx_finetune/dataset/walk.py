@@ -372,6 +372,7 @@ class Walk:
             labels=self.labels,
             notes=tuple(notes),
             outcomes=tally.outcomes(),
+            num_used=totals.num_used,
         )
 
     def _need_prompt(self) -> PromptTemplate:

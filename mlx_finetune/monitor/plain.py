@@ -153,6 +153,9 @@ def started_lines(started: RunStarted) -> list[str]:
     share = started.trainable_parameters / max(1, total)
     where = f"from step {started.first_step + 1} to {started.total_steps}" if started.first_step else ""
     rows = f"{counted(started.train_rows, 'training row')}, {started.valid_rows:,} for validation"
+    made = (started.train_sequences, started.valid_sequences)
+    if started.train_sequences and made != (started.train_rows, started.valid_rows):
+        rows += f"; {made[0]:,} and {made[1]:,} sequences made of them"
     return [
         f"{started.run}: {started.task} of {started.model} on {started.device}, {started.compute_dtype}; trains "
         f"{format_count(started.trainable_parameters)} of {format_count(total)} parameters "

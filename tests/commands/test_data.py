@@ -1,6 +1,7 @@
 """``mlxft data``: what is printed, where, and the exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,22 @@ def test_check_of_good_data_ends_with_the_next_command(folder: Path) -> None:
     assert result.return_value == 0
     assert result.stdout.splitlines()[0] == "good.jsonl: 60 rows, format prompt-completion"
     assert result.stderr == "no errors, 0 warnings; next: mlxft data stats good.jsonl\n"
+
+
+def test_check_of_few_rows_says_how_a_training_divides_them(folder: Path, tiny_model: Callable[..., Path]) -> None:
+    path = recipe(folder, tiny_model("llama"))
+    path.write_text(path.read_text().replace("max_seq_length = 31", "val_split = 0.0"))
+    sides = re.compile(
+        r"^few rows: (\d+) to train on, (\d+) for validation, (\d+) kept for a test; data.val_split", re.M
+    )
+    found = [sides.search(run("check", target).stdout) for target in ("good.jsonl", path)]
+    assert all(one is not None and sum(map(int, one.groups())) == 60 for one in found)
+    assert found[1] is not None
+    assert found[1][2] == "0"
+    many = "".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(100))
+    (folder / "many.jsonl").write_text(many)
+    assert "few rows" not in run("check", "many.jsonl").stdout
+    assert "few rows" not in run("check", path, "--set", "data.test_split=0").stdout
 
 
 def test_check_of_bad_data_lists_everything_and_returns_1(folder: Path) -> None:

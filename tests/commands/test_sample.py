@@ -37,6 +37,23 @@ def test_answers_are_drawn_compared_and_kept(run: Callable[..., Result], tmp_pat
     again = run(*arguments, "--json")
     assert "9 of 9 answers were there already" in again.stderr
     assert json.loads(again.stdout)["num_problems"] == 3
+    assert "no answer is right" in again.stderr
+    assert "next: " not in again.stderr
+
+
+def test_right_answers_that_were_cut_teach_a_verifier_that_other_problems_judge(
+    run: Callable[..., Result], tmp_path: Path
+):
+    options = ("-k", "1", "--temperature", "0.01", "--max-tokens", "2", "--rule", "exact")
+    run("sample", "keeper", "--data", "sums.jsonl", *options, "--out", "first")
+    said = [json.loads(line) for line in (tmp_path / "first" / LINES).read_text().splitlines()]
+    rows = [{"prompt": one["prompt"], "completion": one["completion"]} for one in said if one["sample"] == 0]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = run("sample", "keeper", "--data", "said.jsonl", *options, "--out", "drawn")
+    assert "every right answer was cut at the limit" in found.stderr
+    assert "next: mlxft train RECIPE --set data.path=drawn/verifier   (a verifier)" in found.stderr
+    assert "mlxft sample keeper --data OTHER_PROBLEMS --out OTHER_FOLDER" in found.stderr
+    assert "--samples drawn" not in found.stderr, "a verifier is not judged by what taught it"
 
 
 @pytest.mark.parametrize("out", ["sums.jsonl", "sums.jsonl/x"])
@@ -58,6 +75,15 @@ def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_loaded(
     assert isinstance(result.exception, RunError)
     assert result.exception.message.endswith(f"{command[-1]} must name a folder")
     assert result.exception.hint == f"choose another {command[-1]}"
+
+
+def test_a_folder_with_other_things_is_refused_before_anything_is_loaded(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mlx_finetune.app.eval.subject.open_name", None)
+    result = run("sample", "keeper", "--data", "sums.jsonl", "--out", "adapters/keeper")
+    assert isinstance(result.exception, RunError)
+    assert result.exception.message.startswith("adapters/keeper is no folder of samples: it holds ")
 
 
 def test_a_classifier_draws_no_answers(run: Callable[..., Result], tmp_path: Path):

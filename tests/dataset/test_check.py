@@ -118,3 +118,8 @@ def test_rows_of_one_label_are_refused_as_a_training_does(tmp_path: Path) -> Non
     report = check(tmp_path, "a.csv", task="classify")
     assert report.num_errors == 1
     assert 'every training row has the label "pos"' in report.errors[0].message
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, label in (("train", "pos"), ("valid", "neg")):
+        (folder / f"{name}.csv").write_text(f"text,label\nfine,{label}\n")
+    assert check(tmp_path, "data", task="classify").num_errors == 1, "another label in validation rows is not learned"

@@ -226,3 +226,24 @@ def test_rows_that_a_task_cannot_learn_from_are_said_with_the_way_out(
     assert hint in caught.value.hint
     if said != "2 problems":
         assert further_problems(caught.value) == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "hint"),
+    [
+        ('{"question": "a"}', "sft", 'rows are {"messages": [...]}, {"prompt": ..., "completion": ...}'),
+        ('{"strange": "a", "other": "b"}', "classify", 'rows are {"text": ..., "label": ...}: name the columns'),
+        ('{"prompt": "a", "completion": "b"}', "classify", 'rows are {"text": ..., "label": ...}: name the columns'),
+        ('{"promt": "a", "completion": "b"}', "sft", 'did you mean "prompt" by "promt"?'),
+        ('{"text": 1, "label": "a"}\n{"text": 2, "label": "b"}', "classify", "mlxft data check 'my rows.jsonl'"),
+    ],
+)
+def test_rows_of_a_file_named_on_a_command_line_are_mended_without_a_recipe(
+    tmp_path: Path, row: str, task: str, hint: str
+) -> None:
+    (tmp_path / "my rows.jsonl").write_text(f"{row}\n")
+    data = DataRecipe.model_validate({"path": "my rows.jsonl", "val_split": 0, "test_split": 0})
+    with pytest.raises(DataError) as caught:
+        load_splits(data, base=tmp_path, task=task, is_given=True)
+    assert caught.value.hint.startswith(hint)
+    assert not any("[data" in problem.hint for problem in caught.value.problems)

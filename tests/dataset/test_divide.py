@@ -7,6 +7,7 @@ import pytest
 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.divide import divide_file
+from mlx_finetune.dataset.formats import Labelled
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
@@ -38,6 +39,18 @@ def test_the_sides_are_those_a_training_would_choose(tmp_path: Path) -> None:
     assert [example.line for example in direct.valid] == [
         LINES.index(line) + 1 for line in (tmp_path / "out" / "valid.jsonl").read_bytes().split(b"\n")[:-1]
     ]
+
+
+def test_a_training_and_its_files_keep_a_row_of_every_label(tmp_path: Path) -> None:
+    rows = [{"text": f"row {number}", "label": "abc"[number % 3]} for number in range(12)]
+    file = data_file(tmp_path / "a.jsonl", b"\n".join(json.dumps(row).encode() for row in rows))
+    data = {"path": "a.jsonl", "val_split": 0.95, "test_split": 0.0}
+    direct = load_splits(DataRecipe.model_validate(data), base=tmp_path, task="classify")
+    assert {example.label for example in direct.train if isinstance(example, Labelled)} == {"a", "b", "c"}
+    assert divide_file(file, tmp_path / "out", val_split=0.95, test_split=0.0) == {
+        "train.jsonl": direct.counts["train"],
+        "valid.jsonl": direct.counts["valid"],
+    }
 
 
 def test_a_seed_draws_other_sides(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_finetune.dataset.formats import Example, Instruction, Labelled, Messages, Preference, Text
-from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key, position
+from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key, group_of, position
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
@@ -91,3 +91,39 @@ def test_the_lowest_positions_go_to_validation_in_a_small_set() -> None:
     keys = [int(share * 2**64) for share in (0.5, 0.9, 0.3, 0.7)]
     assert choose_sides(keys, 0.1, 0.0) == [TRAIN, TRAIN, VALID, TRAIN]
     assert position(keys[0]) == pytest.approx(0.5)
+
+
+@given(
+    contents=st.lists(
+        st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 3)), max_size=16, unique_by=lambda one: one[0]
+    ),
+    val_split=st.sampled_from([0.0, 0.05, 0.5, 0.9]),
+    test_split=st.sampled_from([0.0, 0.05]),
+)
+def test_training_keeps_a_row_of_every_label_and_the_other_sides_get_what_it_can_spare(
+    contents: list[tuple[int, int]], val_split: float, test_split: float
+) -> None:
+    keys, labels = [key for key, _ in contents], [label for _, label in contents]
+    sides = choose_sides(keys, val_split, test_split, labels)
+    assert {label for label, side in zip(labels, sides, strict=True) if side == TRAIN} == set(labels)
+    wanted = [*([VALID] if val_split else []), *([TEST] if test_split else [])]
+    num_spare = len(keys) - len(set(labels))
+    assert set(wanted[:num_spare]) <= set(sides)
+
+
+def test_only_the_rows_of_a_label_that_would_be_held_out_whole_change_sides() -> None:
+    keys = [content_key(text(f"row {number}")) for number in range(500)]
+    before = choose_sides(keys, 0.1, 0.1)
+    rare = [place for place, side in enumerate(before) if side == VALID][:2]
+    labels = [int(place in rare) for place in range(500)]
+    after = choose_sides(keys, 0.1, 0.1, labels)
+    moved = max(rare, key=lambda place: keys[place])
+    assert after == [TRAIN if place == moved else side for place, side in enumerate(before)]
+
+
+def test_labels_are_groups_and_other_rows_are_one() -> None:
+    assert [group_of(Labelled("q", 1, "a", 1)), group_of(Labelled("r", 1, "a", 2)), group_of(text("q"))] == [
+        "1",
+        "1",
+        "",
+    ]

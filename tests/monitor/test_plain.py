@@ -83,6 +83,14 @@ def test_one_step_on_one_row_is_not_many() -> None:
     assert shown(one)[1] == "1 step, 1 in an epoch; 1 training row, 0 for validation"
 
 
+def test_sequences_are_named_where_they_are_more_than_the_rows() -> None:
+    rows = "80 training rows, 8 for validation"
+    same = dataclasses.replace(STARTED, train_sequences=80, valid_sequences=8)
+    assert shown(same)[1] == f"40 steps, 20 in an epoch; {rows}"
+    more = dataclasses.replace(STARTED, train_sequences=131, valid_sequences=8)
+    assert shown(more)[1] == f"40 steps, 20 in an epoch; {rows}; 131 and 8 sequences made of them"
+
+
 def test_control_characters_of_an_answer_never_reach_the_terminal() -> None:
     (line,) = shown(Sampled(0, "q", "a\x1b[2Jb\x07\nc"))
     assert line == "step 0  q -> a [2Jb c"

@@ -8,6 +8,8 @@ from mlx_finetune.errors import RecipeError
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.paths import check_paths
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -46,3 +48,26 @@ def test_data_that_is_here_and_names_that_are_nowhere_pass(project: Path, data: 
 
 def test_a_hub_id_passes_from_anywhere(project: Path, tmp_path: Path) -> None:
     check_paths(load(project, 'path = "owner/name"'), tmp_path)
+
+
+def test_data_that_is_not_there_yet_is_told_by_the_comment_of_the_recipe(project: Path) -> None:
+    comment = "# Data:      put rows into data/mine,\n#            one a line\n# Run:  mlxft train demo.toml\n"
+    for text, is_told in (("data/mine", True), ("data/mine.jsonl", True), ("owner/name", False)):
+        loaded = load(project, f'path = "{text}"')
+        loaded.path.write_text(comment + loaded.path.read_text())
+        if not is_told:
+            check_paths(loaded, project)
+            continue
+        with pytest.raises(RecipeError) as caught:
+            check_paths(loaded, project)
+        assert caught.value.message.endswith(f"data.path = '{text}' is not there yet")
+        assert caught.value.hint == "put rows into data/mine, one a line"
+    check_paths(load_recipe(loaded.path, ["data.path=data/other.jsonl"]), project)
+
+
+@pytest.mark.parametrize("name", ["classify-sst2", "llama-3.1-8b-alpaca"])
+def test_recipes_whose_data_does_not_come_with_them_say_how_to_get_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_paths(load_recipe(ROOT / "recipes" / f"{name}.toml"), tmp_path)
+    assert caught.value.hint.startswith("put ")
+    assert "hub" in caught.value.hint

@@ -95,11 +95,16 @@ def problem_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
         return
     if tokens.num_cut and tokens.truncation != "split":
         limit = f"max_seq_length = {tokens.max_seq_length}"
-        verb = "is" if tokens.num_cut == 1 else "are"
-        yield f"warning: {counted(tokens.num_cut, 'row')} ({tokens.cut_share:.1%}) {verb} longer than {limit}"
+        yield f"warning: {_longer(tokens)} longer than {limit}"
         yield f"hint: truncation = {tokens.truncation}; 99 % of the rows have at most {tokens.lengths.p99} tokens"
     for problem in tokens.warnings:
         yield from _problem_lines("warning", Problem(problem.where, problem.message))
+
+
+def _longer(tokens: TokenReport) -> str:
+    """``26 of 29 rows (89.7%) are``."""
+    share = f"{tokens.num_cut:,} of {counted(tokens.lengths.count, 'row')} ({tokens.cut_share:.1%})"
+    return f"{share} {'is' if tokens.num_cut == 1 else 'are'}"
 
 
 def _problem_lines(level: str, problem: Problem) -> Iterator[str]:
@@ -123,8 +128,8 @@ def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
     yield from _length_lines(lengths)
     if tokens is not None:
         limit = f"max_seq_length = {tokens.max_seq_length}"
-        share = f"{tokens.cut_share:.1%} of the rows are" if tokens.num_cut else "no row is"
-        yield f"{share} longer than {limit} (truncation = {tokens.truncation})"
+        longer = _longer(tokens) if tokens.num_cut else "no row is"
+        yield f"{longer} longer than {limit} (truncation = {tokens.truncation})"
         targets = f"{tokens.target_share:.1%} of the tokens are targets ({tokens.method})"
         yield tokens.of_a_row or targets
 

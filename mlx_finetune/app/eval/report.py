@@ -142,7 +142,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         lead.title if lead else "",
         gains,
         losses,
-        judge(results, has_base=evaluation.subject.opened.has_base, cut=cut),
+        judge(results, has_base=evaluation.subject.opened.has_base, cut=cut, unit=evaluation.chosen.unit),
         tuple(_gate(gate, results) for gate in evaluation.gates),
         _failed(evaluation, found),
         is_whole,

@@ -110,6 +110,7 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
             "split": chosen.split,
             "num_rows": len(chosen.rows),
             "num_held_out": chosen.num_held_out,
+            "unit": chosen.unit,
         },
         "tasks": list(evaluation.tasks),
         "tasks_reason": evaluation.reason,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_finetune.app.eval.given import given_rows
 from mlx_finetune.app.eval.references import read_references, with_answer_column
 from mlx_finetune.app.eval.texts import FEW_TEXTS, blocks
 from mlx_finetune.dataset.conversation import prompt_and_reference
@@ -24,6 +23,7 @@ from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError, Problem, UsageError
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.units import counted
 
 #: Categories that are shown apart; more are not a way to split figures.
 MAX_CATEGORIES = 50
@@ -79,6 +79,21 @@ class Chosen:
     shots: tuple[Example, ...]
     notices: tuple[Problem, ...] = ()
 
+    @property
+    def unit(self) -> str:
+        """What one of ``rows`` is: a row of the data, or a block of a long text."""
+        return "block" if any(row.is_continued for row in self.rows) else "row"
+
+    @property
+    def described(self) -> str:
+        """``all 12 rows``, ``50 of 300 test rows``, ``20 blocks of 5 rows``."""
+        count, split = len(self.rows), "" if self.split == "all" else f"{self.split} "
+        if self.unit == "block":
+            return f"{count} blocks of {counted(self.num_held_out, f'{split}row')}"
+        if count < self.num_held_out:
+            return f"{count} of {self.num_held_out} {split}rows"
+        return f"{'' if split else 'all '}{count} {split}rows"
+
 
 def choose_rows(
     data: DataRecipe,
@@ -106,9 +121,8 @@ def choose_rows(
     """
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
-    with given_rows(given, tasks[-1]):
-        recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
-        splits = _load(recipe, base, tasks)
+    recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
+    splits = _load(recipe, base, tasks, is_given=given is not None)
     name = _held_out(splits, given)
     held: Sequence[Example] = getattr(splits, name or "train")
     chosen = smallest(held, max_rows)
@@ -142,12 +156,12 @@ def _held_out(splits: Splits, given: str | None) -> str | None:
     return name
 
 
-def _load(data: DataRecipe, base: Path, tasks: Sequence[str]) -> Splits:
+def _load(data: DataRecipe, base: Path, tasks: Sequence[str], *, is_given: bool = False) -> Splits:
     """The rows, as those of the first task that learns from such rows."""
     for task in tasks[:-1]:
         with contextlib.suppress(DataError):
-            return load_splits(data, base=base, task=task)
-    return load_splits(data, base=base, task=tasks[-1])
+            return load_splits(data, base=base, task=task, is_given=is_given)
+    return load_splits(data, base=base, task=tasks[-1], is_given=is_given)
 
 
 def _categories_of(

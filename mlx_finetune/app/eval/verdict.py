@@ -31,10 +31,16 @@ class Verdict:
     worse: tuple[str, ...] = ()
 
 
-def judge(results: Sequence[Result], *, has_base: bool, cut: Mapping[str, tuple[int, int]] | None = None) -> Verdict:
+def judge(
+    results: Sequence[Result],
+    *,
+    has_base: bool,
+    cut: Mapping[str, tuple[int, int]] | None = None,
+    unit: str = "row",
+) -> Verdict:
     """The verdict over all measures; ``alone`` where there is nothing to compare with.
 
-    ``cut`` has for each side how many answers ended at the limit, of how many.
+    ``unit`` is what a row is called. ``cut`` has for each side how many answers ended at the limit, of how many.
     """
     tested = [one for one in results if one.measure.is_tested and one.change is not None]
     if not has_base:
@@ -64,7 +70,7 @@ def judge(results: Sequence[Result], *, has_base: bool, cut: Mapping[str, tuple[
     caution, note = _cut(lead, cut or {}), ""
     if not (cut or {}).get(TUNED, (0, 0))[0]:
         caution, note = "", caution  # what was tuned ends as it should; only the base does not
-    sentences = [caution, _few(lead), _powerless(tested), f"{'; '.join(parts)}.", note, _with_shots(lead)]
+    sentences = [caution, _few(lead, unit), _powerless(tested), f"{'; '.join(parts)}.", note, _with_shots(lead)]
     names = tuple(tuple(one.measure.name for one in found) for found in (better, worse))
     return Verdict(outcome, " ".join(text for text in sentences if text), *names)
 
@@ -133,11 +139,11 @@ def _interval(result: Result, change: Change) -> str:
     return f"95 % interval of the {what} {change.low:.{decimals}f} to {change.high:.{decimals}f}"
 
 
-def _few(lead: Result) -> str:
+def _few(lead: Result, unit: str) -> str:
     change = lead.change
     if change is None or change.num_rows >= FEW_ROWS:
         return ""
-    rows = "One row proves" if change.num_rows == 1 else f"{change.num_rows} rows prove"
+    rows = f"One {unit} proves" if change.num_rows == 1 else f"{change.num_rows} {unit}s prove"
     if change.low is None or change.high is None:
         return f"{rows} little."
     what = "factor" if change.is_factor else "gain" if lead.measure.is_higher_better else "change"

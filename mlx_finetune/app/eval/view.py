@@ -38,15 +38,10 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
 def _heading(evaluation: Evaluation, report: Report) -> str:
     opened, chosen = evaluation.subject.opened, evaluation.chosen
     what = f"{opened.name} ({opened.info.name} with adapter)" if opened.spec else f"{opened.name} ({opened.info.name})"
-    if len(chosen.rows) < chosen.num_held_out:
-        split = "" if chosen.split == "all" else f"{chosen.split} "
-        rows = f"{len(chosen.rows)} of {chosen.num_held_out} {split}rows"
-    else:
-        rows = f"all {len(chosen.rows)} rows" if chosen.split == "all" else f"{len(chosen.rows)} {chosen.split} rows"
     start = "" if report.is_whole else "interrupted, figures are of what was measured so far; "
     begun = evaluation.subject.started_from
     base = f"; base is what it started from, {begun.name}" if begun is not None else ""
-    return f"{start}{what} on {rows} of {chosen.source}{base}"
+    return f"{start}{what} on {chosen.described} of {chosen.source}{base}"
 
 
 def _categories(categories: Sequence[Category], results: Sequence[Result]) -> Iterator[str]:

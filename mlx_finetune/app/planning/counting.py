@@ -34,11 +34,14 @@ _NOT_USED = {"refused": "that could not be rendered", "no_target": "with nothing
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """The training rows in tokens. ``num_cut`` rows are longer than ``max_seq_length``; a share is None where only the
-    real tokenizer could tell it, and so are the targets of the row that has most. ``lost`` names what else became of
-    rows, validation rows included; ``num_valid`` of those are used, with ``valid_positions`` to predict from."""
+    """The training rows in tokens. ``num_used`` of ``num_read`` rows are used, ``lengths`` are of the sequences made of
+    them, ``num_cut`` rows are longer than ``max_seq_length``; a share is None where only the real tokenizer could tell
+    it, and so are the targets of the sequence that has most. ``lost`` names what else became of rows, validation rows
+    included; ``num_valid`` of those are used, with ``valid_positions`` to predict from."""
 
     lengths: Lengths
+    num_read: int
+    num_used: int
     num_cut: int
     target_share: float | None
     method: str
@@ -68,7 +71,9 @@ def count_tokens(
     beside = sum(len(text.encode("utf-8")) for text in tokenizer.files().values())
     positions = int(num_states(rows_of(valid.rows).lengths).sum())
     share, most = report.target_share, rows.most_targets()
-    return lengths, TokenCount(summary, cut, share, report.method, lost, len(valid.rows), positions, most), beside
+    counts = (len(splits.train), report.num_used, cut)
+    count = TokenCount(summary, *counts, share, report.method, lost, valid.report.num_used, positions, most)
+    return lengths, count, beside
 
 
 def _lost(name: str, report: TokenizeReport, kinds: Mapping[str, str]) -> Iterator[str]:
@@ -91,4 +96,5 @@ def estimate_tokens(splits: Splits, recipe: Recipe) -> tuple[NDArray[np.integer]
 
     (kept, num_cut), (valid, _) = estimate(splits.train, "training"), estimate(splits.valid, "validation")
     summary = summarize_lengths(kept.tolist(), "tokens")
-    return kept, TokenCount(summary, num_cut, None, "", (), len(valid), int(num_states(valid).sum()))
+    counts = (len(splits.train), len(kept), num_cut)
+    return kept, TokenCount(summary, *counts, None, "", (), len(valid), int(num_states(valid).sum()))

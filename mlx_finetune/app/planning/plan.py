@@ -174,7 +174,7 @@ def _load_rows(recipe: Recipe, base: Path) -> Splits:
 
 def _count_rows(splits: Splits, tokens: TokenCount, recipe: Recipe) -> Mapping[str, int]:
     """Rows by split; the corrections among the training rows beside them where the recipe includes any."""
-    counts = {"train": tokens.lengths.count, "valid": tokens.num_valid, "test": len(splits.test)}
+    counts = {"train": tokens.num_used, "valid": tokens.num_valid, "test": len(splits.test)}
     return counts if recipe.data.corrections is False else counts | {"corrections": splits.num_corrections}
 
 

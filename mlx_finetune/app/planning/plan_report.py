@@ -60,7 +60,7 @@ def plan_lines(plan: Plan, *, name: str) -> Iterator[str]:
 def suggestions(plan: Plan) -> tuple[Suggestion, ...]:
     """What rows like these are usually trained with, where the recipe says otherwise."""
     tokens = plan.tokens
-    rows, valid = tokens.lengths.count, tokens.num_valid
+    rows, valid = tokens.num_used, tokens.num_valid
     share = tokens.target_share
     return suggest(plan.recipe, plan.resolved, plan.facts.lengths, num_rows=rows, num_valid=valid, target_share=share)
 
@@ -137,10 +137,12 @@ def _data_lines(plan: Plan) -> Iterator[str]:
     lengths = tokens.lengths
     of_a_row = learned_by(plan.recipe.task).of_a_row
     share = "" if tokens.target_share is None else f", {tokens.target_share:.0%} of them targets ({tokens.method})"
-    yield f"{format_count(lengths.total)} tokens in an epoch{'' if of_a_row else share}"
+    is_divided = lengths.count != rows["train"]
+    made = f"{counted(lengths.count, 'sequence')} made of them: " if is_divided else ""
+    yield f"{made}{format_count(lengths.total)} tokens in an epoch{'' if of_a_row else share}"
     yield (
-        f"a row has {lengths.mean:.0f} on average, half at most {lengths.median}, 90 % {lengths.p90}, longest "
-        f"{lengths.longest}"
+        f"a {'sequence' if is_divided else 'row'} has {lengths.mean:.0f} on average, half at most {lengths.median}, "
+        f"90 % {lengths.p90}, longest {lengths.longest}"
     )
     most = max((bucket.count for bucket in lengths.histogram), default=1)
     for bucket in lengths.histogram:
@@ -151,10 +153,9 @@ def _data_lines(plan: Plan) -> Iterator[str]:
     if not tokens.num_cut:
         yield f"no row is longer than max_seq_length = {data.max_seq_length}"
         return
-    total = lengths.count + (tokens.num_cut if data.truncation == "drop" else 0)
-    more, fate = {"drop": ("more ", "left out"), "keep-end": ("", "cut"), "split": ("", "split")}[data.truncation]
+    fate = {"drop": "left out", "keep-end": "cut", "split": "split"}[data.truncation]
     yield (
-        f"{counted(tokens.num_cut, f'{more}row')} ({tokens.num_cut / max(1, total):.1%}) "
+        f"{tokens.num_cut:,} of {counted(tokens.num_read, 'training row')} ({tokens.num_cut / tokens.num_read:.1%}) "
         f"{'is' if tokens.num_cut == 1 else 'are'} longer than max_seq_length = {data.max_seq_length} and {fate}"
     )
 

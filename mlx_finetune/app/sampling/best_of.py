@@ -223,10 +223,14 @@ def csv_text(found: BestOf) -> str:
     return "\n".join(lines) + "\n"
 
 
-def lines(found: BestOf) -> list[str]:
-    """The comparison for a terminal."""
+def lines(found: BestOf, remark: str = "") -> list[str]:
+    """The comparison for a terminal, below the ``remark`` on its problems."""
     few = "; few problems: look at the intervals first" if found.num_problems < 30 else ""
-    made = [f"{counted(found.num_problems, 'problem')}, {found.k} answers drawn for each{few}", ""]
+    made = [
+        f"{counted(found.num_problems, 'problem')}, {found.k} answers drawn for each{few}",
+        *([remark] if remark else []),
+        "",
+    ]
     made.append(f"{'':<22}{'right':>9}   95 % interval")
     for way in found.ways:
         share = f"{way.num_right}/{found.num_problems}" if way.num_right is not None else f"{way.value:.3f}"

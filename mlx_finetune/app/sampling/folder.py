@@ -15,7 +15,7 @@ from typing import cast
 from mlx_finetune import durable
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import RunError
-from mlx_finetune.rundir import LOCK, LOG
+from mlx_finetune.rundir import LOCK, LOG, check_folder
 
 SETTINGS, LINES = "sampling.json", "samples.jsonl"
 FORMAT_VERSION = 1
@@ -68,6 +68,24 @@ class SampledProblem:
     drawn: tuple[Sample, ...]
 
 
+def check_samples_folder(folder: Path) -> Mapping[str, object] | None:
+    """What the answers in ``folder`` were drawn with, None where none are there yet.
+
+    Raises ``RunError`` where it cannot be a folder of samples, or holds anything else.
+    """
+    check_folder(folder, "--out")
+    if (folder / SETTINGS).exists():
+        return read_settings(folder)
+    if (folder / LINES).exists():
+        raise RunError(f"{folder / LINES} is there, but no {SETTINGS} beside it", "choose another --out folder")
+    others = sorted(one.name for one in folder.iterdir() if one.name not in (LOCK, LOG)) if folder.exists() else []
+    if others:
+        raise RunError(
+            f"{folder} is no folder of samples: it holds {others[0]}", "choose another --out folder, a new one"
+        )
+    return None
+
+
 class SamplesFile:
     """samples.jsonl of one sampling, which only grows."""
 
@@ -78,15 +96,8 @@ class SamplesFile:
         """
         self.path = folder / LINES
         self._per_problem = per_problem
+        found = check_samples_folder(folder)
         durable.make_folder(folder)
-        found = read_settings(folder) if (folder / SETTINGS).exists() else None
-        if found is None and self.path.exists():
-            raise RunError(f"{self.path} is there, but no {SETTINGS} beside it", "choose another --out folder")
-        others = [] if found else sorted(one.name for one in folder.iterdir() if one.name not in (LOCK, LOG))
-        if others:
-            raise RunError(
-                f"{folder} is no folder of samples: it holds {others[0]}", "choose another --out folder, a new one"
-            )
         settings = cast("dict[str, object]", json.loads(json.dumps(settings)))
         if found is None:
             durable.write_json(folder / SETTINGS, settings)

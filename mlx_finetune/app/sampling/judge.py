@@ -21,6 +21,7 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.subject import Subject
 from mlx_finetune.app.sampling.best_of import BestOf, compare, csv_text, to_json
 from mlx_finetune.app.sampling.folder import LINES, Sample, SampledProblem, read_problems, read_settings
+from mlx_finetune.app.sampling.learned import choose_problems
 from mlx_finetune.dataset.scored import AnswerRows
 from mlx_finetune.dataset.turns import read_turns
 from mlx_finetune.errors import DataError, RunError, UsageError
@@ -36,16 +37,20 @@ JSON_END, CSV_END, SCORES_END = ".json", ".csv", ".scores.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A comparison with its scores; ``path`` is where it is kept, without an ending, None where it is not."""
+    """A comparison with its scores; ``path`` is where it is kept, without an ending, None where it is not.
+
+    ``remark`` is what must be known of its problems, or "".
+    """
 
     found: BestOf
+    remark: str
     facts: Mapping[str, object]
     path: Path | None
     num_unscored: int
 
 
 def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[int, int], None]) -> Judged:
-    """Score every drawn answer in the folder ``samples``, compare the ways to pick one, and keep the result.
+    """Score the drawn answers in the folder ``samples``, compare the ways to pick one, and keep the result.
 
     It is kept in the verifier's run folder, or in ``out``. ``step`` is told (done, all). Raises ``UsageError`` where
     the subject gives no single score, ``RunError`` where the folder holds no samples or not all of them.
@@ -63,14 +68,16 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
             f"{samples} is not drawn to its end: {len(problems)} of {settings.get('num_problems')} problems are there",
             "the command that began it goes on: mlxft sample ... --out " + str(samples),
         )
-    scores = score(subject, problems, step)
-    found = compare(problems, scores, seed=subject.seed)
-    facts = _facts(subject, samples, settings)
+    chosen = choose_problems(subject, problems)
+    scores = score(subject, chosen.problems, step)
+    found = compare(chosen.problems, scores, seed=subject.seed)
+    known = {"num_sampled": len(problems), "num_learned": chosen.num_learned, "remark": chosen.remark}
+    facts = _facts(subject, samples, settings) | known
     folder = out or (subject.run.file(rundir.BEST_OF) if subject.run is not None else None)
     path = None if folder is None else _free_path(folder, samples, facts)
     if path is not None:
-        _keep(path, problems, scores, found, facts)
-    return Judged(found, facts, path, sum(one == NO_SCORE for mine in scores for one in mine))
+        _keep(path, chosen.problems, scores, found, facts)
+    return Judged(found, chosen.remark, facts, path, sum(one == NO_SCORE for mine in scores for one in mine))
 
 
 def score(subject: Subject, problems: Sequence[SampledProblem], step: Callable[[int, int], None]) -> list[list[float]]:

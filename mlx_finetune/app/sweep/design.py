@@ -71,6 +71,24 @@ def best_of(done: Sequence[Done]) -> Done | None:
     return min((one for one in known if one.trial.steps == most), key=_loss, default=None)
 
 
+def edges_of(done: Sequence[Done]) -> dict[str, str]:
+    """What of the winner was the highest or the lowest that was tried, so that a better one may lie beyond it.
+
+    A trial that diverged was tried too: beyond a rate that diverged there is nothing to find.
+    """
+    best = best_of(done)
+    if best is None:
+        return {}
+    found: dict[str, str] = {}
+    for name, value, tried, ends in (
+        ("learning rate", best.trial.learning_rate, {one.trial.learning_rate for one in done}, ()),
+        ("rank", best.trial.rank or 0, {one.trial.rank or 0 for one in done}, (0, 1, MOST_RANK)),
+    ):
+        if len(tried) > 1 and value not in ends and value in (min(tried), max(tried)):
+            found[name] = "highest" if value == max(tried) else "lowest"
+    return found
+
+
 def _wanted(base: Base, done: Sequence[Done]) -> list[_Wanted]:
     """What is to be tried, as far as ``done`` tells: the first that is not done comes next."""
     short = base.short_steps

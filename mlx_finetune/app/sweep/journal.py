@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mlx_finetune import durable
-from mlx_finetune.app.sweep.design import Base, Done, Trial
+from mlx_finetune.app.sweep.design import Base, Done, Trial, edges_of
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.rundir import check_folder
@@ -38,6 +38,7 @@ class Sweep:
             "base": asdict(self.base),
             "identity": dict(self.identity),
             "trials": [asdict(one) | {"folder": str(self.trial_folder(one.trial))} for one in self.done],
+            "at_edge": edges_of(self.done),
             "test": self.test,
         }
 

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
-from mlx_finetune.app.sweep.design import FACTOR, Base, Done, best_of, other_ranks
+from mlx_finetune.app.sweep.design import FACTOR, Base, Done, best_of, edges_of, other_ranks
 from mlx_finetune.app.sweep.journal import Sweep
 from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.recipe.load import LoadedRecipe
@@ -48,6 +48,9 @@ def sweep_lines(sweep: Sweep) -> Iterator[str]:
         yield "no trial came to a validation loss: a lower training.learning_rate in the recipe may help"
         return
     yield _verdict(sweep, best)
+    if edges := edges_of(sweep.done):
+        what = " and ".join(f"{name} the {edge}" for name, edge in edges.items())
+        yield f"of what was tried the winner has the {what}: a better one may lie beyond, which was not looked for"
     if sweep.test is not None:
         yield str(sweep.test["sentence"])
 
@@ -76,14 +79,21 @@ def _verdict(sweep: Sweep, best: Done) -> str:
 
 
 def next_commands(sweep: Sweep, loaded: LoadedRecipe) -> list[str]:
-    """Commands that use the winner: try it as its task is tried, or train the recipe with its settings."""
+    """Commands that use the winner: try it as its task is tried, train the recipe with its settings, or look further
+    from it where it lies at an edge."""
     best = best_of(sweep.done)
     if best is None:
         return []
     overrides = [*loaded.overrides, *winner_overrides(loaded.recipe, best)]
     options = [part for one in overrides for part in ("--set", one)]
     talk = talk_command(loaded.recipe.task, shlex.quote(str(sweep.trial_folder(best.trial))))
-    return [f"next: {talk}", f"or:   {shlex.join(['mlxft', 'train', str(loaded.path), *options])}"]
+    commands = [f"next: {talk}", f"or:   {shlex.join(['mlxft', 'train', str(loaded.path), *options])}"]
+    if edges_of(sweep.done):
+        options += ["--set", f"output_dir={loaded.recipe.run_folder}-further"]
+        steps = sweep.base.total_steps
+        options += [] if loaded.recipe.training.max_steps == steps else ["--steps", str(steps)]
+        commands.append(f"or:   {shlex.join(['mlxft', 'sweep', str(loaded.path), *options])}   (tries beyond it)")
+    return commands
 
 
 def winner_overrides(recipe: Recipe, best: Done) -> list[str]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_finetune.app.eval.given import given_rows
 from mlx_finetune.app.eval.rows import data_of
 from mlx_finetune.app.eval.subject import Subject, has_no_data
 from mlx_finetune.dataset.conversation import prompt_and_reference
@@ -93,8 +92,8 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
         data, folder = data_of(given, data), base
     elif has_no_data(subject):
         raise DataError(f"the rows of {subject.opened.name} are not known", "name some: --probes FILE")
-    with given_rows(given, "sft"):
-        splits = load_splits(data, base=folder, task="sft" if given is not None else subject.task)
+    is_given = given is not None
+    splits = load_splits(data, base=folder, task="sft" if is_given else subject.task, is_given=is_given)
     name = "test" if splits.test else "valid" if splits.valid else "train"
     if name == "train" and given is None:
         raise DataError("nothing is held out: the data of this run has no test and no validation rows",

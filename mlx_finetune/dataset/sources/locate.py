@@ -63,7 +63,11 @@ def _locate_folder(folder: Path, text: str) -> Located:
             raise DataError(f"{text}: more than one {split} file: {names}", "keep one, or name the file in [data]")
     if "train" not in found:
         names = [*(file.path.name for files in found.values() for file in files), *others]
-        hint = f'name one of them: [data] path = "{text.rstrip("/")}/{names[0]}"' if names else "add train.jsonl"
+        hint = (
+            f'name one of them in the place of the folder: "{text.rstrip("/")}/{names[0]}"'
+            if names
+            else "add train.jsonl"
+        )
         have = f"; it has {', '.join(names[:8])}" if names else ""
         raise DataError(f"{text}: the folder has no train file{have}", hint)
     return {split: found[split] for split in ("train", "valid", "test") if split in found}

@@ -18,11 +18,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What was measured on."""
+    """What was measured on: so many rows, or blocks of long texts."""
 
     source: str
     split: str
     num_rows: int
+    unit: str = "row"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Course:
     window: int | None = None
     stride: int | None = None
     samples: tuple[Sample, ...] = ()
+    unit: str = "row"
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def _make_rows(
 ) -> CachedSplits:
     """Read, render and tokenise; what is to be said is said as it is found."""
     splits = load_splits(recipe.data, base=base, task=recipe.task, corrections=corrections)
-    _report_problems(splits.problems, emit)
+    _report_problems(splits.problems, splits.note, emit)
     tokenized: dict[str, TokenizedSplit] = {}
     for name, examples in (("train", splits.train), ("valid", splits.valid)):
 
@@ -138,7 +138,7 @@ def _make_rows(
 
         tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress, name)
         _report(name, tokenized[name].report, recipe.task, emit)
-    return CachedSplits(tokenized, splits.problems, splits.content_hash)
+    return CachedSplits(tokenized, splits.problems, splits.content_hash, splits.note)
 
 
 def _store(cache: TokenCache, key: str, made: CachedSplits, emit: Emit) -> CachedSplits:
@@ -184,12 +184,14 @@ def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path, corrections: Seq
 
 def _report_all(found: CachedSplits, task: str, emit: Emit) -> None:
     """What was said when these rows were made."""
-    _report_problems(found.problems, emit)
+    _report_problems(found.problems, found.note, emit)
     for name, split in found.splits.items():
         _report(name, split.report, task, emit)
 
 
-def _report_problems(problems: Sequence[Problem], emit: Emit) -> None:
+def _report_problems(problems: Sequence[Problem], note: str, emit: Emit) -> None:
+    if note:
+        emit(Notice("info", note))
     for problem in problems:
         emit(Notice("warning", f"{problem.where}: {problem.message}", problem.hint))
 

@@ -317,6 +317,19 @@ def test_plain_text_is_measured_by_its_perplexity(place: Path) -> None:
         evaluation_of(place, ("rouge",), given="text.txt")
 
 
+def test_blocks_of_long_texts_are_not_called_rows(place: Path) -> None:
+    text = " ".join(f"word {number}" for number in range(700))
+    (place / "text.txt").write_text(f"{text}\n\nshort\n")
+    evaluation = evaluation_of(place, (), given="text.txt")
+    count = len(evaluation.rows)
+    assert count > 2
+    assert evaluation.chosen.described == f"{count} blocks of 2 rows"
+    finished, _ = measure(evaluation)
+    assert finished.report.verdict.sentence.startswith(f"{count} blocks prove little")
+    assert finished.place is not None
+    assert json.loads(finished.place.file(".json").read_text())["data"]["unit"] == "block"
+
+
 def test_a_model_alone_has_figures_and_no_verdict(place: Path, tiny_model: TinyModel) -> None:
     evaluation = evaluation_of(place, name=str(tiny_model("llama")), given="rows.jsonl", max_rows=5)
     finished, _ = measure(evaluation)

@@ -153,12 +153,27 @@ def test_rows_that_are_left_out_are_not_counted_as_rows_to_train_on(tiny_model: 
     for model in (tiny_model("llama"), "pythia-1.4b"):
         lines = list(plan_lines(plan(model, data=data), name="x"))
         assert any("12 rows to train on, 2 to validate, 0 to test" in line for line in lines)
-        limit = "1 more row (7.7%) is longer than max_seq_length = 128 and left out"
+        limit = "1 of 13 training rows (7.7%) is longer than max_seq_length = 128 and left out"
         assert any(line.strip() == limit for line in lines)
     made = plan(tiny_model("llama"), data=data)
     assert "validation data: 3 rows longer than max_seq_length and left out" in made.warnings
     cut = list(plan_lines(plan(tiny_model("llama"), data={**data, "truncation": "keep-end"}), name="x"))
-    assert any(line.strip() == "1 row (7.7%) is longer than max_seq_length = 128 and cut" for line in cut)
+    assert any(
+        line.strip() == "1 of 13 training rows (7.7%) is longer than max_seq_length = 128 and cut" for line in cut
+    )
+
+
+def test_rows_stay_rows_where_several_sequences_are_made_of_one(tiny_model: Callable[..., Path]) -> None:
+    Path("text.txt").write_text("Short.\n\n" + "A long one. " * 100)
+    data = {"train": "text.txt", "max_seq_length": 128, "truncation": "split", "val_split": 0, "test_split": 0}
+    made = plan(tiny_model("llama"), task="pretrain", data=data)
+    count = made.tokens.lengths.count
+    assert (made.rows["train"], made.tokens.num_read, count > 4) == (2, 2, True)
+    text = "\n".join(plan_lines(made, name="x"))
+    assert "data     2 rows to train on, 0 to validate, 0 to test" in text
+    assert f"{count} sequences made of them: " in text
+    assert "a sequence has " in text
+    assert "1 of 2 training rows (50.0%) is longer than max_seq_length = 128 and split" in text
 
 
 def test_validation_rows_that_cannot_be_used_are_refused_as_in_a_training(tiny_model: Callable[..., Path]) -> None:

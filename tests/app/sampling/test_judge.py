@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,11 @@ learning_rate = 1e-2
 COLOURS = ("red", "blue", "green", "grey")  # red is right
 
 
-def write_samples(folder: Path, num_problems: int = 30) -> Path:
-    """Four answers to each problem, the right one in turn at every place; the greedy one is wrong."""
+def write_samples(folder: Path, num_problems: int = 30, first: int = 500) -> Path:
+    """Four answers to each problem, the right one in turn at every place; the greedy one is wrong.
+
+    The verifier has learned from the questions about boxes below 40; here these have a space more.
+    """
     folder.mkdir(parents=True)
     settings = {"format_version": FORMAT_VERSION, "name": "m", "rule": "exact", "k": 4, "num_problems": num_problems}
     (folder / SETTINGS).write_text(json.dumps(settings))
@@ -41,7 +44,7 @@ def write_samples(folder: Path, num_problems: int = 30) -> Path:
         for number in range(num_problems):
             answers = ["blue", *(COLOURS[(place + number) % 4] for place in range(4))]
             for place, text in enumerate(answers):
-                prompt = f"Colour of box {number + 500}?"
+                prompt = f"Colour of {'' if number + first >= 40 else ' '}box {number + first}?"
                 one = Sample(
                     number, place, f"r:{number}", prompt, "red", text, text == "red", text, "stop", 2, -1.0, 0.8
                 )
@@ -125,3 +128,38 @@ def test_a_sampling_that_was_interrupted_is_refused_with_how_to_go_on(verifier: 
         judge(verifier, samples, out=tmp_path / "out", step=lambda *_: None)
     assert f"--out {samples}" in refused.value.hint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "num_problems", "num_measured", "num_learned", "remark"),
+    [
+        (500, 12, 12, 0, ""),
+        (0, 30, 30, 30, "30 of 30 problems are among the rows that taught this verifier: these figures flatter it"),
+        (39, 11, 10, 1, "1 of 11 problems is among the rows that taught this verifier and left out"),
+        (39, 10, 10, 1, "1 of 10 problems is among the rows that taught this verifier: these figures flatter it"),
+    ],
+)
+def test_problems_that_taught_the_verifier_are_counted_and_left_out_where_others_are_enough(
+    verifier: Subject, tmp_path: Path, first: int, num_problems: int, num_measured: int, num_learned: int, remark: str
+):
+    out = tmp_path / "out"
+    judged = judge(verifier, write_samples(tmp_path / "s", num_problems, first), out=out, step=lambda *_: None)
+    assert judged.found.num_problems == num_measured
+    assert judged.remark.startswith(remark)
+    assert bool(judged.remark) is bool(remark)
+    saved = json.loads((out / "s.json").read_text())
+    assert (saved["num_learned"], saved["num_sampled"], saved["remark"]) == (num_learned, num_problems, judged.remark)
+    assert len((out / "s.scores.jsonl").read_text().splitlines()) == 4 * num_measured
+
+
+def test_a_verifier_whose_rows_are_gone_or_unknown_is_judged_with_a_word_of_doubt(verifier: Subject, tmp_path: Path):
+    assert verifier.recipe is not None
+    gone = verifier.data.model_copy(update={"path": str(tmp_path / "gone.jsonl")})
+    for subject, remark in (
+        (replace(verifier, opened=replace(verifier.opened, data=gone)), "cannot be told: "),
+        (replace(verifier, run=None, recipe=None), "is not known here"),
+        (replace(verifier, trained_data_sha256="other"), "data has changed since"),
+    ):
+        judged = judge(subject, write_samples(tmp_path / remark, 12), out=tmp_path / "out", step=lambda *_: None)
+        assert remark in judged.remark
+        assert judged.found.num_problems == 12

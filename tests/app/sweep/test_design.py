@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mlx_finetune.app.sweep.design import MOST_TRIALS, Base, Done, Trial, best_of, next_trial
+from mlx_finetune.app.sweep.design import MOST_TRIALS, Base, Done, Trial, best_of, edges_of, next_trial
 
 BASE = Base(2e-4, 16, 300)
 
@@ -92,3 +92,24 @@ def test_it_goes_on_where_it_was_left(cut: int) -> None:
     """The next trial depends on those that are done alone."""
     done = run(BASE, far_from(6e-4))
     assert next_trial(BASE, done[:cut]) == done[cut].trial
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "edges"),
+    [
+        (far_from(2e-4, rank=16), {}),
+        (far_from(1e-2), {"learning rate": "highest"}),
+        (far_from(1e-5, rank=100), {"learning rate": "lowest", "rank": "highest"}),
+        (far_from(2e-4, rank=1), {"rank": "lowest"}),
+        (lambda trial: None if trial.learning_rate > 7e-4 else far_from(6e-4)(trial), {}),
+        (lambda trial: None, {}),
+    ],
+)
+def test_a_winner_at_an_end_of_what_was_tried_is_named(
+    loss_of: Callable[[Trial], float | None], edges: dict[str, str]
+) -> None:
+    assert edges_of(run(BASE, loss_of)) == edges
+
+
+def test_a_whole_model_has_no_rank_at_an_end() -> None:
+    assert edges_of(run(Base(1e-5, None, 31), far_from(1e-5))) == {}

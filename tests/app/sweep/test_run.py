@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ def test_every_trial_is_a_run_of_its_own_and_is_kept(loaded: LoadedRecipe) -> No
         "--set lora.rank=16" in line and "training.learning_rate=0.0006" in line
         for line in next_commands(sweep, loaded)
     )
+    assert "of what was tried the winner has the rank the highest" in table
+    further = next_commands(sweep, loaded)[-1].partition("mlxft ")[2].partition("   (")[0]
+    again = load_recipe(loaded.path, shlex.split(further)[3::2][:-1])
+    assert (again.recipe.training.learning_rate, again.recipe.lora and again.recipe.lora.rank) == (6e-4, 16)
+    assert str(again.recipe.run_folder) == f"{loaded.recipe.run_folder}-further"
+    assert further.endswith(" --steps 30")
 
 
 def test_the_keys_of_a_trial_make_a_valid_recipe(loaded: LoadedRecipe, tmp_path: Path) -> None:
@@ -206,6 +213,12 @@ def test_without_validation_rows_it_is_refused(
     result = invoke(str(loaded.path), "--set", "data.val_split=0")
     assert isinstance(result.exception, MlxftError)
     assert "no validation rows" in str(result.exception)
+    assert result.exception.hint.startswith("set data.val_split; or name two files")
+    first = next(tmp_path.glob("*.jsonl")).read_text().splitlines()[0]
+    (tmp_path / "one.jsonl").write_text(first)
+    result = invoke(str(loaded.path), "--set", "data.path=one.jsonl")
+    assert isinstance(result.exception, MlxftError)
+    assert result.exception.hint.startswith("add rows: too few cannot be divided")
 
 
 @pytest.mark.parametrize(

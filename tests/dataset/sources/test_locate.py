@@ -44,7 +44,7 @@ def test_a_folder_without_a_train_file_says_what_it_has(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         locate("d", base=tmp_path)
     assert caught.value.message == "d: the folder has no train file; it has mine.jsonl"
-    assert caught.value.hint == 'name one of them: [data] path = "d/mine.jsonl"'
+    assert caught.value.hint == 'name one of them in the place of the folder: "d/mine.jsonl"'
     make(tmp_path / "e")
     with pytest.raises(DataError, match="e: the folder has no train file"):
         locate("e", base=tmp_path)

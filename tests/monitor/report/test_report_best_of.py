@@ -22,7 +22,12 @@ def problem(number: int) -> SampledProblem:
 
 def write_best_of(run: RunDir, samples: str, *, scores: tuple[float, float] = (1.0, 0.0)) -> None:
     found = compare([problem(number) for number in range(40)], [list(scores)] * 40, seed=0)
-    facts = {"name": "tested", "measured": "2026-11-26T20:00:00+00:00", "samples": samples}
+    facts = {
+        "remark": "3 of 40 <b>known</b>",
+        "name": "tested",
+        "measured": "2026-11-26T20:00:00+00:00",
+        "samples": samples,
+    }
     folder = run.file(rundir.BEST_OF)
     folder.mkdir()
     (folder / "tested.json").write_text(json.dumps(to_json(found, facts)))
@@ -35,6 +40,7 @@ def test_the_report_has_every_way_and_its_difference(tmp_path: Path):
     page = render(read_facts(run))
     assert 'id="picks"' in page
     assert "verifier&#x27;s pick" in page or "verifier's pick" in page
+    assert "3 of 40 &lt;b&gt;known&lt;/b&gt;" in page
     assert "40 of 40" in page
     assert "+0.500 to +0.500" in page
     assert "<td>two answers to one problem</td><td>1.000</td><td>1.000 to 1.000</td>" in page

@@ -16,6 +16,7 @@ from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.measures import Measure
 from mlx_finetune.app.eval.table import wrapped
 from mlx_finetune.app.eval.verdict import FEW_ROWS, no_interval
+from mlx_finetune.units import counted
 
 FORMAT_VERSION = 1
 #: Sums and counts of one row, by name.
@@ -68,6 +69,7 @@ class CourseReport:
     sentence: str
     num_failed: int
     is_whole: bool
+    unit: str = "row"
 
 
 def course_report(course: Course, journal: Journal, samples: Sequence[Sample], *, is_whole: bool) -> CourseReport:
@@ -106,6 +108,7 @@ def course_report(course: Course, journal: Journal, samples: Sequence[Sample], *
         _sentence(points, columns, course, shared),
         len({one.row for one in journal.found.values() if one.work == LOSSES and one.error}),
         is_whole,
+        course.chosen.unit,
     )
 
 
@@ -137,7 +140,7 @@ def _sentence(
     known = [(at, point.key) for at in points for point in course.points if point.step == at.step and at.figures]
     if len(known) < 2:
         return "Too little was measured for a course."
-    few = f"{len(shared)} rows prove little. " if len(shared) < FEW_ROWS else ""
+    few = f"{counted(len(shared), course.chosen.unit)} prove little. " if len(shared) < FEW_ROWS else ""
     value = {at.step: at.figures["bits_per_byte"].value for at, _ in known if "bits_per_byte" in at.figures}
     if len(value) < 2:
         return "The rows have no bytes to count."
@@ -194,7 +197,7 @@ def report_json(report: CourseReport) -> dict[str, object]:
 def report_lines(report: CourseReport) -> Iterator[str]:
     """The course for a person, in 80 columns."""
     split = "" if report.split == "all" else f"{report.split} "
-    what = "rows" if report.what == "texts" else "rows with answers"
+    what = f"{report.unit}s" if report.what == "texts" else "rows with answers"
     start = "" if report.is_whole else "interrupted, what was measured so far; "
     yield from wrapped(f"{start}{report.run} ({report.model}) on {report.num_rows} {split}{what} of {report.source}")
     yield ""
@@ -206,7 +209,9 @@ def report_lines(report: CourseReport) -> Iterator[str]:
     yield ""
     yield from wrapped(_reading(report))
     if report.num_failed:
-        yield from wrapped(f"{report.num_failed} rows could not be measured at some point and are left out of all.")
+        yield from wrapped(
+            f"{report.num_failed} {report.unit}s could not be measured at some point and are left out of all."
+        )
 
 
 def _line(at: At) -> str:

@@ -58,7 +58,7 @@ class AtN:
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
-    """One best_of/NAME.json; what it has beside this is left to the file."""
+    """One best_of/NAME.json; what it has beside this is left to the file. ``remark`` is about its problems, or ""."""
 
     name: str
     measured: str
@@ -68,6 +68,7 @@ class BestOf:
     ways: tuple[Share, ...]
     compared: tuple[Compared, ...]
     at_n: tuple[AtN, ...]
+    remark: str = ""
     told_apart: Share | None = None
     auc: Share | None = None
     auc_within: Share | None = None
@@ -95,6 +96,7 @@ def _comparison(one: BestOf) -> Html:
         "article",
         tag("h3", foreign(one.name, 80), " ", tag("span", where, foreign(one.samples, 200), class_="same")),
         few,
+        tag("p", foreign(one.remark, 400)) if one.remark else None,
         _ways(one),
         _differences(one),
         _of_n(one),

@@ -37,7 +37,13 @@ def _older(one: Course) -> Html:
 
 def _course(one: Course) -> Html:
     split = "" if one.split in ("", "all") else f", split {one.split}"
-    rows = tag("span", f"{one.num_rows:,} rows of ", foreign(one.source, 200), split, class_="same")
+    rows = tag(
+        "span",
+        f"{one.num_rows:,} {'blocks' if one.unit == 'block' else 'rows'} of ",
+        foreign(one.source, 200),
+        split,
+        class_="same",
+    )
     charts = [figure for chart in _charts(one) if (figure := draw(chart)) is not None]
     return tag(
         "article",

@@ -40,7 +40,7 @@ def _older(one: Evaluation) -> Html:
 
 
 def _evaluation(one: Evaluation) -> Html:
-    rows = f"{counted(one.data.num_rows, 'row')} of "
+    rows = f"{one.data.num_rows:,} {'blocks' if one.data.unit == 'block' else 'rows'} of "
     whole = None if one.is_whole else tag("p", "Interrupted: the figures are of what was measured so far.")
     return tag(
         "article",

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Notice
-from mlx_finetune.hardware.planning.auto import Facts, Resolved
+from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.chips import flops_per_token
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.forecast import forecast_arithmetic
 from mlx_finetune.hardware.planning.layout import epoch_positions
 from mlx_finetune.hardware.planning.memory import MemoryPlan

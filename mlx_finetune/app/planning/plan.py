@@ -21,9 +21,10 @@ from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.planning.answering import scorer_bytes
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import Mac
 from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_run_disk
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.forecast import (
     Forecast,
     disk_at_end,

@@ -25,8 +25,8 @@ from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
 from mlx_finetune.errors import DataError, ModelError, Problem
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.limits import read_machine
-from mlx_finetune.hardware.planning.auto import Facts
 from mlx_finetune.hardware.planning.disk import free_bytes
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.layout import why_unpackable
 from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import read_shape

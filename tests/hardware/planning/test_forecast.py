@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from shapes_of_models import TINYLLAMA
 
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import parse_mac
 from mlx_finetune.hardware.planning.disk import DiskPlan
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.forecast import (
     UNKNOWN_CPU,
     UNKNOWN_GPU,

@@ -11,8 +11,9 @@ from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.planning.answering import answer_bytes, kept_answers_bytes
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.disk import DiskPlan, plan_run_disk
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.forecast import Forecast, disk_at_end, plan_beside
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.rollouts import add_rollouts, plan_rollouts

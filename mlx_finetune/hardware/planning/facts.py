@@ -18,9 +18,9 @@ class Facts:
     a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted beyond the
     frozen weights (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token).
     ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
-    ``answers`` are those marked
-    good and bad, where rows are marked. ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned``
-    is what ``mlxft tune`` found here, ``scorer_bytes`` what runs hold that reward answers.
+    ``num_valid`` rows are evaluated. ``answers`` are those marked good and bad, where rows are marked.
+    ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned`` is what ``mlxft tune`` found here,
+    ``scorer_bytes`` what runs hold that reward answers.
     """
 
     lengths: NDArray[np.integer]
@@ -32,6 +32,7 @@ class Facts:
     most_targets: int | None = None
     train_positions: int = 0
     valid_positions: int = 0
+    num_valid: int = 0
     free_disk_bytes: int | None = None
     num_processes: int = 1
     answers: tuple[int, int] | None = None

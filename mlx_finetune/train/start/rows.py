@@ -243,6 +243,7 @@ def read_facts(
         most_targets=rows.train.most_targets(),
         train_positions=int(num_states(rows.train.lengths).sum()),
         valid_positions=int(num_states(rows.valid.lengths).sum()),
+        num_valid=len(rows.valid),
         free_disk_bytes=free_bytes(recipe.run_folder),
         num_processes=num_processes,
         answers=_answers(rows.train) if recipe.task == "kto" else None,

@@ -38,6 +38,7 @@ from mlx_finetune.model.tokens.tokenizer import ModelTokenizer
 from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective, num_outputs
+from mlx_finetune.train.objectives.grpo.problems import check_references
 from mlx_finetune.units import counted
 
 Emit = Callable[[Event], None]
@@ -86,7 +87,8 @@ def read_rows(
     emit: Emit,
     corrections: Mapping[str, int] | None = None,
 ) -> TrainingRows:
-    """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on.
+    """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on, or nothing that a
+    reward could compare with.
 
     Rows that an earlier start has made of the same files, with the same settings and code, are taken as they are. Of
     files of corrections the bytes count that ``corrections`` says, or all that are there now.
@@ -110,6 +112,7 @@ def read_rows(
             "no training row is left: every one was too long, had no target or could not be rendered",
             "see which and why with: mlxft data check RECIPE",
         )
+    check_references(recipe, train, valid, tokenizer)
     reports = {name: split.report for name, split in found.splits.items()}
     labels = reports["train"].labels
     if labels:

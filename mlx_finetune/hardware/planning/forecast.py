@@ -17,6 +17,7 @@ from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.chips import Mac, flops_per_token, tokens_per_second
 from mlx_finetune.hardware.planning.disk import EVENT_BYTES, DiskPlan
 from mlx_finetune.hardware.planning.measured import Measured, fit_times
+from mlx_finetune.hardware.planning.overhead import step_overhead
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.profile import Corrections
@@ -202,8 +203,16 @@ def forecast_arithmetic(
     rates = corrections.flops_per_second
     typical = math.exp(sum(math.log(one) for one in rates) / len(rates))
     sigma = 1.5 * time_sigma([one / typical for one in rates], on_gpu=on_gpu)  # other lengths, another model
-    training = Range.around(work / typical, sigma)
+    overhead = resolved.total_steps * overhead_of(resolved, shape, positions / resolved.total_steps, on_gpu=on_gpu)
+    training = Range.around(work / typical + overhead, sigma)
     return Forecast("earlier runs", peak, disk_bytes, training * (1 / resolved.total_steps), training, None)
+
+
+def overhead_of(resolved: Resolved, shape: ModelShape, positions: float, *, on_gpu: bool) -> float:
+    """Seconds of a step of ``positions`` beside its operations."""
+    sequences = resolved.batch_size * resolved.recipe.training.gradient_accumulation_steps
+    parts = -(-sequences // resolved.microbatch)
+    return step_overhead(shape, num_microbatches=parts, positions=positions, on_gpu=on_gpu)
 
 
 def forecast_mac(resolved: Resolved, shape: ModelShape, positions: float, mac: Mac, *, disk_bytes: Range) -> Forecast:

@@ -12,7 +12,7 @@ _WIDTH, _HEIGHT = 70, 10
 
 def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
     """Try, print, and return the exit code."""
-    from mlx_finetune.app.planning.lr_range import find_range, range_lines, rate_names
+    from mlx_finetune.app.planning.lr_range import find_range, range_lines, rate_names, refuse_own_answers
     from mlx_finetune.app.planning.plan_report import train_command
     from mlx_finetune.app.tune.buffers import tuned_buffers
     from mlx_finetune.commands.named import check_named
@@ -26,6 +26,7 @@ def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
         loaded = load_recipe(path, overrides)
         check_paths(loaded, Path.cwd())
         check_named(loaded, Path.cwd())
+        refuse_own_answers(loaded.recipe.task)
         talk = LoadingTalk()
         if not sys.stderr.isatty():
             click.echo(f"trying {NUM_STEPS} steps with rising learning rates ...", err=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Preference
+from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Preference, Text
 from mlx_finetune.dataset.unknown import as_written
 from mlx_finetune.errors import Problem
 from mlx_finetune.recipe.preference import PAIRED_TASKS, TWO_ANSWER_TASKS
@@ -27,6 +27,7 @@ _PAIRS = _Kind(("preference",), "pairs of a chosen and a rejected answer")
 _KINDS: Mapping[str, _Kind] = {
     "classify": _Kind(("labels",), "texts with labels"),
     "verifier": _MARKED,
+    "grpo": _Kind(_ANSWERS[1:], "questions with the answers that rewards compare with"),
     **dict.fromkeys((*PAIRED_TASKS, "reward"), _PAIRS),
     "kto": _Kind(("unpaired-preference",), "answers marked good or bad"),
 }
@@ -54,6 +55,10 @@ _HINTS = {
     "classify": '[data.columns] text = "COLUMN", label = "COLUMN" names the two columns',
     "verifier": '[data.columns] names the columns prompt, completion and label; [data] format = "unpaired-preference"',
 }
+_NO_QUESTION = (
+    "add `prompt` and `completion` to each row; columns of other names: "
+    '[data.columns] prompt = "COLUMN", completion = "COLUMN"'
+)
 _NO_LABEL = 'add `label` to each row; a column of another name: [data.columns] label = "COLUMN"'
 #: (Format, kind of task) -> the task that fits.
 _FITS = {
@@ -93,6 +98,8 @@ def _refused(detected: DetectedFormat, source: str, task: str) -> Problem:
     wanted = f"task {task} learns from {_KINDS.get(task, _LEARNED).words}"
     if (task, detected.name) == ("classify", "text"):
         return Problem(source, f"the rows are texts without a label; {wanted}", _NO_LABEL)
+    if (task, detected.name) == ("grpo", "text"):
+        return Problem(source, f"the rows are texts without a question and its answer; {wanted}", _NO_QUESTION)
     if detected.name not in _REFUSED:
         return Problem(
             source,
@@ -110,7 +117,7 @@ def refused_example(example: Example, task: str) -> str:
     format = _format_of(example)
     if format in _KINDS.get(task, _LEARNED).formats:
         return ""
-    kind = {"labels": "label", "preference": "preference", "unpaired-preference": "unpaired preference"}
+    kind = {"labels": "label", "unpaired-preference": "unpaired preference", "prompt-completion": "text"}
     return f"{kind.get(format, format)} rows cannot be used for task = {task!r}"
 
 
@@ -129,4 +136,4 @@ def _format_of(example: Example) -> str:
         return "labels"
     if isinstance(example, Preference):
         return "preference" if example.chosen is not None and example.rejected is not None else "unpaired-preference"
-    return "text"
+    return "text" if isinstance(example, Text) else "prompt-completion"  # a conversation fits the same tasks

@@ -8,6 +8,7 @@ from mlx_finetune.monitor.braille import draw_curve, thin
 from mlx_finetune.monitor.ending import restarted_lines
 from mlx_finetune.monitor.plain import notice_lines, number, one_line
 from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.recipe.learned import applies
 from mlx_finetune.recipe.values import toml_value
 from mlx_finetune.units import format_bytes, format_count, format_energy, format_seconds
 
@@ -185,9 +186,14 @@ def _settings_lines(settings: Mapping[str, object]) -> Iterator[str]:
         yield ""
         yield "settings"
     plain = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+    task = str(settings.get("task", "sft"))
     for section, values in (("", plain), *settings.items()):
         if isinstance(values, Mapping):
-            shown = [f"{key} = {_value(value)}" for key, value in values.items() if _is_worth_showing(value)]
+            shown = [
+                f"{key} = {_value(value)}"
+                for key, value in values.items()
+                if _is_worth_showing(value) and applies(section, key, task)
+            ]
             if shown:
                 yield from _wrapped(f"  [{section}] " if section else "  ", shown)
 

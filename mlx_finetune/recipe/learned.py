@@ -100,3 +100,18 @@ _LEARNED = {
 def learned_by(task: str) -> Learned:
     """What is true of ``task``; an unknown one, as of a run that has not started, learns answers."""
     return _LEARNED.get(task, _ANSWERS)
+
+
+#: Sections and keys of one task, which say nothing about a run of another.
+_OF_ONE_TASK = {
+    "verifier": "verifier",
+    "grpo": "grpo",
+    "data.text_template": "classify",
+    "data.max_target_length": "seq2seq",
+    "eval.label_question": "classify",
+}
+
+
+def applies(section: str, key: str, task: str) -> bool:
+    """Whether ``[section] key`` says anything about a run of ``task``."""
+    return all(_OF_ONE_TASK.get(name, task) == task for name in (section, f"{section}.{key}"))

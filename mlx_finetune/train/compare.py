@@ -10,11 +10,13 @@ from pathlib import Path
 
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Notice
-from mlx_finetune.hardware.planning.auto import Facts, Resolved
+from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.chips import flops_per_token
-from mlx_finetune.hardware.planning.forecast import forecast_arithmetic
+from mlx_finetune.hardware.planning.facts import Facts
+from mlx_finetune.hardware.planning.forecast import forecast_arithmetic, overhead_of
 from mlx_finetune.hardware.planning.layout import epoch_positions
 from mlx_finetune.hardware.planning.memory import MemoryPlan
+from mlx_finetune.hardware.planning.overhead import operations_per_second
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.profile import (
     FILE_NAME,
@@ -36,7 +38,8 @@ from mlx_finetune.units import format_bytes, format_step
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a run will be compared with. ``step_flops`` are the operations of a step, padding included.
+    """What a run will be compared with. ``step_flops`` are the operations of a step, padding included, and
+    ``step_overhead`` the seconds beside them.
 
     ``memory`` is the arithmetic; a run of ``whole_steps`` has seen all rows (None: others compute a part of each step).
     """
@@ -47,6 +50,7 @@ class Expected:
     memory: MemoryPlan
     whole_steps: int | None
     step_flops: float
+    step_overhead: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,8 @@ def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> E
     num_reused = resolved.kept.num_blocks if resolved.kept else 0
     each = flops_per_token(facts.shape, resolved.recipe.lora, recompute=recompute, num_reused=num_reused)
     whole_steps = resolved.steps_per_epoch if facts.num_processes == 1 else None
-    return Expected(machine, key, planned, resolved.memory, whole_steps, per_step * each)
+    overhead = overhead_of(resolved, facts.shape, per_step, on_gpu=facts.machine.on_gpu)
+    return Expected(machine, key, planned, resolved.memory, whole_steps, per_step * each, overhead)
 
 
 def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison | None:
@@ -130,7 +135,7 @@ def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison |
     happened = Happened(
         peak_bytes=state.peak_memory_bytes,
         step_seconds=seconds,
-        flops_per_second=expected.step_flops / seconds,
+        flops_per_second=operations_per_second(expected.step_flops, seconds, expected.step_overhead),
         memory_ratio=expected.memory.factor(state.peak_memory_bytes),
         is_whole=expected.whole_steps is not None and state.step >= expected.whole_steps,
     )

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_finetune.errors import UsageError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangeTest, rate_at
 from mlx_finetune.recipe.load import load_recipe
@@ -27,13 +26,9 @@ def range_test(
 ) -> RangeFound:
     """Train with rising rates on the rows of the first steps; ``progress`` is called with the steps done.
 
-    Raises ``Interrupted`` between two steps, ``UsageError`` for a task that learns from its own answers.
+    Raises ``Interrupted`` between two steps.
     """
-    if prepared.objective.live is not None:
-        raise UsageError(
-            f"the range test is for tasks that learn from rows; {prepared.objective.name} learns from its own answers",
-            "start with training.learning_rate = 1e-5 for adapters",
-        )
+    assert prepared.objective.live is None, "the command refuses tasks that learn from their own answers"
     trainer = prepared.trainer
     kept = dict(trainer.parameters), dict(trainer.state)
     test, has_diverged = RangeTest(), False
@@ -51,7 +46,9 @@ def range_test(
             progress(step + 1)
     finally:
         trainer.restore(*kept)
-    return test.found(float(prepared.recipe.training.learning_rate), has_diverged=has_diverged)
+    times_seen = prepared.stream.progress(len(test.points))
+    rate = float(prepared.recipe.training.learning_rate)
+    return test.found(rate, has_diverged=has_diverged, times_seen=round(times_seen, 2))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

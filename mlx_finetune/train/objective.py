@@ -115,6 +115,12 @@ def no_advice(metrics: Mapping[str, float]) -> tuple[str, str]:
     return "", ""
 
 
+def no_advice_on_steps(steps: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+    """Nothing to say."""
+    del steps
+    return "", ""
+
+
 @dataclass(frozen=True, slots=True)
 class StepValue:
     """A number that the loss of every row of a step needs, from all rows of the step: the mean of something over them.
@@ -154,7 +160,8 @@ class Objective:
     row is not one.
     ``reference`` is an objective whose ``loss`` gives (B, K) numbers of the rows of a batch: they are computed once, of
     the weights before step 1, and stand behind the values of each row. ``step_value`` stands behind them again.
-    ``advise`` is told the metrics of an evaluation and says a warning and a hint, or nothing.
+    ``advise`` is told the metrics of an evaluation, ``advise_steps`` those of the last steps; each says a warning and a
+    hint, or nothing.
     """
 
     name: str
@@ -175,6 +182,7 @@ class Objective:
     step_value: StepValue | None = None
     present: Callable[[Mapping[str, float]], Mapping[str, float]] = as_they_are
     advise: Callable[[Mapping[str, float]], tuple[str, str]] = no_advice
+    advise_steps: Callable[[Sequence[Mapping[str, float]]], tuple[str, str]] = no_advice_on_steps
     live: Callable[[Living], Live] | None = None
 
 

@@ -501,3 +501,18 @@ def test_the_time_says_which_run_scores_the_answers_and_whether_that_is_in_it(
     assert spoken.forecast.finish_seconds.expected > plain.forecast.finish_seconds.expected + 10
     assert re.search(r"a checkpoint [\d.]+ kB and up to [\d.]+ kB for the answers between two updates; ", said)
     assert "between two updates" not in " ".join(plan_lines(arithmetic(tiny_model), name="x"))
+
+
+def test_a_measured_plan_of_own_answers_has_the_memory_of_them_too(tiny_model: Callable[..., Path]) -> None:
+    """A measured step learns the rows; nobody has said the answers of the run yet, which may be much longer."""
+    plan = arithmetic(tiny_model, task="grpo", grpo={"max_tokens": 200})
+    found = replace(FOUND, peak_bytes=10**6, load_peak_bytes=10**6)
+    planned = with_measured(plan, found)
+    assert planned.forecast.peak_bytes.expected == plan.resolved.peak_bytes > 10**6
+    text = " ".join(plan_lines(planned, name="x"))
+    assert "fits; by arithmetic, as no measured step has the answers of a run" in text
+    assert "adapter, gradients, optimizer" in text
+    assert with_measured(plan, FOUND).forecast.peak_bytes.expected == FOUND.peak_bytes
+    rows = with_measured(arithmetic(tiny_model), found)
+    assert rows.forecast.peak_bytes.expected == 10**6
+    assert "fits; measured on the longest rows" in " ".join(plan_lines(rows, name="x"))

@@ -212,6 +212,7 @@ def test_one_problem_is_said_at_once_and_the_command_can_be_copied(tmp_path: Pat
         ("review,stars\nfine,pos\n", "classify", "no known format", 'text = "review", label = "stars"'),
         ("prompt,completion,label\np,c,true\n", "dpo", "answers marked good or bad", 'task = "kto"'),
         ("text\nfine\n", "classify", "the rows are text", 'label = "COLUMN"'),
+        ("text\nfine\n", "grpo", "texts without a question and its answer", 'completion = "COLUMN"'),
         ("text,label\nfine,pos\nbad,\nawful, \n", "classify", "2 problems", "data check RECIPE"),
         ("text,label\nfine,pos\nbad,\n", "classify", "`label` is empty", "write the row's label"),
     ],

@@ -9,7 +9,8 @@ from shapes_of_models import SMOLLM2_135M
 
 from mlx_finetune.dataset.stream import count_parts
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, TunedSettings
 from mlx_finetune.recipe.schema import Recipe

@@ -33,3 +33,18 @@ def test_the_json_has_means_and_largest_values() -> None:
     assert isinstance(found, dict)
     assert (found["samples"], found["mean"], found["max"]) == (2, {"cpu_percent": 60.0}, {"cpu_percent": 70.0})
     assert report_json(facts(), {})["resources"] is None
+
+
+def test_settings_of_another_task_are_not_shown() -> None:
+    values = {
+        "task": "sft",
+        "verifier": {"lm_loss_weight": 1.0},
+        "grpo": {"group_size": 8},
+        "data": {"path": "d", "text_template": "{text}", "max_target_length": 256},
+    }
+    text = "\n".join(report_lines(facts(), values))
+    assert 'path = "d"' in text
+    for name in ("verifier", "grpo", "text_template", "max_target_length"):
+        assert name not in text
+    assert "[grpo] group_size = 8" in "\n".join(report_lines(facts(), values | {"task": "grpo"}))
+    assert "max_target_length = 256" in "\n".join(report_lines(facts(), values | {"task": "seq2seq"}))

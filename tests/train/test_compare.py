@@ -10,7 +10,8 @@ from shapes_of_models import TINYLLAMA
 
 from mlx_finetune.events import Event, Notice
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.planning.auto import Facts, resolve_auto
+from mlx_finetune.hardware.planning.auto import resolve_auto
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.hardware.profile import Corrections, Happened, Planned, machine_key, read_profile, remember_plan
 from mlx_finetune.hardware.profile import plan_key as key_of

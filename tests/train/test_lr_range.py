@@ -3,8 +3,10 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import bandit
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
@@ -13,7 +15,7 @@ from small_runs import write_recipe
 from mlx_finetune.app.planning import lr_range as running
 from mlx_finetune.app.planning.lr_range import find_range, range_lines
 from mlx_finetune.cli import root
-from mlx_finetune.errors import DoesNotFitError, Interrupted, MlxftError, RunError
+from mlx_finetune.errors import DoesNotFitError, Interrupted, MlxftError, RunError, UsageError
 from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangePoint
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.hardware import HardwareRecipe
@@ -39,6 +41,7 @@ def test_weights_and_moments_are_afterwards_what_they_were(prepared: Prepared) -
     assert done == list(range(1, 13))
     assert [point.rate for point in found.points] == pytest.approx([10 ** (-6 + 4 * k / 11) for k in range(12)])
     assert len({point.loss for point in found.points}) == 12
+    assert found.times_seen == round(prepared.stream.progress(12), 2) > 0
     for name, value in (trainer.parameters | trainer.state).items():
         assert mx.array_equal(value, before[name]), name
     again, _ = trainer.compute(prepared.stream.microbatches(0), 0)
@@ -93,6 +96,27 @@ def test_the_lines_name_the_rate_and_compare_the_recipes() -> None:
     assert "lower by 12 times" in lines
     nothing = RangeFound(FOUND.points[:3], 2e-4, False, 1.0)
     assert "no rate is suggested" in "\n".join(range_lines(nothing, []))
+
+
+def test_a_curve_over_few_rows_is_said_to_show_what_is_learned_by_heart() -> None:
+    few, many = (replace(FOUND, times_seen=times) for times in (25.0, 1.2))
+    assert "each was seen 25 times, so the curve shows how fast they are learned by heart" in "\n".join(
+        range_lines(few, [])
+    )
+    assert "by heart" not in "\n".join(range_lines(many, []))
+    assert RangeFound.from_json(json.loads(json.dumps(few.to_json()))) == few
+
+
+def test_a_task_that_learns_from_its_own_answers_is_refused_before_anything_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": "1 + 1 =", "completion": "2"}]
+    recipe = bandit.write_recipe(tmp_path, tiny_model("llama"), rows)
+    said = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range"], standalone_mode=False)
+    assert said.output == ""
+    assert isinstance(said.exception, UsageError)
+    assert "grpo learns from its own answers" in said.exception.message
 
 
 def test_the_command_prints_a_curve_and_the_next_command(

@@ -14,8 +14,9 @@ import numpy as np
 
 from mlx_finetune.dataset.stream import round_up
 from mlx_finetune.errors import MlxftError
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import flops_per_token
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.layout import epoch_positions, relative_cost
 from mlx_finetune.recipe.schema import LoraRecipe, Recipe
 from mlx_finetune.units import format_bytes

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mlx_finetune.app.planning.talking_child import Report, Talk, ask_child
+from mlx_finetune.errors import UsageError
 from mlx_finetune.hardware.planning.lr_range import DIVERGED, HIGHEST, LOWEST, NUM_STEPS, RangeFound, RangePoint
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.units import format_seconds
@@ -15,6 +16,15 @@ MODULE = "mlx_finetune.train.lr_range"
 NEAR = 3.0  # a recipe's rate within this factor of the suggestion is as good
 
 _TALK = Talk("trying learning rates", "see what a run of the recipe says: mlxft train RECIPE")
+
+
+def refuse_own_answers(task: str) -> None:
+    """Raise ``UsageError`` for a task that learns from its own answers, whose loss says nothing about a rate."""
+    if task == "grpo":
+        raise UsageError(
+            f"the range test is for tasks that learn from rows; {task} learns from its own answers",
+            "start with training.learning_rate = 1e-5 for adapters",
+        )
 
 
 def find_range(
@@ -49,6 +59,10 @@ def range_lines(found: RangeFound, chart: Sequence[str]) -> Iterator[str]:
         yield "  smoothed loss over the learning rate"
         yield from (f"  {line}" for line in chart)
         yield ""
+    if found.is_memorised:
+        seen = f"each was seen {found.times_seen:.0f} times"
+        yield f"the rows are few: {seen}, so the curve shows how fast they are learned by heart, not what helps"
+        yield "on other rows; more rows, or the validation loss of short runs at several rates, tell more"
     best = found.best
     if best is None:
         yield "no rate made the loss fall below where it began: the rows teach this model nothing in so few steps,"

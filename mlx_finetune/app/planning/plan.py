@@ -21,9 +21,10 @@ from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
 from mlx_finetune.hardware.planning.answering import scorer_bytes
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.chips import Mac
 from mlx_finetune.hardware.planning.disk import DiskPlan, free_bytes, plan_run_disk
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.forecast import (
     Forecast,
     disk_at_end,
@@ -79,6 +80,12 @@ class Plan:
     def machine(self) -> Machine:
         """What it is planned for."""
         return self.facts.machine
+
+    @property
+    def is_peak_measured(self) -> bool:
+        """True where real steps showed the peak; False where arithmetic says more, or nothing was measured."""
+        found = self.measured
+        return found is not None and self.forecast.peak_bytes.expected <= max(found.peak_bytes, found.load_peak_bytes)
 
     @property
     def fits_memory(self) -> bool:
@@ -186,6 +193,7 @@ def _with_tokens(facts: Facts, tokens: TokenCount, run: Path, *, is_here: bool) 
         most_targets=tokens.most_targets,
         train_positions=lengths.total - lengths.count,
         valid_positions=tokens.valid_positions,
+        num_valid=tokens.num_valid,
         free_disk_bytes=free_bytes(run) if is_here else None,
     )
 
@@ -205,13 +213,15 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         return replace(plan, warnings=(*plan.warnings, warning))
     beside = plan_beside(plan.resolved, plan.recipe.eval, plan.disk.checkpoint)
     disk_bytes, on_gpu = plan.forecast.disk_bytes, plan.machine.on_gpu
+    says = plan.recipe.task == "grpo"
     forecast = forecast_measured(
         measured,
         beside,
         plan.corrections,
-        planned_peak_bytes=plan.resolved.memory.total,
+        planned_peak_bytes=plan.resolved.peak_bytes if says else plan.resolved.memory.total,
         on_gpu=on_gpu,
         disk_bytes=disk_bytes,
+        has_own_answers=says,
     )
     asked = (measured.answer_seconds, plan.tokens.num_valid, beside.num_evaluations)
     forecast = add_rollouts(forecast, plan.resolved, *asked, on_gpu=on_gpu, score_seconds=measured.score_seconds)

@@ -209,11 +209,13 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     what = "weights learned, gradients, optimizer" if plan.recipe.lora is None else "adapter, gradients, optimizer"
     terms = [(FROZEN, memory.weights)] if memory.weights else []
     terms += [(what, memory.trainable)]
-    if memory.activations + memory.logits >= memory.update:
+    if memory.drawing > max(memory.activations + memory.logits, memory.update):
+        terms += [("answers while they grow together", memory.drawing)]
+    elif memory.activations + memory.logits >= memory.update:
         terms += [("activations", memory.activations), ("logits", memory.logits)]
     else:
         terms += [("the update itself", memory.update)]
-    if plan.measured is None:
+    if not plan.is_peak_measured:
         is_written_out = bool(_quantised_bits(plan)) and not plan.machine.on_gpu
         for label, num_bytes in terms:
             note = "  written out as float32" if is_written_out and label == FROZEN else ""
@@ -224,7 +226,9 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
             share = f"all but the frozen weights x {plan.corrections.memory_factor:.2f}"
             yield f"{f'corrected by {runs} runs on this machine':<40}{_signed(change):>10}  {share}"
     verdict = "fits" if plan.fits_memory else "does not fit"
-    source = "measured on the longest rows" if plan.measured else "by arithmetic"
+    source = "measured on the longest rows" if plan.is_peak_measured else "by arithmetic"
+    if plan.measured is not None and not plan.is_peak_measured:
+        source += ", as no measured step has the answers of a run"
     limit = format_bytes(limits.memory_bytes)
     yield f"peak {plan.forecast.peak_bytes.text(exact_bytes)} of {limit}: {verdict}; {source}"
     if plan.measured is not None:

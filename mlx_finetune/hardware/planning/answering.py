@@ -9,7 +9,8 @@ from mlx_finetune.recipe.schema import Recipe
 
 #: Answers that grow together, on a CPU (``model.cpu.few_rows.MOST_ROWS``) and on a GPU.
 CPU_AT_ONCE, GPU_AT_ONCE = 16, 32
-_CACHE_STEP = 256  # positions by which mlx-lm's caches grow; a larger one is a copy beside the old
+_CACHE_STEP = 32  # positions by which their caches grow (``model.answers.caches.ROOM``)
+_READ_AT_ONCE = 512  # positions of a prompt (``model.answers.generate.PREFILL_TOKENS``)
 _LOGITS = 3  # arrays of fp32 over the vocabulary: as computed, scaled, drawn from
 NUM_VALUES = 6  # of an answer beside the log-probabilities of its tokens (``train.objectives.grpo.values``)
 _LINE = 12  # bytes of a line of a checkpoint's answers beside its number
@@ -27,14 +28,23 @@ def updates_a_drawing(recipe: Recipe) -> int:
     return recipe.grpo.updates if recipe.task == "grpo" else 1
 
 
-def answer_bytes(shape: ModelShape, longest: int, *, value_bytes: int, on_gpu: bool) -> int:
-    """Beyond the weights, while answers of ``longest`` tokens with their prompts are said."""
-    at_once = GPU_AT_ONCE if on_gpu else CPU_AT_ONCE
+def num_growing(num_answers: int, *, on_gpu: bool) -> int:
+    """How many of ``num_answers`` grow together."""
+    return min(num_answers, GPU_AT_ONCE if on_gpu else CPU_AT_ONCE)
+
+
+def answer_bytes(shape: ModelShape, prompt: int, longest: int, num_rows: int, *, value_bytes: int, on_gpu: bool) -> int:
+    """Beyond the weights, while ``num_rows`` answers grow together, of ``longest`` tokens with prompts of ``prompt``.
+
+    Keys and values, those of one layer twice while they are copied; logits; and one block that reads a prompt beside
+    them: four states of the model's width and three of the MLP's, and attention's scores where nothing fuses them.
+    """
     positions = -(-longest // _CACHE_STEP) * _CACHE_STEP
-    old = max(0, positions - _CACHE_STEP)
-    cache = 2 * shape.num_layers * shape.key_width * value_bytes * positions
-    copied = 2 * shape.key_width * value_bytes * old  # of one layer at a time
-    return at_once * (cache + copied + 4 * _LOGITS * shape.vocab_size)
+    cache = 2 * (shape.num_layers + 1) * shape.key_width * value_bytes * positions
+    read = min(prompt, _READ_AT_ONCE)
+    states = read * (4 * shape.hidden_size + 3 * shape.intermediate_size) * value_bytes
+    scores = 0 if on_gpu else 2 * shape.num_heads * read * prompt * value_bytes
+    return num_rows * (cache + 4 * _LOGITS * shape.vocab_size) + states + scores
 
 
 def kept_answers_bytes(recipe: Recipe, longest: int, vocab_size: int) -> int:

@@ -5,64 +5,26 @@ the decisions filled in, each with its reason. Pure arithmetic: the same facts g
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mlx_finetune.dataset.stream import count_parts
 from mlx_finetune.errors import DoesNotFitError, Problem, RecipeError
 from mlx_finetune.hardware.limits import Limits, Machine, compute_dtype, memory_limit, plan_limits
 from mlx_finetune.hardware.planning import kept_states
-from mlx_finetune.hardware.planning.answering import answer_bytes, answers_a_row, updates_a_drawing
+from mlx_finetune.hardware.planning.answering import updates_a_drawing
 from mlx_finetune.hardware.planning.cadence import cadence, steps_in_epoch, total_steps
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.planning.layout import choose_layout, count_sequences, longest_padded
-from mlx_finetune.hardware.planning.memory import Layout, MemoryPlan, plan_memory
-from mlx_finetune.hardware.planning.moments import moment_bytes
-from mlx_finetune.hardware.planning.shapes import ModelShape
-from mlx_finetune.hardware.tuned import KEYS, NOTHING_TUNED, VARIABLES, TunedSettings
+from mlx_finetune.hardware.planning.memory import MemoryPlan
+from mlx_finetune.hardware.planning.run_memory import Sequences, plan_run_memory
+from mlx_finetune.hardware.tuned import KEYS, VARIABLES
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS, default_rate, settled_preference
 from mlx_finetune.recipe.schema import HardwareRecipe, Recipe
 from mlx_finetune.units import format_bytes
 
 DEFAULT_BATCH_SIZE = 4
 PACKED_ROWS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the rules look at. ``lengths`` are the tokens of each training row of one epoch, int array.
-
-    ``unpackable`` says why rows of this model cannot share a sequence, "" where they can. ``stored_bits`` are those of
-    a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted beyond the
-    frozen weights (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token).
-    ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
-    ``answers`` are those marked
-    good and bad, where rows are marked. ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned``
-    is what ``mlxft tune`` found here, ``scorer_bytes`` what runs hold that reward answers.
-    """
-
-    lengths: NDArray[np.integer]
-    shape: ModelShape
-    machine: Machine
-    unpackable: str = ""
-    stored_bits: int | None = None
-    memory_factor: float = 1.0
-    most_targets: int | None = None
-    train_positions: int = 0
-    valid_positions: int = 0
-    free_disk_bytes: int | None = None
-    num_processes: int = 1
-    answers: tuple[int, int] | None = None
-    tuned: TunedSettings = NOTHING_TUNED
-    scorer_bytes: int = 0
-
-    @property
-    def epoch_positions(self) -> int:
-        """Positions of the rows of an epoch without padding; the last token of a row is in none."""
-        return int(np.sum(self.lengths)) - len(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,30 +211,12 @@ class _Decisions:
         return self._memory(recompute=recompute).corrected(self._facts.memory_factor)
 
     def _memory(self, *, recompute: bool) -> MemoryPlan:
-        facts, recipe = self._facts, self._recipe
-        length = self._packed_length or longest_padded(facts.lengths)
-        is_packed = self._packed_length is not None
-        share = 1.0 if is_packed or facts.most_targets is None else min(1.0, facts.most_targets / length)
-        num_sequences = self._batch_size * answers_a_row(recipe)
-        num_parts = count_parts(num_sequences, recipe.training.gradient_accumulation_steps, self._microbatch)
-        layout = Layout(self._microbatch, length, num_parts, share, is_packed, is_whole=isinstance(self._threads, int))
-        stored_bits = (recipe.quantize or facts.stored_bits) if facts.machine.on_gpu else None
-        value_bytes = 4 if self._dtype == "float32" else 2
-        memory = plan_memory(
-            facts.shape,
-            recipe.lora,
-            layout,
-            value_bytes=value_bytes,
-            stored_bits=stored_bits,
-            recompute=recompute,
-            on_gpu=facts.machine.on_gpu,
-            moments=moment_bytes(facts.shape, recipe.lora, recipe.training.optimizer),
+        length = self._packed_length or longest_padded(self._facts.lengths)
+        sequences = Sequences(self._batch_size, self._microbatch, length, is_packed=self._packed_length is not None)
+        is_whole, value_bytes = isinstance(self._threads, int), 4 if self._dtype == "float32" else 2
+        return plan_run_memory(
+            self._recipe, self._facts, sequences, value_bytes=value_bytes, recompute=recompute, is_whole=is_whole
         )
-        if recipe.task != "grpo":
-            return memory
-        said = answer_bytes(facts.shape, length, value_bytes=value_bytes, on_gpu=facts.machine.on_gpu)
-        weights = memory.weights + facts.scorer_bytes
-        return replace(memory, weights=weights, activations=max(memory.activations, said - memory.logits))
 
     def decide_rates(self) -> None:
         """Learning rate, and the length of the run."""

@@ -17,6 +17,7 @@ from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.chips import Mac, flops_per_token, tokens_per_second
 from mlx_finetune.hardware.planning.disk import EVENT_BYTES, DiskPlan
 from mlx_finetune.hardware.planning.measured import Measured, fit_times
+from mlx_finetune.hardware.planning.overhead import step_overhead
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.shapes import ModelShape
 from mlx_finetune.hardware.profile import Corrections
@@ -30,6 +31,7 @@ PRIOR_RUNS = 4  # so many runs weigh as much as the figures above
 MEASURED_PEAK = (0.95, 1.03)  # on a CPU it is chance whether both threads reach their peaks together: the longest row
 MOST_MISSED = 1.08  # may come once where a plan took it often; and in more steps they may, as arithmetic takes them to
 PLANNED_PEAK = (0.95, 1.05)  # on a CPU; see hardware.memory
+PLANNED_DRAWING = (0.9, 1.1)  # of answers that a run says itself: how long they are, and which grow together
 PREDICTED_PEAK = (0.85, 1.20)  # on a GPU nobody has measured: E in MACOS.md section 2.1
 OTHERS_WEIGHT = 0.5  # standard deviation that programs add which use all the processors
 DISK_SHARE = (0.98, 1.02)
@@ -108,8 +110,12 @@ def forecast_measured(
     planned_peak_bytes: int,
     on_gpu: bool,
     disk_bytes: Range,
+    has_own_answers: bool = False,
 ) -> Forecast:
-    """The forecast of a plan that was measured on this machine; ``planned_peak_bytes`` is arithmetic's."""
+    """The forecast of a plan that was measured on this machine; ``planned_peak_bytes`` is arithmetic's.
+
+    No measured step has the answers of a run that ``has_own_answers``: there arithmetic's peak counts where it is more.
+    """
     fit = fit_times(measured.microbatches)
     num_timed, num_steps = len(measured.microbatches), sum(one.count for one in measured.shapes)
     load = load_sigma(measured, on_gpu=on_gpu)
@@ -127,7 +133,9 @@ def forecast_measured(
     finish = training_and_pass + start + Range.around(evaluations, sigma) + answers + saves
     low, high = MEASURED_PEAK
     peak = max(measured.peak_bytes, measured.load_peak_bytes)
-    if not on_gpu:
+    if has_own_answers and planned_peak_bytes > peak:
+        peak, (low, high) = planned_peak_bytes, PREDICTED_PEAK if on_gpu else PLANNED_DRAWING
+    elif not on_gpu:
         high = max(high, min(planned_peak_bytes / peak, MOST_MISSED))
     return Forecast(
         source="measured",
@@ -186,7 +194,8 @@ def forecast_arithmetic(
 
     ``positions`` are those of the whole run, padding included.
     """
-    low, high = PREDICTED_PEAK if on_gpu else PLANNED_PEAK
+    planned = PLANNED_DRAWING if resolved.recipe.task == "grpo" else PLANNED_PEAK
+    low, high = PREDICTED_PEAK if on_gpu else planned
     peak = Range(low, 1.0, high) * resolved.peak_bytes
     if not corrections.flops_per_second:
         return Forecast("arithmetic", peak, disk_bytes, None, None, None)
@@ -194,8 +203,16 @@ def forecast_arithmetic(
     rates = corrections.flops_per_second
     typical = math.exp(sum(math.log(one) for one in rates) / len(rates))
     sigma = 1.5 * time_sigma([one / typical for one in rates], on_gpu=on_gpu)  # other lengths, another model
-    training = Range.around(work / typical, sigma)
+    overhead = resolved.total_steps * overhead_of(resolved, shape, positions / resolved.total_steps, on_gpu=on_gpu)
+    training = Range.around(work / typical + overhead, sigma)
     return Forecast("earlier runs", peak, disk_bytes, training * (1 / resolved.total_steps), training, None)
+
+
+def overhead_of(resolved: Resolved, shape: ModelShape, positions: float, *, on_gpu: bool) -> float:
+    """Seconds of a step of ``positions`` beside its operations."""
+    sequences = resolved.batch_size * resolved.recipe.training.gradient_accumulation_steps
+    parts = -(-sequences // resolved.microbatch)
+    return step_overhead(shape, num_microbatches=parts, positions=positions, on_gpu=on_gpu)
 
 
 def forecast_mac(resolved: Resolved, shape: ModelShape, positions: float, mac: Mac, *, disk_bytes: Range) -> Forecast:

@@ -16,6 +16,7 @@ LOWEST, HIGHEST = 1e-6, 1e-2
 BETA = 0.9
 DIVERGED = 4.0
 SHARE = 1 / 3  # of the rate at the least loss
+MOST_TIMES_SEEN = 3.0  # every row; beyond that the curve shows how fast rows are learned by heart
 SETTLED = 10  # points; before them the average is of too few losses to be the least
 
 
@@ -51,20 +52,26 @@ class RangeTest:
         self.points.append(RangePoint(rate, loss, smoothed))
         return smoothed > DIVERGED * best
 
-    def found(self, recipe_rate: float, *, has_diverged: bool) -> "RangeFound":
+    def found(self, recipe_rate: float, *, has_diverged: bool, times_seen: float = 0.0) -> "RangeFound":
         """What the points say beside the rate of the recipe."""
-        return RangeFound(tuple(self.points), recipe_rate, has_diverged, round(self.seconds, 3))
+        return RangeFound(tuple(self.points), recipe_rate, has_diverged, round(self.seconds, 3), times_seen)
 
 
 @dataclass(frozen=True, slots=True)
 class RangeFound:
     """A finished test. ``recipe_rate`` is the peak rate of the recipe; ``has_diverged`` says that it ended before the
-    highest rate."""
+    highest rate, ``times_seen`` how often it saw every row."""
 
     points: tuple[RangePoint, ...]
     recipe_rate: float
     has_diverged: bool
     seconds: float
+    times_seen: float = 0.0
+
+    @property
+    def is_memorised(self) -> bool:
+        """True where the rows came by so often that the loss fell because they were learned by heart."""
+        return self.times_seen > MOST_TIMES_SEEN
 
     @property
     def best(self) -> RangePoint | None:
@@ -95,6 +102,7 @@ class RangeFound:
             "best_rate": best.rate if best else None,
             "best_loss": best.smoothed if best else None,
             "suggestion": self.suggestion,
+            "times_seen": self.times_seen,
         }
 
     @classmethod
@@ -107,4 +115,5 @@ class RangeFound:
             float(fields["recipe_rate"]),  # pyright: ignore[reportArgumentType]
             bool(fields["has_diverged"]),
             float(fields["seconds"]),  # pyright: ignore[reportArgumentType]
+            float(fields.get("times_seen", 0.0)),  # pyright: ignore[reportArgumentType]
         )

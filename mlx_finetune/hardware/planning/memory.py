@@ -5,6 +5,7 @@
     activations  what the forward pass keeps, and a block going backward: ``blockwise_memory`` and ``graph_memory``
     logits       what the loss holds beyond that, at its own moment; often 0
     update       gradients, new weights and moments, at another moment than the activations: the larger counts
+    drawing      answers that a run says to learn from, at a third moment (``hardware.planning.answering``)
 
 The total is the peak that ``mx.get_peak_memory`` reports. Arrays of numpy, of which training on a CPU makes some, are
 not in it. On a CPU within 5 % (``benchmarks/memory_terms.py``); Metal was not measured.
@@ -34,18 +35,20 @@ GROUP_SIZE = 64  # rows of a quantised matrix share one scale and one bias (2 by
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes of each term; ``total`` is the predicted peak."""
+    """Bytes of each term; ``total`` is the predicted peak. ``drawing`` is what the answers take that a run says itself,
+    less what it has let go of by then."""
 
     weights: int
     trainable: int
     activations: int
     logits: int
     update: int
+    drawing: int = 0
 
     @property
     def total(self) -> int:
-        """The peak: what is always there, and the larger of a backward pass and an update."""
-        return self.weights + self.trainable + max(self.activations + self.logits, self.update)
+        """The peak: what is always there, and the largest of a backward pass, an update and a drawing."""
+        return self.weights + self.trainable + max(self.activations + self.logits, self.update, self.drawing)
 
     def corrected(self, factor: float) -> int:
         """The peak where everything beyond the frozen weights, whose size is certain, is multiplied by ``factor``."""

@@ -9,13 +9,18 @@ import mlx.nn as nn
 
 from mlx_finetune.model.upstream import BatchKVCache, KVCache, make_prompt_cache
 
-#: Positions by which a cache grows; mlx-lm's 256 are copied at each row that comes or goes, whatever they hold.
+#: Positions by which a cache of several rows grows. mlx-lm's 256 are in memory for every row, and copied at each one
+#: that comes or goes, whatever they hold; the plan of a run's memory counts these (``hardware.planning.answering``).
 ROOM = 32
 
 
 def merged(caches: Sequence[Sequence[Any]]) -> list[Any]:
     """Layer by layer, one cache for the rows of all ``caches``, each of a single row."""
-    return [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]
+    layers = [rows[0].merge(list(rows)) for rows in zip(*caches, strict=True)]
+    for layer in layers:
+        if type(layer) is BatchKVCache:
+            layer.step = ROOM
+    return layers
 
 
 def plain_caches(model: nn.Module) -> list[Any] | None:
@@ -61,5 +66,4 @@ def extend(layers: Sequence[Any], others: Sequence[Any]) -> None:
 
 def _let_go_of_room(layer: Any) -> None:
     if type(layer) is BatchKVCache and layer.keys is not None:
-        layer.step = ROOM
         layer.keys, layer.values = layer.keys_and_values()

@@ -22,8 +22,9 @@ from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware import blas
 from mlx_finetune.hardware.limits import Limits
 from mlx_finetune.hardware.metal import apply_limits
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, refuse_too_large, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, refuse_too_large, resolve_auto
 from mlx_finetune.hardware.planning.disk import DiskPlan, check_room, plan_run_disk
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.model.adapters.base import check_base

@@ -25,8 +25,8 @@ from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
 from mlx_finetune.errors import DataError, ModelError, Problem
 from mlx_finetune.events import Event, Notice, Phase
 from mlx_finetune.hardware.limits import read_machine
-from mlx_finetune.hardware.planning.auto import Facts
 from mlx_finetune.hardware.planning.disk import free_bytes
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.layout import why_unpackable
 from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import read_shape
@@ -38,6 +38,7 @@ from mlx_finetune.model.tokens.tokenizer import ModelTokenizer
 from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.objective import Objective, num_outputs
+from mlx_finetune.train.objectives.grpo.problems import check_references
 from mlx_finetune.units import counted
 
 Emit = Callable[[Event], None]
@@ -86,7 +87,8 @@ def read_rows(
     emit: Emit,
     corrections: Mapping[str, int] | None = None,
 ) -> TrainingRows:
-    """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on.
+    """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on, or nothing that a
+    reward could compare with.
 
     Rows that an earlier start has made of the same files, with the same settings and code, are taken as they are. Of
     files of corrections the bytes count that ``corrections`` says, or all that are there now.
@@ -110,6 +112,7 @@ def read_rows(
             "no training row is left: every one was too long, had no target or could not be rendered",
             "see which and why with: mlxft data check RECIPE",
         )
+    check_references(recipe, train, valid, tokenizer)
     reports = {name: split.report for name, split in found.splits.items()}
     labels = reports["train"].labels
     if labels:
@@ -245,6 +248,7 @@ def read_facts(
         most_targets=rows.train.most_targets(),
         train_positions=int(num_states(rows.train.lengths).sum()),
         valid_positions=int(num_states(rows.valid.lengths).sum()),
+        num_valid=len(rows.valid),
         free_disk_bytes=free_bytes(recipe.run_folder),
         num_processes=num_processes,
         answers=_answers(rows.train) if recipe.task == "kto" else None,

@@ -16,7 +16,7 @@ from mlx_finetune.errors import DataError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.blas import single_threaded
 from mlx_finetune.hardware.planning.answering import scorer_bytes
-from mlx_finetune.hardware.planning.auto import Facts
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.heads.scorer import Scorer, ScorerRun, find_scorers
 from mlx_finetune.model.load import on_gpu

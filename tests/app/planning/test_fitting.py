@@ -8,7 +8,8 @@ from shapes_of_models import LLAMA_3_8B, TINYLLAMA
 
 from mlx_finetune.app.planning.fitting import NUM_FIXES, Fix, find_fixes
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.recipe.overrides import apply_overrides, parse_overrides
 from mlx_finetune.recipe.schema import Recipe

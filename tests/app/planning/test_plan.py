@@ -18,7 +18,8 @@ from mlx_finetune.cli import root
 from mlx_finetune.dataset.formats import Instruction, Messages, Text
 from mlx_finetune.errors import DataError, DoesNotFitError, ModelError, UsageError
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.planning.auto import Facts, refuse_too_large, resolve_auto
+from mlx_finetune.hardware.planning.auto import refuse_too_large, resolve_auto
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe

@@ -7,7 +7,8 @@ import pytest
 
 from mlx_finetune.app.planning.suggestions import suggest
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.shapes import guess_shape
 from mlx_finetune.recipe.overrides import apply_overrides, parse_overrides
 from mlx_finetune.recipe.schema import Recipe

@@ -11,8 +11,9 @@ from shapes_of_models import SMOLLM2_135M
 from mlx_finetune.dataset.stream import Stream
 from mlx_finetune.dataset.template import Tokens
 from mlx_finetune.hardware.limits import GIB, Machine, memory_limit, plan_limits
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.cadence import steps_in_epoch, total_steps
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.layout import choose_layout, count_sequences, longest_padded
 from mlx_finetune.hardware.planning.memory import Layout, MemoryPlan, plan_memory
 from mlx_finetune.hardware.planning.shapes import read_shape

@@ -8,8 +8,9 @@ from shapes_of_models import SMOLLM2_135M
 
 from mlx_finetune.errors import RecipeError
 from mlx_finetune.hardware.limits import Machine
-from mlx_finetune.hardware.planning.auto import Facts, resolve_auto
+from mlx_finetune.hardware.planning.auto import resolve_auto
 from mlx_finetune.hardware.planning.chips import flops_per_token
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.recipe.schema import Recipe
 

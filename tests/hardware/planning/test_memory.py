@@ -67,7 +67,7 @@ def plan(layout: Layout, shape: ModelShape = SMOLLM2, *, recompute: bool = False
 # which is wider than both bars together. It is measured alone, with the slow ones.
 TINY = [
     "tiny-llama 1x512",
-    "tiny-qwen3",
+    "tiny-qwen3 1x384",
     "tiny-gemma",
     "tiny-gpt2",
     pytest.param("tiny-gpt-neox", marks=pytest.mark.slow),

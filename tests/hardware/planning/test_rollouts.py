@@ -11,12 +11,15 @@ from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.planning.answering import answer_bytes, kept_answers_bytes
-from mlx_finetune.hardware.planning.auto import Facts, Resolved, resolve_auto
+from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.disk import DiskPlan, plan_run_disk
+from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.forecast import Forecast, disk_at_end, plan_beside
+from mlx_finetune.hardware.planning.memory import trainable_bytes
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.rollouts import add_rollouts, plan_rollouts
 from mlx_finetune.hardware.planning.row_lengths import planned_lengths
+from mlx_finetune.hardware.planning.run_memory import drawing_bytes
 from mlx_finetune.hardware.planning.shapes import guess_shape
 from mlx_finetune.recipe.schema import Recipe
 
@@ -97,13 +100,34 @@ def test_the_time_has_the_scores_of_all_answers_and_of_those_of_evaluations():
 
 def test_memory_holds_the_keys_and_values_of_all_answers():
     shape = guess_shape(135_000_000)
-    small, large = (answer_bytes(shape, length, value_bytes=4, on_gpu=False) for length in (256, 2048))
-    each = 2 * shape.num_layers * shape.key_width * 4 * 256
-    assert large - small == 16 * (7 * each + 2 * shape.key_width * 4 * 1792)
-    plain = resolved_of(recipe_of("sft"))
-    long = resolve_auto(recipe_of(), Facts(np.array([30_000] * 4), shape, MACHINE))
-    assert long.memory.activations + long.memory.logits >= answer_bytes(shape, 30_000, value_bytes=4, on_gpu=False)
-    assert long.memory.total > plain.memory.total
+    small, large = (answer_bytes(shape, 20, longest, 16, value_bytes=4, on_gpu=False) for longest in (250, 2048))
+    a_position = 2 * (shape.num_layers + 1) * shape.key_width * 4
+    assert large - small == 16 * (2048 - 256) * a_position
+    assert small > 16 * 256 * a_position + 16 * 4 * shape.vocab_size
+
+
+def test_the_peak_is_the_larger_of_drawing_and_update():
+    """Of a model that is small beside its answers: gradients that are held in a step are gone while it says them."""
+    shape = guess_shape(300_000)
+    recipe = recipe_of(max_tokens=400).model_copy(update={"lora": None})
+    facts = Facts(np.array([401] * 4), shape, MACHINE, num_valid=16)
+    memory = resolve_auto(recipe, facts).memory
+    step = max(memory.activations + memory.logits, memory.update)
+    assert memory.total == memory.weights + memory.trainable + max(step, memory.drawing)
+    held = memory.trainable - trainable_bytes(shape.num_parameters, accumulation=1)
+    assert held > 0
+    said = answer_bytes(shape, 1, 401, 16, value_bytes=4, on_gpu=False)
+    assert memory.drawing == said + 4 * shape.num_parameters - held
+
+
+def test_few_answers_take_less_than_as_many_as_can_grow_together():
+    facts = Facts(np.array([420]), guess_shape(135_000_000), MACHINE)
+    few, many = (
+        drawing_bytes(recipe_of(max_tokens=400), seen, count, value_bytes=4)
+        for seen, count in ((facts, 2), (replace(facts, num_valid=100), 2))
+    )
+    assert 6 < many / few < 8
+    assert many == drawing_bytes(recipe_of(max_tokens=400), facts, 64, value_bytes=4)
 
 
 def resolved_recipe(updates: int = 1) -> Recipe:

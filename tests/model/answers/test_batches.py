@@ -13,6 +13,7 @@ from random_models import make_model
 
 from mlx_finetune.errors import ModelError, UsageError
 from mlx_finetune.model.answers.batches import SHORT_PROMPT, BatchDecoder, Piece, Request, check_batchable
+from mlx_finetune.model.answers.caches import ROOM
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.model.answers.generate import PREFILL_TOKENS, generate_tokens
 from mlx_finetune.model.answers.sampling import Sampling
@@ -193,6 +194,15 @@ def test_a_row_that_comes_or_goes_copies_what_the_caches_hold_and_no_more(tokeni
     while len(decoder) > 1:
         decoder.step()
     assert {layer.keys.shape[:3:2] for layer in decoder._layers} == {(1, 4 + 3)}  # the last one's prompt and answer
+
+
+def test_caches_of_rows_that_are_read_together_have_room_for_a_few_positions(tokenizer: Any) -> None:
+    """mlx-lm's have 256 from the first one on, for every row: most of what short answers would take."""
+    decoder = BatchDecoder(make_model("llama"), tokenizer)
+    for length in (3, 4, 5):
+        decoder.add(Request([7] * length, GREEDY))
+    decoder.step()
+    assert {layer.keys.shape[:3:2] for layer in decoder._layers} == {(3, ROOM)}
 
 
 def test_learned_positions_end_a_row_and_no_other(tokenizer: Any) -> None:

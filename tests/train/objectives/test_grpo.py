@@ -17,7 +17,7 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.errors import RecipeError
+from mlx_finetune.errors import DataError, RecipeError
 from mlx_finetune.events import Evaluated, StepDone
 from mlx_finetune.hardware.planning import answering
 from mlx_finetune.hardware.planning.answering import kept_answers_bytes
@@ -207,7 +207,26 @@ def test_an_evaluation_is_the_reward_that_the_likeliest_answers_miss(living, tin
         found, number = trainer.loss(batch)
         sums, count = sums + found, count + number
     assert count == 12
-    assert sums[:3] / count == pytest.approx([0.75, 0.25, 0])
+    assert sums[:2] / count == pytest.approx([0.75, 0.25])
+    _, metrics = trainer.means(sums.tolist(), count)
+    assert set(metrics) == {"reward", "answer_tokens"}  # an evaluation has no groups that could be left out
+
+
+@pytest.mark.parametrize(
+    ("reward", "answer", "says"), [("number", "twelve", "no number"), ("text", "...", "no word"), ("exact", "12", "")]
+)
+def test_answers_that_a_reward_cannot_compare_with_are_refused_before_anything_is_loaded(
+    tmp_path, tiny_model, reward, answer, says
+):
+    rows = [{"prompt": "1 + 1 =", "completion": "2 two"}, {"prompt": "5 + 7 =", "completion": answer}]
+    recipe = write_recipe(tmp_path, tiny_model("llama"), rows, steps=1)
+    overrides = (f'grpo.rewards=["{reward}"]', "training.warmup_steps=0")
+    if not says:
+        train(recipe, overrides=overrides)
+        return
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2: the answer says {says}, .* 2 of 4 rows") as caught:
+        train(recipe, overrides=overrides)
+    assert "grpo.rewards" in caught.value.hint
 
 
 def test_the_two_armed_bandit_is_solved(tmp_path):
@@ -336,7 +355,7 @@ def test_an_evaluation_has_no_share_of_clipped_tokens(living, tiny_model, monkey
     sums, count = trainer.loss(Evaluations(policy, living)[0])
     loss, metrics = trainer.means(sums, count)
     assert loss == pytest.approx(0.75)
-    assert "clipped_tokens" not in metrics
+    assert set(metrics) == {"reward", "answer_tokens"}
 
 
 @pytest.fixture

@@ -90,13 +90,15 @@ def test_a_folder_where_another_process_trains_is_refused_with_the_commands_for_
     first.release()
 
 
-@pytest.mark.parametrize(("supervisor", "is_refused"), [(1, True), (os.getppid(), False)], ids=["other", "own"])
+@pytest.mark.parametrize(
+    ("supervisor", "is_refused"), [(os.getpid(), True), (os.getppid(), False)], ids=["other", "own"]
+)
 def test_between_two_processes_the_folder_belongs_to_the_supervisor(refused_once, tmp_path, supervisor, is_refused):
     held = rundir.take_lock(refused_once.file(rundir.SUPERVISOR))
     assert held is not None
     refused_once.file(rundir.SUPERVISOR).write_text(f"{supervisor}\n")
     if is_refused:
-        with pytest.raises(RunError, match=r"another process \(1\) is training in"):
+        with pytest.raises(RunError, match=rf"another process \({supervisor}\) is training in"):
             admit(refused_once, Request(tmp_path / "recipe.toml"))
     else:
         admit(refused_once, Request(tmp_path / "recipe.toml")).release()

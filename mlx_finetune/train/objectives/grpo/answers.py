@@ -10,7 +10,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from mlx_finetune.dataset.tokens import Tokenizer, Tokens
 from mlx_finetune.errors import ModelError
@@ -22,6 +21,7 @@ from mlx_finetune.recipe.grpo import GrpoRecipe, scorers_in
 from mlx_finetune.scoring.json_schema import Validator, read_schema
 from mlx_finetune.scoring.rewards import Rewards
 from mlx_finetune.train.objective import Score
+from mlx_finetune.train.objectives.grpo.problems import Problem, problem_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,6 @@ class Rollout:
     ids: tuple[int, ...]
     text: str
     logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """The tokens of a question, what a right answer to it says, and ``file:line`` of both."""
-
-    prompt: tuple[int, ...]
-    reference: str
-    where: str
 
 
 class Policy:
@@ -67,12 +58,7 @@ class Policy:
 
     def problem(self, row: Tokens) -> Problem:
         """The question of a row of sft and its last answer."""
-        targets = np.flatnonzero(row.loss_mask)
-        start = int(targets[-1])
-        while start > 0 and row.loss_mask[start - 1]:
-            start -= 1
-        reference = self._tokenizer.decode(row.ids[start : int(targets[-1]) + 1].tolist(), skip_special_tokens=True)
-        return Problem(tuple(row.ids[:start].tolist()), reference, f"{row.source}:{row.line}")
+        return problem_of(row, self._tokenizer)
 
     def rewards(self, problems: Sequence[Problem], answers: Sequence[Rollout]) -> list[float]:
         """What each answer to each problem is worth, by rules and by runs. Raises as ``Rewards`` does."""

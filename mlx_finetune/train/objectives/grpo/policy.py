@@ -13,7 +13,8 @@ differs by its rounding (1e-3 in fp32, more in bf16), and the ratio would not be
 ``A_i = R_i - mean(R)`` over an answer's group. Dividing by the group's spread, as in 2402.03300, is left to the recipe.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +24,7 @@ import numpy as np
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.losses import Head
-from mlx_finetune.train.objective import Arrays, Objective
+from mlx_finetune.train.objective import Arrays, Objective, as_they_are
 from mlx_finetune.train.objectives.grpo.rollouts import live_batches
 from mlx_finetune.train.objectives.grpo.values import (
     ADVANTAGE,
@@ -36,6 +37,7 @@ from mlx_finetune.train.objectives.grpo.values import (
 )
 from mlx_finetune.train.objectives.next_token import read_as
 
+_DROPPED = "dropped_groups"
 _CLIPPED, _LEARNED = "clipped_tokens", "learned_tokens"
 
 
@@ -47,7 +49,9 @@ def grpo(recipe: Recipe) -> Objective:
         read_as("sft"),
         policy_arrays,
         partial(policy_loss, max_tokens=settings.max_tokens),
-        metrics=("reward", "dropped_groups", "answer_tokens"),
+        metrics=("reward", _DROPPED, "answer_tokens"),
+        present=_known,
+        advise_steps=advise,
         count=count_answers,
         unpackable="every answer has a reward of its own",
         is_per_position=False,
@@ -60,6 +64,7 @@ def grpo(recipe: Recipe) -> Objective:
         arrays=partial(policy_arrays, width=settings.max_tokens),
         loss=answer_log_probs,
         metrics=(),
+        present=as_they_are,
         live=None,
     )
     return replace(
@@ -170,7 +175,22 @@ def clipped_surrogate(new: mx.array, old: mx.array, advantage: mx.array, clip: f
     return mx.where(is_clipped, bound, ratio) * advantage, is_clipped
 
 
+def advise(steps: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+    """What to say of the metrics of the last steps, and what to do: something where none of them taught anything."""
+    if any(metrics[_DROPPED] < 1 for metrics in steps):
+        return "", ""
+    return (
+        f"the last {len(steps)} steps taught it nothing: in every group the rewards were all equal",
+        "take easier problems, a model that solves some of them, another reward, or a larger grpo.group_size",
+    )
+
+
+def _known(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Answers of an evaluation are in no group that could be dropped."""
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
 def _share_clipped(metrics: Mapping[str, float]) -> Mapping[str, float]:
     """The clipped tokens as a share of those that are learned; nothing of them where nothing is, as in evaluations."""
-    shown = {name: value for name, value in metrics.items() if name not in (_CLIPPED, _LEARNED)}
+    shown = {name: value for name, value in _known(metrics).items() if name not in (_CLIPPED, _LEARNED)}
     return shown | {_CLIPPED: metrics[_CLIPPED] / metrics[_LEARNED]} if metrics[_LEARNED] else shown

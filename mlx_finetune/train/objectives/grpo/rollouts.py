@@ -9,6 +9,7 @@ answers are left out and counted.
 Cost: nearly all of a step is drawing, one forward pass for each token of the longest of some answers.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast, overload
@@ -20,7 +21,8 @@ from mlx_finetune.dataset.stream import Batch, length_step, make_batch, round_up
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.model.answers.sampling import seed_of
 from mlx_finetune.train.objective import Live, Living, Objective
-from mlx_finetune.train.objectives.grpo.answers import Policy, Problem, Rollout
+from mlx_finetune.train.objectives.grpo.answers import Policy, Rollout
+from mlx_finetune.train.objectives.grpo.problems import Problem
 from mlx_finetune.train.objectives.grpo.values import (
     ADVANTAGE,
     DROPPED,
@@ -235,16 +237,17 @@ class Evaluations(Sequence[Batch]):
         problems = [self._policy.problem(self._rows[number]) for number in group]
         answers = self._policy.answer([problem.prompt for problem in problems])
         rewards = self._policy.rewards(problems, answers)
-        values = _sums(rewards, answers, is_dropped=False)
+        values = _sums(rewards, answers, is_dropped=None)
         values[MISSED] = len(rewards) * self._policy.best - sum(rewards)
         row = Tokens(np.zeros(9, np.int32), np.arange(9) > 7, "", 0, 1.0, tuple(values.tolist()))
         return replace(make_batch([row], [[0]], num_sequences=1, length=8), rows=tuple(group))
 
 
-def _sums(rewards: Sequence[float], group: Sequence[Rollout], *, is_dropped: bool) -> NDArray[np.float64]:
+def _sums(rewards: Sequence[float], group: Sequence[Rollout], *, is_dropped: bool | None) -> NDArray[np.float64]:
+    """``is_dropped`` is None of answers that are in no group."""
     sums = np.zeros(NUM_VALUES)
     sums[NUM_ANSWERS] = len(rewards)
     sums[REWARD] = sum(rewards)
-    sums[DROPPED] = len(rewards) if is_dropped else 0
+    sums[DROPPED] = math.nan if is_dropped is None else len(rewards) * is_dropped
     sums[TOKENS] = sum(len(one.ids) for one in group)
     return sums

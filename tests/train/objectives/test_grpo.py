@@ -150,6 +150,18 @@ def test_log_probabilities_of_drawn_answers_are_those_of_the_training_forward(li
         assert len(one.ids) > 1
 
 
+def test_a_long_prompt_is_read_once_for_all_answers_of_its_group(living, monkeypatch):
+    """Short ones of equal length are read together in any case."""
+    policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
+    shapes: list[tuple[int, ...]] = []
+    model, call = type(living.model), type(living.model).__call__
+    monkeypatch.setattr(model, "__call__", lambda *given, **more: shapes.append(given[1].shape) or call(*given, **more))
+    prompt = tuple(range(5, 95)) * 2
+    drawn = policy.draw([prompt] * 4, [1, 2, 3, 4])
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, len(prompt) - 1)]
+    assert len({one.ids for one in drawn}) > 1
+
+
 def test_a_step_draws_a_group_to_each_problem_and_the_same_again(living, monkeypatch):
     policy = Policy(living.model, living.tokenizer, living.recipe.grpo)
     monkeypatch.setattr(policy, "reward", lambda reference, answer: float(len(answer) % 2))

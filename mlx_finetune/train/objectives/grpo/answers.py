@@ -91,8 +91,9 @@ class Policy:
         growing = [_Growing() for _ in requests]
         waiting = list(range(len(requests)))[::-1]
         places: dict[int, int] = {}
+        repeats = len({tuple(request.prompt_ids) for request in requests}) < len(requests)
         with single_threaded():
-            decoder = BatchDecoder(self._model, self._tokenizer, max_rows=self.at_once)
+            decoder = BatchDecoder(self._model, self._tokenizer, max_rows=self.at_once, repeats=repeats)
             while waiting or places:
                 while waiting and len(places) < self.at_once:
                     place = waiting.pop()

@@ -223,7 +223,8 @@ def table_lines(facts: PipelineFacts) -> Iterator[str]:
 def markdown(facts: PipelineFacts) -> str:
     """The same as Markdown."""
     lines = [f"# {_plain(facts.name)}", "", *_grid(HEAD, stage_rows(facts))]
-    lines += ["", *(f"{_plain(one)}  " for one in earlier_texts(facts))] if earlier_texts(facts) else []
+    if earlier := earlier_texts(facts):
+        lines += ["", *(f"{_plain(one)}  " for one in earlier)]
     lines += ["", f"{format_seconds(facts.seconds)} in all, evaluations included."]
     for one in evaluation_tables(facts):
         lines += ["", f"## {_plain(one.name)}", "", f"{_plain(one.rows)}; in brackets the 95 % interval.", ""]

@@ -342,6 +342,29 @@ def test_a_model_that_says_something_else_in_a_batch_is_refused_and_others_are_t
         check_batchable(half)
 
 
+class Rounding(Recording):
+    """Says something else by the number of rows that are read at once, as half precision does on a GPU."""
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        logits = super().__call__(tokens, cache)
+        noise = mx.random.normal(logits.shape[2:], key=mx.random.key(len(tokens)))
+        return logits + 0.5 * mx.std(logits) * noise
+
+
+class MixingRounding(Rounding):
+    """The same, and what a row says depends on the other one."""
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        logits = super().__call__(tokens, cache)
+        return logits + 5.0 * (mx.mean(logits, axis=0, keepdims=True) - logits)
+
+
+def test_what_rounding_does_to_a_row_beside_itself_is_no_mixing(tokenizer: Any) -> None:
+    check_batchable(Rounding(make_model("llama")))
+    with pytest.raises(ModelError, match="it says something else"):
+        check_batchable(MixingRounding(make_model("llama")))
+
+
 def test_memory_returns_when_rows_go(tokenizer: Any) -> None:
     model = make_model("llama")
     decoder = BatchDecoder(model, tokenizer)

@@ -46,7 +46,7 @@ SEED = 0
 class Kept:
     """A finished evaluation in a run folder. ``rows`` are its lines, of the run itself and not of its base.
 
-    ``windows`` are (window, stride) of each perplexity, by its name.
+    ``windows`` are (window, stride) of each perplexity, by its name; None each where every text was read by itself.
     """
 
     name: str

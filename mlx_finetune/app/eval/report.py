@@ -9,12 +9,14 @@ from mlx_finetune.app.eval import measures as works
 from mlx_finetune.app.eval.classes import Confusion, confusion_of
 from mlx_finetune.app.eval.figures import Figure, Result, Rows, change, corrected, figure
 from mlx_finetune.app.eval.journal import Journal, Measured
+from mlx_finetune.app.eval.knowledge import paragraphs
 from mlx_finetune.app.eval.measures import Measure
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
+from mlx_finetune.app.eval.texts import Part, documents, reading_of
 from mlx_finetune.app.eval.verdict import BASE, TUNED, Verdict, judge
 from mlx_finetune.errors import Problem
-from mlx_finetune.model.likelihoods import stride_of, window_of
+from mlx_finetune.model.likelihoods import window_of
 from mlx_finetune.recipe.evaluation import Gate
 
 #: Rows listed for the best gains and the worst losses.
@@ -55,11 +57,14 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class TextFacts:
-    """What a perplexity is of: a figure says nothing without them."""
+    """What a perplexity is of and ``how`` it was read: a figure says nothing without them. ``window`` and ``stride``
+    are None where every text was read by itself.
+    """
 
     tokens: int
-    window: int
-    stride: int
+    how: str
+    window: int | None
+    stride: int | None
     tokenizer: str
 
 
@@ -260,9 +265,15 @@ def _texts(evaluation: Evaluation, found: Sequence[Measured]) -> dict[str, TextF
     made: dict[str, TextFacts] = {}
     for measure in (one for one in evaluation.measures if one.scale == "exp"):
         side = next((one.name for one in evaluation.sides if rows_of(found, measure, one.name)), None)
-        if side is not None:
-            tokens = sum(count for _, count in rows_of(found, measure, side).values())
-            made[measure.name] = TextFacts(int(tokens), window, stride_of(window), opened.tokenizer.settings_hash[:12])
+        if side is None:
+            continue
+        tokens = sum(count for _, count in rows_of(found, measure, side).values())
+        is_general = measure.work == works.GENERAL_TEXT
+        parts = [Part(one) for one in paragraphs()] if is_general else [row.part for row in evaluation.rows]
+        reading = reading_of(documents(opened.tokenizer, parts), window)
+        size = (reading.window, reading.stride) if reading.num_long else (None, None)
+        how = reading.described("paragraph" if is_general else "row")
+        made[measure.name] = TextFacts(int(tokens), how, *size, opened.tokenizer.settings_hash[:12])
     return made
 
 

@@ -25,7 +25,7 @@ from mlx_finetune.recipe.paths import named_file
 from mlx_finetune.scoring.json_schema import Schema, Validator, read_schema
 
 #: Version of the lines of a journal and of what they mean.
-VERSION = 1
+VERSION = 2
 _SHORT_WORDS = 6
 #: Keys of [data] that decide which tokens a model is given.
 _DATA_KEYS = (

@@ -124,8 +124,8 @@ def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
     if evaluation.has_work("answer"):
         notes.append(f"Answers are greedy, of at most {evaluation.answer_tokens} tokens.")
     for name, one in report.texts.items():
-        what = f"{one.tokens} tokens, window {one.window}, stride {one.stride}, tokenizer {one.tokenizer}"
-        notes.append(f"{name}: {what}; comparable with the same of all four only.")
+        what = f"{one.tokens} tokens, {one.how}, tokenizer {one.tokenizer}"
+        notes.append(f"{name}: {what}; comparable with the same of all three only.")
     if any(one.change for one in report.results):
         notes.append("better and worse: the test of a change, corrected for their number (Holm), finds p < 0.05.")
     if evaluation.reason:

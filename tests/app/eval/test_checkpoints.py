@@ -62,10 +62,10 @@ def losses_of(name: str, run: RunDir, *, base: bool = False) -> float:
     place = run.path.parent.parent
     opened = open_name(name, base=place, report=lambda _: None)
     course = prepare_course(run, given=None, max_rows=None, prompts=(), base=place, report=lambda _: None)
-    texts = [row.question for row in course.chosen.rows]
+    texts = [row.part for row in course.chosen.rows]
 
     def score(model) -> float:
-        found = text_losses(LikelihoodModel(model, chunk_rows), opened.tokenizer, texts, [False] * len(texts), 512)
+        found = text_losses(LikelihoodModel(model, chunk_rows), opened.tokenizer, texts, 512)
         return sum(float(one.losses.sum(dtype=np.float64)) for one in found)
 
     if base:
@@ -94,7 +94,7 @@ def test_every_point_has_the_losses_of_its_weights(run: RunDir) -> None:
     assert last.change.value == pytest.approx(
         last.figures["bits_per_byte"].value - before.figures["bits_per_byte"].value
     )
-    assert (report.window, report.stride) == (512, 256)
+    assert (report.how, report.window, report.stride) == ("each row by itself", None, None)
 
 
 def test_csv_json_and_report_have_the_same_figures(run: RunDir) -> None:
@@ -117,7 +117,7 @@ def test_csv_json_and_report_have_the_same_figures(run: RunDir) -> None:
     shown = list(report_lines(report))
     assert max(map(len, shown)) <= 80
     assert any(f"{report.points[2].figures['bits_per_byte'].value:.3f}" in line for line in shown)
-    assert "window 512, stride 256" in " ".join(shown)
+    assert "read each row by itself" in " ".join(shown)
 
 
 def test_prompts_are_answered_by_every_point_and_never_twice(run: RunDir) -> None:

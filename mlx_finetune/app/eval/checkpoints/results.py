@@ -51,7 +51,9 @@ class At:
 
 @dataclass(frozen=True, slots=True)
 class CourseReport:
-    """All points in order, with what the figures are of. ``window`` and ``stride`` are None for answers."""
+    """All points in order, with what the figures are of. ``how`` says how texts were read, "" for answers; ``window``
+    and ``stride`` are None where no text was longer than the context.
+    """
 
     run: str
     model: str
@@ -70,6 +72,7 @@ class CourseReport:
     num_failed: int
     is_whole: bool
     unit: str = "row"
+    how: str = ""
 
 
 def course_report(course: Course, journal: Journal, samples: Sequence[Sample], *, is_whole: bool) -> CourseReport:
@@ -101,14 +104,15 @@ def course_report(course: Course, journal: Journal, samples: Sequence[Sample], *
         int(sum(tokens)),
         int(sum(sizes)),
         course.tokenizer.settings_hash[:12],
-        reading.window if reading else None,
-        reading.stride if reading else None,
+        reading.window if reading and reading.num_long else None,
+        reading.stride if reading and reading.num_long else None,
         tuple(points),
         tuple(samples),
         _sentence(points, columns, course, shared),
         len({one.row for one in journal.found.values() if one.work == LOSSES and one.error}),
         is_whole,
         course.chosen.unit,
+        reading.described() if reading else "",
     )
 
 
@@ -175,9 +179,10 @@ def csv_text(report: CourseReport) -> str:
     writer = csv.writer(out, lineterminator="\n")
     ends = [f"{name}{end}" for name in COLUMNS for end in ("", "_low", "_high")]
     change_names = ["change_bits_per_byte", "change_low", "change_high", "change_p"]
-    of = ["rows", "tokens", "bytes", "window", "stride", "tokenizer"]
+    of = ["rows", "tokens", "bytes", "read", "window", "stride", "tokenizer"]
     writer.writerow(["step", "name", *ends, *change_names, *of])
-    what = [report.num_rows, report.num_tokens, report.num_bytes, report.window, report.stride, report.tokenizer]
+    what = [report.num_rows, report.num_tokens, report.num_bytes, report.how, report.window, report.stride]
+    what += [report.tokenizer]
     for at in report.points:
         cells: list[object] = []
         for name in COLUMNS:
@@ -235,11 +240,8 @@ def _short(value: float) -> str:
 
 def _reading(report: CourseReport) -> str:
     of = f"{report.num_tokens:,} tokens, {report.num_bytes:,} bytes"
-    if report.window is None:
+    if not report.how:
         how = f"Loss and perplexity are of the answers: {of}, tokenizer {report.tokenizer}."
     else:
-        how = (
-            f"Loss and perplexity are of the text: {of}, window {report.window}, stride {report.stride}, tokenizer "
-            f"{report.tokenizer}."
-        )
+        how = f"Loss and perplexity are of the text, read {report.how}: {of}, tokenizer {report.tokenizer}."
     return f"{how} With another tokenizer only bits per byte can be compared. A change is from the point before."

@@ -53,6 +53,7 @@ def _evaluation(one: Evaluation) -> Html:
         tag("p", foreign(one.verdict.sentence, 1500), class_=f"verdict {_LOOKS.get(one.verdict.outcome, 'open')}"),
         whole,
         _figures([measured for measured in one.measures if measured.is_shown]),
+        *_readings(one),
         *_gates(one),
         *_confusions(one),
         *_changed("Gained most", one.lead, one.gained),
@@ -61,6 +62,14 @@ def _evaluation(one: Evaluation) -> Html:
         *_failed(one),
         class_="evaluation",
     )
+
+
+def _readings(one: Evaluation) -> Iterator[Html]:
+    """How the text of each perplexity was read; results of earlier versions do not say."""
+    for name, facts in one.texts.items():
+        if "how" in facts:
+            what = f"{facts.get('tokens')} tokens, {facts['how']}, tokenizer {facts.get('tokenizer')}"
+            yield tag("p", foreign(name, 40), ": ", foreign(what, 200), class_="note")
 
 
 def _split(one: Evaluation) -> str:

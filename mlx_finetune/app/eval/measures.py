@@ -6,8 +6,9 @@ from typing import Literal
 
 from mlx_finetune.recipe.evaluation import CHECKS, split_task
 
-#: ``right``: 0 or 1 a row; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two classes a row.
-Kind = Literal["right", "mean", "ratio", "f1"]
+#: ``right``: 0 or 1 a row; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two classes a row;
+#: ``gap``: a number and its kind a row, 1 or -1, of which the mean of the one kind less that of the other is shown.
+Kind = Literal["right", "mean", "ratio", "f1", "gap"]
 #: What a ratio is shown as: itself, its exponential, or in bits.
 Scale = Literal["plain", "exp", "bits"]
 
@@ -64,11 +65,9 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
         _lower("preference", PREFERENCE, "chosen_loss", "loss of chosen answers", "plain"),
     ),
     "kto": (
-        _lower("preference", PREFERENCE, "good_loss", "loss of good answers", "plain", is_tested=True),
-        replace(
-            _lower("preference", PREFERENCE, "bad_loss", "loss of bad answers", "plain", is_tested=True),
-            is_higher_better=True,
-        ),
+        _measure("preference", PREFERENCE, "gap", "good_over_bad", "good over bad, nats", is_tested=True),
+        _lower("preference", PREFERENCE, "good_loss", "loss of good answers", "plain"),
+        replace(_lower("preference", PREFERENCE, "bad_loss", "loss of bad answers", "plain"), is_higher_better=True),
     ),
     "exact_match": (_measure("exact_match", ANSWER, "right", "exact_match", "exactly right", is_tested=True),),
     "token_f1": (_measure("token_f1", ANSWER, "mean", "token_f1", "words shared (F1)", is_tested=True),),

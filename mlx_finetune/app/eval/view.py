@@ -123,6 +123,8 @@ def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
         notes.append("Every figure of every category is in the CSV and JSON.")
     if evaluation.has_work("answer"):
         notes.append(f"Answers are greedy, of at most {evaluation.answer_tokens} tokens.")
+    if any(one.measure.kind == "gap" for one in report.results):
+        notes.append("good over bad: the mean log-probability of answers marked good, less that of those marked bad.")
     for name, one in report.texts.items():
         what = f"{one.tokens} tokens, {one.how}, tokenizer {one.tokenizer}"
         notes.append(f"{name}: {what}; comparable with the same of all three only.")

@@ -18,7 +18,7 @@ from mlx_finetune.app.eval.preferences import preference_rows, preference_values
 from mlx_finetune.app.eval.prompts import Continuation
 from mlx_finetune.app.eval.references import best_values
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
-from mlx_finetune.app.eval.scored import own_side, predicted, scored_example
+from mlx_finetune.app.eval.scored import own_side, predicted, scored_example, scored_text
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
 from mlx_finetune.app.eval.texts import Part, text_losses
@@ -218,13 +218,18 @@ class Measuring:
             except MlxftError as error:
                 yield self._failure(measures.LABELS, side, row, error.message)
         for (row, _), name in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
-            reference = self._evaluation.rows[row].reference
+            one = self._evaluation.rows[row]
+            values: Values = label_values(labels, one.reference, name, generated=False)
+            text = scored_text(one)
             yield Measured(
                 measures.LABELS,
                 side.name,
                 row,
-                label_values(labels, reference, name, generated=False),
+                values,
                 answer=name,
+                prompt=text,
+                reference=one.reference,
+                where=one.where,
             )
 
     # --- answers ---

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlx_finetune.app.eval import measures as works
+from mlx_finetune.app.eval.baseline import Baseline, baseline_of
 from mlx_finetune.app.eval.classes import Confusion, confusion_of
 from mlx_finetune.app.eval.figures import Figure, Result, Rows, change, corrected, figure
 from mlx_finetune.app.eval.journal import Journal, Measured
@@ -108,7 +109,7 @@ class GateResult:
 class Report:
     """All that one evaluation says. ``lead`` is the title of the measure that leads, by which rows gained or lost;
     ``failed`` are rows that could not be measured, with the reason; ``classes`` says of each side which class was taken
-    for which, where rows have classes.
+    for which, and ``baseline`` what the commonest class would be right for, where rows have classes.
     """
 
     results: tuple[Result, ...]
@@ -125,6 +126,7 @@ class Report:
     failed: tuple[Problem, ...]
     is_whole: bool
     classes: Mapping[str, Confusion] = field(default_factory=dict[str, Confusion])
+    baseline: Baseline | None = None
 
 
 def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True) -> Report:
@@ -152,6 +154,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         _failed(evaluation, found),
         is_whole,
         _classes(evaluation, found),
+        _baseline(evaluation, found),
     )
 
 
@@ -166,6 +169,19 @@ def _classes(evaluation: Evaluation, found: Sequence[Measured]) -> dict[str, Con
         for side, rows in columns.items()
         if rows
     }
+
+
+def _baseline(evaluation: Evaluation, found: Sequence[Measured]) -> Baseline | None:
+    """Of what was tuned, or of a model alone."""
+    pair = [one for one in evaluation.measures if one.work == works.LABELS]
+    accuracy = next((one for one in pair if one.kind == "right"), None)
+    classes = next((one for one in pair if one.kind == "f1"), None)
+    if accuracy is None or classes is None:
+        return None
+    names = [side.name for side in evaluation.sides]
+    side = TUNED if TUNED in names else names[0]
+    right, named = (rows_of(found, one, side) for one in (accuracy, classes))
+    return baseline_of(evaluation.labels, accuracy, right, named, seed=evaluation.subject.seed)
 
 
 def rows_of(found: Iterable[Measured], measure: Measure, side: str) -> dict[int, tuple[float, ...]]:

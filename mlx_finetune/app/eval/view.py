@@ -22,6 +22,9 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield from wrapped(report.verdict.sentence)
     yield ""
     yield from table(report.results, BASE, TUNED)
+    if report.baseline is not None:
+        yield ""
+        yield from wrapped(report.baseline.sentence)
     yield from confusion_lines(report.classes, TUNED if TUNED in report.classes else next(iter(report.classes), ""))
     yield from _categories(report.categories, report.results)
     how = "one at a time" if evaluation.at_once == 1 else f"{evaluation.at_once} at a time"

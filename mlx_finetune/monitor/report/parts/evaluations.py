@@ -53,6 +53,7 @@ def _evaluation(one: Evaluation) -> Html:
         tag("p", foreign(one.verdict.sentence, 1500), class_=f"verdict {_LOOKS.get(one.verdict.outcome, 'open')}"),
         whole,
         _figures([measured for measured in one.measures if measured.is_shown]),
+        tag("p", foreign(one.baseline.sentence, 600), class_="note") if one.baseline else None,
         *_readings(one),
         *_gates(one),
         *_confusions(one),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_finetune.app.eval.fits import MAX_LABELS, check_tasks, labels_of, of_encoder_decoder, row_tasks
-from mlx_finetune.app.eval.measures import Measure, measures_of
+from mlx_finetune.app.eval.measures import Measure, RowKind, measures_of
 from mlx_finetune.app.eval.prompts import Prompter, enough_tokens
 from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.score import is_json_object
@@ -98,7 +98,8 @@ def prepare(
     schema = None if head else _schema(recipe, subject, base)
     tasks, reason = _tasks(recipe, subject, chosen.rows, has_schema=schema is not None, has_head=head is not None)
     labels = labels_of(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
-    measures = scored_measures(head) if head else _measures(tasks, schema, chosen.rows)
+    kind: RowKind = "answers" if head else _kind_of(chosen.rows)
+    measures = scored_measures(head) if head else measures_of(tasks, has_schema=schema is not None, kind=kind)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
     gates, notices = _gates(recipe, measures, needs_all=is_fixed)
@@ -118,7 +119,7 @@ def prepare(
         answer_tokens,
         Prompter(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder),
         at_once,
-        _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once},
+        _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"kind": kind, "at_once": at_once},
     )
 
 
@@ -174,11 +175,13 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     return ("loss", "rouge", "general"), "the references are free text"
 
 
-def _measures(tasks: Sequence[str], schema: Schema | None, rows: Sequence[EvalRow]) -> tuple[Measure, ...]:
-    """The figures of the tasks; preferences that are single answers marked good or bad have their own."""
+def _kind_of(rows: Sequence[EvalRow]) -> RowKind:
     answers = [row.example for row in rows if isinstance(row.example, Preference)]
-    is_unpaired = any(one.chosen is None or one.rejected is None for one in answers)
-    return measures_of(tasks, has_schema=schema is not None, is_unpaired=is_unpaired)
+    if any(one.chosen is None or one.rejected is None for one in answers):
+        return "marked"
+    if answers:
+        return "pairs"
+    return "text" if rows and all(isinstance(row.example, Text) for row in rows) else "answers"
 
 
 def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:

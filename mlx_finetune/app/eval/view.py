@@ -32,8 +32,9 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield from _answer_lines("answers held to the schema, likewise", report.constrained)
     yield from _speed_lines(report.speed)
     is_rate = any(one.measure.kind == "right" for one in report.results if one.measure.title == report.lead)
-    yield from _changed_lines(f"gained most, {report.lead}", report.gains, is_rate=is_rate)
-    yield from _changed_lines(f"lost most, {report.lead}", report.losses, is_rate=is_rate)
+    asked = "text" if evaluation.identity["kind"] == "text" else "asked"
+    yield from _changed_lines(f"gained most, {report.lead}", report.gains, asked, is_rate=is_rate)
+    yield from _changed_lines(f"lost most, {report.lead}", report.losses, asked, is_rate=is_rate)
     yield from _footnotes(evaluation, report)
     yield from _gates(report)
 
@@ -103,7 +104,7 @@ def _pair(timing: Timing) -> str:
     return f"{format_figure(timing.median)} ({format_figure(timing.p95)})"
 
 
-def _changed_lines(title: str, rows: Sequence[Changed], *, is_rate: bool) -> Iterator[str]:
+def _changed_lines(title: str, rows: Sequence[Changed], asked: str, *, is_rate: bool) -> Iterator[str]:
     if not rows:
         return
     yield ""
@@ -113,7 +114,7 @@ def _changed_lines(title: str, rows: Sequence[Changed], *, is_rate: bool) -> Ite
         if is_rate:
             before, after = ("right" if value else "wrong" for value in (one.before, one.after))
         yield f"  {shorten(one.where, 40)}  {before} -> {after}"
-        yield f"    asked  {shorten(one.question, WIDTH - 11)}"
+        yield f"    {asked:<5}  {shorten(one.question, WIDTH - 11)}"
         if one.base_answer or one.tuned_answer:
             yield f"    base   {shorten(one.base_answer, WIDTH - 11)}"
             yield f"    tuned  {shorten(one.tuned_answer, WIDTH - 11)}"

@@ -26,6 +26,7 @@ from mlx_finetune.app.eval.checkpoints.setup import prepare_course
 from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.texts import text_losses
 from mlx_finetune.app.open import open_name
+from mlx_finetune.app.text import shorten
 from mlx_finetune.commands.eval import command
 from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.model.answers.generate import Sampling, generate_text
@@ -133,6 +134,12 @@ def test_prompts_are_answered_by_every_point_and_never_twice(run: RunDir) -> Non
     ids = prompt_ids(question(PROMPTS[1], opened.chat), opened.tokenizer, opened.data)
     answer = generate_text(opened.model, opened.tokenizer, ids, Sampling(temperature=0.0, max_tokens=5))
     assert found[20, PROMPTS[1]] == answer
+    shown = list(report_lines(report))
+    start = shown.index(f"prompt {PROMPTS[0]}")
+    assert shown[start + 1 : start + 4] == [
+        f"{step:>6}  {shorten(found[step, PROMPTS[0]], 72) or '(nothing)'}" for step in (0, 10, 20)
+    ]
+    assert max(map(len, shown)) <= 80
     page = checkpoints(read_facts(run))
     assert page is not None
     assert page.text.count('class="strip"') == 2

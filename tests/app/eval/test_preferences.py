@@ -84,7 +84,7 @@ def test_answers_marked_good_or_bad_have_losses_by_kind(tmp_path, tiny_model):
 def test_kto_is_judged_by_how_much_likelier_good_answers_became_than_bad_ones():
     """The loss of the good ones falls for sure, and that of the bad ones falls more."""
     rng = np.random.default_rng(1)
-    measure = next(one for one in measures_of(("preference",), has_schema=False, is_unpaired=True) if one.is_tested)
+    measure = next(one for one in measures_of(("preference",), has_schema=False, kind="marked") if one.is_tested)
     before = {row: (-kind * rng.uniform(20, 40), kind) for row, kind in enumerate([1.0, -1.0] * 30)}
 
     def judged(good, bad):

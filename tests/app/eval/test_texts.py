@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from small_runs import train
 
 from mlx_finetune import rundir
+from mlx_finetune.app.eval import view
 from mlx_finetune.app.eval.checkpoints.results import report_lines
 from mlx_finetune.app.eval.checkpoints.run import measure_course
 from mlx_finetune.app.eval.checkpoints.setup import prepare_course
@@ -175,6 +176,12 @@ def test_short_rows_have_the_loss_that_the_training_said(tmp_path: Path) -> None
     course = prepare_course(run, given=None, max_rows=100, prompts=(), base=tmp_path, report=lambda _: None)
     report = measure_course(course, named=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None).report
     assert "tokens, each row by itself, tokenizer" in render(read_facts(run))
+    assert "<b>Asked </b>" not in render(read_facts(run))
+    assert "<b>Text </b>" in render(read_facts(run))
+    shown = list(view.report_lines(evaluation, found))
+    assert any(line.startswith("loss of the rows") for line in shown)
+    assert any(line.startswith("    text   ") for line in shown)
+    assert not any("asked" in line or "answers" in line for line in shown)
     said = {one.step: one.loss for one in trained}
     for at in report.points:
         assert at.figures["loss"].value == pytest.approx(said[at.step], rel=1e-4)

@@ -14,11 +14,14 @@ from mlx_finetune.app.eval.checkpoints.setup import Course
 from mlx_finetune.app.eval.figures import ALPHA, Change, Figure, change, figure
 from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.measures import Measure
-from mlx_finetune.app.eval.table import wrapped
+from mlx_finetune.app.eval.table import WIDTH, wrapped
 from mlx_finetune.app.eval.verdict import FEW_ROWS, no_interval
+from mlx_finetune.app.text import shorten
 from mlx_finetune.units import counted
 
 FORMAT_VERSION = 1
+#: Prompts whose answers are printed; all of them are in the JSON.
+_SHOWN_PROMPTS = 5
 #: Sums and counts of one row, by name.
 Values = Mapping[str, tuple[float, ...]]
 #: Values of a row -> the figure that they add up to.
@@ -211,12 +214,26 @@ def report_lines(report: CourseReport) -> Iterator[str]:
     yield f"{'step':>6}{'loss':>7}{'perplexity':>11}{'bits/byte':>10}  {'95 % interval':<17}{'change':<8}95 % interval"
     for at in report.points:
         yield _line(at).rstrip()
+    yield from _sample_lines(report)
     yield ""
     yield from wrapped(_reading(report))
     if report.num_failed:
         yield from wrapped(
             f"{report.num_failed} {report.unit}s could not be measured at some point and are left out of all."
         )
+
+
+def _sample_lines(report: CourseReport) -> Iterator[str]:
+    """Each prompt with its answers below one another, the first characters of each."""
+    prompts = list(dict.fromkeys(one.prompt for one in report.samples))
+    for prompt in prompts[:_SHOWN_PROMPTS]:
+        yield ""
+        yield shorten(f"prompt {prompt}", WIDTH)
+        for one in report.samples:
+            if one.prompt == prompt:
+                yield f"{one.step:>6}  {shorten(one.answer, WIDTH - 8) or '(nothing)'}"
+    if len(prompts) > _SHOWN_PROMPTS:
+        yield f"{len(prompts) - _SHOWN_PROMPTS} more prompts are in the JSON and the report"
 
 
 def _line(at: At) -> str:

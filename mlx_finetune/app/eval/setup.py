@@ -98,8 +98,7 @@ def prepare(
     schema = None if head else _schema(recipe, subject, base)
     tasks, reason = _tasks(recipe, subject, chosen.rows, has_schema=schema is not None, has_head=head is not None)
     labels = labels_of(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
-    kind: RowKind = "answers" if head else _kind_of(chosen.rows)
-    measures = scored_measures(head) if head else measures_of(tasks, has_schema=schema is not None, kind=kind)
+    measures = scored_measures(head) if head else _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
     gates, notices = _gates(recipe, measures, needs_all=is_fixed)
@@ -119,7 +118,7 @@ def prepare(
         answer_tokens,
         Prompter(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder),
         at_once,
-        _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"kind": kind, "at_once": at_once},
+        _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once},
     )
 
 
@@ -173,6 +172,10 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     if is_short:
         return ("exact_match", "token_f1", "loss", "general"), "the references are short"
     return ("loss", "rouge", "general"), "the references are free text"
+
+
+def _measures(tasks: Sequence[str], schema: Schema | None, rows: Sequence[EvalRow]) -> tuple[Measure, ...]:
+    return measures_of(tasks, has_schema=schema is not None, kind=_kind_of(rows))
 
 
 def _kind_of(rows: Sequence[EvalRow]) -> RowKind:
@@ -238,6 +241,7 @@ def _identity(
         "data": {key: data[key] for key in _DATA_KEYS},
         "data_sha256": chosen.sha256,
         "rows_sha256": rows,
+        "kind": _kind_of(chosen.rows),
         "tasks": list(tasks),
         "labels": list(labels),
         "schema_sha256": hashlib.sha256(json.dumps(schema).encode()).hexdigest() if schema else "",

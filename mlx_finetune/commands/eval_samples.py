@@ -26,6 +26,7 @@ def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as
     from mlx_finetune.app.sampling.best_of import csv_text, lines, to_json
     from mlx_finetune.app.sampling.judge import JSON_END, judge
     from mlx_finetune.commands.measuring import renew_report, shown
+    from mlx_finetune.units import counted
 
     is_terminal = sys.stderr.isatty()
 
@@ -43,9 +44,10 @@ def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as
             click.echo(line)
     if judged.remark and (as_json or as_csv):
         click.echo(f"warning: {judged.remark}", err=True)
-    if judged.num_unscored:
-        why = "longer than the verifier's max_seq_length, or with a control marker"
-        click.echo(f"{judged.num_unscored} answers could not be scored ({why}), and are picked last", err=True)
+    if judged.unscored:
+        answers = counted(sum(judged.unscored.values()), "answer")
+        why = "; ".join(f"{count}: {reason}" for reason, count in judged.unscored.items())
+        click.echo(f"{answers} could not be scored and will be picked last ({why})", err=True)
     if judged.path is None:
         click.echo("\nnothing was kept: --out FOLDER keeps the result of a verifier without a run", err=True)
         return 0

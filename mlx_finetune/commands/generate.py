@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mlx_finetune.app.generate import Answerer, Prompt, Reply
     from mlx_finetune.app.open import Opened
 
+#: Labels of a text that are printed; JSON has all.
+_SHOWN_LABELS = 5
+
 
 @click.command()
 @click.argument("name", metavar="RUN_OR_MODEL")
@@ -133,7 +136,10 @@ def _label(opened: "Opened", prompt: str | None, file: Path | None, output: Path
             if as_json or file is not None:
                 stream.write(to_line(found.to_json()) + "\n")
             else:
-                stream.writelines(f"{label}\t{share:.4f}\n" for label, share in found.probabilities.items())
+                shown = list(found.probabilities.items())[:_SHOWN_LABELS]
+                stream.writelines(f"{label}\t{share:.4f}\n" for label, share in shown)
+                if more := len(found.probabilities) - len(shown):
+                    click.echo(f"{counted(more, 'label')} more, less likely: --json prints all", err=True)
     where = f" in {output}" if output else ""
     click.echo(f"{counted(count, 'text')} labelled{where}" + (f"; {len(failed)} failed" if failed else ""), err=True)
     click.echo(f"next: mlxft eval {shlex.quote(opened.name)}", err=True)

@@ -25,13 +25,16 @@ Tools = tuple[Mapping[str, object], ...]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Plain text; every token is a target. Where it ``continues`` in the next row, no end of text follows."""
+    """Plain text; every token is a target. Where it ``continues`` in the next row, no end of text follows. It
+    ``follows`` where it is not the first stretch of its text.
+    """
 
     text: str
     source: str
     line: int
     weight: float = 1.0
     continues: bool = False
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,7 @@ def example_of(row: Row, layout: Layout) -> Example:
 
 
 def _text(row: Row, names: Mapping[str, str]) -> Text:
-    return Text(_string(row, names, "text"), row.source, row.line, row.weight, row.continues)
+    return Text(_string(row, names, "text"), row.source, row.line, row.weight, row.continues, row.follows)
 
 
 def _messages(row: Row, names: Mapping[str, str]) -> Messages:

@@ -13,7 +13,7 @@ Report = Callable[[Problem], None]
 class Row:
     """One raw record. ``source`` is the path as the user wrote it, ``line`` its first line, from 1.
 
-    ``continues``: it is a stretch of a longer text, which goes on in the next row.
+    ``continues``: it is a stretch of a longer text, which goes on in the next row; ``follows``: one behind the first.
     """
 
     fields: Mapping[str, object]
@@ -21,6 +21,7 @@ class Row:
     line: int
     weight: float = 1.0
     continues: bool = False
+    follows: bool = False
 
     @property
     def where(self) -> str:

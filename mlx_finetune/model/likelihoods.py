@@ -114,16 +114,24 @@ class LikelihoodModel:
         return self._second.map(batches, compute, done)
 
     def text_losses(
-        self, ids: Ids, window: int, stride: int, step: Callable[[int], None] | None = None
-    ) -> tuple[Losses, NDArray[np.int64]]:
-        """Losses of a long text and the positions they belong to; see ``windows``. ``step`` counts windows."""
-        pieces = windows(len(ids), window, stride)
-        rows = [Scored(ids[one.start : one.end], np.arange(one.first, one.end) - one.start) for one in pieces]
-        losses = self.losses(rows, step)
-        places = [np.arange(one.first, one.end) for one in pieces]
-        if not pieces:
-            return np.empty(0, np.float32), np.empty(0, np.int64)
-        return np.concatenate(losses), np.concatenate(places)
+        self, texts: Sequence[Ids], window: int, stride: int, step: Callable[[int], None] | None = None
+    ) -> list[tuple[Losses, NDArray[np.int64]]]:
+        """Of each text its losses and the positions they belong to; see ``windows``. ``step`` counts windows."""
+        pieces = [windows(len(ids), window, stride) for ids in texts]
+        rows = [
+            Scored(ids[one.start : one.end], np.arange(one.first, one.end) - one.start)
+            for ids, own in zip(texts, pieces, strict=True)
+            for one in own
+        ]
+        losses = iter(self.losses(rows, step))
+        found: list[tuple[Losses, NDArray[np.int64]]] = []
+        for own in pieces:
+            places = [np.arange(one.first, one.end) for one in own]
+            scored = [next(losses) for _ in own]
+            found.append(
+                (np.concatenate([np.empty(0, np.float32), *scored]), np.concatenate([np.empty(0, np.int64), *places]))
+            )
+        return found
 
     def _beginning(self, rows: Sequence[Scored]) -> _Beginning:
         """The common beginning of all rows, read once where that saves enough."""

@@ -45,6 +45,7 @@ MEASURES: dict[str, str] = {
     "preferred": "preference",
     "preferred_per_token": "preference",
     "chosen_loss": "preference",
+    "good_over_bad": "preference",
     "good_loss": "preference",
     "bad_loss": "preference",
     "exact_match": "exact_match",
@@ -70,7 +71,7 @@ MEASURES: dict[str, str] = {
     "general_bits_per_byte": "general",
 }
 #: Measures that are no share of the rows: any number may be asked of them.
-_UNBOUNDED = {name for name in MEASURES if name.endswith(("loss", "perplexity", "bits_per_byte"))}
+_UNBOUNDED = {name for name in MEASURES if name.endswith(("loss", "perplexity", "bits_per_byte", "_over_bad"))}
 _GATE = re.compile(r"\s*(?P<measure>\S.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*")
 
 Sign = Literal[">=", "<=", ">", "<"]

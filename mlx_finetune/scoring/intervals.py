@@ -7,7 +7,7 @@ promises to keep, so a seed gives the same interval on every version. 10,000 res
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -79,6 +79,26 @@ def bootstrap_ratio(sums: Numbers, counts: Numbers, *, seed: int) -> Interval:
     """
     rows, weights = _finite(sums, "a sum"), _counts(counts, len(sums))
     return bootstrap(len(rows), seed, lambda chosen: rows[chosen].sum(axis=1) / weights[chosen].sum(axis=1))
+
+
+def bootstrap_gap(first: Numbers, second: Numbers, *, seed: int) -> Interval:
+    """Percentile bootstrap of the mean of ``first`` plus that of ``second``, other rows, each drawn by itself.
+
+    Raises ``MlxftError`` for a value that is not finite.
+    """
+    rows, others = _finite(first, "a score"), _finite(second, "a score")
+
+    source, tail = np.random.Philox(key=seed), (1 - CONFIDENCE) / 2
+    means = [np.concatenate(list(_resampled_means(source, one))) for one in (rows, others)]
+    low, high = np.quantile(means[0] + means[1], [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def _resampled_means(source: np.random.Philox, rows: _Floats) -> Iterator[_Floats]:
+    """The means of all resamples of ``rows``, some at a time."""
+    at_once = max(1, _DRAWS_AT_ONCE // len(rows))
+    for start in range(0, NUM_RESAMPLES, at_once):
+        yield rows[_draw(source, min(at_once, NUM_RESAMPLES - start), len(rows))].mean(axis=1)
 
 
 def paired_bootstrap(base: Numbers, tuned: Numbers, *, seed: int) -> Difference:

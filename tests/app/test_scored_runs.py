@@ -14,8 +14,11 @@ from mlx_finetune.app.classify import TextRow, label_texts, read_texts
 from mlx_finetune.app.eval.classes import confusion_lines, confusion_of
 from mlx_finetune.app.open import open_name
 from mlx_finetune.cli import main
+from mlx_finetune.commands import generate
 from mlx_finetune.errors import Problem
 from mlx_finetune.monitor.report.evaluated import read_evaluations
+from mlx_finetune.monitor.report.facts import read_facts
+from mlx_finetune.monitor.report.page import render
 from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.rundir import RunDir
 
@@ -110,9 +113,21 @@ def test_a_classifier_is_measured_beside_the_language_model_it_began_as(runs, ca
     assert sum(map(sum, tuned["counts"])) == accuracy["sides"]["tuned"]["num_rows"] == len(named)
     assert sum(tuned["counts"][n][n] for n in range(3)) == accuracy["sides"]["tuned"]["num_right"]
     assert "tuned, taken for" in text
+    tuned_rows = [one for one in journal if one.get("side") == "tuned"]
+    for one in tuned_rows:
+        row = rows[int(one["where"].rpartition(":")[2]) - 2]
+        assert (one["prompt"], one["reference"]) == (row["sentence"], words[row["label"]])
+    held = [one["reference"] for one in tuned_rows]
+    always = max(map(held.count, held))
+    assert result["baseline"]["figure"]["num_right"] == always
+    gain = (accuracy["sides"]["tuned"]["num_right"] - always) / len(held)
+    assert result["baseline"]["change"]["value"] == pytest.approx(gain)
+    assert f"is right for {always} of {len(held)} (95 % interval of the gain over it" in " ".join(text.split())
+    assert "chance is 1 of 3 classes, 33.3%." in " ".join(text.split())
     evaluations, damaged = read_evaluations(run.path / "eval")
     assert not damaged
     assert evaluations[0].classes["tuned"].labels == ("ten", "two", "ok")
+    assert "chance is 1 of 3 classes" in render(read_facts(run))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +164,10 @@ def test_generate_gives_the_label_of_a_text_and_every_probability(runs, call, mo
     assert one["label"] == next(iter(one["probabilities"]))
     code, out, _ = call("generate", str(run.path), "--prompt", "it is zzz 8")
     assert out.splitlines()[0] == f"{one['label']}\t{one['probabilities'][one['label']]:.4f}"
+    monkeypatch.setattr(generate, "_SHOWN_LABELS", 2)
+    code, out, talk = call("generate", str(run.path), "--prompt", "it is zzz 8")
+    assert [line.split("\t")[0] for line in out.splitlines()] == list(one["probabilities"])[:2]
+    assert "1 label more, less likely: --json prints all" in talk
     Path("texts.tsv").write_text("sentence\tlabel\nit is zzz 8\t10\n\nit is xxx 3\t2\n")
     code, out, _ = call("generate", str(run.path), "--file", "texts.tsv")
     assert code == 0

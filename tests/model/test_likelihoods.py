@@ -133,25 +133,25 @@ def test_a_row_without_a_target_has_no_loss(tiny_model: TinyModel) -> None:
 
 
 def test_under_a_uniform_model_the_perplexity_is_the_size_of_the_vocabulary() -> None:
-    losses, places = LikelihoodModel(Uniform(), chunk_rows).text_losses(tokens(300) % 37, 64, 32)
+    ((losses, places),) = LikelihoodModel(Uniform(), chunk_rows).text_losses([tokens(300) % 37], 64, 32)
     assert math.exp(losses.mean(dtype=np.float64)) == pytest.approx(37, rel=1e-6)
     assert places.tolist() == list(range(1, 300))
 
 
 def test_a_stride_of_a_window_is_independent_chunks(tiny_model: TinyModel) -> None:
     model, ids = load(tiny_model("llama")), tokens(150)
-    losses, _ = LikelihoodModel(model, chunk_rows).text_losses(ids, 64, 64)
+    ((losses, _),) = LikelihoodModel(model, chunk_rows).text_losses([ids], 64, 64)
     chunks = [plain_losses(model, ids[start : start + 64]) for start in range(0, 150, 64)]
     np.testing.assert_allclose(losses, np.concatenate(chunks), rtol=1e-5, atol=1e-5)
 
 
 def test_a_stride_of_one_is_the_full_context_within_the_window(tiny_model: TinyModel) -> None:
     model, ids = load(tiny_model("llama")), tokens(60)
-    losses, places = LikelihoodModel(model, chunk_rows).text_losses(ids, 64, 1)
+    ((losses, places),) = LikelihoodModel(model, chunk_rows).text_losses([ids], 64, 1)
     np.testing.assert_allclose(losses, plain_losses(model, ids), rtol=1e-5, atol=1e-5)
     assert places.tolist() == list(range(1, 60))
     longer = tokens(80)
-    losses, _ = LikelihoodModel(model, chunk_rows).text_losses(longer, 64, 1)
+    ((losses, _),) = LikelihoodModel(model, chunk_rows).text_losses([longer], 64, 1)
     last = plain_losses(model, longer[-64:])[-1]  # the last token sees the window before it and no more
     assert losses[-1] == pytest.approx(last, rel=1e-5)
 

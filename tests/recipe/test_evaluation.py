@@ -73,8 +73,8 @@ def test_a_gate_is_met_on_its_side_of_the_bound() -> None:
 
 
 def test_every_measure_of_every_task_can_have_a_gate() -> None:
-    both = [measures_of(TASKS, has_schema=True, is_unpaired=unpaired) for unpaired in (False, True)]
-    found = {measure.name: measure.task for measures in both for measure in measures}
+    kinds = [measures_of(TASKS, has_schema=True, kind=kind) for kind in ("answers", "text", "pairs", "marked")]
+    found = {measure.name: measure.task for measures in kinds for measure in measures}
     assert found == MEASURES
     assert [split_task(f"{check}:1") for check in CHECKS] == [(check, "1") for check in CHECKS]
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mlx_finetune import rundir
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
-from mlx_finetune.app.eval.measures import LOSS, Measure, measures_of
+from mlx_finetune.app.eval.measures import LOSS, Measure, RowKind, measures_of
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.resolve import diff_recipes
@@ -46,7 +46,7 @@ SEED = 0
 class Kept:
     """A finished evaluation in a run folder. ``rows`` are its lines, of the run itself and not of its base.
 
-    ``windows`` are (window, stride) of each perplexity, by its name.
+    ``windows`` are (window, stride) of each perplexity, by its name; None each where every text was read by itself.
     """
 
     name: str
@@ -272,7 +272,8 @@ def _shared_measures(one: Kept, other: Kept) -> Sequence[Measure]:
 
 def _measures(kept: Kept) -> Sequence[Measure]:
     has_schema = bool(kept.identity.get("schema_sha256"))
-    return measures_of(cast("list[str]", kept.identity.get("tasks", [])), has_schema=has_schema)
+    tasks, kind = cast("list[str]", kept.identity.get("tasks", [])), kept.identity.get("kind", "answers")
+    return measures_of(tasks, has_schema=has_schema, kind=cast("RowKind", kind))
 
 
 def _apart(one: Kept, other: Kept, first: str, second: str) -> tuple[Result, ...]:

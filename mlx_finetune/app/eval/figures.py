@@ -3,8 +3,10 @@
 Rates have Wilson intervals, the change between two of them Newcombe's, and McNemar's exact test; a bootstrap would give
 an interval of width 0 where no row differs. Means and ratios have bootstrap intervals over rows and a test that flips
 the sign of each row's difference (Fisher 1935): under "no change" either sign was as likely. Its p is exact up to 12
-rows, over 10,000 random flips beyond. All draws are seeded. A bootstrap of one row, or of rows that do not differ, has
-nothing to draw from: there is no interval then, since one of width 0 would claim certainty.
+rows, over 10,000 random flips beyond. Rows of two kinds draw each kind by itself, and their test gives the changes to
+the kinds at random: under "both kinds changed alike" each share-out was as likely. All draws are seeded. A bootstrap of
+one row, or of rows that do not differ, has nothing to draw from: there is no interval then, since one of width 0 would
+claim certainty.
 """
 
 import math
@@ -18,6 +20,7 @@ from mlx_finetune.app.eval.measures import Measure
 from mlx_finetune.scoring.intervals import (
     NUM_RESAMPLES,
     Interval,
+    bootstrap_gap,
     bootstrap_mean,
     bootstrap_ratio,
     holm,
@@ -116,6 +119,8 @@ def figure(measure: Measure, rows: Rows, *, seed: int) -> Figure | None:
             return Figure(shown(math.fsum(sums) / math.fsum(counts)), low, high, len(values))
         case "f1":
             return _f1_figure(values, seed=seed)
+        case "gap":
+            return _gap_figure(values, seed=seed)
 
 
 def change(measure: Measure, first: Rows, second: Rows, *, seed: int) -> Change | None:
@@ -129,6 +134,8 @@ def change(measure: Measure, first: Rows, second: Rows, *, seed: int) -> Change 
         return _ratio_change(measure, before, after, [value[1] for value in old], seed=seed)
     if measure.kind == "right":
         return _rate_change(before, after)
+    if measure.kind == "gap":
+        return _gap_change([(now - then, kind) for now, (then, kind) in zip(after, old, strict=True)], seed=seed)
     difference = paired_bootstrap(before, after, seed=seed)
     p = sign_flip(np.subtract(after, before), seed=seed)
     return Change(difference.value, *_ends(difference.interval), len(both), p)
@@ -208,6 +215,42 @@ def _ratio_change(
     shown = _scaled(measure)
     low, high = _ends(difference.interval, shown)
     return Change(shown(difference.value), low, high, len(before), p, is_factor=measure.scale == "exp")
+
+
+def _gap_figure(values: Sequence[tuple[float, ...]], *, seed: int) -> Figure | None:
+    """Mean of the rows of kind 1 plus that of kind -1, whose values bear their sign; None without one of either."""
+    good, bad = (np.array([value for value, kind in values if kind == sign]) for sign in (1, -1))
+    if not len(good) or not len(bad):
+        return None
+    low, high = _ends(bootstrap_gap(good, bad, seed=seed))
+    return Figure(float(good.mean() + bad.mean()), low, high, len(values))
+
+
+def _gap_change(moved: Sequence[tuple[float, float]], *, seed: int) -> Change | None:
+    """From how far each row has moved, with its sign, and its kind."""
+    found = _gap_figure(moved, seed=seed)
+    if found is None:
+        return None
+    values, is_good = np.array([value * kind for value, kind in moved]), np.array([kind > 0 for _, kind in moved])
+    p = shuffle_kinds(values, is_good, seed=seed)
+    return Change(found.value, found.low, found.high, found.num_rows, p)
+
+
+def shuffle_kinds(values: NDArray[np.float64], is_good: NDArray[np.bool_], *, seed: int) -> float:
+    """Two-sided p of the difference of two means when ``values`` are given to the kinds at random, over 10,000 draws:
+    ``(1 + hits) / (1 + 10,000)``."""
+    num_rows, num_good = len(values), int(is_good.sum())
+    centred = values - values.mean()  # the difference of the means is the sum over good ones, times a constant
+    slack = 1e-9 * num_rows * float(np.abs(values).max(initial=0.0))
+    seen = abs(float(centred[is_good].sum())) - slack
+    source, hits = np.random.Philox(key=seed), 0
+    at_once = max(1, _FLIPS_AT_ONCE // num_rows)
+    for start in range(0, NUM_RESAMPLES, at_once):
+        count = min(at_once, NUM_RESAMPLES - start)
+        raw = np.asarray(source.random_raw(count * num_rows)).reshape(count, num_rows)
+        chosen = np.argsort(raw, axis=1)[:, :num_good]
+        hits += int(np.count_nonzero(np.abs(centred[chosen].sum(axis=1)) >= seen))
+    return (1 + hits) / (1 + NUM_RESAMPLES)
 
 
 def _ends(interval: Interval, shown: Callable[[float], float] = float) -> tuple[float, float] | tuple[None, None]:

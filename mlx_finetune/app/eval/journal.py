@@ -24,7 +24,8 @@ Key = tuple[str, str, int]
 class Measured:
     """One line. ``answer`` and its figures are empty for work without one.
 
-    ``error`` says why there is no value, and ``prompt`` what was asked then.
+    ``error`` says why there is no value. ``prompt`` is what was asked then, or the text that a classifier was given,
+    ``reference`` the name of its right class and ``where`` the line it stands in.
     """
 
     work: str
@@ -39,6 +40,8 @@ class Measured:
     seconds: float = 0.0
     error: str = ""
     prompt: str = ""
+    reference: str = ""
+    where: str = ""
 
     @property
     def key(self) -> Key:
@@ -129,7 +132,8 @@ def _cut_half_line(path: Path) -> None:
 
 
 def _fields(measured: Measured) -> dict[str, object]:
-    names = ("answer", "finish", "prompt_tokens", "answer_tokens", "first_seconds", "seconds", "error", "prompt")
+    names = ("answer", "finish", "prompt_tokens", "answer_tokens", "first_seconds", "seconds", "error")
+    names += ("prompt", "reference", "where")
     rest = {name: value for name in names if (value := getattr(measured, name))}
     return {
         "work": measured.work,
@@ -151,4 +155,4 @@ def measured_of(fields: Mapping[str, object]) -> Measured:
 
 
 def _without_text(measured: Measured) -> Measured:
-    return replace(measured, answer="", prompt="")
+    return replace(measured, answer="", prompt="", reference="", where="")

@@ -18,10 +18,10 @@ from mlx_finetune.app.eval.preferences import preference_rows, preference_values
 from mlx_finetune.app.eval.prompts import Continuation
 from mlx_finetune.app.eval.references import best_values
 from mlx_finetune.app.eval.score import AnswerScorer, Values, json_values, label_values
-from mlx_finetune.app.eval.scored import own_side, predicted, scored_example
+from mlx_finetune.app.eval.scored import own_side, predicted, scored_example, scored_text
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
-from mlx_finetune.app.eval.texts import text_losses
+from mlx_finetune.app.eval.texts import Part, text_losses
 from mlx_finetune.dataset.formats import Example, Preference
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError, Problem
@@ -81,7 +81,7 @@ class Measuring:
         if evaluation.has_work(measures.PREFERENCE):
             self._each(measures.PREFERENCE, plain, rows, _LOSS_ROWS, self._preferences)
         if evaluation.has_work(measures.TEXT):
-            self._text(measures.TEXT, plain, [row.question for row in evaluation.rows])
+            self._text(measures.TEXT, plain, [row.part for row in evaluation.rows])
         if evaluation.has_work(measures.LABELS):
             self._each(measures.LABELS, evaluation.sides, rows, _LABEL_ROWS, self._label_rows)
         at_once = 4 * evaluation.at_once
@@ -90,7 +90,7 @@ class Measuring:
         if evaluation.has_work(measures.CONSTRAINED):
             self._each(measures.CONSTRAINED, plain, rows, at_once, self._constrained)
         if "general" in evaluation.tasks:
-            self._text(measures.GENERAL_TEXT, plain, knowledge.paragraphs())
+            self._text(measures.GENERAL_TEXT, plain, [Part(text) for text in knowledge.paragraphs()])
             questions = range(len(knowledge.questions()))
             self._each(measures.GENERAL_ANSWER, plain, questions, _QUESTION_ROWS, self._questions)
         if "speed" in evaluation.tasks:
@@ -159,8 +159,8 @@ class Measuring:
             else:
                 yield self._failure(measures.PREFERENCE, side, row, "a likelihood is not a finite number")
 
-    def _text(self, work: str, sides: Sequence[Side], texts: Sequence[str]) -> None:
-        """Texts joined by end marks, read in windows; each text has the losses of its own tokens."""
+    def _text(self, work: str, sides: Sequence[Side], texts: Sequence[Part]) -> None:
+        """Texts by themselves, longer ones in windows; each has the losses of its own tokens."""
         total = len(texts) * len(sides)
         for number, side in enumerate(sides):
             self._show(Progress(work, number * len(texts), total))
@@ -168,9 +168,8 @@ class Measuring:
                 continue
             with self._evaluation.subject.model(side) as model:
                 window = window_of(model, self._evaluation.subject.opened.info.context_length)
-                continued = [row.is_continued for row in self._evaluation.rows] if work == measures.TEXT else ()
                 likelihoods = LikelihoodModel(model, chunk_rows, self._second)
-                found = text_losses(likelihoods, self._tokenizer, texts, continued or [False] * len(texts), window)
+                found = text_losses(likelihoods, self._tokenizer, texts, window)
             for row, one in enumerate(found):
                 front = "" if work == measures.TEXT else "general_"
                 scored = (one.losses, len(one.losses))
@@ -219,13 +218,18 @@ class Measuring:
             except MlxftError as error:
                 yield self._failure(measures.LABELS, side, row, error.message)
         for (row, _), name in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
-            reference = self._evaluation.rows[row].reference
+            one = self._evaluation.rows[row]
+            values: Values = label_values(labels, one.reference, name, generated=False)
+            text = scored_text(one)
             yield Measured(
                 measures.LABELS,
                 side.name,
                 row,
-                label_values(labels, reference, name, generated=False),
+                values,
                 answer=name,
+                prompt=text,
+                reference=one.reference,
+                where=one.where,
             )
 
     # --- answers ---

@@ -6,8 +6,11 @@ from typing import Literal
 
 from mlx_finetune.recipe.evaluation import CHECKS, split_task
 
-#: ``right``: 0 or 1 a row; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two classes a row.
-Kind = Literal["right", "mean", "ratio", "f1"]
+#: ``right``: 0 or 1 a row; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two classes a row;
+#: ``gap``: a number and its kind a row, 1 or -1, of which the mean of the one kind less that of the other is shown.
+Kind = Literal["right", "mean", "ratio", "f1", "gap"]
+#: What is evaluated: answers to prompts, plain text, pairs of answers, or single answers marked good or bad.
+RowKind = Literal["answers", "text", "pairs", "marked"]
 #: What a ratio is shown as: itself, its exponential, or in bits.
 Scale = Literal["plain", "exp", "bits"]
 
@@ -53,6 +56,10 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
         _lower("loss", LOSS, "loss", "loss of the answers", "plain", is_tested=True),
         _hidden_bits("loss", LOSS, "answer_bits_per_byte", "bits per byte of the answers"),
     ),
+    "loss of text": (
+        _lower("loss", LOSS, "loss", "loss of the rows", "plain", is_tested=True),
+        _hidden_bits("loss", LOSS, "answer_bits_per_byte", "bits per byte of the rows"),
+    ),
     "perplexity": (
         _lower("perplexity", TEXT, "perplexity", "perplexity of the text", "exp", is_tested=True),
         _lower("perplexity", TEXT, "bits_per_byte", "bits per byte", "bits"),
@@ -64,11 +71,9 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
         _lower("preference", PREFERENCE, "chosen_loss", "loss of chosen answers", "plain"),
     ),
     "kto": (
-        _lower("preference", PREFERENCE, "good_loss", "loss of good answers", "plain", is_tested=True),
-        replace(
-            _lower("preference", PREFERENCE, "bad_loss", "loss of bad answers", "plain", is_tested=True),
-            is_higher_better=True,
-        ),
+        _measure("preference", PREFERENCE, "gap", "good_over_bad", "good over bad, nats", is_tested=True),
+        _lower("preference", PREFERENCE, "good_loss", "loss of good answers", "plain"),
+        replace(_lower("preference", PREFERENCE, "bad_loss", "loss of bad answers", "plain"), is_higher_better=True),
     ),
     "exact_match": (_measure("exact_match", ANSWER, "right", "exact_match", "exactly right", is_tested=True),),
     "token_f1": (_measure("token_f1", ANSWER, "mean", "token_f1", "words shared (F1)", is_tested=True),),
@@ -96,13 +101,15 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
     ),
     "speed": (),
 }
+#: (task, kind of rows) -> the name under which its figures stand, where it is another.
+_OF_KIND: dict[tuple[str, RowKind], str] = {("preference", "marked"): "kto", ("loss", "text"): "loss of text"}
 _CHECK_TITLES = {"regex": "matches", "contains": "contains", "max_length": "characters at most"}
 
 
-def measures_of(tasks: Iterable[str], *, has_schema: bool, is_unpaired: bool = False) -> tuple[Measure, ...]:
+def measures_of(tasks: Iterable[str], *, has_schema: bool, kind: RowKind = "answers") -> tuple[Measure, ...]:
     """The figures of ``tasks``, in their order. With a schema the task json has figures for constrained answers too.
 
-    Where rows ``is_unpaired``, preferences are single answers marked good or bad.
+    Rows of text have a loss of their own, and preferences that are single marked answers their own figures.
     """
     found: list[Measure] = []
     for task in tasks:
@@ -112,7 +119,7 @@ def measures_of(tasks: Iterable[str], *, has_schema: bool, is_unpaired: bool = F
         elif name == "json":
             found += _json_measures(has_schema=has_schema)
         else:
-            found += _OF_TASK["kto" if name == "preference" and is_unpaired else name]
+            found += _OF_TASK[_OF_KIND.get((name, kind), name)]
     return tuple(found)
 
 

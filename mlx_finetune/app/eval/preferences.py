@@ -1,7 +1,9 @@
 """Which of two answers a model finds likelier, and how likely it finds single answers marked good or bad.
 
 Answers are scored whole, end mark included, as training scores them. A pair is right by its sum where the chosen answer
-is the likelier of the two, and right per token where its mean is higher; a tie is wrong.
+is the likelier of the two, and right per token where its mean is higher; a tie is wrong. Of single answers, KTO trains
+how much likelier the good ones become than the bad ones: ``good_over_bad`` is a row's log-probability with the sign of
+its kind, and the kind.
 """
 
 from collections.abc import Sequence
@@ -37,7 +39,9 @@ def _values(losses: dict[str, Losses]) -> Values:
     sums = {name: float(found.sum(dtype=np.float64)) for name, found in losses.items()}
     if len(losses) == 1:
         ((name, found),) = losses.items()
-        return {"good_loss" if name == "chosen" else "bad_loss": (sums[name], float(len(found)))}
+        kind = 1.0 if name == "chosen" else -1.0
+        loss = "good_loss" if name == "chosen" else "bad_loss"
+        return {"good_over_bad": (-kind * sums[name], kind), loss: (sums[name], float(len(found)))}
     means = {name: sums[name] / len(found) for name, found in losses.items()}
     return {
         "preferred": (float(sums["chosen"] < sums["rejected"]),),

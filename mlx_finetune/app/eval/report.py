@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlx_finetune.app.eval import measures as works
+from mlx_finetune.app.eval.baseline import Baseline, baseline_of
 from mlx_finetune.app.eval.classes import Confusion, confusion_of
 from mlx_finetune.app.eval.figures import Figure, Result, Rows, change, corrected, figure
 from mlx_finetune.app.eval.journal import Journal, Measured
+from mlx_finetune.app.eval.knowledge import paragraphs
 from mlx_finetune.app.eval.measures import Measure
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Side
+from mlx_finetune.app.eval.texts import Part, documents, reading_of
 from mlx_finetune.app.eval.verdict import BASE, TUNED, Verdict, judge
 from mlx_finetune.errors import Problem
-from mlx_finetune.model.likelihoods import stride_of, window_of
+from mlx_finetune.model.likelihoods import window_of
 from mlx_finetune.recipe.evaluation import Gate
 
 #: Rows listed for the best gains and the worst losses.
@@ -55,11 +58,14 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class TextFacts:
-    """What a perplexity is of: a figure says nothing without them."""
+    """What a perplexity is of and ``how`` it was read: a figure says nothing without them. ``window`` and ``stride``
+    are None where every text was read by itself.
+    """
 
     tokens: int
-    window: int
-    stride: int
+    how: str
+    window: int | None
+    stride: int | None
     tokenizer: str
 
 
@@ -103,7 +109,7 @@ class GateResult:
 class Report:
     """All that one evaluation says. ``lead`` is the title of the measure that leads, by which rows gained or lost;
     ``failed`` are rows that could not be measured, with the reason; ``classes`` says of each side which class was taken
-    for which, where rows have classes.
+    for which, and ``baseline`` what the commonest class would be right for, where rows have classes.
     """
 
     results: tuple[Result, ...]
@@ -120,6 +126,7 @@ class Report:
     failed: tuple[Problem, ...]
     is_whole: bool
     classes: Mapping[str, Confusion] = field(default_factory=dict[str, Confusion])
+    baseline: Baseline | None = None
 
 
 def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True) -> Report:
@@ -147,6 +154,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         _failed(evaluation, found),
         is_whole,
         _classes(evaluation, found),
+        _baseline(evaluation, found),
     )
 
 
@@ -161,6 +169,19 @@ def _classes(evaluation: Evaluation, found: Sequence[Measured]) -> dict[str, Con
         for side, rows in columns.items()
         if rows
     }
+
+
+def _baseline(evaluation: Evaluation, found: Sequence[Measured]) -> Baseline | None:
+    """Of what was tuned, or of a model alone."""
+    pair = [one for one in evaluation.measures if one.work == works.LABELS]
+    accuracy = next((one for one in pair if one.kind == "right"), None)
+    classes = next((one for one in pair if one.kind == "f1"), None)
+    if accuracy is None or classes is None:
+        return None
+    names = [side.name for side in evaluation.sides]
+    side = TUNED if TUNED in names else names[0]
+    right, named = (rows_of(found, one, side) for one in (accuracy, classes))
+    return baseline_of(evaluation.labels, accuracy, right, named, seed=evaluation.subject.seed)
 
 
 def rows_of(found: Iterable[Measured], measure: Measure, side: str) -> dict[int, tuple[float, ...]]:
@@ -260,9 +281,15 @@ def _texts(evaluation: Evaluation, found: Sequence[Measured]) -> dict[str, TextF
     made: dict[str, TextFacts] = {}
     for measure in (one for one in evaluation.measures if one.scale == "exp"):
         side = next((one.name for one in evaluation.sides if rows_of(found, measure, one.name)), None)
-        if side is not None:
-            tokens = sum(count for _, count in rows_of(found, measure, side).values())
-            made[measure.name] = TextFacts(int(tokens), window, stride_of(window), opened.tokenizer.settings_hash[:12])
+        if side is None:
+            continue
+        tokens = sum(count for _, count in rows_of(found, measure, side).values())
+        is_general = measure.work == works.GENERAL_TEXT
+        parts = [Part(one) for one in paragraphs()] if is_general else [row.part for row in evaluation.rows]
+        reading = reading_of(documents(opened.tokenizer, parts), window)
+        size = (reading.window, reading.stride) if reading.num_long else (None, None)
+        how = reading.described("paragraph" if is_general else "row")
+        made[measure.name] = TextFacts(int(tokens), how, *size, opened.tokenizer.settings_hash[:12])
     return made
 
 

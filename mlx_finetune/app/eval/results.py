@@ -130,6 +130,7 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
             side: {**asdict(one), "scores": [asdict(score) for score in one.classes]}
             for side, one in report.classes.items()
         },
+        "baseline": asdict(report.baseline) if report.baseline else None,
         "gates": [{"gate": str(one.gate), "value": one.value, "is_met": one.is_met} for one in report.gates],
         "failed": [asdict(one) for one in report.failed],
     }

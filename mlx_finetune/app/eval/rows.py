@@ -10,10 +10,11 @@ import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from mlx_finetune.app.eval.references import read_references, with_answer_column
-from mlx_finetune.app.eval.texts import FEW_TEXTS, blocks
+from mlx_finetune.app.eval.texts import FEW_TEXTS, Part, blocks
 from mlx_finetune.dataset.conversation import prompt_and_reference
 from mlx_finetune.dataset.corpus import Splits, load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
@@ -45,8 +46,9 @@ class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
 
     ``key`` is the hash of the content, the same in every evaluation; ``scored`` what a score head is given, where
-    ``example`` is only what a language model is asked about it. One that ``is_continued`` goes on with the text of the
-    row before it: a text that stands alone is divided into blocks. ``others`` are further right answers.
+    ``example`` is only what a language model is asked about it. One that ``is_continued`` is of the same text as the
+    row before it; an end mark stands behind one that ``ends``. ``block`` is its number where a long text is divided, 0
+    where it is whole. ``others`` are further right answers.
     """
 
     key: str
@@ -58,6 +60,14 @@ class EvalRow:
     scored: Example | None = None
     others: tuple[str, ...] = ()
     is_continued: bool = False
+    ends: bool = True
+    block: int = 0
+
+    @property
+    def part(self) -> Part:
+        """A row of text as it is read."""
+        assert isinstance(self.example, Text), "asked for rows of text only"
+        return Part(self.example.text, self.is_continued, self.ends)
 
     @property
     def question(self) -> str:
@@ -82,7 +92,7 @@ class Chosen:
     @property
     def unit(self) -> str:
         """What one of ``rows`` is: a row of the data, or a block of a long text."""
-        return "block" if any(row.is_continued for row in self.rows) else "row"
+        return "block" if any(row.block for row in self.rows) else "row"
 
     @property
     def described(self) -> str:
@@ -261,21 +271,33 @@ def _eval_rows(
 ) -> tuple[EvalRow, ...]:
     """One row each; of a few long texts their blocks, as many as there may be rows, from the front."""
     rows = [_row(example, categories, ask) for example in chosen]
+    for place, (before, after) in enumerate(pairwise(chosen)):
+        if _are_of_one_text(before, after):  # what is between them may be left out, so an end mark stands there
+            rows[place] = replace(rows[place], ends=True)
+            rows[place + 1] = replace(rows[place + 1], is_continued=True, ends=True)
     if len(rows) >= FEW_TEXTS or not all(isinstance(row.example, Text) for row in rows):
         return tuple(rows)
     divided = [block for row in rows for block in _blocks(row)]
     return tuple(rows if len(divided) == len(rows) else divided[: max(max_rows, len(rows))])
 
 
+def _are_of_one_text(before: Example, after: Example) -> bool:
+    """Whether ``after`` is a later stretch of the text of ``before``."""
+    if not (isinstance(before, Text) and isinstance(after, Text)):
+        return False
+    return before.continues and after.follows and after.source == before.source
+
+
 def _blocks(row: EvalRow) -> list[EvalRow]:
     assert isinstance(row.example, Text)
     made: list[EvalRow] = []
     parts = blocks(row.example.text)
-    for number, text in enumerate(parts):
+    for number, text in enumerate(parts, 1):
         example = replace(row.example, text=text)
-        where = f"{row.where}, block {number + 1}"
+        where = f"{row.where}, block {number}"
         key = f"{content_key(example):016x}"
-        made.append(replace(row, key=key, where=where, example=example, is_continued=number > 0))
+        block = replace(row, key=key, where=where, example=example, block=number)
+        made.append(replace(block, is_continued=row.is_continued or number > 1, ends=row.ends and number == len(parts)))
     return made if len(parts) > 1 else [row]
 
 
@@ -285,4 +307,6 @@ def _row(example: Example, categories: Mapping[tuple[str, int, int], str], ask: 
     asked = ask(example) if ask else example
     prompt, reference = prompt_and_reference(asked)
     where = f"{example.source}:{example.line}"
-    return EvalRow(f"{key:016x}", where, category, asked, prompt, reference, example if ask else None)
+    scored = example if ask else None
+    ends = not (isinstance(example, Text) and example.continues)
+    return EvalRow(f"{key:016x}", where, category, asked, prompt, reference, scored, ends=ends)

@@ -105,3 +105,8 @@ def scored_example(row: EvalRow) -> Example:
     """The row as it was trained on."""
     assert row.scored is not None, "rows of a run that scores keep what is scored"
     return row.scored
+
+
+def scored_text(row: EvalRow) -> str:
+    """What stands in the row itself: a text, or the question whose answer is judged."""
+    return row.scored.text if isinstance(row.scored, Labelled) else row.question

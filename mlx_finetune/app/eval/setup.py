@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_finetune.app.eval.fits import MAX_LABELS, check_tasks, labels_of, of_encoder_decoder, row_tasks
-from mlx_finetune.app.eval.measures import Measure, measures_of
+from mlx_finetune.app.eval.measures import Measure, RowKind, measures_of
 from mlx_finetune.app.eval.prompts import Prompter, enough_tokens
 from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.score import is_json_object
@@ -25,7 +25,7 @@ from mlx_finetune.recipe.paths import named_file
 from mlx_finetune.scoring.json_schema import Schema, Validator, read_schema
 
 #: Version of the lines of a journal and of what they mean.
-VERSION = 1
+VERSION = 2
 _SHORT_WORDS = 6
 #: Keys of [data] that decide which tokens a model is given.
 _DATA_KEYS = (
@@ -175,10 +175,16 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
 
 
 def _measures(tasks: Sequence[str], schema: Schema | None, rows: Sequence[EvalRow]) -> tuple[Measure, ...]:
-    """The figures of the tasks; preferences that are single answers marked good or bad have their own."""
+    return measures_of(tasks, has_schema=schema is not None, kind=_kind_of(rows))
+
+
+def _kind_of(rows: Sequence[EvalRow]) -> RowKind:
     answers = [row.example for row in rows if isinstance(row.example, Preference)]
-    is_unpaired = any(one.chosen is None or one.rejected is None for one in answers)
-    return measures_of(tasks, has_schema=schema is not None, is_unpaired=is_unpaired)
+    if any(one.chosen is None or one.rejected is None for one in answers):
+        return "marked"
+    if answers:
+        return "pairs"
+    return "text" if rows and all(isinstance(row.example, Text) for row in rows) else "answers"
 
 
 def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:
@@ -235,6 +241,7 @@ def _identity(
         "data": {key: data[key] for key in _DATA_KEYS},
         "data_sha256": chosen.sha256,
         "rows_sha256": rows,
+        "kind": _kind_of(chosen.rows),
         "tasks": list(tasks),
         "labels": list(labels),
         "schema_sha256": hashlib.sha256(json.dumps(schema).encode()).hexdigest() if schema else "",

@@ -1,9 +1,12 @@
-"""Losses of texts under one model: joined by end marks, read in windows, each text with those of its own tokens.
+"""Losses of texts under one model, each text read as it was trained.
 
-Perplexity is ``exp(sum nll / n)`` over scored tokens, bits per byte ``sum nll / (ln 2 bytes)``; the first token of all
-is not scored, nor are its bytes counted. A window is the model's context, its stride half of that, and of each window
-only tokens that no earlier one scored count. An interval draws texts, not tokens; a text that stands alone is divided
-into blocks for it, which are read as the one text they are.
+A text that fits into the model's context is read by itself, from its own beginning to its end mark, and no other text
+stands before it. A longer one is read in windows: a window is the context, its stride half of that, and of each window
+only tokens that no earlier one scored count. Of a file that is one text, what is held out is read as one, with an end
+mark between its stretches. Perplexity is ``exp(sum nll / n)`` over scored tokens, bits per byte
+``sum nll / (ln 2 bytes)``; the first token of a text is scored only behind a mark that begins texts, else its bytes are
+not counted either. An interval draws rows, not tokens; a text that stands alone is divided into blocks for it, which
+are read as the one text they are.
 """
 
 import re
@@ -13,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.tokens import Tokenizer
+from mlx_finetune.dataset.edges import bos_to_add, token_text
+from mlx_finetune.dataset.tokens import Encoded, Tokenizer
 from mlx_finetune.model.likelihoods import LikelihoodModel, Losses, stride_of, windows
 
 #: With fewer texts an interval over them says nothing, so long ones are divided.
@@ -23,19 +27,50 @@ _BLANK = re.compile(r"\s")
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One row of text. It is of the same text as the part before it where it ``is_continued``; an end mark follows it
+    where it ``ends``, which it also does in front of a part that is not its next."""
+
+    text: str
+    is_continued: bool = False
+    ends: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class TextLosses:
-    """Losses of the scored tokens of one text, in nats, and the bytes that they are of."""
+    """Losses of the scored tokens of one part, in nats, and the bytes that they are of."""
 
     losses: Losses
     num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """The tokens of all texts (n,), and for each the text that it is of."""
+class Document:
+    """The tokens of one text (n,) and for each the number of its part; ``num_unscored`` bytes are of a first token
+    that nothing predicts."""
 
     ids: NDArray[np.int32]
     owners: NDArray[np.int64]
+    num_unscored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How texts are read: what a perplexity says nothing without. ``num_long`` of ``num_texts`` are longer than the
+    window."""
+
+    window: int
+    stride: int
+    num_texts: int
+    num_long: int
+    num_windows: int
+
+    def described(self, unit: str = "row") -> str:
+        """``each row by itself``, ``in windows of 256 with stride 128``."""
+        how = f"in windows of {self.window} with stride {self.stride}"
+        if not self.num_long:
+            return f"each {unit} by itself"
+        return how if self.num_long == self.num_texts else f"each {unit} by itself, the longest {self.num_long} {how}"
 
 
 def blocks(text: str, size: int = BLOCK_CHARACTERS) -> list[str]:
@@ -51,43 +86,70 @@ def blocks(text: str, size: int = BLOCK_CHARACTERS) -> list[str]:
     return [*found, text[start:]]
 
 
-def join(tokenizer: Tokenizer, texts: Sequence[str], continued: Sequence[bool]) -> Joined:
-    """Tokens of ``texts`` with an end mark after each; one that is ``continued`` goes on with the text before it."""
-    groups: list[list[int]] = []
-    for place, goes_on in enumerate(continued):
-        groups[-1].append(place) if goes_on and groups else groups.append([place])
-    encodings = tokenizer.encode_batch(["".join(texts[place] for place in group) for group in groups])
-    ids: list[NDArray[np.int32]] = []
-    owners: list[NDArray[np.int64]] = []
-    for group, encoding in zip(groups, encodings, strict=True):
-        ids.append(np.array([*encoding.ids, tokenizer.eos_token_id], np.int32))
-        if len(group) == 1:
-            owners.append(np.full(len(ids[-1]), group[0], np.int64))
-            continue
-        ends = np.cumsum([len(texts[place]) for place in group])
-        starts = np.array([start for start, _ in encoding.offsets], np.int64)
-        which = np.minimum(np.searchsorted(ends, starts, side="right"), len(group) - 1)
-        owners.append(np.array(group, np.int64)[np.append(which, len(group) - 1)])
-    return Joined(np.concatenate(ids), np.concatenate(owners))
+def documents(tokenizer: Tokenizer, parts: Sequence[Part]) -> list[Document]:
+    """The texts that ``parts`` make up, with the marks that training puts around them."""
+    runs: list[list[int]] = []  # parts that are read as one string
+    for place, part in enumerate(parts):
+        goes_on = part.is_continued and place > 0 and not parts[place - 1].ends
+        runs[-1].append(place) if goes_on else runs.append([place])
+    bos = bos_to_add(tokenizer)
+    front, end = token_text(tokenizer, bos), token_text(tokenizer, tokenizer.eos_token_id)
+    texts = [part.text for part in parts]
+    for run in runs:  # a text may bring marks of its own
+        texts[run[0]] = texts[run[0]].removeprefix(front)
+        texts[run[-1]] = texts[run[-1]].removesuffix(end)
+    encodings = tokenizer.encode_batch(["".join(texts[place] for place in run) for run in runs])
+    found: list[Document] = []
+    for run, encoding in zip(runs, encodings, strict=True):
+        is_new = not (parts[run[0]].is_continued and found)
+        head = [bos] if is_new and bos is not None else []
+        tail = [tokenizer.eos_token_id] if parts[run[-1]].ends else []
+        ids = np.array([*head, *encoding.ids, *tail], np.int32)
+        own = _owners(run, [len(texts[place]) for place in run], encoding)
+        owners = np.concatenate([np.full(len(head), run[0]), own, np.full(len(tail), run[-1])]).astype(np.int64)
+        if is_new:
+            first = "" if head else tokenizer.decode(encoding.ids[:1], skip_special_tokens=True)
+            found.append(Document(ids, owners, len(first.encode("utf-8"))))
+        else:
+            before = found.pop()
+            ids, owners = np.concatenate([before.ids, ids]), np.concatenate([before.owners, owners])
+            found.append(Document(ids, owners, before.num_unscored))
+    return found
+
+
+def _owners(run: Sequence[int], lengths: Sequence[int], encoding: Encoded) -> NDArray[np.int64]:
+    """For each token the part that it begins in."""
+    starts = np.array([encoding.span(token)[0] for token in range(len(encoding.ids))], np.int64)
+    which = np.minimum(np.searchsorted(np.cumsum(lengths), starts, side="right"), len(run) - 1)
+    return np.array(run, np.int64)[which]
+
+
+def reading_of(texts: Sequence[Document], window: int) -> Reading:
+    """How ``texts`` are read with a context of ``window`` tokens."""
+    stride, lengths = stride_of(window), [len(one.ids) for one in texts]
+    num_long = sum(length > window for length in lengths)
+    num_windows = sum(len(windows(length, window, stride)) for length in lengths)
+    return Reading(window, stride, len(texts), num_long, num_windows)
 
 
 def text_losses(
     model: LikelihoodModel,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
-    continued: Sequence[bool],
+    parts: Sequence[Part],
     window: int,
     step: Callable[[int], None] | None = None,
 ) -> list[TextLosses]:
-    """Those of each text, in their order; ``step`` is told how many windows are done."""
-    joined = join(tokenizer, texts, continued)
-    losses, places = model.text_losses(joined.ids, window, stride_of(window), step)
-    owners = joined.owners[places]
-    first = len(tokenizer.decode(joined.ids[:1].tolist(), skip_special_tokens=True).encode("utf-8"))
-    sizes = [len(text.encode("utf-8")) - (first if place == 0 else 0) for place, text in enumerate(texts)]
-    return [TextLosses(losses[owners == place], size) for place, size in enumerate(sizes)]
-
-
-def num_windows(num_tokens: int, window: int) -> int:
-    """How many windows a text of ``num_tokens`` is read in."""
-    return len(windows(num_tokens, window, stride_of(window)))
+    """Those of each part, in their order; ``step`` is told how many windows are done."""
+    texts = documents(tokenizer, parts)
+    scored = model.text_losses([one.ids for one in texts], window, stride_of(window), step)
+    sizes = [len(part.text.encode("utf-8")) for part in parts]
+    found: list[list[Losses]] = [[] for _ in parts]
+    for text, (losses, places) in zip(texts, scored, strict=True):
+        owners = text.owners[places]
+        sizes[text.owners[0]] -= text.num_unscored
+        for place in dict.fromkeys(text.owners.tolist()):
+            found[place].append(losses[owners == place])
+    return [
+        TextLosses(np.concatenate([np.empty(0, np.float32), *own]), size)
+        for own, size in zip(found, sizes, strict=True)
+    ]

@@ -151,7 +151,8 @@ def _few(lead: Result, unit: str) -> str:
     if not (lead.is_better or lead.is_worse) and not change.low <= same <= change.high:
         return f"{rows} little: the interval of the {what} leaves out no change, but the test asks for more."
     decimals = decimals_of(lead, change)
-    return f"{rows} little: the {what} may be anything from {change.low:.{decimals}f} to {change.high:.{decimals}f}."
+    ends = f"{change.low:.{decimals}f} to {change.high:.{decimals}f}"
+    return f"{rows} little: from base to tuned, the 95 % interval of the {what} in {lead.measure.title} is {ends}."
 
 
 def _cut(lead: Result, cut: Mapping[str, tuple[int, int]]) -> str:

@@ -22,6 +22,9 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield from wrapped(report.verdict.sentence)
     yield ""
     yield from table(report.results, BASE, TUNED)
+    if report.baseline is not None:
+        yield ""
+        yield from wrapped(report.baseline.sentence)
     yield from confusion_lines(report.classes, TUNED if TUNED in report.classes else next(iter(report.classes), ""))
     yield from _categories(report.categories, report.results)
     how = "one at a time" if evaluation.at_once == 1 else f"{evaluation.at_once} at a time"
@@ -29,8 +32,9 @@ def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
     yield from _answer_lines("answers held to the schema, likewise", report.constrained)
     yield from _speed_lines(report.speed)
     is_rate = any(one.measure.kind == "right" for one in report.results if one.measure.title == report.lead)
-    yield from _changed_lines(f"gained most, {report.lead}", report.gains, is_rate=is_rate)
-    yield from _changed_lines(f"lost most, {report.lead}", report.losses, is_rate=is_rate)
+    asked = "text" if evaluation.identity["kind"] == "text" else "asked"
+    yield from _changed_lines(f"gained most, {report.lead}", report.gains, asked, is_rate=is_rate)
+    yield from _changed_lines(f"lost most, {report.lead}", report.losses, asked, is_rate=is_rate)
     yield from _footnotes(evaluation, report)
     yield from _gates(report)
 
@@ -100,7 +104,7 @@ def _pair(timing: Timing) -> str:
     return f"{format_figure(timing.median)} ({format_figure(timing.p95)})"
 
 
-def _changed_lines(title: str, rows: Sequence[Changed], *, is_rate: bool) -> Iterator[str]:
+def _changed_lines(title: str, rows: Sequence[Changed], asked: str, *, is_rate: bool) -> Iterator[str]:
     if not rows:
         return
     yield ""
@@ -110,7 +114,7 @@ def _changed_lines(title: str, rows: Sequence[Changed], *, is_rate: bool) -> Ite
         if is_rate:
             before, after = ("right" if value else "wrong" for value in (one.before, one.after))
         yield f"  {shorten(one.where, 40)}  {before} -> {after}"
-        yield f"    asked  {shorten(one.question, WIDTH - 11)}"
+        yield f"    {asked:<5}  {shorten(one.question, WIDTH - 11)}"
         if one.base_answer or one.tuned_answer:
             yield f"    base   {shorten(one.base_answer, WIDTH - 11)}"
             yield f"    tuned  {shorten(one.tuned_answer, WIDTH - 11)}"
@@ -123,9 +127,11 @@ def _footnotes(evaluation: Evaluation, report: Report) -> Iterator[str]:
         notes.append("Every figure of every category is in the CSV and JSON.")
     if evaluation.has_work("answer"):
         notes.append(f"Answers are greedy, of at most {evaluation.answer_tokens} tokens.")
+    if any(one.measure.kind == "gap" for one in report.results):
+        notes.append("good over bad: the mean log-probability of answers marked good, less that of those marked bad.")
     for name, one in report.texts.items():
-        what = f"{one.tokens} tokens, window {one.window}, stride {one.stride}, tokenizer {one.tokenizer}"
-        notes.append(f"{name}: {what}; comparable with the same of all four only.")
+        what = f"{one.tokens} tokens, {one.how}, tokenizer {one.tokenizer}"
+        notes.append(f"{name}: {what}; comparable with the same of all three only.")
     if any(one.change for one in report.results):
         notes.append("better and worse: the test of a change, corrected for their number (Holm), finds p < 0.05.")
     if evaluation.reason:

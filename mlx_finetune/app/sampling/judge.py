@@ -8,6 +8,7 @@ about 40 short answers a second on two x86 cores.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,14 +40,14 @@ JSON_END, CSV_END, SCORES_END = ".json", ".csv", ".scores.jsonl"
 class Judged:
     """A comparison with its scores; ``path`` is where it is kept, without an ending, None where it is not.
 
-    ``remark`` is what must be known of its problems, or "".
+    ``remark`` is what must be known of its problems, or "". ``unscored`` counts answers without a score by the reason.
     """
 
     found: BestOf
     remark: str
     facts: Mapping[str, object]
     path: Path | None
-    num_unscored: int
+    unscored: Mapping[str, int]
 
 
 def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[int, int], None]) -> Judged:
@@ -69,7 +70,7 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
             "the command that began it goes on: mlxft sample ... --out " + str(samples),
         )
     chosen = choose_problems(subject, problems)
-    scores = score(subject, chosen.problems, step)
+    scores, unscored = score(subject, chosen.problems, step)
     found = compare(chosen.problems, scores, seed=subject.seed)
     known = {"num_sampled": len(problems), "num_learned": chosen.num_learned, "remark": chosen.remark}
     facts = _facts(subject, samples, settings) | known
@@ -77,39 +78,45 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
     path = None if folder is None else _free_path(folder, samples, facts)
     if path is not None:
         _keep(path, chosen.problems, scores, found, facts)
-    return Judged(found, chosen.remark, facts, path, sum(one == NO_SCORE for mine in scores for one in mine))
+    return Judged(found, chosen.remark, facts, path, unscored)
 
 
-def score(subject: Subject, problems: Sequence[SampledProblem], step: Callable[[int, int], None]) -> list[list[float]]:
-    """For each problem the score of each drawn answer, in their order."""
+def score(
+    subject: Subject, problems: Sequence[SampledProblem], step: Callable[[int, int], None]
+) -> tuple[list[list[float]], Mapping[str, int]]:
+    """For each problem the score of each drawn answer, in their order, and how many have none for which reason."""
     answers = AnswerRows(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder)
     places: dict[tuple[int, str], int] = {}
     rows: list[NDArray[np.int32]] = []
+    reasons: dict[tuple[int, str], str] = {}
     for number, problem in enumerate(problems):
         for sample in problem.drawn:
             key = (number, sample.completion)
             if key not in places:
-                ids = _tokens(answers, sample)
-                places[key] = -1 if ids is None else len(rows)
-                rows += [] if ids is None else [ids]
+                try:
+                    rows.append(_tokens(answers, sample))
+                    places[key] = len(rows) - 1
+                except DataError as error:
+                    reasons[key] = _reason(error, subject.data.max_seq_length)
     last = ScoringModel(subject.opened.model).last(rows, lambda done: step(done, len(rows)))[:, 0] if rows else ()
     found = [float(one) for one in last]
 
-    def of(number: int, sample: Sample) -> float:
-        place = places[number, sample.completion]
-        return NO_SCORE if place < 0 or math.isnan(found[place]) else found[place]
+    reasons |= {key: "its score is not a number" for key, place in places.items() if math.isnan(found[place])}
+    keys = [[(number, sample.completion) for sample in problem.drawn] for number, problem in enumerate(problems)]
+    unscored = Counter(reasons[key] for mine in keys for key in mine if key in reasons)
+    return [[NO_SCORE if key in reasons else found[places[key]] for key in mine] for mine in keys], unscored
 
-    return [[of(number, sample) for sample in problem.drawn] for number, problem in enumerate(problems)]
+
+def _reason(error: DataError, limit: int) -> str:
+    """Why an answer has no score, alike for all that are too long."""
+    is_long = f"max_seq_length = {limit}" in error.message
+    return f"longer than the verifier's max_seq_length = {limit}" if is_long else error.message
 
 
-def _tokens(answers: AnswerRows, sample: Sample) -> NDArray[np.int32] | None:
-    """The answer behind its prompt as training renders it, up to its last token; None where it cannot be rendered."""
+def _tokens(answers: AnswerRows, sample: Sample) -> NDArray[np.int32]:
+    """The answer behind its prompt as training renders it, up to its last token. Raises ``DataError``."""
     turns = [{"role": "user", "content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
-    prompt = read_turns(turns, "prompt")
-    try:
-        return answers.ids(prompt, sample.completion)
-    except DataError:
-        return None
+    return answers.ids(read_turns(turns, "prompt"), sample.completion)
 
 
 def _free_path(folder: Path, samples: Path, facts: Mapping[str, object]) -> Path:

@@ -79,7 +79,7 @@ def _stretches(lines: Iterator[Line], source: str) -> Iterator[Row]:
     held: Row | None = None  # not known yet whether its document goes on
     for number, line in lines:
         if line.strip() == SEPARATOR:
-            row = _stretch(first, parts, source)
+            row = _stretch(first, parts, source, follows=held is not None)
             yield from _closed(held, row)
             held, first, parts, length = None, 0, [], 0
             continue
@@ -89,17 +89,18 @@ def _stretches(lines: Iterator[Line], source: str) -> Iterator[Row]:
         parts.append(line)
         length += len(line) + 1
         if length >= 2 * STRETCH or (length >= STRETCH and not line.strip()):
+            row = _stretch(first, parts, source, follows=held is not None)
             if held is not None:
                 yield replace(held, continues=True)
-            held = _stretch(first, parts, source)
+            held = row
             first, parts, length = 0, [], 0
-    yield from _closed(held, _stretch(first, parts, source))
+    yield from _closed(held, _stretch(first, parts, source, follows=held is not None))
 
 
-def _stretch(first: int, lines: list[str], source: str) -> Row | None:
+def _stretch(first: int, lines: list[str], source: str, *, follows: bool) -> Row | None:
     """The lines as they stand in the file; nothing where they are blank."""
     text = "".join(f"{line}\n" for line in lines)
-    return Row({"text": text}, source, first) if text.strip() else None
+    return Row({"text": text}, source, first, follows=follows) if text.strip() else None
 
 
 def _closed(held: Row | None, last: Row | None) -> Iterator[Row]:

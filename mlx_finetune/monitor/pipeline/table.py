@@ -12,7 +12,7 @@ from mlx_finetune.monitor.plain import one_line
 from mlx_finetune.monitor.report.evaluated import Evaluation, Figure
 from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
 
-#: Measures of text, which is read in windows.
+#: Measures of text, of which what is longer than a context is read in windows.
 _OF_TEXT = frozenset({"perplexity", "bits_per_byte"})
 #: Measures of one token, which is more or less text under another tokenizer.
 _PER_TOKEN = frozenset({"loss", "perplexity", "general_perplexity"})
@@ -73,7 +73,7 @@ def _table(name: str, stages: Sequence[StageFacts], facts: PipelineFacts) -> Eva
     if len(tokenizers) > 1 and any(column.name in _PER_TOKEN for column in columns):
         note = "what is counted per token is not ranked: the tokenizers differ; compare bits per byte"
     if len(windows) > 1 and any(column.name in _OF_TEXT for column in columns):
-        note = "what is of text is not ranked: the models read it in windows of different lengths"
+        note = "what is of text is not ranked: the models do not read it in the same windows"
     if not is_one_definition:
         note = "not ranked: the evaluation was changed between the stages"
     if older and len(stages) > 1:
@@ -91,7 +91,7 @@ def _definition(stage: StageFacts, name: str, facts: PipelineFacts) -> object:
 
 
 def _window(evaluation: Evaluation) -> object:
-    """Window and stride in which the text was read; None where there was no text."""
+    """Window and stride in which the text was read, None each where every row was by itself; None without a text."""
     text = evaluation.texts.get("perplexity")
     return None if text is None else (text.get("window"), text.get("stride"))
 

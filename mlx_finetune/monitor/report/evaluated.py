@@ -17,6 +17,13 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Baseline:
+    """What the commonest class would be right for, in a sentence."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """What was measured on: so many rows, or blocks of long texts."""
 
@@ -116,6 +123,7 @@ class Evaluation:
     lost: tuple[Changed, ...] = ()
     gates: tuple[Gate, ...] = ()
     classes: Mapping[str, Classes] = field(default_factory=dict[str, Classes])
+    baseline: Baseline | None = None
     failed: tuple[Problem, ...] = field(default=())
     identity: Mapping[str, object] = field(default_factory=dict[str, object])
     texts: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])

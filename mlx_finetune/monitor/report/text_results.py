@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """One eval/checkpoints/NAME.json. ``window`` and ``stride`` are None where rows are answers."""
+    """One eval/checkpoints/NAME.json. ``how`` says how texts were read, "" where rows are answers."""
 
     name: str
     measured: str
@@ -44,10 +44,9 @@ class Course:
     tokenizer: str
     sentence: str
     points: tuple[At, ...]
-    window: int | None = None
-    stride: int | None = None
     samples: tuple[Sample, ...] = ()
     unit: str = "row"
+    how: str = ""
 
 
 @dataclass(frozen=True, slots=True)

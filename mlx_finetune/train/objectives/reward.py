@@ -16,7 +16,7 @@ from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective
 from mlx_finetune.train.objectives.classify import count_rows
 from mlx_finetune.train.objectives.next_token import read_as
-from mlx_finetune.train.objectives.preference.formulas import negative_log_sigmoid
+from mlx_finetune.train.objectives.preference.formulas import negative_log_sigmoid, share_right
 
 _WIDTH_STEP = 32  # positions: few widths, because a GPU's functions are compiled for each
 
@@ -80,5 +80,5 @@ def pair_loss(head: Head, hidden: mx.array, ends: mx.array, weights: mx.array) -
     scores = head.scores(hidden[mx.arange(hidden.shape[0]), ends]).reshape(-1, 2)  # (B, 2)
     margins, counts = scores[:, 0] - scores[:, 1], weights[:, 1]
     losses = weights[:, 0] * negative_log_sigmoid(margins)  # Bradley-Terry
-    parts = [losses, counts * (margins > 0), counts * margins, counts * scores[:, 0], counts * scores[:, 1]]
+    parts = [losses, counts * share_right(margins), counts * margins, counts * scores[:, 0], counts * scores[:, 1]]
     return mx.stack([mx.sum(part) for part in parts])

@@ -26,6 +26,7 @@ from mlx_finetune.app.eval.checkpoints.setup import prepare_course
 from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.texts import text_losses
 from mlx_finetune.app.open import open_name
+from mlx_finetune.app.text import shorten
 from mlx_finetune.commands.eval import command
 from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.model.answers.generate import Sampling, generate_text
@@ -62,10 +63,10 @@ def losses_of(name: str, run: RunDir, *, base: bool = False) -> float:
     place = run.path.parent.parent
     opened = open_name(name, base=place, report=lambda _: None)
     course = prepare_course(run, given=None, max_rows=None, prompts=(), base=place, report=lambda _: None)
-    texts = [row.question for row in course.chosen.rows]
+    texts = [row.part for row in course.chosen.rows]
 
     def score(model) -> float:
-        found = text_losses(LikelihoodModel(model, chunk_rows), opened.tokenizer, texts, [False] * len(texts), 512)
+        found = text_losses(LikelihoodModel(model, chunk_rows), opened.tokenizer, texts, 512)
         return sum(float(one.losses.sum(dtype=np.float64)) for one in found)
 
     if base:
@@ -94,7 +95,7 @@ def test_every_point_has_the_losses_of_its_weights(run: RunDir) -> None:
     assert last.change.value == pytest.approx(
         last.figures["bits_per_byte"].value - before.figures["bits_per_byte"].value
     )
-    assert (report.window, report.stride) == (512, 256)
+    assert (report.how, report.window, report.stride) == ("each row by itself", None, None)
 
 
 def test_csv_json_and_report_have_the_same_figures(run: RunDir) -> None:
@@ -117,7 +118,7 @@ def test_csv_json_and_report_have_the_same_figures(run: RunDir) -> None:
     shown = list(report_lines(report))
     assert max(map(len, shown)) <= 80
     assert any(f"{report.points[2].figures['bits_per_byte'].value:.3f}" in line for line in shown)
-    assert "window 512, stride 256" in " ".join(shown)
+    assert "read each row by itself" in " ".join(shown)
 
 
 def test_prompts_are_answered_by_every_point_and_never_twice(run: RunDir) -> None:
@@ -133,6 +134,12 @@ def test_prompts_are_answered_by_every_point_and_never_twice(run: RunDir) -> Non
     ids = prompt_ids(question(PROMPTS[1], opened.chat), opened.tokenizer, opened.data)
     answer = generate_text(opened.model, opened.tokenizer, ids, Sampling(temperature=0.0, max_tokens=5))
     assert found[20, PROMPTS[1]] == answer
+    shown = list(report_lines(report))
+    start = shown.index(f"prompt {PROMPTS[0]}")
+    assert shown[start + 1 : start + 4] == [
+        f"{step:>6}  {shorten(found[step, PROMPTS[0]], 72) or '(nothing)'}" for step in (0, 10, 20)
+    ]
+    assert max(map(len, shown)) <= 80
     page = checkpoints(read_facts(run))
     assert page is not None
     assert page.text.count('class="strip"') == 2

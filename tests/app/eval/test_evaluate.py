@@ -309,9 +309,9 @@ def test_plain_text_is_measured_by_its_perplexity(place: Path) -> None:
     lines = [line for line in lines_of(place / "adapters/keeper/eval/rows.rows.jsonl") if line.get("work") == "text"]
     nats = sum(line["values"]["perplexity"][0] for line in lines if line["side"] == "tuned")
     encoded = [evaluation.subject.opened.tokenizer.encode(row.question).ids for row in evaluation.rows]
-    tokens = sum(len(ids) + 1 for ids in encoded) - 1
+    tokens = sum(map(len, encoded))  # an end mark each, and the first token of each has nothing before it
     assert perplexity.figures["tuned"].value == pytest.approx(np.exp(nats / tokens))
-    text_bytes = sum(len(row.question.encode()) for row in evaluation.rows) - 1  # the first token is "T"
+    text_bytes = sum(len(row.question.encode()) - 1 for row in evaluation.rows)  # first tokens are "T" and "A"
     assert bits.figures["tuned"].value == pytest.approx(nats / np.log(2) / text_bytes)
     with pytest.raises(UsageError, match="needs questions with answers"):
         evaluation_of(place, ("rouge",), given="text.txt")
@@ -566,7 +566,7 @@ def test_every_architecture_is_measured_with_its_prompt_template(
     assert said == []
     assert finished.report.failed == ()
     assert set(finished.report.speed) == {"base", "tuned"}
-    assert finished.report.texts["general_perplexity"].window == 512
+    assert finished.report.texts["general_perplexity"].how == "each paragraph by itself"
 
 
 def test_a_loss_that_is_not_a_number_is_a_failed_row_and_no_figure(

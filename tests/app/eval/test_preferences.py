@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from eval_runs import evaluation_of, subject_of, write_place
 
+from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.measure import Measuring
+from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.report import report_of
+from mlx_finetune.app.eval.verdict import judge
 from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.errors import UsageError
 from mlx_finetune.model.likelihoods import LikelihoodModel, Scored
@@ -66,9 +69,41 @@ def _messages(row):
 def test_answers_marked_good_or_bad_have_losses_by_kind(tmp_path, tiny_model):
     place = write_place(tmp_path / "place", tiny_model("llama"))
     evaluation = evaluation_of(place, ("preference",), given=str(write_marked(tmp_path / "marked.jsonl")))
-    report = report_of(evaluation, measure(evaluation, tmp_path), is_whole=True)
+    journal = measure(evaluation, tmp_path)
+    report = report_of(evaluation, journal, is_whole=True)
     figures = {one.measure.name: one.figures["tuned"].num_rows for one in report.results}
-    assert figures == {"good_loss": 6, "bad_loss": 6}
+    assert figures == {"good_over_bad": 12, "good_loss": 6, "bad_loss": 6}
+    lead = report.results[0].figures["tuned"].value
+    good, bad = (
+        np.mean([one.values[name][0] for one in journal.found.values() if one.side == "tuned" and name in one.values])
+        for name in ("good_loss", "bad_loss")
+    )
+    assert lead == pytest.approx(bad - good)
+
+
+def test_kto_is_judged_by_how_much_likelier_good_answers_became_than_bad_ones():
+    """The loss of the good ones falls for sure, and that of the bad ones falls more."""
+    rng = np.random.default_rng(1)
+    measure = next(one for one in measures_of(("preference",), has_schema=False, kind="marked") if one.is_tested)
+    before = {row: (-kind * rng.uniform(20, 40), kind) for row, kind in enumerate([1.0, -1.0] * 30)}
+
+    def judged(good, bad):
+        after = {
+            row: (value + kind * (good if kind > 0 else bad) + rng.normal(0, 1), kind)
+            for row, (value, kind) in before.items()
+        }
+        sides = (("base", before), ("tuned", after))
+        figures = {side: one for side, rows in sides if (one := figure(measure, rows, seed=1))}
+        moved = change(measure, before, after, seed=1)
+        assert moved is not None
+        assert (moved.low or 0) < good - bad < (moved.high or 0)
+        return judge(corrected([Result(measure, figures, moved)]), has_base=True)
+
+    assert judged(5.0, 8.0).outcome == "worse"
+    assert judged(5.0, 5.0).outcome == "unproven"
+    verdict = judged(5.0, 2.0)
+    assert verdict.outcome == "learned"
+    assert "It learned it: good over bad, nats" in verdict.sentence
 
 
 def test_pairs_have_no_plain_loss_and_other_rows_no_preference(tmp_path, tiny_model):

@@ -88,7 +88,7 @@ def test_its_pick_is_right_where_a_random_one_seldom_is(verifier: Subject, tmp_p
     )
     assert judged.found.told_apart is not None
     assert judged.found.told_apart.value == 1
-    assert judged.num_unscored == 0
+    assert judged.unscored == {}
 
 
 def test_what_was_found_is_kept_in_its_run_and_never_replaced_by_another(verifier: Subject, tmp_path: Path):
@@ -107,6 +107,23 @@ def test_what_was_found_is_kept_in_its_run_and_never_replaced_by_another(verifie
     other = judged_of(verifier, write_samples(tmp_path / "elsewhere" / "kept", num_problems=12))
     assert other.path == folder / "kept-2"
     assert json.loads((folder / "kept.json").read_text()) == saved
+
+
+def test_answers_without_a_score_are_counted_by_the_reason(verifier: Subject, tmp_path: Path):
+    samples = write_samples(tmp_path / "samples", num_problems=12)
+    path = samples / LINES
+    answers = [json.loads(line) for line in path.read_text().splitlines()]  # five of each problem, the first is greedy
+    for number, text in enumerate(["so " * 400, "no " * 500, "a<|im_end|>b"]):
+        for place in (1, 2):
+            answers[5 * number + place]["completion"] = text
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    judged = judged_of(verifier, samples)
+    limit = verifier.data.max_seq_length
+    markers = [reason for reason in judged.unscored if "control marker '<|im_end|>'" in reason]
+    assert judged.unscored == {
+        f"longer than the verifier's max_seq_length = {limit}": 4,
+        markers[0]: 2,
+    }
 
 
 def test_a_model_without_a_verdict_is_refused(place: Path, tmp_path: Path):

@@ -37,8 +37,7 @@ def course(name: str, measured: str, steps: int = 3) -> dict[str, object]:
         "num_tokens": 1234,
         "num_bytes": 5678,
         "tokenizer": "abc",
-        "window": 64,
-        "stride": 32,
+        "how": "in windows of 64 with stride 32",
         "sentence": f"It fell. {BAD}",
         "points": points,
         "samples": [{"step": 10 * number, "prompt": BAD, "answer": f"{BAD} {number}"} for number in range(steps)],
@@ -96,7 +95,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     page = page_with(tmp_path, test=course("test", "2026-11-26"), broken="{", context="[]")
     assert "eval/checkpoints/broken.json" in page
     assert "eval/sinks/context.json" in page
-    assert "1,234 tokens, window 64, stride 32" in page
+    assert "1,234 tokens, <bdi>in windows of 64 with stride 32</bdi>, tokenizer" in page
 
 
 def test_the_newest_comes_first_and_old_ones_are_short(tmp_path: Path) -> None:

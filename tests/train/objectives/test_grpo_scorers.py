@@ -82,7 +82,7 @@ def test_scores_are_those_of_an_evaluation(runs, kind):
         for place, text in enumerate(answers)
     )
     subject = open_subject(str(runs[kind].path), base=runs[kind].path, report=lambda _: None)
-    (expected,) = score(subject, [SampledProblem(0, "r:1", PROMPT, "B", None, samples)], lambda *_: None)
+    ((expected,), _) = score(subject, [SampledProblem(0, "r:1", PROMPT, "B", None, samples)], lambda *_: None)
     asked = [(({"role": "user", "content": PROMPT},), text) for text in answers]
     found = scorer_of(runs[kind], kind).scores(asked)
     if kind == "verifier":

@@ -62,11 +62,12 @@ def weights(run):
     return hashlib.sha256(run.file(rundir.MLX_WEIGHTS).read_bytes()).hexdigest()
 
 
-def test_before_the_first_step_the_loss_is_ln_2_and_nothing_is_preferred(tmp_path, tiny_model):
+def test_before_the_first_step_the_loss_is_ln_2_and_all_are_ties(tmp_path, tiny_model):
     run = train(write_recipe(tmp_path, tiny_model("llama")), overrides=overrides(tmp_path, "dpo", *QUICK))
     first = events(run, Evaluated)[0]
     assert first.loss == pytest.approx(math.log(2), abs=1e-6)
     assert (first.metrics["margin"], first.metrics["rewards/chosen"]) == (0.0, 0.0)
+    assert first.metrics["accuracy"] == 0.5
     assert set(events(run, StepDone)[0].metrics) == set(first.metrics)
     assert "share_prompt = true  # computed once for both answers of a row" in run.file(rundir.RESOLVED).read_text()
 

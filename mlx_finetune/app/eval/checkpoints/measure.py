@@ -15,7 +15,7 @@ from mlx_finetune.app.eval.checkpoints.points import Point
 from mlx_finetune.app.eval.checkpoints.setup import Course
 from mlx_finetune.app.eval.journal import Journal, Measured
 from mlx_finetune.app.eval.measure import Progress
-from mlx_finetune.app.eval.texts import join, num_windows, text_losses
+from mlx_finetune.app.eval.texts import text_losses
 from mlx_finetune.app.generate import answer, prompt_ids, question, sampling_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import MlxftError, Problem
@@ -98,16 +98,14 @@ class Measuring:
         """The losses of every text; all are known at once."""
         course, reading = self._course, self._course.reading
         assert reading is not None
-        texts = [row.question for row in course.chosen.rows]
-        continued = [row.is_continued for row in course.chosen.rows]
-        total = num_windows(len(join(course.tokenizer, texts, continued).ids), reading.window)
+        parts = [row.part for row in course.chosen.rows]
         likelihoods = LikelihoodModel(model, chunk_rows, self._second)
 
         def step(done: int) -> None:
-            self._show(Progress(f"{point.name}, windows of text", done, total))
+            self._show(Progress(f"{point.name}, texts", done, reading.num_windows))
 
         step(0)
-        losses = text_losses(likelihoods, course.tokenizer, texts, continued, reading.window, step)
+        losses = text_losses(likelihoods, course.tokenizer, parts, reading.window, step)
         for row, one in enumerate(losses):
             yield self._summed(point, row, one.losses, one.num_bytes)
 

@@ -14,11 +14,14 @@ from mlx_finetune.app.eval.checkpoints.setup import Course
 from mlx_finetune.app.eval.figures import ALPHA, Change, Figure, change, figure
 from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.measures import Measure
-from mlx_finetune.app.eval.table import wrapped
+from mlx_finetune.app.eval.table import WIDTH, wrapped
 from mlx_finetune.app.eval.verdict import FEW_ROWS, no_interval
+from mlx_finetune.app.text import shorten
 from mlx_finetune.units import counted
 
 FORMAT_VERSION = 1
+#: Prompts whose answers are printed; all of them are in the JSON.
+_SHOWN_PROMPTS = 5
 #: Sums and counts of one row, by name.
 Values = Mapping[str, tuple[float, ...]]
 #: Values of a row -> the figure that they add up to.
@@ -51,7 +54,9 @@ class At:
 
 @dataclass(frozen=True, slots=True)
 class CourseReport:
-    """All points in order, with what the figures are of. ``window`` and ``stride`` are None for answers."""
+    """All points in order, with what the figures are of. ``how`` says how texts were read, "" for answers; ``window``
+    and ``stride`` are None where no text was longer than the context.
+    """
 
     run: str
     model: str
@@ -70,6 +75,7 @@ class CourseReport:
     num_failed: int
     is_whole: bool
     unit: str = "row"
+    how: str = ""
 
 
 def course_report(course: Course, journal: Journal, samples: Sequence[Sample], *, is_whole: bool) -> CourseReport:
@@ -101,14 +107,15 @@ def course_report(course: Course, journal: Journal, samples: Sequence[Sample], *
         int(sum(tokens)),
         int(sum(sizes)),
         course.tokenizer.settings_hash[:12],
-        reading.window if reading else None,
-        reading.stride if reading else None,
+        reading.window if reading and reading.num_long else None,
+        reading.stride if reading and reading.num_long else None,
         tuple(points),
         tuple(samples),
         _sentence(points, columns, course, shared),
         len({one.row for one in journal.found.values() if one.work == LOSSES and one.error}),
         is_whole,
         course.chosen.unit,
+        reading.described() if reading else "",
     )
 
 
@@ -175,9 +182,10 @@ def csv_text(report: CourseReport) -> str:
     writer = csv.writer(out, lineterminator="\n")
     ends = [f"{name}{end}" for name in COLUMNS for end in ("", "_low", "_high")]
     change_names = ["change_bits_per_byte", "change_low", "change_high", "change_p"]
-    of = ["rows", "tokens", "bytes", "window", "stride", "tokenizer"]
+    of = ["rows", "tokens", "bytes", "read", "window", "stride", "tokenizer"]
     writer.writerow(["step", "name", *ends, *change_names, *of])
-    what = [report.num_rows, report.num_tokens, report.num_bytes, report.window, report.stride, report.tokenizer]
+    what = [report.num_rows, report.num_tokens, report.num_bytes, report.how, report.window, report.stride]
+    what += [report.tokenizer]
     for at in report.points:
         cells: list[object] = []
         for name in COLUMNS:
@@ -206,12 +214,26 @@ def report_lines(report: CourseReport) -> Iterator[str]:
     yield f"{'step':>6}{'loss':>7}{'perplexity':>11}{'bits/byte':>10}  {'95 % interval':<17}{'change':<8}95 % interval"
     for at in report.points:
         yield _line(at).rstrip()
+    yield from _sample_lines(report)
     yield ""
     yield from wrapped(_reading(report))
     if report.num_failed:
         yield from wrapped(
             f"{report.num_failed} {report.unit}s could not be measured at some point and are left out of all."
         )
+
+
+def _sample_lines(report: CourseReport) -> Iterator[str]:
+    """Each prompt with its answers below one another, the first characters of each."""
+    prompts = list(dict.fromkeys(one.prompt for one in report.samples))
+    for prompt in prompts[:_SHOWN_PROMPTS]:
+        yield ""
+        yield shorten(f"prompt {prompt}", WIDTH)
+        for one in report.samples:
+            if one.prompt == prompt:
+                yield f"{one.step:>6}  {shorten(one.answer, WIDTH - 8) or '(nothing)'}"
+    if len(prompts) > _SHOWN_PROMPTS:
+        yield f"{len(prompts) - _SHOWN_PROMPTS} more prompts are in the JSON and the report"
 
 
 def _line(at: At) -> str:
@@ -235,11 +257,8 @@ def _short(value: float) -> str:
 
 def _reading(report: CourseReport) -> str:
     of = f"{report.num_tokens:,} tokens, {report.num_bytes:,} bytes"
-    if report.window is None:
+    if not report.how:
         how = f"Loss and perplexity are of the answers: {of}, tokenizer {report.tokenizer}."
     else:
-        how = (
-            f"Loss and perplexity are of the text: {of}, window {report.window}, stride {report.stride}, tokenizer "
-            f"{report.tokenizer}."
-        )
+        how = f"Loss and perplexity are of the text, read {report.how}: {of}, tokenizer {report.tokenizer}."
     return f"{how} With another tokenizer only bits per byte can be compared. A change is from the point before."

@@ -9,28 +9,20 @@ from mlx_finetune.app.eval.checkpoints.points import Point, Weights, find_beginn
 from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.rows import Chosen, choose_rows
 from mlx_finetune.app.eval.subject import Subject, subject_of
+from mlx_finetune.app.eval.texts import Reading, documents, reading_of
 from mlx_finetune.app.open import Opened, Report
 from mlx_finetune.dataset.formats import Text
 from mlx_finetune.errors import RunError, UsageError
-from mlx_finetune.model.likelihoods import stride_of, window_of
+from mlx_finetune.model.likelihoods import window_of
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
 #: Version of the lines of a journal and of what they mean.
-VERSION = 1
+VERSION = 2
 #: Tasks whose held-out rows have a next token to predict.
 _LANGUAGE_TASKS = ("sft", "pretrain")
 _DATA_KEYS = ("format", "max_seq_length", "mask_prompt", "chat_template", "template_arguments", "prompt_template")
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How texts are read: what a perplexity says nothing without."""
-
-    tokenizer: str
-    window: int
-    stride: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +68,7 @@ def prepare_course(
     if checkpoints[0].step > 0:
         beginning = find_beginning(opened, recipe.adapter, base=subject.folder, report=report)
         points = checkpoints if beginning is None else (beginning, *checkpoints)
-    reading = _reading(opened) if is_text else None
+    reading = _reading(opened, chosen) if is_text else None
     task = recipe.task if recipe.task in _LANGUAGE_TASKS else "sft"
     return Course(
         run,
@@ -121,9 +113,9 @@ def _check_task(recipe: Recipe, given: str | None) -> None:
         )
 
 
-def _reading(opened: Opened) -> Reading:
-    window = window_of(opened.model, opened.info.context_length)
-    return Reading(opened.tokenizer.settings_hash[:12], window, stride_of(window))
+def _reading(opened: Opened, chosen: Chosen) -> Reading:
+    texts = documents(opened.tokenizer, [row.part for row in chosen.rows])
+    return reading_of(texts, window_of(opened.model, opened.info.context_length))
 
 
 def _identity(subject: Subject, chosen: Chosen, task: str, reading: Reading | None) -> dict[str, object]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mlx_finetune.app.eval.rows import Chosen, choose_rows
 from mlx_finetune.app.eval.subject import Subject, has_no_data
-from mlx_finetune.app.eval.texts import join
+from mlx_finetune.app.eval.texts import documents
 from mlx_finetune.dataset.formats import Text
 from mlx_finetune.dataset.kinds import is_trainable
 from mlx_finetune.errors import UsageError
@@ -72,8 +72,7 @@ def prepare_experiment(
         raise UsageError(
             "--sinks reads plain text, and the rows are questions with answers", "name a text: --data FILE"
         )
-    rows = chosen.rows
-    ids = join(opened.tokenizer, [row.question for row in rows], [row.is_continued for row in rows]).ids
+    ids = np.concatenate([text.ids for text in documents(opened.tokenizer, [row.part for row in chosen.rows])])
     texts = stretches(ids, CONTEXTS * context + 1, num_texts or NUM_TEXTS)
     if not len(texts):
         raise UsageError(

@@ -104,9 +104,10 @@ def _ends(low: float | None, high: float | None, form: str) -> str:
 
 
 def _reading(one: Course) -> list[Child]:
-    how = "" if one.window is None else f", window {one.window}, stride {one.stride}"
     return [
-        f"Loss (nats a token) and perplexity are of {one.num_tokens:,} tokens{how}, tokenizer ",
+        f"Loss (nats a token) and perplexity are of {one.num_tokens:,} tokens, ",
+        *((foreign(one.how, 100), ", ") if one.how else ()),
+        "tokenizer ",
         code(one.tokenizer, 40),
         f"; bits per byte of {one.num_bytes:,} bytes, which is what models with other tokenizers can be compared by. "
         "Intervals are over rows; a change is from the checkpoint before, over the same rows.",

@@ -53,14 +53,24 @@ def _evaluation(one: Evaluation) -> Html:
         tag("p", foreign(one.verdict.sentence, 1500), class_=f"verdict {_LOOKS.get(one.verdict.outcome, 'open')}"),
         whole,
         _figures([measured for measured in one.measures if measured.is_shown]),
+        tag("p", foreign(one.baseline.sentence, 600), class_="note") if one.baseline else None,
+        *_readings(one),
         *_gates(one),
         *_confusions(one),
-        *_changed("Gained most", one.lead, one.gained),
-        *_changed("Lost most", one.lead, one.lost),
+        *_changed("Gained most", one, one.gained),
+        *_changed("Lost most", one, one.lost),
         _categories(one),
         *_failed(one),
         class_="evaluation",
     )
+
+
+def _readings(one: Evaluation) -> Iterator[Html]:
+    """How the text of each perplexity was read; results of earlier versions do not say."""
+    for name, facts in one.texts.items():
+        if "how" in facts:
+            what = f"{facts.get('tokens')} tokens, {facts['how']}, tokenizer {facts.get('tokenizer')}"
+            yield tag("p", foreign(name, 40), ": ", foreign(what, 200), class_="note")
 
 
 def _split(one: Evaluation) -> str:
@@ -190,22 +200,23 @@ def _gates(one: Evaluation) -> Iterator[Html]:
         yield tag("p", "Gate ", code(gate.gate, 200), f" {word}: {found}", class_="better" if gate.is_met else "worse")
 
 
-def _changed(title: str, lead: str, rows: Sequence[Changed]) -> Iterator[Html]:
+def _changed(title: str, one: Evaluation, rows: Sequence[Changed]) -> Iterator[Html]:
     """The rows with both answers side by side."""
     if not rows:
         return
+    asked = "Text " if one.identity.get("kind") == "text" else "Asked "
     items = [
         tag(
             "article",
             tag("p", code(row.where, 200), "  ", _moved(row), class_="same"),
-            tag("p", tag("b", "Asked "), foreign(row.question, 800)),
+            tag("p", tag("b", asked), foreign(row.question, 800)),
             tag("div", _answer("base", row.base_answer), _answer("tuned", row.tuned_answer), class_="frames pair")
             if row.base_answer or row.tuned_answer
             else None,
         )
         for row in rows[:10]
     ]
-    yield details(tag("span", f"{title}: ", foreign(lead, 80)), *items)
+    yield details(tag("span", f"{title}: ", foreign(one.lead, 80)), *items)
 
 
 def _moved(row: Changed) -> str:

@@ -18,7 +18,7 @@ from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective, StepValue, nothing_around
 from mlx_finetune.train.objectives.classify import count_rows
 from mlx_finetune.train.objectives.next_token import read_as
-from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses
+from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses, share_right
 from mlx_finetune.train.objectives.preference.sequences import Sequences, first_answers
 
 SHARE = "preference.share_prompt"
@@ -127,7 +127,15 @@ def _pair_loss(
     logps = sequences.log_probs(head, hidden, numbers.shape[0], *arrays)
     losses, rewards = pair_losses(task, settings, logps, numbers[:, :2], numbers[:, 3:5])
     margins = rewards[:, 0] - rewards[:, 1]
-    parts = [losses * numbers[:, 2], rewards[:, 0], rewards[:, 1], margins, margins > 0, logps[:, 0], logps[:, 1]]
+    parts = [
+        losses * numbers[:, 2],
+        rewards[:, 0],
+        rewards[:, 1],
+        margins,
+        share_right(margins),
+        logps[:, 0],
+        logps[:, 1],
+    ]
     return mx.stack([mx.sum(part.astype(mx.float32)) for part in parts])
 
 

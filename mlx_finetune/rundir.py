@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
@@ -96,6 +97,7 @@ _RUN_FILES = frozenset(
         *("chat_template.json", "generation_config.json", "config.json"),
     }
 )
+_MOST_NAMED = 20  # runs in a sentence
 _NEXT_REPORT = re.compile(r"report-\d+\.html")  # beside one that somebody has edited
 _MOMENTARY = re.compile(r"\.trash-.*|\.checkpoint-.*|\..*\.part|\.DS_Store")
 
@@ -216,10 +218,25 @@ def find_run(name: str, *, base: Path) -> RunDir:
         if run.file(MANIFEST).is_file() and (of := RunDir(candidate.resolve().parent)).is_run():
             raise RunError(f"{name} is a checkpoint, not a run", f"name its run: {of.path}")
     refuse_pipeline(name, base=base)
-    others = [run for run in list_all_runs(base / "adapters") if lock_holder(run.file(LOCK)) != os.getpid()]
-    none = "there is no run under adapters/ here; mlxft train RECIPE starts one"
-    hint = f"runs here: {', '.join(run.label for run in others)}" if others else none
+    near, known = runs_like(name, base=base)
+    hint = f"did you mean {' or '.join(near)}?" if near else known
     raise RunError(f"{name!r} is not a run folder and no run under adapters/ has that name", hint)
+
+
+def runs_like(name: str, *, base: Path) -> tuple[list[str], str]:
+    """The runs under ``adapters/`` of ``base`` with nearly that name, and a sentence about those there are.
+
+    Without that which this process is about to begin. A stage of a pipeline may be named without the pipeline.
+    """
+    others = [run for run in list_all_runs(base / "adapters") if lock_holder(run.file(LOCK)) != os.getpid()]
+    labels = [run.label for run in others]
+    short = Path(name).name
+    near = [run.label for run in others if run.path.name == short] or get_close_matches(name, labels, 2)
+    near = near or get_close_matches(short, labels, 2)
+    if not labels:
+        return [], "there is no run under adapters/ here; mlxft train RECIPE starts one"
+    more = f" and {len(labels) - _MOST_NAMED} more (mlxft runs list)" if len(labels) > _MOST_NAMED else ""
+    return near, f"runs here: {', '.join(labels[:_MOST_NAMED])}{more}"
 
 
 def find_pipeline(name: str, *, base: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -238,3 +239,9 @@ def evaluation(text: Turn = same) -> dict[str, object]:
         "gates": [{"gate": text("exact_match >= 0.5"), "value": 0.8, "is_met": True}],
         "failed": [{"where": text("test.jsonl:9"), "message": text("too long"), "hint": ""}],
     }
+
+
+def words(page: str) -> str:
+    """The text of a page that is wide, without pictures: names of columns beside each cell are for narrow ones."""
+    text = re.sub(r"<(style|script|svg)\b.*?</\1>|<span class=\"name\">.*?</span>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", text).split())

@@ -7,6 +7,8 @@ Gemma has 1 key/value head, Llama 2. An adapter on a layer has ``rank * (inputs 
 
 import json
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -61,7 +63,7 @@ NEW_MODELS = {
     "scratch-tinystories": ("scratch.hidden_size=64", "scratch.vocab_size=300", "scratch.num_layers=2"),
 }
 #: Recipes with a test of their own.
-OTHERS = ("classify-sst2",)
+OTHERS = ("classify-sst2", "questions-t5")
 BASE_MODELS = ("timeline-dialogpt", "llama-3.1-8b-alpaca", "voice-pythia-1.4b")
 
 
@@ -128,6 +130,23 @@ def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
     assert {key.split(".")[-2] for key in weights} == set(modules)
     assert sum(value.size for value in weights.values()) == expected
     assert any(np.abs(value).max() > 0 for key, value in weights.items() if key.endswith("lora_b"))
+
+
+def test_a_t5_that_the_example_of_the_documents_writes_is_trained(tmp_path: Path) -> None:
+    model = tmp_path / "tiny-t5"
+    example = [sys.executable, str(RECIPES.parent / "docs" / "tiny_t5.py"), str(model)]
+    subprocess.run(example, check=True)
+    overrides = (f"model={model}", f"output_dir={tmp_path / 'run'}", "training.max_steps=4", "training.eval_steps=2")
+    run = train(
+        RECIPES / "questions-t5.toml", overrides=(*overrides, f"data.path={RECIPES.parent / 'data/pipeline/sft'}")
+    )
+    losses = [
+        record.event.loss for record in read_events(run.file(rundir.EVENTS)) if isinstance(record.event, Evaluated)
+    ]
+    assert losses[0] == pytest.approx(np.log(99), abs=0.6)  # 99 tokens, all alike
+    assert losses[-1] < losses[0] - 0.5
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    assert tokenizer.decode(tokenizer.encode("It is red.\n").ids) == "It is red.\n"
 
 
 @pytest.mark.parametrize("name", NEW_MODELS)

@@ -132,3 +132,16 @@ def test_the_name_of_a_pipeline_is_told_its_stages_and_the_one_at_work(
         find_run("mine", base=tmp_path)
     assert caught.value.hint.startswith("name the stage at work: mine/sft; ")
     os.close(lock)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("tide", "did you mean tides?"), ("sft", "did you mean chain/sft?"), ("zzz", "runs here: ")]
+)
+def test_an_unknown_run_is_told_with_those_of_nearly_its_name(name: str, near: str, tmp_path: Path) -> None:
+    for run in ("tides", "chain/sft", "chain/pretrain"):
+        (tmp_path / "adapters" / run).mkdir(parents=True)
+        (tmp_path / "adapters" / run / EVENTS).write_text("")
+    (tmp_path / "adapters" / "chain" / PIPELINE).write_text("{}")
+    with pytest.raises(RunError) as caught:
+        find_run(name, base=tmp_path)
+    assert caught.value.hint.startswith(near)

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
@@ -35,7 +34,7 @@ from mlx_finetune.model.trained import attach_trained, tokenizer_folder
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.load import recorded_recipe
 from mlx_finetune.recipe.schema import ChatRecipe, Recipe, ServeRecipe
-from mlx_finetune.rundir import RunDir, list_runs
+from mlx_finetune.rundir import RunDir, runs_like
 
 Report = Callable[[Phase | Notice], None]
 
@@ -189,9 +188,8 @@ def locate(name: str, *, base: Path) -> Located:
     is_path = name.endswith(".gguf") or name.startswith((".", "/", "~"))
     if is_path or find_entry(name) is not None or (hub.is_hub_id(name) and not name.startswith("adapters/")):
         return Located(name, None, name, None, {})
-    runs = [run.path.name for run in list_runs(base / "adapters")]
-    near = [*get_close_matches(Path(name).name, runs, 2), *nearest_names(name)]
-    known = f"runs here: {', '.join(runs[:8])}" if runs else "no run has been started here"
+    runs, known = runs_like(name, base=base)
+    near = [*runs, *nearest_names(name)]
     raise RunError(
         f"there is no run, folder or model {name!r}",
         f"did you mean {' or '.join(near)}?" if near else f"{known}; models: mlxft models list",

@@ -18,7 +18,9 @@ INTERRUPTED = 130
 @click.command()
 @click.argument("name", metavar="RUN")
 @click.option("--probes", metavar="FILE", help="Questions with answers in the place of the run's held-out rows.")
-@click.option("--category", metavar="COLUMN", help="Split by this column of the rows; the recipe's, else `category`.")
+@click.option(
+    "--category", metavar="COLUMN", help="A result for each value of this column; the recipe's, else `category`."
+)
 @click.option(
     "--per-category", type=click.IntRange(1, 10_000), default=24, show_default=True, metavar="N", help="Most probes."
 )
@@ -44,6 +46,8 @@ def command(
 
     Then hidden states, logit lens and the updates of the weights, layer by layer. Everything is kept in RUN/trace/ as
     CSV and shown in the report. Ctrl-C keeps what was measured, and the same command goes on.
+
+    A row of --probes: {"prompt": "Is it red?", "completion": "yes", "wrong": ["no"], "category": "colour"}
     """
     check_options(click.get_current_context().params)
     if export is not None:

@@ -27,6 +27,7 @@ from mlx_finetune.dataset.formats import (
 from mlx_finetune.dataset.inspect import inspect_example
 from mlx_finetune.dataset.kinds import formats_for, is_trainable, refused_format
 from mlx_finetune.dataset.labels import MOST_LABELS, check_labels, sorted_labels
+from mlx_finetune.dataset.layouts import Columns
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND, Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.locate import Located
@@ -106,7 +107,7 @@ class _Scan:
 def check_files(
     located: Iterable[Located],
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     format: str = "auto",
     task: str = "",
 ) -> DataReport:

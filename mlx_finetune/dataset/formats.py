@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from mlx_finetune.dataset.layouts import FORMATS, Layout, find_layout
+from mlx_finetune.dataset.layouts import FORMATS, Columns, Layout, find_layout
 from mlx_finetune.dataset.problems import RowError, show, show_names
 from mlx_finetune.dataset.row import Row
 from mlx_finetune.dataset.turns import Turn, TurnError, read_tools, read_turn, read_turns
@@ -110,7 +110,7 @@ class FormatCounter:
 
     def __init__(
         self,
-        columns: Mapping[str, str] | None = None,
+        columns: Columns | None = None,
         format: str = "auto",
         learned: Sequence[str] = (),
         *,
@@ -164,9 +164,7 @@ class FormatCounter:
         return [Problem(problem.where, problem.message + more, problem.hint)]
 
 
-def detect_format(
-    rows: Iterable[Row], columns: Mapping[str, str] | None = None, format: str = "auto"
-) -> DetectedFormat:
+def detect_format(rows: Iterable[Row], columns: Columns | None = None, format: str = "auto") -> DetectedFormat:
     """The format of all ``rows`` (read to their end), with a located problem for every group that differs."""
     counter = FormatCounter(columns, format)
     for row in rows:
@@ -174,7 +172,7 @@ def detect_format(
     return counter.result()
 
 
-def to_example(row: Row, format: DetectedFormat | str, columns: Mapping[str, str] | None = None) -> Example:
+def to_example(row: Row, format: DetectedFormat | str, columns: Columns | None = None) -> Example:
     """The example in ``row``. Raises ``RowError`` with ``file:line`` and the field."""
     name = format if isinstance(format, str) else format.name
     layout = find_layout(row.fields, columns, name or "auto")

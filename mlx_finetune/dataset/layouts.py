@@ -8,8 +8,13 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+_Written = tuple[tuple[str, tuple[str, ...]], ...]
 #: Formats a row can have, in the order in which they are looked for.
 FORMATS = ("preference", "unpaired-preference", "messages", "sharegpt", "alpaca", "prompt-completion", "labels", "text")
+
+
+#: ``[data] columns``: our name to the file's, or to several, of which the first that a row has counts.
+Columns = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +117,38 @@ KNOWN_COLUMNS = frozenset(
 )
 
 
-def find_layout(keys: Iterable[str], columns: Mapping[str, str] | None = None, format: str = "auto") -> Layout | None:
-    """The layout of a row with these keys, or None. ``format`` and ``columns`` (our name -> the file's) narrow it."""
-    return _find_layout(frozenset(keys), tuple(sorted((columns or {}).items())), format)
+def find_layout(keys: Iterable[str], columns: Columns | None = None, format: str = "auto") -> Layout | None:
+    """The layout of a row with these keys, or None. ``format`` and ``columns`` narrow it."""
+    return _find_layout(frozenset(keys), _hashable(columns), format)
 
 
-def column_named(keys: Iterable[str], written: str) -> str | None:
-    """The key that [data] columns means by ``written``: the same, else the only one that differs in case alone.
+def names_written(written: str | Sequence[str]) -> tuple[str, ...]:
+    """The names that [data] columns has for a field."""
+    return (written,) if isinstance(written, str) else tuple(written)
+
+
+def column_named(keys: Iterable[str], written: str | Sequence[str]) -> str | None:
+    """The key that [data] columns means by ``written``, the first of several names that is there: the same, else the
+    only one that differs in case alone.
 
     The known names in the header of a table are read in small letters, whatever their case in the file.
     """
-    if written in keys:
-        return written
-    alike = [key for key in keys if key.casefold() == written.casefold()]
-    return alike[0] if len(alike) == 1 else None
+    for name in names_written(written):
+        if name in keys:
+            return name
+        alike = [key for key in keys if key.casefold() == name.casefold()]
+        if len(alike) == 1:
+            return alike[0]
+    return None
 
 
-def nearest_layout(keys: Iterable[str], columns: Mapping[str, str] | None, formats: Sequence[str]) -> NearLayout | None:
+def _hashable(columns: Columns | None) -> _Written:
+    return tuple(sorted((field, names_written(written)) for field, written in (columns or {}).items()))
+
+
+def nearest_layout(keys: Iterable[str], columns: Columns | None, formats: Sequence[str]) -> NearLayout | None:
     """What keys that make no layout lack least of, among ``formats``; None where they have no field it requires."""
-    written = tuple(sorted((columns or {}).items()))
+    written = _hashable(columns)
     found: list[NearLayout] = []
     for form in _FORMS:
         names = _names_of(form, frozenset(keys), written) if form.format in formats else None
@@ -148,7 +166,7 @@ def _num_renamed(columns: Mapping[str, str]) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _find_layout(keys: frozenset[str], columns: tuple[tuple[str, str], ...], format: str) -> Layout | None:
+def _find_layout(keys: frozenset[str], columns: _Written, format: str) -> Layout | None:
     for form in _FORMS:
         if format not in ("auto", form.format):
             continue
@@ -158,7 +176,7 @@ def _find_layout(keys: frozenset[str], columns: tuple[tuple[str, str], ...], for
     return None
 
 
-def _names_of(form: _Form, keys: frozenset[str], columns: tuple[tuple[str, str], ...]) -> dict[str, str] | None:
+def _names_of(form: _Form, keys: frozenset[str], columns: _Written) -> dict[str, str] | None:
     """The column of each field of ``form`` that ``keys`` have; None where it has no field that ``columns`` maps."""
     mapped = {field: name for field, written in columns if (name := column_named(keys, written)) is not None}
     free = keys - set(mapped.values())

@@ -12,9 +12,11 @@ from mlx_finetune.dataset.layouts import (
     FIELDS,
     KNOWN_COLUMNS,
     REQUIRED,
+    Columns,
     NearLayout,
     column_named,
     find_layout,
+    names_written,
     nearest_layout,
 )
 from mlx_finetune.dataset.problems import show, show_names
@@ -46,7 +48,7 @@ _ANY_ROWS = '{"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": .
 
 
 def unknown_layout(
-    row: Row, columns: Mapping[str, str], format: str, learned: Sequence[str] = (), *, is_given: bool = False
+    row: Row, columns: Columns, format: str, learned: Sequence[str] = (), *, is_given: bool = False
 ) -> Problem:
     """Why the columns of ``row`` make no format, and what would help to make one of ``learned`` (or any).
 
@@ -55,8 +57,7 @@ def unknown_layout(
     have = show_names(list(row.fields))
     missing = [(field, name) for field, name in columns.items() if column_named(row.fields, name) is None]
     if missing:
-        field, name = missing[0]
-        return Problem(row.where, f"[data] columns maps {field} to {show(name)}, but the row has {have}")
+        return Problem(row.where, *_without_column(row, *missing[0]))
     fields = sorted({field for names in FIELDS.values() for field in names})
     strange = [field for field in columns if field not in fields]
     if strange:
@@ -83,6 +84,19 @@ def unknown_layout(
     lacking = f"{_in_words(near.names)} without {_in_words(near.missing)}"
     hint = as_written(learned) if is_given else _hint_for_missing(row, near, learned)
     return Problem(row.where, f"{message}: {lacking}", hint)
+
+
+def _without_column(row: Row, field: str, written: str | Sequence[str]) -> tuple[str, str]:
+    """What [data] columns names and the row lacks; and where the files of the recipe differ, how to name both."""
+    names = names_written(written)
+    told = " or ".join(show(name) for name in names)
+    message = f"[data] columns maps {field} to {told}, but the row has {show_names(list(row.fields))}"
+    alike = get_close_matches(names[0], list(row.fields), len(row.fields))
+    near = next((name for name in row.fields if name in alike), None)
+    if near is None:
+        return message, ""
+    listed = ", ".join(show(name) for name in (*names, near))
+    return message, f"did you mean {show(near)}? Where files differ, name both: {field} = [{listed}]"
 
 
 def as_written(learned: Sequence[str]) -> str:

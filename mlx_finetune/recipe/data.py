@@ -59,8 +59,10 @@ class DataRecipe(Section):
         "line is one where there are none), or the whole file, which is the default with [scratch]. Lines of "
         "<|endoftext|> alone always stand between documents.",
     )
-    columns: dict[str, str] = Field(
-        {}, description='Our field name to the name in the file, for instance instruction = "question".'
+    columns: dict[str, str | Names] = Field(
+        {},
+        description='Our field name to the name in the file, for instance instruction = "question". Where files '
+        'differ, a list of names, of which each row has the first that it has: completion = ["summary", "summary1"].',
     )
     val_split: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Share of rows for validation when no validation file is given; by content hash, so stable."

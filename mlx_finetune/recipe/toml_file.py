@@ -7,6 +7,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 from mlx_finetune.errors import Problem, RecipeError
@@ -21,6 +22,19 @@ TOKEN_HINT = "remove it and set the environment variable HF_TOKEN instead"
 _MAX_DOTS_IN_A_LINE = 5_000
 _LINE_IN_MESSAGE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _nearest(path: Path) -> Path | None:
+    """A file that may have been meant: the same name in recipes/, else one with nearly that name there or beside it."""
+    name = path.with_suffix(".toml").name
+    for folder in (Path("recipes"), path.parent):
+        if (folder / name) != path and (folder / name).is_file():
+            return folder / name
+    for folder in (path.parent, Path("recipes")):
+        near = get_close_matches(name, [file.name for file in folder.glob("*.toml")], 1, cutoff=0.75)
+        if near:
+            return folder / near[0]
+    return None
 
 
 def read_text(path: Path, what: str = "recipe") -> str:
@@ -44,9 +58,8 @@ def read_text(path: Path, what: str = "recipe") -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        near = Path("recipes", path.name).with_suffix(".toml")
-        is_name = near != path and near.is_file()
-        hint = f"did you mean {near}?" if is_name else "`mlxft recipe list` shows the recipes there are"
+        near = _nearest(path)
+        hint = f"did you mean {near}?" if near else "`mlxft recipe list` shows the recipes there are"
         raise refuse("there is no such file", hint) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the name cannot be used"

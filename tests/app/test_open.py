@@ -163,6 +163,14 @@ def test_an_unknown_name_gets_near_names_and_no_network(place: Path, name: str, 
     assert hint in caught.value.hint
 
 
+def test_runs_that_are_stages_of_a_pipeline_are_named_too(tmp_path: Path, llama: Path) -> None:
+    write_facts(tmp_path / "adapters" / "chain" / "sft", llama)
+    (tmp_path / "adapters" / "chain" / rundir.PIPELINE).write_text("{}")
+    with pytest.raises(RunError) as caught:
+        locate("zzz", base=tmp_path)
+    assert caught.value.hint == "runs here: chain/sft; models: mlxft models list"
+
+
 def test_a_run_that_saved_nothing_and_a_folder_that_holds_nothing_are_refused(tmp_path: Path, llama: Path) -> None:
     write_facts(tmp_path / "adapters" / "empty", llama)
     with pytest.raises(RunError, match="has no adapter yet") as refused:

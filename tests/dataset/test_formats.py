@@ -21,7 +21,7 @@ from mlx_finetune.dataset.formats import (
 )
 from mlx_finetune.dataset.inspect import inspect_example
 from mlx_finetune.dataset.kinds import formats_for
-from mlx_finetune.dataset.layouts import FIELDS, FORMATS, KNOWN_COLUMNS, find_layout
+from mlx_finetune.dataset.layouts import FIELDS, FORMATS, KNOWN_COLUMNS, Columns, find_layout
 from mlx_finetune.dataset.problems import RowError
 from mlx_finetune.dataset.read import Row, read_rows
 from mlx_finetune.dataset.split import content_key, content_of
@@ -35,7 +35,7 @@ def row(fields: Mapping[str, object], line: int = 1) -> Row:
     return Row(fields, "a.jsonl", line)
 
 
-def example(fields: Mapping[str, object], columns: Mapping[str, str] | None = None) -> object:
+def example(fields: Mapping[str, object], columns: Columns | None = None) -> object:
     return to_example(row(fields), "auto", columns)
 
 
@@ -134,6 +134,20 @@ def test_a_mapped_column_that_is_not_there_is_named() -> None:
         RowError, match=r'a\.jsonl:1: \[data\] columns maps output to "reply", but the row has `request`'
     ):
         example({"request": "i"}, {"instruction": "request", "output": "reply"})
+
+
+def test_files_whose_columns_differ_are_read_by_a_list_of_names() -> None:
+    columns = {"prompt": "talk", "completion": ("summary", "summary1")}
+    assert example({"talk": "t", "summary": "s"}, columns) == Instruction("t", "", "s", "a.jsonl", 1)
+    assert example({"talk": "t", "summary1": "s1", "summary2": "s2"}, columns) == Instruction(
+        "t", "", "s1", "a.jsonl", 1
+    )
+    with pytest.raises(RowError, match='maps completion to "summary" or "summary1", but'):
+        example({"talk": "t", "other": "o"}, columns)
+    problem = unknown_layout(row({"talk": "t", "summary1": "s", "summary2": "s"}), {"completion": "summary"}, "auto")
+    assert (
+        problem.hint == 'did you mean "summary1"? Where files differ, name both: completion = ["summary", "summary1"]'
+    )
 
 
 @pytest.mark.parametrize("written", ["Question", "question", "QUESTION"])

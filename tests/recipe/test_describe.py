@@ -37,7 +37,10 @@ def test_there_is_no_null_because_toml_has_none():
         (("lora", "dropout"), "a number of at least 0 and below 1"),
         (("training", "batch_size"), '"auto" or a whole number from 1 to 4096'),
         (("data", "sources", 0, "weight"), "a number above 0 and at most 100"),
-        (("data", "columns"), "a table whose values are text in quotes"),
+        (
+            ("data", "columns"),
+            "a table whose values are text in quotes or a list of values, each text in quotes, not empty",
+        ),
         (("lora",), "a table"),
     ],
 )

@@ -102,6 +102,7 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
         "data.prompt_template": "summarize: {instruction}",
         "data.max_target_length": 128,
     },
+    "questions-t5": {"model": "./tiny-t5", "task": "seq2seq", "lora": None, "training.optimizer": "muon"},
     "sums-scratch": {"task": "pretrain", "data.path": "data/sums", "scratch.num_layers": 3},
     "sums-generator": {"task": "sft", "lora": None, "data.path": "data/sums", "training.epochs": 2.0},
     "sums-verifier": {"task": "verifier", "model": "adapters/sums-generator", "lora": None},

@@ -369,3 +369,11 @@ def test_a_value_that_the_user_never_wrote_is_in_no_problem(tmp_path: Path) -> N
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert [problem.message.count("abc") for problem in caught.value.problems] == [1]
+
+
+@pytest.mark.parametrize("written", ["first", "frist.toml", "firts"])
+def test_a_recipe_that_is_not_there_may_be_one_of_nearly_that_name(written: str, tmp_path: Path) -> None:
+    (tmp_path / "first.toml").write_text("")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / written)
+    assert caught.value.problems[0].hint == f"did you mean {tmp_path / 'first.toml'}?"

@@ -11,6 +11,7 @@ from mlx_finetune.app.eval.score import AnswerScorer, Values
 from mlx_finetune.dataset.corpus import locate_sources
 from mlx_finetune.dataset.examples import read_file
 from mlx_finetune.dataset.formats import Example
+from mlx_finetune.dataset.layouts import column_named
 from mlx_finetune.dataset.problems import Findings, show_names
 from mlx_finetune.dataset.row import DataFile, Row
 from mlx_finetune.errors import DataError
@@ -34,7 +35,7 @@ def with_answer_column(data: DataRecipe, base: Path, columns: Sequence[str]) -> 
         return data
     rows = (row for source in locate_sources(data, base) for files in source.located.values() for row in _rows(files))
     fields = next((row.fields for row in rows), {})
-    if data.columns[name] in fields or columns[0] not in fields:
+    if column_named(fields, data.columns[name]) or columns[0] not in fields:
         return data
     return data.model_copy(update={"columns": {**data.columns, name: columns[0]}})
 

@@ -79,7 +79,7 @@ def ask(
         if not only_states:
             replies.append(_reply(split, probe, shared, hidden, caches))
         step(number + 1)
-    layers = range(len(tokens[0]))
+    layers = range(len(tokens[0]) if tokens else 0)
     return replies, States(
         tuple(np.concatenate([one[layer] for one in tokens]) for layer in layers),
         tuple(np.stack([one[layer][-1] for one in tokens]) for layer in layers),
@@ -88,8 +88,9 @@ def ask(
 
 def _num_shared(probe: Probe) -> int:
     """Tokens that all rows of a probe begin with, one less than the shortest has at most; at least 1."""
-    if len(probe.rows) == 1:  # nothing parts: where the first target is predicted from
-        return max(1, int(np.flatnonzero(probe.rows[0].loss_mask[1:])[0]) + 1)
+    if len(probe.rows) == 1:  # nothing parts: where the answer begins, or of a text the last token
+        before = int(np.flatnonzero(probe.rows[0].loss_mask[1:])[0])
+        return max(1, before + 1 if before else len(probe.rows[0].ids) - 1)
     rows = [row.ids for row in probe.rows]
     return max(1, min(num_equal(rows), min(map(len, rows)) - 1))
 

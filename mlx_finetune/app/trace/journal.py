@@ -15,7 +15,7 @@ from mlx_finetune import durable
 from mlx_finetune.app.trace.asking import Reply
 from mlx_finetune.app.trace.layers import Layer
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def describe_layers(
     base_lens: Callable[[int], Floats] | None,
 ) -> list[Layer]:
     """One entry for each block. ``base_lens`` gives the base's log-probabilities (P, V) after a block."""
-    final = None if lens is None else lens.read(states.last[-1])
+    final = None if lens is None or not states.last else lens.read(states.last[-1])
     found: list[Layer] = []
     for number, tokens in enumerate(states.tokens):
         here = centred(tokens)

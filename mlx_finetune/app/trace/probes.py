@@ -1,7 +1,8 @@
 """Which questions a trace asks: held-out rows of the run, each with its right answer and wrong ones of the same kind.
 
 The wrong answers stand in the column ``wrong`` (or ``candidates``, ``distractors``) of a row; where there is none, they
-are answers of other held-out rows of the same category. A text without a question has none: its loss is followed.
+are answers of other held-out rows of the same category. A text without a question has none: the loss of its first
+tokens is followed. Where nothing can be asked, the weights are compared all the same.
 """
 
 import hashlib
@@ -29,7 +30,14 @@ WRONG_COLUMNS = ("wrong", "candidates", "distractors")
 MOST_WRONG = 7
 DRAWN_WRONG = 3
 MOST_CATEGORIES = 50
+TEXT_TOKENS = 256  # of a text without a question
 ALL = "all"
+ASK_OTHERS = "name questions with answers that it was not trained on: --probes FILE (docs/trace.md)"
+FORM = 'a row is {"prompt": "Is it red?", "completion": "yes", "wrong": ["no"]}; docs/trace.md says more'
+
+
+class NoProbesError(DataError):
+    """The run's own rows have nothing that can be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +58,13 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """The probes in their order, and where they are from: ``split`` is test, valid or the file's name."""
+    """The probes in their order, and where they are from: ``split`` is test, validation or all. ``lack`` says why
+    questions are missing, or why everything is."""
 
     probes: tuple[Probe, ...]
     split: str
     source: str
+    lack: str = ""
 
     @property
     def sha256(self) -> str:
@@ -83,7 +93,7 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
     """At most ``per_category`` held-out rows of each value of the column ``category``, always the same ones.
 
     ``given`` names a file in the place of the run's held-out rows. Where the column ``is_asked`` for, a row must have
-    it. Raises ``UsageError`` or ``DataError``.
+    it. Raises ``UsageError`` or ``DataError``; ``NoProbesError`` where those of the run are none.
     """
     data, folder = subject.data, subject.folder
     if given is not None:
@@ -91,13 +101,12 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
             raise UsageError(f"there is no {given} for --probes", f"name a file or folder; paths count from {base}")
         data, folder = data_of(given, data), base
     elif has_no_data(subject):
-        raise DataError(f"the rows of {subject.opened.name} are not known", "name some: --probes FILE")
+        raise NoProbesError(f"the rows of {subject.opened.name} are not known", ASK_OTHERS)
     is_given = given is not None
     splits = load_splits(data, base=folder, task="sft" if is_given else subject.task, is_given=is_given)
     name = "test" if splits.test else "valid" if splits.valid else "train"
     if name == "train" and given is None:
-        raise DataError("nothing is held out: the data of this run has no test and no validation rows",
-                        "name rows that it was not trained on: --probes FILE")  # fmt: skip
+        raise NoProbesError("nothing is held out: the data of this run has no test and no validation rows", ASK_OTHERS)
     examples: Sequence[Example] = splits.test or splits.valid or splits.train
     columns = _read_columns(data, folder, examples)
     asked = [
@@ -106,19 +115,23 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
         if (one := ask_about(example, columns.get((example.source, example.line), {}), category)) is not None
     ]
     if not asked:
-        raise DataError(
-            f"the held-out rows are no questions with answers (task = {subject.task!r})", "name some: --probes FILE"
-        )
+        raise _unusable(given, f"are no questions with answers (task = {subject.task!r})")
     if is_asked and not any(category in fields for fields in columns.values()):
         known = dict.fromkeys(name for fields in columns.values() for name in fields)
         raise UsageError(f"no row has the column {category!r}", f"columns are {', '.join(known)}")
     chosen = _with_drawn(_smallest(asked, per_category), asked)
     probes = _tokenized(chosen, subject, data, folder)
     if not probes:
-        raise DataError("none of the held-out rows can be a probe: all are too long, or have no answer",
-                        "name others: --probes FILE")  # fmt: skip
+        raise _unusable(given, "can be no probes: all are too long, or have no answer")
     source = given or data.path or data.test or data.valid or "the sources of the recipe"
-    return Probes(tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], source)
+    lack = "" if any(probe.answers[0] for probe in probes) else "the rows are texts, whose loss is followed"
+    return Probes(tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], source, lack)
+
+
+def _unusable(given: str | None, why: str) -> DataError:
+    if given is not None:
+        return DataError(f"the rows of {given} {why}", FORM)
+    return NoProbesError(f"the held-out rows {why}", ASK_OTHERS)
 
 
 def _read_columns(
@@ -206,12 +219,16 @@ def _with_drawn(chosen: Sequence[_Asked], every: Sequence[_Asked]) -> list[_Aske
 
 
 def _tokenized(chosen: Sequence[_Asked], subject: Subject, data: DataRecipe, folder: Path) -> list[Probe]:
-    """Every probe with its answers as rows of tokens; one whose rows were cut, split or dropped is left out."""
+    """Every probe with its answers as rows of tokens; one whose rows were cut, split or dropped is left out. A
+    text is its first tokens."""
     examples: list[Example] = []
     for number, one in enumerate(chosen):
         answered = [one.example, *(_with_answer(one.example, text) for text in one.wrong)]
         first = number * (MOST_WRONG + 1) + 1
         examples += [replace(each, source="probe", line=first + place) for place, each in enumerate(answered)]
+    if all(isinstance(example, Text) for example in examples):
+        limit = min(TEXT_TOKENS, data.max_seq_length)
+        data = data.model_copy(update={"max_seq_length": limit, "truncation": "split"})
     made = tokenize(examples, subject.opened.tokenizer, data, task=_task(subject), base=folder, may_be_empty=True)
     by_line: dict[int, list[Tokens]] = {}
     for row in made.rows:
@@ -220,6 +237,8 @@ def _tokenized(chosen: Sequence[_Asked], subject: Subject, data: DataRecipe, fol
     for number, one in enumerate(chosen):
         first = number * (MOST_WRONG + 1) + 1
         rows = [by_line.get(first + place, []) for place in range(1 + len(one.wrong))]
+        if isinstance(one.example, Text):
+            rows = [found[:1] for found in rows]
         if all(len(found) == 1 for found in rows) and rows[0][0].loss_mask[1:].any():
             where = f"{one.example.source}:{one.example.line}"
             right = prompt_and_reference(one.example)[1]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune import rundir
+from mlx_finetune.app.eval.subject import Subject
 from mlx_finetune.app.open import Report
 from mlx_finetune.app.trace.learned import describe_categories
 from mlx_finetune.app.trace.measure import Settings, Tracer, open_traced
-from mlx_finetune.app.trace.probes import choose_probes
+from mlx_finetune.app.trace.probes import NoProbesError, Probes, choose_probes
 from mlx_finetune.app.trace.tables import Traced, compare_checkpoints, find_directions, write_tables
 from mlx_finetune.app.updates.series import Series, open_series
 from mlx_finetune.errors import StorageError
@@ -42,19 +43,31 @@ def trace_run(name: str, asked: Asked, *, base: Path, report: Report) -> Traced:
 
 def _trace(series: Series, asked: Asked, base: Path, report: Report) -> Traced:
     subject = open_traced(series, report)
-    column = asked.category or (subject.recipe.eval.category if subject.recipe else None) or "category"
-    probes = choose_probes(subject, asked.probes, per_category=asked.per_category, category=column, base=base,
-                           is_asked=asked.category is not None)  # fmt: skip
+    probes = _choose(subject, asked, base)
     tracer = Tracer(series, subject, probes, Settings(asked.answer_tokens, asked.has_svd), report)
     results = tuple(tracer.results())
     report(Phase("trace", detail="comparing checkpoints"))
     pairs = tuple(compare_checkpoints(series, has_svd=asked.has_svd))
     categories = describe_categories(results, probes.probes, seed=subject.seed)
     directions = tuple(find_directions(series, tracer.base_weight)) if asked.has_svd else ()
-    left_out = tuple(_left_out(series, asked))
+    left_out = tuple(_left_out(series, asked, probes))
     traced = Traced(series, probes, results, tuple(categories), pairs, left_out, directions)
     write_tables(series.run.file(rundir.TRACE), traced)
     return traced
+
+
+def _choose(subject: Subject, asked: Asked, base: Path) -> Probes:
+    """None of a run whose own rows have nothing to ask: its weights are compared all the same."""
+    column = asked.category or (subject.recipe.eval.category if subject.recipe else None) or "category"
+    is_asked = asked.category is not None
+    try:
+        return choose_probes(
+            subject, asked.probes, per_category=asked.per_category, category=column, base=base, is_asked=is_asked
+        )
+    except NoProbesError as error:
+        if is_asked:
+            raise
+        return Probes((), "none", "", error.message)
 
 
 @contextmanager
@@ -72,8 +85,16 @@ def _named(folder: Path) -> Generator[None]:
         ) from error
 
 
-def _left_out(series: Series, asked: Asked) -> list[str]:
+def _left_out(series: Series, asked: Asked, probes: Probes) -> list[str]:
     """What was not measured, and how to have it."""
+    found = _without_svd(series, asked)
+    if probes.lack:
+        what = "right and wrong answers" if probes.probes else "everything that is asked, and hidden states"
+        found.insert(0, f"{what}: {probes.lack}; --probes FILE asks questions of yours (docs/trace.md)")
+    return found
+
+
+def _without_svd(series: Series, asked: Asked) -> list[str]:
     large = [path for path in series.paths if series.kind != "lora" and series[-1].update(path).parts is None]
     if not large or asked.has_svd:
         return []

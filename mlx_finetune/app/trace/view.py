@@ -17,8 +17,9 @@ _WIDTH = 90
 def summary_lines(traced: Traced) -> Iterator[str]:
     """The answers first, then the course by category, the layers and the matrices."""
     yield from reload_lines(traced)
-    yield ""
-    yield "When was it learned?"
+    if traced.categories:
+        yield ""
+        yield "When was it learned?"
     for category in traced.categories:
         yield f"  {harmless(category.sentence)}"
     for category in traced.categories:
@@ -49,7 +50,8 @@ def reload_lines(traced: Traced) -> Iterator[str]:
         right = counted(len(checked) - len(wrong), "checkpoint")
         yield f"{right} reloaded with the loss saved (at most {most:.1e} nats a target apart)"
     if len(checked) < len(checkpoints):
-        yield f"{counted(len(checkpoints) - len(checked), 'checkpoint')} hold no loss to check: not of save_at"
+        rest = len(checkpoints) - len(checked)
+        yield f"{counted(rest, 'checkpoint')} {'hold' if rest > 1 else 'holds'} no loss to check: not of save_at"
 
 
 def _course(category: Category) -> Iterator[str]:

@@ -25,7 +25,7 @@ from mlx_finetune.monitor.pipeline.table import (
 )
 from mlx_finetune.monitor.report.chart import bar
 from mlx_finetune.monitor.report.evaluated import Figure
-from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, section, table, tag
+from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, joined, section, table, tag
 from mlx_finetune.monitor.report.page import document
 from mlx_finetune.monitor.report.write import checked_place, free_place, is_ours, sealed
 from mlx_finetune.rundir import PIPELINE_REPORT, REPORT, RunDir
@@ -101,16 +101,20 @@ def _stages(facts: PipelineFacts) -> Html:
     rows: list[list[Child]] = []
     for stage, cells in zip(facts.stages, stage_rows(facts), strict=True):
         takes = ", ".join(stage.record.needs)
-        rows.append([tag("b", foreign(cells[0], 60)), foreign(takes, 80), *(foreign(one, 120) for one in cells[1:])])
+        rows.append([tag("b", foreign(cells[0], 60)), _shown(takes), *(_shown(one) for one in cells[1:])])
         rows[-1].append(_link(stage))
     failed = [stage for stage in facts.stages if stage.record.message and stage.status in ("failed", "stopped")]
     return section(
         "stages",
         "The stages",
-        table((HEAD[0], "takes", *HEAD[1:], ""), rows, class_="figures"),
+        table((HEAD[0], "takes", *HEAD[1:], ""), rows, class_="figures stages"),
         *(tag("p", foreign(one, 600)) for one in earlier_texts(facts)),
         *(tag("p", tag("b", stage.record.name), ": ", foreign(stage.record.message, 600)) for stage in failed),
     )
+
+
+def _shown(text: str) -> Child:
+    return foreign(text, 120) if text else ""
 
 
 def _link(stage: StageFacts) -> Html | None:
@@ -134,18 +138,17 @@ def _figure_parts(one: EvaluationTable) -> Iterator[Html]:
     if one.note:
         yield tag("p", one.note[0].upper() + one.note[1:] + ".")
     rows: list[list[Child]] = [
-        [foreign(f"{stage}{mark}", 110), *(cell for column in one.columns for cell in _cells(column, stage))]
+        [foreign(f"{stage}{mark}", 110), *(_cell(column, stage) for column in one.columns)]
         for stage, mark in one.stages.items()
     ]
-    head = ["stage", *(part for column in one.columns for part in (foreign(column.title, 80), ""))]
-    yield table(head, rows, class_="figures")
+    yield table(("stage", *(foreign(column.title, 80) for column in one.columns)), rows, class_="figures across")
 
 
-def _cells(column: Column, stage: str) -> list[Child]:
-    """The figure, and for a share a bar."""
+def _cell(column: Column, stage: str) -> Html:
+    """The figure, and below it for a share a bar."""
     figure = column.figures.get(stage)
     text = figure_text(figure)
-    return [tag("b", text) if stage in column.best else text, _bar(figure)]
+    return joined([tag("b", text) if stage in column.best else text, _bar(figure)])
 
 
 def _bar(figure: Figure | None) -> Html | None:
@@ -186,15 +189,17 @@ def _data(facts: PipelineFacts) -> Html:
 def _again(facts: PipelineFacts) -> Html:
     record = facts.record
     rows: list[list[Child]] = [["file", code(record.file, 300)], ["begun", foreign(record.created, 40)]]
+    prints: list[Html] = []
     for stage in record.stages:
-        prints: list[list[Child]] = [[foreign(key, 60), code(value, 200)] for key, value in stage.fingerprint.items()]
-        if prints:
+        parts: list[list[Child]] = [[foreign(key, 60), code(value, 200)] for key, value in stage.fingerprint.items()]
+        if parts:
             what = tag("span", foreign(stage.name, 60), ": what its result depends on")
-            rows.append([foreign(stage.name, 60), details(what, table(("what", "value"), prints, class_="settings"))])
+            prints.append(details(what, table(("what", "value"), parts, class_="settings")))
     return section(
         "reproduce",
         "How to make it again",
         tag("pre", tag("bdi", facts.command())),
         tag("p", "Stages that are done are skipped as long as nothing that they depend on has changed."),
         table(("", ""), rows, class_="settings"),
+        *prints,
     )

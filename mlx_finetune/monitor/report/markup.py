@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from mlx_finetune.dataset.visible import harmless
 from mlx_finetune.recipe.values import without_tokens
 
+_MOST_NARROW = 3  # columns that stand side by side on any page
 _VOID = frozenset({"br", "col", "input", "meta"})
 #: What a page or a reader could be misled by: control characters, line ends of other systems, characters that turn the
 #: direction of the text around them, halves of characters. Blanks and joiners of other scripts are not among them.
@@ -75,10 +76,19 @@ def code(text: str, most: int = 400) -> Html:
 
 
 def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], class_: str | None = None) -> Html:
-    """A table that may be wider than the page; it scrolls by itself then."""
-    body = [tag("tr", *(tag("td", cell) for cell in row)) for row in rows]
-    heading = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
-    return tag("div", tag("table", heading, tag("tbody", *body), class_=class_), class_="scroll")
+    """A table. On a narrow page each row of one with many columns is a block of named cells (report.css)."""
+    heads = list(head)
+    is_wide = len(heads) > _MOST_NARROW
+    names = [tag("span", one, class_="name") if one and is_wide else None for one in heads]
+    body = [tag("tr", *map(_cell, row, names)) for row in rows]
+    heading = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in heads)))
+    classes = " ".join(filter(None, (class_, "wide" if is_wide else ""))) or None
+    return tag("div", tag("table", heading, tag("tbody", *body), class_=classes), class_="scroll")
+
+
+def _cell(cell: Child, name: Html | None) -> Html:
+    """With the name of its column, which only a narrow page shows; the name is no attribute, as others may write it."""
+    return tag("td", name if cell else None, cell)
 
 
 def details(summary: Child, *children: Child) -> Html:

@@ -8,6 +8,9 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
+from conftest import ROOT
+from small_runs import train, write_recipe
+from traced_runs import SETTINGS
 
 from mlx_finetune import rundir
 from mlx_finetune.app.open import open_name
@@ -268,6 +271,47 @@ def test_what_cannot_be_traced_is_one_sentence(run, make_run, tmp_path):
     )
     with pytest.raises(DataError, match="51 different values"):
         choose_probes(subject, "many.jsonl", per_category=2, category="category", base=tmp_path)
+
+
+def test_a_run_on_texts_is_traced_by_the_loss_of_their_first_tokens(tiny_model, tmp_path):
+    texts = [{"text": f"{number}: " + "To be, or not to be. " * (9 if number % 2 else 2)} for number in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    overrides = (
+        'task="pretrain"',
+        "data.max_seq_length=32",
+        'data.truncation="split"',
+        *SETTINGS,
+        "data.val_split=0.5",
+    )
+    found = trace(train(write_recipe(tmp_path, tiny_model("llama")), overrides=overrides))
+    assert {len(probe.rows) for probe in found.probes.probes} == {1}
+    assert max(len(probe.rows[0].ids) for probe in found.probes.probes) == 32
+    assert found.categories[0].course[-1].loss < found.categories[0].course[0].loss
+    assert found.results[-1].layers[-1].base_cka is not None
+    assert found.left_out[0].startswith("right and wrong answers: the rows are texts, whose loss is followed; --probes")
+
+
+def test_a_run_whose_rows_cannot_be_asked_has_its_weights_compared(tiny_model, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"row {number}", "label": str(number % 2)}) + "\n" for number in range(24))
+    )
+    settings = ('task="classify"', "data.packing=false", "training.save_at=[1.0]", "training.neftune_alpha=0.0")
+    run = train(write_recipe(tmp_path, tiny_model("llama")), overrides=(*settings, "eval.prompts=[]"))
+    found = trace(run)
+    assert (found.probes.probes, found.categories) == ((), ())
+    assert all(matrix.norm > 0 for matrix in found.results[-1].matrices)
+    assert "the held-out rows are no questions with answers (task = 'classify'); --probes FILE" in found.left_out[0]
+    assert any(line.startswith("left out: everything that is asked") for line in summary_lines(found))
+    with pytest.raises(DataError, match="are no questions with answers"):
+        trace(run, Asked(category="kind"))
+
+
+def test_the_probes_of_the_documents_are_read_as_they_stand_there(run, tmp_path):
+    text = (ROOT / "docs" / "trace.md").read_text().partition("<<'END'\n")[2].partition("    END")[0]
+    (tmp_path / "probes.jsonl").write_text(text)
+    subject = open_traced(open_series(run), silent)
+    probes = choose_probes(subject, "probes.jsonl", per_category=24, category="category", base=tmp_path).probes
+    assert [(probe.category, len(probe.answers)) for probe in probes] == [("colour", 3)] * 2 + [("sum", 3)] * 2
 
 
 def test_probes_from_a_file_without_wrong_answers_or_categories(run, tmp_path):

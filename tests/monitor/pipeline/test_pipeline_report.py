@@ -3,42 +3,17 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pipeline_facts import evaluation, pipeline
 
 from mlx_finetune.errors import RunError
-from mlx_finetune.monitor.pipeline.facts import Picks, PipelineFacts, StageFacts, Way, read_pipeline
+from mlx_finetune.monitor.pipeline.facts import Picks, PipelineFacts, Way, read_pipeline
 from mlx_finetune.monitor.pipeline.page import render, write_reports
 from mlx_finetune.monitor.pipeline.table import evaluation_tables, figure_text, markdown, table_json, table_lines
-from mlx_finetune.monitor.report.evaluated import Evaluation, Figure, Measured, Rows, Verdict
-from mlx_finetune.recipe.pipeline.record import EvaluationRecord, PipelineRecord, StageRecord, write_record
+from mlx_finetune.monitor.report.evaluated import Figure, Rows
+from mlx_finetune.recipe.pipeline.record import PipelineRecord, write_record
 from mlx_finetune.rundir import RunDir, list_all_runs, list_runs
-
-STAGES = ("pretrain", "sft")
-
-
-def evaluation(perplexity: float, number: int, *, tokenizer: str = "t", rows: str = "r") -> Evaluation:
-    measures = (
-        Measured("perplexity", False, {"base": Figure(9.0, 8.0, 10.0, 50), "tuned": Figure(perplexity, 2.0, 4.0, 50)},
-                 name="perplexity"),
-        Measured("bits per byte", False, {"tuned": Figure(perplexity / 2, None, None, 50)}, name="bits_per_byte"),
-        Measured("right number", True, {"tuned": Figure(number / 50, 0.1, 0.9, 50, number)}, name="number"),
-    )  # fmt: skip
-    identity = {"tokenizer_sha256": tokenizer, "rows_sha256": rows}
-    return Evaluation("rows", "", Rows("rows.jsonl", "all", 50), Verdict("", ""), measures, identity=identity)
-
-
-def pipeline(first: Evaluation, second: Evaluation, **changes: Any) -> PipelineFacts:
-    """Two stages with an evaluation each."""
-    records = tuple(StageRecord(name, "train", f"{name}.toml", status="finished", seconds=60.0) for name in STAGES)
-    evaluations = tuple(EvaluationRecord(name, "rows", "finished", seconds=5.0) for name in STAGES)
-    record = PipelineRecord("2026", "p.toml", "/", stages=records, evaluations=evaluations)
-    stages = tuple(
-        StageFacts(one, Path(one.name), None, {"rows": found}, (), "", is_at_work=False)
-        for one, found in zip(records, (first, second), strict=True)
-    )
-    return replace(PipelineFacts("mine", Path("adapters/mine"), record, stages, is_running=False), **changes)
 
 
 def best(facts: PipelineFacts) -> dict[str, tuple[str, ...]]:

@@ -1,13 +1,16 @@
 """A report in a real browser, from file://: it asks nobody, the console is empty, and it reads without JavaScript."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from browsers import Watch, open_browser
+from pipeline_facts import evaluation, pipeline
 from reported_runs import write_run
 
+from mlx_finetune.monitor.pipeline.page import render
 from mlx_finetune.monitor.report.write import write_report
 
 if TYPE_CHECKING:
@@ -77,6 +80,35 @@ def test_without_javascript_every_answer_can_be_read(open_report: Open) -> None:
 def test_no_width_scrolls_the_page_sideways(width: int, open_report: Open) -> None:
     page = open_report(lambda text: text + " " + "x" * 300, width=width)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+
+
+WIDER = """[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1)
+    .map(box => box.textContent.slice(0, 60))"""
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_every_table_is_whole_beside_the_page(width: int, open_report: Open) -> None:
+    page = open_report(width=width)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert page.evaluate("document.querySelectorAll('.scroll').length") > 5
+    assert page.evaluate(WIDER) == []
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_every_table_of_a_pipeline_is_whole(width: int, browser: "Browser") -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
+    command = "sample {sft} --data sample.jsonl --out {folder} --answers 6 --temperature 1.0"
+    stages = [
+        replace(stage, record=replace(stage.record, name=f"a-name-that-is-long-{number}", kind="command", what=command,
+                                      needs=("pretrain", "a-name-that-is-long"), was_skipped=True,
+                                      fingerprint={"data files": "1f" * 32}))
+        for number, stage in enumerate(facts.stages)
+    ]  # fmt: skip
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_content(render(replace(facts, stages=tuple(stages))))
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert page.evaluate(WIDER) == []
+    page.close()
 
 
 def test_what_a_run_says_does_nothing(open_report: Open) -> None:

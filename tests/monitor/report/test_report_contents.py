@@ -6,7 +6,7 @@ from pathlib import Path
 
 import golden_report
 import pytest
-from reported_runs import STARTED, events, step, write_events, write_run
+from reported_runs import STARTED, events, step, words, write_events, write_run
 
 from mlx_finetune.events import (
     Evaluated,
@@ -25,12 +25,6 @@ from mlx_finetune.monitor.report.page import render
 from mlx_finetune.recipe.resolve import flatten_recipe, render_resolved
 from mlx_finetune.recipe.schema import Recipe, section_names
 from mlx_finetune.rundir import RunDir
-
-
-def words(page: str) -> str:
-    """What a reader sees, without what the page is drawn with."""
-    text = re.sub(r"<(style|script|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]+>", " ", text).split())
 
 
 def page_of(folder: Path, *listed: Event) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from reported_runs import write_run
+from reported_runs import words, write_run
 
 from mlx_finetune import rundir
 from mlx_finetune.monitor.report.facts import read_facts
@@ -54,11 +54,6 @@ def write_trace(run: RunDir, text: str = "colour", *, gap: float = 1e-8) -> None
 
 def page_of(run: RunDir) -> str:
     return render(read_facts(run))
-
-
-def words(page: str) -> str:
-    text = re.sub(r"<(style|script|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]+>", " ", text).split())
 
 
 def test_the_trace_says_when_then_shows_the_course_and_the_geometry(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def _text(text: str) -> Html:
 
 
 def _table(choices: Sequence[Choice]) -> Html:
-    return table(("section", "key", "value"), _rows(choices), class_="settings")
+    return table(("section", "key", "value"), _rows(choices), class_="settings wide")
 
 
 def _reasons(choices: Sequence[Choice]) -> Html:

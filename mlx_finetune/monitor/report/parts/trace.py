@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from mlx_finetune.monitor.report.chart import Chart, Series, draw
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, section, table, tag
-from mlx_finetune.monitor.report.traced import Category, Layer, Matrix, Point, Trace
+from mlx_finetune.monitor.report.traced import Asked, Category, Layer, Matrix, Point, Trace
 from mlx_finetune.units import counted
 
 _LOOKS = {"learned": "good", "known before": "open", "not learned": "bad", "no answers": "open"}
@@ -26,17 +26,10 @@ def trace(facts: ReportFacts) -> Html | None:
         return None
     summary = found.summary
     figures = [figure for chart in _charts(found) if (figure := draw(chart)) is not None]
-    asked = summary.probes
-    where = [
-        f"{counted(asked.count, 'probe')} of ",
-        foreign(asked.source, 200),
-        f", split {asked.split}." if asked.split != "all" else ".",
-    ]
     return section(
         "trace",
-        "When it was learned",
-        tag("p", _HOW_TO_READ, class_="hint"),
-        tag("p", *where, class_="same"),
+        "When it was learned" if summary.probes.count else "How the weights moved",
+        *_how_asked(summary.probes),
         _reload(found),
         *(_verdict(category) for category in summary.categories[:_MOST_CATEGORIES]),
         tag("div", *figures, class_="charts") if figures else None,
@@ -46,6 +39,14 @@ def trace(facts: ReportFacts) -> Html | None:
         *(tag("p", "Left out: ", foreign(text, 600), class_="note") for text in summary.left_out[:10]),
         tag("p", foreign(summary.note, 400), " The figures are in ", code("trace/*.csv"), ".", class_="note"),
     )
+
+
+def _how_asked(asked: Asked) -> Iterator[Html]:
+    """Nothing where nothing was asked."""
+    if asked.count:
+        split = f", split {asked.split}." if asked.split != "all" else "."
+        yield tag("p", _HOW_TO_READ, class_="hint")
+        yield tag("p", f"{counted(asked.count, 'probe')} of ", foreign(asked.source, 200), split, class_="same")
 
 
 def _verdict(category: Category) -> Html:
@@ -226,7 +227,7 @@ def _samples(found: Trace) -> Html | None:
         for sample in samples
         if sample.prompt == prompt
     ]
-    return details("Free answers at every checkpoint", table(("asked", "step", "answer"), rows))
+    return details("Free answers at every checkpoint", table(("asked", "step", "answer"), rows, class_="texts"))
 
 
 def _matrix_table(matrices: Sequence[Matrix]) -> Html | None:

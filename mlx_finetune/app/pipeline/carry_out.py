@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlx_finetune import durable
-from mlx_finetune.app.pipeline.aside import set_aside
+from mlx_finetune.app.pipeline.aside import bring_back, forget, move_away, set_aside
 from mlx_finetune.app.pipeline.decide import Deciding, ReplacingError, Step, is_used, refuse_replacing, run_status
 from mlx_finetune.app.pipeline.fingerprint import evaluation_fingerprint, hash_result
 from mlx_finetune.app.running.runs import check_removable, remove_run
@@ -212,8 +212,9 @@ class _Work:
             step = replace(step, action="replace", reasons=("its result is gone",))
         if step.action == "replace":
             refuse_replacing([step], self.deciding, self.record)
-            self.hands.say(f"{title}: replaced, because {'; '.join(step.reasons[:3])}")
-        if step.action == "replace" or (step.action == "run" and is_used(stage)):
+            why, place = "; ".join(step.reasons[:3]), move_away(stage, self._known(stage))
+            self.hands.say(f"{title}: replaced, because {why}; what it holds waits in {place} until that is complete")
+        if step.action == "run" and is_used(stage):
             self._remove(stage)
         assert step.fingerprint is not None
         is_resumed = step.action == "resume" and stage.loaded is not None
@@ -257,6 +258,10 @@ class _Work:
 
     def _finish(self, stage: Stage, ended: Ended, seconds: float) -> Ended:
         result = hash_result(stage) if ended.status == "finished" else ""
+        if ended.status != "finished" and not is_used(stage) and (before := bring_back(stage)) is not None:
+            self.hands.say(f"{stage.folder} is as it was before: nothing was made anew")
+            self._keep(self.record.with_stage(before))
+            return ended
         if ended.status == "finished" and stage.loaded is not None and not result:
             ended = Ended(1, f"{stage.result} holds no weights")
         done = replace(
@@ -271,10 +276,11 @@ class _Work:
         if result:
             self._keep(replace(self.record, redone=(*self.record.redone, stage.name)))
             self.results[stage.name] = result
+            forget(stage)
         return ended
 
     def _remove(self, stage: Stage) -> None:
-        """What somebody has allowed to be replaced."""
+        """What a start has left that saved nothing."""
         if stage.loaded is not None:
             remove_run(RunDir(stage.folder))
         else:

@@ -14,7 +14,7 @@ from mlx_finetune.errors import MlxftError, RecipeError, RunError, UsageError
 from mlx_finetune.monitor.pipeline.facts import read_pipeline
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
 from mlx_finetune.recipe.pipeline.record import read_record, write_record
-from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOCK, LOG, RUN_INFO, take_lock
+from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOCK, LOG, MANIFEST, RUN_INFO, take_lock
 from mlx_finetune.train.start.identity import recipe_identity
 
 PIPELINE = """
@@ -72,7 +72,8 @@ class Pretend:
         name = f"eval {Path(words[1]).name}" if words[0] == "eval" else "draw"
         self.done.append(name)
         ended = self.ends.pop(name, Ended(0))
-        assert isinstance(ended, Ended)
+        if isinstance(ended, MlxftError):
+            raise ended
         if words[0] == "eval":
             (Path(words[1]) / "eval").mkdir(exist_ok=True)
             (Path(words[1]) / "eval" / f"{words[3]}.json").write_text("{}")
@@ -176,6 +177,43 @@ def test_force_replaces_what_changed_and_what_follows_from_it(done: Pretend) -> 
     assert "what it starts from is another" in done.said[3]
     assert run(done).exit_code == 0
     assert done.done == []
+
+
+@pytest.mark.parametrize("stage", ["full", "draw"])
+def test_what_was_to_be_replaced_is_there_again_where_the_new_start_came_to_nothing(done: Pretend, stage: str) -> None:
+    before, log = read_record(Path("adapters/p")), Path("adapters/p", stage, LOG)
+    assert before is not None
+    log.write_text("first\n")
+    Path("adapters/p/full", CORRECTIONS).write_text("put right\n")
+    held = {path: path.read_bytes() for path in sorted(Path("adapters/p", stage).rglob("*")) if path.is_file()}
+    done.ends[stage] = RunError("problems.jsonl:2 is no JSON", "mend it")
+    outcome = run(done, selection=Selection(only=stage, is_forced=True))
+    assert (outcome.where, outcome.message) == (f"stage {stage}", "problems.jsonl:2 is no JSON")
+    assert {path: path.read_bytes() for path in held} == held
+    assert done.said[-1] == f"adapters/p/{stage} is as it was before: nothing was made anew"
+    assert not Path("adapters/p/.earlier").exists()
+    after = read_record(Path("adapters/p"))
+    assert after is not None
+    assert after.stage(stage) == before.stage(stage)
+    run(done)
+    assert done.done == []
+
+
+def test_what_was_replaced_waits_until_the_new_one_is_complete(done: Pretend) -> None:
+    weights = Path("adapters/p/.earlier/lora/1", NAMES[1])
+    done.ends["lora"] = Ended(130)
+    again = Selection(only="lora", is_forced=True)
+    run(done, selection=again)
+    assert weights.read_text() == "lora"
+    Path("adapters/p/lora/checkpoint-1").mkdir()
+    Path("adapters/p/lora/checkpoint-1", MANIFEST).touch()
+    done.ends["lora"] = RunError("no room", "make some")
+    run(done, "lora.training.max_steps=7", selection=again)  # of the second, which came to nothing, the first is left
+    assert json.loads(Path("adapters/p/lora", RUN_INFO).read_text()) == {"status": "stopped"}
+    assert weights.read_text() == "lora"
+    run(done, selection=again)
+    assert done.done == ["lora again", "eval lora"]
+    assert not Path("adapters/p/.earlier").exists()
 
 
 def test_what_follows_is_skipped_where_the_same_bytes_came_out(done: Pretend) -> None:

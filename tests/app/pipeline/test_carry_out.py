@@ -9,9 +9,12 @@ import pytest
 
 from mlx_finetune.app.pipeline.carry_out import Ended, Hands, Outcome, carry_out
 from mlx_finetune.app.pipeline.decide import Selection, deciding
+from mlx_finetune.app.pipeline.planning import plan_lines, plan_stages
+from mlx_finetune.app.planning.plan import Plan
 from mlx_finetune.durable import remove_tree
 from mlx_finetune.errors import MlxftError, RecipeError, RunError, UsageError
 from mlx_finetune.monitor.pipeline.facts import read_pipeline
+from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
 from mlx_finetune.recipe.pipeline.record import read_record, write_record
 from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOCK, LOG, MANIFEST, RUN_INFO, take_lock
@@ -530,9 +533,61 @@ def test_a_result_that_somebody_changed_is_taken_and_one_that_is_gone_is_not_mad
     assert done.done == []
     assert done.said[-1] == "stage 4 of 4, more: done before, skipped; its result was changed since"
     Path("adapters/p/more/adapter_model.safetensors").unlink()
-    outcome = run(done)
-    assert (outcome.exit_code, outcome.where) == (1, "stage more")
-    assert outcome.message == "what adapters/p holds would be replaced: more (its result is gone)"
+    with pytest.raises(RunError) as caught:
+        run(done)
+    assert caught.value.message == "what adapters/p holds would be replaced: more (its result is gone)"
+
+
+def plan(selection: Selection | None = None) -> tuple[dict[str, str], str]:
+    """Stage -> what a dry run says is done with it, and the lines behind the table."""
+
+    def make(recipe: LoadedRecipe) -> Plan:
+        raise MlxftError("no plan of a model that is not there")
+
+    found = deciding(load(), selection or Selection(), recipe_identity, Path.cwd())
+    planned = plan_stages(found, read_record(Path("adapters/p")), make)
+    text = "\n".join(plan_lines(planned, found.pipeline))
+    return {one.step.stage.name: one.words for one in planned}, text.rpartition("\n\n")[2]
+
+
+def test_a_dry_run_decides_as_the_run_does_where_a_result_is_gone_or_was_changed(done: Pretend) -> None:
+    assert plan() == (dict.fromkeys(("full", "lora", "draw", "more"), "done, skipped"), "everything is done")
+    Path("adapters/p/lora", NAMES[1]).write_text("trained further by hand")
+    assert plan()[0] == {
+        "full": "done, skipped",
+        "lora": "done, skipped",
+        "draw": "needs --force",
+        "more": "skipped, or needs --force",
+    }
+    Path("adapters/p/lora", NAMES[1]).unlink()
+    assert plan(Selection(is_forced=True))[0] == {
+        "full": "done, skipped",
+        "lora": "replaced",
+        "draw": "skipped, or replaced",
+        "more": "skipped, or replaced",
+    }
+
+
+def test_a_dry_run_says_what_follows_from_a_stage_that_goes_on() -> None:
+    run(Pretend(ends={"lora": Ended(130)}))
+    words, text = plan()
+    assert words == {"full": "done, skipped", "lora": "goes on", "draw": "runs", "more": "runs"}
+    assert text.endswith("1 evaluation: rows of lora")
+
+
+def test_a_dry_run_shows_evaluations_that_are_defined_otherwise_and_sums_what_stages_took(done: Pretend) -> None:
+    Path("p.toml").write_text(PIPELINE.replace('["loss"]', '["loss", "general"]'))
+    assert plan()[1].splitlines() == [
+        "2 evaluations: rows of full, lora",
+        *(
+            f"rows of {stage} is evaluated anew, and the figures before are kept: "
+            'tasks: was ["loss"], is now ["loss", "general"]'
+            for stage in ("full", "lora")
+        ),
+    ]
+    text = plan(Selection(only="draw", is_forced=True))[1]
+    assert text.startswith("about ")
+    assert text.endswith(" in all, without evaluations")
 
 
 def test_missing_data_is_found_before_anything_begins() -> None:

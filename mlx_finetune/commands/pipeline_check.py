@@ -64,17 +64,21 @@ class _Checking:
 
     def _stage(self, stage: "Stage") -> None:
         if stage.loaded is not None:
-            from mlx_finetune.commands.named import check_named
-            from mlx_finetune.recipe.paths import check_paths
+            from mlx_finetune.commands.checked import check_first_rows, check_recipe
 
-            check_paths(stage.loaded, self.here)
-            check_named(stage.loaded, self.here)
+            check_recipe(stage.loaded, self.here, self._is_made)
+            check_first_rows(stage.loaded, self.here, self._is_made)
             return
         name, *words = stage.words
         module = importlib.import_module(f"mlx_finetune.commands.{name}")
         with module.command.make_context(f"mlxft {name}", list(words)) as context:
             module.check_options(context.params)
             self._asked(name, context.params)
+
+    def _is_made(self, path: Path) -> bool:
+        from mlx_finetune.recipe.pipeline.files import is_made
+
+        return is_made(str(path), self.loaded, self.here)
 
     def _asked(self, command: str, given: Mapping[str, Any]) -> None:
         """Refuse a run that is none, and tasks that do not fit it."""

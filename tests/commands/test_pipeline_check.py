@@ -1,5 +1,6 @@
 """What would end a stage of a pipeline hours later is found by the check, with its line: nothing is run here."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("text.jsonl").write_text('{"text": "Only text."}\n' * 3)
     Path("text.toml").write_text('task = "pretrain"\n' + BODY.format(rows="text.jsonl"))
     Path("sft.toml").write_text(BODY.format(rows="rows.jsonl"))
-    Path("judge.toml").write_text('task = "verifier"\n' + BODY.format(rows="rows.jsonl") + "[lora]\n")
+    marked = [{"prompt": f"1+{number}=", "completion": "2", "label": number == 1} for number in range(30)]
+    Path("marked.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in marked))
+    Path("judge.toml").write_text('task = "verifier"\n' + BODY.format(rows="marked.jsonl") + "[lora]\n")
     return tmp_path
 
 
@@ -105,6 +108,21 @@ def test_tasks_that_do_not_fit_a_stage_are_refused_with_their_line(stage: str, r
     line = 15 + rest.count("\n")
     assert found[0].startswith(f"p.toml:{line}: evaluation e of stage {stage}: ")
     assert expected in found[0]
+
+
+def test_rows_that_are_there_are_read_and_those_that_a_stage_makes_are_not() -> None:
+    with Path("rows.jsonl").open("a") as file:
+        file.write('{"messages": \n')
+    with Path("marked.jsonl").open("a") as file:
+        file.write('{"prompt": "1+1=", "completion": "2", "label": "maybe"}\n')
+    made = Path("adapters/p/drawn/sft/train.jsonl")
+    made.parent.mkdir(parents=True)
+    made.write_text("of an earlier start\n")
+    later = '[[stages]]\nname = "later"\nrecipe = "sft.toml"\nset = ["data.path={drawn}/sft"]\n'
+    drawn = '[[stages]]\nname = "drawn"\ncommand = "generate {sft} --prompt a"\n'
+    first, second = check(drawn + later)
+    assert first.startswith("rows.jsonl:25: not JSON: expecting value (column 14) / ")
+    assert second.startswith("marked.jsonl:31: ")
 
 
 def test_problems_of_recipes_and_commands_and_evaluations_come_at_once() -> None:

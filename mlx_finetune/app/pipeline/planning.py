@@ -5,10 +5,10 @@ takes as long and as much. Rows that an earlier stage will make are not known; t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlx_finetune.app.pipeline.decide import Action, Deciding, Step
+from mlx_finetune.app.pipeline.decide import Action, Deciding, Selection, Step
 from mlx_finetune.app.planning.plan import Plan, find_local
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.hardware.planning.disk import free_bytes
@@ -61,6 +61,7 @@ class PlannedStage:
 def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -> Sequence[PlannedStage]:
     """The stages in order. Raises ``MlxftError`` for a pipeline that could not be started."""
     steps = deciding.all_steps(record)
+    outdated = _outdated(deciding, record)
     done = {step.stage.name for step in steps if step.action == "skip"}
     kept = {step.stage.name: record.stage(step.stage.name) if record is not None else None for step in steps}
     found: list[PlannedStage] = []
@@ -70,12 +71,25 @@ def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -
             plan, note = _plan(step.stage, deciding, done, make)
         if step.action == "replace":
             note = "; ".join(step.reasons[:2])
+        if step.action == "leave" and step.stage.name in outdated:
+            note = f"outdated: {outdated[step.stage.name]}"
         known = kept[step.stage.name]
         if step.stage.loaded is None and (known is None or not known.seconds):
             note = "; ".join(part for part in (note, "a command: its time is known when it has run once") if part)
         evaluations = {} if step.action == "leave" else _evaluations(step, deciding, record)
         found.append(PlannedStage(step, plan, known, note, deciding.selection.is_forced, evaluations))
     return found
+
+
+def _outdated(deciding: Deciding, record: PipelineRecord | None) -> Mapping[str, str]:
+    """Stage -> why a start of all of them would have to replace it; nothing where all are asked for."""
+    if not deciding.selection.names_stages:
+        return {}
+    try:
+        steps = replace(deciding, selection=Selection()).all_steps(record)
+    except MlxftError:  # said when these are asked for
+        return {}
+    return {step.stage.name: "; ".join(step.reasons[:2]) for step in steps if step.action == "replace"}
 
 
 def _evaluations(step: Step, deciding: Deciding, record: PipelineRecord | None) -> Mapping[str, Sequence[str]]:

@@ -1,13 +1,17 @@
 """What would end a stage of a pipeline hours later is found by the check, with its line: nothing is run here."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from small_runs import write_rows
 
 from mlx_finetune.commands.recipe import command
+from mlx_finetune.dataset.read import read_rows
+from mlx_finetune.dataset.row import Row
 from mlx_finetune.errors import RecipeError
 
 TOP = """
@@ -123,6 +127,28 @@ def test_rows_that_are_there_are_read_and_those_that_a_stage_makes_are_not() -> 
     first, second = check(drawn + later)
     assert first.startswith("rows.jsonl:25: not JSON: expecting value (column 14) / ")
     assert second.startswith("marked.jsonl:31: ")
+
+
+def test_the_rows_of_an_evaluation_are_read_once_for_all_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def count(path: Path, **options: Any) -> Iterator[Row]:
+        read.append(path.name)
+        return read_rows(path, **options)
+
+    monkeypatch.setattr("mlx_finetune.dataset.examples.read_rows", count)
+    Path("test.jsonl").write_text(Path("rows.jsonl").read_text())
+    stages = "".join(f'[[stages]]\nname = "s{number}"\nrecipe = "sft.toml"\n' for number in range(3))
+    drawn = '[[stages]]\nname = "drawn"\ncommand = "sample {sft} --data test.jsonl --out {folder}"\n'
+    evaluation = '[[evaluations]]\nname = "e"\nstages = ["s0", "s1", "s2"]\ndata = "test.jsonl"\ntasks = ["loss"]\n'
+    assert check(stages + drawn + evaluation) == []
+    assert read.count("test.jsonl") == 1
+
+
+def test_rows_that_a_command_draws_from_are_read() -> None:
+    Path("test.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    (found,) = check('[[stages]]\nname = "drawn"\ncommand = "sample {sft} --data test.jsonl --out {folder}"\n')
+    assert found.startswith("p.toml:14: stage drawn: test.jsonl:2: one problem in the data: not JSON: expecting value")
 
 
 def test_problems_of_recipes_and_commands_and_evaluations_come_at_once() -> None:

@@ -6,7 +6,7 @@ and ``events``. What of it a person looks for afterwards stands in log.txt as we
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,16 +89,18 @@ class EventFollower:
     def __init__(
         self, path: Path, *, from_end: bool = False, decode: Callable[[str | bytes], Any] = json.loads
     ) -> None:
-        """``from_end`` leaves out what is there now; ``decode`` as in ``events.from_json``."""
+        """``from_end`` leaves out what is there now, for good; ``decode`` as in ``events.from_json``."""
         self._path = path
         self._decode = decode
         self._lines: list[int] = []  # hashes of the lines up to _offset
         self._offset = 0
         self._last = b""  # the line that ends at _offset
         self._stamp: tuple[int, int] | None = None
+        self._left_out: Sequence[int] = ()
         if from_end:
             for _ in self.poll():
                 pass
+            self._left_out = tuple(self._lines)
 
     def poll(self) -> Iterator[Record]:
         """New events, in order; nothing where the file does not exist yet or did not change."""
@@ -116,7 +118,10 @@ class EventFollower:
             self._last = line + b"\n"
             self._offset += len(self._last)
             self._lines.append(hash(self._last))
-            record = from_json(line, len(self._lines) - 1, decode=self._decode)
+            number = len(self._lines) - 1
+            if self._lines[-1:] == list(self._left_out[number : number + 1]):
+                continue
+            record = from_json(line, number, decode=self._decode)
             if record is not None:
                 yield record
         self._stamp = stamp

@@ -71,6 +71,20 @@ def test_after_a_cut_the_new_lines_are_given_however_many(
     assert follow() == skip() == [(keep, "z")]
 
 
+@pytest.mark.parametrize("is_seen", [True, False], ids=["cut seen", "cut and put back between two looks"])
+def test_what_was_left_out_stays_left_out_where_a_refused_continuation_puts_it_back(
+    journal: Path, is_seen: bool
+) -> None:
+    write(journal, "a", "b", "stopped")
+    new = poller(journal, from_end=True)
+    write(journal, "read", keep=1)
+    assert not is_seen or new() == [(1, "read")]
+    write(journal, "b", "stopped", keep=1)
+    assert new() == []
+    write(journal, "c")
+    assert new() == [(3, "c")]
+
+
 def test_lines_of_another_version_count_but_are_left_out(journal: Path) -> None:
     write(journal, "a", torn=b'{"kind": "unknown", "time": 1.0}\nnonsense\n')
     write(journal, torn=to_json(Notice("info", "n"), 1.0).encode() + b"\n")

@@ -17,11 +17,15 @@ from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
 
-def check_named(loaded: LoadedRecipe, base: Path) -> None:
-    """Raises ``RecipeError`` with every schema that cannot be used and every gate that is never measured."""
+def find_named(loaded: LoadedRecipe, base: Path) -> Iterator[Finding]:
+    """Every schema that cannot be used, gate that is never measured and tracker that is not installed."""
     recipe = loaded.recipe
-    findings = [*_endpoints(loaded), *_schema(recipe.eval, base), *_gates(recipe.eval), *_trackers(recipe)]
-    if findings:
+    yield from (*_endpoints(loaded), *_schema(recipe.eval, base), *_gates(recipe.eval), *_trackers(recipe))
+
+
+def check_named(loaded: LoadedRecipe, base: Path) -> None:
+    """Raises ``RecipeError`` with all of them."""
+    if findings := [*find_named(loaded, base)]:
         raise RecipeError(locate_findings(findings, loaded))
 
 

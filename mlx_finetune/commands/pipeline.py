@@ -179,6 +179,9 @@ def _ended(deciding: "Deciding", outcome: "Outcome", pipeline: "LoadedPipeline",
         for line in _end_lines(deciding, outcome):
             _say(line)
         return outcome.exit_code
+    if deciding.selection.names_stages:
+        for line in _changed_lines(pipeline, outcome.record):
+            _say(line)
     _say(f"next: {_next(pipeline, outcome.record)}")
     return 0
 
@@ -266,11 +269,10 @@ def _changed_lines(pipeline: "LoadedPipeline", record: "PipelineRecord") -> Sequ
     except MlxftError as error:
         return [error.message]
     earlier = record.outdated()
-    return [
-        f"{step.stage.name} is not as the file has it now: {'; '.join(step.reasons[:3])}"
-        for step in steps
-        if step.action == "replace" and step.stage.name not in earlier
-    ]
+    changed = [step for step in steps if step.action == "replace" and step.stage.name not in earlier]
+    lines = [f"{step.stage.name} is not as the file has it now: {'; '.join(step.reasons[:3])}" for step in changed]
+    anew = _as_started(pipeline, record).command("--force")
+    return [*lines, f"to make that and what follows anew: {anew}"] if changed else []
 
 
 def _since(started: float) -> str:

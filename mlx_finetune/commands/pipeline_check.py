@@ -5,16 +5,18 @@ The commands of stages are read by the parsers that read them when their turn ha
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_finetune.errors import MlxftError, Problem, RecipeError
+from mlx_finetune.errors import DataError, MlxftError, Problem, RecipeError
 
 if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchmarks/help_cost.py)
+    from mlx_finetune.dataset.corpus import Splits
+    from mlx_finetune.recipe.data import DataRecipe
     from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
     from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
 
@@ -34,6 +36,7 @@ class _Checking:
     loaded: "LoadedPipeline"
     here: Path
     missing: set[str]
+    found: dict[str, "Splits | DataError"] = field(default_factory=dict[str, "Splits | DataError"])
 
     def problems(self) -> Iterator[Problem]:
         """Stage after stage, then the evaluations."""
@@ -64,11 +67,16 @@ class _Checking:
 
     def _stage(self, stage: "Stage") -> None:
         if stage.loaded is not None:
-            from mlx_finetune.commands.named import check_named
-            from mlx_finetune.recipe.paths import check_paths
+            from mlx_finetune.commands.checked import check_first_rows, check_recipe
 
-            check_paths(stage.loaded, self.here)
-            check_named(stage.loaded, self.here)
+            problems: list[Problem] = []
+            for check in (check_recipe, check_first_rows):
+                try:
+                    check(stage.loaded, self.here, self._is_made)
+                except RecipeError as error:
+                    problems += error.problems
+            if problems:
+                raise RecipeError(problems)
             return
         name, *words = stage.words
         module = importlib.import_module(f"mlx_finetune.commands.{name}")
@@ -76,16 +84,35 @@ class _Checking:
             module.check_options(context.params)
             self._asked(name, context.params)
 
+    def _read(self, data: "DataRecipe", *, base: Path, task: str, is_given: bool) -> "Splits":
+        """``load_splits``, once for all stages that read a file in the same way. Raises ``DataError``."""
+        from mlx_finetune.dataset.corpus import load_splits
+
+        key = repr((data.path, data.format, data.columns, data.documents, task, is_given))
+        if key not in self.found:
+            try:
+                self.found[key] = load_splits(data, base=base, task=task, is_given=is_given)
+            except DataError as error:
+                self.found[key] = error
+        found = self.found[key]
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    def _is_made(self, path: Path) -> bool:
+        from mlx_finetune.recipe.pipeline.files import is_made
+
+        return is_made(str(path), self.loaded, self.here)
+
     def _asked(self, command: str, given: Mapping[str, Any]) -> None:
         """Refuse a run that is none, and tasks that do not fit it."""
         from mlx_finetune.errors import UsageError
-        from mlx_finetune.recipe.pipeline.files import is_made
 
         run = str(given["name"])
         stage = next((one for one in self.loaded.stages if Path(run) in (one.folder, one.result)), None)
         if stage is not None and stage.loaded is None:
             raise UsageError(f"{stage.name} trains nothing that {command} could load", "name a stage that has a recipe")
-        if stage is None and not is_made(run, self.loaded, self.here):
+        if stage is None and not self._is_made(Path(run)):
             from mlx_finetune.app.open import locate
             from mlx_finetune.rundir import find_run
 
@@ -98,6 +125,11 @@ class _Checking:
             from mlx_finetune.commands.eval import changes_of
 
             self._fits(stage, changes_of(given), given["data"], f"stage {stage.name}")
+        if command == "sample" and stage is not None and not self._is_made(Path(given["data"])):
+            assert stage.loaded is not None
+            from mlx_finetune.app.eval.rows import data_of
+
+            self._read(data_of(given["data"], stage.loaded.recipe.data), base=self.here, task="sft", is_given=True)
 
     def _evaluation(self, index: int, one: "EvaluationRecipe") -> Iterator[Problem]:
         """Tasks that the rows have nothing for, or that the model of a stage cannot do."""
@@ -114,15 +146,14 @@ class _Checking:
 
     def _fits(self, stage: "Stage", changes: Mapping[str, object], data: str | None, who: str) -> None:
         from mlx_finetune.recipe.evaluation import EvalRecipe
-        from mlx_finetune.recipe.pipeline.files import is_made
         from mlx_finetune.recipe.pipeline.rules import filled
 
         given = filled(data, self.loaded.folders) if data is not None else None
-        if given is not None and is_made(given, self.loaded, self.here):
+        if given is not None and self._is_made(Path(given)):
             return  # nobody knows yet what rows these will be
         if any(one.startswith(f"{who} reads {given},") for one in self.missing):
             return  # that is said
         assert stage.loaded is not None
         from mlx_finetune.app.eval.fits import check_fits
 
-        check_fits(stage.loaded.recipe, EvalRecipe.model_validate(changes), given, self.here)
+        check_fits(stage.loaded.recipe, EvalRecipe.model_validate(changes), given, self.here, self._read)

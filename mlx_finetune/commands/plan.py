@@ -110,6 +110,7 @@ def _plan(
 ) -> "tuple[Plan, Sequence[str], str]":
     """The plan, the overrides that are in it, and a warning about the profile of this machine."""
     from mlx_finetune.app.planning.plan import make_plan
+    from mlx_finetune.commands.checked import check_recipe
     from mlx_finetune.errors import UsageError
     from mlx_finetune.hardware.planning.chips import parse_mac
     from mlx_finetune.hardware.profile import Corrections, Profile, machine_key, tuned_settings
@@ -117,7 +118,7 @@ def _plan(
 
     mac = parse_mac(predict) if predict is not None else None
     loaded = load_recipe(path, overrides)
-    _check(loaded)
+    check_recipe(loaded, Path.cwd())
     machine = mac.machine if mac is not None else this_machine()
     profile = Profile() if mac is not None else _profile()
     known = profile.of(machine_key(machine)) if mac is None else Corrections()
@@ -146,17 +147,6 @@ def _plan(
     elif plan.fits:
         click.echo("it fits as it is: nothing was changed", err=True)
     return plan, overrides, profile.warning
-
-
-def _check(loaded: "LoadedRecipe") -> None:
-    """Raises ``RecipeError`` for what a training would be refused for."""
-    from mlx_finetune.commands.named import check_named
-    from mlx_finetune.commands.predecessors import check_predecessors
-    from mlx_finetune.recipe.paths import check_paths
-
-    check_paths(loaded, Path.cwd())
-    check_named(loaded, Path.cwd())
-    check_predecessors(loaded, Path.cwd())
 
 
 def plan_recipe(loaded: "LoadedRecipe", *, measures: bool) -> "Plan":

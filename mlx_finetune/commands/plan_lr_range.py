@@ -15,17 +15,15 @@ def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
     from mlx_finetune.app.planning.lr_range import find_range, range_lines, rate_names, refuse_own_answers
     from mlx_finetune.app.planning.plan_report import train_command
     from mlx_finetune.app.tune.buffers import tuned_buffers
-    from mlx_finetune.commands.named import check_named
+    from mlx_finetune.commands.checked import check_recipe
     from mlx_finetune.commands.opening import LoadingTalk
     from mlx_finetune.hardware.planning.lr_range import NUM_STEPS
     from mlx_finetune.monitor.tui.chart import Curve, draw_chart
     from mlx_finetune.recipe.load import load_recipe, naming_recipe
-    from mlx_finetune.recipe.paths import check_paths
 
     with naming_recipe(path, overrides):
         loaded = load_recipe(path, overrides)
-        check_paths(loaded, Path.cwd())
-        check_named(loaded, Path.cwd())
+        check_recipe(loaded, Path.cwd())
         refuse_own_answers(loaded.recipe.task)
         talk = LoadingTalk()
         if not sys.stderr.isatty():

@@ -2,14 +2,13 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlx_finetune.errors import RecipeError
 from mlx_finetune.recipe.explain import Finding
 from mlx_finetune.recipe.gallery import read_values, recipe_files
 from mlx_finetune.recipe.grpo import scorers_in
-from mlx_finetune.recipe.load import LoadedRecipe, locate_findings
+from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.overrides import KeyPath
 from mlx_finetune.recipe.paths import exists
 from mlx_finetune.rundir import ADAPTER_CONFIG, MODEL_FOLDER, RunDir, run_info
@@ -17,14 +16,24 @@ from mlx_finetune.rundir import ADAPTER_CONFIG, MODEL_FOLDER, RunDir, run_info
 _RUNS = Path("adapters")
 
 
-def check_predecessors(loaded: LoadedRecipe, here: Path) -> None:
-    """Raises ``RecipeError`` with each run that ``loaded`` needs, is not there, and somebody knows how to make.
+Made = Callable[[Path], bool]
 
-    What nobody knows how to make is left to whoever loads it.
+
+def nothing(path: Path) -> bool:
+    """Nobody else will make it first."""
+    del path
+    return False
+
+
+def find_predecessors(loaded: LoadedRecipe, here: Path, is_made: Made = nothing) -> Iterator[Finding]:
+    """Each run that ``loaded`` needs, that is not there or not finished, and that somebody knows how to make.
+
+    What nobody knows how to make is left to whoever loads it. ``is_made`` tells what will be there in time.
     """
-    found = [finding for key, path in _taken(loaded, here) if (finding := _missing(key, path, loaded, here))]
-    if findings := [*found, *_unfinished(loaded, here)]:
-        raise RecipeError(locate_findings(findings, loaded))
+    for key, path in _taken(loaded, here):
+        if not is_made(path):
+            yield from _missing(key, path, loaded, here)
+            yield from _unfinished(key, path, here) if key[0] != "data" else ()
 
 
 def _taken(loaded: LoadedRecipe, here: Path) -> Iterator[tuple[KeyPath, Path]]:
@@ -42,13 +51,13 @@ def _taken(loaded: LoadedRecipe, here: Path) -> Iterator[tuple[KeyPath, Path]]:
         yield ("data", "sources", index, "path"), Path(source.path)
 
 
-def _missing(key: KeyPath, path: Path, loaded: LoadedRecipe, here: Path) -> Finding | None:
+def _missing(key: KeyPath, path: Path, loaded: LoadedRecipe, here: Path) -> Iterator[Finding]:
     if len(path.parts) < 2 or exists(here / path.expanduser()):
-        return None
+        return
     command = _maker(path, loaded.path, here)
-    if command is None:
-        return None
-    return Finding(key, f"there is no {path} yet, which this recipe takes from an earlier run", f"make it: {command}")
+    if command is not None:
+        message = f"there is no {path} yet, which this recipe takes from an earlier run"
+        yield Finding(key, message, f"make it: {command}")
 
 
 def _maker(path: Path, recipe: Path, here: Path) -> str | None:
@@ -79,15 +88,15 @@ def _writes_above(command: str, target: Path, here: Path) -> bool:
     return target.is_relative_to(here / command.rpartition(" --out ")[2])
 
 
-def _unfinished(loaded: LoadedRecipe, here: Path) -> Iterator[Finding]:
-    """A run named as the model before it has one."""
+def _unfinished(key: KeyPath, path: Path, here: Path) -> Iterator[Finding]:
+    """A run that is named before it has a model."""
     from mlx_finetune.commands.closing import recorded_go_on_lines
 
-    run = RunDir(Path(loaded.recipe.model).expanduser())
-    is_done = run.file(MODEL_FOLDER).exists() or run.file(ADAPTER_CONFIG).exists()
+    run = RunDir(path.expanduser())
+    has_model = run.file(MODEL_FOLDER).exists() or run.file(ADAPTER_CONFIG).exists()
+    is_done = has_model and key[0] != "grpo"  # a reward has to be that of the end
     if not exists(here / run.path) or not run.is_run() or is_done:
         return
     status = run_info(run).get("status", "")
     if status not in ("", "finished") and (lines := recorded_go_on_lines(run)):
-        message = f"the run {run.path} has no model yet: it did not come to its end"
-        yield Finding(("model",), message, lines[0])
+        yield Finding(key, f"the run {run.path} has no model yet: it did not come to its end", lines[0])

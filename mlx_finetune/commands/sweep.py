@@ -57,15 +57,13 @@ def command(recipe: Path, overrides: tuple[str, ...], steps: int | None, dry_run
 def _planned(path: Path, overrides: tuple[str, ...]) -> "tuple[LoadedRecipe, Plan]":
     """The recipe and its plan by arithmetic. Raises where it would be refused, does not fit or cannot be selected."""
     from mlx_finetune.app.planning.plan import make_plan
-    from mlx_finetune.commands.named import check_named
+    from mlx_finetune.commands.checked import check_recipe
     from mlx_finetune.commands.plan import this_machine
     from mlx_finetune.errors import DataError, DoesNotFitError
     from mlx_finetune.recipe.load import load_recipe
-    from mlx_finetune.recipe.paths import check_paths
 
     loaded = load_recipe(path, overrides)
-    check_paths(loaded, Path.cwd())
-    check_named(loaded, Path.cwd())
+    check_recipe(loaded, Path.cwd())
     plan = make_plan(loaded.recipe, base=Path.cwd(), machine=this_machine())
     if not plan.rows["valid"]:
         few = "add rows: too few cannot be divided" if loaded.recipe.data.val_split else "set data.val_split"

@@ -84,8 +84,8 @@ def _start(
     request: "TrainRequest", hostfile: Path | None, *, detach: bool, as_json: bool, in_background: bool
 ) -> tuple[Sequence[str], int]:
     """Train, or leave that to the background; the last words and the exit code."""
-    from mlx_finetune.commands.named import check_named, check_trackers
-    from mlx_finetune.commands.predecessors import check_predecessors
+    from mlx_finetune.commands.checked import check_recipe
+    from mlx_finetune.commands.named import check_trackers
     from mlx_finetune.journal import read_events
     from mlx_finetune.monitor.summary import Summary
     from mlx_finetune.recipe.load import load_recipe
@@ -93,12 +93,11 @@ def _start(
     from mlx_finetune.rundir import EVENTS, RunDir
 
     loaded = load_recipe(request.recipe, request.overrides)
-    check_paths(loaded, Path.cwd())
     if request.continues:
+        check_paths(loaded, Path.cwd())
         check_trackers(loaded)
     else:
-        check_named(loaded, Path.cwd())
-        check_predecessors(loaded, Path.cwd())
+        check_recipe(loaded, Path.cwd())
     request = _with_hosts(request, hostfile)
     run = RunDir(loaded.recipe.run_folder)
     summary = Summary()

@@ -215,14 +215,12 @@ def _subject(recipe: Path | None, overrides: Sequence[str]) -> "Generator[Subjec
         with small_subject() as subject:
             yield subject
         return
-    from mlx_finetune.commands.named import check_named
+    from mlx_finetune.commands.checked import check_recipe
     from mlx_finetune.recipe.load import load_recipe, naming_recipe
-    from mlx_finetune.recipe.paths import check_paths
 
     with naming_recipe(recipe, overrides):
         loaded = load_recipe(recipe, overrides)
-        check_paths(loaded, Path.cwd())
-        check_named(loaded, Path.cwd())
+        check_recipe(loaded, Path.cwd())
         yield of_recipe(loaded)
 
 

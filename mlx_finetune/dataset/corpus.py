@@ -91,8 +91,26 @@ def load_splits(
         for file in files
     ] + [SplitFile(file, CORRECTED, data.corrections_weight, stamps_of(file)) for file in corrections]
     formats = [detected for one in split_files if (detected := reading.read(one, data))]
-    files = [one.file for one in split_files]
-    findings = reading.findings
+    _refuse(reading.findings, [one.file for one in split_files], data, task, is_given=is_given)
+    return _split(reading, data, split_files, formats[0])
+
+
+def check_rows(data: DataRecipe, *, base: Path, task: str, max_rows: int) -> None:
+    """Read up to ``max_rows`` of each file as a training does, and keep none. Raises ``DataError`` as it would."""
+    reading = _Reading(0, task, is_given=False)
+    located = [
+        (split, file)
+        for source in locate_sources(data, base)
+        for split, files in source.located.items()
+        for file in files
+    ]
+    for split, file in located:
+        reading.read(SplitFile(file, split, 1.0, stamps_of(file)), data, max_rows)
+    _refuse(reading.findings, [file for _, file in located], data, task, is_given=False)
+
+
+def _refuse(findings: Findings, files: Sequence[DataFile], data: DataRecipe, task: str, *, is_given: bool) -> None:
+    """Raises ``DataError`` where anything was found."""
     if findings.count:
         names = ", ".join(file.source for file in files[:3]) + (", ..." if len(files) > 3 else "")
         problems = findings.problems()
@@ -105,8 +123,6 @@ def load_splits(
         if findings.count == 1:
             hint = problems[0].hint or hint
         raise DataError(f"{names}: {few} in the data{what}", hint, problems)
-
-    return _split(reading, data, split_files, formats[0])
 
 
 def find_format(data: DataRecipe, base: Path) -> str:
@@ -163,13 +179,14 @@ class _Reading:
             if self._spare_rows < 0:
                 self.examples = None
 
-    def read(self, one: SplitFile, data: DataRecipe) -> str:
-        """Add the examples of one file; returns the name of its format, empty where there is none."""
+    def read(self, one: SplitFile, data: DataRecipe, max_rows: int | None = None) -> str:
+        """Add the examples of one file, or of its first ``max_rows``; the name of its format, empty where it has
+        none."""
         if one.file.num_bytes is not None:
             self._read_corrections(one)
             return "messages"
         counter = FormatCounter(data.columns, data.format, formats_for(self._task), is_given=self._is_given)
-        for row in read_file(one.file, self.findings):
+        for row in itertools.islice(read_file(one.file, self.findings), max_rows):
             layout = counter.add(row)
             if layout is None or not is_trainable(layout.format, self._task):
                 continue

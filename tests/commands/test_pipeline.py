@@ -143,6 +143,14 @@ def _check_afterwards() -> None:
     with pytest.raises(RunError, match=r"would be replaced: sft \(training.max_steps: was 2, is now 3\)"):
         raise call("--set", "sft.training.max_steps=3").exception or AssertionError("nothing was refused")
     assert "needs --force" in call("--set", "sft.training.max_steps=3", "--dry-run", "--no-measure").stdout
+    changed = ("--set", "sft.training.max_steps=3", "--only", "full")
+    assert "\n  outdated: training.max_steps: was 2, is now 3\n" in call(*changed, "--dry-run", "--no-measure").stdout
+    alone = call(*changed)
+    assert alone.stderr.splitlines()[-3:-1] == [
+        "sft is not as the file has it now: training.max_steps: was 2, is now 3",
+        "to make that and what follows anew: mlxft pipeline p.toml --set sft.training.max_steps=3 --force",
+    ]
+    assert [line.count("(skipped)") for line in alone.stdout.splitlines()[1:3]] == [1, 0]
     with pytest.raises(UsageError, match="--dry-run and --status"):
         raise call("--status", "--dry-run").exception or AssertionError("nothing was refused")
     Path("adapters/p/report.html").write_text("mine")

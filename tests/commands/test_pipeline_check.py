@@ -1,12 +1,17 @@
 """What would end a stage of a pipeline hours later is found by the check, with its line: nothing is run here."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from small_runs import write_rows
 
 from mlx_finetune.commands.recipe import command
+from mlx_finetune.dataset.read import read_rows
+from mlx_finetune.dataset.row import Row
 from mlx_finetune.errors import RecipeError
 
 TOP = """
@@ -31,7 +36,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("text.jsonl").write_text('{"text": "Only text."}\n' * 3)
     Path("text.toml").write_text('task = "pretrain"\n' + BODY.format(rows="text.jsonl"))
     Path("sft.toml").write_text(BODY.format(rows="rows.jsonl"))
-    Path("judge.toml").write_text('task = "verifier"\n' + BODY.format(rows="rows.jsonl") + "[lora]\n")
+    marked = [{"prompt": f"1+{number}=", "completion": "2", "label": number == 1} for number in range(30)]
+    Path("marked.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in marked))
+    Path("judge.toml").write_text('task = "verifier"\n' + BODY.format(rows="marked.jsonl") + "[lora]\n")
     return tmp_path
 
 
@@ -105,6 +112,43 @@ def test_tasks_that_do_not_fit_a_stage_are_refused_with_their_line(stage: str, r
     line = 15 + rest.count("\n")
     assert found[0].startswith(f"p.toml:{line}: evaluation e of stage {stage}: ")
     assert expected in found[0]
+
+
+def test_rows_that_are_there_are_read_and_those_that_a_stage_makes_are_not() -> None:
+    with Path("rows.jsonl").open("a") as file:
+        file.write('{"messages": \n')
+    with Path("marked.jsonl").open("a") as file:
+        file.write('{"prompt": "1+1=", "completion": "2", "label": "maybe"}\n')
+    made = Path("adapters/p/drawn/sft/train.jsonl")
+    made.parent.mkdir(parents=True)
+    made.write_text("of an earlier start\n")
+    later = '[[stages]]\nname = "later"\nrecipe = "sft.toml"\nset = ["data.path={drawn}/sft"]\n'
+    drawn = '[[stages]]\nname = "drawn"\ncommand = "generate {sft} --prompt a"\n'
+    first, second = check(drawn + later)
+    assert first.startswith("rows.jsonl:25: not JSON: expecting value (column 14) / ")
+    assert second.startswith("marked.jsonl:31: ")
+
+
+def test_the_rows_of_an_evaluation_are_read_once_for_all_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def count(path: Path, **options: Any) -> Iterator[Row]:
+        read.append(path.name)
+        return read_rows(path, **options)
+
+    monkeypatch.setattr("mlx_finetune.dataset.examples.read_rows", count)
+    Path("test.jsonl").write_text(Path("rows.jsonl").read_text())
+    stages = "".join(f'[[stages]]\nname = "s{number}"\nrecipe = "sft.toml"\n' for number in range(3))
+    drawn = '[[stages]]\nname = "drawn"\ncommand = "sample {sft} --data test.jsonl --out {folder}"\n'
+    evaluation = '[[evaluations]]\nname = "e"\nstages = ["s0", "s1", "s2"]\ndata = "test.jsonl"\ntasks = ["loss"]\n'
+    assert check(stages + drawn + evaluation) == []
+    assert read.count("test.jsonl") == 1
+
+
+def test_rows_that_a_command_draws_from_are_read() -> None:
+    Path("test.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    (found,) = check('[[stages]]\nname = "drawn"\ncommand = "sample {sft} --data test.jsonl --out {folder}"\n')
+    assert found.startswith("p.toml:14: stage drawn: test.jsonl:2: one problem in the data: not JSON: expecting value")
 
 
 def test_problems_of_recipes_and_commands_and_evaluations_come_at_once() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.commands.predecessors import check_predecessors
+from mlx_finetune.commands.checked import check_recipe
 from mlx_finetune.errors import RecipeError
 from mlx_finetune.recipe.load import load_recipe
 
@@ -31,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def problems(*overrides: str) -> list[tuple[str, str]]:
     loaded = load_recipe(Path("mine/this.toml"), overrides)
     try:
-        check_predecessors(loaded, Path.cwd())
+        check_recipe(loaded, Path.cwd())
     except RecipeError as error:
         return [(one.message.partition(" yet")[0], one.hint) for one in error.problems]
     return []
@@ -60,7 +60,8 @@ def test_what_nobody_makes_is_left_to_who_loads_it() -> None:
     assert problems("model=owner/first") == []
 
 
-def test_a_run_that_did_not_come_to_its_end_goes_on_first() -> None:
+@pytest.mark.parametrize("change", [["model=adapters/first"], ["task=grpo", 'grpo.rewards=["verifier:first"]']])
+def test_a_run_that_did_not_come_to_its_end_goes_on_first(change: list[str]) -> None:
     run = Path("adapters/first")
     run.mkdir(parents=True)
     facts = {"status": "stopped", "recipe_path": "mine/first.toml", "started_in": str(Path.cwd()), "overrides": []}
@@ -68,6 +69,6 @@ def test_a_run_that_did_not_come_to_its_end_goes_on_first() -> None:
     for folder in (run / "checkpoint-2",):
         folder.mkdir()
         (folder / "manifest.json").write_text("{}")
-    ((message, hint),) = problems("model=adapters/first")
+    ((message, hint),) = problems(*change)
     assert message == "the run adapters/first has no model"
     assert hint == "to go on: mlxft train mine/first.toml --resume"

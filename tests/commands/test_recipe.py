@@ -107,19 +107,52 @@ def test_check_finds_schemas_that_are_not_there_and_gates_that_are_never_measure
     assert any(line.startswith("error: --set eval.schema=gone.json: the schema ") for line in err)
 
 
-@pytest.mark.parametrize("command", ["plan", "train"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plan mine.toml",
+        "plan mine.toml --lr-range",
+        "train mine.toml",
+        "sweep mine.toml",
+        "tune mine.toml",
+        "pipeline p.toml",
+    ],
+)
 def test_nothing_begins_with_what_could_not_be_used_afterwards(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ):
     monkeypatch.chdir(tmp_path)
     Path("d").mkdir()
     Path("b.json").write_text("{}")
-    Path("mine.toml").write_text(NAMED)
+    Path("mine.toml").write_text(NAMED.replace('model = "m"', 'model = "adapters/first"'))
+    Path("first.toml").write_text('model = "m"\noutput_dir = "adapters/first"\n[data]\npath = "d"\n')
+    Path("p.toml").write_text('output_dir = "adapters/p"\n[[stages]]\nname = "one"\nrecipe = "mine.toml"\n')
     with pytest.raises(SystemExit) as caught:
-        main([command, "mine.toml"])
+        main(command.split())
     assert caught.value.code == 2
-    assert "the gate `loss <= 2` is about loss" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the gate `loss <= 2` is about loss" in said
+    assert "there is no adapters/first yet, which this recipe takes from an earlier run" in said
+    assert "make it: mlxft train first.toml" in said
     assert not Path("adapters").exists()
+
+
+def test_check_reads_the_first_rows_of_each_file_that_is_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlx_finetune.commands.checked.MAX_ROWS", 3)
+    Path("mine.toml").write_text(
+        'model = "m"\noutput_dir = "adapters/x"\n[data]\ntrain = "a.jsonl"\nvalid = "b.jsonl"\n'
+    )
+    assert check(capsys, "mine.toml")[0] == 0  # the rows may come later
+    Path("a.jsonl").write_text('{"text": "a"}\n' * 3 + "behind what is read\n")
+    Path("b.jsonl").write_text('{"text": "a"}\n{"text": 7\n')
+    code, _, err = check(capsys, "mine.toml", "--set", "task=pretrain")
+    assert (code, [line for line in err if line.startswith("error")]) == (
+        2,
+        ["error: b.jsonl:2: not JSON: expecting ',' delimiter (column 11)"],
+    )
 
 
 def test_check_as_json_holds_every_problem(

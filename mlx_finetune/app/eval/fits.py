@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_finetune.app.eval.rows import EvalRow, choose_rows
+from mlx_finetune.app.eval.rows import EvalRow, Read, choose_rows
+from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.formats import Preference, Text
 from mlx_finetune.errors import DataError, UsageError
 from mlx_finetune.recipe.evaluation import EvalRecipe
@@ -18,10 +19,10 @@ _MOST_DIFFERENT = 0.8
 _SCORING = ("classify", "verifier", "reward")
 
 
-def check_fits(recipe: Recipe, asked: EvalRecipe, given: str | None, base: Path) -> None:
+def check_fits(recipe: Recipe, asked: EvalRecipe, given: str | None, base: Path, read: Read = load_splits) -> None:
     """Refuse an evaluation, by ``asked.tasks`` on the rows ``given``, of what ``recipe`` will make.
 
-    Rows of the recipe's own are not read here. Raises ``UsageError`` or ``DataError``.
+    Rows of the recipe's own are not read here; ``read`` as in ``choose_rows``. Raises ``UsageError`` or ``DataError``.
     """
     tasks = asked.tasks
     if recipe.task in _SCORING:
@@ -44,6 +45,7 @@ def check_fits(recipe: Recipe, asked: EvalRecipe, given: str | None, base: Path)
         seed=recipe.seed,
         tasks=row_tasks(recipe.task, asked, is_given=True),
         references=asked.references,
+        read=read,
     )
     check_tasks(tasks, chosen.rows)
     if "labels" in tasks:

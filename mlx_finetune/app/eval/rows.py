@@ -39,6 +39,8 @@ class _NoColumnError(DataError):
 
 #: A row that a score head is given -> the question about it for a language model, with its answer.
 Ask = Callable[[Example], Example]
+#: ``load_splits``, or what stands in its place.
+Read = Callable[..., Splits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +121,14 @@ def choose_rows(
     needs_category: bool = True,
     ask: Ask | None = None,
     references: Sequence[str] = (),
+    read: Read = load_splits,
 ) -> Chosen:
     """The rows to evaluate; ``given`` names a file or folder in the place of the run's data.
 
     Paths count from ``base``, those of the training rows for ``shots`` from ``training_base``. Rows without the column
     ``category`` are not split, with a notice, unless it ``needs_category``. Rows are what one of ``tasks`` learns from;
     ``ask`` makes questions of rows that a score head is given; ``references`` are columns with further right answers.
+    ``read`` is another where the same rows are asked for more than once.
 
     Raises ``UsageError`` where ``given`` is not there, ``DataError`` where nothing is held out, the column ``category``
     is missing, or there are too few rows for ``shots``.
@@ -132,7 +136,7 @@ def choose_rows(
     if given is not None and not (base / Path(given).expanduser()).exists():
         raise UsageError(f"there is no {given} for --data", f"name a file or folder; paths count from {base}")
     recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
-    splits = _load(recipe, base, tasks, is_given=given is not None)
+    splits = _load(recipe, base, tasks, read, is_given=given is not None)
     name = _held_out(splits, given)
     held: Sequence[Example] = getattr(splits, name or "train")
     chosen = smallest(held, max_rows)
@@ -166,12 +170,14 @@ def _held_out(splits: Splits, given: str | None) -> str | None:
     return name
 
 
-def _load(data: DataRecipe, base: Path, tasks: Sequence[str], *, is_given: bool = False) -> Splits:
+def _load(
+    data: DataRecipe, base: Path, tasks: Sequence[str], read: Read = load_splits, *, is_given: bool = False
+) -> Splits:
     """The rows, as those of the first task that learns from such rows."""
     for task in tasks[:-1]:
         with contextlib.suppress(DataError):
-            return load_splits(data, base=base, task=task, is_given=is_given)
-    return load_splits(data, base=base, task=tasks[-1], is_given=is_given)
+            return read(data, base=base, task=task, is_given=is_given)
+    return read(data, base=base, task=tasks[-1], is_given=is_given)
 
 
 def _categories_of(

@@ -13,9 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlx_finetune import durable
-from mlx_finetune.app.pipeline.aside import set_aside
-from mlx_finetune.app.pipeline.decide import Deciding, ReplacingError, Step, is_used, refuse_replacing, run_status
-from mlx_finetune.app.pipeline.fingerprint import evaluation_fingerprint, hash_result
+from mlx_finetune.app.pipeline.aside import bring_back, forget, move_away, set_aside
+from mlx_finetune.app.pipeline.decide import (
+    Deciding,
+    ReplacingError,
+    Step,
+    data_of,
+    is_used,
+    refuse_replacing,
+    run_status,
+)
+from mlx_finetune.app.pipeline.fingerprint import hash_result
 from mlx_finetune.app.running.runs import check_removable, remove_run
 from mlx_finetune.errors import Interrupted, MlxftError, RunError
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
@@ -24,11 +32,9 @@ from mlx_finetune.recipe.pipeline.record import (
     PipelineRecord,
     StageRecord,
     Status,
-    differences,
     read_record,
     write_record,
 )
-from mlx_finetune.recipe.pipeline.rules import filled
 from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
 from mlx_finetune.rundir import EVALUATIONS, LOCK, LOG, RunDir, check_folder, take_lock
 
@@ -124,7 +130,7 @@ def begun_record(deciding: Deciding, old: PipelineRecord | None) -> PipelineReco
         what = str(stage.loaded.path) if stage.loaded is not None else stage.asked.command or ""
         kind = "command" if stage.loaded is None else "train"
         kept = known.pop(stage.name, None) or StageRecord(stage.name, kind, what)
-        stages.append(replace(kept, kind=kind, what=what, needs=stage.needs))
+        stages.append(replace(kept, kind=kind, what=what, needs=stage.needs, was_skipped=False))
     names = [(name, one.name) for one in pipeline.pipeline.evaluations for name in one.stages]
     evaluated = {(one.stage, one.name): one for one in old.all_evaluations} if old is not None else {}
     current = tuple(evaluated.pop(key) for key in names if key in evaluated)
@@ -140,11 +146,6 @@ def begun_record(deciding: Deciding, old: PipelineRecord | None) -> PipelineReco
         options,
         tuple(old.redone_by(options, pipeline.overrides)) if old is not None else (),
     )
-
-
-def data_of(one: EvaluationRecipe, pipeline: LoadedPipeline) -> str | None:
-    """Where the rows of an evaluation are."""
-    return filled(one.data, pipeline.folders) if one.data is not None else None
 
 
 @dataclass(slots=True)
@@ -200,20 +201,18 @@ class _Work:
 
     def _decided(self, stage: Stage, title: str) -> Ended:
         step = self.deciding.step(stage, self.record, self.results)
-        found = hash_result(stage) if step.action == "skip" else ""
-        if step.action == "skip" and found:
-            other = found != self._known(stage).result_sha256
-            self.hands.say(f"{title}: done before, skipped{'; its result was changed since' if other else ''}")
-            known = replace(self._known(stage), was_skipped=True, result_sha256=found, taken=self._taken(stage))
-            self._keep(self.record.with_stage(known))
-            self.results[stage.name] = found
-            return Ended(0)
         if step.action == "skip":
-            step = replace(step, action="replace", reasons=("its result is gone",))
+            other = step.result != self._known(stage).result_sha256
+            self.hands.say(f"{title}: done before, skipped{'; its result was changed since' if other else ''}")
+            known = replace(self._known(stage), was_skipped=True, result_sha256=step.result, taken=self._taken(stage))
+            self._keep(self.record.with_stage(known))
+            self.results[stage.name] = step.result
+            return Ended(0)
         if step.action == "replace":
             refuse_replacing([step], self.deciding, self.record)
-            self.hands.say(f"{title}: replaced, because {'; '.join(step.reasons[:3])}")
-        if step.action == "replace" or (step.action == "run" and is_used(stage)):
+            why, place = "; ".join(step.reasons[:3]), move_away(stage, self._known(stage))
+            self.hands.say(f"{title}: replaced, because {why}; what it holds waits in {place} until that is complete")
+        if step.action == "run" and is_used(stage):
             self._remove(stage)
         assert step.fingerprint is not None
         is_resumed = step.action == "resume" and stage.loaded is not None
@@ -257,6 +256,10 @@ class _Work:
 
     def _finish(self, stage: Stage, ended: Ended, seconds: float) -> Ended:
         result = hash_result(stage) if ended.status == "finished" else ""
+        if ended.status != "finished" and not is_used(stage) and (before := bring_back(stage)) is not None:
+            self.hands.say(f"{stage.folder} is as it was before: nothing was made anew")
+            self._keep(self.record.with_stage(before))
+            return ended
         if ended.status == "finished" and stage.loaded is not None and not result:
             ended = Ended(1, f"{stage.result} holds no weights")
         done = replace(
@@ -271,10 +274,11 @@ class _Work:
         if result:
             self._keep(replace(self.record, redone=(*self.record.redone, stage.name)))
             self.results[stage.name] = result
+            forget(stage)
         return ended
 
     def _remove(self, stage: Stage) -> None:
-        """What somebody has allowed to be replaced."""
+        """What a start has left that saved nothing."""
         if stage.loaded is not None:
             remove_run(RunDir(stage.folder))
         else:
@@ -282,21 +286,18 @@ class _Work:
 
     def _evaluation(self, stage: Stage, one: EvaluationRecipe) -> Ended:
         """Measure the result of a stage, where that was not done."""
-        data = data_of(one, self.pipeline)
-        found = evaluation_fingerprint(one, data, self.results[stage.name], self.deciding.base)
-        kept = self.record.evaluation(stage.name, one.name)
-        place = stage.folder / EVALUATIONS / one.name
-        is_same = kept is not None and not differences(kept.fingerprint, found, {})
-        if kept is not None and is_same and kept.status == "finished" and place.with_name(f"{one.name}.json").is_file():
+        step = self.deciding.evaluation_step(stage, one, self.record, self.results[stage.name])
+        if step.action == "skip":
             return Ended(0)
-        if not is_same and kept is not None and (other := set_aside(place.parent, one.name)) is not None:
+        if step.action == "anew" and (other := set_aside(stage.folder / EVALUATIONS, one.name)) is not None:
             self.hands.say(f"{one.name} of {stage.name} is evaluated anew; the figures before are kept as {other}")
         self.hands.say(f"evaluating {one.name} of {stage.name}")
-        before = kept.seconds if kept is not None and is_same else 0.0
-        begun = EvaluationRecord(stage.name, one.name, "begun", found, before)
+        kept = self.record.evaluation(stage.name, one.name)
+        before = kept.seconds if kept is not None and step.action != "anew" else 0.0
+        begun = EvaluationRecord(stage.name, one.name, "begun", step.fingerprint, before)
         self._keep(self.record.with_evaluation(begun))
         started = time.monotonic()
-        ended = self.hands.command(evaluation_words(stage, one, data), None)
+        ended = self.hands.command(evaluation_words(stage, one, data_of(one, self.pipeline)), None)
         done = replace(begun, status=ended.status, seconds=before + time.monotonic() - started, message=ended.message)
         self._keep(self.record.with_evaluation(done))
         return ended

@@ -13,6 +13,8 @@ from mlx_finetune.app.pipeline.fingerprint import (
     check_rows,
     command_fingerprint,
     default_values,
+    evaluation_fingerprint,
+    hash_result,
     training_fingerprint,
 )
 from mlx_finetune.app.running.runs import is_running
@@ -20,7 +22,18 @@ from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError, Usag
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, differences
 from mlx_finetune.recipe.pipeline.rules import filled
-from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOG, RUN_INFO, RunDir, check_folder, is_run_file, run_info
+from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
+from mlx_finetune.rundir import (
+    CORRECTIONS,
+    EVALUATIONS,
+    EVENTS,
+    LOG,
+    RUN_INFO,
+    RunDir,
+    check_folder,
+    is_run_file,
+    run_info,
+)
 
 #: leave: not asked for. later: known once an earlier stage has run. replace: what is there would be lost.
 Action = Literal["leave", "skip", "run", "resume", "later", "replace"]
@@ -68,12 +81,27 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One stage and what is done with it; ``fingerprint`` is None where that depends on what has not run yet."""
+    """One stage and what is done with it; ``fingerprint`` is None where that depends on what has not run yet.
+
+    ``result`` is the SHA-256 of what a stage that is skipped has made, as it is now.
+    """
 
     stage: Stage
     action: Action
     reasons: tuple[str, ...] = ()
     fingerprint: Mapping[str, str] | None = None
+    result: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationStep:
+    """One evaluation of a stage and what is done with it; anew: it is defined otherwise, or measures another result."""
+
+    stage: Stage
+    asked: EvaluationRecipe
+    action: Literal["skip", "run", "resume", "anew"]
+    fingerprint: Mapping[str, str]
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +136,11 @@ class Deciding:
                 continue
             steps.append(step)
             kept = record.stage(stage.name) if record is not None else None
-            is_there = step.action == "skip" or (step.action == "leave" and stage.result.is_dir())
-            if kept is not None and kept.status == "finished" and is_there:
+            is_left = step.action == "leave" and stage.result.is_dir()
+            if kept is not None and kept.status == "finished" and is_left:
                 results[stage.name] = kept.result_sha256
+            if step.action == "skip":
+                results[stage.name] = step.result
         problems += self._missing_rows(chosen)
         if problems:
             raise RecipeError(problems)
@@ -125,7 +155,7 @@ class Deciding:
         if waits and is_foreign:
             return Step(stage, "replace", (_not_made(stage),))
         if waits:
-            return Step(stage, "later" if kept is not None and kept.fingerprint else "run", (f"takes {waits[0]}",))
+            return Step(stage, "later" if is_used(stage) and holds_work(stage) else "run", (f"takes {waits[0]}",))
         found = self.fingerprint(stage, results)
         if not is_used(stage):
             return Step(stage, "run", (), found)
@@ -140,7 +170,24 @@ class Deciding:
             return Step(stage, "resume", (kept.status,), found)
         if self.selection.is_forced and self.selection.names_stages and stage.name not in self._redone(record):
             return Step(stage, "replace", ("asked for by --force",), found)
-        return Step(stage, "skip", (), found)
+        result = hash_result(stage)
+        if not result:
+            return Step(stage, "replace", ("its result is gone",), found)
+        return Step(stage, "skip", (), found, result)
+
+    def evaluation_step(
+        self, stage: Stage, one: EvaluationRecipe, record: PipelineRecord | None, result: str
+    ) -> EvaluationStep:
+        """What is done with one evaluation of a stage whose ``result`` is there."""
+        found = evaluation_fingerprint(one, data_of(one, self.pipeline), result, self.base)
+        kept = record.evaluation(stage.name, one.name) if record is not None else None
+        if kept is None:
+            return EvaluationStep(stage, one, "run", found)
+        changed = differences(kept.fingerprint, found, {})
+        if changed:
+            return EvaluationStep(stage, one, "anew", found, tuple(changed))
+        is_there = (stage.folder / EVALUATIONS / f"{one.name}.json").is_file()
+        return EvaluationStep(stage, one, "skip" if kept.status == "finished" and is_there else "resume", found)
 
     def _redone(self, record: PipelineRecord | None) -> Sequence[str]:
         """What this start, interrupted before, has made already."""
@@ -181,6 +228,11 @@ class Deciding:
 def deciding(pipeline: LoadedPipeline, selection: Selection, identity: RecipeIdentity, base: Path) -> Deciding:
     """Decisions about ``pipeline``."""
     return Deciding(pipeline, selection, identity, base, default_values(identity))
+
+
+def data_of(one: EvaluationRecipe, pipeline: LoadedPipeline) -> str | None:
+    """Where the rows of an evaluation are."""
+    return filled(one.data, pipeline.folders) if one.data is not None else None
 
 
 class ReplacingError(RunError):

@@ -4,11 +4,11 @@ A stage whose model does not exist yet is planned with the model that its chain 
 takes as long and as much. Rows that an earlier stage will make are not known; that is said then.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlx_finetune.app.pipeline.decide import Action, Deciding, Step
+from mlx_finetune.app.pipeline.decide import Action, Deciding, Selection, Step
 from mlx_finetune.app.planning.plan import Plan, find_local
 from mlx_finetune.errors import MlxftError
 from mlx_finetune.hardware.planning.disk import free_bytes
@@ -25,31 +25,43 @@ _WORDS: dict[Action, str] = {
     "skip": "done, skipped",
     "run": "runs",
     "resume": "goes on",
-    "later": "runs, or is skipped",
+    "later": "skipped, or needs --force",
     "replace": "needs --force",
 }
+#: The same where what is there may be replaced.
+_ALLOWED: dict[Action, str] = {"later": "skipped, or replaced", "replace": "replaced"}
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
     """One stage with its plan, None where there is none; ``note`` says why, or what it is planned with;
-    ``is_allowed`` that what it holds may be replaced."""
+    ``is_allowed`` that what it holds may be replaced. ``evaluations`` are those that its result still needs, with what
+    has changed since they were done, if that is why."""
 
     step: Step
     plan: Plan | None
     kept: StageRecord | None
     note: str
     is_allowed: bool = False
+    evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     @property
     def words(self) -> str:
         """What is done with it."""
-        return "replaced" if self.is_allowed and self.step.action == "replace" else _WORDS[self.step.action]
+        allowed = _ALLOWED.get(self.step.action) if self.is_allowed else None
+        return allowed or _WORDS[self.step.action]
+
+    @property
+    def seconds(self) -> float | None:
+        """What it will take by its plan, else what it took before; None where neither is known."""
+        finish = self.plan.forecast.finish_seconds if self.plan is not None else None
+        return finish.expected if finish is not None else (self.kept.seconds or None) if self.kept else None
 
 
 def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -> Sequence[PlannedStage]:
     """The stages in order. Raises ``MlxftError`` for a pipeline that could not be started."""
     steps = deciding.all_steps(record)
+    outdated = _outdated(deciding, record)
     done = {step.stage.name for step in steps if step.action == "skip"}
     kept = {step.stage.name: record.stage(step.stage.name) if record is not None else None for step in steps}
     found: list[PlannedStage] = []
@@ -59,11 +71,34 @@ def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -
             plan, note = _plan(step.stage, deciding, done, make)
         if step.action == "replace":
             note = "; ".join(step.reasons[:2])
+        if step.action == "leave" and step.stage.name in outdated:
+            note = f"outdated: {outdated[step.stage.name]}"
         known = kept[step.stage.name]
         if step.stage.loaded is None and (known is None or not known.seconds):
             note = "; ".join(part for part in (note, "a command: its time is known when it has run once") if part)
-        found.append(PlannedStage(step, plan, known, note, deciding.selection.is_forced))
+        evaluations = {} if step.action == "leave" else _evaluations(step, deciding, record)
+        found.append(PlannedStage(step, plan, known, note, deciding.selection.is_forced, evaluations))
     return found
+
+
+def _outdated(deciding: Deciding, record: PipelineRecord | None) -> Mapping[str, str]:
+    """Stage -> why a start of all of them would have to replace it; nothing where all are asked for."""
+    if not deciding.selection.names_stages:
+        return {}
+    try:
+        steps = replace(deciding, selection=Selection()).all_steps(record)
+    except MlxftError:  # said when these are asked for
+        return {}
+    return {step.stage.name: "; ".join(step.reasons[:2]) for step in steps if step.action == "replace"}
+
+
+def _evaluations(step: Step, deciding: Deciding, record: PipelineRecord | None) -> Mapping[str, Sequence[str]]:
+    """Evaluation -> what has changed since it was done; of a stage whose result comes out another, all are needed."""
+    asked = [one for one in deciding.pipeline.pipeline.evaluations if step.stage.name in one.stages]
+    if step.action != "skip":
+        return {one.name: () for one in asked}
+    steps = [deciding.evaluation_step(step.stage, one, record, step.result) for one in asked]
+    return {one.asked.name: one.reasons for one in steps if one.action != "skip"}
 
 
 def _plan(stage: Stage, deciding: Deciding, done: set[str], make: Make) -> tuple[Plan | None, str]:
@@ -142,28 +177,40 @@ def _span(finish: Range) -> str:
 
 def _sum_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Iterator[str]:
     todo = [one for one in planned if one.step.action not in ("leave", "skip")]
-    if not todo:
+    known = [one.seconds for one in todo if one.seconds is not None]
+    unknown = [one.step.stage.name for one in todo if one.seconds is None]
+    if not todo and not any(one.evaluations for one in planned):
         yield "everything is done"
-        return
-    known = [one.plan.forecast.finish_seconds for one in todo if one.plan and one.plan.forecast.finish_seconds]
-    unknown = [one.step.stage.name for one in todo if not (one.plan and one.plan.forecast.finish_seconds)]
-    if known:
+    elif known:
         more = f", and what {', '.join(unknown)} will take" if unknown else ""
-        yield f"about {format_seconds(sum(one.expected for one in known))} in all{more}, without evaluations"
+        yield f"about {format_seconds(sum(known))} in all{more}, without evaluations"
     elif unknown:
         yield f"the time is known once something has run here; measure one: mlxft plan {_measurable(todo)}"
     disk = sum(one.plan.forecast.disk_bytes.expected for one in todo if one.plan is not None)
     if disk:
         free = free_bytes(pipeline.folder)
         yield f"{format_bytes(disk)} of disk in all, {format_bytes(free)} are free"
-    evaluations = pipeline.pipeline.evaluations
-    count = sum(name in one.stages for one in evaluations for name in (item.step.stage.name for item in todo))
-    if count:
-        yield f"{counted(count, 'evaluation')}: {', '.join(one.name for one in evaluations)}"
+    yield from _evaluation_lines(planned, pipeline)
     for one in todo:
         if one.plan is not None and not one.plan.fits:
             need = format_bytes(one.plan.forecast.peak_bytes.expected)
             yield f"{one.step.stage.name} does not fit: it needs {need}; see mlxft plan with its recipe"
+
+
+def _evaluation_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Iterator[str]:
+    """Which evaluations are done, of which stages; and why, where there are figures already."""
+    stages = {
+        one.name: [item.step.stage.name for item in planned if one.name in item.evaluations]
+        for one in pipeline.pipeline.evaluations
+    }
+    if count := sum(map(len, stages.values())):
+        named = (f"{name} of {', '.join(of)}" for name, of in stages.items() if of)
+        yield f"{counted(count, 'evaluation')}: {'; '.join(named)}"
+    for item in planned:
+        for name, reasons in item.evaluations.items():
+            if reasons:
+                why = "; ".join(reasons[:2])
+                yield f"{name} of {item.step.stage.name} is evaluated anew, and the figures before are kept: {why}"
 
 
 def _measurable(todo: Sequence[PlannedStage]) -> str:
@@ -188,6 +235,7 @@ def _json(one: PlannedStage) -> dict[str, object]:
         "name": stage.name,
         "action": one.step.action,
         "reasons": list(one.step.reasons),
+        "evaluations": list(one.evaluations),
         "needs": list(stage.needs),
         "folder": str(Path(stage.folder)),
         "steps": plan.resolved.total_steps if plan is not None else None,

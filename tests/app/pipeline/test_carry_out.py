@@ -9,12 +9,15 @@ import pytest
 
 from mlx_finetune.app.pipeline.carry_out import Ended, Hands, Outcome, carry_out
 from mlx_finetune.app.pipeline.decide import Selection, deciding
+from mlx_finetune.app.pipeline.planning import plan_lines, plan_stages
+from mlx_finetune.app.planning.plan import Plan
 from mlx_finetune.durable import remove_tree
 from mlx_finetune.errors import MlxftError, RecipeError, RunError, UsageError
 from mlx_finetune.monitor.pipeline.facts import read_pipeline
+from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
 from mlx_finetune.recipe.pipeline.record import read_record, write_record
-from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOCK, LOG, RUN_INFO, take_lock
+from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOCK, LOG, MANIFEST, RUN_INFO, take_lock
 from mlx_finetune.train.start.identity import recipe_identity
 
 PIPELINE = """
@@ -72,7 +75,8 @@ class Pretend:
         name = f"eval {Path(words[1]).name}" if words[0] == "eval" else "draw"
         self.done.append(name)
         ended = self.ends.pop(name, Ended(0))
-        assert isinstance(ended, Ended)
+        if isinstance(ended, MlxftError):
+            raise ended
         if words[0] == "eval":
             (Path(words[1]) / "eval").mkdir(exist_ok=True)
             (Path(words[1]) / "eval" / f"{words[3]}.json").write_text("{}")
@@ -176,6 +180,43 @@ def test_force_replaces_what_changed_and_what_follows_from_it(done: Pretend) -> 
     assert "what it starts from is another" in done.said[3]
     assert run(done).exit_code == 0
     assert done.done == []
+
+
+@pytest.mark.parametrize("stage", ["full", "draw"])
+def test_what_was_to_be_replaced_is_there_again_where_the_new_start_came_to_nothing(done: Pretend, stage: str) -> None:
+    before, log = read_record(Path("adapters/p")), Path("adapters/p", stage, LOG)
+    assert before is not None
+    log.write_text("first\n")
+    Path("adapters/p/full", CORRECTIONS).write_text("put right\n")
+    held = {path: path.read_bytes() for path in sorted(Path("adapters/p", stage).rglob("*")) if path.is_file()}
+    done.ends[stage] = RunError("problems.jsonl:2 is no JSON", "mend it")
+    outcome = run(done, selection=Selection(only=stage, is_forced=True))
+    assert (outcome.where, outcome.message) == (f"stage {stage}", "problems.jsonl:2 is no JSON")
+    assert {path: path.read_bytes() for path in held} == held
+    assert done.said[-1] == f"adapters/p/{stage} is as it was before: nothing was made anew"
+    assert not Path("adapters/p/.earlier").exists()
+    after = read_record(Path("adapters/p"))
+    assert after is not None
+    assert after.stage(stage) == before.stage(stage)
+    run(done)
+    assert done.done == []
+
+
+def test_what_was_replaced_waits_until_the_new_one_is_complete(done: Pretend) -> None:
+    weights = Path("adapters/p/.earlier/lora/1", NAMES[1])
+    done.ends["lora"] = Ended(130)
+    again = Selection(only="lora", is_forced=True)
+    run(done, selection=again)
+    assert weights.read_text() == "lora"
+    Path("adapters/p/lora/checkpoint-1").mkdir()
+    Path("adapters/p/lora/checkpoint-1", MANIFEST).touch()
+    done.ends["lora"] = RunError("no room", "make some")
+    run(done, "lora.training.max_steps=7", selection=again)  # of the second, which came to nothing, the first is left
+    assert json.loads(Path("adapters/p/lora", RUN_INFO).read_text()) == {"status": "stopped"}
+    assert weights.read_text() == "lora"
+    run(done, selection=again)
+    assert done.done == ["lora again", "eval lora"]
+    assert not Path("adapters/p/.earlier").exists()
 
 
 def test_what_follows_is_skipped_where_the_same_bytes_came_out(done: Pretend) -> None:
@@ -492,9 +533,61 @@ def test_a_result_that_somebody_changed_is_taken_and_one_that_is_gone_is_not_mad
     assert done.done == []
     assert done.said[-1] == "stage 4 of 4, more: done before, skipped; its result was changed since"
     Path("adapters/p/more/adapter_model.safetensors").unlink()
-    outcome = run(done)
-    assert (outcome.exit_code, outcome.where) == (1, "stage more")
-    assert outcome.message == "what adapters/p holds would be replaced: more (its result is gone)"
+    with pytest.raises(RunError) as caught:
+        run(done)
+    assert caught.value.message == "what adapters/p holds would be replaced: more (its result is gone)"
+
+
+def plan(selection: Selection | None = None) -> tuple[dict[str, str], str]:
+    """Stage -> what a dry run says is done with it, and the lines behind the table."""
+
+    def make(recipe: LoadedRecipe) -> Plan:
+        raise MlxftError("no plan of a model that is not there")
+
+    found = deciding(load(), selection or Selection(), recipe_identity, Path.cwd())
+    planned = plan_stages(found, read_record(Path("adapters/p")), make)
+    text = "\n".join(plan_lines(planned, found.pipeline))
+    return {one.step.stage.name: one.words for one in planned}, text.rpartition("\n\n")[2]
+
+
+def test_a_dry_run_decides_as_the_run_does_where_a_result_is_gone_or_was_changed(done: Pretend) -> None:
+    assert plan() == (dict.fromkeys(("full", "lora", "draw", "more"), "done, skipped"), "everything is done")
+    Path("adapters/p/lora", NAMES[1]).write_text("trained further by hand")
+    assert plan()[0] == {
+        "full": "done, skipped",
+        "lora": "done, skipped",
+        "draw": "needs --force",
+        "more": "skipped, or needs --force",
+    }
+    Path("adapters/p/lora", NAMES[1]).unlink()
+    assert plan(Selection(is_forced=True))[0] == {
+        "full": "done, skipped",
+        "lora": "replaced",
+        "draw": "skipped, or replaced",
+        "more": "skipped, or replaced",
+    }
+
+
+def test_a_dry_run_says_what_follows_from_a_stage_that_goes_on() -> None:
+    run(Pretend(ends={"lora": Ended(130)}))
+    words, text = plan()
+    assert words == {"full": "done, skipped", "lora": "goes on", "draw": "runs", "more": "runs"}
+    assert text.endswith("1 evaluation: rows of lora")
+
+
+def test_a_dry_run_shows_evaluations_that_are_defined_otherwise_and_sums_what_stages_took(done: Pretend) -> None:
+    Path("p.toml").write_text(PIPELINE.replace('["loss"]', '["loss", "general"]'))
+    assert plan()[1].splitlines() == [
+        "2 evaluations: rows of full, lora",
+        *(
+            f"rows of {stage} is evaluated anew, and the figures before are kept: "
+            'tasks: was ["loss"], is now ["loss", "general"]'
+            for stage in ("full", "lora")
+        ),
+    ]
+    text = plan(Selection(only="draw", is_forced=True))[1]
+    assert text.startswith("about ")
+    assert text.endswith(" in all, without evaluations")
 
 
 def test_missing_data_is_found_before_anything_begins() -> None:

@@ -346,8 +346,7 @@ def _finish(
     rotate(run, keep_newest=recipe.training.keep_checkpoints, keep_steps=steps_to_keep(cadence, state))
     published = result_step(recipe, state)
     publish(run, recipe, published)
-    is_comparable = not is_forked and prepared.objective.live is None  # time to say answers is none of a step's
-    compared = None if not is_comparable else compare_run(prepared.expected, state, emit)
+    compared = None if is_forked else compare_run(prepared.expected, state, emit)
     write_metrics(run, recipe, prepared.info, state, reason, compared.to_json() if compared else None)
     write_card(run, recipe, prepared.info, state, source=prepared.source)
     emit(

@@ -183,7 +183,7 @@ def _run_lines(plan: Plan) -> Iterator[str]:
             f"{rollouts.max_tokens:,} tokens, {rollouts.at_once} at a time: at most {rollouts.num_passes:,} passes"
         )
         yield (
-            f"up to {format_count(tokens * drawings)} tokens are said in all, which is nearly all of the "
+            f"up to {format_count(tokens * drawings)} tokens are said in all, which is often most of the "
             "time; grpo.max_tokens and grpo.group_size make it less"
         )
 
@@ -255,7 +255,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     if says:
         named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
         scores = f", and for {named} to score them" * bool(named)
-        yield f"without the time to say the answers{scores}, which is nearly all of it: plan without --no-measure"
+        yield f"without the time to say the answers{scores}, which is often most of it: plan without --no-measure"
     if plan.measured is None:
         yield f"{forecast.finish_seconds.text(format_seconds)} for all steps, without evaluations and answers"
         return

@@ -18,7 +18,7 @@ from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import DataError, RecipeError
-from mlx_finetune.events import Evaluated, StepDone
+from mlx_finetune.events import Evaluated, RunFinished, StepDone
 from mlx_finetune.hardware.planning import answering
 from mlx_finetune.hardware.planning.answering import kept_answers_bytes
 from mlx_finetune.journal import read_events
@@ -250,6 +250,8 @@ def test_the_two_armed_bandit_is_solved(tmp_path):
     assert np.mean(rewards[-10:]) >= 0.95
     last = [event for event in events if isinstance(event, Evaluated)][-1]
     assert (last.loss, last.metrics["reward"], last.metrics["answer_tokens"]) == (0, 1, 1)
+    (finished,) = [event for event in events if isinstance(event, RunFinished)]
+    assert finished.planned.startswith("peak memory "), "it is compared with its plan"
 
 
 #: A reward that some answers of a random model get and others do not, or nothing would be learned.

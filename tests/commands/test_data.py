@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from small_runs import train
+from tiny import write_tiny_model
 
 from mlx_finetune.commands.data import command
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND
@@ -160,6 +161,19 @@ def test_rows_longer_than_the_model_reads_are_the_error_that_a_training_ends_wit
         train(path)
     assert said == f"error: {refused.value.message}"
     assert "reads at most" not in run("check", path, "--set", "data.max_seq_length=20").stderr
+
+
+def test_every_row_that_is_left_out_is_counted_with_its_reason_and_the_way_out(
+    folder: Path,
+) -> None:
+    """The model has no chat template, and five conversations are more than one question and one answer."""
+    turns = [{"role": role, "content": "word"} for role in ("user", "assistant", "user", "assistant")]
+    rows = [{"messages": turns[: 2 if number < 20 else 4]} for number in range(25)]
+    (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = write_tiny_model(folder / "base", "llama", chat_template=False)
+    found = run("check", recipe(folder, model), "--set", "data.max_seq_length=900")
+    assert "5 of 25 rows could not be rendered and are left out" in found.stdout
+    assert "hint: use an instruction-tuned model, or set data.chat_template to a Jinja file" in found.stderr
 
 
 def test_check_with_a_recipe_lists_errors_before_any_model_is_looked_for(folder: Path) -> None:

@@ -17,6 +17,7 @@ from mlx_finetune.hardware.planning.shapes import adapted_layers, target_linears
 from mlx_finetune.model.sources.catalogue import CATALOGUE
 from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.recipe.learned import learned_by
+from mlx_finetune.recipe.overrides import latest
 from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
@@ -357,7 +358,7 @@ def plan_json(
 
 def train_command(path: Path | None, overrides: Sequence[str], hostfile: Path | None = None) -> str:
     """What trains the recipe that was planned, quoted for a shell."""
-    options = [part for one in overrides for part in ("--set", one)]
+    options = [part for one in latest(overrides) for part in ("--set", one)]
     options += [] if hostfile is None else ["--hostfile", str(hostfile)]
     return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
 

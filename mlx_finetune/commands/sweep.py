@@ -1,9 +1,8 @@
 """``mlxft sweep``: short runs with other learning rates and ranks; which was best on validation, and its test."""
 
 import json
-import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,34 +122,34 @@ def _swept(loaded: "LoadedRecipe", plan: "Plan", base: "Base") -> "Sweep":
 
 
 def _tested(folder: Path, task: str, num_rows: int) -> Mapping[str, object]:
-    """What the winner shows on the test rows; in words why that is not measured here."""
+    """What the winner shows on the test rows: its loss, or what ``mlxft eval`` has first for a task that learns from
+    other rows."""
     from mlx_finetune.recipe.heads import SCORED_TASKS
     from mlx_finetune.recipe.preference import PREFERENCE_TASKS
 
     if not num_rows:
         return {"sentence": "there are no test rows: not tested"}
-    if task in SCORED_TASKS or task in PREFERENCE_TASKS:
-        return {"sentence": f"not tested yet: what {task} learns is measured by: mlxft eval {shlex.quote(str(folder))}"}
-    return _test(folder)
+    has_own_measures = task in SCORED_TASKS or task in PREFERENCE_TASKS
+    return _test(folder, () if has_own_measures else ("--tasks", "loss"))
 
 
-def _test(folder: Path) -> Mapping[str, object]:
-    """The winner's loss on the test rows, measured by ``mlxft eval`` in a process of its own."""
+def _test(folder: Path, options: Sequence[str]) -> Mapping[str, object]:
+    """The measure that leads, of the winner on the test rows, by ``mlxft eval`` in a process of its own."""
     import subprocess
 
     click.echo(f"testing the winner, {folder} ...", err=True)
-    arguments = [sys.executable, "-m", "mlx_finetune", "eval", str(folder), "--tasks", "loss", "--json"]
+    arguments = [sys.executable, "-m", "mlx_finetune", "eval", str(folder), *options, "--json"]
     child = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     try:
         report = json.loads(child.stdout)
-        (loss,) = [one for one in report["measures"] if one["name"] == "loss"]
-        tuned = loss["sides"]["tuned"]
+        lead = report["measures"][0]
+        tuned = lead["sides"]["tuned"]
         if report["data"]["split"] != "test":
             raise ValueError("not the test rows")
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, IndexError):
         said = [line.removeprefix("error: ") for line in child.stderr.splitlines() if line.startswith("error: ")]
         why = said[0] if said else f"mlxft eval ended with {child.returncode}"
         return {"sentence": f"the winner was not tested: {why}"}
     interval = f" ({tuned['low']:.4f} to {tuned['high']:.4f})" if tuned["low"] is not None else ""
-    sentence = f"on {report['data']['num_rows']} test rows, seen once: loss {tuned['value']:.4f}{interval}"
-    return {"loss": tuned["value"], "low": tuned["low"], "high": tuned["high"], "sentence": sentence}
+    sentence = f"on {report['data']['num_rows']} test rows, seen once: {lead['title']} {tuned['value']:.4f}{interval}"
+    return {lead["name"]: tuned["value"], "low": tuned["low"], "high": tuned["high"], "sentence": sentence}

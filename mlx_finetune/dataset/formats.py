@@ -7,7 +7,7 @@ place. Prices: about 3 us a row of three turns, beside 12 us for its JSON.
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from mlx_finetune.dataset.layouts import FORMATS, Columns, Layout, find_layout
@@ -94,11 +94,13 @@ Example = Text | Messages | Instruction | Preference | Labelled
 
 @dataclass(frozen=True, slots=True)
 class DetectedFormat:
-    """The format of most rows, how many rows each format has, and a problem for each smaller part."""
+    """The format of most rows, how many rows each format has, and a problem for each smaller part. ``columns`` are the
+    file's for our fields, in the first of its rows."""
 
     name: str
     counts: Mapping[str, int]
     problems: tuple[Problem, ...]
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class FormatCounter:
@@ -122,6 +124,7 @@ class FormatCounter:
         self._format = format
         self._counts: dict[str, int] = {}
         self._first: dict[str, list[Row]] = {}
+        self._names: dict[str, Mapping[str, str]] = {}
 
     def add(self, row: Row) -> Layout | None:
         """The layout of ``row``; None where its columns fit nothing (or not the format asked for)."""
@@ -131,6 +134,8 @@ class FormatCounter:
         self._counts[name] = count + 1
         if count < 3:
             self._first.setdefault(name, []).append(row)
+        if layout is not None:
+            self._names.setdefault(name, layout.names)
         return layout
 
     def result(self) -> DetectedFormat:
@@ -152,7 +157,7 @@ class FormatCounter:
                         "keep one kind in a file; [[data.sources]] joins several files",
                     )
                 )
-        return DetectedFormat(name, known, tuple(problems))
+        return DetectedFormat(name, known, tuple(problems), self._names[name])
 
     def _unknown(self) -> list[Problem]:
         rows = self._first.get("", [])

@@ -7,6 +7,7 @@ from mlx_finetune.dataset.formats import DetectedFormat, Example, Labelled, Pref
 from mlx_finetune.dataset.unknown import as_written
 from mlx_finetune.errors import Problem
 from mlx_finetune.recipe.preference import PAIRED_TASKS, TWO_ANSWER_TASKS
+from mlx_finetune.recipe.values import toml_value
 
 _ANSWERS = ("text", "messages", "sharegpt", "alpaca", "prompt-completion")
 
@@ -32,12 +33,12 @@ _KINDS: Mapping[str, _Kind] = {
     "kto": _Kind(("unpaired-preference",), "answers marked good or bad"),
 }
 
-#: Format -> what its rows are, what they are for, and how sft can use them all the same.
+#: Format -> what its rows are, what they are for, and how sft can use them all the same; columns in braces.
 _REFUSED = {
     "preference": (
         "are preference pairs (chosen and rejected)",
         "preference training",
-        'sft can learn the chosen answers: [data.columns] prompt = "prompt", completion = "chosen"',
+        "sft can learn the chosen answers: [data.columns] prompt = {prompt}, completion = {chosen}",
     ),
     "unpaired-preference": (
         "are answers marked good or bad",
@@ -47,10 +48,11 @@ _REFUSED = {
     "labels": (
         "are texts with labels",
         "a classifier",
-        'task = "classify" learns to tell labels; sft can learn them as answers: [data.columns] prompt = "text", '
-        'completion = "label"; or only the texts: [data] format = "text"',
+        'task = "classify" learns to tell labels; sft can learn them as answers: [data.columns] prompt = {text}, '
+        'completion = {label}; or only the texts: [data] format = "text"',
     ),
 }
+_WHOLE_CHOSEN = "sft can learn the chosen answers: [data.columns] messages = {chosen}"
 _HINTS = {
     "classify": '[data.columns] text = "COLUMN", label = "COLUMN" names the two columns',
     "verifier": '[data.columns] names the columns prompt, completion and label; [data] format = "unpaired-preference"',
@@ -107,6 +109,9 @@ def _refused(detected: DetectedFormat, source: str, task: str) -> Problem:
             _SFT_FITS if task in TWO_ANSWER_TASKS else _HINTS.get(task, ""),
         )
     what, use, hint = _REFUSED[detected.name]
+    if detected.name == "preference" and "prompt" not in detected.columns:
+        hint = _WHOLE_CHOSEN
+    hint = hint.format(**{name: toml_value(column) for name, column in detected.columns.items()})
     if task in TWO_ANSWER_TASKS:
         hint = _FITS.get((detected.name, "kto" if task == "kto" else "paired"), hint)
     return Problem(source, f"the rows {what}, which are for {use}; {wanted}", _HINTS.get(task, hint))

@@ -2,11 +2,12 @@
 
 Rows of similar length go through the model together; what is added to fill a batch is never a target, and a causal
 model never sees it. What all rows begin with, as examples in front of a question, goes through once where the layers
-keep plain keys and values. Logits are formed for targets only, a chunk at a time, so memory is that of ``BATCH_TOKENS``
-positions and one chunk of logits. Losses are in nats, fp32, summed in fp64 by whoever needs a sum.
+keep plain keys and values, and so does a question in front of each of its labels. Logits are formed for targets only, a
+chunk at a time, so memory is that of ``BATCH_TOKENS`` positions and one chunk of logits. Losses are in nats, fp32,
+summed in fp64 by whoever needs a sum.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.model.answers.caches import plain_caches, repeated
+from mlx_finetune.model.answers.caches import picked, plain_caches
 from mlx_finetune.model.cpu.cpu_math import numpy_math
 from mlx_finetune.model.cpu.second_core import SecondCore
 from mlx_finetune.model.inside.segments import learned_positions
@@ -26,6 +27,7 @@ BATCH_TOKENS = 2048
 MAX_WINDOW = 2048  # of a longer context: what a longer one adds to a perplexity is small, what it costs is not
 _ROWS_AT_ONCE = 32
 _WORTH_SHARING = 0.25  # of all tokens: what a common beginning saves for one forward pass more
+_LEFT_OVER = 0.25  # of a question's tokens: what questions of unlike lengths may read again, all labels together
 
 Ids = NDArray[np.int32]
 Losses = NDArray[np.float32]
@@ -45,6 +47,19 @@ class _Beginning:
 
     num_tokens: int = 0
     caches: Sequence[Any] = ()
+
+    def repeated(self, count: int) -> Sequence[Any] | None:
+        """Caches with it for ``count`` rows; None where it is nothing."""
+        return picked(self.caches, [0] * count) if self.num_tokens else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Places of rows that go together. With ``num_shared`` these come question after question, as many rows of each,
+    which begin with so many tokens alike."""
+
+    places: list[int]
+    num_shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +88,21 @@ class LikelihoodModel:
         self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
         self._second = second if self._on_cpu else None
 
-    def losses(self, rows: Sequence[Scored], step: Callable[[int], None] | None = None) -> list[Losses]:
+    def losses(
+        self, rows: Sequence[Scored], step: Callable[[int], None] | None = None, *, together: int = 1
+    ) -> list[Losses]:
         """``-log p(ids[i] | ids[:i])`` at the positions of each row, in the order of ``rows``.
 
-        ``step`` is told how many rows are done.
+        Every ``together`` rows in turn are of one question, which is read once where that saves enough. ``step`` is
+        told how many rows are done.
         """
-        batches = batches_by_length([len(row.ids) for row in rows])
-        ends = np.cumsum([len(batch) for batch in batches])
 
-        def compute(thread: int, batch: list[int]) -> list[Losses]:
-            return self._batch(self._splits[thread], [rows[place] for place in batch], beginning)
+        def compute(thread: int, batch: _Batch) -> list[Losses]:
+            its = [rows[place] for place in batch.places]
+            split = self._splits[thread]
+            if batch.num_shared:
+                return self._questions(split, its, together, batch.num_shared, beginning)
+            return self._batch(split, its, beginning.num_tokens, beginning.repeated(len(its)))
 
         def done(num_batches: int) -> None:
             if step is not None and num_batches:
@@ -90,15 +110,17 @@ class LikelihoodModel:
 
         with self._forms():
             beginning = self._beginning(rows)
+            batches = self._batches(rows, together, beginning.num_tokens)
+            ends = np.cumsum([len(batch.places) for batch in batches])
             made = self._shared_out(batches, compute, done)
-        places = [place for batch in batches for place in batch]
+        places = [place for batch in batches for place in batch.places]
         found = dict(zip(places, (losses for batch in made for losses in batch), strict=True))
         return [found[place] for place in range(len(rows))]
 
     def _shared_out(
         self,
-        batches: Sequence[list[int]],
-        compute: Callable[[int, list[int]], list[Losses]],
+        batches: Sequence[_Batch],
+        compute: Callable[[int, _Batch], list[Losses]],
         done: Callable[[int], None],
     ) -> list[list[Losses]]:
         """Each batch computed, by two threads where there are two; ``done`` is told how many."""
@@ -136,8 +158,7 @@ class LikelihoodModel:
     def _beginning(self, rows: Sequence[Scored]) -> _Beginning:
         """The common beginning of all rows, read once where that saves enough."""
         num_tokens = num_shared(rows)
-        saved = num_tokens * (len(rows) - 1)
-        if not saved or saved < _WORTH_SHARING * sum(len(row.ids) for row in rows):
+        if not _is_worth_sharing(rows, num_tokens, 0):
             return _Beginning()
         split = self._splits[0]
         caches = plain_caches(split.model) if split.is_split else None
@@ -147,8 +168,43 @@ class LikelihoodModel:
         mx.eval([cache.state for cache in caches])
         return _Beginning(num_tokens, caches)
 
-    def _batch(self, split: SplitModel, rows: Sequence[Scored], beginning: _Beginning) -> list[Losses]:
-        start = beginning.num_tokens
+    def _batches(self, rows: Sequence[Scored], together: int, start: int) -> list[_Batch]:
+        """Rows that go through the model together; those of one question share it where that saves enough."""
+        split = self._splits[0]
+        may_share = together > 1 and split.is_split and plain_caches(split.model) is not None
+        questions = [range(first, first + together) for first in range(0, len(rows), together)] if may_share else []
+        shared = {its: num_shared([rows[place] for place in its]) for its in questions}
+        worth = [its for its in questions if _is_worth_sharing([rows[place] for place in its], shared[its], start)]
+        batches = [
+            _Batch([place for its in part for place in its], min(shared[its] for its in part))
+            for part in _questions_by_length(worth, shared, together)
+        ]
+        inside = {place for batch in batches for place in batch.places}
+        others = [place for place in range(len(rows)) if place not in inside]
+        parts = batches_by_length([len(rows[place].ids) for place in others])
+        return [*batches, *(_Batch([others[number] for number in part]) for part in parts)]
+
+    def _questions(
+        self, split: SplitModel, rows: Sequence[Scored], together: int, num_tokens: int, beginning: _Beginning
+    ) -> list[Losses]:
+        """Each question once, then what follows it in each of its ``together`` rows."""
+        firsts = rows[::together]
+        tokens = np.stack([row.ids[beginning.num_tokens : num_tokens] for row in firsts])
+        caches = beginning.repeated(len(firsts)) or plain_caches(split.model)
+        assert caches is not None, "the model keeps plain keys and values"
+        split.hidden(mx.array(tokens), caches)
+        mx.eval([cache.state for cache in caches])
+        found: dict[int, Losses] = {}
+        for part in batches_by_length([len(row.ids) for row in rows]):
+            own = picked(caches, [place // together for place in part])
+            losses = self._batch(split, [rows[place] for place in part], num_tokens, own)
+            found |= dict(zip(part, losses, strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def _batch(
+        self, split: SplitModel, rows: Sequence[Scored], start: int, caches: Sequence[Any] | None
+    ) -> list[Losses]:
+        """``caches`` have the first ``start`` tokens of each row."""
         longest = max(len(row.ids) for row in rows) - start
         tokens = np.zeros((len(rows), longest), np.int32)
         for place, row in enumerate(rows):
@@ -156,7 +212,6 @@ class LikelihoodModel:
         # Hidden state i predicts token i + 1.
         sources = np.concatenate([place * longest + row.positions - 1 - start for place, row in enumerate(rows)])
         targets = np.concatenate([row.ids[row.positions] for row in rows]).astype(np.int32)
-        caches = repeated(beginning.caches, len(rows)) if start else None
         hidden = split.hidden(mx.array(tokens), caches)  # (B, T, H)
         chosen = hidden.reshape(-1, hidden.shape[-1])[mx.array(sources)]  # (N, H)
         mx.eval(chosen)
@@ -185,6 +240,27 @@ def num_shared(rows: Sequence[Scored]) -> int:
         return 0
     limit = min(int(row.positions[0]) if len(row.positions) else len(row.ids) for row in rows) - 1
     return max(0, min(limit, num_equal([row.ids for row in rows])))
+
+
+def _is_worth_sharing(rows: Sequence[Scored], num_tokens: int, start: int) -> bool:
+    """Whether reading the first ``num_tokens`` of all ``rows`` once saves enough, where ``start`` are read anyway."""
+    saved = (num_tokens - start) * (len(rows) - 1)
+    return saved > 0 and saved >= _WORTH_SHARING * sum(len(row.ids) - start for row in rows)
+
+
+def _questions_by_length(questions: Sequence[range], shared: Mapping[range, int], together: int) -> list[list[range]]:
+    """Questions that are read together, up to the length of the shortest; what is left of the others is read with each
+    of their ``together`` rows."""
+    parts: list[list[range]] = []
+    for question in sorted(questions, key=lambda one: -shared[one]):
+        last = parts[-1] if parts else []
+        longest = shared[last[0]] if last else 0
+        is_near = bool(last) and (longest - shared[question]) * together <= _LEFT_OVER * longest
+        if is_near and len(last) < _ROWS_AT_ONCE and (len(last) + 1) * longest <= BATCH_TOKENS:
+            last.append(question)
+        else:
+            parts.append([question])
+    return parts
 
 
 def num_equal(rows: Sequence[Ids]) -> int:

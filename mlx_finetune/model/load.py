@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx_finetune.errors import ModelError
 from mlx_finetune.events import Notice
 from mlx_finetune.model.files import packed, repairs
-from mlx_finetune.model.files.config import read_config
+from mlx_finetune.model.files.config import context_length, first_number, read_config
 from mlx_finetune.model.files.safetensors_check import check_stamps, check_weight_files, file_stamps
 from mlx_finetune.model.inside.parts import flat_arrays
 from mlx_finetune.model.scratch import architecture as own_architecture
@@ -46,7 +46,6 @@ _UNFITTING = (
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 #: ``model_type`` -> our own architecture, where mlx-lm has none.
 _OWN: Mapping[str, ModuleType] = {"t5": t5, OWN_TYPE: own_architecture}
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,22 +297,15 @@ def _try_model(folder: Path, model: nn.Module) -> None:
 def _describe(
     local: LocalModel, config: Mapping[str, object], model: nn.Module, num_parameters: int, stored_bits: int | None
 ) -> ModelInfo:
-    text = config.get("text_config")
-    tables = [config, cast("dict[str, object]", text)] if isinstance(text, dict) else [config]
-
-    def first(*keys: str) -> int | None:
-        values = (table.get(key) for table in tables for key in keys)
-        return next((value for value in values if isinstance(value, int) and value > 0), None)
-
     return ModelInfo(
         name=local.name,
         folder=local.folder,
         model_type=str(config["model_type"]),
         num_parameters=num_parameters,
         num_layers=len(cast("list[nn.Module]", getattr(model, "layers", []))),
-        hidden_size=first("hidden_size", "n_embd", "d_model") or 0,
-        vocab_size=first("vocab_size") or 0,
-        context_length=None if config["model_type"] == "t5" else first(*_CONTEXT_KEYS),  # T5's positions have no end
+        hidden_size=first_number(config, "hidden_size", "n_embd", "d_model") or 0,
+        vocab_size=first_number(config, "vocab_size") or 0,
+        context_length=context_length(config),
         stored_bits=stored_bits,
         sha256=local.sha256,
         revision=local.revision,

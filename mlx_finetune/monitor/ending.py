@@ -74,13 +74,14 @@ def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
     """Validation loss of the base and of the result, in up to three lines; the training loss where there is no
     validation set."""
     first, best, last = finished.first_loss, finished.best_loss, finished.last_loss
-    if last is None and best is None:
+    if first is None and last is None and best is None:
         smooth, what = summary.smooth_lead, summary.lead or "training loss"
         return [f"no validation set; {what} at the end {number(smooth, 4)}"] if smooth is not None else []
     end = finished.result_loss
     if first is None:
         return [f"validation loss {number(end, 4)}{_best_at(finished)}"]
-    assert end is not None, "an end without a loss was handled above"
+    if end is None:
+        return [f"validation loss {number(first, 4)} before training; after a step it was no number"]
     change = (end - first) / abs(first) if first else 0.0
     by = "unchanged" if end == first else f"{abs(change):.0%} {'lower' if change < 0 else 'higher'}"
     lines = [f"validation loss {number(first, 4)} -> {number(end, 4)}, {by}{_best_at(finished)}"]
@@ -88,7 +89,9 @@ def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
         lines.append("no step taught it anything: the rewards of every group were all equal; take easier problems, a")
         lines[-1] += " model that solves some of them, another reward, or a larger grpo.group_size"
     elif end >= first:
-        lines.append("it did not learn what the validation rows ask for; a lower learning rate or more rows may help")
+        before = "the start was better still: " if end > first else ""
+        learned = "it did not learn what the validation rows ask for; a lower learning rate or more rows may help"
+        lines.append(f"{before}{learned}")
     rows = summary.started.valid_rows if summary.started else 0
     if 0 < rows < FEW_ROWS:
         more = "a validation file or a larger data.val_split tells more"

@@ -208,7 +208,8 @@ def evaluation_line(one: Evaluated, summary: Summary) -> str:
     if one.step == 0:
         note = " (before training)"
     elif one.is_best:
-        note = " * best so far"
+        start = min((first.loss for first in summary.finite_evaluations if not first.step), default=one.loss)
+        note = " * best so far" + (f", but {number(start, 4)} before training" if start < one.loss else "")
     elif best is not None:
         note = f" (best {number(best.loss, 4)} at step {best.step})"
     measured = metrics_line(one.metrics)

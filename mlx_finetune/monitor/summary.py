@@ -230,8 +230,8 @@ class Summary:
 
     @property
     def best_evaluation(self) -> Evaluated | None:
-        """The lowest validation loss so far."""
-        return min(self.finite_evaluations, key=lambda one: one.loss, default=None)
+        """The lowest validation loss after a step; that of the start before the first of these."""
+        return min(self.finite_evaluations, key=lambda one: (not one.step, one.loss), default=None)
 
     @property
     def finite_evaluations(self) -> list[Evaluated]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError
 from mlx_finetune.recipe.explain import Finding, check
 from mlx_finetune.recipe.locate import locate_keys
-from mlx_finetune.recipe.overrides import KeyPath, Override, Values, apply_overrides, parse_overrides
+from mlx_finetune.recipe.overrides import KeyPath, Override, Values, apply_overrides, latest, parse_overrides
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.recipe.toml_file import TOKEN_HINT, parse_toml, read_text, strings_of, unsafe_strings
 from mlx_finetune.recipe.values import TOKEN, shown, shown_path
@@ -39,7 +39,7 @@ class LoadedRecipe:
 
     def command(self, name: str) -> str:
         """``mlxft NAME RECIPE`` with the overrides, quoted for a shell."""
-        options = [part for one in self.overrides for part in ("--set", one)]
+        options = [part for one in latest(self.overrides) for part in ("--set", one)]
         return shlex.join(["mlxft", name, str(self.path), *options])
 
 
@@ -93,7 +93,7 @@ def locate_findings(findings: Sequence[Finding], loaded: LoadedRecipe) -> list[P
 
 def name_recipe(hint: str, path: Path, overrides: Sequence[str]) -> str:
     """``hint`` with the word RECIPE of its commands replaced by ``path`` and its ``--set`` options, to be typed."""
-    typed = shlex.join([str(path), *(part for one in overrides for part in ("--set", one))])
+    typed = shlex.join([str(path), *(part for one in latest(overrides) for part in ("--set", one))])
     return re.sub(r"\bRECIPE\b", lambda _: typed, hint)
 
 

@@ -43,6 +43,12 @@ class Override:
     where: str
 
 
+def latest(texts: Sequence[str]) -> list[str]:
+    """``texts`` without those whose key a later one sets, which say nothing in a command."""
+    places = {text.partition("=")[0].strip(): place for place, text in enumerate(texts)}
+    return [text for place, text in enumerate(texts) if places[text.partition("=")[0].strip()] == place]
+
+
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Problem]]:
     """The overrides that can be read, and a problem for each that cannot."""
     overrides: list[Override] = []

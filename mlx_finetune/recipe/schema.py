@@ -23,7 +23,7 @@ from mlx_finetune.recipe.fields import (
     as_tuple,
     refuse,
 )
-from mlx_finetune.recipe.grpo import GrpoRecipe, grpo_problems, with_grpo_defaults
+from mlx_finetune.recipe.grpo import GrpoRecipe, grpo_problems
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.heads import VerifierRecipe, scored_problems
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS, PreferenceRecipe, unused_problems
@@ -186,7 +186,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _begin_from_scratch(cls, values: object) -> object:
-        return with_scratch_defaults(with_grpo_defaults(values))
+        return with_scratch_defaults(values)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -96,7 +96,9 @@ class TrainingRecipe(Section):
     keep_checkpoints: Count = Field(
         3, description="Newest checkpoints that are kept; the best, the last and those of save_at always are."
     )
-    keep_best: bool = Field(True, description="End with the weights of the best validation loss, not the last ones.")
+    keep_best: bool = Field(
+        True, description="End with the weights of the best validation loss after a step, not the last ones."
+    )
     early_stopping_patience: CountOrZero = Field(
         0, description="Evaluations without improvement after which the run ends; 0 never ends it."
     )

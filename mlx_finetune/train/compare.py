@@ -42,6 +42,7 @@ class Expected:
     ``step_overhead`` the seconds beside them.
 
     ``memory`` is the arithmetic; a run of ``whole_steps`` has seen all rows (None: others compute a part of each step).
+    A run that ``says_answers`` to learn from teaches the profile nothing: how long these are is not the machine's.
     """
 
     machine: str
@@ -51,6 +52,7 @@ class Expected:
     whole_steps: int | None
     step_flops: float
     step_overhead: float
+    says_answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> E
     key = plan_key(asked, machine)
     per_step = epoch_positions(facts.lengths, resolved.packed_length, resolved.batch_size) / resolved.steps_per_epoch
     recompute = resolved.recipe.training.gradient_checkpointing is True
-    planned = profile.plans.get(key)
+    planned, says_answers = profile.plans.get(key), asked.task == "grpo"
     if planned is None:
         forecast = forecast_arithmetic(
             resolved,
@@ -118,13 +120,15 @@ def expect_run(asked: Recipe, facts: Facts, resolved: Resolved, emit: Emit) -> E
             on_gpu=facts.machine.on_gpu,
             disk_bytes=Range(0.0, 0.0, 0.0),
         )
-        seconds = forecast.step_seconds.expected if forecast.step_seconds else None
+        step = None if says_answers else forecast.step_seconds  # in which the time to say them is not
+        seconds = step.expected if step else None
         planned = Planned(forecast.peak_bytes.expected, seconds, is_measured=False)
     num_reused = resolved.kept.num_blocks if resolved.kept else 0
     each = flops_per_token(facts.shape, resolved.recipe.lora, recompute=recompute, num_reused=num_reused)
     whole_steps = resolved.steps_per_epoch if facts.num_processes == 1 else None
     overhead = overhead_of(resolved, facts.shape, per_step, on_gpu=facts.machine.on_gpu)
-    return Expected(machine, key, planned, resolved.memory, whole_steps, per_step * each, overhead)
+    flops = per_step * each
+    return Expected(machine, key, planned, resolved.memory, whole_steps, flops, overhead, says_answers=says_answers)
 
 
 def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison | None:
@@ -140,6 +144,8 @@ def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison |
         is_whole=expected.whole_steps is not None and state.step >= expected.whole_steps,
     )
     assert math.isfinite(happened.flops_per_second), "a step took some time"
+    if expected.says_answers:
+        return Comparison(expected.planned, happened)
     try:
         record_run(profile_path(), expected.machine, expected.key, expected.planned, happened)
     except (OSError, RunError) as error:

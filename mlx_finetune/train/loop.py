@@ -30,11 +30,8 @@ from mlx_finetune.train.step import StepResult, Trainer
 from mlx_finetune.train.watch import Watch
 
 RISES = 3  # evaluations in a row with a higher loss than the one before, which are told once
-_RISEN = Notice(
-    "warning",
-    f"the validation loss has risen {RISES} times in a row: what is learned now helps on the training rows only",
-    "the best weights are kept (keep_best); training.early_stopping_patience = 3 ends such a run by itself",
-)
+_RISEN = f"the validation loss has risen {RISES} times in a row: what is learned now helps on the training rows only"
+_ENDS = "training.early_stopping_patience = 3 ends such a run by itself"
 
 EndReason = Literal["finished", "early_stopping", "max_minutes", "stopped"]
 
@@ -261,7 +258,8 @@ def _evaluate_set(loop: Loop, state: RunState) -> bool:
         seconds = round(time.monotonic() - started, 3)
         loop.emit(Evaluated(state.step, loss, num_targets, is_best, seconds, metrics))
         if state.num_rises() == RISES:
-            loop.emit(_RISEN)
+            kept = f"the best weights are kept (keep_best); {_ENDS}" if loop.training.keep_best else _ENDS
+            loop.emit(Notice("warning", _RISEN, kept))
     return True
 
 

@@ -1,6 +1,6 @@
 """One process of ``mlxft plan --lr-range``: ``python -m mlx_finetune.train.lr_range --recipe PATH``.
 
-It prepares the run as training does and takes up to 100 real steps while the rate rises (``hardware.planning.lr_range``
+It prepares the run as training does and takes up to 125 real steps while the rate rises (``hardware.planning.lr_range``
 has the curve). Its last line is what it found, after the events of loading. It writes nothing, and weights and moments
 are afterwards what they were, bit for bit; the order of rows depends on the step alone.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_finetune.events import Phase
-from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangeTest, rate_at
+from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangeTest, most_steps, rate_at
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.talking import answer, arguments_of, prepared_run, tell
@@ -26,14 +26,18 @@ def range_test(
 ) -> RangeFound:
     """Train with rising rates on the rows of the first steps; ``progress`` is called with the steps done.
 
-    Raises ``Interrupted`` between two steps.
+    A quarter of ``num_steps`` comes on top where the loss still falls after them. Raises ``Interrupted`` between two
+    steps.
     """
     assert prepared.objective.live is None, "the command refuses tasks that learn from their own answers"
     trainer = prepared.trainer
     kept = dict(trainer.parameters), dict(trainer.state)
     test, has_diverged = RangeTest(), False
+    recipe_rate = float(prepared.recipe.training.learning_rate)
     try:
-        for step in range(num_steps):
+        for step in range(most_steps(num_steps)):
+            if step == num_steps and not test.found(recipe_rate, has_diverged=False).is_at_end:
+                break
             stop.raise_if_asked("between two steps")
             began = time.perf_counter()
             rate = rate_at(step, num_steps)
@@ -47,8 +51,7 @@ def range_test(
     finally:
         trainer.restore(*kept)
     times_seen = prepared.stream.progress(len(test.points))
-    rate = float(prepared.recipe.training.learning_rate)
-    return test.found(rate, has_diverged=has_diverged, times_seen=round(times_seen, 2))
+    return test.found(recipe_rate, has_diverged=has_diverged, times_seen=round(times_seen, 2))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +69,7 @@ def _test(path: Path, overrides: Sequence[str], stop: StopRequest) -> RangeFound
 
 
 def _tell_progress(done: int) -> None:
-    tell(Phase("learning rates", done=done, total=NUM_STEPS, unit="steps"))
+    tell(Phase("learning rates", done=done, total=max(done, NUM_STEPS), unit="steps"))
 
 
 if __name__ == "__main__":

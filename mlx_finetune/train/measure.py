@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,7 @@ NUM_FIRST = 4  # shapes timed before the validation set and an answer are
 QUANTILES = (0.5, 0.5, 0.9, 1.0, 0.2, 0.5, 0.75, 0.35, 0.6, 0.95)
 ANSWER_TOKENS = 6
 VALID_SHARE = 0.15  # of the budget at most for the validation set
+NUM_DRAWN = 3  # times that answers are drawn to be timed
 NUM_SCORED, SCORED_SECONDS = 16, 3.0  # answers that are scored of one length, and about how long that may take
 
 Shape = tuple[int, int]
@@ -80,6 +82,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
     validation = _time_validation(prepared, clock, frozen) if has_longest else []
     answer_seconds = _time_answer(prepared) if has_longest else None
     score_seconds = _time_scores(prepared) if has_longest else None
+    drawing_seconds = _time_drawing(prepared) if has_longest else None
     is_complete = is_complete and steps.time(order[NUM_FIRST:])
     while is_complete and len(steps.timed) < MAX_TIMED and steps.seconds < LEAST_SECONDS:
         is_complete = steps.time(order[NUM_FIRST:])
@@ -103,6 +106,7 @@ def measure_run(prepared: "Prepared", clock: Clock) -> Measured:
         pass_seconds=frozen.pass_seconds,
         has_longest=has_longest,
         score_seconds=score_seconds,
+        drawing_seconds=drawing_seconds,
     )
 
 
@@ -276,7 +280,7 @@ def _time_validation(prepared: "Prepared", clock: Clock, frozen: _Frozen) -> lis
 def _time_answer(prepared: "Prepared") -> float | None:
     """Seconds for one token of an answer, reading the prompt spread over ``max_new_tokens``; None without prompts."""
     recipe = prepared.recipe
-    prompts = recipe.eval.prompts or ("What is 1 + 1?",) * (prepared.objective.live is not None)
+    prompts = recipe.eval.prompts
     if not prompts:
         return None
     from mlx_finetune.dataset.template import render_prompt
@@ -296,6 +300,33 @@ def _time_answer(prepared: "Prepared") -> float | None:
             count += 1
     each = (time.perf_counter() - began - first) / (count - 1) if count > 1 else first
     return each + first / recipe.eval.max_new_tokens
+
+
+def _time_drawing(prepared: "Prepared") -> tuple[float, float] | None:
+    """Seconds of the first tokens of as many answers as grow together, and of each later token of all of them.
+
+    The answers are to the first problems, as a step draws them but for their length. None where nothing is drawn.
+    """
+    if prepared.objective.live is None:
+        return None
+    from mlx_finetune.train.objectives.grpo.answers import Policy
+
+    grpo, training = prepared.recipe.grpo, prepared.recipe.training
+    problems = int(training.batch_size) * training.gradient_accumulation_steps
+    policy = Policy(prepared.model, prepared.tokenizer, grpo)
+    rows = [prepared.rows[number % len(prepared.rows)] for number in range(problems)]
+    prompts = [policy.problem(row).prompt for row in rows for _ in range(grpo.group_size)][: policy.at_once]
+
+    def timed(num_tokens: int) -> tuple[float, int]:
+        policy.settings = grpo.model_copy(update={"max_tokens": num_tokens})
+        began = time.perf_counter()
+        said = policy.draw(prompts, range(len(prompts)))
+        return time.perf_counter() - began, max(len(one.ids) for one in said)
+
+    timed(1)  # cold
+    first = median(timed(1)[0] for _ in range(NUM_DRAWN))
+    drawn = [timed(min(ANSWER_TOKENS, grpo.max_tokens)) for _ in range(NUM_DRAWN)]
+    return first, max(0.0, median((seconds - first) / max(1, longest - 1) for seconds, longest in drawn))
 
 
 def _time_scores(prepared: "Prepared") -> tuple[float, float] | None:

@@ -47,7 +47,8 @@ def publish(run: RunDir, recipe: Recipe, step: int) -> None:
 
 
 def result_step(recipe: Recipe, state: RunState) -> int:
-    """The step whose weights are the result: the best one, unless the base was best or the last one is asked for."""
+    """The step whose weights are the result: the best trained one; the last where the recipe asks for it, or none
+    was measured."""
     return (state.best_step if recipe.training.keep_best else None) or state.step
 
 
@@ -163,11 +164,14 @@ def _how_to_load(name: str, info: "ModelInfo", *, is_adapter: bool, task: str) -
 
 def _losses(recipe: Recipe, state: RunState) -> str:
     """Validation loss of the base and of the weights that are the result."""
-    if state.first_loss is None or state.best_loss is None:
+    if state.first_loss is None:
         return "There was no validation set."
     before = f"Validation loss {state.first_loss:.4f} before"
+    if state.best_loss is None:
+        return f"{before}; it was no number after a step."
     if result_step(recipe, state) == state.best_step or state.last_loss is None:
-        return f"{before}, {state.best_loss:.4f} at its best (step {state.best_step}), which is the result."
+        still = "; the start was better still" if state.first_loss < state.best_loss else ""
+        return f"{before}, {state.best_loss:.4f} at its best (step {state.best_step}), which is the result{still}."
     end = f"{state.last_loss:.4f} at the end, which is the result"
     return f"{before}, {end}; it was lowest at step {state.best_step} ({state.best_loss:.4f})."
 

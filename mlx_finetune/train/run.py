@@ -344,12 +344,9 @@ def _finish(
     recipe = prepared.recipe
     # The process that committed the last step may have died before it removed what is too old
     rotate(run, keep_newest=recipe.training.keep_checkpoints, keep_steps=steps_to_keep(cadence, state))
-    if recipe.training.keep_best and state.best_step == 0:
-        emit(Notice("warning", "no evaluation was better than the base model's; the last weights are the result"))
     published = result_step(recipe, state)
     publish(run, recipe, published)
-    is_comparable = not is_forked and prepared.objective.live is None  # time to say answers is none of a step's
-    compared = None if not is_comparable else compare_run(prepared.expected, state, emit)
+    compared = None if is_forked else compare_run(prepared.expected, state, emit)
     write_metrics(run, recipe, prepared.info, state, reason, compared.to_json() if compared else None)
     write_card(run, recipe, prepared.info, state, source=prepared.source)
     emit(

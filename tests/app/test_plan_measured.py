@@ -490,12 +490,12 @@ def test_the_time_says_which_run_scores_the_answers_and_whether_that_is_in_it(
     plan = arithmetic(tiny_model, task="grpo", grpo={"rewards": rewards, "max_tokens": 8, "updates": 2})
     silent = replace(plan, forecast=replace(plan.forecast, step_seconds=Range(1, 1, 1), finish_seconds=Range(9, 9, 9)))
     said = " ".join(plan_lines(silent, name="x"))
-    assert "without the time to say the answers, and for verifier:judge to score them, which is nearly all" in said
-    told = replace(FOUND, answer_seconds=0.1, score_seconds=(0.012, 1.5))
+    assert "without the time to say the answers, and for verifier:judge to score them, which is often most" in said
+    told = replace(FOUND, drawing_seconds=(0.1, 0.05), score_seconds=(0.012, 1.5))
     spoken = with_measured(plan, Measured.from_json(json.loads(json.dumps(told.to_json()))))
     assert spoken.measured == told
     assert "in it: verifier:judge scores an answer in 12 ms to 1.50 s" in " ".join(plan_lines(spoken, name="x"))
-    plain = with_measured(plan, replace(FOUND, answer_seconds=0.1))
+    plain = with_measured(plan, replace(FOUND, drawing_seconds=(0.1, 0.05)))
     assert spoken.forecast.finish_seconds is not None
     assert plain.forecast.finish_seconds is not None
     assert spoken.forecast.finish_seconds.expected > plain.forecast.finish_seconds.expected + 10

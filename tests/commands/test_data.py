@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from small_runs import train
+from tiny import write_tiny_model
 
 from mlx_finetune.commands.data import command
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND
@@ -140,6 +143,37 @@ def test_a_validation_set_without_a_row_that_can_be_used_is_an_error(
     assert lines[-1].startswith("1 error, ")
     report = json.loads(run("check", path, *named, "--json").stdout)
     assert (report["num_errors"], report["errors"][0]["message"]) == (1, "the only validation row cannot be used")
+
+
+def test_rows_longer_than_the_model_reads_are_the_error_that_a_training_ends_with(
+    folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(tiny_model("llama"), folder / "short")
+    config = json.loads((model / "config.json").read_bytes())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    path = recipe(folder, model)
+    monkeypatch.setenv("MLXFT_CACHE", str(folder / "cache"))
+    found = run("check", path)
+    assert found.return_value == 1
+    said = next(line for line in found.stderr.splitlines() if "reads at most 20" in line)
+    assert "hint: set data.max_seq_length = 20 or less" in found.stderr
+    with pytest.raises(DataError) as refused:
+        train(path)
+    assert said == f"error: {refused.value.message}"
+    assert "reads at most" not in run("check", path, "--set", "data.max_seq_length=20").stderr
+
+
+def test_every_row_that_is_left_out_is_counted_with_its_reason_and_the_way_out(
+    folder: Path,
+) -> None:
+    """The model has no chat template, and five conversations are more than one question and one answer."""
+    turns = [{"role": role, "content": "word"} for role in ("user", "assistant", "user", "assistant")]
+    rows = [{"messages": turns[: 2 if number < 20 else 4]} for number in range(25)]
+    (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = write_tiny_model(folder / "base", "llama", chat_template=False)
+    found = run("check", recipe(folder, model), "--set", "data.max_seq_length=900")
+    assert "5 of 25 rows could not be rendered and are left out" in found.stdout
+    assert "hint: use an instruction-tuned model, or set data.chat_template to a Jinja file" in found.stderr
 
 
 def test_check_with_a_recipe_lists_errors_before_any_model_is_looked_for(folder: Path) -> None:

@@ -13,6 +13,8 @@ from mlx_finetune.dataset.formats import Example, Instruction, Text
 from mlx_finetune.errors import DataError, further_problems
 from mlx_finetune.recipe.data import DataRecipe
 
+TURN, REPLY = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+
 
 def recipe(**fields: object) -> DataRecipe:
     return DataRecipe.model_validate(fields)
@@ -155,6 +157,29 @@ def test_formats_of_other_tasks_are_recognised_and_refused(tmp_path: Path, line:
         load_splits(recipe(path="a.jsonl"), base=tmp_path)
     (problem,) = caught.value.problems
     assert problem.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("line", "columns"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "prompt", "completion": "chosen"}),
+        (
+            {"conversations": [TURN], "chosen": REPLY, "rejected": REPLY},
+            {"prompt": "conversations", "completion": "chosen"},
+        ),
+        ({"chosen": [TURN, REPLY], "rejected": [TURN, REPLY]}, {"messages": "chosen"}),
+        ({"sentence": "q", "label": "1"}, {"prompt": "sentence", "completion": "label"}),
+    ],
+)
+def test_the_way_out_of_another_tasks_rows_names_their_columns_and_works(
+    tmp_path: Path, line: dict[str, object], columns: dict[str, str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({**line, "weight": number}) + "\n" for number in (1, 2)))
+    with pytest.raises(DataError) as caught:
+        load_splits(recipe(path="a.jsonl"), base=tmp_path)
+    written = ", ".join(f'{name} = "{column}"' for name, column in columns.items())
+    assert f"[data.columns] {written}" in caught.value.problems[0].hint
+    assert load_splits(recipe(path="a.jsonl", columns=columns, val_split=0.0), base=tmp_path).train
 
 
 def test_what_rows_lack_is_said_by_what_the_task_learns_from(tmp_path: Path) -> None:

@@ -91,6 +91,34 @@ def test_what_all_rows_begin_with_is_read_once(
         np.testing.assert_allclose(losses, plain_losses(model, ids)[one.positions - 1], rtol=3e-5, atol=3e-5)
 
 
+@pytest.mark.parametrize("front", [0, 60])
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_question_in_front_of_several_labels_is_read_once(
+    kind: str, second: bool, front: int, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions of unlike lengths, one of a single token, each with three labels; all behind examples, or none."""
+    model = load(tiny_model(kind))
+    begin, rows = tokens(front, seed=1), list[np.ndarray]()
+    for length in (1, 30, 31, 52, 30, 17, 33, 18):
+        question = np.concatenate([begin, tokens(length, seed=length)])
+        rows += [np.concatenate([question, tokens(1 + label, seed=99 + label)]) for label in range(3)]
+    lengths = [len(row) - 1 - place % 3 for place, row in enumerate(rows)]
+    scored = [Scored(ids, np.arange(start, len(ids))) for ids, start in zip(rows, lengths, strict=True)]
+    with SecondCore() if second else nullcontext() as core:
+        likelihoods = LikelihoodModel(model, chunk_rows, core)
+        whole = likelihoods.losses(scored)
+        shapes = counted(monkeypatch)
+        steps: list[int] = []
+        found = likelihoods.losses(scored, steps.append, together=3)
+    assert steps[-1] == len(rows)
+    read, alone = sum(rows * length for rows, length in shapes), sum(len(row) - front for row in rows)
+    assert read < 0.65 * alone + front
+    for ids, one, losses, before in zip(rows, scored, found, whole, strict=True):
+        np.testing.assert_allclose(losses, before, rtol=3e-5, atol=3e-5)
+        np.testing.assert_allclose(losses, plain_losses(model, ids)[one.positions - 1], rtol=3e-5, atol=3e-5)
+
+
 @pytest.mark.parametrize("name", ["sliding llama", "mamba"])
 def test_a_model_without_plain_keys_and_values_reads_every_row_whole(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -100,7 +128,7 @@ def test_a_model_without_plain_keys_and_values_reads_every_row_whole(
     rows = [np.concatenate([front, tokens(5, seed=seed) % 50]) for seed in range(4)]
     likelihoods = LikelihoodModel(model, chunk_rows)
     shapes = counted(monkeypatch)
-    found = likelihoods.losses([Scored(ids, np.array([64])) for ids in rows])
+    found = likelihoods.losses([Scored(ids, np.array([64])) for ids in rows], together=2)
     assert shapes == [(4, 65)]
     expected = [plain_losses(model, ids)[63:] for ids in rows]
     np.testing.assert_allclose(np.stack(found), np.stack(expected), rtol=3e-5, atol=3e-5)

@@ -31,12 +31,17 @@ def test_the_report_of_a_finished_run_word_for_word() -> None:
 
 
 def test_a_run_that_got_worse_says_that_it_did_not_learn() -> None:
-    worse = dataclasses.replace(FINISHED, first_loss=1.0, best_loss=1.0, best_step=0, last_loss=1.4)
+    worse = dataclasses.replace(FINISHED, first_loss=1.0, best_loss=1.2, best_step=30, last_loss=1.4, result_step=30)
     lines = learned_lines(summarise([]), worse)
-    assert lines[0] == (
-        "validation loss 1.0000 -> 1.4000, 40% higher (at the end, which is the result; best 1.0000 at step 0)"
-    )
-    assert "did not learn" in lines[1]
+    assert lines[0] == "validation loss 1.0000 -> 1.2000, 20% higher (best at step 30; 1.4000 at the end)"
+    assert lines[1].startswith("the start was better still: it did not learn what the validation rows ask for;")
+
+
+def test_losses_that_are_no_numbers_after_the_start_are_not_taken_for_a_missing_validation_set() -> None:
+    broken = dataclasses.replace(FINISHED, first_loss=1.0, best_loss=None, best_step=None, last_loss=None)
+    assert learned_lines(summarise([]), broken) == [
+        "validation loss 1.0000 before training; after a step it was no number"
+    ]
 
 
 def test_rewards_that_were_all_equal_are_the_reason_why_nothing_was_learned() -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from mlx_finetune.errors import RecipeError
-from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
+from mlx_finetune.recipe.load import LoadedRecipe, load_recipe, name_recipe
+from mlx_finetune.recipe.overrides import latest
 
 TEXT = """model = "m"
 quantize = 4
@@ -117,3 +118,11 @@ def test_elements_of_a_list_can_be_set(tmp_path: Path):
     assert errors(tmp_path, *overrides, "data.sources.2.path=x") == [
         "--set data.sources.2.path=x: `data.sources[2]` is not there, not a section"
     ]
+
+
+def test_a_command_sets_every_key_once_as_the_last_one_asks() -> None:
+    given = ["training.max_steps=20", "quantize=", "training.max_steps = 30", "training.max_steps=20"]
+    assert latest(given) == ["quantize=", "training.max_steps=20"]
+    assert name_recipe("mlxft train RECIPE", Path("r.toml"), given) == (
+        "mlxft train r.toml --set quantize= --set training.max_steps=20"
+    )

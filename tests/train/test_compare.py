@@ -13,7 +13,15 @@ from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.planning.auto import resolve_auto
 from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.shapes import read_shape
-from mlx_finetune.hardware.profile import Corrections, Happened, Planned, machine_key, read_profile, remember_plan
+from mlx_finetune.hardware.profile import (
+    Corrections,
+    Happened,
+    Planned,
+    machine_key,
+    read_profile,
+    record_run,
+    remember_plan,
+)
 from mlx_finetune.hardware.profile import plan_key as key_of
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.train.checkpoints.state import RunState
@@ -141,3 +149,21 @@ def test_a_run_writes_the_comparison_into_its_metrics(tmp_path: Path, tiny_model
     metrics = json.loads((run.path / "training_metrics.json").read_text())
     assert metrics["plan"]["peak_bytes"] == metrics["peak_memory_bytes"]
     assert metrics["plan"]["is_measured"] is False
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_a_run_that_says_answers_is_compared_with_its_plan_and_teaches_nothing_of_the_machine(
+    emitted: list[Event], is_planned: bool
+) -> None:
+    """By arithmetic the time to say them is not known, so there only the memory is compared."""
+    asked = Recipe.model_validate(ASKED.model_dump(exclude_unset=True) | {"task": "grpo"})
+    if is_planned:
+        remember_plan(profile_path(), key_of(asked, machine_key(CPU)), Planned(6.5e9, 1.9, is_measured=True))
+    record_run(profile_path(), machine_key(CPU), "", None, Happened(10**9, 1.0, 1e10, 1.0, is_whole=True))
+    before = read_profile(profile_path()).of(machine_key(CPU))
+    expected = expect_run(asked, facts(), resolve_auto(asked, facts()), emitted.append)
+    compared = compare_run(expected, finished(), emitted.append)
+    assert compared is not None
+    assert ("2.00 s a step of 1.90 s planned (+5%)" in compared.sentence) == is_planned
+    assert "peak memory 7.00 GB of " in compared.sentence
+    assert read_profile(profile_path()).of(machine_key(CPU)) == before

@@ -45,8 +45,6 @@ def test_the_result_is_the_best_checkpoint_or_the_last_one(recipe):
     best = min((step for step in losses if step), key=lambda step: losses[step])
     metrics = json.loads(run.file(rundir.METRICS).read_text())
     assert metrics["first_eval_loss"] == losses[0]
-    if losses[0] < losses[best]:
-        best = 4  # nothing trained was better than the base: there is no best checkpoint
     published = run.file(rundir.MLX_WEIGHTS).read_bytes()
     assert published == (run.checkpoint(best) / rundir.MLX_WEIGHTS).read_bytes()
     other = f"output_dir={run.path.parent / 'last'}"
@@ -168,8 +166,8 @@ def test_a_run_that_is_killed_right_after_step_0_was_saved_goes_on_to_the_same_b
     assert run.file(rundir.MLX_WEIGHTS).read_bytes() == straight.file(rundir.MLX_WEIGHTS).read_bytes()
 
 
-def test_a_validation_loss_that_keeps_rising_is_told_once(recipe, monkeypatch):
-    losses = [2.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.0]
+def train_with_losses(recipe, monkeypatch, losses, *overrides):
+    """A run whose validation loss after each step is the next of ``losses``."""
     step = 0
 
     def note(event, stop):
@@ -177,8 +175,27 @@ def test_a_validation_loss_that_keeps_rising_is_told_once(recipe, monkeypatch):
         step = event.step if isinstance(event, StepDone) else step
 
     monkeypatch.setattr(loop.Trainer, "loss", lambda self, batch: ([losses[step]], 1))
-    overrides = ("training.eval_steps=1", "training.max_steps=6", "eval.prompts=[]")
-    run = train(recipe, overrides=overrides, on_event=note)
+    settings = ("training.eval_steps=1", f"training.max_steps={len(losses) - 1}", "eval.prompts=[]")
+    return train(recipe, overrides=(*settings, *overrides), on_event=note)
+
+
+@pytest.mark.parametrize("keeps_best", [True, False])
+def test_a_validation_loss_that_keeps_rising_is_told_once(recipe, monkeypatch, keeps_best):
+    losses = [2.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.0]
+    run = train_with_losses(recipe, monkeypatch, losses, f"training.keep_best={str(keeps_best).lower()}")
     events = [record.event for record in read_events(run.file(rundir.EVENTS))]
     (warned,) = [at for at, one in enumerate(events) if isinstance(one, Notice) and "has risen 3 times" in one.message]
     assert max(one.step for one in events[:warned] if isinstance(one, StepDone)) == 4
+    assert ("the best weights are kept" in str(events[warned])) == keeps_best
+
+
+def test_the_best_trained_weights_are_the_result_also_where_the_start_was_better(recipe, monkeypatch):
+    run = train_with_losses(recipe, monkeypatch, [1.0, 1.5, 1.2, 1.4, 1.3])
+    metrics = json.loads(run.file(rundir.METRICS).read_text())
+    assert (metrics["first_eval_loss"], metrics["last_eval_loss"]) == (1.0, 1.3)
+    assert (metrics["best_eval_loss"], metrics["best_step"], metrics["result_step"]) == (1.2, 2, 2)
+    assert run.file(rundir.MLX_WEIGHTS).read_bytes() == (run.checkpoint(2) / rundir.MLX_WEIGHTS).read_bytes()
+    assert (
+        "1.2000 at its best (step 2), which is the result; the start was better still"
+        in run.file(rundir.CARD).read_text()
+    )

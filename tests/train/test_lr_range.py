@@ -38,10 +38,11 @@ def test_weights_and_moments_are_afterwards_what_they_were(prepared: Prepared) -
     before = {name: mx.array(value) for name, value in (trainer.parameters | trainer.state).items()}
     done: list[int] = []
     found = range_test(prepared, StopRequest(), done.append, num_steps=12)
-    assert done == list(range(1, 13))
-    assert [point.rate for point in found.points] == pytest.approx([10 ** (-6 + 4 * k / 11) for k in range(12)])
-    assert len({point.loss for point in found.points}) == 12
-    assert found.times_seen == round(prepared.stream.progress(12), 2) > 0
+    assert found.is_at_end, "the rows are few and the model is small, so that the loss still falls and it goes on"
+    assert done == list(range(1, 16))
+    assert [point.rate for point in found.points] == pytest.approx([10 ** (-6 + 4 * k / 11) for k in range(15)])
+    assert len({point.loss for point in found.points}) == 15
+    assert found.times_seen == round(prepared.stream.progress(15), 2) > 0
     for name, value in (trainer.parameters | trainer.state).items():
         assert mx.array_equal(value, before[name]), name
     again, _ = trainer.compute(prepared.stream.microbatches(0), 0)
@@ -96,6 +97,20 @@ def test_the_lines_name_the_rate_and_compare_the_recipes() -> None:
     assert "lower by 12 times" in lines
     nothing = RangeFound(FOUND.points[:3], 2e-4, False, 1.0)
     assert "no rate is suggested" in "\n".join(range_lines(nothing, []))
+
+
+def test_where_the_loss_still_falls_the_lines_cannot_tell_and_suggest_no_rate() -> None:
+    lines = "\n".join(range_lines(replace(FOUND, has_diverged=False), []))
+    assert f"cannot tell: the smoothed loss still fell at {FOUND.points[-1].rate:.1e}" in lines
+    assert "training.learning_rate" not in lines
+
+
+def test_it_goes_no_further_where_the_loss_rose_before_the_highest_rate(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RangeFound, "is_at_end", property(lambda _: False))
+    assert len(range_test(prepared, StopRequest(), lambda _: None, num_steps=12).points) == 12
+    prepared.trainer.close()
 
 
 def test_a_curve_over_few_rows_is_said_to_show_what_is_learned_by_heart() -> None:

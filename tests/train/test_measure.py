@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import bandit
 import mlx.core as mx
 import pytest
 from small_runs import write_recipe
@@ -16,6 +17,7 @@ from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.train import measure
 from mlx_finetune.train.measure import Clock, batch_shape, choose_shapes, count_run, locate_shapes, measure_run
+from mlx_finetune.train.objectives.grpo.answers import Policy, Rollout
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.prepare import Prepared, prepare
 
@@ -88,10 +90,36 @@ def test_real_steps_are_timed_and_the_peak_is_that_of_the_longest(prepared: Prep
     assert found.total_steps == prepared.total_steps
     assert found.startup_seconds == 2.0
     assert found.answer_seconds is not None
+    assert found.drawing_seconds is None
     assert not found.is_cut_short
     assert all(one.seconds > 0 for one in (*found.microbatches, *found.validation))
     moved = [name for name, value in prepared.trainer.parameters.items() if not mx.array_equal(value, before[name])]
     assert moved, "the update is part of the peak and of the time"
+    assert Measured.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_the_drawing_of_answers_is_timed_as_a_step_draws_them(
+    tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two problems of eight answers each: sixteen grow together, to one token and then to a few."""
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"{number} + 1 =", "completion": "2"} for number in range(3)]
+    loaded = load_recipe(bandit.write_recipe(tmp_path, tiny_model("llama"), rows, problems=3, max_tokens=40))
+    stop = StopRequest()
+    made = prepare(loaded, base=tmp_path, decided=None, total_steps=None, safer=Safer(), emit=lambda _: None, stop=stop)
+    drawn: list[tuple[int, int, int]] = []
+    draw = Policy.draw
+
+    def noted(self: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> list[Rollout]:
+        drawn.append((len(prompts), len(set(prompts)), self.settings.max_tokens))
+        return draw(self, prompts, seeds)
+
+    monkeypatch.setattr(Policy, "draw", noted)
+    found = measure_run(made, clock(2.0))
+    assert set(drawn) == {(16, 2, 1), (16, 2, measure.ANSWER_TOKENS)}
+    assert found.drawing_seconds is not None
+    assert found.drawing_seconds[0] > 0
+    assert found.answer_seconds is None, "it has no prompts"
     assert Measured.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 

@@ -1,7 +1,7 @@
 """What ``data check`` and ``data stats`` print: a report as lines, and as JSON. Imports no model library."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from mlx_finetune.dataset.check import DataReport
 from mlx_finetune.dataset.stats import Lengths
@@ -10,6 +10,12 @@ from mlx_finetune.errors import Problem
 from mlx_finetune.units import counted, format_count
 
 BAR_WIDTH = 40
+#: Outcomes of rows that no training sees, beside those that are too long.
+LEFT_OUT = {
+    "refused": "could not be rendered and are left out",
+    "no_target": "have nothing to learn and are left out",
+    "same_answers": "have two equal answers and are left out",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +103,18 @@ def problem_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
         limit = f"max_seq_length = {tokens.max_seq_length}"
         yield f"warning: {_longer(tokens)} longer than {limit}"
         yield f"hint: truncation = {tokens.truncation}; 99 % of the rows have at most {tokens.lengths.p99} tokens"
-    for problem in tokens.warnings:
-        yield from _problem_lines("warning", Problem(problem.where, problem.message))
+    for name, outcome in tokens.outcomes.items():
+        for problem in outcome.shown() if name != "split" else ():
+            yield from _problem_lines("warning", replace(problem, hint=""))
+        if hints := dict.fromkeys(problem.hint for problem in outcome.rows if problem.hint):
+            yield f"hint: {'; or '.join(hints)}"
+
+
+def _left_out(report: DataReport, tokens: TokenReport) -> Iterator[str]:
+    """Each reason beside their length why rows are left out, with how many they are."""
+    for name, words in LEFT_OUT.items():
+        if name in tokens.outcomes:
+            yield f"{tokens.outcomes[name].count:,} of {counted(report.num_rows, 'row')} {words}"
 
 
 def _longer(tokens: TokenReport) -> str:
@@ -127,6 +143,7 @@ def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
     lengths = tokens.lengths if tokens else report.lengths
     yield from _length_lines(lengths)
     if tokens is not None:
+        yield from _left_out(report, tokens)
         limit = f"max_seq_length = {tokens.max_seq_length}"
         longer = _longer(tokens) if tokens.num_cut else "no row is"
         yield f"{longer} longer than {limit} (truncation = {tokens.truncation})"

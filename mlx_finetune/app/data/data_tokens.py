@@ -1,6 +1,6 @@
 """The rows of a recipe in tokens: lengths, what becomes of rows that are too long, the share that is learned."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.stats import summarize_lengths
 from mlx_finetune.dataset.template import nothing_left
-from mlx_finetune.dataset.token_rows import rows_of
+from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import Outcome, Tally, TokenizeReport
 from mlx_finetune.errors import Problem
 from mlx_finetune.events import Phase
+from mlx_finetune.model.files.config import context_length, read_config, too_long
 from mlx_finetune.model.scratch.begin import recipe_model
+from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.recipe.schema import Recipe
@@ -31,12 +33,15 @@ _BY_LENGTH = ("too_long", "cut", "split", "no_target", "refused")
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """One split: ``lengths`` of its whole rows; ``report`` is on whole rows, its outcomes those of a training."""
+    """One split: ``lengths`` of its whole rows; ``report`` is on whole rows, its outcomes those of a training, which
+    has ``num_usable`` rows, the longest of them ``longest`` tokens long and from ``where``."""
 
     name: str
     lengths: NDArray[np.integer]
     report: TokenizeReport
     num_usable: int
+    longest: int
+    where: str
 
 
 def count_tokens(recipe: Recipe, splits: Splits, base: Path, report: Callable[[Phase], None]) -> TokenReport:
@@ -56,7 +61,7 @@ def count_tokens(recipe: Recipe, splits: Splits, base: Path, report: Callable[[P
         num_targets / num_tokens if num_tokens else 0.0,
         parts[0].report.method if parts else "",
         _joined_outcomes(sorted(parts, key=lambda part: part.num_usable > 0)),  # what stops a training first
-        tuple(_problem(part, recipe) for part in parts if part.name != "test" and not part.num_usable),
+        tuple(_problems([part for part in parts if part.name != "test"], recipe, local)),
         learned_by(recipe.task).of_a_row,
     )
 
@@ -70,19 +75,34 @@ def _count(name: str, examples: Sequence[Example], recipe: Recipe, tokenizer: Mo
     lengths = sequence_lengths(rows, recipe.task)
     long = {place for place, one in zip(places, lengths.tolist(), strict=True) if one > recipe.data.max_seq_length}
     if not long:
-        return _Counted(name, lengths, whole.report, len(rows))
+        return _Counted(name, lengths, whole.report, len(rows), *_longest(rows, lengths))
     chosen = [example for example in examples if (example.source, example.line) in long]
-    again = tokenize_rows(chosen, tokenizer, recipe.data, task=recipe.task, base=base, may_be_empty=True).report
-    by_length = {kind: outcome for kind, outcome in again.outcomes.items() if kind in _BY_LENGTH}
+    again = tokenize_rows(chosen, tokenizer, recipe.data, task=recipe.task, base=base, may_be_empty=True)
+    by_length = {kind: outcome for kind, outcome in again.report.outcomes.items() if kind in _BY_LENGTH}
     outcomes = _sum_of(whole.report.outcomes, by_length)
-    num_usable = sum(place not in long for place in places) + again.num_rows
-    return _Counted(name, lengths, replace(whole.report, outcomes=outcomes), num_usable)
+    is_short = np.array([place not in long for place in places])
+    cut = rows_of(again.rows)
+    found = (_longest(rows, lengths * is_short), _longest(cut, sequence_lengths(cut, recipe.task)))
+    longest = max(found, key=lambda one: one[0])
+    num_usable = int(is_short.sum()) + again.report.num_rows
+    return _Counted(name, lengths, replace(whole.report, outcomes=outcomes), num_usable, *longest)
 
 
-def _problem(part: _Counted, recipe: Recipe) -> Problem:
-    """That a training would refuse this split; its rows are among the outcomes."""
-    error = nothing_left(part.report, recipe.data, part.name)
-    return Problem("", error.message, error.hint)
+def _longest(rows: TokenRows, lengths: NDArray[np.integer]) -> tuple[int, str]:
+    """Tokens of the longest row, and where it is from."""
+    return (int(lengths.max()), rows.where(int(lengths.argmax()))) if len(rows) else (0, "")
+
+
+def _problems(parts: Sequence[_Counted], recipe: Recipe, local: LocalModel) -> Iterator[Problem]:
+    """What a training would refuse: splits without a row, which are among the outcomes, and what no model reads."""
+    errors = [nothing_left(part.report, recipe.data, part.name) for part in parts if not part.num_usable]
+    context = context_length(read_config(local.folder))
+    first = max(parts, key=lambda part: part.longest, default=None)
+    length = first.longest - 1 if first else 0  # the last token is not read
+    if first is not None and context is not None and length > context:
+        errors.append(too_long(first.where, length, local.name, context))
+    for error in errors:
+        yield Problem("", error.message, error.hint)
 
 
 def _joined_outcomes(parts: Sequence[_Counted]) -> Mapping[str, Outcome]:

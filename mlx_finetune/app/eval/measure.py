@@ -197,7 +197,7 @@ class Measuring:
             except MlxftError as error:
                 yield self._failure(measures.LABELS, side, row, error.message)
         scored = [one for _, made in kept for one in made]
-        losses = iter(LikelihoodModel(model, chunk_rows, self._second).losses(scored))
+        losses = iter(LikelihoodModel(model, chunk_rows, self._second).losses(scored, together=len(labels)))
         for row, made in kept:
             one = self._evaluation.rows[row]
             sums = [float(next(losses).sum(dtype=np.float64)) for _ in made]

@@ -31,7 +31,10 @@ def preference_values(
     model: nn.Module, rows: Sequence[dict[str, Scored]], chunk_rows: ChunkRows
 ) -> list[dict[str, tuple[float, ...]]]:
     """What each row says about the model: see ``measures``."""
-    losses = iter(LikelihoodModel(model, chunk_rows).losses([one for row in rows for one in row.values()]))
+    sizes = {len(row) for row in rows}  # two answers to each prompt, or one
+    together = max(sizes) if len(sizes) == 1 else 1
+    scored = [one for row in rows for one in row.values()]
+    losses = iter(LikelihoodModel(model, chunk_rows).losses(scored, together=together))
     return [_values({name: next(losses) for name in row}) for row in rows]
 
 

@@ -68,9 +68,12 @@ def range_lines(found: RangeFound, chart: Sequence[str]) -> Iterator[str]:
         yield "no rate made the loss fall below where it began: the rows teach this model nothing in so few steps,"
         yield f"or {NUM_STEPS} steps are too few to tell; no rate is suggested"
         return
-    end = f"it rose past {DIVERGED:g} times that" if found.has_diverged else "it did not diverge up to the highest rate"
     if found.is_at_end:
-        end = "and it still fell there"
+        last = found.points[-1].rate
+        yield f"cannot tell: the smoothed loss still fell at {last:.1e}, the highest rate tried, so none is suggested;"
+        yield "short runs at several rates tell more: mlxft sweep RECIPE"
+        return
+    end = f"it rose past {DIVERGED:g} times that" if found.has_diverged else "it did not diverge up to the highest rate"
     yield f"the smoothed loss was lowest, {best.smoothed:.4f}, at a rate of {best.rate:.1e}; {end}"
     yield f"suggested: training.learning_rate = {found.suggestion:.1e}, a third of that rate; {_beside(found)}"
 

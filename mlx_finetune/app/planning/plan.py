@@ -223,8 +223,8 @@ def with_measured(plan: Plan, measured: Measured) -> Plan:
         disk_bytes=disk_bytes,
         has_own_answers=says,
     )
-    asked = (measured.answer_seconds, plan.tokens.num_valid, beside.num_evaluations)
-    forecast = add_rollouts(forecast, plan.resolved, *asked, on_gpu=on_gpu, score_seconds=measured.score_seconds)
+    asked = (measured, plan.tokens.num_valid, beside.num_evaluations)
+    forecast = add_rollouts(forecast, plan.resolved, *asked, on_gpu=on_gpu)
     facts = replace(plan.facts, memory_factor=plan.resolved.memory.factor(forecast.peak_bytes.expected))
     return _with_fixes(replace(plan, measured=measured, forecast=forecast, facts=facts, fixes=()))
 

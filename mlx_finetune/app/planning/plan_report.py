@@ -17,6 +17,7 @@ from mlx_finetune.hardware.planning.shapes import adapted_layers, target_linears
 from mlx_finetune.model.sources.catalogue import CATALOGUE
 from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.recipe.learned import learned_by
+from mlx_finetune.recipe.overrides import latest
 from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
@@ -183,7 +184,7 @@ def _run_lines(plan: Plan) -> Iterator[str]:
             f"{rollouts.max_tokens:,} tokens, {rollouts.at_once} at a time: at most {rollouts.num_passes:,} passes"
         )
         yield (
-            f"up to {format_count(tokens * drawings)} tokens are said in all, which is nearly all of the "
+            f"up to {format_count(tokens * drawings)} tokens are said in all, which is often most of the "
             "time; grpo.max_tokens and grpo.group_size make it less"
         )
 
@@ -255,7 +256,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     if says:
         named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
         scores = f", and for {named} to score them" * bool(named)
-        yield f"without the time to say the answers{scores}, which is nearly all of it: plan without --no-measure"
+        yield f"without the time to say the answers{scores}, which is often most of it: plan without --no-measure"
     if plan.measured is None:
         yield f"{forecast.finish_seconds.text(format_seconds)} for all steps, without evaluations and answers"
         return
@@ -357,7 +358,7 @@ def plan_json(
 
 def train_command(path: Path | None, overrides: Sequence[str], hostfile: Path | None = None) -> str:
     """What trains the recipe that was planned, quoted for a shell."""
-    options = [part for one in overrides for part in ("--set", one)]
+    options = [part for one in latest(overrides) for part in ("--set", one)]
     options += [] if hostfile is None else ["--hostfile", str(hostfile)]
     return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
 

@@ -7,6 +7,7 @@ from mlx_finetune.app.sweep.design import FACTOR, Base, Done, best_of, edges_of,
 from mlx_finetune.app.sweep.journal import Sweep
 from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.recipe.load import LoadedRecipe
+from mlx_finetune.recipe.overrides import latest
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_seconds
 
@@ -84,12 +85,13 @@ def next_commands(sweep: Sweep, loaded: LoadedRecipe) -> list[str]:
     best = best_of(sweep.done)
     if best is None:
         return []
-    overrides = [*loaded.overrides, *winner_overrides(loaded.recipe, best)]
+    overrides = latest([*loaded.overrides, *winner_overrides(loaded.recipe, best)])
     options = [part for one in overrides for part in ("--set", one)]
     talk = talk_command(loaded.recipe.task, shlex.quote(str(sweep.trial_folder(best.trial))))
     commands = [f"next: {talk}", f"or:   {shlex.join(['mlxft', 'train', str(loaded.path), *options])}"]
     if edges_of(sweep.done):
-        options += ["--set", f"output_dir={loaded.recipe.run_folder}-further"]
+        further = latest([*overrides, f"output_dir={loaded.recipe.run_folder}-further"])
+        options = [part for one in further for part in ("--set", one)]
         steps = sweep.base.total_steps
         options += [] if loaded.recipe.training.max_steps == steps else ["--steps", str(steps)]
         commands.append(f"or:   {shlex.join(['mlxft', 'sweep', str(loaded.path), *options])}   (tries beyond it)")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mlx_finetune.app.trace.probes import Probe
 from mlx_finetune.app.trace.similarity import log_softmax
-from mlx_finetune.model.answers.caches import plain_caches, repeated
+from mlx_finetune.model.answers.caches import picked, plain_caches
 from mlx_finetune.model.answers.generate import cpu_forms
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.inside.states import caught_states
@@ -129,7 +129,7 @@ def _rest(split: SplitModel, probe: Probe, shared: int, caches: list[Any] | None
     inputs = np.zeros((len(counts), longest + shared - start), np.int32)
     for place, row in enumerate(probe.rows):
         inputs[place, : len(row.ids) - 1 - start] = row.ids[start:-1]
-    hidden = _forward(split, inputs, repeated(caches, len(counts)) if caches else None)[:, shared - start :]
+    hidden = _forward(split, inputs, picked(caches, [0] * len(counts)) if caches else None)[:, shared - start :]
     logs = _log_probs(split, hidden.reshape(-1, hidden.shape[-1])).reshape(len(counts), longest, -1)
     return [
         logs[place, np.arange(count), row.ids[shared + 1 :]]

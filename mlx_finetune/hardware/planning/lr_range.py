@@ -1,9 +1,10 @@
 """The curve of a learning-rate range test (Smith, 1506.01186): rates, smoothed losses, and what they suggest.
 
-The rate rises geometrically from ``LOWEST`` to ``HIGHEST`` over ``NUM_STEPS`` steps. Losses are smoothed by an
+The rate rises geometrically from ``LOWEST`` to ``HIGHEST`` over ``NUM_STEPS`` steps, and where the loss still falls
+there by the same factor for a quarter as many, a decade more. Losses are smoothed by an
 exponential moving average with bias correction, ``s_k = a_k / (1 - b^(k+1))`` with ``a_k = b a_(k-1) + (1 - b) l_k``;
 the test ends where ``s_k`` passes ``DIVERGED`` times its least value so far. Suggested is a third of the rate at the
-least smoothed loss.
+least smoothed loss, and nothing where that is among the last rates tried: the loss may fall beyond them.
 """
 
 import math
@@ -18,10 +19,16 @@ DIVERGED = 4.0
 SHARE = 1 / 3  # of the rate at the least loss
 MOST_TIMES_SEEN = 3.0  # every row; beyond that the curve shows how fast rows are learned by heart
 SETTLED = 10  # points; before them the average is of too few losses to be the least
+LAST = 5  # points; where the least is one of these, the loss still falls
+
+
+def most_steps(num_steps: int = NUM_STEPS) -> int:
+    """Steps of a test whose loss still falls after ``num_steps``."""
+    return num_steps + num_steps // 4
 
 
 def rate_at(step: int, num_steps: int = NUM_STEPS) -> float:
-    """The rate of the 0-based ``step`` of ``num_steps``."""
+    """The rate of the 0-based ``step``; ``HIGHEST`` is that of the last of ``num_steps``, and more go on beyond it."""
     return LOWEST * (HIGHEST / LOWEST) ** (step / max(1, num_steps - 1))
 
 
@@ -83,13 +90,13 @@ class RangeFound:
 
     @property
     def is_at_end(self) -> bool:
-        """True where the loss still fell at the highest rate, so that the least loss lies beyond."""
-        return self.best is not None and not self.has_diverged and self.best == self.points[-1]
+        """True where the loss still fell at the highest rates, so that the least may lie beyond."""
+        return self.best is not None and not self.has_diverged and self.best in self.points[-LAST:]
 
     @property
     def suggestion(self) -> float | None:
-        """A third of the rate at the least loss, in two digits; None where nothing was learned."""
-        return None if self.best is None else float(f"{SHARE * self.best.rate:.1e}")
+        """A third of the rate at the least loss, in two digits; None where nothing was learned, or it is not known."""
+        return None if self.best is None or self.is_at_end else float(f"{SHARE * self.best.rate:.1e}")
 
     def to_json(self) -> dict[str, object]:
         """Plain values, the suggestion among them."""

@@ -48,6 +48,8 @@ class Measured:
     ``is_cut_short``: the time allowed for measuring ended it before all was timed that was meant to be; without
     ``has_longest`` even before the longest rows, so that nothing of it tells what a run will take. ``score_seconds``
     are those in which all runs that rewards name score one answer: of a word, and of the longest; None without such.
+    ``drawing_seconds`` is what the first tokens of answers that grow together take, their prompts read, and each
+    token more of all of them; None for a task that says none to learn from.
     """
 
     startup_seconds: float
@@ -69,6 +71,7 @@ class Measured:
     pass_seconds: float = 0.0
     has_longest: bool = True
     score_seconds: tuple[float, float] | None = None
+    drawing_seconds: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values, one key per field."""
@@ -82,8 +85,9 @@ class Measured:
             values[name] = tuple(kind(**one) for one in fields[name])  # pyright: ignore[reportGeneralTypeIssues]
         for name in ("shapes", "valid_shapes"):
             values[name] = tuple(ShapeCount(**one) for one in fields[name])  # pyright: ignore[reportGeneralTypeIssues]
-        if values.get("score_seconds") is not None:
-            values["score_seconds"] = tuple(fields["score_seconds"])  # pyright: ignore[reportArgumentType]
+        for name in ("score_seconds", "drawing_seconds"):
+            if values.get(name) is not None:
+                values[name] = tuple(fields[name])  # pyright: ignore[reportArgumentType]
         return cls(**values)  # pyright: ignore[reportArgumentType]
 
 

@@ -1,7 +1,6 @@
-"""What a run that learns from its own answers (grpo) costs beside its steps: saying them is nearly all of the time.
+"""What a run that learns from its own answers (grpo) costs beside its steps: saying them is often most of the time.
 
-One forward pass gives each of some answers its next token. It takes longer than one for a single answer: on two
-x86 cores SmolLM2-135M says 14 tokens a second alone, 77 in batches of 8 and about 100 in batches of 16 (2026-11-26).
+One forward pass gives each of some answers its next token; what that takes is measured (``train.measure``).
 """
 
 import math
@@ -10,10 +9,11 @@ from dataclasses import dataclass, replace
 from mlx_finetune.hardware.planning.answering import CPU_AT_ONCE, GPU_AT_ONCE
 from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.hardware.planning.forecast import Forecast
+from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.ranges import Range
 
-_PER_ANSWER_CPU, _PER_ANSWER_GPU = 0.08, 0.01  # of the time of one alone, for each answer more
 _SHARE = (0.1, 0.6, 1.3)  # of the longest answer before one ends by itself
+_LEARNED = (0.1, 0.7, 1.0)  # of the groups have rewards that differ; the others are left out of the update
 _DISTINCT = 0.3  # of the answers at least, of which equal ones to a problem are scored once
 
 
@@ -35,9 +35,14 @@ class RolloutPlan:
         """Forward passes of a drawing where every answer is as long as it may be."""
         return math.ceil(self.num_answers / self.at_once) * self.max_tokens
 
-    def passes_for(self, num_answers: int) -> int:
-        """The same for an evaluation, of one answer to each problem."""
-        return math.ceil(num_answers / self.at_once) * self.max_tokens
+    def seconds(self, num_answers: int, first: float, later: float) -> Range:
+        """To say ``num_answers``, where some at once take ``first`` for their first token and ``later`` for each more.
+
+        How long they will be nobody knows.
+        """
+        low, usual, high = _SHARE
+        more = Range(low, usual, high) * ((self.max_tokens - 1) * later)
+        return (Range(first, first, first) + more) * math.ceil(num_answers / self.at_once)
 
 
 def plan_rollouts(resolved: Resolved, *, on_gpu: bool) -> RolloutPlan | None:
@@ -54,37 +59,49 @@ def plan_rollouts(resolved: Resolved, *, on_gpu: bool) -> RolloutPlan | None:
 def add_rollouts(
     forecast: Forecast,
     resolved: Resolved,
-    answer_seconds: float | None,
+    measured: Measured | None,
     num_valid: int,
     num_evaluations: int,
     *,
     on_gpu: bool,
-    score_seconds: tuple[float, float] | None = None,
 ) -> Forecast:
-    """``forecast`` of steps on one answer a problem, with all answers of each group and the time to say them.
+    """``forecast`` of steps on one answer a problem, with the answers of each group and the time to say them.
 
-    ``answer_seconds`` is what a token of one answer takes; without it that time is not in it. An evaluation says one
-    answer to each of ``num_valid`` problems. ``score_seconds`` go by while runs score one answer, a short and the
-    longest one. Other tasks stay as they are.
+    Without ``measured`` that time is not in it. An evaluation says one answer to each of ``num_valid`` problems. Other
+    tasks stay as they are.
     """
     plan = plan_rollouts(resolved, on_gpu=on_gpu)
     if plan is None or forecast.step_seconds is None or forecast.finish_seconds is None:
         return forecast
-    total = resolved.total_steps
-    step = forecast.step_seconds * plan.group_size
-    finish = forecast.finish_seconds + forecast.step_seconds * (total * (plan.group_size - 1))
-    if answer_seconds is not None:
-        grows = _PER_ANSWER_GPU if on_gpu else _PER_ANSWER_CPU
-        low, usual, high = _SHARE
-        each = Range(low, usual, high) * (answer_seconds * (1 + grows * (plan.at_once - 1)))
-        step = step + each * (plan.num_passes / plan.updates)
-        drawn = math.ceil(total / plan.updates) * plan.num_passes
-        finish = finish + each * (drawn + num_evaluations * plan.passes_for(num_valid))
-    if score_seconds is not None:
-        scored = _score_range(*score_seconds)
+    total, drawings = resolved.total_steps, math.ceil(resolved.total_steps / plan.updates)
+    step = _with_groups(forecast.step_seconds, plan.group_size, measured.update_seconds if measured else 0.0)
+    before = forecast.step_seconds
+    more = Range(step.low - before.low, step.expected - before.expected, step.high - before.high)
+    finish = forecast.finish_seconds + more * total
+    if measured is not None and measured.drawing_seconds is not None:
+        said = plan.seconds(plan.num_answers, *measured.drawing_seconds)
+        evaluated = plan.seconds(num_valid, *measured.drawing_seconds)
+        step = step + said * (1 / plan.updates)
+        finish = finish + said * drawings + evaluated * num_evaluations
+    if measured is not None and measured.score_seconds is not None:
+        scored = _score_range(*measured.score_seconds)
         step = step + scored * (plan.num_answers / plan.updates)
-        finish = finish + scored * (math.ceil(total / plan.updates) * plan.num_answers + num_evaluations * num_valid)
+        finish = finish + scored * (drawings * plan.num_answers + num_evaluations * num_valid)
     return replace(forecast, step_seconds=step, finish_seconds=finish)
+
+
+def _with_groups(step: Range, group_size: int, update_seconds: float) -> Range:
+    """A step that learns from the answers of its groups and not from one row each; it has one update all the same.
+
+    Where all groups are left out there still is a microbatch.
+    """
+
+    def grown(seconds: float, share: float) -> float:
+        update = min(update_seconds, seconds)
+        return max(seconds, update + (seconds - update) * group_size * share)
+
+    low, usual, high = _LEARNED
+    return Range(grown(step.low, low), grown(step.expected, usual), grown(step.high, high))
 
 
 def _score_range(short: float, long: float) -> Range:

@@ -29,14 +29,13 @@ def plain_caches(model: nn.Module) -> list[Any] | None:
     return caches if all(type(cache) is KVCache for cache in caches) else None
 
 
-def repeated(caches: Sequence[Any], count: int) -> list[Any]:
-    """Copies of plain ``caches`` of a single row for ``count`` rows that go on behind it."""
+def picked(caches: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+    """Copies of plain ``caches`` with their rows ``indices``, which may repeat, for rows that go on behind them."""
+    rows = mx.array(list(indices))
     copies: list[Any] = []
     for cache in caches:
         one: Any = KVCache()
-        one.keys, one.values = (
-            mx.repeat(part[..., : cache.offset, :], count, axis=0) for part in (cache.keys, cache.values)
-        )
+        one.keys, one.values = (part[..., : cache.offset, :][rows] for part in (cache.keys, cache.values))
         one.offset = cache.offset
         copies.append(one)
     return copies

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from mlx_finetune.errors import ModelError
+from mlx_finetune.errors import DataError, ModelError
 
 _MAX_CONFIG_BYTES = 10_000_000
 _MAX_LAYERS = 1_000
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _LAYER_COUNT = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks)")
 #: Sizes that config.json may give, with the largest that is believed.
 _LIMITS = {
@@ -39,6 +40,27 @@ def read_config(folder: Path) -> dict[str, object]:
             raise _absurd(path, key, value, limit)
     _check_nested(path, cast("dict[str, object]", config))
     return cast("dict[str, object]", config)
+
+
+def first_number(config: Mapping[str, object], *keys: str) -> int | None:
+    """The first of ``keys`` that is a positive number in ``config``, or in the part of it that is on text."""
+    text = config.get("text_config")
+    tables = [config, cast("dict[str, object]", text)] if isinstance(text, dict) else [config]
+    values = (table.get(key) for table in tables for key in keys)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def context_length(config: Mapping[str, object]) -> int | None:
+    """How many tokens the model reads at most; None where that has no end, as the positions of T5, or is not said."""
+    return None if config.get("model_type") == "t5" else first_number(config, *_CONTEXT_KEYS)
+
+
+def too_long(where: str, length: int, name: str, context: int) -> DataError:
+    """Of a row that the model cannot read as a whole, and how it can be trained on."""
+    return DataError(
+        f"{where} has {length} tokens, but {name} reads at most {context}",
+        f"set data.max_seq_length = {context} or less",
+    )
 
 
 def refuse_more_blocks(asked: int, num_blocks: int) -> None:

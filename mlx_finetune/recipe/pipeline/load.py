@@ -21,7 +21,7 @@ from mlx_finetune.recipe.pipeline.rules import filled, placeholders
 from mlx_finetune.recipe.pipeline.schema import OWN_FOLDER, Pipeline, StageRecipe
 from mlx_finetune.recipe.schema import LoraRecipe, Recipe
 from mlx_finetune.recipe.toml_file import parse_toml, read_text, unsafe_strings
-from mlx_finetune.recipe.values import shown, shown_name
+from mlx_finetune.recipe.values import shown, shown_name, toml_value
 from mlx_finetune.rundir import MODEL_FOLDER
 
 #: Keys of [lora] that an adapter has for good, and those that make its factor, which it has too.
@@ -228,8 +228,8 @@ class _Loading:
         if earlier.lora is None:
             return [f"model={before.folder}", *named]
         if different := _differences(earlier.lora, recipe.lora):
-            message = f"{asked.name} cannot go on with the adapter of {before.name}: {different}"
-            self._problem(index, "start_from", message, f"copy the [lora] section of {before.name} into its recipe")
+            message = f"{asked.name} cannot go on with the adapter of {before.name}: {different[0]}"
+            self._problem(index, "start_from", message, different[1])
             return ()
         revision = [f"revision={earlier.revision}"] if earlier.revision else named[:1] if recipe.revision else []
         return [f"model={earlier.model}", *revision, f"adapter={before.folder}"]
@@ -239,11 +239,18 @@ class _Loading:
         self.problems.append(Problem(f"{self.path}:{line}", message, hint))
 
 
-def _differences(earlier: LoraRecipe, later: LoraRecipe | None) -> str:
-    """Why an adapter of one shape cannot be trained further as another, in words; "" where it can."""
-    if later is None:
-        return "it trains every weight, for which the adapter would have to be fused first"
-    is_same = (earlier.rank, earlier.scale) == (later.rank, later.scale)
+def _differences(earlier: LoraRecipe, later: LoraRecipe | None) -> tuple[str, str] | None:
+    """Why an adapter of one shape cannot be trained further as another, in words, and the way out; None where it can.
+
+    What counts of alpha is the factor that it makes with the rank: other keys that make the same one differ in nothing.
+    """
+    is_same = later is not None and (earlier.rank, earlier.scale) == (later.rank, later.scale)
     keys = _LORA_SHAPE if is_same else (*_LORA_FACTOR, *_LORA_SHAPE)
-    pairs = [(key, getattr(later, key), getattr(earlier, key)) for key in keys]
-    return "; ".join(f"lora.{key} is {shown(new)}, and was {shown(old)}" for key, new, old in pairs if new != old)
+    pairs = [(key, getattr(later or LoraRecipe.model_validate({}), key), getattr(earlier, key)) for key in keys]
+    pairs = [(key, new, old) for key, new, old in pairs if new != old]
+    wanted = ", ".join(f"{key} = {toml_value(old)}" for key, _, old in pairs)
+    if later is None:
+        what = "it trains every weight, for which the adapter would have to be fused first"
+        return what, "write a [lora] section in its recipe" + (f": {wanted}" if wanted else "")
+    told = "; ".join(f"lora.{key} is {shown(new)}, and was {shown(old)}" for key, new, old in pairs)
+    return (told, f"write in the [lora] of its recipe: {wanted}") if pairs else None

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, cast
 
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Event, Restarted
@@ -64,14 +64,19 @@ class RunState:
         return cls(**{name: fields[name] for name in names})  # pyright: ignore[reportArgumentType]
 
     def record_evaluation(self, loss: float) -> bool:
-        """Note a validation loss of this step; True when it is the best so far. One that is not finite never is."""
+        """Note a validation loss of this step; True when it is the best of the trained ones so far.
+
+        That of the start is none of them, nor one that is not finite. Only what is below the start as well improves it.
+        """
+        known = [one for one in (self.first_loss, self.best_loss) if one is not None]
         is_finite = math.isfinite(loss)
-        is_best = is_finite and (self.best_loss is None or loss < self.best_loss)
+        is_improved = is_finite and loss < min(known, default=math.inf)
+        is_best = is_finite and self.step > 0 and (not self.best_step or loss < cast("float", self.best_loss))
         if self.first_loss is None and is_finite:
             self.first_loss = loss
         if is_best:
             self.best_loss, self.best_step = loss, self.step
-        self.evaluations_without_improvement = 0 if is_best else self.evaluations_without_improvement + 1
+        self.evaluations_without_improvement = 0 if is_improved else self.evaluations_without_improvement + 1
         self.last_loss = loss if is_finite else None
         self.log({"eval_loss": loss})
         return is_best

@@ -30,7 +30,7 @@ from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.layout import why_unpackable
 from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.shapes import read_shape
-from mlx_finetune.model.files.config import read_config
+from mlx_finetune.model.files.config import read_config, too_long
 from mlx_finetune.model.inside.parts import check_ids
 from mlx_finetune.model.load import ModelInfo, on_gpu
 from mlx_finetune.model.sources.catalogue import TOKENS, cache_folder
@@ -271,10 +271,7 @@ def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None
     row = int(lengths(longest).argmax())
     length = max(int(lengths(longest)[row]) - 1, packed_length or 0)
     if info.context_length is not None and length > info.context_length:
-        raise DataError(
-            f"{longest.where(row)} has {length} tokens, but {info.name} reads at most {info.context_length}",
-            f"set data.max_seq_length = {info.context_length} or less",
-        )
+        raise too_long(longest.where(row), length, info.name, info.context_length)
 
 
 def check_vocabulary(model: nn.Module, tokenizer: ModelTokenizer, rows: TrainingRows) -> None:

@@ -1,9 +1,11 @@
 """A sweep as a user runs it: trials that finish, diverge, are refused, are stopped and go on; nothing is redone."""
 
 import json
-import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,17 @@ def test_every_trial_is_a_run_of_its_own_and_is_kept(loaded: LoadedRecipe) -> No
     assert (again.recipe.training.learning_rate, again.recipe.lora and again.recipe.lora.rank) == (6e-4, 16)
     assert str(again.recipe.run_folder) == f"{loaded.recipe.run_folder}-further"
     assert further.endswith(" --steps 30")
+
+
+def test_the_next_commands_set_every_key_once(loaded: LoadedRecipe) -> None:
+    """Also where the sweep was asked for with a key that its winner sets."""
+    asked = ("training.learning_rate=1e-5", "output_dir=elsewhere", "training.learning_rate=2e-4")
+    loaded = replace(loaded, overrides=(*loaded.overrides, *asked))
+    sweep, _ = take(begin(loaded), loaded, Trainings())
+    for command in next_commands(sweep, loaded)[1:]:
+        keys = [one.partition("=")[0] for one in shlex.split(command) if "=" in one]
+        assert len(keys) == len(set(keys)), command
+    assert "learning_rate=0.0006" in next_commands(sweep, loaded)[-1]
 
 
 def test_the_keys_of_a_trial_make_a_valid_recipe(loaded: LoadedRecipe, tmp_path: Path) -> None:
@@ -228,7 +241,7 @@ def test_without_validation_rows_it_is_refused(
         ("dpo", {"prompt": "q {}", "chosen": "yes", "rejected": "no"}, "mlxft chat {}"),
     ],
 )
-def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_measured_by_eval(
+def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_tested_by_what_leads(
     loaded: LoadedRecipe,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -245,12 +258,22 @@ def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_measured_by_eval(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     keys = (f"task={task}", "data.path=rows.jsonl", "data.test_split=0.2", "eval.prompts=[]", "output_dir=out")
     keys = (*keys, "data.packing=auto", "training.neftune_alpha=0")
+    asked: list[list[str]] = []
+    side = {"value": 0.75, "low": 0.5, "high": 0.9}
+    lead, other = ({"name": name, "title": name.title(), "sides": {"tuned": side}} for name in ("right", "other"))
+    report = json.dumps({"measures": [lead, other], "data": {"split": "test", "num_rows": 8}})
+
+    def run(arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(arguments)
+        return subprocess.CompletedProcess(arguments, 0, report, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
     result = invoke(str(loaded.path), *(part for key in keys for part in ("--set", key)))
     assert result.exception is None, result.exception
-    best = re.search(r"mlxft eval (out-sweep/trial-\d)$", result.stdout, re.MULTILINE)
-    assert best is not None
-    assert f"not tested yet: what {task} learns is measured by: mlxft eval {best[1]}" in result.stdout
-    assert f"next: {following.format(best[1])}\n" in result.stderr
+    assert "on 8 test rows, seen once: Right 0.7500 (0.5000 to 0.9000)" in result.stdout
+    folder = asked[0][4]
+    assert asked == [[sys.executable, "-m", "mlx_finetune", "eval", folder, "--json"]]
+    assert f"next: {following.format(folder)}\n" in result.stderr
 
 
 def test_a_file_in_the_place_of_the_sweep_is_refused(

@@ -14,6 +14,7 @@ from mlx_finetune.hardware.planning.lr_range import (
     SETTLED,
     RangeFound,
     RangeTest,
+    most_steps,
     rate_at,
 )
 
@@ -65,10 +66,18 @@ def test_a_loss_that_is_no_number_ends_it_and_is_no_point() -> None:
     assert len(found.points) == 45
 
 
-def test_a_loss_that_still_falls_at_the_end_is_said() -> None:
-    found = run([2.0 - step / 100 for step in range(NUM_STEPS)])
+@pytest.mark.parametrize("lowest_at", [NUM_STEPS - 1, NUM_STEPS - 3])
+def test_nothing_is_suggested_where_the_loss_still_falls_at_the_end(lowest_at: int) -> None:
+    """The average lags behind and is noisy, so the last few points are all the end."""
+    found = run([2.0 - min(step, 2 * lowest_at - step) / 100 for step in range(NUM_STEPS)])
     assert (found.has_diverged, found.is_at_end) == (False, True)
-    assert found.suggestion == pytest.approx(HIGHEST / 3, rel=0.05)
+    assert found.best is not None
+    assert found.suggestion is None
+
+
+def test_rates_go_on_beyond_the_highest_by_the_same_factor_for_a_decade() -> None:
+    assert most_steps() == NUM_STEPS + 25
+    assert rate_at(most_steps() - 1) == pytest.approx(10 * HIGHEST, rel=0.05)
 
 
 @pytest.mark.parametrize("losses", [[2.0] * 5, [1.0 + step / 10 for step in range(NUM_STEPS)], []])

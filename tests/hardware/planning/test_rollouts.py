@@ -15,6 +15,7 @@ from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.disk import DiskPlan, plan_run_disk
 from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.forecast import Forecast, disk_at_end, plan_beside
+from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_bytes
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.rollouts import add_rollouts, plan_rollouts
@@ -23,6 +24,24 @@ from mlx_finetune.hardware.planning.run_memory import drawing_bytes
 from mlx_finetune.hardware.planning.shapes import guess_shape
 from mlx_finetune.recipe.schema import Recipe
 
+MEASURED = Measured(
+    startup_seconds=1.0,
+    load_peak_bytes=1,
+    peak_bytes=1,
+    process_bytes=1,
+    microbatches=(),
+    update_seconds=0.0,
+    validation=(),
+    answer_seconds=None,
+    shapes=(),
+    valid_shapes=(),
+    total_steps=10,
+    others_share=0.0,
+    own_share=1.0,
+    watts=None,
+    seconds=1.0,
+    is_cut_short=False,
+)
 MACHINE = Machine(False, 64 * 10**9, 48 * 10**9, "a CPU")
 
 
@@ -49,52 +68,65 @@ def test_a_step_has_a_group_for_each_problem():
     assert plan_rollouts(resolved_of(recipe_of("sft")), on_gpu=False) is None
 
 
+def forecast_of(step: float, finish: float) -> Forecast:
+    return Forecast("measured", Range(1, 1, 1), Range(1, 1, 1), Range(step, step, step), Range(*[finish] * 3), None)
+
+
+def times(forecast: Forecast) -> tuple[float, float]:
+    assert forecast.step_seconds is not None
+    assert forecast.finish_seconds is not None
+    return forecast.step_seconds.expected, forecast.finish_seconds.expected
+
+
+def said_in(seconds: float) -> Measured:
+    """16 answers grow together: half a second for their first tokens, ``seconds`` for each more of at most 20."""
+    return replace(MEASURED, update_seconds=0.2, drawing_seconds=(0.5, seconds))
+
+
+def test_a_step_learns_from_the_groups_that_teach_something_and_updates_once():
+    """A step of 1 s, 0.2 s of it the update; answers that are said before it come on top of it."""
+    before, resolved = forecast_of(1, 12), resolved_of(recipe_of())
+    learned = 0.2 + 0.8 * 4 * 0.7
+    silent = add_rollouts(before, resolved, replace(MEASURED, update_seconds=0.2), 0, 0, on_gpu=False)
+    assert times(silent) == pytest.approx((learned, 12 + 10 * (learned - 1)))
+    assert silent.step_seconds is not None
+    assert silent.step_seconds.low == 1, "one microbatch is learned also where all groups are left out"
+    spoken = add_rollouts(before, resolved, said_in(0.1), 17, 2, on_gpu=False)
+    said = 0.5 + 0.6 * 19 * 0.1
+    assert times(spoken) == pytest.approx((learned + said, times(silent)[1] + (10 + 2 * 2) * said))
+    assert add_rollouts(before, resolved_of(recipe_of("sft")), said_in(0.1), 16, 2, on_gpu=False) == before
+
+
 def test_several_updates_share_a_drawing_and_count_as_steps_of_an_epoch():
     recipe, once = recipe_of(updates=3), recipe_of()
     assert resolved_of(recipe).steps_per_epoch == 3 * resolved_of(once).steps_per_epoch
-    before = Forecast("measured", Range(1, 1, 1), Range(1, 1, 1), Range(1, 1, 1), Range(12, 12, 12), None)
-    silent, spoken = (add_rollouts(before, resolved_of(recipe), by, 0, 0, on_gpu=False) for by in (None, 0.1))
-    assert silent.step_seconds is not None
-    assert spoken.step_seconds is not None
-    assert silent.finish_seconds is not None
-    assert spoken.finish_seconds is not None
-    said = 20 * 0.6 * 0.1 * (1 + 0.08 * 15)
-    assert spoken.step_seconds.expected - silent.step_seconds.expected == pytest.approx(said / 3)
-    assert spoken.finish_seconds.expected - silent.finish_seconds.expected == pytest.approx(4 * said)  # of 10 steps
-
-
-def test_the_time_is_that_of_all_answers_and_of_saying_them():
-    before = Forecast("measured", Range(1, 1, 1), Range(1, 1, 1), Range(1, 1, 1), Range(12, 12, 12), None)
-    resolved = resolved_of(recipe_of())
-    silent = add_rollouts(before, resolved, None, 0, 0, on_gpu=False)
-    assert silent.step_seconds is not None
-    assert silent.finish_seconds is not None
-    assert (silent.step_seconds.expected, silent.finish_seconds.expected) == (4, 12 + 10 * 3)
-    spoken = add_rollouts(before, resolved, 0.1, 16, 2, on_gpu=False)
-    assert spoken.step_seconds is not None
-    assert spoken.finish_seconds is not None
-    said = 20 * 0.6 * 0.1 * (1 + 0.08 * 15)
-    assert spoken.step_seconds.expected == pytest.approx(4 + said)
-    assert spoken.finish_seconds.expected == pytest.approx(42 + (10 + 2) * said)
-    assert add_rollouts(before, resolved_of(recipe_of("sft")), 0.1, 16, 2, on_gpu=False) == before
+    found = [
+        times(add_rollouts(forecast_of(1, 12), resolved_of(recipe), by, 0, 0, on_gpu=False))
+        for by in (replace(MEASURED, update_seconds=0.2), said_in(0.1))
+    ]
+    said = 0.5 + 0.6 * 19 * 0.1
+    assert found[1][0] - found[0][0] == pytest.approx(said / 3)
+    assert found[1][1] - found[0][1] == pytest.approx(4 * said)  # of 10 steps
 
 
 def test_the_time_has_the_scores_of_all_answers_and_of_those_of_evaluations():
-    before = Forecast("measured", Range(1, 1, 1), Range(1, 1, 1), Range(1, 1, 1), Range(12, 12, 12), None)
     for updates, drawings in ((1, 10), (3, 4)):
         plain, scored = (
-            add_rollouts(before, resolved_of(recipe_of(updates=updates)), 0.1, 8, 2, on_gpu=False, score_seconds=by)
+            add_rollouts(
+                forecast_of(1, 12),
+                resolved_of(recipe_of(updates=updates)),
+                replace(said_in(0.1), score_seconds=by),
+                8,
+                2,
+                on_gpu=False,
+            )
             for by in (None, (0.2, 0.7))
         )
-        assert plain.step_seconds is not None
-        assert scored.step_seconds is not None
+        each = 0.2 + 0.6 * 0.5  # of an answer as long as they usually are
+        assert times(scored)[0] - times(plain)[0] == pytest.approx(16 * each / updates)
+        assert times(scored)[1] - times(plain)[1] == pytest.approx((drawings * 16 + 2 * 8) * each)
         assert plain.finish_seconds is not None
         assert scored.finish_seconds is not None
-        each = 0.2 + 0.6 * 0.5  # of an answer as long as they usually are
-        assert scored.step_seconds.expected - plain.step_seconds.expected == pytest.approx(16 * each / updates)
-        assert scored.finish_seconds.expected - plain.finish_seconds.expected == pytest.approx(
-            (drawings * 16 + 2 * 8) * each
-        )
         assert scored.finish_seconds.low - plain.finish_seconds.low < scored.finish_seconds.high
 
 

@@ -186,12 +186,12 @@ GOLDEN = [
     (
         TOP + LORA + '[[stages]]\nname = "b"\nrecipe = "full.toml"\nstart_from = "lora"\n',
         "p.toml:8: b cannot go on with the adapter of lora: it trains every weight, for which the adapter would have "
-        "to be fused first / copy the [lora] section of lora into its recipe",
+        "to be fused first / write a [lora] section in its recipe: rank = 4",
     ),
     (
         TOP + LORA + '[[stages]]\nname = "b"\nrecipe = "lora"\nstart_from = "lora"\nset = ["lora.rank=8"]\n',
         "p.toml:8: b cannot go on with the adapter of lora: lora.rank is 8, and was 4 "
-        "/ copy the [lora] section of lora into its recipe",
+        "/ write in the [lora] of its recipe: rank = 4",
     ),
     (
         TOP + FULL + '[[evaluations]]\nname = "e"\nstages = ["ful"]\n',

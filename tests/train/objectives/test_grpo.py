@@ -18,7 +18,7 @@ from mlx_finetune.dataset.stream import Batch, Stream
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import DataError, RecipeError
-from mlx_finetune.events import Evaluated, StepDone
+from mlx_finetune.events import Evaluated, RunFinished, StepDone
 from mlx_finetune.hardware.planning import answering
 from mlx_finetune.hardware.planning.answering import kept_answers_bytes
 from mlx_finetune.journal import read_events
@@ -250,6 +250,8 @@ def test_the_two_armed_bandit_is_solved(tmp_path):
     assert np.mean(rewards[-10:]) >= 0.95
     last = [event for event in events if isinstance(event, Evaluated)][-1]
     assert (last.loss, last.metrics["reward"], last.metrics["answer_tokens"]) == (0, 1, 1)
+    (finished,) = [event for event in events if isinstance(event, RunFinished)]
+    assert finished.planned.startswith("peak memory "), "it is compared with its plan"
 
 
 #: A reward that some answers of a random model get and others do not, or nothing would be learned.
@@ -506,10 +508,9 @@ def test_what_does_not_go_together_is_refused(tmp_path, override, message):
     assert any(message in problem.message for problem in raised.value.problems)
 
 
-def test_little_capacity_is_the_default(tmp_path):
+def test_lora_means_what_it_means_in_other_tasks(tmp_path):
+    """So that an adapter of sft with the defaults, or with a rank alone, can be trained on under the same [lora]."""
     path = write_recipe(tmp_path, Path("m"), [])
+    assert load_recipe(path, ()).recipe.lora == LoraRecipe.model_validate({"rank": 4})
     path.write_text(path.read_text().replace("rank = 4\n", ""))
-    lora = load_recipe(path, ()).recipe.lora
-    assert lora is not None
-    assert (lora.rank, lora.alpha) == (8, 16)
-    assert math.isclose(lora.scale, 2)
+    assert load_recipe(path, ()).recipe.lora == LoraRecipe.model_validate({})

@@ -17,6 +17,7 @@ _OUTCOMES = {
     "cut": "longer than max_seq_length, cut",
     "split": "longer than max_seq_length, split",
     "no_target": "nothing to learn in them, left out",
+    "same_answers": "two equal answers, left out",
     "unknown": "have characters that the tokenizer does not know",
     "reasoning_left_out": "lost reasoning that the chat template does not write",
     "doubled_marker": "begin or end marker already there, not written twice",

@@ -6,7 +6,7 @@ saved. Where several updates learn from the same answers, those between the firs
 the answers were drawn by: a checkpoint there holds the answers. Groups whose rewards are all equal teach nothing: their
 answers are left out and counted.
 
-Cost: nearly all of a step is drawing, one forward pass for each token of the longest of some answers.
+Cost: most of a step is often drawing, one forward pass for each token of the longest of some answers.
 """
 
 import math

@@ -29,6 +29,7 @@ KEPT_RUNS = 20
 KEPT_PLANS = 32
 PRIOR_RUNS = 4
 SMALLEST_BYTES = 10**8  # runs of toy models teach nothing about others
+FEWEST_STEPS = 20  # of a run that teaches times: the first ones compile, minutes of three steps on an H200
 _FURTHEST = 8.0  # a run that missed by more than this factor was not the one that was planned
 
 
@@ -79,6 +80,7 @@ class Happened:
 
     ``memory_ratio`` is the peak over that of the arithmetic, both without the frozen weights. ``is_whole`` says that
     the run had its largest step, and on one machine; of others only a peak above the plan teaches something.
+    ``is_warm``: it had so many steps that those which compiled do not count.
     """
 
     peak_bytes: int
@@ -86,6 +88,7 @@ class Happened:
     flops_per_second: float
     memory_ratio: float
     is_whole: bool = True
+    is_warm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +162,11 @@ def record_run(path: Path, machine: str, key: str, planned: Planned | None, happ
         memory = known.memory_ratios
         if happened.is_whole or happened.memory_ratio > 1:
             memory = _append(memory, happened.memory_ratio)
-        times = known.time_ratios
-        if planned is not None and planned.is_measured and planned.step_seconds:
+        times, rates = known.time_ratios, known.flops_per_second
+        if happened.is_warm and planned is not None and planned.is_measured and planned.step_seconds:
             times = _append(times, happened.step_seconds / planned.step_seconds * planned.time_factor)
-        rates = (*known.flops_per_second, happened.flops_per_second)[-KEPT_RUNS:]
+        if happened.is_warm:
+            rates = (*rates, happened.flops_per_second)[-KEPT_RUNS:]
         known = Corrections(memory, times, rates)
     machines = dict(profile.machines) | {machine: known}
     plans = {name: one for name, one in profile.plans.items() if name != key}

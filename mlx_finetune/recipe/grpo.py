@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BeforeValidator, Field
 
 from mlx_finetune.recipe.evaluation import CHECKS, task_problem
 from mlx_finetune.recipe.fields import Names, Section, Text, as_tuple
 
+#: What [lora] is in a recipe of this task that names neither: little capacity is enough (ALGORITHMS.md section 7).
+LORA_DEFAULTS: Mapping[str, object] = {"rank": 8, "alpha": 16.0}
 #: Rewards by a run: the probability of being right by a verifier, the score of a reward model.
 SCORERS = ("verifier", "reward")
 #: Rewards by a rule; the checks of [eval] beside them.
@@ -58,6 +60,17 @@ with warnings.catch_warnings():
             description="Divide by the spread of the group's rewards; it favours problems that are nearly always or "
             "never solved.",
         )
+
+
+def with_grpo_defaults(values: object) -> object:
+    """``values`` of a recipe with this task's adapter where its [lora] names neither rank nor alpha."""
+    if not isinstance(values, dict) or cast("dict[str, Any]", values).get("task") != "grpo":
+        return values
+    recipe = cast("dict[str, Any]", values)
+    lora = recipe.get("lora")
+    if not isinstance(lora, dict) or LORA_DEFAULTS.keys() & cast("dict[str, Any]", lora).keys():
+        return recipe
+    return recipe | {"lora": {**LORA_DEFAULTS, **cast("dict[str, Any]", lora)}}
 
 
 def scorers_in(rewards: Sequence[str]) -> Sequence[str]:

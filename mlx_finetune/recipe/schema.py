@@ -23,7 +23,7 @@ from mlx_finetune.recipe.fields import (
     as_tuple,
     refuse,
 )
-from mlx_finetune.recipe.grpo import GrpoRecipe, grpo_problems
+from mlx_finetune.recipe.grpo import GrpoRecipe, grpo_problems, with_grpo_defaults
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.heads import VerifierRecipe, scored_problems
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS, PreferenceRecipe, unused_problems
@@ -36,7 +36,8 @@ class LoraRecipe(Section):
     """[lora]: leave the section out for full fine-tuning."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(
-        16, description="Columns of A and rows of B: the capacity of the adapter."
+        16,
+        description="Columns of A and rows of B: the capacity of the adapter. grpo without rank and alpha: 8 and 16.",
     )
     alpha: Annotated[float, Field(gt=0, le=65536)] = Field(
         32.0, description="The adapter's output is multiplied by alpha / rank (alpha / sqrt(rank) with use_rslora)."
@@ -186,7 +187,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _begin_from_scratch(cls, values: object) -> object:
-        return with_scratch_defaults(values)
+        return with_scratch_defaults(with_grpo_defaults(values))
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

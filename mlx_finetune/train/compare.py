@@ -19,6 +19,7 @@ from mlx_finetune.hardware.planning.memory import MemoryPlan
 from mlx_finetune.hardware.planning.overhead import operations_per_second
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.profile import (
+    FEWEST_STEPS,
     FILE_NAME,
     Happened,
     Planned,
@@ -142,6 +143,7 @@ def compare_run(expected: Expected, state: RunState, emit: Emit) -> Comparison |
         flops_per_second=operations_per_second(expected.step_flops, seconds, expected.step_overhead),
         memory_ratio=expected.memory.factor(state.peak_memory_bytes),
         is_whole=expected.whole_steps is not None and state.step >= expected.whole_steps,
+        is_warm=state.step >= FEWEST_STEPS,
     )
     assert math.isfinite(happened.flops_per_second), "a step took some time"
     if expected.says_answers:

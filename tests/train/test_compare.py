@@ -29,7 +29,13 @@ from mlx_finetune.train.compare import Comparison, compare_run, expect_run, prof
 
 CPU = Machine(on_gpu=False, memory_bytes=64 * 10**9, working_set_bytes=0, chip="some processor")
 ASKED = Recipe.model_validate(
-    {"model": "m", "output_dir": "o", "lora": {}, "data": {"path": "d", "packing": False}, "training": {"max_steps": 9}}
+    {
+        "model": "m",
+        "output_dir": "o",
+        "lora": {},
+        "data": {"path": "d", "packing": False},
+        "training": {"max_steps": 40},
+    }
 )
 
 
@@ -48,9 +54,9 @@ def facts() -> Facts:
     return Facts(np.array([65] * 40), read_shape(TINYLLAMA), CPU)
 
 
-def finished(*, seconds: float = 18.0, peak: int = 7 * 10**9) -> RunState:
+def finished(*, steps: int = 40, seconds: float = 80.0, peak: int = 7 * 10**9) -> RunState:
     state = RunState()
-    state.step, state.train_seconds, state.peak_memory_bytes = 9, seconds, peak
+    state.step, state.train_seconds, state.peak_memory_bytes = steps, seconds, peak
     return state
 
 
@@ -77,6 +83,16 @@ def test_without_a_plan_the_arithmetic_is_compared_and_after_a_run_its_speed_too
     assert "a step" not in compared.sentence
     again = expect_run(ASKED, facts(), resolved, emitted.append)
     assert again.planned.step_seconds == pytest.approx(2.0)  # the speed of the run before, on the same rows
+
+
+def test_a_run_of_steps_that_compile_says_nothing_about_the_time_of_the_next(emitted: list[Event]) -> None:
+    resolved = resolve_auto(ASKED, facts())
+    remember_plan(profile_path(), key_of(ASKED, machine_key(CPU)), Planned(6.5e9, 1.9, is_measured=True))
+    expected = expect_run(ASKED, facts(), resolved, emitted.append)
+    assert compare_run(expected, finished(steps=3, seconds=106.0), emitted.append) is not None
+    known = read_profile(profile_path()).of(machine_key(CPU))
+    assert (known.time_ratios, known.flops_per_second) == ((), ())
+    assert expect_run(ASKED, facts(), resolved, emitted.append).planned.step_seconds is None
 
 
 def test_the_next_run_decides_with_what_the_last_one_took(emitted: list[Event]) -> None:

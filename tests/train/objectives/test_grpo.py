@@ -508,9 +508,8 @@ def test_what_does_not_go_together_is_refused(tmp_path, override, message):
     assert any(message in problem.message for problem in raised.value.problems)
 
 
-def test_lora_means_what_it_means_in_other_tasks(tmp_path):
-    """So that an adapter of sft with the defaults, or with a rank alone, can be trained on under the same [lora]."""
+def test_little_capacity_is_the_default_and_a_rank_alone_means_what_it_means_in_other_tasks(tmp_path):
     path = write_recipe(tmp_path, Path("m"), [])
     assert load_recipe(path, ()).recipe.lora == LoraRecipe.model_validate({"rank": 4})
     path.write_text(path.read_text().replace("rank = 4\n", ""))
-    assert load_recipe(path, ()).recipe.lora == LoraRecipe.model_validate({})
+    assert load_recipe(path, ()).recipe.lora == LoraRecipe.model_validate({"rank": 8, "alpha": 16})

@@ -314,13 +314,14 @@ def _check_identity(admission: Admission, identity: Identity, request: Request, 
     if not isinstance(saved, dict):
         raise RunError(f"{admission.run.path}: run.json has no identity", "choose another output_dir")
     changed = differences(saved, identity)
-    if changed and not request.fork:
-        raise other_run(changed)
     if saved.get("tokenizer_sha256") != identity.tokenizer_sha256 and "scratch.tokenizer" in identity.recipe:
         raise RunError(
             "with this data the new model would get another tokenizer, whose tokens the trained weights do not know",
-            f"train its result on other data: a recipe with model = {str(admission.run.path)!r} and task = 'pretrain'",
+            "undo the change and go on with --resume; its result is then trained on other data by a recipe with "
+            f"model = {str(admission.run.path)!r} and task = 'pretrain'",
         )
+    if changed and not request.fork:
+        raise other_run(changed)
     for sentence in fork_differences(saved, identity, admission.run_info.get("resolved")):
         emit(Notice("warning", f"forked: {sentence}"))
     for sentence in version_changes(saved, identity):

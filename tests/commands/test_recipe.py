@@ -59,12 +59,12 @@ def test_check_reports_every_file_and_leaves_with_2(
     monkeypatch.chdir(tmp_path)
     Path("good.toml").write_text('model = "m"\noutput_dir = "o"\n[data]\npath = "d"\n')
     Path("bad.toml").write_text('model = "m"\noutput_dir = "o"\nsed = 1\n[data]\npath = "d"\n')
-    code, out, err = check(capsys, "bad.toml", "good.toml", "gone.toml")
+    code, out, err = check(capsys, "bad.toml", "good.toml", "absent.toml")
     assert (code, out) == (2, "ok: good.toml: sft of m on d, all weights, 1 epoch -> o\n")
     assert err == [
         "error: bad.toml:3: the top level has no key `sed`",
         "hint: did you mean `seed`?",
-        "error: gone.toml: there is no such file",
+        "error: absent.toml: there is no such file",
         "hint: `mlxft recipe list` shows the recipes there are",
     ]
 

@@ -221,10 +221,14 @@ def _next(pipeline: "LoadedPipeline", record: "PipelineRecord") -> str:
 
 def _status(pipeline: "LoadedPipeline", *, as_json: bool) -> int:
     """The table; what is at work, or what a start would find changed and the command that goes on."""
+    from mlx_finetune.errors import RunError
     from mlx_finetune.monitor.pipeline.facts import read_pipeline
     from mlx_finetune.monitor.pipeline.table import table_json, table_lines
 
-    facts = read_pipeline(pipeline.folder)
+    try:
+        facts = read_pipeline(pipeline.folder)
+    except RunError as error:
+        raise RunError(error.message, f"start it: {pipeline.command()}") from error
     if as_json:
         click.echo(json.dumps(table_json(facts), ensure_ascii=False))
         return 0

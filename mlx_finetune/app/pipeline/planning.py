@@ -16,6 +16,7 @@ from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, StageRecord
+from mlx_finetune.rundir import RunDir, run_info
 from mlx_finetune.units import counted, format_bytes, format_seconds
 
 Make = Callable[[LoadedRecipe], Plan]
@@ -36,7 +37,8 @@ _ALLOWED: dict[Action, str] = {"later": "skipped, or replaced", "replace": "repl
 class PlannedStage:
     """One stage with its plan, None where there is none; ``note`` says why, or what it is planned with;
     ``is_allowed`` that what it holds may be replaced. ``evaluations`` are those that its result still needs, with what
-    has changed since they were done, if that is why."""
+    has changed since they were done, if that is why. ``steps_done`` are those that a training which goes on has saved.
+    """
 
     step: Step
     plan: Plan | None
@@ -44,6 +46,7 @@ class PlannedStage:
     note: str
     is_allowed: bool = False
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    steps_done: int = 0
 
     @property
     def words(self) -> str:
@@ -52,9 +55,17 @@ class PlannedStage:
         return allowed or _WORDS[self.step.action]
 
     @property
+    def finish(self) -> Range | None:
+        """Seconds that it will take by its plan, of the steps that are left; None where it has none."""
+        if self.plan is None or self.plan.forecast.finish_seconds is None:
+            return None
+        total = self.plan.resolved.total_steps
+        return self.plan.forecast.finish_seconds * (max(0, total - self.steps_done) / max(1, total))
+
+    @property
     def seconds(self) -> float | None:
         """What it will take by its plan, else what it took before; None where neither is known."""
-        finish = self.plan.forecast.finish_seconds if self.plan is not None else None
+        finish = self.finish
         return finish.expected if finish is not None else (self.kept.seconds or None) if self.kept else None
 
 
@@ -77,8 +88,17 @@ def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -
         if step.stage.loaded is None and (known is None or not known.seconds):
             note = "; ".join(part for part in (note, "a command: its time is known when it has run once") if part)
         evaluations = {} if step.action == "leave" else _evaluations(step, deciding, record)
-        found.append(PlannedStage(step, plan, known, note, deciding.selection.is_forced, evaluations))
+        is_forced = deciding.selection.is_forced
+        found.append(PlannedStage(step, plan, known, note, is_forced, evaluations, _steps_done(step)))
     return found
+
+
+def _steps_done(step: Step) -> int:
+    """Those that are saved of a training that goes on; 0 of anything else."""
+    if step.action != "resume" or step.stage.loaded is None:
+        return 0
+    done = run_info(RunDir(Path(step.stage.folder))).get("step")
+    return done if isinstance(done, int) else 0
 
 
 def _outdated(deciding: Deciding, record: PipelineRecord | None) -> Mapping[str, str]:
@@ -156,10 +176,11 @@ def _row(one: PlannedStage) -> tuple[str, ...]:
     stage, plan = one.step.stage, one.plan
     steps, time, memory, disk = "", _kept_time(one), "", ""
     if plan is not None:
-        steps = f"{plan.resolved.total_steps:,}"
+        total = plan.resolved.total_steps
+        steps = f"{total - one.steps_done:,} of {total:,}" if one.steps_done else f"{total:,}"
         memory = format_bytes(plan.forecast.peak_bytes.expected)
         disk = format_bytes(plan.forecast.disk_bytes.expected)
-        finish = plan.forecast.finish_seconds
+        finish = one.finish
         time = _span(finish) if finish is not None else time or "not known yet"
     return (stage.name, one.words, ", ".join(stage.needs), steps, time, memory, disk)
 
@@ -230,7 +251,7 @@ def plan_json(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> dict
 
 def _json(one: PlannedStage) -> dict[str, object]:
     stage, plan = one.step.stage, one.plan
-    finish = plan.forecast.finish_seconds if plan is not None else None
+    finish = one.finish
     return {
         "name": stage.name,
         "action": one.step.action,
@@ -239,6 +260,7 @@ def _json(one: PlannedStage) -> dict[str, object]:
         "needs": list(stage.needs),
         "folder": str(Path(stage.folder)),
         "steps": plan.resolved.total_steps if plan is not None else None,
+        "steps_done": one.steps_done,
         "seconds": finish.expected if finish is not None else None,
         "peak_bytes": plan.forecast.peak_bytes.expected if plan is not None else None,
         "disk_bytes": plan.forecast.disk_bytes.expected if plan is not None else None,

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -13,6 +15,7 @@ from mlx_finetune.app.pipeline.planning import plan_lines, plan_stages
 from mlx_finetune.app.planning.plan import Plan
 from mlx_finetune.durable import remove_tree
 from mlx_finetune.errors import MlxftError, RecipeError, RunError, UsageError
+from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.monitor.pipeline.facts import read_pipeline
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeline
@@ -573,6 +576,25 @@ def test_a_dry_run_says_what_follows_from_a_stage_that_goes_on() -> None:
     words, text = plan()
     assert words == {"full": "done, skipped", "lora": "goes on", "draw": "runs", "more": "runs"}
     assert text.endswith("1 evaluation: rows of lora")
+
+
+def test_what_goes_on_is_planned_with_the_steps_that_are_left() -> None:
+    run(Pretend(ends={"lora": Ended(130)}))
+    info = Path("adapters/p/lora", RUN_INFO)
+    info.write_text(json.dumps({**json.loads(info.read_text()), "step": 30}))
+    found = deciding(load(), Selection(), recipe_identity, Path.cwd())
+    made = SimpleNamespace(
+        resolved=SimpleNamespace(total_steps=40),
+        forecast=SimpleNamespace(
+            finish_seconds=Range(30.0, 40.0, 50.0), peak_bytes=Range(1, 1, 1), disk_bytes=Range(1, 1, 1)
+        ),
+        fits=True,
+    )
+    planned = plan_stages(found, read_record(Path("adapters/p")), lambda recipe: cast(Plan, made))
+    goes_on = planned[1]
+    assert (goes_on.steps_done, goes_on.seconds, planned[3].seconds) == (30, 10.0, None)
+    (row,) = (line for line in plan_lines(planned, found.pipeline) if line.startswith("lora"))
+    assert "  10 of 40  10.0 s (7.5 s to 12.5 s)  " in row
 
 
 def test_a_dry_run_shows_evaluations_that_are_defined_otherwise_and_sums_what_stages_took(done: Pretend) -> None:

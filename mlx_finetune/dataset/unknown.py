@@ -101,7 +101,7 @@ def _without_column(row: Row, field: str, written: str | Sequence[str]) -> tuple
 
 def as_written(learned: Sequence[str]) -> str:
     """The way out for a file that no recipe describes: how rows of the formats ``learned`` are written."""
-    return f"rows are {_example_rows(learned)}: name the columns of the file so"
+    return f"rows are {_example_rows(learned)}: rename the columns of the file to these"
 
 
 def _example_rows(learned: Sequence[str]) -> str:

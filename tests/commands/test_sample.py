@@ -105,7 +105,7 @@ def test_what_is_wrong_with_named_rows_is_said_without_keys_of_a_recipe(
     result = run(*command, "asked.jsonl")
     assert isinstance(result.exception, DataError)
     rows = '{"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...} and the like'
-    assert result.exception.hint == f"rows are {rows}: name the columns of the file so"
+    assert result.exception.hint == f"rows are {rows}: rename the columns of the file to these"
 
 
 def test_samples_and_tasks_are_two_evaluations(run: Callable[..., Result]):

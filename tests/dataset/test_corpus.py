@@ -258,8 +258,8 @@ def test_rows_that_a_task_cannot_learn_from_are_said_with_the_way_out(
     ("row", "task", "hint"),
     [
         ('{"question": "a"}', "sft", 'rows are {"messages": [...]}, {"prompt": ..., "completion": ...}'),
-        ('{"strange": "a", "other": "b"}', "classify", 'rows are {"text": ..., "label": ...}: name the columns'),
-        ('{"prompt": "a", "completion": "b"}', "classify", 'rows are {"text": ..., "label": ...}: name the columns'),
+        ('{"strange": "a", "other": "b"}', "classify", 'rows are {"text": ..., "label": ...}: rename the columns'),
+        ('{"prompt": "a", "completion": "b"}', "classify", 'rows are {"text": ..., "label": ...}: rename the columns'),
         ('{"promt": "a", "completion": "b"}', "sft", 'did you mean "prompt" by "promt"?'),
         ('{"text": 1, "label": "a"}\n{"text": 2, "label": "b"}', "classify", "mlxft data check 'my rows.jsonl'"),
     ],

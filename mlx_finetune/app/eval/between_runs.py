@@ -16,13 +16,13 @@ from mlx_finetune import rundir
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
 from mlx_finetune.app.eval.measures import LOSS, Measure, RowKind, measures_of
+from mlx_finetune.app.eval.places import JOURNAL_END, JSON_END
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.resolve import diff_recipes
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 
-_JOURNAL_END, _JSON_END = ".rows.jsonl", ".json"
 #: Keys of an identity that must be equal -> how a person calls them.
 _MUST_MATCH = {
     "version": "version of mlxft's measuring",
@@ -94,8 +94,8 @@ def compare_runs(first: RunDir, second: RunDir) -> Comparison:
 def kept_names(run: RunDir) -> Sequence[str]:
     """The names of the finished evaluations of a run, sorted."""
     folder = run.file(rundir.EVALUATIONS)
-    found = sorted(path.name.removesuffix(_JOURNAL_END) for path in folder.glob(f"*{_JOURNAL_END}"))
-    return [name for name in found if (folder / f"{name}{_JSON_END}").is_file()]
+    found = sorted(path.name.removesuffix(JOURNAL_END) for path in folder.glob(f"*{JOURNAL_END}"))
+    return [name for name in found if (folder / f"{name}{JSON_END}").is_file()]
 
 
 def kept_verdicts(run: RunDir) -> dict[str, str]:
@@ -105,12 +105,12 @@ def kept_verdicts(run: RunDir) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in kept_names(run):
         try:
-            fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{_JSON_END}").read_bytes())
+            fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{JSON_END}").read_bytes())
             found[name] = str(fields["verdict"]["sentence"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     for folder in (rundir.CHECKPOINT_EVALUATIONS, rundir.SINK_EXPERIMENTS):
-        for path in sorted(run.file(folder).glob(f"*{_JSON_END}")):
+        for path in sorted(run.file(folder).glob(f"*{JSON_END}")):
             try:
                 found[f"{path.parent.name}/{path.stem}"] = str(json.loads(path.read_bytes())["sentence"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -216,7 +216,7 @@ def _recipe(run: RunDir) -> Recipe:
 
 
 def _kept(run: RunDir, name: str) -> Kept:
-    path: Path = run.file(rundir.EVALUATIONS) / f"{name}{_JOURNAL_END}"
+    path: Path = run.file(rundir.EVALUATIONS) / f"{name}{JOURNAL_END}"
     lines = read_lines(path)
     identity = next(lines, {}).get("identity")
     if not isinstance(identity, dict):
@@ -228,7 +228,7 @@ def _kept(run: RunDir, name: str) -> Kept:
 def _windows(run: RunDir, name: str) -> dict[str, tuple[object, object]]:
     """How each text was read; empty where the result does not say."""
     try:
-        fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{_JSON_END}").read_bytes())
+        fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{JSON_END}").read_bytes())
         return {measure: (one["window"], one["stride"]) for measure, one in fields["texts"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlx_finetune import durable
-from mlx_finetune.app.pipeline.aside import bring_back, forget, move_away, set_aside
+from mlx_finetune.app.eval.places import set_aside
+from mlx_finetune.app.pipeline.aside import bring_back, forget, move_away
 from mlx_finetune.app.pipeline.decide import (
     Deciding,
     ReplacingError,

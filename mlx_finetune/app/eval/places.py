@@ -1,7 +1,8 @@
 """``NAME.rows.jsonl`` while it is measured, ``NAME.json`` and ``NAME.csv`` at its end; none is overwritten.
 
 A name belongs to one identity. Evaluating the same again shows what is there; anything else takes the next free name
-(``test``, ``test-2``), or is refused where the user has named it.
+(``test``, ``test-2``), or is refused where the user has named it. The plain name is of the weights that are there: what
+was measured of others, before a run was trained further, gives it up and takes the next free one.
 """
 
 import json
@@ -17,6 +18,7 @@ from mlx_finetune.errors import RunError
 JOURNAL_END, JSON_END, CSV_END = ".rows.jsonl", ".json", ".csv"
 ENDS = (JSON_END, CSV_END, JOURNAL_END)
 _MAX_NAMES = 1000
+_WEIGHTS = ("model_sha256", "adapter_sha256")
 #: Keys of an identity -> how a person calls them, where that is another word.
 _WORDS = {
     "data": "settings of [data]",
@@ -57,12 +59,13 @@ def choose_place(folder: Path, named: str | None, default: str, identity: Mappin
             what = f"holds another evaluation: {_difference(place, identity)}" if place.is_begun else "is taken"
             raise RunError(f"{folder / named} {what}", "choose another --name; nothing is overwritten")
         return place
-    for number in count(1):
-        place = Place(folder, default if number == 1 else f"{default}-{number}")
-        if _is_free(place, identity):
-            return place
-        if number == _MAX_NAMES:
-            break
+    places = [Place(folder, default if number == 1 else f"{default}-{number}") for number in range(1, _MAX_NAMES + 1)]
+    if same := next((place for place in places if place.is_begun and _is_free(place, identity)), None):
+        return same
+    if _is_of_other_weights(places[0], identity):
+        set_aside(folder, default)
+    if free := next((place for place in places if _is_free(place, identity)), None):
+        return free
     raise RunError(f"{folder} holds {_MAX_NAMES} evaluations named {default}", "name this one: --name NAME")
 
 
@@ -71,6 +74,11 @@ def _is_free(place: Place, identity: Mapping[str, object]) -> bool:
     if not place.is_begun:
         return not any(place.file(end).exists() for end in (JSON_END, CSV_END))
     return _identity(place) == json.loads(json.dumps(identity))
+
+
+def _is_of_other_weights(place: Place, identity: Mapping[str, object]) -> bool:
+    known = _identity(place) if place.is_begun else {}
+    return any(known.get(key, identity[key]) != identity[key] for key in _WEIGHTS)
 
 
 def _identity(place: Place) -> Mapping[str, object]:

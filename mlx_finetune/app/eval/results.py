@@ -28,6 +28,7 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
         "format_version": FORMAT_VERSION,
         "subject": opened.name,
         "model": opened.info.name,
+        "step": evaluation.subject.step,
         "identity": dict(evaluation.identity),
         "data": {
             "source": chosen.source,

@@ -87,7 +87,7 @@ class StageFacts:
         """``, of an earlier sft`` behind its figures; "" where they are of what is there now."""
         if self.earlier:
             return f", of an earlier {self.earlier}"
-        return ", before it was trained further" if self.went_on else ""
+        return ", from before it was trained further" if self.went_on else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -388,7 +388,7 @@ def test_what_follows_from_a_stage_that_is_gone_or_was_trained_further_is_of_an_
     assert set(marks().values()) == {""}
     metrics.write_text('{"result_step": 220}')
     later = ", of an earlier full"
-    assert marks() == {"full": ", before it was trained further", "lora": later, "draw": later, "more": later}
+    assert marks() == {"full": ", from before it was trained further", "lora": later, "draw": later, "more": later}
     metrics.write_text('{"result_step": 200}')
     remove_tree(Path("adapters/p/lora"))
     assert marks() == {"full": "", "lora": "", "draw": ", of an earlier lora", "more": ", of an earlier lora"}

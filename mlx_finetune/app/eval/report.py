@@ -1,7 +1,7 @@
 """A journal added up: figures over all rows and each category, changes, speed, the rows that changed most, gates."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -139,6 +139,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
     gains, losses = _changed(evaluation, journal, lead)
     answers = _answers(evaluation.sides, _of(found, works.ANSWER))
     cut = {side: (one.num_cut, one.num_answers) for side, one in answers.items()}
+    verdict = judge(results, has_base=evaluation.subject.opened.has_base, cut=cut, unit=evaluation.chosen.unit)
     return Report(
         tuple(results),
         tuple(_category(evaluation, found, name) for name in names),
@@ -149,7 +150,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         lead.title if lead else "",
         gains,
         losses,
-        judge(results, has_base=evaluation.subject.opened.has_base, cut=cut, unit=evaluation.chosen.unit),
+        replace(verdict, sentence=f"{evaluation.chosen.remark} {verdict.sentence}".strip()),
         tuple(_gate(gate, results) for gate in evaluation.gates),
         _failed(evaluation, found),
         is_whole,

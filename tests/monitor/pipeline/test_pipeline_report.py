@@ -99,6 +99,14 @@ def test_figures_from_before_a_stage_was_trained_further_are_marked_and_not_rank
         assert text.count("pretrain, from before it was trained further") == 1
 
 
+def test_figures_over_rows_that_taught_a_stage_are_not_ranked() -> None:
+    known = replace(evaluation(3.5, 20), data=Rows("rows.jsonl", "all", 50, num_in_training=40))
+    facts = pipeline(evaluation(3.0, 10), known)
+    assert set(best(facts).values()) == {()}
+    note = "not ranked: some of these rows stand in the training or validation rows of sft"
+    assert evaluation_tables(facts)[0].note == note
+
+
 def test_figures_of_an_evaluation_that_was_changed_in_between_are_not_ranked() -> None:
     facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
     first, second = facts.record.evaluations

@@ -155,6 +155,12 @@ def test_names_and_messages_of_others_stay_text() -> None:
     assert row.count("|") == 8
 
 
+def test_a_pipeline_that_goes_on_with_another_file_has_its_report_in_the_same_place(tmp_path: Path) -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20), folder=tmp_path)
+    first = write_reports(facts)
+    assert write_reports(replace(facts, record=replace(facts.record, file="other.toml"))) == first
+
+
 def test_an_edited_table_is_left_as_it_is(tmp_path: Path) -> None:
     facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20), folder=tmp_path)
     assert write_reports(facts) == (tmp_path / "report.html", tmp_path / "report.md")

@@ -541,7 +541,9 @@ def test_a_checkpoint_has_results_of_its_own_name(place: Path) -> None:
     (checkpoint / "run.json").write_bytes((run / "run.json").read_bytes())  # as a training saves it
     finished, _ = measure(evaluation_of(place, ("loss",), name="adapters/keeper/checkpoint-2"))
     assert finished.place is not None
-    assert finished.place.file(".json") == run.resolve() / "eval/checkpoint-2-test.json"
+    kept = finished.place.file(".json")
+    assert kept == run.resolve() / "eval/checkpoint-2-test.json"
+    assert json.loads(kept.read_text())["step"] is None, "it does not become another when its run is trained further"
     assert not (checkpoint / "eval").exists(), "a checkpoint is removed one day"
 
 

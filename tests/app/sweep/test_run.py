@@ -88,7 +88,9 @@ def test_every_trial_is_a_run_of_its_own_and_is_kept(loaded: LoadedRecipe) -> No
     assert said[0].startswith("trial 1 of at most 8, learning rate: learning rate 0.0002, rank 8, 10 steps")
     assert begin(loaded).done == sweep.done
     table = "\n".join(sweep_lines(sweep))
+    own = next(one for one in sweep.done if one.trial.learning_rate == 2e-4 and one.trial.steps == 30)
     assert "best: learning rate 0.0006, rank 16" in table
+    assert f"the recipe's own settings {own.loss:.4f}" in table
     assert any(
         "--set lora.rank=16" in line and "training.learning_rate=0.0006" in line
         for line in next_commands(sweep, loaded)
@@ -201,7 +203,7 @@ def test_the_lines_before_it_begins_count_all_steps() -> None:
     lines = "\n".join(plan_lines(BASE, step_seconds=2.0))
     assert "6.7e-05, 0.0002, 0.0006" in lines
     assert "rank 4, 16 beside 8" in lines
-    assert "80 to 120 steps, 2m 40s to 4m" in lines
+    assert "110 to 140 steps, 3m 40s to 4m 40s" in lines
     assert "rank " not in "\n".join(plan_lines(Base(1e-5, None, 9), step_seconds=None))
 
 

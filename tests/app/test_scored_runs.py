@@ -196,3 +196,12 @@ def test_chat_and_serve_say_what_a_classifier_is_for(runs, call, monkeypatch, tm
         assert code == 2, talk
         assert "it gives labels and no answers" in talk
         assert "mlxft generate" in talk
+
+
+def test_the_heading_counts_rows_that_could_not_be_measured(runs, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    texts = [f"it is xxx {number}\t10" for number in range(6)] + ["word " * 200 + "\t10"]
+    (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "\n".join(texts) + "\n")
+    code, out, talk = call("eval", str(runs["classify"].path), "--data", "rows.tsv")
+    assert code == 0, talk
+    assert "on all 7 rows of rows.tsv; 1 row could not be measured" in " ".join(out.split())

@@ -261,9 +261,10 @@ def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_tested_by_what_lead
     keys = (f"task={task}", "data.path=rows.jsonl", "data.test_split=0.2", "eval.prompts=[]", "output_dir=out")
     keys = (*keys, "data.packing=auto", "training.neftune_alpha=0")
     asked: list[list[str]] = []
-    side = {"value": 0.75, "low": 0.5, "high": 0.9}
+    side = {"value": 0.75, "low": 0.5, "high": 0.9, "num_rows": 7}
     lead, other = ({"name": name, "title": name.title(), "sides": {"tuned": side}} for name in ("right", "other"))
-    report = json.dumps({"measures": [lead, other], "data": {"split": "test", "num_rows": 8}})
+    always = {"baseline": {"sentence": "Always `a` is right for 6 of 7."}} if task == "classify" else {}
+    report = json.dumps({"measures": [lead, other], "data": {"split": "test", "num_rows": 8}, **always})
 
     def run(arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         asked.append(arguments)
@@ -272,7 +273,9 @@ def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_tested_by_what_lead
     monkeypatch.setattr(subprocess, "run", run)
     result = invoke(str(loaded.path), *(part for key in keys for part in ("--set", key)))
     assert result.exception is None, result.exception
-    assert "on 8 test rows, seen once: Right 0.7500 (0.5000 to 0.9000)" in result.stdout
+    rows = "7 of 8 test rows, the others could not be measured"
+    beside = ". Always `a` is right for 6 of 7.\n" if always else "\n"
+    assert f"on {rows}, seen once: Right 0.7500 (0.5000 to 0.9000){beside}" in result.stdout
     folder = asked[0][4]
     assert asked == [[sys.executable, "-m", "mlx_finetune", "eval", folder, "--json"]]
     assert f"next: {following.format(folder)}\n" in result.stderr

@@ -16,11 +16,14 @@ from mlx_finetune.app.open import open_name
 from mlx_finetune.cli import main
 from mlx_finetune.commands import generate
 from mlx_finetune.errors import Problem
+from mlx_finetune.events import RunStarted
+from mlx_finetune.journal import read_events
+from mlx_finetune.monitor.plain import started_lines
 from mlx_finetune.monitor.report.evaluated import read_evaluations
 from mlx_finetune.monitor.report.facts import read_facts
 from mlx_finetune.monitor.report.page import render
 from mlx_finetune.recipe.asking import talk_command
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import EVENTS, RunDir
 
 WORDS = """[eval]
 label_words = {10 = "ten", 2 = "two", 7 = "of no row"}
@@ -55,6 +58,15 @@ def call(capsys) -> Callable[..., tuple[int, str, str]]:
         return ended.value.code, out, err
 
     return run
+
+
+def test_a_run_says_what_it_has_to_beat(runs):
+    for task, (loss, accuracy) in {"reward": ("loss", "0.500"), "verifier": ("verdict_loss", "0.")}.items():
+        event = next(one.event for one in read_events(runs[task].file(EVENTS)) if isinstance(one.event, RunStarted))
+        assert event.constant_loss == pytest.approx(np.log(2), abs=0.1)
+        line = started_lines(event)[2]
+        assert line.startswith(f"to beat: the same answer for every validation row, {loss} {event.constant_loss:.4f}")
+        assert f"accuracy {accuracy}" in line
 
 
 def fail(problem: Problem) -> None:

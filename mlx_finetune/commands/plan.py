@@ -75,8 +75,9 @@ def print_plan(
 
     ``num_processes`` train together, those of ``hostfile`` where that is given.
     """
-    from mlx_finetune.app.planning.plan_report import plan_json, plan_lines, train_command, warning_lines
+    from mlx_finetune.app.planning.plan_report import plan_json, plan_lines, warning_lines
     from mlx_finetune.recipe.load import naming_recipe
+    from mlx_finetune.recipe.overrides import train_command
 
     with naming_recipe(path, overrides):
         plan, overrides, profile_warning = _plan(
@@ -95,7 +96,8 @@ def print_plan(
     if not plan.fits:
         return DOES_NOT_FIT
     if not as_json:
-        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides, hostfile)}", err=True)
+        run = None if predict else plan.recipe.run_folder
+        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides, run, hostfile)}", err=True)
     return 0
 
 

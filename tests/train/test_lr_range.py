@@ -167,6 +167,19 @@ def test_the_command_prints_a_curve_and_the_next_command(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipe_whose_rate_is_near_enough_is_trained_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Path]
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    monkeypatch.chdir(tmp_path)
+    assert FOUND.suggestion is not None
+    near = replace(FOUND, recipe_rate=2 * FOUND.suggestion)
+    monkeypatch.setattr(running, "find_range", lambda *_, **__: near)
+    result = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range"], standalone_mode=False)
+    assert "is near enough to it" in result.stdout
+    assert result.stderr.endswith(f"next: mlxft train {recipe}\n")
+
+
 @pytest.mark.slow
 def test_the_whole_command_takes_real_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Path]

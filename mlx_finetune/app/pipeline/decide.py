@@ -31,6 +31,7 @@ from mlx_finetune.rundir import (
     RUN_INFO,
     RunDir,
     check_folder,
+    free_folder,
     is_run_file,
     run_info,
 )
@@ -295,15 +296,7 @@ def _more(reasons: Sequence[str]) -> str:
 def _elsewhere(pipeline: LoadedPipeline) -> str:
     """The command with another folder for everything."""
     others = tuple(one for one in pipeline.overrides if one.partition("=")[0].strip() != "output_dir")
-    return replace(pipeline, overrides=(*others, f"output_dir={next_folder(pipeline.folder)}")).command()
-
-
-def next_folder(folder: Path) -> Path:
-    """A folder beside ``folder`` that is not there yet: ``mine-2``."""
-    number = 2
-    while folder.with_name(f"{folder.name}-{number}").exists():
-        number += 1
-    return folder.with_name(f"{folder.name}-{number}")
+    return replace(pipeline, overrides=(*others, f"output_dir={free_folder(pipeline.folder)}")).command()
 
 
 def is_used(stage: Stage) -> bool:

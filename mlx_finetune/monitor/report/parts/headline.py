@@ -82,17 +82,17 @@ def train_seconds(facts: ReportFacts) -> float | None:
 def _verdicts(facts: ReportFacts) -> Iterator[Html | None]:
     yield _ended(facts)
     yield _learned(facts)
-    if facts.evaluations:
-        newest = facts.evaluations[0]
+    current = [one for one in facts.evaluations if not one.other_weights]
+    if current:
+        newest = current[0]
         title = ["Newest evaluation, ", foreign(newest.name, 60), ": "]
         has_worse = any(one.is_worse for one in newest.measures)  # learned, and something forgotten for it
         look = "open" if has_worse else _VERDICTS.get(newest.verdict.outcome, "open")
         look = "bad" if newest.verdict.outcome == "worse" else look
         yield _verdict(look, tag("b", *title), foreign(newest.verdict.sentence, 1500))
     elif facts.summary.outcome is not None and facts.run.checkpoints:
-        yield _verdict(
-            "open", tag("b", "Not evaluated yet. "), "What it learned and forgot is measured by ", _eval(facts)
-        )
+        title = "The weights of now are not evaluated yet. " if facts.evaluations else "Not evaluated yet. "
+        yield _verdict("open", tag("b", title), "What it learned and forgot is measured by ", _eval(facts))
 
 
 def _eval(facts: ReportFacts) -> Html:

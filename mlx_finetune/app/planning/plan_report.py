@@ -309,9 +309,9 @@ def _decision_lines(plan: Plan) -> Iterator[str]:
 
 
 def plan_json(
-    plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), hostfile: Path | None = None
+    plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), more: Sequence[str] = ()
 ) -> dict[str, object]:
-    """The plan as plain values. ``path``, ``overrides`` and ``hostfile`` are what the commands in it are made of."""
+    """The plan as plain values. ``path``, ``overrides`` and ``more`` options make the commands in it."""
     resolved = plan.resolved
     return {
         "fits": plan.fits,
@@ -351,16 +351,15 @@ def plan_json(
         "reasons": dict(resolved.reasons),
         "warnings": list(plan.warnings),
         "suggestions": [asdict(one) for one in suggestions(plan)],
-        "fixes": [_fix(fix, path, overrides, hostfile) for fix in plan.fixes],
-        "command": train_command(path, overrides, hostfile),
+        "fixes": [_fix(fix, path, overrides, more) for fix in plan.fixes],
+        "command": train_command(path, overrides, more),
     }
 
 
-def train_command(path: Path | None, overrides: Sequence[str], hostfile: Path | None = None) -> str:
+def train_command(path: Path | None, overrides: Sequence[str], more: Sequence[str] = ()) -> str:
     """What trains the recipe that was planned, quoted for a shell."""
     options = [part for one in latest(overrides) for part in ("--set", one)]
-    options += [] if hostfile is None else ["--hostfile", str(hostfile)]
-    return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
+    return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options, *more])
 
 
 def _forecast_json(forecast: Forecast) -> dict[str, object]:
@@ -379,7 +378,7 @@ def _range(value: Range | None) -> dict[str, float] | None:
     return value.to_json() if value is not None else None
 
 
-def _fix(fix: Fix, path: Path | None, overrides: Sequence[str], hostfile: Path | None) -> dict[str, object]:
+def _fix(fix: Fix, path: Path | None, overrides: Sequence[str], more: Sequence[str]) -> dict[str, object]:
     return {
         "settings": dict(fix.settings),
         "options": fix.options,
@@ -387,5 +386,5 @@ def _fix(fix: Fix, path: Path | None, overrides: Sequence[str], hostfile: Path |
         "relative_time": fix.relative_time,
         "peak_bytes": fix.peak_bytes,
         "keeps_result": fix.keeps_result,
-        "command": train_command(path, fix.merged(overrides), hostfile),
+        "command": train_command(path, fix.merged(overrides), more),
     }

@@ -63,7 +63,15 @@ def suggestions(plan: Plan) -> tuple[Suggestion, ...]:
     tokens = plan.tokens
     rows, valid = tokens.num_used, tokens.num_valid
     share = tokens.target_share
-    return suggest(plan.recipe, plan.resolved, plan.facts.lengths, num_rows=rows, num_valid=valid, target_share=share)
+    return suggest(
+        plan.recipe,
+        plan.resolved,
+        plan.facts.lengths,
+        num_rows=rows,
+        num_valid=valid,
+        target_share=share,
+        num_parameters=plan.shape.num_parameters,
+    )
 
 
 def warning_lines(plan: Plan, *, command: str) -> Iterator[str]:

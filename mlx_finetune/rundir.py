@@ -196,6 +196,20 @@ def check_folder(path: Path, option: str = "output_dir") -> None:
         raise RunError(f"{nearest} cannot be written to", other)
 
 
+def free_folder(folder: Path) -> Path:
+    """A folder beside ``folder`` that is not there yet: ``mine-2``."""
+    number = 2
+    while folder.with_name(f"{folder.name}-{number}").exists():
+        number += 1
+    return folder.with_name(f"{folder.name}-{number}")
+
+
+def beside_run(folder: Path) -> list[str]:
+    """What a command that trains into ``folder`` has to set so that it does not meet the run there; else nothing."""
+    run = RunDir(folder)
+    return [f"output_dir={free_folder(folder)}"] if run.file(RUN_INFO).exists() or run.checkpoint_folders() else []
+
+
 def folder_bytes(path: Path) -> int:
     """Bytes of the regular files in a folder and below; links are not followed. 0 where there is nothing."""
     total = 0

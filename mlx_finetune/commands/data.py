@@ -187,8 +187,13 @@ def _verdict(report: "DataReport", tokens: "TokenReport | None", target: str, ov
     warnings = counted(num_warnings(report, tokens), "warning")
     if errors := num_errors(report, tokens):
         return f"{counted(errors, 'error')}, {warnings}: a training would refuse this data"
-    following = "train" if target.endswith(".toml") else "data stats"
-    return f"no errors, {warnings}; next: {_typed(following, target, overrides)}"
+    if not target.endswith(".toml"):
+        return f"no errors, {warnings}; next: {_typed('data stats', target, overrides)}"
+    from mlx_finetune.recipe.load import load_recipe
+    from mlx_finetune.recipe.overrides import train_command
+
+    run = load_recipe(Path(target), overrides).recipe.run_folder
+    return f"no errors, {warnings}; next: {train_command(Path(target), overrides, run)}"
 
 
 def _typed(command: str, target: str, overrides: tuple[str, ...]) -> str:

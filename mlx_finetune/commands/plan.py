@@ -68,15 +68,16 @@ def print_plan(
     measures: bool = False,
     predict: str | None = None,
     fix: int | None = None,
-    hostfile: Path | None = None,
+    more: Sequence[str] = (),
     num_processes: int = 1,
 ) -> int:
     """Plan, print, and return the exit code; ``train --dry-run`` prints the same without measuring.
 
-    ``num_processes`` train together, those of ``hostfile`` where that is given.
+    ``num_processes`` train together. ``more`` are options of the training, for the command that is proposed.
     """
-    from mlx_finetune.app.planning.plan_report import plan_json, plan_lines, train_command, warning_lines
+    from mlx_finetune.app.planning.plan_report import plan_json, plan_lines, warning_lines
     from mlx_finetune.recipe.load import naming_recipe
+    from mlx_finetune.recipe.overrides import train_command
 
     with naming_recipe(path, overrides):
         plan, overrides, profile_warning = _plan(
@@ -84,7 +85,7 @@ def print_plan(
         )
     options = [part for one in overrides for part in ("--set", one)]
     if as_json:
-        click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides, hostfile=hostfile), ensure_ascii=False))
+        click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides, more=more), ensure_ascii=False))
     else:
         for line in plan_lines(plan, name=str(path)):
             click.echo(line)
@@ -95,7 +96,8 @@ def print_plan(
     if not plan.fits:
         return DOES_NOT_FIT
     if not as_json:
-        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides, hostfile)}", err=True)
+        run = None if predict else plan.recipe.run_folder
+        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides, run, more)}", err=True)
     return 0
 
 

@@ -12,14 +12,14 @@ _WIDTH, _HEIGHT = 70, 10
 
 def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
     """Try, print, and return the exit code."""
-    from mlx_finetune.app.planning.lr_range import find_range, range_lines, rate_names, refuse_own_answers
-    from mlx_finetune.app.planning.plan_report import train_command
+    from mlx_finetune.app.planning.lr_range import find_range, is_near, range_lines, rate_names, refuse_own_answers
     from mlx_finetune.app.tune.buffers import tuned_buffers
     from mlx_finetune.commands.checked import check_recipe
     from mlx_finetune.commands.opening import LoadingTalk
     from mlx_finetune.hardware.planning.lr_range import NUM_STEPS
     from mlx_finetune.monitor.tui.chart import Curve, draw_chart
     from mlx_finetune.recipe.load import load_recipe, naming_recipe
+    from mlx_finetune.recipe.overrides import train_command
 
     with naming_recipe(path, overrides):
         loaded = load_recipe(path, overrides)
@@ -41,6 +41,6 @@ def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
     for line in range_lines(found, [text.plain.rstrip() for text in chart]):
         click.echo(line)
     if found.suggestion is not None:
-        more = [*overrides, f"training.learning_rate={found.suggestion:.1e}"]
-        click.echo(f"\nnext: {train_command(path, more)}", err=True)
+        changed = [] if is_near(found) else [f"training.learning_rate={found.suggestion:.1e}"]
+        click.echo(f"\nnext: {train_command(path, [*overrides, *changed], loaded.recipe.run_folder)}", err=True)
     return 0

@@ -118,7 +118,7 @@ def compare_command(first: str, second: str, as_json: bool) -> None:
 
     Only evaluations of the same name and of the same rows are ranked; mlxft eval makes them.
     """
-    from mlx_finetune.app.eval.between_runs import compare_runs, comparison_json, comparison_lines
+    from mlx_finetune.app.eval.between_runs import compare_runs, comparison_json, comparison_lines, nothing_for_both
     from mlx_finetune.rundir import find_run
 
     folders = [find_run(name, base=Path.cwd()) for name in (first, second)]
@@ -132,7 +132,9 @@ def compare_command(first: str, second: str, as_json: bool) -> None:
         click.echo(line)
     if not any(not one.refusal for one in found.evaluations):
         names = [shlex.quote(name) for name in (first, second)]
-        click.echo(f"\nnext: mlxft eval {names[0]} --data ROWS, and mlxft eval {names[1]} --data ROWS", err=True)
+        why_not = nothing_for_both(*folders)
+        step = f"next: mlxft eval {names[0]} --data ROWS, and mlxft eval {names[1]} --data ROWS"
+        click.echo(f"\n{f'no rows can be of both: {why_not}' if why_not else step}", err=True)
 
 
 @command.command("rm", short_help="Remove run folders, for good.")

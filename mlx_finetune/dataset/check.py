@@ -1,8 +1,8 @@
 """One pass over data files that finds what a user should know before training; nothing is tokenised here.
 
-Memory is bounded: 28 bytes a row (content hash, place, length), twice that while repeats are looked for, and the
-problems kept: 5 million rows peaked at 0.36 GB. Speed: 34,000 short conversations a second of processor time
-(``benchmarks/data_check_speed.py``, 2-core x86, 2026).
+Memory is bounded: 28 bytes a row (content hash, place, length), twice that while repeats are looked for, 24 more
+where rows have labels, and the problems kept: 5 million rows without labels peaked at 0.36 GB. Speed: 34,000 short
+conversations a second of processor time (``benchmarks/data_check_speed.py``, 2-core x86, 2026).
 """
 
 import collections
@@ -26,7 +26,8 @@ from mlx_finetune.dataset.formats import (
 )
 from mlx_finetune.dataset.inspect import inspect_example
 from mlx_finetune.dataset.kinds import formats_for, is_trainable, refused_format
-from mlx_finetune.dataset.labels import MOST_LABELS, check_labels, sorted_labels
+from mlx_finetune.dataset.label_check import LabelScan
+from mlx_finetune.dataset.labels import check_labels, sorted_labels
 from mlx_finetune.dataset.layouts import Columns
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND, Findings, RowError
 from mlx_finetune.dataset.row import DataFile
@@ -53,7 +54,8 @@ class DataReport:
     """Everything one pass found. ``num_errors`` and ``num_warnings`` count rows and files, also those not listed.
 
     ``num_duplicates`` are rows equal to an earlier one of the same split, ``num_leaks`` to one of another split.
-    ``roles`` counts turns, ``turns`` conversations by their number of turns; both are empty for other formats.
+    ``roles`` counts turns, ``turns`` conversations by their number of turns, ``labels`` training rows by their label;
+    all are empty for other formats.
     """
 
     files: tuple[FileSummary, ...]
@@ -67,6 +69,7 @@ class DataReport:
     lengths: Lengths
     roles: Mapping[str, int]
     turns: Mapping[int, int]
+    labels: Mapping[str, int]
 
     @property
     def num_rows(self) -> int:
@@ -86,7 +89,7 @@ class _Scan:
         self.lines = array("Q")
         self.file_numbers = array("I")
         self.roles: collections.Counter[str] = collections.Counter()
-        self.labels: set[str] = set()
+        self.labels = LabelScan()
         self.turns: collections.Counter[int] = collections.Counter()
 
     def add(self, example: Example, split: str) -> None:
@@ -97,11 +100,15 @@ class _Scan:
         self.lengths.append(_num_characters(example))
         for message, hint in inspect_example(example, content):
             self.warnings(Problem(f"{example.source}:{example.line}", message, hint))
-        if isinstance(example, Labelled) and split == "train" and len(self.labels) <= MOST_LABELS:
-            self.labels.add(str(example.label))
+        if isinstance(example, Labelled):
+            self.labels.add(example, content, split, len(self.keys) - 1)
         if isinstance(example, Messages):
             self.turns[len(example.messages)] += 1
             self.roles.update([str(turn["role"]) for turn in example.messages])
+
+    def place(self, row: int) -> str:
+        """File and line of a row."""
+        return f"{self.files[self.file_numbers[row]].source}:{self.lines[row]}"
 
 
 def check_files(
@@ -117,11 +124,13 @@ def check_files(
         for split, files in splits.items():
             for file in files:
                 _scan_file(file, split, FormatCounter(columns, format, formats_for(task)), scan, task)
-    if task == "classify" and scan.labels:
+    counts = scan.labels.counts
+    if task == "classify" and counts:
         try:
-            check_labels(sorted_labels(scan.labels), scan.files[0].source)
+            check_labels(sorted_labels(counts), scan.files[0].source)
         except DataError as error:
             scan.errors(Problem("", error.message, error.hint))
+    scan.labels.warn(scan.warnings, scan.files[0].source if scan.files else "", scan.place)
     num_duplicates, num_leaks = _repeats(scan)
     rows: dict[str, int] = {}
     for file in scan.files:
@@ -138,6 +147,7 @@ def check_files(
         lengths=summarize_lengths(scan.lengths, "characters"),
         roles=dict(scan.roles.most_common()),
         turns=dict(sorted(scan.turns.items())),
+        labels=dict(counts.most_common()),
     )
 
 
@@ -214,10 +224,9 @@ def _repeats(scan: _Scan) -> tuple[int, int]:
 
 
 def _repeat_problem(scan: _Scan, again: int, first: int, *, is_leak: bool) -> Problem:
-    file, earlier = scan.files[scan.file_numbers[again]], scan.files[scan.file_numbers[first]]
-    place = f"{earlier.source}:{scan.lines[first]}"
     if is_leak:
-        message = f'the {file.split} row stands in {earlier.split} too, at "{place}"'
-        return Problem(f"{file.source}:{scan.lines[again]}", message, "a loss on rows that were trained on says little")
+        split, earlier = (scan.files[scan.file_numbers[row]].split for row in (again, first))
+        message = f'the {split} row stands in {earlier} too, at "{scan.place(first)}"'
+        return Problem(scan.place(again), message, "a loss on rows that were trained on says little")
     hint = "the row is seen more often than others; all copies go to one side of a split"
-    return Problem(f"{file.source}:{scan.lines[again]}", f'the row repeats "{place}"', hint)
+    return Problem(scan.place(again), f'the row repeats "{scan.place(first)}"', hint)

@@ -101,7 +101,9 @@ def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer) -> tuple[Expl
         if len(kept) == 1:
             keeps = _kept(ids, kept[0][0], tokenizer)
     states: list[State] = ["cut" if not k else "learned" if m else "read" for m, k in zip(mask, keeps, strict=True)]
-    return tuple(ExplainedToken(*token) for token in zip(ids.tolist(), texts, states, strict=True))
+    count = len(ids) - draft.is_judged  # the one more token of a judged answer is never read
+    shown = zip(ids[:count].tolist(), texts[:count], states[:count], strict=True)
+    return tuple(ExplainedToken(*token) for token in shown)
 
 
 def _texts(text: str, encoding: Encoded) -> list[str]:

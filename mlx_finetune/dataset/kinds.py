@@ -33,6 +33,8 @@ _KINDS: Mapping[str, _Kind] = {
     "kto": _Kind(("unpaired-preference",), "answers marked good or bad"),
 }
 
+_ONLY_TEXTS = 'only the texts: [data] format = "text" and [data.columns] text = {text}'
+
 #: Format -> what its rows are, what they are for, and how sft can use them all the same; columns in braces.
 _REFUSED = {
     "preference": (
@@ -49,7 +51,7 @@ _REFUSED = {
         "are texts with labels",
         "a classifier",
         'task = "classify" learns to tell labels; sft can learn them as answers: [data.columns] prompt = {text}, '
-        'completion = {label}; or only the texts: [data] format = "text"',
+        f"completion = {{label}}; or {_ONLY_TEXTS}",
     ),
 }
 _WHOLE_CHOSEN = "sft can learn the chosen answers: [data.columns] messages = {chosen}"
@@ -111,6 +113,8 @@ def _refused(detected: DetectedFormat, source: str, task: str) -> Problem:
     what, use, hint = _REFUSED[detected.name]
     if detected.name == "preference" and "prompt" not in detected.columns:
         hint = _WHOLE_CHOSEN
+    if (task, detected.name) == ("pretrain", "labels"):
+        hint = f'{_ONLY_TEXTS}; task = "classify" learns to tell labels'
     hint = hint.format(**{name: toml_value(column) for name, column in detected.columns.items()})
     if task in TWO_ANSWER_TASKS:
         hint = _FITS.get((detected.name, "kto" if task == "kto" else "paired"), hint)

@@ -1,6 +1,6 @@
 """The labels of a classification: found over the training rows, sorted, and the same numbers in every split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from mlx_finetune.dataset.problems import show
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.heads import SCORED_TASKS
+from mlx_finetune.units import counted
 
 MOST_LABELS = 1000  # more of them are numbers or texts of their own, not classes
 _SHOWN = 12
@@ -28,13 +29,19 @@ def num_outputs(task: str, examples: Iterable[Example]) -> int:
     return 1 if task in SCORED_TASKS else 0
 
 
-def balance(rows: TokenRows, labels: Sequence[str]) -> str:
-    """How many rows have each label, the most frequent first: ``2 labels: "1" 2,128 rows (53 %), "0" 1,872 (47 %)``."""
+def counts_of(rows: TokenRows, labels: Sequence[str]) -> Mapping[str, int]:
+    """How many rows have each of ``labels``."""
     counts = np.bincount(rows.values[:, 0].astype(np.int64), minlength=len(labels))
-    order = np.argsort(-counts, kind="stable")
-    parts = [f"{show(labels[place])} {counts[place]:,} ({counts[place] / len(rows):.0%})" for place in order[:_SHOWN]]
-    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
-    return f"{len(labels)} labels, rows of each: {', '.join(parts)}{more}"
+    return dict(zip(labels, counts.tolist(), strict=True))
+
+
+def balance(counts: Mapping[str, int]) -> str:
+    """How many rows have each label, the most frequent first: ``2 labels, rows of each: "1" 2,128 (53%), "0" ...``."""
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda one: -one[1])
+    parts = [f"{show(label)} {count:,} ({count / total:.0%})" for label, count in ordered[:_SHOWN]]
+    more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
+    return f"{counted(len(counts), 'label')}, rows of each: {', '.join(parts)}{more}"
 
 
 def check_labels(labels: Sequence[str], where: str) -> None:

@@ -7,15 +7,18 @@ keys that exclude each other the override wins and the one in the file is droppe
 """
 
 import datetime
+import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from mlx_finetune.errors import Problem
 from mlx_finetune.recipe import describe
 from mlx_finetune.recipe.schema import section_names
 from mlx_finetune.recipe.values import shown, shown_name, shown_path
+from mlx_finetune.rundir import beside_run
 
 Values = dict[str, Any]
 KeyPath = tuple[str | int, ...]
@@ -166,3 +169,12 @@ def _drop_excluded(values: Values, override: Override, given: set[KeyPath]) -> l
         if name in table and (section, name) not in given:
             notices.append(f"{override.where} takes the place of {name} = {shown(table.pop(name))} in the file")
     return notices
+
+
+def train_command(path: Path | None, overrides: Sequence[str], run: Path | None, more: Sequence[str] = ()) -> str:
+    """The command that trains a recipe, with ``more`` options, quoted for a shell; where its folder ``run`` holds a run
+    that they do not go on with, into another."""
+    goes_on = {"--resume", "--fork", "--extend"} & set(more)
+    changes = latest([*overrides, *(beside_run(run) if run and not goes_on else [])])
+    options = [part for one in changes for part in ("--set", one)]
+    return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options, *more])

@@ -198,6 +198,13 @@ def test_stats_are_data_on_stdout(folder: Path) -> None:
     assert result.stderr == ""
 
 
+def test_check_and_stats_list_the_labels_with_their_rows(folder: Path) -> None:
+    (folder / "labels.csv").write_text("text,label\nfine,good\nwell,good\nno,bad\nbest,good\n")
+    for asked in ("check", "stats"):
+        assert '\n2 labels, rows of each: "good" 3 (75%), "bad" 1 (25%)\n' in run(asked, folder / "labels.csv").stdout
+    assert json.loads(run("stats", folder / "labels.csv", "--json").stdout)["labels"] == {"good": 3, "bad": 1}
+
+
 def test_split_writes_the_files_beside_the_data_and_says_how_to_use_them(folder: Path) -> None:
     result = run("split", "good.jsonl", "--val", "0.2", "--test", "0")
     counts = {line.split(":")[0]: int(line.split()[1]) for line in result.stdout.splitlines()}

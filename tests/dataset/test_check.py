@@ -123,3 +123,23 @@ def test_rows_of_one_label_are_refused_as_a_training_does(tmp_path: Path) -> Non
     for name, label in (("train", "pos"), ("valid", "neg")):
         (folder / f"{name}.csv").write_text(f"text,label\nfine,{label}\n")
     assert check(tmp_path, "data", task="classify").num_errors == 1, "another label in validation rows is not learned"
+
+
+def test_labels_that_look_like_slips_are_warned_of(tmp_path: Path) -> None:
+    labels = (("a", "Pos "), ("b", "pos "), ("c", "pos"), ("d", "neg"), ("a  ", "neg"), ("d", "neg"))
+    jsonl(tmp_path / "a.jsonl", *({"text": text, "label": label} for text, label in labels))
+    report = check(tmp_path, "a.jsonl", task="classify")
+    assert report.labels == {"neg": 3, "Pos ": 1, "pos ": 1, "pos": 1}
+    assert listed(report) == [
+        'a.jsonl: the labels "Pos ", "pos" and "pos " differ in case or spaces only, and are classes apart',
+        'a.jsonl:5: the text stands at "a.jsonl:1" with another label',
+        'a.jsonl:6: the row repeats "a.jsonl:4"',
+    ]
+
+
+def test_decimal_numbers_are_no_classes_and_whole_ones_may_be(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nfine,1.5\ngood,2\nbad,-0.5\n")
+    (message,) = listed(check(tmp_path, "a.csv"))
+    assert message == "a.csv: the labels are decimal numbers, and each of the 3 is a class of its own"
+    (tmp_path / "b.csv").write_text("text,label\nfine,1\ngood,2\nbad,-5\n")
+    assert listed(check(tmp_path, "b.csv")) == []

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from mlx_finetune.dataset.check import DataReport
+from mlx_finetune.dataset.labels import balance
 from mlx_finetune.dataset.stats import Lengths
 from mlx_finetune.dataset.tokens import Outcome
 from mlx_finetune.errors import Problem
@@ -77,6 +78,7 @@ def report_json(report: DataReport, tokens: TokenReport | None = None) -> Mappin
         "lengths": asdict(report.lengths),
         "roles": dict(report.roles),
         "turns": {str(number): count for number, count in report.turns.items()},
+        "labels": dict(report.labels),
     }
     if tokens is not None:
         fields["tokens"] = {
@@ -140,6 +142,8 @@ def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
     if report.num_leaks:
         verb = "stands" if report.num_leaks == 1 else "stand"
         yield f"{counted(report.num_leaks, 'row')} {verb} in more than one split"
+    if report.labels:
+        yield balance(report.labels)
     lengths = tokens.lengths if tokens else report.lengths
     yield from _length_lines(lengths)
     if tokens is not None:

@@ -29,6 +29,7 @@ from mlx_finetune.model.sources.catalogue import cache_folder, cached_models, fi
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.load import load_recipe
+from mlx_finetune.recipe.overrides import train_command
 from mlx_finetune.recipe.schema import Recipe
 
 #: Training rows that the counts are made of; a preview of a large file stays a matter of seconds.
@@ -75,7 +76,7 @@ def show_preview(
     for line in summary_lines(recipe, counted.report, len(splits.train), in_colour=_has_colour(console)):
         console.print(line)
     if is_recipe:
-        notes.print(f"next: mlxft train {shlex.quote(str(target))}")
+        notes.print(f"next: {train_command(Path(target), overrides, recipe.run_folder)}")
     else:
         if recipe.task != "sft":
             notes.print(words_for(splits.format, recipe.task))

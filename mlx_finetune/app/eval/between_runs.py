@@ -17,6 +17,8 @@ from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
 from mlx_finetune.app.eval.measures import LOSS, Measure, RowKind, measures_of
 from mlx_finetune.app.eval.places import JOURNAL_END, JSON_END
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
+from mlx_finetune.dataset.kinds import formats_for, wanted_rows
+from mlx_finetune.dataset.problems import show
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.resolve import diff_recipes
 from mlx_finetune.recipe.schema import Recipe
@@ -39,6 +41,7 @@ _OF_TOKENS = {
     "general_perplexity": "general_bits_per_byte",
 }
 SEED = 0
+_SHOWN_LABELS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,30 @@ def compare_runs(first: RunDir, second: RunDir) -> Comparison:
         tuple(_compared(kept[0][name], kept[1][name], *names) for name in shared),
         _steps(first, second),
     )
+
+
+def nothing_for_both(first: RunDir, second: RunDir) -> str:
+    """Why no file of rows can measure both runs; "" where their tasks and labels do not tell against it."""
+    names = _names(first, second)
+    tasks = [_recipe(run).task for run in (first, second)]
+    if not {*formats_for(tasks[0])} & {*formats_for(tasks[1])}:
+        return f"{names[0]} learned from {wanted_rows(tasks[0])}, {names[1]} from {wanted_rows(tasks[1])}"
+    if tasks == ["classify", "classify"]:
+        labels = [_labels(run) for run in (first, second)]
+        if all(labels) and labels[0] != labels[1]:
+            shown = [
+                ", ".join([*map(show, one[:_SHOWN_LABELS]), *["..."][: len(one) > _SHOWN_LABELS]]) for one in labels
+            ]
+            return f"{names[0]} has the labels {shown[0]}; {names[1]} has {shown[1]}"
+    return ""
+
+
+def _labels(run: RunDir) -> Sequence[str]:
+    """The labels that a run tells; none where its head is not there."""
+    from mlx_finetune.model.heads.files import read_head  # mlx, which no other comparison needs
+
+    heads = (read_head(folder) for folder in (run.path, run.file(rundir.MODEL_FOLDER)) if folder.is_dir())
+    return next((sorted(head[0].labels) for head in heads if head is not None), ())
 
 
 def kept_names(run: RunDir) -> Sequence[str]:

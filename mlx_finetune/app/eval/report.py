@@ -138,8 +138,10 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
     lead = next((one.measure for one in results if one.measure.is_tested and one.change), None)
     gains, losses = _changed(evaluation, journal, lead)
     answers = _answers(evaluation.sides, _of(found, works.ANSWER))
+    baseline = _baseline(evaluation, found)
+    has_base, unit = evaluation.subject.opened.has_base, evaluation.chosen.unit
     cut = {side: (one.num_cut, one.num_answers) for side, one in answers.items()}
-    verdict = judge(results, has_base=evaluation.subject.opened.has_base, cut=cut, unit=evaluation.chosen.unit)
+    verdict = judge(results, has_base=has_base, cut=cut, unit=unit, baseline=baseline)
     return Report(
         tuple(results),
         tuple(_category(evaluation, found, name) for name in names),
@@ -155,7 +157,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         _failed(evaluation, found),
         is_whole,
         _classes(evaluation, found),
-        _baseline(evaluation, found),
+        baseline,
     )
 
 

@@ -78,11 +78,16 @@ def range_lines(found: RangeFound, chart: Sequence[str]) -> Iterator[str]:
     yield f"suggested: training.learning_rate = {found.suggestion:.1e}, a third of that rate; {_beside(found)}"
 
 
+def is_near(found: RangeFound) -> bool:
+    """True where the recipe's own rate is as good as the suggestion."""
+    return found.suggestion is not None and 1 / NEAR <= found.recipe_rate / found.suggestion <= NEAR
+
+
 def _beside(found: RangeFound) -> str:
     """The recipe's own rate beside the suggestion."""
     assert found.suggestion is not None, "nothing is suggested"
     rate = found.recipe_rate
     ratio = rate / found.suggestion
-    if 1 / NEAR <= ratio <= NEAR:
+    if is_near(found):
         return f"the recipe's {rate:.1e} is near enough to it"
     return f"the recipe's {rate:.1e} is {'higher' if ratio > 1 else 'lower'} by {max(ratio, 1 / ratio):.0f} times"

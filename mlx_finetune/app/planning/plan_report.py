@@ -1,7 +1,6 @@
 """A plan as lines for a person and as plain values for ``--json``."""
 
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from mlx_finetune.hardware.planning.shapes import adapted_layers, target_linears
 from mlx_finetune.model.sources.catalogue import CATALOGUE
 from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.recipe.learned import learned_by
-from mlx_finetune.recipe.overrides import latest
+from mlx_finetune.recipe.overrides import train_command
 from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
 
 BAR_WIDTH = 24
@@ -63,7 +62,15 @@ def suggestions(plan: Plan) -> tuple[Suggestion, ...]:
     tokens = plan.tokens
     rows, valid = tokens.num_used, tokens.num_valid
     share = tokens.target_share
-    return suggest(plan.recipe, plan.resolved, plan.facts.lengths, num_rows=rows, num_valid=valid, target_share=share)
+    return suggest(
+        plan.recipe,
+        plan.resolved,
+        plan.facts.lengths,
+        num_rows=rows,
+        num_valid=valid,
+        target_share=share,
+        num_parameters=plan.shape.num_parameters,
+    )
 
 
 def warning_lines(plan: Plan, *, command: str) -> Iterator[str]:
@@ -309,10 +316,10 @@ def _decision_lines(plan: Plan) -> Iterator[str]:
 
 
 def plan_json(
-    plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), hostfile: Path | None = None
+    plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), more: Sequence[str] = ()
 ) -> dict[str, object]:
-    """The plan as plain values. ``path``, ``overrides`` and ``hostfile`` are what the commands in it are made of."""
-    resolved = plan.resolved
+    """The plan as plain values. ``path``, ``overrides`` and ``more`` options make the commands in it."""
+    resolved, run = plan.resolved, None if plan.mac else plan.recipe.run_folder
     return {
         "fits": plan.fits,
         "fits_memory": plan.fits_memory,
@@ -351,16 +358,9 @@ def plan_json(
         "reasons": dict(resolved.reasons),
         "warnings": list(plan.warnings),
         "suggestions": [asdict(one) for one in suggestions(plan)],
-        "fixes": [_fix(fix, path, overrides, hostfile) for fix in plan.fixes],
-        "command": train_command(path, overrides, hostfile),
+        "fixes": [_fix(fix, path, overrides, run, more) for fix in plan.fixes],
+        "command": train_command(path, overrides, run, more),
     }
-
-
-def train_command(path: Path | None, overrides: Sequence[str], hostfile: Path | None = None) -> str:
-    """What trains the recipe that was planned, quoted for a shell."""
-    options = [part for one in latest(overrides) for part in ("--set", one)]
-    options += [] if hostfile is None else ["--hostfile", str(hostfile)]
-    return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
 
 
 def _forecast_json(forecast: Forecast) -> dict[str, object]:
@@ -379,7 +379,9 @@ def _range(value: Range | None) -> dict[str, float] | None:
     return value.to_json() if value is not None else None
 
 
-def _fix(fix: Fix, path: Path | None, overrides: Sequence[str], hostfile: Path | None) -> dict[str, object]:
+def _fix(
+    fix: Fix, path: Path | None, overrides: Sequence[str], run: Path | None, more: Sequence[str]
+) -> dict[str, object]:
     return {
         "settings": dict(fix.settings),
         "options": fix.options,
@@ -387,5 +389,5 @@ def _fix(fix: Fix, path: Path | None, overrides: Sequence[str], hostfile: Path |
         "relative_time": fix.relative_time,
         "peak_bytes": fix.peak_bytes,
         "keeps_result": fix.keeps_result,
-        "command": train_command(path, fix.merged(overrides), hostfile),
+        "command": train_command(path, fix.merged(overrides), run, more),
     }

@@ -57,7 +57,7 @@ def _with_own_tokenizer(recipe: Recipe, scratch: ScratchRecipe, base: Path, repo
 
     def make(folder: Path) -> None:
         report(Phase("read", detail=recipe.data.path or recipe.data.train or "sources"))
-        texts = texts_of(load_splits(recipe.data, base=base).train)
+        texts = texts_of(load_splits(recipe.data, base=base, task=recipe.task).train)
         report(Phase("tokenizer", detail=f"{scratch.vocab_size} tokens"))
         made = train_bpe(texts, scratch.vocab_size)
         write_tokenizer(made.tokenizer, folder)

@@ -14,7 +14,7 @@ from mlx_finetune import durable
 from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
-from mlx_finetune.dataset.labels import balance, check_labels, renumbered
+from mlx_finetune.dataset.labels import balance, check_labels, counts_of, renumbered
 from mlx_finetune.dataset.pairs import IS_GOOD
 from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
@@ -118,7 +118,7 @@ def read_rows(
     if labels:
         check_labels(labels, train.where(0))
         valid = renumbered(valid, reports["valid"].labels, labels)
-        emit(Notice("info", balance(train, labels)))
+        emit(Notice("info", balance(counts_of(train, labels))))
     return TrainingRows(train, valid, found.content_hash, note_sizes(corrected), card_of(found), labels)
 
 

@@ -156,6 +156,23 @@ def test_bare_rows_of_another_task_are_shown_as_that_task_reads_them(
     assert (err[-3], err[-1]) == (said, f"next: mlxft recipe copy {copied}")
 
 
+@pytest.mark.parametrize("how", ["auto", "none"])
+def test_a_verifiers_answer_is_shown_up_to_its_last_token(
+    tmp_path: Path, tiny_model: Callable[..., Path], how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**QUESTION, "completion": "you", "label": False}) + "\n")
+    path = tmp_path / "r.toml"
+    path.write_text(
+        f'model = "{tiny_model("llama")}"\ntask = "verifier"\noutput_dir = "out"\n[data]\npath = "rows.jsonl"\n'
+        f'val_split = 0.0\ntest_split = 0.0\nprompt_template = "{how}"\n'
+    )
+    show_preview(str(path), rows=1, as_json=True, base=tmp_path)
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert "".join(one["text"] for one in row["tokens"] if one["state"] == "learned") == "you<|im_end|>"
+    assert row["tokens"][-1]["state"] == "learned"
+    assert row["notes"] == ["the answer is wrong"]
+
+
 @pytest.mark.parametrize(
     "folder", ["models/smollm2-135m-b179c9523d0e", "hub/models--HuggingFaceTB--SmolLM2-135M-Instruct"]
 )

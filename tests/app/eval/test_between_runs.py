@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from answering_runs import write_adapter
 from click.testing import CliRunner
@@ -17,8 +18,10 @@ from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.run import evaluate
 from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import MlxftError, RunError
+from mlx_finetune.model.heads.files import head_file
+from mlx_finetune.model.heads.score import HeadSpec, ScoreHead
 from mlx_finetune.monitor.report.evaluated import read_evaluations
-from mlx_finetune.rundir import METRICS, RUN_INFO, RunDir
+from mlx_finetune.rundir import HEAD_WEIGHTS, METRICS, RUN_INFO, RunDir
 
 TinyModel = Callable[..., Path]
 
@@ -144,6 +147,32 @@ def test_a_run_without_settings_is_refused(place: Path) -> None:
     (place / "adapters/other/run.json").write_text("{}")
     with pytest.raises(RunError, match=r"settings of .*other cannot be read"):
         compare_runs(run_of(place, "keeper"), run_of(place, "other"))
+
+
+def as_classifier(run: RunDir, labels: tuple[str, ...]) -> None:
+    info = json.loads(run.file(RUN_INFO).read_text())
+    info["resolved"] |= {"task": "classify"}
+    run.file(RUN_INFO).write_text(json.dumps(info))
+    run.file(HEAD_WEIGHTS).write_bytes(
+        head_file(ScoreHead(mx.zeros((len(labels), 4)), HeadSpec("classify", len(labels), labels)))
+    )
+
+
+def test_runs_that_no_rows_can_measure_are_not_sent_to_an_evaluation(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_classifier(run_of(place, "keeper"), ("good", "bad"))
+    found = call(place, "compare", "keeper", "other", monkeypatch=monkeypatch).stderr
+    assert found == (
+        "\nno rows can be of both: keeper learned from texts with labels, other from conversations, instructions or "
+        "text\n"
+    )
+    as_classifier(run_of(place, "other"), tuple("abcdefgh"))
+    found = call(place, "compare", "keeper", "other", monkeypatch=monkeypatch).stderr
+    many = ", ".join(f'"{letter}"' for letter in "abcdef")
+    assert found == f'\nno rows can be of both: keeper has the labels "bad", "good"; other has {many}, ...\n'
+    as_classifier(run_of(place, "other"), ("bad", "good"))
+    assert "next: mlxft eval keeper" in call(place, "compare", "keeper", "other", monkeypatch=monkeypatch).stderr
 
 
 def call(place: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Called:

@@ -23,6 +23,7 @@ from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.rundir import RUN_INFO
 
 CPU = Machine(on_gpu=False, memory_bytes=16 * 10**9, working_set_bytes=0, chip="x86_64")
 FAMILIES = ("llama", "gemma", "gpt2", "gpt_neox", "qwen3")
@@ -273,6 +274,20 @@ def test_dry_run_prints_the_plan_and_makes_nothing(written: str, here: Path) -> 
     assert sorted(path.name for path in here.iterdir()) == before
 
 
+def test_a_command_that_trains_leads_beside_the_run_that_is_there(written: str) -> None:
+    for folder in (Path("adapters/x"), Path("adapters/x-2")):
+        folder.mkdir(parents=True)
+    (Path("adapters/x") / RUN_INFO).write_text("{}")
+    command = f"mlxft train {written} --set lora.rank=2 --set output_dir=adapters/x-3"
+    options = ("--set", "lora.rank=2")
+    assert call("plan", written, *options, "--no-measure").stderr.endswith(f"next: {command}\n")
+    assert json.loads(call("plan", written, *options, "--no-measure", "--json").stdout)["command"] == command
+    for asked in ("preview", "check"):
+        assert call("data", asked, written, *options).stderr.endswith(f"next: {command}\n")
+    there = call("plan", written, "--predict", "M4 Max 64 GB")
+    assert there.stderr.endswith(f"there: mlxft train {written}\n")
+
+
 def test_dry_run_with_a_hostfile_plans_for_all_its_processes_and_keeps_it_in_the_command(written: str) -> None:
     Path("two.json").write_text('[{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1"}]')
     options = ("--set", "lora.num_layers=1", "--set", "training.epochs=9", "--dry-run")
@@ -284,6 +299,12 @@ def test_dry_run_with_a_hostfile_plans_for_all_its_processes_and_keeps_it_in_the
     assert both.stderr.endswith("--set training.epochs=9 --hostfile two.json\n")
     as_json = call("train", written, *options, "--json", "--hostfile", "two.json")
     assert json.loads(as_json.stdout)["command"].endswith("--hostfile two.json")
+
+
+@pytest.mark.parametrize("way", [("--resume",), ("--fork",), ("--extend", "10")])
+def test_a_dry_run_proposes_the_command_that_was_typed(written: str, way: tuple[str, ...]) -> None:
+    planned = call("train", written, "--set", "training.epochs=2", *way, "--dry-run")
+    assert planned.stderr.endswith(f"next: mlxft train demo.toml --set training.epochs=2 {' '.join(way)}\n")
 
 
 def test_a_hostfile_is_checked_by_a_dry_run_as_by_a_training(written: str) -> None:

@@ -166,3 +166,10 @@ def test_text_that_is_not_there_is_one_error_with_near_names(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"txt\.txt: no such file") as refused:
         recipe_model(recipe, base=tmp_path, report=lambda _: None)
     assert "text.txt" in refused.value.hint
+
+
+def test_rows_of_another_task_are_refused_with_the_tasks_own_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n')
+    recipe = make_recipe(tmp_path, data={"path": "rows.jsonl"})
+    with pytest.raises(DataError, match="task pretrain learns from"):
+        recipe_model(recipe, base=tmp_path, report=lambda _: None)

@@ -153,7 +153,12 @@ def _learned(facts: ReportFacts) -> Html | None:
         is_higher_better = judged.is_higher_better
     few = " Those are few to judge by." if started.valid_rows < FEW_ROWS else ""
     look, title = _moved(name, first, result, is_higher_better=is_higher_better)
-    return _verdict(look, tag("b", f"{title}, from {number(first, 3)} to {number(result, 3)}."), f" {means}{few}")
+    course, beside = f", from {number(first, 3)} to {number(result, 3)}.", ""
+    if started.constant_loss is not None and not is_higher_better:
+        beside = f" The same answer for every row would come to {number(started.constant_loss, 3)}."
+        if look == "good" and result > started.constant_loss * (1 - _SAME):
+            look, title = "open", f"It is no better than the same answer for every row: {title.partition(': ')[2]}"
+    return _verdict(look, tag("b", f"{title}{course}"), f"{beside} {means}{few}")
 
 
 def _judged_values(facts: ReportFacts, judged: Judged) -> tuple[float, float] | None:

@@ -53,6 +53,11 @@ class RunStarted:
     constant_loss: float | None = None
     constant_accuracy: float | None = None
 
+    @property
+    def trained_share(self) -> float:
+        """Of the parameters, 1 at most: a new head is no part of the model's own."""
+        return min(1.0, self.trainable_parameters / max(1, self.total_parameters))
+
 
 @dataclass(frozen=True, slots=True)
 class StepDone:

@@ -195,8 +195,7 @@ def _figures(facts: ReportFacts) -> Iterator[tuple[str, Child]]:
         yield "time in steps", format_seconds(seconds)
     if summary.started is not None:
         started = summary.started
-        share = min(1.0, started.trainable_parameters / max(1, started.total_parameters))  # a new head is beside them
-        yield "parameters trained", f"{format_count(started.trainable_parameters)} ({share:.1%})"
+        yield "parameters trained", f"{format_count(started.trainable_parameters)} ({started.trained_share:.1%})"
     if (peak := summary.peak_memory_bytes()) is not None:
         yield "peak memory", format_bytes(peak)
     if (joules := energy_joules(facts)) is not None:

@@ -154,17 +154,22 @@ def _majority_is_right(problem: SampledProblem) -> bool:
 
 
 def _share(name: str, values: Sequence[float], seed: int) -> Share:
-    if name == RANDOM:
-        interval, num_right = bootstrap_mean(values, seed=seed), None
+    """The mean of shares; a bootstrap of values that are all alike would claim certainty, and Wilson's does not."""
+    is_rate = name != RANDOM
+    if is_rate or len(set(values)) == 1:
+        interval = wilson(round(sum(values)), len(values))
     else:
-        num_right = int(sum(values))
-        interval = wilson(num_right, len(values))
-    return Share(name, _mean(values), interval.low, interval.high, num_right)
+        interval = bootstrap_mean(values, seed=seed)
+    return Share(name, _mean(values), interval.low, interval.high, int(sum(values)) if is_rate else None)
 
 
 def _compared(values: Mapping[str, Sequence[float]], first: str, second: str, seed: int) -> Compared:
+    """The mean difference; of differences that are all alike Wilson's interval, stretched from 0 to 1 to -1 to 1."""
     found = paired_bootstrap(values[second], values[first], seed=seed)
     interval: Interval = found.interval
+    if interval.low == interval.high:
+        half = wilson(round((1 + found.value) / 2 * len(values[first])), len(values[first]))
+        interval = Interval(2 * half.low - 1, 2 * half.high - 1)
     return Compared(first, second, found.value, interval.low, interval.high)
 
 

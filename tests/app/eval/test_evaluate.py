@@ -251,7 +251,7 @@ def test_constrained_answers_that_were_cut_are_said(place: Path, monkeypatch: py
     assert result.exception is None, result.exception
     where = result.stdout.index("answers held to the schema")
     assert result.stdout[where:].count("2 of 2 cut at the limit") == 2
-    assert " ".join(result.stdout.split()).count("Answers were cut at the limit (base 2 of 2, tuned 2 of 2)") == 1
+    assert " ".join(result.stdout.split()).count("Answers of tuned were cut at the limit (2 of 2)") == 1
 
 
 def test_classes_that_occur_once_each_are_not_classes(place: Path) -> None:

@@ -29,7 +29,9 @@ class RunStarted:
     """Everything is loaded; step ``first_step + 1`` comes next. ``first_step`` is 0 unless the run is resumed.
 
     Rows are those of the files that are used; ``train_sequences`` and ``valid_sequences`` were made of them, which are
-    more where long rows are split; 0 where an earlier version wrote this, with the sequences as rows.
+    more where long rows are split; 0 where an earlier version wrote this, with the sequences as rows. ``constant_loss``
+    and ``constant_accuracy`` are those of the best answer that is the same for every validation row, where a task has
+    one: what a model has to beat that learned something of the rows.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -48,6 +50,8 @@ class RunStarted:
     memory_limit_bytes: int | None = None
     train_sequences: int = 0
     valid_sequences: int = 0
+    constant_loss: float | None = None
+    constant_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

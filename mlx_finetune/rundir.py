@@ -164,6 +164,22 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def weights_step(run: RunDir) -> int | None:
+    """The step of the weights that a run's name stands for: its result, else its newest checkpoint; None without."""
+    step = durable.read_object_if_any(run.file(METRICS)).get("result_step")
+    newest = run.checkpoints()[-1:]
+    return step if isinstance(step, int) else checkpoint_step(newest[0]) if newest else None
+
+
+def of_other_step(step: int | None, now: int | None) -> str:
+    """``of step 60, while the run's weights are of step 2,060`` of what was measured before; "" of the same weights."""
+    return (
+        ""
+        if step is None or now is None or step == now
+        else f"of step {step:,}, while the run's weights are of step {now:,}"
+    )
+
+
 def check_folder(path: Path, option: str = "output_dir") -> None:
     """Refuse a folder that cannot be made or written to, before anything is made. Raises ``RunError``.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_finetune import durable, rundir
+from mlx_finetune import rundir
 from mlx_finetune.app.eval.rows import data_of
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data, open_subject
 from mlx_finetune.app.eval.verdict import BASE, TUNED
@@ -25,7 +25,6 @@ from mlx_finetune.model.likelihoods import Losses
 from mlx_finetune.model.microscope import hash_rows, measure_losses, measured_rows
 from mlx_finetune.recipe.evaluation import EvalRecipe
 from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
-from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.losses import chunk_rows
 
 
@@ -111,7 +110,7 @@ def _measured(subject: Subject) -> Measured:
     base, base_sha256 = facts.get("model"), facts.get("model_sha256")
     return Measured(
         model=base if isinstance(base, str) else subject.opened.info.name,
-        step=_result_step(run) if _result_of(subject) else None,
+        step=rundir.weights_step(run) if run is not None and _result_of(subject) else None,
         model_sha256=base_sha256 if isinstance(base_sha256, str) else subject.opened.info.sha256,
         adapter_sha256=_result_of(subject) or subject.opened.adapter_sha256 or subject.opened.info.sha256,
     )
@@ -135,11 +134,3 @@ def _keep(subject: Subject, microscope: Microscope, report: Report) -> Found:
         report(Notice("warning", f"{rundir.MICROSCOPE} cannot be kept: {error}"))
         return Found(microscope, None)
     return Found(microscope, run.file(rundir.MICROSCOPE))
-
-
-def _result_step(run: RunDir | None) -> int | None:
-    """The step whose weights a run has published, None where it does not say."""
-    if run is None:
-        return None
-    step = durable.read_object_if_any(run.file(rundir.METRICS)).get("result_step")
-    return step if isinstance(step, int) else None

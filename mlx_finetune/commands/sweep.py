@@ -151,5 +151,11 @@ def _test(folder: Path, options: Sequence[str]) -> Mapping[str, object]:
         why = said[0] if said else f"mlxft eval ended with {child.returncode}"
         return {"sentence": f"the winner was not tested: {why}"}
     interval = f" ({tuned['low']:.4f} to {tuned['high']:.4f})" if tuned["low"] is not None else ""
-    sentence = f"on {report['data']['num_rows']} test rows, seen once: {lead['title']} {tuned['value']:.4f}{interval}"
+    wanted, measured = report["data"]["num_rows"], tuned["num_rows"]
+    rows = f"{measured} test rows"
+    if measured < wanted:
+        rows = f"{measured} of {wanted} test rows, the others could not be measured"
+    sentence = f"on {rows}, seen once: {lead['title']} {tuned['value']:.4f}{interval}"
+    if baseline := report.get("baseline"):
+        sentence = f"{sentence}. {baseline['sentence']}"
     return {lead["name"]: tuned["value"], "low": tuned["low"], "high": tuned["high"], "sentence": sentence}

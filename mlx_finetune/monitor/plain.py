@@ -22,6 +22,7 @@ from mlx_finetune.events import (
 )
 from mlx_finetune.monitor.objective_metrics import metrics_line
 from mlx_finetune.monitor.summary import Summary
+from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.units import counted, format_bytes, format_count, format_rate, format_seconds
 
 STEP_LINES = 100
@@ -148,7 +149,7 @@ def amount_done(phase: Phase) -> str:
 
 
 def started_lines(started: RunStarted) -> list[str]:
-    """Two lines: what is trained, and on what."""
+    """What is trained, on what, and what has to be beaten where the task has such a thing."""
     total = max(started.total_parameters, started.trainable_parameters)  # a new head is no part of the model's own
     share = started.trainable_parameters / max(1, total)
     where = f"from step {started.first_step + 1} to {started.total_steps}" if started.first_step else ""
@@ -156,11 +157,18 @@ def started_lines(started: RunStarted) -> list[str]:
     made = (started.train_sequences, started.valid_sequences)
     if started.train_sequences and made != (started.train_rows, started.valid_rows):
         rows += f"; {made[0]:,} and {made[1]:,} sequences made of them"
+    beat: list[str] = []
+    if started.constant_loss is not None:
+        judged = learned_by(started.task).judged
+        figures = f"{judged.metric if judged else 'loss'} {number(started.constant_loss, 4)}"
+        figures += f", accuracy {number(started.constant_accuracy, 3)}"
+        beat = [f"to beat: the same answer for every validation row, {figures}"]
     return [
         f"{started.run}: {started.task} of {started.model} on {started.device}, {started.compute_dtype}; trains "
         f"{format_count(started.trainable_parameters)} of {format_count(total)} parameters "
         f"({share:.1%})",
         f"{where or counted(started.total_steps, 'step')}, {started.steps_per_epoch:,} in an epoch; {rows}",
+        *beat,
     ]
 
 

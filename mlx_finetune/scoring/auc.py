@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mlx_finetune.scoring.intervals import Interval, bootstrap, bootstrap_mean, bootstrap_ratio
 
+CHANCE = 0.5
 _CELLS_AT_ONCE = 2**22  # 32 MB a working array
 
 Scores = Sequence[Sequence[float]]
@@ -26,6 +27,13 @@ class Area:
     value: float
     interval: Interval
     num_problems: int
+
+
+def beside_chance(low: float, high: float) -> str:
+    """What an area with this interval says in a few words; "" where it is above chance for sure."""
+    if high < CHANCE:
+        return "below chance: wrong answers score higher"
+    return "" if low > CHANCE else f"unsure: the interval holds {CHANCE}"
 
 
 def area_over_all(scores: Scores, is_right: Verdicts, *, seed: int) -> Area | None:

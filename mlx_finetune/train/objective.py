@@ -135,6 +135,19 @@ class StepValue:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """What the best answer that is the same for every row comes to: its loss, and the share of rows it is right for."""
+
+    loss: float
+    accuracy: float
+
+
+def no_constant(rows: TokenRows) -> Constant | None:
+    """There is no such answer."""
+    del rows
+
+
+@dataclass(frozen=True, slots=True)
 class Objective:
     """One way to train.
 
@@ -161,7 +174,7 @@ class Objective:
     ``reference`` is an objective whose ``loss`` gives (B, K) numbers of the rows of a batch: they are computed once, of
     the weights before step 1, and stand behind the values of each row. ``step_value`` stands behind them again.
     ``advise`` is told the metrics of an evaluation, ``advise_steps`` those of the last steps; each says a warning and a
-    hint, or nothing.
+    hint, or nothing. ``constant`` is what somebody who never looks at a row would reach on such rows.
     """
 
     name: str
@@ -184,6 +197,7 @@ class Objective:
     advise: Callable[[Mapping[str, float]], tuple[str, str]] = no_advice
     advise_steps: Callable[[Sequence[Mapping[str, float]]], tuple[str, str]] = no_advice_on_steps
     live: Callable[[Living], Live] | None = None
+    constant: Callable[[TokenRows], Constant | None] = no_constant
 
 
 def num_outputs(objective: Objective, labels: Sequence[str]) -> int:

@@ -16,11 +16,14 @@ from mlx_finetune.app.open import open_name
 from mlx_finetune.cli import main
 from mlx_finetune.commands import generate
 from mlx_finetune.errors import Problem
+from mlx_finetune.events import RunStarted
+from mlx_finetune.journal import read_events
+from mlx_finetune.monitor.plain import started_lines
 from mlx_finetune.monitor.report.evaluated import read_evaluations
 from mlx_finetune.monitor.report.facts import read_facts
 from mlx_finetune.monitor.report.page import render
 from mlx_finetune.recipe.asking import talk_command
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import EVENTS, RunDir
 
 WORDS = """[eval]
 label_words = {10 = "ten", 2 = "two", 7 = "of no row"}
@@ -55,6 +58,15 @@ def call(capsys) -> Callable[..., tuple[int, str, str]]:
         return ended.value.code, out, err
 
     return run
+
+
+def test_a_run_says_what_it_has_to_beat(runs):
+    for task, (loss, accuracy) in {"reward": ("loss", "0.500"), "verifier": ("verdict_loss", "0.")}.items():
+        event = next(one.event for one in read_events(runs[task].file(EVENTS)) if isinstance(one.event, RunStarted))
+        assert event.constant_loss == pytest.approx(np.log(2), abs=0.1)
+        line = started_lines(event)[2]
+        assert line.startswith(f"to beat: the same answer for every validation row, {loss} {event.constant_loss:.4f}")
+        assert f"accuracy {accuracy}" in line
 
 
 def fail(problem: Problem) -> None:
@@ -196,3 +208,12 @@ def test_chat_and_serve_say_what_a_classifier_is_for(runs, call, monkeypatch, tm
         assert code == 2, talk
         assert "it gives labels and no answers" in talk
         assert "mlxft generate" in talk
+
+
+def test_the_heading_counts_rows_that_could_not_be_measured(runs, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    texts = [f"it is xxx {number}\t10" for number in range(6)] + ["word " * 200 + "\t10"]
+    (tmp_path / "rows.tsv").write_text("sentence\tlabel\n" + "\n".join(texts) + "\n")
+    code, out, talk = call("eval", str(runs["classify"].path), "--data", "rows.tsv")
+    assert code == 0, talk
+    assert "on all 7 rows of rows.tsv; 1 row could not be measured" in " ".join(out.split())

@@ -144,6 +144,25 @@ def test_a_verifier_is_judged_by_its_verdicts_not_by_the_words_beside_them(tmp_p
     assert "surprise" not in head
 
 
+@pytest.mark.parametrize(
+    ("constant", "title"),
+    [
+        (0.35, "It is no better than the same answer for every row: the loss of its verdicts fell by 50%"),
+        (0.5, "It learned: the loss of its verdicts fell by 50%"),
+    ],
+)
+def test_what_the_same_answer_for_every_row_reaches_is_not_learned(tmp_path: Path, constant: float, title: str) -> None:
+    def evaluated(number: int, verdicts: float) -> Evaluated:
+        return Evaluated(number, 2.0, 8, is_best=True, seconds=0.1, metrics={"verdict_loss": verdicts})
+
+    started = dataclasses.replace(STARTED, task="verifier", constant_loss=constant, constant_accuracy=0.9)
+    end = RunFinished(2, "finished", 2.0, 2.0, 2, 2.0, 65.0, 80, 10**9, result_step=2)
+    run = written(tmp_path, started, evaluated(0, 0.7), step(1), step(2), evaluated(2, 0.35), end)
+    head = headline(read_facts(run)).text
+    assert f"{title}, from 0.700 to 0.350." in head
+    assert f"The same answer for every row would come to {constant:.3f}." in head
+
+
 def test_what_is_learned_of_a_row_is_no_share_of_its_tokens(tmp_path: Path) -> None:
     started = RunStarted("demo", "m", "classify", 0, 2, 2, 4, 80, 110, 100, "CPU", "float32")
     page = render(read_facts(written(tmp_path, started, step(1), step(2))))

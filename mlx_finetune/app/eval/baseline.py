@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_finetune.app.eval.figures import Change, Figure, Rows, change, figure
+from mlx_finetune.app.eval.figures import ALPHA, Change, Figure, Rows, change, figure
 from mlx_finetune.app.eval.measures import Measure
 
 
@@ -19,6 +19,11 @@ class Baseline:
     change: Change
     num_classes: int
     sentence: str
+
+    @property
+    def is_beaten(self) -> bool:
+        """Whether the model is surely right more often."""
+        return self.change.value > 0 and self.change.p < ALPHA
 
 
 def baseline_of(labels: Sequence[str], accuracy: Measure, right: Rows, classes: Rows, *, seed: int) -> Baseline | None:

@@ -8,23 +8,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pydantic import ValidationError
 
-from mlx_finetune import rundir
+from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
 from mlx_finetune.app.eval.measures import LOSS, Measure, RowKind, measures_of
+from mlx_finetune.app.eval.places import JOURNAL_END, JSON_END
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
 from mlx_finetune.dataset.kinds import formats_for, wanted_rows
 from mlx_finetune.dataset.problems import show
 from mlx_finetune.errors import RunError
 from mlx_finetune.recipe.resolve import diff_recipes
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import RunDir, of_other_step
 
-_JOURNAL_END, _JSON_END = ".rows.jsonl", ".json"
 #: Keys of an identity that must be equal -> how a person calls them.
 _MUST_MATCH = {
     "version": "version of mlxft's measuring",
@@ -49,6 +49,7 @@ _SHOWN_LABELS = 6
 class Kept:
     """A finished evaluation in a run folder. ``rows`` are its lines, of the run itself and not of its base.
 
+    ``other_weights`` says of which step they are, where the run has others by now.
     ``windows`` are (window, stride) of each perplexity, by its name; None each where every text was read by itself.
     """
 
@@ -56,6 +57,7 @@ class Kept:
     identity: Mapping[str, object]
     rows: tuple[Measured, ...]
     windows: Mapping[str, tuple[object, object]]
+    other_weights: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,14 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs by the names of their columns. ``recipe`` has (key, first, second) where they differ."""
+    """Two runs by the names of their columns. ``recipe`` has (key, first, second) where they differ, ``steps`` how many
+    each was trained for, where they differ."""
 
     first: str
     second: str
     recipe: tuple[tuple[str, object, object], ...]
     evaluations: tuple[Compared, ...]
+    steps: tuple[object, object] | None = None
 
 
 def compare_runs(first: RunDir, second: RunDir) -> Comparison:
@@ -91,6 +95,7 @@ def compare_runs(first: RunDir, second: RunDir) -> Comparison:
         *names,
         tuple(diff_recipes(_recipe(first), _recipe(second))),
         tuple(_compared(kept[0][name], kept[1][name], *names) for name in shared),
+        _steps(first, second),
     )
 
 
@@ -121,23 +126,25 @@ def _labels(run: RunDir) -> Sequence[str]:
 def kept_names(run: RunDir) -> Sequence[str]:
     """The names of the finished evaluations of a run, sorted."""
     folder = run.file(rundir.EVALUATIONS)
-    found = sorted(path.name.removesuffix(_JOURNAL_END) for path in folder.glob(f"*{_JOURNAL_END}"))
-    return [name for name in found if (folder / f"{name}{_JSON_END}").is_file()]
+    found = sorted(path.name.removesuffix(JOURNAL_END) for path in folder.glob(f"*{JOURNAL_END}"))
+    return [name for name in found if (folder / f"{name}{JSON_END}").is_file()]
 
 
 def kept_verdicts(run: RunDir) -> dict[str, str]:
     """The sentence of each finished evaluation by its name, of checkpoints and long texts too; a file that holds none
-    is left out.
+    is left out. Of other weights than the run has now, it says so.
     """
     found: dict[str, str] = {}
+    now = rundir.weights_step(run)
     for name in kept_names(run):
         try:
-            fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{_JSON_END}").read_bytes())
-            found[name] = str(fields["verdict"]["sentence"])
+            fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{JSON_END}").read_bytes())
+            sentence, mark = str(fields["verdict"]["sentence"]), of_other_step(fields.get("step"), now)
+            found[name] = f"{sentence} ({mark})" if mark else sentence
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     for folder in (rundir.CHECKPOINT_EVALUATIONS, rundir.SINK_EXPERIMENTS):
-        for path in sorted(run.file(folder).glob(f"*{_JSON_END}")):
+        for path in sorted(run.file(folder).glob(f"*{JSON_END}")):
             try:
                 found[f"{path.parent.name}/{path.stem}"] = str(json.loads(path.read_bytes())["sentence"])
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -151,6 +158,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "first": comparison.first,
         "second": comparison.second,
         "recipe": [{"key": key, "first": one, "second": other} for key, one, other in comparison.recipe],
+        "steps": list(comparison.steps) if comparison.steps else None,
         "evaluations": [
             {
                 "name": one.name,
@@ -186,6 +194,8 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
     for key, one, other in comparison.recipe:
         texts = ["-" if value is None else shown(value) for value in (one, other)]
         yield f"  {key:<34}{texts[0]} -> {texts[1]}"
+    if comparison.steps:
+        yield f"  {'steps trained':<34}{comparison.steps[0]} -> {comparison.steps[1]}"
     if not comparison.evaluations:
         yield ""
         yield from wrapped(
@@ -232,6 +242,12 @@ def _names(first: RunDir, second: RunDir) -> tuple[str, str]:
     return "A", "B"
 
 
+def _steps(first: RunDir, second: RunDir) -> tuple[object, object] | None:
+    """How long each was trained, which ``--extend`` changes without the recipe; None where that is the same."""
+    steps = tuple(rundir.run_info(run).get("step") for run in (first, second))
+    return None if None in steps or steps[0] == steps[1] else (steps[0], steps[1])
+
+
 def _recipe(run: RunDir) -> Recipe:
     try:
         return Recipe.model_validate(rundir.run_info(run)["resolved"])
@@ -243,25 +259,34 @@ def _recipe(run: RunDir) -> Recipe:
 
 
 def _kept(run: RunDir, name: str) -> Kept:
-    path: Path = run.file(rundir.EVALUATIONS) / f"{name}{_JOURNAL_END}"
+    path: Path = run.file(rundir.EVALUATIONS) / f"{name}{JOURNAL_END}"
     lines = read_lines(path)
     identity = next(lines, {}).get("identity")
     if not isinstance(identity, dict):
         raise RunError(f"{path} does not begin with what was evaluated", "evaluate again under another --name")
     rows = [one for one in map(measured_of, lines) if one.side in (TUNED, MODEL) and not one.error]
-    return Kept(name, cast("dict[str, object]", identity), tuple(rows), _windows(run, name))
+    fields = durable.read_object_if_any(run.file(rundir.EVALUATIONS) / f"{name}{JSON_END}")
+    other = of_other_step(cast("int | None", fields.get("step")), rundir.weights_step(run))
+    return Kept(name, cast("dict[str, object]", identity), tuple(rows), _windows(fields), other)
 
 
-def _windows(run: RunDir, name: str) -> dict[str, tuple[object, object]]:
+def _windows(fields: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
     """How each text was read; empty where the result does not say."""
     try:
-        fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{_JSON_END}").read_bytes())
         return {measure: (one["window"], one["stride"]) for measure, one in fields["texts"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (KeyError, TypeError, AttributeError):
         return {}
 
 
 def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
+    older = [
+        f"that of {name} is {kept.other_weights}"
+        for name, kept in ((first, one), (second, other))
+        if kept.other_weights
+    ]
+    if older:
+        refusal = f"because {', and '.join(older)} (mlxft eval measures these)"
+        return Compared(one.name, (), refusal, apart=_apart(one, other, first, second))
     same_tokens = all(one.identity.get(key) == other.identity.get(key) for key in ("tokenizer_sha256", "data"))
     differing = [
         words

@@ -138,6 +138,8 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
     lead = next((one.measure for one in results if one.measure.is_tested and one.change), None)
     gains, losses = _changed(evaluation, journal, lead)
     answers = _answers(evaluation.sides, _of(found, works.ANSWER))
+    baseline = _baseline(evaluation, found)
+    has_base, unit = evaluation.subject.opened.has_base, evaluation.chosen.unit
     cut = {side: (one.num_cut, one.num_answers) for side, one in answers.items()}
     return Report(
         tuple(results),
@@ -149,12 +151,12 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         lead.title if lead else "",
         gains,
         losses,
-        judge(results, has_base=evaluation.subject.opened.has_base, cut=cut, unit=evaluation.chosen.unit),
+        judge(results, has_base=has_base, cut=cut, unit=unit, baseline=baseline),
         tuple(_gate(gate, results) for gate in evaluation.gates),
         _failed(evaluation, found),
         is_whole,
         _classes(evaluation, found),
-        _baseline(evaluation, found),
+        baseline,
     )
 
 

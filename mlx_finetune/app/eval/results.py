@@ -1,93 +1,17 @@
-"""``NAME.rows.jsonl`` while it is measured, ``NAME.json`` and ``NAME.csv`` at its end; none is overwritten.
-
-A name belongs to one identity. Evaluating the same again shows what is there; anything else takes the next free name
-(``test``, ``test-2``), or is refused where the user has named it.
-"""
+"""What an evaluation found, as plain values and as CSV."""
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from itertools import count
-from pathlib import Path
+from dataclasses import asdict
 
 from mlx_finetune import durable
 from mlx_finetune.app.eval.figures import Change, Figure, Result
-from mlx_finetune.app.eval.journal import read_lines
+from mlx_finetune.app.eval.places import CSV_END, JSON_END, Place
 from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Speed
 from mlx_finetune.app.eval.setup import Evaluation
-from mlx_finetune.errors import RunError
 
 FORMAT_VERSION = 1
-JOURNAL_END, JSON_END, CSV_END = ".rows.jsonl", ".json", ".csv"
-_MAX_NAMES = 1000
-#: Keys of an identity -> how a person calls them, where that is another word.
-_WORDS = {
-    "data": "settings of [data]",
-    "data_sha256": "data",
-    "answer_tokens": "longest answer",
-    "shots": "examples in the prompt",
-    "at_once": "answers at once",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The files of one evaluation."""
-
-    folder: Path
-    name: str
-
-    def file(self, end: str) -> Path:
-        """One of them, by its end."""
-        return self.folder / f"{self.name}{end}"
-
-    @property
-    def is_done(self) -> bool:
-        """Whether this evaluation has been finished before."""
-        return self.file(JSON_END).is_file()
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether something of it has been measured before."""
-        return self.file(JOURNAL_END).is_file()
-
-
-def choose_place(folder: Path, named: str | None, default: str, identity: Mapping[str, object]) -> Place:
-    """Where this evaluation is kept. Raises ``RunError`` where ``named`` holds another one."""
-    if named is not None:
-        place = Place(folder, named)
-        if not _is_free(place, identity):
-            what = f"holds another evaluation: {_difference(place, identity)}" if place.is_begun else "is taken"
-            raise RunError(f"{folder / named} {what}", "choose another --name; nothing is overwritten")
-        return place
-    for number in count(1):
-        place = Place(folder, default if number == 1 else f"{default}-{number}")
-        if _is_free(place, identity):
-            return place
-        if number == _MAX_NAMES:
-            break
-    raise RunError(f"{folder} holds {_MAX_NAMES} evaluations named {default}", "name this one: --name NAME")
-
-
-def _is_free(place: Place, identity: Mapping[str, object]) -> bool:
-    """Nobody's, or this evaluation's own."""
-    if not place.is_begun:
-        return not any(place.file(end).exists() for end in (JSON_END, CSV_END))
-    return _identity(place) == json.loads(json.dumps(identity))
-
-
-def _identity(place: Place) -> Mapping[str, object]:
-    found = next(read_lines(place.file(JOURNAL_END)), {}).get("identity")
-    return found if isinstance(found, dict) else {}
-
-
-def _difference(place: Place, identity: Mapping[str, object]) -> str:
-    old, new = _identity(place), json.loads(json.dumps(identity))
-    keys = [str(key) for key in new if old.get(key) != new[key]]
-    words = [_WORDS.get(key, key.removesuffix("_sha256")) for key in keys]
-    return f"other {', '.join(words)}" if keys and old else "of another version"
 
 
 def write_results(place: Place, evaluation: Evaluation, report: Report, *, measured: str, seconds: float) -> None:
@@ -104,6 +28,7 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
         "format_version": FORMAT_VERSION,
         "subject": opened.name,
         "model": opened.info.name,
+        "step": evaluation.subject.step,
         "identity": dict(evaluation.identity),
         "data": {
             "source": chosen.source,

@@ -15,8 +15,9 @@ import mlx.core as mx
 from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.journal import Journal
 from mlx_finetune.app.eval.measure import Measuring, Progress
+from mlx_finetune.app.eval.places import JOURNAL_END, Place, choose_place
 from mlx_finetune.app.eval.report import Report, report_of
-from mlx_finetune.app.eval.results import JOURNAL_END, Place, choose_place, write_results
+from mlx_finetune.app.eval.results import write_results
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.subject import Subject
 from mlx_finetune.errors import ModelError, Problem, RunError

@@ -79,6 +79,16 @@ class Subject:
             return None
         return locate(self.recipe.adapter, base=self.folder).adapter
 
+    @property
+    def step(self) -> int | None:
+        """The step of the run's weights; None of other models, and where a run does not say."""
+        located = self.opened.located
+        if located.run is None:
+            return None
+        folder = located.adapter or Path(located.model or "")
+        is_checkpoint = folder in located.run.checkpoint_folders()
+        return rundir.checkpoint_step(folder) if is_checkpoint else rundir.weights_step(located.run)
+
     def hashes(self) -> dict[str, object]:
         """SHA-256 of model, adapter and tokenizer; ``adapter`` is empty without one."""
         return {

@@ -1,16 +1,17 @@
 """What the figures say, as sentences made from tests.
 
 The measure that leads was named first, by the user or by the rule that looked at the references, so nobody picks the
-best of many afterwards. "It learned it" means: the corrected test of the leading measure says so. Every other tested
-measure is looked at for a loss.
+best of many afterwards. "It learned it" means: the corrected test of the leading measure says so, and where that counts
+right classes, another says that the commonest class is beaten too. Every other tested measure is looked at for a loss.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mlx_finetune.app.eval.baseline import Baseline
 from mlx_finetune.app.eval.figures import ALPHA, Change, Figure, Result
-from mlx_finetune.app.eval.measures import ANSWER
+from mlx_finetune.app.eval.measures import ANSWER, LABELS
 from mlx_finetune.scoring.intervals import holm
 from mlx_finetune.units import decimals_beside, format_figure, format_pair
 
@@ -37,10 +38,12 @@ def judge(
     has_base: bool,
     cut: Mapping[str, tuple[int, int]] | None = None,
     unit: str = "row",
+    baseline: Baseline | None = None,
 ) -> Verdict:
     """The verdict over all measures; ``alone`` where there is nothing to compare with.
 
-    ``unit`` is what a row is called. ``cut`` has for each side how many answers ended at the limit, of how many.
+    ``unit`` is what a row is called. ``cut`` has for each side how many answers ended at the limit, of how many;
+    ``baseline`` is what the right classes must beat.
     """
     tested = [one for one in results if one.measure.is_tested and one.change is not None]
     if not has_base:
@@ -52,7 +55,8 @@ def judge(
     lead, others = tested[0], tested[1:]
     better = [one for one in others if one.is_better]
     worse = [one for one in others if one.is_worse]
-    if lead.is_better:
+    beside = _beside(lead, baseline)
+    if lead.is_better and not beside:
         outcome, opening = "learned", "It learned it"
     elif lead.is_worse:
         outcome, opening = "worse", "It got worse"
@@ -60,7 +64,7 @@ def judge(
         outcome, opening = "unproven", "No proof that it learned it"
     if is_sure(lead) and not _is_seen(lead):
         opening = "It hardly changed"
-    parts = [f"{opening}: {_lead(lead)}"]
+    parts = [f"{opening}: {_lead(lead)}{beside}"]
     if outcome != "learned" and better:
         parts.append(f"better: {_list(better)}")
     if worse:
@@ -73,6 +77,13 @@ def judge(
     sentences = [caution, _few(lead, unit), _powerless(tested), f"{'; '.join(parts)}.", note, _with_shots(lead)]
     names = tuple(tuple(one.measure.name for one in found) for found in (better, worse))
     return Verdict(outcome, " ".join(text for text in sentences if text), *names)
+
+
+def _beside(lead: Result, baseline: Baseline | None) -> str:
+    """Said of classes that are named right more often than before, yet not surely more often than the commonest is."""
+    if baseline is None or baseline.is_beaten or not (lead.is_better and lead.measure.work == LABELS):
+        return ""
+    return f", but always `{baseline.label}` is right for {baseline.figure.num_right} of {baseline.figure.num_rows}"
 
 
 def amount(result: Result, side: str) -> str:

@@ -45,7 +45,8 @@ def _heading(evaluation: Evaluation, report: Report) -> str:
     start = "" if report.is_whole else "interrupted, figures are of what was measured so far; "
     begun = evaluation.subject.started_from
     base = f"; base is what it started from, {begun.name}" if begun is not None else ""
-    return f"{start}{what} on {chosen.described} of {chosen.source}{base}"
+    failed = f"; {counted(len(report.failed), chosen.unit)} could not be measured" if report.failed else ""
+    return f"{start}{what} on {chosen.described} of {chosen.source}{base}{failed}"
 
 
 def _categories(categories: Sequence[Category], results: Sequence[Result]) -> Iterator[str]:

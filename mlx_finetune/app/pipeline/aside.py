@@ -1,11 +1,10 @@
 """What is moved out of the way of something new, because nothing that was saved may be lost by a start that fails.
 
-The files of an evaluation get another name for good. What a stage has made waits in ``.earlier`` of the pipeline's
-folder until it is made anew, and comes back where the new one came to nothing.
+What a stage has made waits in ``.earlier`` of the pipeline's folder until it is made anew, and comes back where the new
+one came to nothing.
 """
 
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -18,34 +17,6 @@ from mlx_finetune.recipe.pipeline.record import StageRecord
 from mlx_finetune.rundir import CORRECTIONS, LOG, RunDir
 
 EARLIER = ".earlier"
-_ENDS = (".json", ".csv", ".rows.jsonl")
-
-
-def set_aside(folder: Path, name: str) -> str | None:
-    """Give the evaluation ``name`` in ``folder`` the next free name, ``NAME-2``; that name, None where there is none.
-
-    Nothing is lost: the run's report shows it under its new name. Raises ``OSError``.
-    """
-    if not any((folder / f"{name}{end}").exists() for end in _ENDS):
-        return None
-    free = next(
-        f"{name}-{number}"
-        for number in count(2)
-        if not any((folder / f"{name}-{number}{end}").exists() for end in _ENDS)
-    )
-    for end in _ENDS:
-        path = folder / f"{name}{end}"
-        if path.exists():
-            path.rename(folder / f"{free}{end}")
-    _rename_inside(folder / f"{free}.json", free)
-    return free
-
-
-def _rename_inside(path: Path, name: str) -> None:
-    """The report goes by the name in the file; a file that is none of ours is left as it is."""
-    value = durable.read_object_if_any(path)
-    if "name" in value:
-        durable.write_json(path, {**value, "name": name})
 
 
 def move_away(stage: Stage, known: StageRecord) -> Path:

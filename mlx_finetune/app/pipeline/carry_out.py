@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlx_finetune import durable
-from mlx_finetune.app.pipeline.aside import bring_back, forget, move_away, set_aside
+from mlx_finetune.app.eval.places import set_aside
+from mlx_finetune.app.pipeline.aside import bring_back, forget, move_away
 from mlx_finetune.app.pipeline.decide import (
     Deciding,
     ReplacingError,
@@ -36,7 +37,7 @@ from mlx_finetune.recipe.pipeline.record import (
     write_record,
 )
 from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
-from mlx_finetune.rundir import EVALUATIONS, LOCK, LOG, RunDir, check_folder, take_lock
+from mlx_finetune.rundir import EVALUATIONS, LOCK, LOG, RunDir, check_folder, take_lock, weights_step
 
 GATE_MISSED = 4
 #: Codes of a process that a signal has asked to leave.
@@ -205,7 +206,7 @@ class _Work:
             other = step.result != self._known(stage).result_sha256
             self.hands.say(f"{title}: done before, skipped{'; its result was changed since' if other else ''}")
             known = replace(self._known(stage), was_skipped=True, result_sha256=step.result, taken=self._taken(stage))
-            self._keep(self.record.with_stage(known))
+            self._keep(self.record.with_stage(replace(known, step=weights_step(RunDir(stage.folder)))))
             self.results[stage.name] = step.result
             return Ended(0)
         if step.action == "replace":
@@ -266,6 +267,7 @@ class _Work:
             self._known(stage),
             status=ended.status,
             result_sha256=result,
+            step=weights_step(RunDir(stage.folder)),
             seconds=self._known(stage).seconds + seconds,
             ended=time.time(),
             message=ended.message,

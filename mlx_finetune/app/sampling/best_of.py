@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_finetune.app.sampling.folder import SampledProblem
 from mlx_finetune.errors import RunError
-from mlx_finetune.scoring.auc import area_over_all, area_within, mean_area
+from mlx_finetune.scoring.auc import area_over_all, area_within, beside_chance, mean_area
 from mlx_finetune.scoring.intervals import Interval, bootstrap_mean, paired_bootstrap, wilson
 from mlx_finetune.scoring.picks import best_of, majority, pass_at_k, ranked
 from mlx_finetune.units import counted
@@ -248,7 +248,8 @@ def lines(found: BestOf, remark: str = "") -> list[str]:
     if found.areas:
         made += ["", f"{'right above wrong':<22}{'AUC':>9}   95 % interval; chance is 0.5"]
     for one in found.areas:
-        made.append(f"{AREAS[one.name]:<22}{one.value:>9.3f}   {one.low:.3f} to {one.high:.3f}")
+        line = f"{AREAS[one.name]:<22}{one.value:>9.3f}   {one.low:.3f} to {one.high:.3f}"
+        made.append(f"{line}   {beside_chance(one.low, one.high)}".rstrip())
     made += [
         "",
         f"Drawn answers: {found.mean_tokens:.1f} tokens on average, {100 * found.cut:.1f} % cut at the limit, "

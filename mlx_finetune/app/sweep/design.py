@@ -1,9 +1,10 @@
 """Which trial of a sweep comes next, as a pure function of those that are done. At most ``MOST_TRIALS``.
 
 Successive halving (Jamieson and Talwalkar; 1810.05934) with a factor of 3 and two rungs: trials of a third of the
-steps, the best third of them again with all. First the learning rate, ``L``, ``L / 3``, ``3 L``, and one beyond where
-the best lies at an end; then half and twice the rank at the best rate, with the same alpha / rank. Each trial has a
-schedule of its own length, so that rates have decayed alike when losses are compared.
+steps, the best third of them again with all, and the recipe's own settings beside them: a third of the steps may favour
+other rates, and what wins must have beaten the recipe. First the learning rate, ``L``, ``L / 3``, ``3 L``, and one
+beyond where the best lies at an end; then half and twice the rank at the best rate, with the same alpha / rank. Each
+trial has a schedule of its own length, so that rates have decayed alike when losses are compared.
 """
 
 import math
@@ -112,9 +113,10 @@ def _wanted(base: Base, done: Sequence[Done]) -> list[_Wanted]:
     if sum(one.trial.rung == "rank" for one in done) < len(ranks):
         return wanted
     rung = sorted((one for one in done if one.trial.rung != "all steps" and one.loss is not None), key=_loss)
-    num_kept = max(1, round(len(wanted) / FACTOR))
-    for one in rung[:num_kept]:
-        wanted.append(("all steps", one.trial.learning_rate, one.trial.rank, base.total_steps))
+    finalists = [(one.trial.learning_rate, one.trial.rank) for one in rung[: _num_kept(len(wanted))]]
+    finalists.insert(1, (base.learning_rate, base.rank))  # second: a third finalist may be one trial too many
+    for rate, rank in finalists:
+        wanted.append(("all steps", rate, rank, base.total_steps))
     return wanted
 
 
@@ -123,6 +125,21 @@ def other_ranks(rank: int | None) -> list[int]:
     if rank is None:
         return []
     return [other for other in (rank // 2, 2 * rank) if 1 <= other <= MOST_RANK]
+
+
+def steps_of(base: Base) -> tuple[int, int]:
+    """The least and the most steps of all trials together; one short trial more where the best rate lies at an end."""
+    least: list[int] = []
+    most: list[int] = []
+    for num_short in (len(other_ranks(base.rank)) + count for count in (3, 4)):
+        short, num_kept = num_short * base.short_steps, _num_kept(num_short)
+        least.append(short + num_kept * base.total_steps)
+        most.append(short + min(num_kept + 1, MOST_TRIALS - num_short) * base.total_steps)
+    return min(least), max(most)
+
+
+def _num_kept(num_short: int) -> int:
+    return max(1, round(num_short / FACTOR))
 
 
 def _is(trial: Trial, rate: float, rank: int | None, steps: int) -> bool:

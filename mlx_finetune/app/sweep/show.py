@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
-from mlx_finetune.app.sweep.design import FACTOR, Base, Done, best_of, edges_of, other_ranks
+from mlx_finetune.app.sweep.design import FACTOR, Base, Done, best_of, edges_of, other_ranks, steps_of
 from mlx_finetune.app.sweep.journal import Sweep
 from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.recipe.load import LoadedRecipe
@@ -21,10 +21,9 @@ def plan_lines(base: Base, *, step_seconds: float | None) -> Iterator[str]:
     if ranks:
         beside = f"rank {', '.join(map(str, ranks))} beside {base.rank}"
         yield f"rank           {len(ranks)} trials of {short} steps at the best rate: {beside}"
-    yield f"all steps      the best third of them with {base.total_steps} steps"
+    yield f"all steps      the best third of them and the recipe's own settings, with {base.total_steps} steps"
     yield "selected by the validation loss; the winner is tested once on the test rows"
-    least = (3 + len(ranks)) * short + base.total_steps
-    most = (4 + len(ranks)) * short + 2 * base.total_steps
+    least, most = steps_of(base)
     took = ""
     if step_seconds is not None:
         took = f", {format_seconds(least * step_seconds)} to {format_seconds(most * step_seconds)} without evaluations"
@@ -57,26 +56,24 @@ def sweep_lines(sweep: Sweep) -> Iterator[str]:
 
 
 def _verdict(sweep: Sweep, best: Done) -> str:
-    """The winner beside the recipe's own settings with as many steps, where these were tried."""
-    own = [
-        one
-        for one in sweep.done
-        if one.loss is not None
-        and one.trial.learning_rate == sweep.base.learning_rate
-        and one.trial.rank == sweep.base.rank
-    ]
+    """The winner beside the recipe's own settings with as many steps."""
+    own = next(
+        (
+            one
+            for one in sweep.done
+            if one.trial.learning_rate == sweep.base.learning_rate
+            and one.trial.rank == sweep.base.rank
+            and one.trial.steps == best.trial.steps
+        ),
+        None,
+    )
     settings = f"learning rate {best.trial.learning_rate:.2g}" + (
         "" if best.trial.rank is None else f", rank {best.trial.rank}"
     )
-    same = [one for one in own if one.trial.steps == best.trial.steps]
-    if best in own:
+    if best == own:
         return f"the recipe's own settings were best: {settings}, validation loss {best.loss:.4f}"
-    if same:
-        return f"best: {settings}, validation loss {best.loss:.4f}; the recipe's own settings {same[0].loss:.4f}"
-    return (
-        f"best: {settings}, validation loss {best.loss:.4f} after {best.trial.steps} steps; the recipe's own settings "
-        f"were behind after {sweep.base.short_steps}"
-    )
+    theirs = "came to no validation loss" if own is None or own.loss is None else f"{own.loss:.4f}"
+    return f"best: {settings}, validation loss {best.loss:.4f}; the recipe's own settings {theirs}"
 
 
 def next_commands(sweep: Sweep, loaded: LoadedRecipe) -> list[str]:

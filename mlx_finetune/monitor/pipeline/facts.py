@@ -59,7 +59,8 @@ class Picks:
 class StageFacts:
     """One stage. ``run`` is None for a command and before a training began; ``evaluations`` are by name, and are those
     that the pipeline measured. ``vocabulary`` is equal for tokenizers that cut texts alike. ``earlier`` names the stage
-    whose result has been made anew since this one was made from it, "" where there is none."""
+    whose result has been made anew, or is gone, since this one was made from it, "" where there is none.
+    ``went_on``: it was trained further since the pipeline has run it, and its figures are of the weights before."""
 
     record: StageRecord
     folder: Path
@@ -69,6 +70,7 @@ class StageFacts:
     vocabulary: str
     is_at_work: bool
     earlier: str = ""
+    went_on: bool = False
 
     @property
     def status(self) -> str:
@@ -83,7 +85,9 @@ class StageFacts:
     @property
     def mark(self) -> str:
         """``, of an earlier sft`` behind its figures; "" where they are of what is there now."""
-        return f", of an earlier {self.earlier}" if self.earlier else ""
+        if self.earlier:
+            return f", of an earlier {self.earlier}"
+        return ", from before it was trained further" if self.went_on else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +117,27 @@ def read_pipeline(folder: Path) -> PipelineFacts:
     if record is None:
         raise RunError(f"no pipeline has run in {folder}", "start it: mlxft pipeline FILE")
     is_running = rundir.lock_holder(folder / rundir.LOCK) is not None
-    earlier = record.outdated()
-    stages = tuple(
-        replace(_stage(one, folder / one.name, record, is_running=is_running), earlier=earlier.get(one.name, ""))
-        for one in record.stages
+    stages = [_stage(one, folder / one.name, record, is_running=is_running) for one in record.stages]
+    there = tuple(
+        replace(one.record, result_sha256="") if one.status == "removed" or one.went_on else one.record
+        for one in stages
     )
-    return PipelineFacts(folder.resolve().name, folder, record, stages, is_running)
+    earlier = replace(record, stages=there).outdated()
+    found = tuple(replace(one, earlier=earlier.get(one.record.name, "")) for one in stages)
+    return PipelineFacts(folder.resolve().name, folder, record, found, is_running)
 
 
 def _stage(record: StageRecord, folder: Path, pipeline: PipelineRecord, *, is_running: bool) -> StageFacts:
     run = RunDir(folder)
     facts = read_facts(run) if record.kind == "train" and run.is_run() else None
     measured = {one.name for one in pipeline.evaluations if one.stage == record.name and pipeline.is_measured(one)}
-    found, _ = read_evaluations(run.file(rundir.EVALUATIONS)) if facts is not None else ([], [])
+    found, _ = read_evaluations(run) if facts is not None else ([], [])
     is_at_work = is_running or (facts is not None and facts.run.is_running)
     own = {one.name: one for one in found if one.name in measured}
     picks = tuple(_picks(folder)) if record.kind == "command" else ()
-    return StageFacts(record, folder, facts, own, picks, _vocabulary(folder), is_at_work)
+    was_done = record.status == "finished" and record.step is not None
+    went_on = was_done and rundir.weights_step(run) not in (None, record.step)
+    return StageFacts(record, folder, facts, own, picks, _vocabulary(folder), is_at_work, went_on=went_on)
 
 
 def _vocabulary(folder: Path) -> str:

@@ -55,7 +55,7 @@ def _table(name: str, stages: Sequence[StageFacts], facts: PipelineFacts) -> Eva
     tokenizers = {stage.vocabulary or stage.evaluations[name].identity.get("tokenizer_sha256") for stage in stages}
     windows = {_window(one) for one in evaluations.values()}
     shown = {measured.title: measured for one in evaluations.values() for measured in one.measures if measured.is_shown}
-    older = [stage for stage in stages if stage.earlier]
+    older = [stage for stage in stages if stage.mark]
     is_one_definition = len({_definition(stage, name, facts) for stage in stages}) == 1
     columns: list[Column] = []
     for title, measured in shown.items():
@@ -77,7 +77,7 @@ def _table(name: str, stages: Sequence[StageFacts], facts: PipelineFacts) -> Eva
     if not is_one_definition:
         note = "not ranked: the evaluation was changed between the stages"
     if older and len(stages) > 1:
-        note = f"not ranked: {'; '.join(f'{stage.record.name} is of an earlier {stage.earlier}' for stage in older)}"
+        note = f"not ranked: {'; '.join(f'{stage.record.name} is {stage.mark[2:]}' for stage in older)}"
     first = next(iter(evaluations.values())).data
     rows = f"{counted(first.num_rows, 'row')} of {first.source}" if len(places) == 1 else "different rows"
     return EvaluationTable(name, rows, {stage.record.name: stage.mark for stage in stages}, tuple(columns), note)
@@ -137,7 +137,8 @@ def earlier_texts(facts: PipelineFacts) -> Sequence[str]:
     for stage in facts.stages:
         if stage.earlier:
             found.setdefault(stage.earlier, []).append(stage.record.name)
-    says = [f"{', '.join(names)}: made from an earlier {one}, which is there no more" for one, names in found.items()]
+    says = [f"{one.record.name}: trained further since the pipeline has run it" for one in facts.stages if one.went_on]
+    says += [f"{', '.join(names)}: made from an earlier {one}, which is there no more" for one, names in found.items()]
     return [*says, f"to make what follows anew: {facts.command('--force')}"] if says else []
 
 
@@ -285,6 +286,7 @@ def _stage_json(stage: StageFacts) -> dict[str, object]:
         "status": stage.status,
         "was_skipped": record.was_skipped,
         "of_earlier": stage.earlier or None,
+        "went_on": stage.went_on,
         "seconds": round(record.seconds, 1),
         "message": record.message,
         "folder": str(stage.folder),

@@ -1,11 +1,11 @@
 """The evaluations that a run folder keeps, as ``mlxft eval`` wrote them; a file that cannot be read is named."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from mlx_finetune.errors import Problem
 from mlx_finetune.monitor.report.typed import read_kept
+from mlx_finetune.rundir import EVALUATIONS, RunDir, of_other_step, weights_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,10 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One eval/NAME.json; what it has beside this is left to the file."""
+    """One eval/NAME.json; what it has beside this is left to the file.
+
+    ``other_weights`` says of which step it is, where the run has other weights by now.
+    """
 
     name: str
     measured: str
@@ -127,8 +130,12 @@ class Evaluation:
     failed: tuple[Problem, ...] = field(default=())
     identity: Mapping[str, object] = field(default_factory=dict[str, object])
     texts: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+    step: int | None = None
+    other_weights: str = ""
 
 
-def read_evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
-    """Every NAME.json in ``folder``, the newest first, and the names of those that cannot be read."""
-    return read_kept(folder, Evaluation)
+def read_evaluations(run: RunDir) -> tuple[list[Evaluation], list[str]]:
+    """Every eval/NAME.json of ``run``, the newest first, and the names of those that cannot be read."""
+    found, damaged = read_kept(run.file(EVALUATIONS), Evaluation)
+    now = weights_step(run)
+    return [replace(one, other_weights=of_other_step(one.step, now)) for one in found], damaged

@@ -94,7 +94,7 @@ def read_facts(run: RunDir) -> ReportFacts:
     info = read_json(run.file(rundir.RUN_INFO), RunInfo) or RunInfo()
     recipe = _read_text(run.file(rundir.RECIPE))
     choices = read_choices(_read_text(run.file(rundir.RESOLVED)), recipe, info.overrides)
-    evaluations, damaged = read_evaluations(run.file(rundir.EVALUATIONS))
+    evaluations, damaged = read_evaluations(run)
     files = tuple(_files(run))
     checkpoints = tuple((path.name, folder_bytes(path)) for path in run.checkpoints())
     is_running = rundir.running_process(run) is not None

@@ -26,8 +26,9 @@ Kind = Literal["train", "command"]
 class StageRecord:
     """One stage. ``what`` is its recipe's file or its command; ``seconds`` is the time at work over all starts.
 
-    ``result_sha256`` is of the files that others start from; ``started`` is when it last began, ``ended`` when it last
-    left off (seconds since 1970). ``taken`` is the same hash of each earlier result that it was made from, by stage.
+    ``result_sha256`` is of the files that others start from, ``step`` is that of its weights, None of a command;
+    ``started`` is when it last began, ``ended`` when it last left off (seconds since 1970). ``taken`` is the same hash
+    of each earlier result that it was made from, by stage.
     ``was_skipped``: the last start of the pipeline found it done.
     """
 
@@ -38,6 +39,7 @@ class StageRecord:
     status: Status = "waiting"
     fingerprint: Mapping[str, str] = field(default_factory=dict[str, str])
     result_sha256: str = ""
+    step: int | None = None
     taken: Mapping[str, str] = field(default_factory=dict[str, str])
     seconds: float = 0.0
     started: float | None = None

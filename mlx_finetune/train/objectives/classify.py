@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_finetune.dataset.stream import Batch
+from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.train.losses import Head
-from mlx_finetune.train.objective import Arrays, Objective
+from mlx_finetune.train.objective import Arrays, Constant, Objective
 from mlx_finetune.train.objectives.next_token import read_as
 
 
@@ -27,7 +28,16 @@ def classify() -> Objective:
         unpackable=SCORED_TASKS["classify"],
         num_outputs=None,
         is_per_position=False,
+        constant=commonest,
     )
+
+
+def commonest(rows: TokenRows) -> Constant | None:
+    """Every class at its share of ``rows``: the entropy of the shares, and the share of the commonest."""
+    if not len(rows):
+        return None
+    shares = np.unique(rows.values[:, 0], return_counts=True)[1] / len(rows)
+    return Constant(float(-(shares * np.log(shares)).sum()), float(shares.max()))
 
 
 def count_rows(batch: Batch) -> int:

@@ -11,9 +11,10 @@ import numpy as np
 
 from mlx_finetune.dataset.pairs import FIRST, PREFIX, SECOND, WEIGHT, longest_sequences
 from mlx_finetune.dataset.stream import Batch, round_up
+from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.train.losses import Head
-from mlx_finetune.train.objective import Arrays, Objective
+from mlx_finetune.train.objective import Arrays, Constant, Objective
 from mlx_finetune.train.objectives.classify import count_rows
 from mlx_finetune.train.objectives.next_token import read_as
 from mlx_finetune.train.objectives.preference.formulas import negative_log_sigmoid, share_right
@@ -35,7 +36,13 @@ def reward() -> Objective:
         is_per_position=False,
         unfold=side_by_side,
         longest=longest_sequences,
+        constant=equal_scores,
     )
+
+
+def equal_scores(rows: TokenRows) -> Constant | None:
+    """One score for all answers: every pair is a tie, which counts one half."""
+    return Constant(float(rows.values[:, WEIGHT].mean() * np.log(2)), 0.5) if len(rows) else None
 
 
 def side_by_side(batch: Batch) -> Batch:

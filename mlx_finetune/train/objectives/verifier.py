@@ -14,7 +14,7 @@ from mlx_finetune.dataset.stream import Batch, round_up
 from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective
-from mlx_finetune.train.objectives.classify import count_rows
+from mlx_finetune.train.objectives.classify import commonest, count_rows
 from mlx_finetune.train.objectives.next_token import read_as
 
 
@@ -30,6 +30,7 @@ def verifier(lm_loss_weight: float) -> Objective:
         unpackable=SCORED_TASKS["verifier"],
         num_outputs=1,
         is_per_position=False,
+        constant=commonest,
     )
 
 

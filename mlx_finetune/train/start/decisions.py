@@ -81,4 +81,6 @@ def run_started(run: RunDir, prepared: Prepared, state: RunState) -> Event:
         memory_limit_bytes=prepared.limits.memory_bytes,
         train_sequences=len(prepared.rows),
         valid_sequences=prepared.num_valid_rows,
+        constant_loss=prepared.constant and prepared.constant.loss,
+        constant_accuracy=prepared.constant and prepared.constant.accuracy,
     )

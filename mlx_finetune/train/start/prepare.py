@@ -43,7 +43,7 @@ from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.compare import Expected, expect_run, with_profile
-from mlx_finetune.train.objective import Objective, Score
+from mlx_finetune.train.objective import Constant, Objective, Score
 from mlx_finetune.train.objectives.registry import build_objective
 from mlx_finetune.train.optim import Schedule, build_schedule
 from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
@@ -81,6 +81,7 @@ class Prepared:
     device: str
     rows: TokenRows
     num_valid_rows: int
+    constant: Constant | None
     microbatch: int
     kept: KeptStates | None
     corrections: Mapping[str, int]
@@ -278,6 +279,7 @@ def _assemble(
         device=device_name(),
         rows=rows.train,
         num_valid_rows=len(rows.valid),
+        constant=objective.constant(rows.valid),
         microbatch=-(-resolved.microbatch // safer.pieces),
         kept=resolved.kept,
         corrections=rows.corrections,

@@ -20,7 +20,8 @@ from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.model.heads.files import head_file
 from mlx_finetune.model.heads.score import HeadSpec, ScoreHead
-from mlx_finetune.rundir import HEAD_WEIGHTS, RUN_INFO, RunDir
+from mlx_finetune.monitor.report.evaluated import read_evaluations
+from mlx_finetune.rundir import HEAD_WEIGHTS, METRICS, RUN_INFO, RunDir
 
 TinyModel = Callable[..., Path]
 
@@ -202,6 +203,38 @@ def test_the_page_of_a_run_has_the_verdict_of_each_evaluation(place: Path, monke
     assert f"  test  {sentence}" in call(place, "show", "keeper", monkeypatch=monkeypatch).stdout.splitlines()
     report = json.loads(call(place, "show", "keeper", "--json", monkeypatch=monkeypatch).stdout)
     assert report["evaluations"] == {"test": sentence}
+
+
+def test_what_was_measured_before_a_run_was_trained_further_is_never_taken_for_what_it_is_now(
+    place: Path, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, other = run_of(place, "keeper"), run_of(place, "other")
+
+    def train_to(step: int, seed: int) -> None:
+        write_adapter(keeper.path, tiny_model("llama"), seed=seed)
+        keeper.file(METRICS).write_text(json.dumps({"result_step": step}))
+        facts = json.loads(keeper.file(RUN_INFO).read_text())
+        keeper.file(RUN_INFO).write_text(json.dumps(facts | {"step": step}))
+
+    other.file(RUN_INFO).write_text(json.dumps(json.loads(other.file(RUN_INFO).read_text()) | {"step": 60}))
+    train_to(60, seed=1)
+    measure(place, "other")
+    measure(place, "keeper")
+    assert compare_runs(keeper, other).evaluations[0].refusal == ""
+    train_to(2060, seed=5)
+    (old,) = compare_runs(keeper, other).evaluations
+    mark = "of step 60, while the run's weights are of step 2,060"
+    assert f"that of keeper is {mark}" in old.refusal
+    assert f"({mark})" in call(place, "show", "keeper", monkeypatch=monkeypatch).stdout
+    assert read_evaluations(keeper)[0][0].other_weights == mark
+    measure(place, "keeper")
+    found = compare_runs(keeper, other)
+    assert (found.evaluations[0].name, found.evaluations[0].refusal) == ("test", "")
+    now = json.loads((keeper.path / "eval/test.json").read_text())
+    assert (now["step"], found.steps) == (2060, (2060, 60))
+    assert found.evaluations[0].results[0].figures["keeper"].value == now["measures"][0]["sides"]["tuned"]["value"]
+    assert "  steps trained                     2060 -> 60" in list(comparison_lines(found))
+    assert {one.name: one.other_weights for one in read_evaluations(keeper)[0]} == {"test": "", "test-2": mark}
 
 
 def test_comparing_needs_no_mlx(place: Path) -> None:

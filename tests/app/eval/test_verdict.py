@@ -1,9 +1,13 @@
 """The sentence that says what was learned: what is in it for every kind of outcome."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import pytest
+
+from mlx_finetune.app.eval.baseline import baseline_of
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
-from mlx_finetune.app.eval.measures import LOSS, Measure
+from mlx_finetune.app.eval.measures import LABELS, LOSS, Measure
 from mlx_finetune.app.eval.table import table
 from mlx_finetune.app.eval.verdict import Verdict, judge
 
@@ -183,3 +187,19 @@ def test_answers_that_were_cut_are_said_before_the_figures() -> None:
     assert "(base 3 of 40)" in of_base.sentence
     of_losses = verdict((LOSS_MEASURE, losses(3.0, 40), losses(2.0, 40)), cut={"tuned": (40, 40)})
     assert "cut" not in of_losses.sentence
+
+
+@pytest.mark.parametrize(("always", "outcome"), [(97, "unproven"), (70, "learned")])
+def test_classes_are_learned_where_the_commonest_is_beaten_too(always: int, outcome: str) -> None:
+    measure = replace(RIGHT, name="accuracy", work=LABELS)
+    tuned = rates(111, 173)
+    classes = {row: (float(row >= 173 - always), float(row < 111)) for row in range(173)}
+    baseline = baseline_of(("no", "yes"), measure, tuned, classes, seed=0)
+    assert baseline is not None
+    found = judge(results_of((measure, rates(76, 173), tuned)), has_base=True, baseline=baseline)
+    assert found.outcome == outcome
+    beside = ", but always `yes` is right for 97 of 173" if outcome == "unproven" else ""
+    opening = "No proof that it learned it" if beside else "It learned it"
+    assert found.sentence.startswith(f"{opening}: 111 of 173 right, was 76 of 173")
+    assert beside in found.sentence
+    assert judge(results_of((measure, rates(76, 173), tuned)), has_base=True).outcome == "learned"

@@ -378,6 +378,22 @@ def test_what_was_made_from_an_earlier_result_is_known_until_it_is_made_anew(don
     assert read_pipeline(Path("adapters/p")).record.outdated() == {}  # the same weights came out
 
 
+def test_what_follows_from_a_stage_that_is_gone_or_was_trained_further_is_of_an_earlier_one(done: Pretend) -> None:
+    def marks() -> dict[str, str]:
+        return {one.record.name: one.mark for one in read_pipeline(Path("adapters/p")).stages}
+
+    metrics = Path("adapters/p/full/training_metrics.json")
+    metrics.write_text('{"result_step": 200}')
+    run(done)
+    assert set(marks().values()) == {""}
+    metrics.write_text('{"result_step": 220}')
+    later = ", of an earlier full"
+    assert marks() == {"full": ", from before it was trained further", "lora": later, "draw": later, "more": later}
+    metrics.write_text('{"result_step": 200}')
+    remove_tree(Path("adapters/p/lora"))
+    assert marks() == {"full": "", "lora": "", "draw": ", of an earlier lora", "more": ", of an earlier lora"}
+
+
 def test_a_stage_that_took_nothing_of_what_changed_is_of_what_is_there_once_that_was_looked_at(done: Pretend) -> None:
     Path("adapters/p/draw/made/notes.txt").write_text("beside the rows")
     outcome = run(done)

@@ -94,5 +94,15 @@ def test_text_csv_and_json_say_the_same():
     )
     assert [rows[name] for name in ("auc", "auc_within")] == pytest.approx([30.5 / 60, 0.5], abs=1e-6)
     assert ["any", "two", "answers", "0.508"] in [line.split()[:4] for line in text.splitlines()]
+    assert "unsure: the interval holds 0.5" in next(line for line in text.splitlines() if line.startswith("any two"))
     alone = compare(PROBLEMS, None, seed=0)
     assert (alone.areas, "AUC" in "\n".join(lines(alone))) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"), [([0.0, 1.0], "below chance: wrong answers score higher"), ([1.0, 0.0], "")]
+)
+def test_a_verifier_that_prefers_wrong_answers_is_told(scores: list[float], said: str):
+    many = [problem(number, ["1", "2"]) for number in range(40)]
+    line = next(one for one in lines(compare(many, [scores] * 40, seed=0)) if one.startswith("two to one problem"))
+    assert line.partition(f"to {scores[0]:.3f}")[2].strip() == said

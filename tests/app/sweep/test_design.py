@@ -1,10 +1,10 @@
-"""Which trial comes next: the best rate, then the best rank, then the best third with all steps; never more than 8."""
+"""Which trial comes next: the best rate, then the best rank, then the best third and the recipe with all steps."""
 
 from collections.abc import Callable
 
 import pytest
 
-from mlx_finetune.app.sweep.design import MOST_TRIALS, Base, Done, Trial, best_of, edges_of, next_trial
+from mlx_finetune.app.sweep.design import MOST_TRIALS, Base, Done, Trial, best_of, edges_of, next_trial, steps_of
 
 BASE = Base(2e-4, 16, 300)
 
@@ -57,13 +57,29 @@ def test_a_best_rate_at_an_end_is_followed_once(rate: float, beyond: float) -> N
     assert len(rates) == 4
     assert rates[-1] == pytest.approx(beyond)
     assert len(done) == MOST_TRIALS
-    assert {one.trial.learning_rate for one in done[4:6]} == {rates[-1]}
+    assert {one.trial.learning_rate for one in done[4:7]} == {rates[-1]}
+    assert (done[7].trial.learning_rate, done[7].trial.rank) == (2e-4, 16)
 
 
 def test_without_an_adapter_there_is_no_rank_to_try() -> None:
     done = run(Base(1e-5, None, 31), far_from(1e-5))
     assert [one.trial.rung for one in done] == ["learning rate"] * 3 + ["all steps"]
     assert [one.trial.steps for one in done] == [11, 11, 11, 31]
+
+
+@pytest.mark.parametrize("rank", [None, 1, 16])
+@pytest.mark.parametrize("rate", [1e-5, 2e-4, 1e-2])
+@pytest.mark.parametrize("best_rank", [1, 16, 100])
+def test_what_wins_has_beaten_the_recipe_with_all_steps(rank: int | None, rate: float, best_rank: int) -> None:
+    """A third of the steps likes other settings than all of them."""
+    base = Base(2e-4, rank, 300)
+    few = far_from(rate, best_rank)
+    done = run(base, lambda trial: few(trial) if trial.steps < 300 else far_from(2e-4, rank or 1)(trial))
+    best = best_of(done)
+    assert best is not None
+    assert (best.trial.learning_rate, best.trial.rank, best.trial.steps) == (2e-4, rank, 300)
+    least, most = steps_of(base)
+    assert least <= sum(one.trial.steps for one in done) <= most
 
 
 def test_rank_1_has_no_half() -> None:

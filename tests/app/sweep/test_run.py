@@ -88,7 +88,9 @@ def test_every_trial_is_a_run_of_its_own_and_is_kept(loaded: LoadedRecipe) -> No
     assert said[0].startswith("trial 1 of at most 8, learning rate: learning rate 0.0002, rank 8, 10 steps")
     assert begin(loaded).done == sweep.done
     table = "\n".join(sweep_lines(sweep))
+    own = next(one for one in sweep.done if one.trial.learning_rate == 2e-4 and one.trial.steps == 30)
     assert "best: learning rate 0.0006, rank 16" in table
+    assert f"the recipe's own settings {own.loss:.4f}" in table
     assert any(
         "--set lora.rank=16" in line and "training.learning_rate=0.0006" in line
         for line in next_commands(sweep, loaded)
@@ -201,7 +203,7 @@ def test_the_lines_before_it_begins_count_all_steps() -> None:
     lines = "\n".join(plan_lines(BASE, step_seconds=2.0))
     assert "6.7e-05, 0.0002, 0.0006" in lines
     assert "rank 4, 16 beside 8" in lines
-    assert "80 to 120 steps, 2m 40s to 4m" in lines
+    assert "110 to 140 steps, 3m 40s to 4m 40s" in lines
     assert "rank " not in "\n".join(plan_lines(Base(1e-5, None, 9), step_seconds=None))
 
 
@@ -259,9 +261,10 @@ def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_tested_by_what_lead
     keys = (f"task={task}", "data.path=rows.jsonl", "data.test_split=0.2", "eval.prompts=[]", "output_dir=out")
     keys = (*keys, "data.packing=auto", "training.neftune_alpha=0")
     asked: list[list[str]] = []
-    side = {"value": 0.75, "low": 0.5, "high": 0.9}
+    side = {"value": 0.75, "low": 0.5, "high": 0.9, "num_rows": 7}
     lead, other = ({"name": name, "title": name.title(), "sides": {"tuned": side}} for name in ("right", "other"))
-    report = json.dumps({"measures": [lead, other], "data": {"split": "test", "num_rows": 8}})
+    always = {"baseline": {"sentence": "Always `a` is right for 6 of 7."}} if task == "classify" else {}
+    report = json.dumps({"measures": [lead, other], "data": {"split": "test", "num_rows": 8}, **always})
 
     def run(arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         asked.append(arguments)
@@ -270,7 +273,9 @@ def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_tested_by_what_lead
     monkeypatch.setattr(subprocess, "run", run)
     result = invoke(str(loaded.path), *(part for key in keys for part in ("--set", key)))
     assert result.exception is None, result.exception
-    assert "on 8 test rows, seen once: Right 0.7500 (0.5000 to 0.9000)" in result.stdout
+    rows = "7 of 8 test rows, the others could not be measured"
+    beside = ". Always `a` is right for 6 of 7.\n" if always else "\n"
+    assert f"on {rows}, seen once: Right 0.7500 (0.5000 to 0.9000){beside}" in result.stdout
     folder = asked[0][4]
     assert asked == [[sys.executable, "-m", "mlx_finetune", "eval", folder, "--json"]]
     assert f"next: {following.format(folder)}\n" in result.stderr

@@ -89,6 +89,16 @@ def test_what_was_made_from_an_earlier_result_is_marked_and_not_ranked_in_every_
     assert [one["of_earlier"] for one in table_json(facts)["stages"]] == [None, "pretrain"]  # pyright: ignore
 
 
+def test_figures_from_before_a_stage_was_trained_further_are_marked_and_not_ranked() -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
+    facts = replace(facts, stages=(replace(facts.stages[0], went_on=True), facts.stages[1]))
+    assert set(best(facts).values()) == {()}
+    assert evaluation_tables(facts)[0].note == "not ranked: pretrain is from before it was trained further"
+    for text in ("\n".join(table_lines(facts)), markdown(facts), render(facts)):
+        assert "pretrain: trained further since the pipeline has run it" in text
+        assert text.count("pretrain, from before it was trained further") == 1
+
+
 def test_figures_of_an_evaluation_that_was_changed_in_between_are_not_ranked() -> None:
     facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
     first, second = facts.record.evaluations

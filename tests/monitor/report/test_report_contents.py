@@ -24,7 +24,7 @@ from mlx_finetune.monitor.report.facts import Wait, read_facts
 from mlx_finetune.monitor.report.page import render
 from mlx_finetune.recipe.resolve import flatten_recipe, render_resolved
 from mlx_finetune.recipe.schema import Recipe, section_names
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import METRICS, RunDir
 
 
 def page_of(folder: Path, *listed: Event) -> str:
@@ -53,6 +53,18 @@ def test_the_newest_evaluation_has_the_word(tmp_path: Path) -> None:
     head = page.partition("Answers before")[0]
     assert "Newest evaluation, test : It learned it: 40 of 50 right, was 10 of 50." in head
     assert page.count("Interrupted: the figures are of what was measured so far.") == 1
+
+
+def test_an_evaluation_of_weights_that_are_gone_says_so_and_is_not_the_newest(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    test = run.path / "eval" / "test.json"
+    test.write_text(json.dumps(json.loads(test.read_text()) | {"step": 20}))
+    run.file(METRICS).write_text('{"result_step": 40}')
+    page = words(render(read_facts(run)))
+    assert "Newest evaluation, older : " in page
+    assert page.count("Of step 20, while the run's weights are of step 40.") == 1
+    (run.path / "eval" / "older.json").unlink()
+    assert "The weights of now are not evaluated yet." in words(render(read_facts(run)))
 
 
 def ended(*listed: Event, first: float | None = 2.0, last: float = 1.0) -> list[Event]:

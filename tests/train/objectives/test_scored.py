@@ -15,6 +15,7 @@ from small_runs import course, train
 from mlx_finetune import rundir
 from mlx_finetune.app.open import open_name
 from mlx_finetune.dataset.stream import Batch, make_batch, ordered_batches
+from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.heads.token_scores import ScoringModel
@@ -108,6 +109,19 @@ def _answers(row: Tokens) -> list[np.ndarray]:
     """Prompt and chosen, prompt and rejected."""
     prefix, first = int(row.values[0]), int(row.values[1])
     return [row.ids[: prefix + first], np.concatenate([row.ids[:prefix], row.ids[prefix + first :]])]
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "accuracy"),
+    [("classify", 1.5 * np.log(2), 0.5), ("verifier", np.log(2), 0.5), ("reward", 1.5 * np.log(2), 0.5)],
+)
+def test_the_same_answer_for_every_row_is_what_has_to_be_beaten(task, loss, accuracy):
+    """Classes in shares of 1/2, 1/4, 1/4; verdicts in halves; ties of pairs, half of which weigh double."""
+    objective, rows = OBJECTIVES[task], rows_of(ROWS[task])
+    found = objective.constant(rows)
+    assert found is not None
+    assert (found.loss, found.accuracy) == (pytest.approx(loss), accuracy)
+    assert objective.constant(rows_of([])) is None
 
 
 def test_the_loss_of_a_pair_is_that_of_bradley_and_terry():

@@ -11,7 +11,7 @@ from mlx_finetune.app.eval.checkpoints.measure import Measuring, Show
 from mlx_finetune.app.eval.checkpoints.results import CourseReport, course_report, csv_text, report_json
 from mlx_finetune.app.eval.checkpoints.setup import Course
 from mlx_finetune.app.eval.journal import Journal
-from mlx_finetune.app.eval.results import CSV_END, JOURNAL_END, JSON_END, Place
+from mlx_finetune.app.eval.places import CSV_END, JOURNAL_END, JSON_END, Place
 from mlx_finetune.app.eval.run import place_in
 from mlx_finetune.errors import Problem
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.journal import Journal, Measured
 from mlx_finetune.app.eval.measure import Progress
-from mlx_finetune.app.eval.results import CSV_END, JOURNAL_END, JSON_END, Place
+from mlx_finetune.app.eval.places import CSV_END, JOURNAL_END, JSON_END, Place
 from mlx_finetune.app.eval.run import place_in
 from mlx_finetune.app.eval.sinks.results import SinkReport, csv_text, report_json, sink_report
 from mlx_finetune.app.eval.sinks.setup import Experiment

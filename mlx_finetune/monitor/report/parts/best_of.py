@@ -8,6 +8,7 @@ from mlx_finetune.monitor.report.chart import interval_picture
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, section, table, tag
 from mlx_finetune.monitor.report.typed import read_kept
+from mlx_finetune.scoring.auc import beside_chance
 from mlx_finetune.units import counted
 
 _MOST = 8
@@ -148,7 +149,9 @@ def _areas(one: BestOf) -> Html | None:
         ("mean of problems", one.told_apart),
     )
     rows: list[list[Child]] = [
-        [title, f"{area.value:.3f}", f"{area.low:.3f} to {area.high:.3f}"] for title, area in named if area is not None
+        [title, f"{area.value:.3f}", f"{area.low:.3f} to {area.high:.3f} {beside_chance(area.low, area.high)}".rstrip()]
+        for title, area in named
+        if area is not None
     ]
     head = ("a right answer scores above a wrong one", "AUC (chance is 0.5)", "95 % interval")
     return table(head, rows, class_="figures") if rows else None

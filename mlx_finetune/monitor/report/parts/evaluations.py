@@ -36,7 +36,8 @@ def evaluations(facts: ReportFacts) -> Html | None:
 
 
 def _older(one: Evaluation) -> Html:
-    return tag("li", tag("b", foreign(one.name, 60)), " ", foreign(one.verdict.sentence, 600))
+    other = f" ({one.other_weights})" if one.other_weights else ""
+    return tag("li", tag("b", foreign(one.name, 60)), other, " ", foreign(one.verdict.sentence, 600))
 
 
 def _evaluation(one: Evaluation) -> Html:
@@ -50,6 +51,9 @@ def _evaluation(one: Evaluation) -> Html:
             " ",
             tag("span", rows, foreign(one.data.source, 200), _split(one), class_="same"),
         ),
+        tag("p", f"{one.other_weights[:1].upper()}{one.other_weights[1:]}.", class_="note")
+        if one.other_weights
+        else None,
         tag("p", foreign(one.verdict.sentence, 1500), class_=f"verdict {_LOOKS.get(one.verdict.outcome, 'open')}"),
         whole,
         _figures([measured for measured in one.measures if measured.is_shown]),

@@ -82,17 +82,17 @@ def train_seconds(facts: ReportFacts) -> float | None:
 def _verdicts(facts: ReportFacts) -> Iterator[Html | None]:
     yield _ended(facts)
     yield _learned(facts)
-    if facts.evaluations:
-        newest = facts.evaluations[0]
+    current = [one for one in facts.evaluations if not one.other_weights]
+    if current:
+        newest = current[0]
         title = ["Newest evaluation, ", foreign(newest.name, 60), ": "]
         has_worse = any(one.is_worse for one in newest.measures)  # learned, and something forgotten for it
         look = "open" if has_worse else _VERDICTS.get(newest.verdict.outcome, "open")
         look = "bad" if newest.verdict.outcome == "worse" else look
         yield _verdict(look, tag("b", *title), foreign(newest.verdict.sentence, 1500))
     elif facts.summary.outcome is not None and facts.run.checkpoints:
-        yield _verdict(
-            "open", tag("b", "Not evaluated yet. "), "What it learned and forgot is measured by ", _eval(facts)
-        )
+        title = "The weights of now are not evaluated yet. " if facts.evaluations else "Not evaluated yet. "
+        yield _verdict("open", tag("b", title), "What it learned and forgot is measured by ", _eval(facts))
 
 
 def _eval(facts: ReportFacts) -> Html:
@@ -153,7 +153,12 @@ def _learned(facts: ReportFacts) -> Html | None:
         is_higher_better = judged.is_higher_better
     few = " Those are few to judge by." if started.valid_rows < FEW_ROWS else ""
     look, title = _moved(name, first, result, is_higher_better=is_higher_better)
-    return _verdict(look, tag("b", f"{title}, from {number(first, 3)} to {number(result, 3)}."), f" {means}{few}")
+    course, beside = f", from {number(first, 3)} to {number(result, 3)}.", ""
+    if started.constant_loss is not None and not is_higher_better:
+        beside = f" The same answer for every row would come to {number(started.constant_loss, 3)}."
+        if look == "good" and result > started.constant_loss * (1 - _SAME):
+            look, title = "open", f"It is no better than the same answer for every row: {title.partition(': ')[2]}"
+    return _verdict(look, tag("b", f"{title}{course}"), f"{beside} {means}{few}")
 
 
 def _judged_values(facts: ReportFacts, judged: Judged) -> tuple[float, float] | None:

@@ -68,12 +68,12 @@ def print_plan(
     measures: bool = False,
     predict: str | None = None,
     fix: int | None = None,
-    hostfile: Path | None = None,
+    more: Sequence[str] = (),
     num_processes: int = 1,
 ) -> int:
     """Plan, print, and return the exit code; ``train --dry-run`` prints the same without measuring.
 
-    ``num_processes`` train together, those of ``hostfile`` where that is given.
+    ``num_processes`` train together. ``more`` are options of the training, for the command that is proposed.
     """
     from mlx_finetune.app.planning.plan_report import plan_json, plan_lines, warning_lines
     from mlx_finetune.recipe.load import naming_recipe
@@ -85,7 +85,7 @@ def print_plan(
         )
     options = [part for one in overrides for part in ("--set", one)]
     if as_json:
-        click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides, hostfile=hostfile), ensure_ascii=False))
+        click.echo(json.dumps(plan_json(plan, path=path, overrides=overrides, more=more), ensure_ascii=False))
     else:
         for line in plan_lines(plan, name=str(path)):
             click.echo(line)
@@ -97,7 +97,7 @@ def print_plan(
         return DOES_NOT_FIT
     if not as_json:
         run = None if predict else plan.recipe.run_folder
-        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides, run, hostfile)}", err=True)
+        click.echo(f"\n{'there: ' if predict else 'next: '}{train_command(path, overrides, run, more)}", err=True)
     return 0
 
 

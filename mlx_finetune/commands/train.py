@@ -58,26 +58,24 @@ def command(
     place = read_place(os.environ)
     if place.rank:
         return 0 if dry_run else _follow(recipe, overrides)
-    if dry_run:
-        return _dry_run(recipe, overrides, hostfile, place.size, as_json=as_json)
     from mlx_finetune.app.running.launch import TrainRequest
 
     shown_by = os.getppid() if in_background else None
     request = TrainRequest(recipe, overrides, resume, fork, extend, num_ranks=place.size, shown_by=shown_by)
+    if dry_run:
+        return _dry_run(replace(request, hostfile=hostfile), as_json=as_json)
     lines, code = _start(request, hostfile, detach=detach, as_json=as_json, in_background=in_background)
     for line in lines:
         click.echo(line, err=True)
     return code
 
 
-def _dry_run(
-    recipe: Path, overrides: Sequence[str], hostfile: Path | None, num_processes: int, *, as_json: bool
-) -> int:
+def _dry_run(request: "TrainRequest", *, as_json: bool) -> int:
     from mlx_finetune.commands.plan import print_plan
 
-    if hostfile is not None:
-        num_processes = _read_hosts(hostfile).num_ranks
-    return print_plan(recipe, overrides, as_json=as_json, hostfile=hostfile, num_processes=num_processes)
+    num_processes = request.num_ranks if request.hostfile is None else _read_hosts(request.hostfile).num_ranks
+    more = replace(request, overrides=()).options()
+    return print_plan(request.recipe, request.overrides, as_json=as_json, more=more, num_processes=num_processes)
 
 
 def _start(

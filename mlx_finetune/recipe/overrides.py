@@ -171,9 +171,10 @@ def _drop_excluded(values: Values, override: Override, given: set[KeyPath]) -> l
     return notices
 
 
-def train_command(path: Path | None, overrides: Sequence[str], run: Path | None, hostfile: Path | None = None) -> str:
-    """The command that trains a recipe, quoted for a shell; where its folder ``run`` holds a run, into another."""
-    changes = latest([*overrides, *(beside_run(run) if run else [])])
+def train_command(path: Path | None, overrides: Sequence[str], run: Path | None, more: Sequence[str] = ()) -> str:
+    """The command that trains a recipe, with ``more`` options, quoted for a shell; where its folder ``run`` holds a run
+    that they do not go on with, into another."""
+    goes_on = {"--resume", "--fork", "--extend"} & set(more)
+    changes = latest([*overrides, *(beside_run(run) if run and not goes_on else [])])
     options = [part for one in changes for part in ("--set", one)]
-    options += [] if hostfile is None else ["--hostfile", str(hostfile)]
-    return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options])
+    return shlex.join(["mlxft", "train", str(path or "RECIPE"), *options, *more])

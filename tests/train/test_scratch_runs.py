@@ -115,9 +115,9 @@ def test_other_data_under_the_trained_weights_are_refused(tmp_path: Path) -> Non
     recipe = write(tmp_path)
     train(recipe, stop_after=2)
     (tmp_path / "text.txt").write_text(TEXT.replace("number", "quantity"))
-    for how in ({"resume": True}, {"fork": True}):
+    for is_fork in (False, True):
         with pytest.raises(RunError, match="another tokenizer") as caught:
-            train(recipe, **how)
+            train(recipe, resume=not is_fork, fork=is_fork)
         assert "undo the change and go on with --resume" in caught.value.hint
         assert "task = 'pretrain'" in caught.value.hint
 

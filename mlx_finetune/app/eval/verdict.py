@@ -163,7 +163,8 @@ def _few(lead: Result, unit: str) -> str:
         return f"{rows} little: the interval of the {what} leaves out no change, but the test asks for more."
     decimals = decimals_of(lead, change)
     ends = f"{change.low:.{decimals}f} to {change.high:.{decimals}f}"
-    return f"{rows} little: from base to tuned, the 95 % interval of the {what} in {lead.measure.title} is {ends}."
+    few = f"{change.num_rows} {unit}s are few" if is_sure(lead) else f"{rows} little"
+    return f"{few}: from base to tuned, the 95 % interval of the {what} in {lead.measure.title} is {ends}."
 
 
 def _cut(lead: Result, cut: Mapping[str, tuple[int, int]]) -> str:

@@ -19,6 +19,7 @@ from mlx_finetune.app.pipeline.decide import (
     Deciding,
     ReplacingError,
     Step,
+    UnmadeError,
     data_of,
     is_used,
     refuse_replacing,
@@ -49,14 +50,14 @@ class Ended:
     """How a stage or an evaluation ended: its exit code, and why and what to do where that is not 0.
 
     ``stop_signal`` is a signal that came too late to stop it: what is next is not begun any more. 0 without one.
-    ``needs_leave``: it would replace something, which the same command is not allowed to.
+    ``goes_on`` is False where the same command would end in the same way.
     """
 
     exit_code: int
     message: str = ""
     hint: str = ""
     stop_signal: int = 0
-    needs_leave: bool = False
+    goes_on: bool = True
 
     @property
     def status(self) -> Status:
@@ -80,7 +81,7 @@ class Hands:
 class Outcome:
     """How the pipeline ended; ``where`` names the stage or evaluation that did not finish, "" where all did.
 
-    ``goes_on`` is False where the same command would end in the same way.
+    ``goes_on`` as in ``Ended``.
     """
 
     exit_code: int
@@ -185,7 +186,7 @@ class _Work:
 
     def _left(self, ended: Ended, where: str) -> Outcome:
         code = 128 + ended.stop_signal if ended.stop_signal else ended.exit_code
-        return Outcome(code, self.record, where, ended.message, ended.hint, not ended.needs_leave)
+        return Outcome(code, self.record, where, ended.message, ended.hint, ended.goes_on)
 
     def _keep(self, record: PipelineRecord) -> None:
         self.record = record
@@ -198,7 +199,8 @@ class _Work:
         except Interrupted:
             raise
         except MlxftError as error:
-            return Ended(error.exit_code, error.message, error.hint, needs_leave=isinstance(error, ReplacingError))
+            goes_on = not isinstance(error, ReplacingError | UnmadeError)
+            return Ended(error.exit_code, error.message, error.hint, goes_on=goes_on)
 
     def _decided(self, stage: Stage, title: str) -> Ended:
         step = self.deciding.step(stage, self.record, self.results)

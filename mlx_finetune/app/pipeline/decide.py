@@ -19,6 +19,8 @@ from mlx_finetune.app.pipeline.fingerprint import (
 )
 from mlx_finetune.app.running.runs import is_running
 from mlx_finetune.errors import MlxftError, Problem, RecipeError, RunError, UsageError
+from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.paths import data_paths
 from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage
 from mlx_finetune.recipe.pipeline.record import PipelineRecord, differences
 from mlx_finetune.recipe.pipeline.rules import filled
@@ -198,7 +200,20 @@ class Deciding:
         """That of a stage of either kind. Raises ``MlxftError``."""
         if stage.loaded is None:
             return command_fingerprint(stage, self.pipeline, results, self.base)
+        self._refuse_unmade(stage, stage.loaded.recipe.data)
         return training_fingerprint(stage, self.pipeline, results, self.identity, self.base)
+
+    def _refuse_unmade(self, stage: Stage, data: DataRecipe) -> None:
+        """Raise ``UnmadeError`` for rows that a command before ``stage`` has not made."""
+        commands = [one for one in self.pipeline.stages if one.loaded is None and one.name in stage.needs]
+        for _, text in data_paths(data):
+            maker = next((one for one in commands if one.folder in Path(text).parents), None)
+            if maker is not None and not (self.base / Path(text).expanduser()).exists():
+                raise UnmadeError(
+                    f"{maker.name} has made no rows for it: there is no {text}",
+                    f"what it found is in {maker.folder / LOG}; give it easier problems or a better model in "
+                    f"{self.pipeline.path}, then: {self.pipeline.command('--force')}",
+                )
 
     def _missing_rows(self, chosen: Sequence[str]) -> Iterator[Problem]:
         """Files that evaluations name and that are not there; what a stage will make is not looked for."""
@@ -234,6 +249,10 @@ def deciding(pipeline: LoadedPipeline, selection: Selection, identity: RecipeIde
 def data_of(one: EvaluationRecipe, pipeline: LoadedPipeline) -> str | None:
     """Where the rows of an evaluation are."""
     return filled(one.data, pipeline.folders) if one.data is not None else None
+
+
+class UnmadeError(RunError):
+    """A stage before made nothing of what this one takes; the same start would find the same."""
 
 
 class ReplacingError(RunError):

@@ -62,7 +62,15 @@ def suggestions(plan: Plan) -> tuple[Suggestion, ...]:
     tokens = plan.tokens
     rows, valid = tokens.num_used, tokens.num_valid
     share = tokens.target_share
-    return suggest(plan.recipe, plan.resolved, plan.facts.lengths, num_rows=rows, num_valid=valid, target_share=share)
+    return suggest(
+        plan.recipe,
+        plan.resolved,
+        plan.facts.lengths,
+        num_rows=rows,
+        num_valid=valid,
+        target_share=share,
+        num_parameters=plan.shape.num_parameters,
+    )
 
 
 def warning_lines(plan: Plan, *, command: str) -> Iterator[str]:
@@ -308,9 +316,9 @@ def _decision_lines(plan: Plan) -> Iterator[str]:
 
 
 def plan_json(
-    plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), hostfile: Path | None = None
+    plan: Plan, *, path: Path | None = None, overrides: Sequence[str] = (), more: Sequence[str] = ()
 ) -> dict[str, object]:
-    """The plan as plain values. ``path``, ``overrides`` and ``hostfile`` are what the commands in it are made of."""
+    """The plan as plain values. ``path``, ``overrides`` and ``more`` options make the commands in it."""
     resolved, run = plan.resolved, None if plan.mac else plan.recipe.run_folder
     return {
         "fits": plan.fits,
@@ -350,8 +358,8 @@ def plan_json(
         "reasons": dict(resolved.reasons),
         "warnings": list(plan.warnings),
         "suggestions": [asdict(one) for one in suggestions(plan)],
-        "fixes": [_fix(fix, path, overrides, run, hostfile) for fix in plan.fixes],
-        "command": train_command(path, overrides, run, hostfile),
+        "fixes": [_fix(fix, path, overrides, run, more) for fix in plan.fixes],
+        "command": train_command(path, overrides, run, more),
     }
 
 
@@ -372,7 +380,7 @@ def _range(value: Range | None) -> dict[str, float] | None:
 
 
 def _fix(
-    fix: Fix, path: Path | None, overrides: Sequence[str], run: Path | None, hostfile: Path | None
+    fix: Fix, path: Path | None, overrides: Sequence[str], run: Path | None, more: Sequence[str]
 ) -> dict[str, object]:
     return {
         "settings": dict(fix.settings),
@@ -381,5 +389,5 @@ def _fix(
         "relative_time": fix.relative_time,
         "peak_bytes": fix.peak_bytes,
         "keeps_result": fix.keeps_result,
-        "command": train_command(path, fix.merged(overrides), run, hostfile),
+        "command": train_command(path, fix.merged(overrides), run, more),
     }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.units import counted
+from mlx_finetune.units import counted, format_count
 
 FEW_ROWS = 1000
 FEW_EPOCHS, MANY_EPOCHS = 3, 2  # for few rows, for many
@@ -23,6 +23,8 @@ SHORT_ANSWER = 5  # tokens
 LONG = 256  # tokens, below which the longest row decides about nothing
 ADAPTER_RATE, LOW_ADAPTER_RATE = 2e-4, 5e-5
 FULL_RATE, HIGH_FULL_RATE = 1e-5, 1e-4
+SMALL_MODEL = 50 * 10**6  # parameters; as are made by [scratch], and hardly moved by the rates of large models
+SMALL_RATE, LOW_SMALL_RATE = 5e-4, 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,18 @@ def suggest(
     num_rows: int,
     num_valid: int,
     target_share: float | None,
+    num_parameters: int,
 ) -> tuple[Suggestion, ...]:
-    """What ``recipe`` might do otherwise; ``lengths`` are those of the training rows, in tokens. Only for ``sft``."""
+    """What ``recipe`` might do otherwise; ``lengths`` are those of the training rows, in tokens. Only for ``sft``.
+
+    ``num_parameters`` are the model's.
+    """
     if recipe.task != "sft":
         return ()
     found = [
         *_epochs(resolved, num_rows),
         *_rank(recipe, num_rows),
-        *_rate(recipe, resolved),
+        *_rate(recipe, resolved, num_parameters),
         *_examples(resolved, num_rows),
         *_evaluations(resolved, num_rows, num_valid),
         *_length(recipe, lengths),
@@ -91,12 +97,16 @@ def _rank(recipe: Recipe, num_rows: int) -> Iterator[Suggestion]:
         yield Suggestion("lora.use_rslora", "true", reason)
 
 
-def _rate(recipe: Recipe, resolved: Resolved) -> Iterator[Suggestion]:
+def _rate(recipe: Recipe, resolved: Resolved, num_parameters: int) -> Iterator[Suggestion]:
     rate = float(resolved.recipe.training.learning_rate)
     if recipe.lora is not None and rate < LOW_ADAPTER_RATE:
         reason = "adapters take about ten times the rate of full fine-tuning; try some: mlxft plan RECIPE --lr-range"
         yield Suggestion("training.learning_rate", f"{ADAPTER_RATE:g}", reason)
-    if recipe.lora is None and rate > HIGH_FULL_RATE:
+    is_small = num_parameters < SMALL_MODEL
+    if recipe.lora is None and is_small and rate < LOW_SMALL_RATE:
+        reason = f"a model of {format_count(num_parameters)} parameters hardly learns at a rate for large ones"
+        yield Suggestion("training.learning_rate", f"{SMALL_RATE:g}", reason)
+    if recipe.lora is None and not is_small and rate > HIGH_FULL_RATE:
         reason = "where every weight is trained, rates above 1e-4 forget what the model knew"
         yield Suggestion("training.learning_rate", f"{FULL_RATE:g}", reason)
 

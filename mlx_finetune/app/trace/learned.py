@@ -1,7 +1,8 @@
 """When each category was learned: the first checkpoint from which on most of its held-out probes are right.
 
 Right is a probe whose right answer is more probable than every wrong one. Most are right where Wilson's 95 % interval
-of the share lies above one half, there and at every later checkpoint. What was known before training is said apart.
+of the share lies above one half, there and at every later checkpoint. What was known before training is said apart, and
+so are categories with too few probes to show that.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from mlx_finetune.scoring.intervals import bootstrap_mean, wilson
 from mlx_finetune.units import counted
 
 MOST = 0.5
-Outcome = Literal["known before", "learned", "not learned", "no answers"]
+Outcome = Literal["known before", "learned", "not learned", "too few", "no answers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,10 @@ def _judge(name: str, count: int, chance: float, course: tuple[Point, ...]) -> C
     while place and (course[place - 1].low or 0.0) > MOST:
         place -= 1
     probes = f"{counted(count, 'held-out probe')}, chance {chance:.0%}"
+    if count < _fewest():
+        share = f"{_share(course[-1], count)} at the last step"
+        text = f"{name}: too few probes to say; {share} ({probes}; ask at least {_fewest()})"
+        return Category(name, count, chance, course, "too few", None, None, text)
     if place == len(course):
         text = f"{name}: not learned; {_share(course[-1], count)} at the last step ({probes})"
         return Category(name, count, chance, course, "not learned", None, None, text)
@@ -108,6 +113,11 @@ def _judge(name: str, count: int, chance: float, course: tuple[Point, ...]) -> C
         f"({_share(here, count)}); {probes}"
     )
     return Category(name, count, chance, course, "learned", here.step, before.step, text)
+
+
+def _fewest() -> int:
+    """The probes of which most are surely right where all are."""
+    return next(count for count in range(1, 100) if wilson(count, count).low > MOST)
 
 
 def _share(point: Point, count: int) -> str:

@@ -96,6 +96,16 @@ def test_csv_terminal_and_report_have_the_same_figures(run: RunDir) -> None:
     assert part.text.count('class="line') == 4
 
 
+def test_rows_that_are_joined_to_be_long_enough_are_said_to_be(run: RunDir) -> None:
+    joined = experiment_of(run)
+    assert 0 < joined.row_tokens < 3 * CONTEXT
+    number = f"{joined.row_tokens:.0f} tokens on average, one behind the other"
+    assert f"A text is many rows, of {number}" in read(joined).report.sentence
+    long = run.path.parent.parent / "long.txt"
+    long.write_text(long.read_text().replace("\n", " "))
+    assert "many rows" not in read(experiment_of(run, context=16)).report.sentence
+
+
 def test_an_interrupted_experiment_goes_on(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_add = Journal.add
 

@@ -123,7 +123,7 @@ def test_a_leading_measure_that_fell_is_said_first() -> None:
 def test_few_rows_put_the_interval_first() -> None:
     found = verdict((RIGHT, rates(0, 12), rates(12, 12)))
     assert found.sentence.startswith(
-        "12 rows prove little: from base to tuned, the 95 % interval of the gain in right number is 0.66 to 1.00. It "
+        "12 rows are few: from base to tuned, the 95 % interval of the gain in right number is 0.66 to 1.00. It "
         "learned it:"
     )
     assert "prove little" not in verdict((RIGHT, rates(0, 30), rates(30, 30))).sentence

@@ -87,7 +87,9 @@ class Pretend:
             assert log == Path("adapters/p/draw/log.txt")
             made = Path(words[-1])
             made.mkdir(exist_ok=True)
-            (made / "rows.jsonl").write_text(self.weights.get("draw", "rows"))
+            (made / "samples.jsonl").write_text("all wrong")
+            if rows := self.weights.get("draw", "rows"):
+                (made / "rows.jsonl").write_text(rows)
         return ended
 
 
@@ -648,6 +650,22 @@ def test_missing_rows_of_later_stages_and_of_evaluations_are_found_too(change: t
     assert caught.value.problems[0].where == ("stage lora" if change else "evaluation rows")
     assert pretend.done == []
     assert not Path("adapters").exists()
+
+
+def test_rows_that_a_command_did_not_make_are_missed_with_its_name_and_a_way_out() -> None:
+    pretend = Pretend(weights={"draw": ""})
+    outcome = run(pretend)
+    assert (outcome.where, outcome.goes_on) == ("stage more", False)
+    assert outcome.message == "draw has made no rows for it: there is no adapters/p/draw/made/rows.jsonl"
+    assert outcome.hint.startswith("what it found is in adapters/p/draw/log.txt; give it easier problems")
+    assert outcome.hint.endswith("in p.toml, then: mlxft pipeline p.toml --force")
+    with pytest.raises(RecipeError) as refused:
+        run(pretend)
+    assert refused.value.problems[0].hint == outcome.hint
+    pretend.weights = {}
+    Path("problems.jsonl").write_text('{"prompt": "easier", "completion": "b"}\n')
+    assert run(pretend, selection=Selection(is_forced=True)).exit_code == 0
+    assert pretend.done == ["draw", "more"]
 
 
 def test_a_pipeline_needs_a_folder_of_its_own(here: Path) -> None:

@@ -301,6 +301,12 @@ def test_dry_run_with_a_hostfile_plans_for_all_its_processes_and_keeps_it_in_the
     assert json.loads(as_json.stdout)["command"].endswith("--hostfile two.json")
 
 
+@pytest.mark.parametrize("way", [("--resume",), ("--fork",), ("--extend", "10")])
+def test_a_dry_run_proposes_the_command_that_was_typed(written: str, way: tuple[str, ...]) -> None:
+    planned = call("train", written, "--set", "training.epochs=2", *way, "--dry-run")
+    assert planned.stderr.endswith(f"next: mlxft train demo.toml --set training.epochs=2 {' '.join(way)}\n")
+
+
 def test_a_hostfile_is_checked_by_a_dry_run_as_by_a_training(written: str) -> None:
     Path("rdma.json").write_text('{"backend": "jaccl", "hosts": [{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1"}]}')
     for more in ((), ("--dry-run",)):

@@ -17,7 +17,12 @@ CPU = Machine(on_gpu=False, memory_bytes=64 * 10**9, working_set_bytes=0, chip="
 
 
 def suggested(
-    num_rows: int, *settings: str, longest: int = 0, num_valid: int = 50, target_share: float | None = 0.5
+    num_rows: int,
+    *settings: str,
+    longest: int = 0,
+    num_valid: int = 50,
+    target_share: float | None = 0.5,
+    num_parameters: int = 135 * 10**6,
 ) -> dict[str, str]:
     """Key to value of what is suggested for so many rows of 100 tokens, one of them perhaps longer."""
     values: dict[str, Any] = {
@@ -33,8 +38,16 @@ def suggested(
     recipe = Recipe.model_validate({key: value for key, value in values.items() if value is not None})
     lengths = np.full(num_rows, 100)
     lengths[0] = longest or 100
-    resolved: Resolved = resolve_auto(recipe, Facts(lengths, guess_shape(135 * 10**6), CPU))
-    found = suggest(recipe, resolved, lengths, num_rows=num_rows, num_valid=num_valid, target_share=target_share)
+    resolved: Resolved = resolve_auto(recipe, Facts(lengths, guess_shape(num_parameters), CPU))
+    found = suggest(
+        recipe,
+        resolved,
+        lengths,
+        num_rows=num_rows,
+        num_valid=num_valid,
+        target_share=target_share,
+        num_parameters=num_parameters,
+    )
     assert all(one.reason and one.key in one.sentence for one in found)
     return {one.key: one.value for one in found}
 
@@ -70,6 +83,13 @@ def test_each_rule(num_rows: int, setting: str, expected: dict[str, str]) -> Non
 def test_full_fine_tuning_has_a_lower_rate() -> None:
     assert suggested(5000, "lora=", "training.learning_rate=2e-4") == {"training.learning_rate": "1e-05"}
     assert suggested(5000, "lora=", "training.learning_rate=1e-5") == {}
+
+
+def test_full_training_of_a_small_model_has_a_higher_rate() -> None:
+    small = 130_000
+    assert suggested(5000, "lora=", "training.learning_rate=2e-3", num_parameters=small) == {}
+    found = suggested(5000, "lora=", "training.learning_rate=1e-5", num_parameters=small)
+    assert found == {"training.learning_rate": "0.0005"}
 
 
 def test_a_few_long_rows_are_told() -> None:

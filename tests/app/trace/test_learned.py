@@ -58,8 +58,15 @@ def test_outcomes(shares, outcome, step):
     assert (found.outcome, found.step) == (outcome, step)
 
 
-def test_three_right_of_three_prove_little():
-    assert category((0, 0, 1, 1), count=3).outcome == "not learned"
+def test_three_right_of_three_are_too_few_to_say_and_four_are_enough():
+    found = category((0, 0, 1, 1), count=3)
+    assert (found.outcome, found.step) == ("too few", None)
+    assert found.sentence == (
+        "colour: too few probes to say; 100% right, 44 to 100 at the last step (3 held-out probes, chance 25%; ask at "
+        "least 4)"
+    )
+    assert category((0, 0, 1, 1), count=4).outcome == "learned"
+    assert category((0, 0, 0, 0), count=4).outcome == "not learned"
 
 
 def test_margins_and_ranks_are_means_over_probes():

@@ -311,7 +311,7 @@ def test_the_probes_of_the_documents_are_read_as_they_stand_there(run, tmp_path)
     (tmp_path / "probes.jsonl").write_text(text)
     subject = open_traced(open_series(run), silent)
     probes = choose_probes(subject, "probes.jsonl", per_category=24, category="category", base=tmp_path).probes
-    assert [(probe.category, len(probe.answers)) for probe in probes] == [("colour", 3)] * 2 + [("sum", 3)] * 2
+    assert [(probe.category, len(probe.answers)) for probe in probes] == [("colour", 3)] * 4 + [("sum", 3)] * 4
 
 
 def test_probes_from_a_file_without_wrong_answers_or_categories(run, tmp_path):

@@ -81,7 +81,9 @@ def sink_report(experiment: Experiment, journal: Journal, *, is_whole: bool) -> 
         ),
         whole.get("inside", {}),
         whole.get("behind", {}),
-        _sentence(whole, values, inside, sizes, seed) if shared else "Nothing has been read by all four yet.",
+        f"{_sentence(whole, values, inside, sizes, seed)}{_joined(experiment.row_tokens, length)}"
+        if shared
+        else "Nothing has been read by all four yet.",
         is_whole,
     )
 
@@ -113,6 +115,16 @@ def _sentence(
     moved = paired_bootstrap(stock, turned, seed=seed)
     low, high = moved.interval.low, moved.interval.high
     return f"{few}{text} Turning the sinks changes {moved.value:+.3f} (95 % interval {low:+.3f} to {high:+.3f})."
+
+
+def _joined(row_tokens: float, length: int) -> str:
+    """Of rows shorter than a text most tokens have other rows before them, which training may never have shown."""
+    if row_tokens >= length:
+        return ""
+    return (
+        f" A text is many rows, of {row_tokens:.0f} tokens on average, one behind the other: a model that saw each row "
+        "by itself has not learned to read them so (the task perplexity reads each by itself)."
+    )
 
 
 def _texts(count: int) -> str:

@@ -26,12 +26,16 @@ _ALL_ROWS = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Texts (N, 3 context + 1) of token ids to be read, ``context`` tokens of each kept."""
+    """Texts (N, 3 context + 1) of token ids to be read, ``context`` tokens of each kept.
+
+    They are made of rows one behind the other, whose mean length is ``row_tokens``.
+    """
 
     subject: Subject
     chosen: Chosen
     context: int
     texts: NDArray[np.int32]
+    row_tokens: float
     identity: Mapping[str, object]
 
     @property
@@ -72,7 +76,8 @@ def prepare_experiment(
         raise UsageError(
             "--sinks reads plain text, and the rows are questions with answers", "name a text: --data FILE"
         )
-    ids = np.concatenate([text.ids for text in documents(opened.tokenizer, [row.part for row in chosen.rows])])
+    rows = documents(opened.tokenizer, [row.part for row in chosen.rows])
+    ids = np.concatenate([row.ids for row in rows])
     texts = stretches(ids, CONTEXTS * context + 1, num_texts or NUM_TEXTS)
     if not len(texts):
         raise UsageError(
@@ -85,7 +90,7 @@ def prepare_experiment(
         "context": context,
         "texts_sha256": hashlib.sha256(texts.tobytes()).hexdigest(),
     }
-    return Experiment(subject, chosen, context, texts, identity)
+    return Experiment(subject, chosen, context, texts, len(ids) / len(rows), identity)
 
 
 def stretches(ids: NDArray[np.int32], length: int, most: int) -> NDArray[np.int32]:

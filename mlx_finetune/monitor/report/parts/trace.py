@@ -9,7 +9,7 @@ from mlx_finetune.monitor.report.markup import Child, Html, code, details, forei
 from mlx_finetune.monitor.report.traced import Asked, Category, Layer, Matrix, Point, Trace
 from mlx_finetune.units import counted
 
-_LOOKS = {"learned": "good", "known before": "open", "not learned": "bad", "no answers": "open"}
+_LOOKS = {"learned": "good", "known before": "open", "not learned": "bad", "too few": "open", "no answers": "open"}
 _SERIES = ("second", "third", "first")
 _MOST_CATEGORIES, _MOST_MODULES, _MOST_SAMPLES = 24, 16, 200
 _HOW_TO_READ = (

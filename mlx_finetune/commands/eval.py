@@ -29,7 +29,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
     multiple=True,
     metavar="TASK,...",
     help="What to measure, the one that matters most first: loss, perplexity, exact_match, token_f1, labels, rouge, "
-    "bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. Give it again for each check.",
+    "bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N (characters). "
+    "Give it again for each check.",
 )
 @click.option("--data", metavar="FILE", help="Rows in the place of the run's held-out ones; a model needs some.")
 @click.option("--max-rows", type=click.IntRange(1), metavar="N", help="Most rows; always the same ones of more.")

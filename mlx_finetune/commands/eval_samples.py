@@ -40,7 +40,7 @@ def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as
     elif as_csv:
         click.echo(csv_text(judged.found), nl=False)
     else:
-        for line in lines(judged.found, judged.remark):
+        for line in lines(judged.found, judged.remark, str(judged.facts["scorer"])):
             click.echo(line)
     if judged.remark and (as_json or as_csv):
         click.echo(f"warning: {judged.remark}", err=True)

@@ -53,6 +53,7 @@ class Picks:
     k: int
     ways: tuple[Way, ...]
     compared: tuple[Difference, ...] = ()
+    scorer: str = "verifier"
 
 
 @dataclass(frozen=True, slots=True)

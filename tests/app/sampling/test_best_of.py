@@ -88,6 +88,10 @@ def test_text_csv_and_json_say_the_same():
     assert [one["value"] for one in plain["ways"]] == pytest.approx([rows[one["name"]] for one in plain["ways"]])
     text = "\n".join(lines(found))
     assert ["verifier's", "pick", "2/4"] in [line.split()[:3] for line in text.splitlines()]
+    rewarded = "\n".join(lines(found, scorer="reward model"))
+    assert "verifier" not in rewarded
+    assert "reward model's pick" in rewarded
+    assert "reward model - majority" in rewarded
     assert "verifier - random" in text
     assert "18.8 % say nothing" in text
     assert {name: plain[name]["value"] for name in ("auc", "auc_within", "told_apart")} == pytest.approx(

@@ -60,8 +60,9 @@ def command(
     if dry_run and status:
         raise UsageError("--dry-run and --status do not go together", "give one of them")
     from mlx_finetune.commands.pipeline_check import check_pipeline
+    from mlx_finetune.recipe.pipeline.files import missing_files
 
-    pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd())
+    pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd(), look=missing_files)
     if status:
         return _status(pipeline, as_json=as_json)
     check_pipeline(pipeline, Path.cwd())

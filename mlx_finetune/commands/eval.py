@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
     multiple=True,
     metavar="TASK,...",
     help="What to measure, the one that matters most first: loss, perplexity, exact_match, token_f1, labels, rouge, "
-    "bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. Give it again for each check.",
+    "bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. All behind a colon is of that check; give it again for more.",
 )
 @click.option("--data", metavar="FILE", help="Rows in the place of the run's held-out ones; a model needs some.")
 @click.option("--max-rows", type=click.IntRange(1), metavar="N", help="Most rows; always the same ones of more.")
@@ -137,10 +137,9 @@ def _report(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as
 
 
 def split_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """``("loss,json", "regex:a,b")`` -> loss, json and one check: what has a colon is taken whole."""
-    return tuple(
-        part.strip() for task in tasks for part in ([task] if ":" in task else task.split(",")) if part.strip()
-    )
+    """``("loss,json,regex:a,b",)`` -> loss, json and one check: all behind a colon is of the check before it."""
+    parts = [part for task in tasks for part in task.split(",", task.partition(":")[0].count(","))]
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _check_form(named: str | None, out: Path | None, *, as_json: bool, as_csv: bool) -> None:

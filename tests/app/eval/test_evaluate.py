@@ -478,6 +478,9 @@ def test_slips_are_sentences(place: Path, arguments: tuple[str, ...], says: str,
 
 def test_tasks_are_split_at_commas_but_checks_are_not() -> None:
     assert split_tasks(("loss, json", "regex:a,b")) == ("loss", "json", "regex:a,b")
+    assert split_tasks(("loss,exact_match, regex:^a{1,2}:,b", "json")) == (
+        "loss", "exact_match", "regex:^a{1,2}:,b", "json",
+    )  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere mlx brings its own products")

@@ -53,6 +53,15 @@ class RunStarted:
     constant_loss: float | None = None
     constant_accuracy: float | None = None
 
+    def is_no_better(self, loss: float) -> bool:
+        """Whether ``loss`` is about what one answer for every validation row has, or more."""
+        return self.constant_loss is not None and loss > 0.995 * self.constant_loss
+
+    @property
+    def trained_share(self) -> float:
+        """Of the parameters, 1 at most: a new head is no part of the model's own."""
+        return min(1.0, self.trainable_parameters / max(1, self.total_parameters))
+
 
 @dataclass(frozen=True, slots=True)
 class StepDone:

@@ -30,16 +30,18 @@ class TextRow:
 
 @dataclass(frozen=True, slots=True)
 class Labelling:
-    """The likeliest label of a text, and the probability of each, likeliest first."""
+    """The likeliest label of a text, and the probability of each, likeliest first; of one that ``is_cut`` only the end
+    was read, as much as ``max_seq_length`` allows."""
 
     text: str
     label: str
     probabilities: Mapping[str, float]
+    is_cut: bool
 
     def to_json(self) -> dict[str, object]:
         """Plain values, probabilities with six digits."""
         rounded = {label: round(value, 6) for label, value in self.probabilities.items()}
-        return {"prompt": self.text, "label": self.label, "probabilities": rounded}
+        return {"prompt": self.text, "label": self.label, "probabilities": rounded, "cut": self.is_cut}
 
 
 def check_answers(opened: Opened, verb: str) -> None:
@@ -59,15 +61,18 @@ def label_texts(opened: Opened, rows: Sequence[TextRow], report: Callable[[Probl
     assert head is not None, "the caller has asked for a classifier"
     scoring = ScoringModel(opened.model)
     for start in range(0, len(rows), _AT_ONCE):
-        kept = [(row, ids) for row in rows[start : start + _AT_ONCE] if (ids := _ids(opened, row, report)) is not None]
+        read = [(row, _read(opened, row, report)) for row in rows[start : start + _AT_ONCE]]
+        kept = [(row, one) for row, one in read if one is not None]
         if not kept:
             continue
-        scores = scoring.last([ids for _, ids in kept]).astype(np.float64)
+        scores = scoring.last([ids for _, (ids, _) in kept]).astype(np.float64)
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-        for (row, _), shares in zip(kept, exponentials / exponentials.sum(axis=1, keepdims=True), strict=True):
+        for (row, (_, is_cut)), shares in zip(
+            kept, exponentials / exponentials.sum(axis=1, keepdims=True), strict=True
+        ):
             order = np.argsort(-shares, kind="stable")
             found = {head.labels[int(place)]: float(shares[place]) for place in order}
-            yield Labelling(row.text, next(iter(found)), found)
+            yield Labelling(row.text, next(iter(found)), found, is_cut)
 
 
 def read_texts(path: Path, opened: Opened, report: Callable[[Problem], None]) -> list[TextRow]:
@@ -100,14 +105,19 @@ def _text(row: Row, opened: Opened, report: Callable[[Problem], None]) -> TextRo
     return None
 
 
-def _ids(opened: Opened, row: TextRow, report: Callable[[Problem], None]) -> Ids | None:
-    """The tokens of a text without the one behind it; its end where it is too long."""
+def _read(opened: Opened, row: TextRow, report: Callable[[Problem], None]) -> tuple[Ids, bool] | None:
+    """The tokens of a text without the one behind it, and whether they are its end alone; None where it is refused."""
     data = opened.data.model_copy(update={"truncation": "keep-end"})
     walk = Walk(opened.tokenizer, data, task="classify", base=None)
     example = Labelled(row.text, "", row.where.rpartition(":")[0], 0)
-    made = [one for draft in walk.drafts(example) for one in walk.rows(draft, opened.tokenizer.encode(draft.text))]
-    if made:
-        return made[-1].ids[:-1]
+    for draft in walk.drafts(example):
+        encoding, most = opened.tokenizer.encode(draft.text), opened.info.context_length
+        if most and len(encoding.ids) > most:
+            message = f"{len(encoding.ids)} tokens are more than the {most} that the model reads"
+            report(Problem(row.where, message, "give it a shorter text"))
+            return None
+        if made := walk.rows(draft, encoding):
+            return made[-1].ids[:-1], "cut" in walk.take_tally().outcomes()
     problem = (Problem("", "the text has no token"), *walk.problems())[-1]
     report(Problem(row.where, problem.message, problem.hint))
     return None

@@ -29,7 +29,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
     multiple=True,
     metavar="TASK,...",
     help="What to measure, the one that matters most first: loss, perplexity, exact_match, token_f1, labels, rouge, "
-    "bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. Give it again for each check.",
+    "bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N (characters). All behind a colon "
+    "is of that check; give it again for more.",
 )
 @click.option("--data", metavar="FILE", help="Rows in the place of the run's held-out ones; a model needs some.")
 @click.option("--max-rows", type=click.IntRange(1), metavar="N", help="Most rows; always the same ones of more.")
@@ -111,18 +112,29 @@ def changes_of(given: Mapping[str, Any]) -> Mapping[str, object]:
     return values | ({"tasks": split_tasks(given["tasks"])} if "tasks" in values else {})
 
 
+#: Keys of [eval] whose options are not called after them.
+_OPTIONS = {
+    "gates": "--gate",
+    "references": "--reference",
+    "answer_tokens": "--max-tokens",
+    "max_rows": "--max-rows",
+}
+
+
 def check_options(given: Mapping[str, Any]) -> None:
     """Refuse what can be seen before a model is loaded. Raises ``UsageError`` or ``RunError``."""
     from mlx_finetune.recipe.evaluation import EvalRecipe
 
     _check_form(given["named"], given["out"], as_json=given["as_json"], as_csv=given["as_csv"])
     changes = changes_of(given)
+    options = {key: _OPTIONS.get(key, f"--{key}") for key in changes}
     if given["samples"] is not None:
-        check_samples_options([*changes])
+        check_samples_options([*options.values()])
     elif given["checkpoints"] or given["sinks"] or given["prompts"] or given["context"]:
         from mlx_finetune.commands.eval_texts import check_texts_options
 
-        others = [*(key for key in changes if key != "max_rows"), *(["batch"] if given["batch"] else [])]
+        others = [option for key, option in options.items() if key != "max_rows"]
+        others += ["--batch"] if given["batch"] else []
         check_texts_options(given, others)
     else:
         _with_changes(EvalRecipe.model_validate({}), changes)
@@ -137,10 +149,9 @@ def _report(evaluation: "Evaluation", finished: "Finished", *, as_json: bool, as
 
 
 def split_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """``("loss,json", "regex:a,b")`` -> loss, json and one check: what has a colon is taken whole."""
-    return tuple(
-        part.strip() for task in tasks for part in ([task] if ":" in task else task.split(",")) if part.strip()
-    )
+    """``("loss,json,regex:a,b",)`` -> loss, json and one check: all behind a colon is of the check before it."""
+    parts = [part for task in tasks for part in task.split(",", task.partition(":")[0].count(","))]
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _check_form(named: str | None, out: Path | None, *, as_json: bool, as_csv: bool) -> None:

@@ -14,8 +14,7 @@ from mlx_finetune.errors import UsageError
 def check_samples_options(others: Sequence[str]) -> None:
     """``others`` are options that were given beside. Raises ``UsageError`` where there are any."""
     if others:
-        option = f"--{others[0].replace('_', '-')}"
-        raise UsageError(f"--samples and {option} do not go together", "the samples are what is evaluated")
+        raise UsageError(f"--samples and {others[0]} do not go together", "the samples are what is evaluated")
 
 
 def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as_csv: bool) -> int:
@@ -40,7 +39,7 @@ def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as
     elif as_csv:
         click.echo(csv_text(judged.found), nl=False)
     else:
-        for line in lines(judged.found, judged.remark):
+        for line in lines(judged.found, judged.remark, str(judged.facts["scorer"])):
             click.echo(line)
     if judged.remark and (as_json or as_csv):
         click.echo(f"warning: {judged.remark}", err=True)

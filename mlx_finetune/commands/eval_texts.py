@@ -43,7 +43,7 @@ def check_texts_options(given: Mapping[str, Any], others: Sequence[str]) -> None
     if not checkpoints and not sinks:
         raise UsageError("--prompt goes with --checkpoints and --context with --sinks", "add one of them")
     if others:
-        raise UsageError(f"{which} does not go with the option for `{others[0]}`", f"leave it out, or {which}")
+        raise UsageError(f"{which} and {others[0]} do not go together", f"leave out {others[0]}, or {which}")
     if checkpoints and (given["context"] or given["out"]):
         what = "--context goes with --sinks" if given["context"] else "--checkpoints keeps its result in the run folder"
         raise UsageError(what, "leave it out")

@@ -129,10 +129,10 @@ def _label(opened: "Opened", prompt: str | None, file: Path | None, output: Path
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty", "write it after --prompt, in quotes")
     rows = [TextRow(prompt)] if prompt is not None else read_texts(cast(Path, file), opened, report)
-    count = 0
+    count, num_cut = 0, 0
     with _output(output) as stream:
         for found in label_texts(opened, rows, report):
-            count += 1
+            count, num_cut = count + 1, num_cut + found.is_cut
             if as_json or file is not None:
                 stream.write(to_line(found.to_json()) + "\n")
             else:
@@ -140,6 +140,11 @@ def _label(opened: "Opened", prompt: str | None, file: Path | None, output: Path
                 stream.writelines(f"{label}\t{share:.4f}\n" for label, share in shown)
                 if more := len(found.probabilities) - len(shown):
                     click.echo(f"{counted(more, 'label')} more, less likely: --json prints all", err=True)
+    if num_cut:
+        which = "the text is" if len(rows) == 1 else f"{num_cut} of them {'is' if num_cut == 1 else 'are'}"
+        click.echo(
+            f"{which} longer than max_seq_length = {opened.data.max_seq_length}: only the end was read", err=True
+        )
     where = f" in {output}" if output else ""
     click.echo(f"{counted(count, 'text')} labelled{where}" + (f"; {len(failed)} failed" if failed else ""), err=True)
     click.echo(f"next: mlxft eval {shlex.quote(opened.name)}", err=True)

@@ -5,6 +5,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,9 @@ def command(
     if dry_run and status:
         raise UsageError("--dry-run and --status do not go together", "give one of them")
     from mlx_finetune.commands.pipeline_check import check_pipeline
+    from mlx_finetune.recipe.pipeline.files import missing_files
 
-    pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd())
+    pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd(), look=missing_files)
     if status:
         return _status(pipeline, as_json=as_json)
     check_pipeline(pipeline, Path.cwd())
@@ -221,12 +223,14 @@ def _next(pipeline: "LoadedPipeline", record: "PipelineRecord") -> str:
 
 def _status(pipeline: "LoadedPipeline", *, as_json: bool) -> int:
     """The table; what is at work, or what a start would find changed and the command that goes on."""
+    from functools import partial
+
     from mlx_finetune.errors import RunError
     from mlx_finetune.monitor.pipeline.facts import read_pipeline
     from mlx_finetune.monitor.pipeline.table import table_json, table_lines
 
     try:
-        facts = read_pipeline(pipeline.folder)
+        facts = read_pipeline(pipeline.folder, partial(_with_stages_of, pipeline))
     except RunError as error:
         raise RunError(error.message, f"start it: {pipeline.command()}") from error
     if as_json:
@@ -248,6 +252,17 @@ def _status(pipeline: "LoadedPipeline", *, as_json: bool) -> int:
     if not is_whole or facts.record.options:
         _say(f"\nto go on: {_as_started(pipeline, facts.record).command(*facts.record.options)}")
     return 0
+
+
+def _with_stages_of(pipeline: "LoadedPipeline", record: "PipelineRecord") -> "PipelineRecord":
+    """The record with the stages of this file, where its folder was last started from another."""
+    from mlx_finetune.app.pipeline.carry_out import begun_record
+    from mlx_finetune.app.pipeline.decide import Selection
+
+    if [one.name for one in record.stages] == [one.name for one in pipeline.stages]:
+        return record
+    found = begun_record(_deciding(pipeline, Selection()), record)
+    return replace(found, overrides=record.overrides, options=record.options, redone=record.redone)
 
 
 def _as_started(pipeline: "LoadedPipeline", record: "PipelineRecord") -> "LoadedPipeline":

@@ -24,7 +24,7 @@ def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
     with naming_recipe(path, overrides):
         loaded = load_recipe(path, overrides)
         check_recipe(loaded, Path.cwd())
-        refuse_own_answers(loaded.recipe.task)
+        refuse_own_answers(loaded.recipe)
         talk = LoadingTalk()
         if not sys.stderr.isatty():
             click.echo(f"trying {NUM_STEPS} steps with rising learning rates ...", err=True)

@@ -25,7 +25,12 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
 )
 @click.option("--resume", is_flag=True, help="Continue the run in output_dir from its last checkpoint.")
 @click.option("--fork", is_flag=True, help="Continue although the recipe, the data or the model has changed.")
-@click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Train a finished run for N more steps.")
+@click.option(
+    "--extend",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train N steps beyond the planned end; first what was left undone.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what plan --no-measure does, load no weights, change nothing.")
 @click.option("--detach", is_flag=True, help="Leave the training to the background once it has started.")
 @click.option(

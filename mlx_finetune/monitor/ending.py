@@ -70,8 +70,21 @@ def what_was_trained(summary: Summary) -> str:
     return "model" if started and started.trainable_parameters >= started.total_parameters else "adapter"
 
 
+def _no_better(summary: Summary, finished: RunFinished) -> list[str]:
+    """Said of a result that tells no rows apart, where the task has such a thing."""
+    started, judged, loss = summary.started, summary.learned.judged, finished.result_loss
+    if judged is not None:
+        found = next((one for one in summary.evaluations if one.step == finished.result_step), None)
+        loss = found.metrics.get(judged.metric) if found else None
+    if started is None or loss is None or not started.is_no_better(loss):
+        return []
+    name = judged.title if judged else "validation loss"
+    figures = f"{name} {number(loss, 4)}, and {number(started.constant_loss, 4)} with that"
+    return [f"no better than the same answer for every row: {figures}"]
+
+
 def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
-    """Validation loss of the base and of the result, in up to three lines; the training loss where there is no
+    """Validation loss of the base and of the result, in a few lines; the training loss where there is no
     validation set."""
     first, best, last = finished.first_loss, finished.best_loss, finished.last_loss
     if first is None and last is None and best is None:
@@ -92,6 +105,7 @@ def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
         before = "the start was better still: " if end > first else ""
         learned = "it did not learn what the validation rows ask for; a lower learning rate or more rows may help"
         lines.append(f"{before}{learned}")
+    lines += _no_better(summary, finished)
     rows = summary.started.valid_rows if summary.started else 0
     if 0 < rows < FEW_ROWS:
         more = "a validation file or a larger data.val_split tells more"

@@ -151,7 +151,6 @@ def amount_done(phase: Phase) -> str:
 def started_lines(started: RunStarted) -> list[str]:
     """What is trained, on what, and what has to be beaten where the task has such a thing."""
     total = max(started.total_parameters, started.trainable_parameters)  # a new head is no part of the model's own
-    share = started.trainable_parameters / max(1, total)
     where = f"from step {started.first_step + 1} to {started.total_steps}" if started.first_step else ""
     rows = f"{counted(started.train_rows, 'training row')}, {started.valid_rows:,} for validation"
     made = (started.train_sequences, started.valid_sequences)
@@ -166,7 +165,7 @@ def started_lines(started: RunStarted) -> list[str]:
     return [
         f"{started.run}: {started.task} of {started.model} on {started.device}, {started.compute_dtype}; trains "
         f"{format_count(started.trainable_parameters)} of {format_count(total)} parameters "
-        f"({share:.1%})",
+        f"({started.trained_share:.1%})",
         f"{where or counted(started.total_steps, 'step')}, {started.steps_per_epoch:,} in an epoch; {rows}",
         *beat,
     ]

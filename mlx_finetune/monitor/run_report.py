@@ -136,10 +136,9 @@ def report_lines(run: RunFacts, settings: Mapping[str, object]) -> Iterator[str]
 def _outcome_lines(run: RunFacts) -> Iterator[str]:
     started = run.summary.started
     if started is not None:
-        share = started.trainable_parameters / max(1, started.total_parameters)
         yield (
             f"{started.task} of {started.model} on {started.device}, {started.compute_dtype}; "
-            f"{format_count(started.trainable_parameters)} parameters trained ({share:.1%}); "
+            f"{format_count(started.trainable_parameters)} parameters trained ({started.trained_share:.1%}); "
             f"step {run.summary.steps_done} of {started.total_steps}"
         )
     yield from _lost_time_lines(run)

@@ -91,12 +91,16 @@ class Summary:
         self._lost_seconds = 0.0  # since the run has started
         self.first_time: float | None = None
         self.last_time: float = 0.0
+        self._worked_time: float = 0.0  # of the last record that a training at work wrote
+        self._away_seconds = 0.0  # between the processes of a run that was continued
 
     def add(self, record: Record) -> None:
         """Take in the next record of the journal."""
         event = record.event
         self.first_time = record.time if self.first_time is None else self.first_time
         self.last_time = record.time
+        if not isinstance(event, Phase | Notice | Restarted):
+            self._worked_time = record.time
         match event:
             case Phase():
                 self._begin(event, record.time)
@@ -135,7 +139,15 @@ class Summary:
         if before is None or (before.name, before.detail) != (event.name, event.detail):
             self.phase_time = time
         self.phase, self.outcome = event, None
-        self.is_preparing = self.is_preparing or event.name != _WHILE_TRAINING
+        if event.name != _WHILE_TRAINING and not self.is_preparing:
+            self._away_seconds += time - self._worked_time if self.started is not None else 0.0
+            self.is_preparing = True
+
+    @property
+    def took_seconds(self) -> float | None:
+        """From the first record to the last, without the time between a stop and the start that continues; None before
+        there is one."""
+        return None if self.first_time is None else self.last_time - self.first_time - self._away_seconds
 
     def _pause(self, event: Paused | Continued) -> None:
         self.paused = event if isinstance(event, Paused) else None

@@ -193,8 +193,8 @@ with warnings.catch_warnings():
         tasks: Texts = Field(
             (),
             description="What mlxft eval measures, the one that matters most first: loss, perplexity, exact_match, "
-            "token_f1, labels, rouge, bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N. "
-            "Left out, the rows decide.",
+            "token_f1, labels, rouge, bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N "
+            "(characters). Left out, the rows decide.",
         )
         max_rows: Count = Field(
             200, description="Most held-out rows that are evaluated; of more, always the same ones are taken."

@@ -29,8 +29,8 @@ with warnings.catch_warnings():
         rewards: Names = Field(
             ("number",),
             description="What an answer is rewarded for, 1 each: number, text or exact (right by its reference), json, "
-            "max_length:N, contains:TEXT, regex:PATTERN. verifier:RUN is the probability of being right by a finished "
-            "verifier run, reward:RUN the score of a finished reward run.",
+            "max_length:N (characters), contains:TEXT, regex:PATTERN. verifier:RUN is the probability of being right "
+            "by a finished verifier run, reward:RUN the score of a finished reward run.",
         )
         reward_weights: Weights = Field((), description="A weight for each of the rewards; left out, each counts 1.")
         schema: Text | None = Field(  # pyright: ignore[reportIncompatibleMethodOverride]

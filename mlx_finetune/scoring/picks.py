@@ -52,3 +52,20 @@ def best_of(scores: Sequence[float], is_right: Sequence[bool], n: int) -> float:
     assert 1 <= n <= total
     ways = sum(math.comb(total - 1 - rank, n - 1) for rank, number in enumerate(ranked(scores)) if is_right[number])
     return ways / math.comb(total, n)
+
+
+def way_title(way: str, scorer: str) -> str:
+    """A way to pick one of several answers, for a person; ``scorer`` is what gave the scores."""
+    titles = {
+        "greedy": "greedy answer",
+        "random": "random pick",
+        "majority": "majority vote",
+        "verifier": f"{scorer}'s pick",
+        "oracle": "oracle (any right)",
+    }
+    return titles.get(way, way)
+
+
+def pair_title(first: str, second: str, scorer: str) -> str:
+    """``verifier - random``: two ways that are compared."""
+    return " - ".join(scorer if way == "verifier" else way for way in (first, second))

@@ -190,13 +190,28 @@ def test_generate_gives_the_label_of_a_text_and_every_probability(runs, call, mo
 def test_a_long_text_is_read_to_its_end_and_one_without_a_token_is_reported(runs, tmp_path):
     opened = open_name(str(runs["classify"].path), base=tmp_path, report=lambda event: None)
     problems: list[str] = []
-    rows = [TextRow("word " * 200), TextRow("say <|im_start|> so", "f:2")]
+    rows = [TextRow("so " * 100), TextRow("say <|im_start|> so", "f:2")]
     found = list(label_texts(opened, rows, lambda problem: problems.append(problem.message)))
     assert len(found) == 1
+    assert found[0].is_cut
     assert np.isfinite(list(found[0].probabilities.values())).all()
     assert "control marker" in problems[0]
     (tmp_path / "t.txt").write_text("one\n\ntwo\n")
     assert [row.where.rpartition(":")[2] for row in read_texts(tmp_path / "t.txt", opened, fail)] == ["1", "3"]
+
+
+def test_texts_of_which_only_the_end_is_read_are_told(runs, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    name = str(runs["classify"].path)
+    long, beyond = "so " * 100, "so " * 1000
+    (tmp_path / "texts.txt").write_text(f"it is xxx 3\n{long}\n{beyond}\n")
+    code, out, talk = call("generate", name, "--file", "texts.txt")
+    assert [json.loads(line)["cut"] for line in out.splitlines()] == [False, True]
+    assert "1 of them is longer than max_seq_length = 64: only the end was read" in talk
+    assert code == 1
+    assert "texts.txt:3: " in talk
+    assert "that the model reads" in talk
+    assert "the text is longer than max_seq_length = 64" in call("generate", name, "--prompt", long)[2]
 
 
 def test_chat_and_serve_say_what_a_classifier_is_for(runs, call, monkeypatch, tmp_path):

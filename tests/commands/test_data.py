@@ -156,6 +156,9 @@ def test_rows_longer_than_the_model_reads_are_the_error_that_a_training_ends_wit
     found = run("check", path)
     assert found.return_value == 1
     said = next(line for line in found.stderr.splitlines() if "reads at most 20" in line)
+    whole = [run("check", path, "--set", "data.max_seq_length=99", *more) for more in ((), ("--json",))]
+    longest = json.loads(whole[1].stdout)["tokens"]["longest"]
+    assert f" has {longest} tokens, but " in whole[0].stderr
     assert "hint: set data.max_seq_length = 20 or less" in found.stderr
     with pytest.raises(DataError) as refused:
         train(path)

@@ -153,6 +153,12 @@ def _check_afterwards() -> None:
     assert [line.count("(skipped)") for line in alone.stdout.splitlines()[1:3]] == [1, 0]
     with pytest.raises(UsageError, match="--dry-run and --status"):
         raise call("--status", "--dry-run").exception or AssertionError("nothing was refused")
+    whole = Path("p.toml").read_text()
+    Path("p.toml").write_text(whole.replace('"sft"', '"other"'))
+    others = [("full", "finished"), ("other", "waiting")]
+    assert stages_of(call("--status", "--json")) == others
+    Path("p.toml").write_text(whole)
+    assert stages_of(call("--status", "--json")) == [("full", "finished"), ("sft", "finished")]
     Path("adapters/p/report.html").write_text("mine")
     assert call().return_value == 0
     assert Path("adapters/p/report.html").read_text() == "mine"

@@ -85,6 +85,25 @@ def test_a_command_is_read_before_its_turn_comes(words: str, expected: str) -> N
     assert found[0].startswith(("p.toml:14: stage command: ", "p.toml: stage command "))
 
 
+def test_one_mistake_hides_no_other() -> None:
+    wrong = '[[stages]]\nname = "more"\nrecipe = "sft.toml"\nstart_from = "textx"\nset = ["training.max_steps=no"]\n'
+    drawn = '[[stages]]\nname = "drawn"\ncommand = "sample {sftx} --data lost.jsonl --out {folder}"\n'
+    asked = '[[evaluations]]\nname = "e"\nstages = ["txt"]\ndata = "gone.jsonl"\ntasks = ["exact"]\nmax_rows = 0\n'
+    found = check(wrong + drawn + asked)
+    for expected in (
+        'p.toml:15: there is no stage "textx" / did you mean text?',
+        'p.toml:16: `training.max_steps` = "no"',
+        'p.toml:19: there is no stage "sftx" / did you mean sft?',
+        'p.toml:22: there is no stage "txt" / did you mean text?',
+        "p.toml:24: [[evaluations]] e `tasks`: there is no task `exact`",
+        "p.toml:25: `max_rows` = 0",
+        "p.toml: stage drawn reads lost.jsonl, and there is no such file",
+        "p.toml: evaluation e reads gone.jsonl, and there is no such file",
+    ):
+        assert sum(one.startswith(expected) for one in found) == 1, (expected, found)
+    assert len(found) == 8
+
+
 def test_good_commands_and_what_stages_will_make_are_no_problem() -> None:
     drawn = '[[stages]]\nname = "drawn"\ncommand = "sample {sft} --data rows.jsonl --out {folder}"\n'
     best = '[[stages]]\nname = "best"\ncommand = "eval {judge} --samples {drawn} --out {folder}"\n'

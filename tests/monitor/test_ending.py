@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 from journal import FINISHED, HALVED, KILLED, STARTED, records, step, whole_run
 
 from mlx_finetune.events import Sampled
@@ -42,6 +43,14 @@ def test_losses_that_are_no_numbers_after_the_start_are_not_taken_for_a_missing_
     assert learned_lines(summarise([]), broken) == [
         "validation loss 1.0000 before training; after a step it was no number"
     ]
+
+
+@pytest.mark.parametrize(("constant", "num_lines"), [(1.25, 2), (1.4, 1)])
+def test_a_result_that_tells_no_rows_apart_is_told(constant: float, num_lines: int) -> None:
+    started = dataclasses.replace(STARTED, task="classify", constant_loss=constant, constant_accuracy=0.6)
+    lines = learned_lines(summarise(records(started)), FINISHED)
+    said = "no better than the same answer for every row: validation loss 1.2500, and 1.2500 with that"
+    assert lines[1:] == [said][: num_lines - 1]
 
 
 def test_rewards_that_were_all_equal_are_the_reason_why_nothing_was_learned() -> None:

@@ -1,6 +1,6 @@
 """What ``runs show`` says about the machine: one line of what it told, nothing where it told nothing."""
 
-from mlx_finetune.events import Record, Resources
+from mlx_finetune.events import Record, Resources, RunStarted
 from mlx_finetune.monitor.run_report import RunFacts, report_json, report_lines
 from mlx_finetune.monitor.summary import summarise
 
@@ -21,6 +21,12 @@ def test_energy_and_heat_are_one_line() -> None:
         "2.00 Wh used, 25.0 W on average, 90 C at the hottest, slowed down for the heat in 50% of the time"
     ]
     assert shown(first, Resources(2)) == ["1.00 Wh used, 20.0 W on average, 62 C at the hottest"]
+
+
+def test_a_run_with_a_new_head_has_trained_no_more_than_all() -> None:
+    started = RunStarted("run", "m", "reward", 0, 2, 2, 4, 2, 177_300, 172_300, "CPU", "float32")
+    found = RunFacts("run", "/runs/run", 0, False, (), summarise([Record(0.0, 0, started)]))
+    assert any("177.3k parameters trained (100.0%)" in line for line in report_lines(found, {}))
 
 
 def test_a_machine_that_tells_none_of_it_takes_no_line() -> None:

@@ -11,6 +11,7 @@ from mlx_finetune.events import (
     Continued,
     Evaluated,
     Event,
+    Notice,
     Paused,
     Phase,
     Record,
@@ -34,6 +35,28 @@ def test_a_whole_run_keeps_its_first_best_and_last_numbers() -> None:
     assert list(summary.sample_steps()) == [0, 30, 40]
     assert summary.outcome == FINISHED
     assert summary.trend() == "falling"
+
+
+def test_the_time_between_a_stop_and_the_start_that_continues_is_not_counted() -> None:
+    first: list[tuple[int, Event]] = [
+        (0, Phase("read")),
+        (1, Phase("load")),
+        (2, STARTED),
+        (3, step(1, 1.0)),
+        (4, Phase("answer")),
+        (6, step(2, 1.0)),
+    ]
+    again: list[tuple[int, Event]] = [
+        (500, Notice("info", "goes on")),
+        (500, Phase("read")),
+        (501, STARTED),
+        (504, step(3, 1.0)),
+    ]
+    summary = summarise([Record(float(time), number, event) for number, (time, event) in enumerate(first)])
+    assert summary.took_seconds == 6
+    summary = summarise([Record(float(time), number, event) for number, (time, event) in enumerate(first + again)])
+    assert summary.took_seconds == 6 + 4
+    assert Summary().took_seconds is None
 
 
 def test_the_loss_is_smoothed_over_about_twenty_steps() -> None:

@@ -128,10 +128,12 @@ def test_a_task_that_learns_from_its_own_answers_is_refused_before_anything_is_s
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": "1 + 1 =", "completion": "2"}]
     recipe = bandit.write_recipe(tmp_path, tiny_model("llama"), rows)
-    said = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range"], standalone_mode=False)
-    assert said.output == ""
-    assert isinstance(said.exception, UsageError)
-    assert "grpo learns from its own answers" in said.exception.message
+    for changed, start in (((), "1e-05, the default for adapters"), (("--set", "lora="), "1e-06, the default for ")):
+        said = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range", *changed], standalone_mode=False)
+        assert said.output == ""
+        assert isinstance(said.exception, UsageError)
+        assert "grpo learns from its own answers" in said.exception.message
+        assert said.exception.hint.startswith(f"start with training.learning_rate = {start}")
 
 
 def test_the_command_prints_a_curve_and_the_next_command(

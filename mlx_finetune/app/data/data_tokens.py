@@ -98,9 +98,8 @@ def _problems(parts: Sequence[_Counted], recipe: Recipe, local: LocalModel) -> I
     errors = [nothing_left(part.report, recipe.data, part.name) for part in parts if not part.num_usable]
     context = context_length(read_config(local.folder))
     first = max(parts, key=lambda part: part.longest, default=None)
-    length = first.longest - 1 if first else 0  # the last token is not read
-    if first is not None and context is not None and length > context:
-        errors.append(too_long(first.where, length, local.name, context))
+    if first is not None and context is not None and first.longest - 1 > context:  # the last token is not read
+        errors.append(too_long(first.where, first.longest, local.name, context))
     for error in errors:
         yield Problem("", error.message, error.hint)
 

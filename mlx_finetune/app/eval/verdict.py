@@ -71,9 +71,7 @@ def judge(
         parts.append(f"worse: {_list(worse)}")
     elif others:
         parts.append("nothing else got worse" if outcome != "unproven" else "nothing got worse for sure")
-    caution, note = _cut(lead, cut or {}), ""
-    if not (cut or {}).get(TUNED, (0, 0))[0]:
-        caution, note = "", caution  # what was tuned ends as it should; only the base does not
+    caution, note = _cut(lead, cut or {})
     sentences = [caution, _few(lead, unit), _powerless(tested), f"{'; '.join(parts)}.", note, _with_shots(lead)]
     names = tuple(tuple(one.measure.name for one in found) for found in (better, worse))
     return Verdict(outcome, " ".join(text for text in sentences if text), *names)
@@ -167,14 +165,19 @@ def _few(lead: Result, unit: str) -> str:
     return f"{few}: from base to tuned, the 95 % interval of the {what} in {lead.measure.title} is {ends}."
 
 
-def _cut(lead: Result, cut: Mapping[str, tuple[int, int]]) -> str:
-    if lead.measure.work != ANSWER or not any(count for count, _ in cut.values()):
-        return ""
-    found = ", ".join(f"{side} {count} of {total}" for side, (count, total) in cut.items() if count)
-    return (
-        f"Answers were cut at the limit ({found}), so this says little of what they would have been: raise "
-        "--max-tokens."
-    )
+def _cut(lead: Result, cut: Mapping[str, tuple[int, int]]) -> tuple[str, str]:
+    """Said before the figures where tuned was cut off, which they hang on, and behind them where the others were."""
+    found = {side: f"{count} of {total}" for side, (count, total) in cut.items() if count}
+    if lead.measure.work != ANSWER or not found:
+        return "", ""
+    caution = ""
+    if tuned := found.pop(TUNED, ""):
+        caution = (
+            f"Answers of tuned were cut at the limit ({tuned}), so this says little of what they would have been: "
+        )
+        caution += "raise --max-tokens."
+    others = ", ".join(f"{side} {count}" for side, count in found.items())
+    return caution, f"Answers without what was trained came to no end before the limit: {others}." if others else ""
 
 
 def _powerless(tested: Sequence[Result]) -> str:

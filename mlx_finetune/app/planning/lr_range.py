@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mlx_finetune.app.planning.talking_child import Report, Talk, ask_child
 from mlx_finetune.errors import UsageError
+from mlx_finetune.hardware.planning.auto import default_learning_rate
 from mlx_finetune.hardware.planning.lr_range import DIVERGED, HIGHEST, LOWEST, NUM_STEPS, RangeFound, RangePoint
 from mlx_finetune.recipe.hardware import HardwareRecipe
+from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_seconds
 
 MODULE = "mlx_finetune.train.lr_range"
@@ -18,25 +20,26 @@ NEAR = 3.0  # a recipe's rate within this factor of the suggestion is as good
 _TALK = Talk("trying learning rates", "see what a run of the recipe says: mlxft train RECIPE")
 
 
-def refuse_own_answers(task: str) -> None:
+def refuse_own_answers(recipe: Recipe) -> None:
     """Raise ``UsageError`` for a task that learns from its own answers, whose loss says nothing about a rate."""
-    if task == "grpo":
+    if recipe.task == "grpo":
+        trained = "adapters" if recipe.lora is not None else "training of every weight"
         raise UsageError(
-            f"the range test is for tasks that learn from rows; {task} learns from its own answers",
-            "start with training.learning_rate = 1e-5 for adapters",
+            f"the range test is for tasks that learn from rows; {recipe.task} learns from its own answers",
+            f"start with training.learning_rate = {default_learning_rate(recipe)[0]:.0e}, the default for {trained}",
         )
 
 
 def find_range(
-    recipe: Path, overrides: Sequence[str], report: Report, *, hardware: HardwareRecipe, command: Sequence[str] = ()
+    path: Path, overrides: Sequence[str], report: Report, *, hardware: HardwareRecipe, command: Sequence[str] = ()
 ) -> RangeFound:
-    """The learning-rate range test of the recipe, whose section ``hardware`` is; ``command`` replaces the process.
+    """The learning-rate range test of a recipe, whose section ``hardware`` is; ``command`` replaces the process.
 
     Raises ``DoesNotFitError`` and ``RunError``.
     """
     start = list(command) or [sys.executable, "-m", MODULE]
     settings = (part for one in overrides for part in ("--set", one))
-    arguments = [*start, "--recipe", str(recipe), "--parent-pid", str(os.getpid()), *settings]
+    arguments = [*start, "--recipe", str(path), "--parent-pid", str(os.getpid()), *settings]
     return RangeFound.from_json(ask_child(arguments, "lr_range", _TALK, report, hardware=hardware))
 
 

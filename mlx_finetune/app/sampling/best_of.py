@@ -12,17 +12,10 @@ from mlx_finetune.app.sampling.folder import SampledProblem
 from mlx_finetune.errors import RunError
 from mlx_finetune.scoring.auc import area_over_all, area_within, beside_chance, mean_area
 from mlx_finetune.scoring.intervals import Interval, bootstrap_mean, paired_bootstrap, wilson
-from mlx_finetune.scoring.picks import best_of, majority, pass_at_k, ranked
+from mlx_finetune.scoring.picks import best_of, majority, pair_title, pass_at_k, ranked, way_title
 from mlx_finetune.units import counted
 
 GREEDY, RANDOM, MAJORITY, VERIFIER, ORACLE = "greedy", "random", "majority", "verifier", "oracle"
-TITLES = {
-    GREEDY: "greedy answer",
-    RANDOM: "random pick",
-    MAJORITY: "majority vote",
-    VERIFIER: "verifier's pick",
-    ORACLE: "oracle (any right)",
-}
 AREAS = {"auc": "any two answers", "auc_within": "two to one problem", "told_apart": "mean of problems"}
 #: Comparisons, the first minus the second, where both are there.
 _PAIRS = ((VERIFIER, RANDOM), (VERIFIER, GREEDY), (VERIFIER, MAJORITY), (MAJORITY, RANDOM), (ORACLE, VERIFIER))
@@ -154,17 +147,22 @@ def _majority_is_right(problem: SampledProblem) -> bool:
 
 
 def _share(name: str, values: Sequence[float], seed: int) -> Share:
-    if name == RANDOM:
-        interval, num_right = bootstrap_mean(values, seed=seed), None
+    """The mean of shares; a bootstrap of values that are all alike would claim certainty, and Wilson's does not."""
+    is_rate = name != RANDOM
+    if is_rate or len(set(values)) == 1:
+        interval = wilson(round(sum(values)), len(values))
     else:
-        num_right = int(sum(values))
-        interval = wilson(num_right, len(values))
-    return Share(name, _mean(values), interval.low, interval.high, num_right)
+        interval = bootstrap_mean(values, seed=seed)
+    return Share(name, _mean(values), interval.low, interval.high, int(sum(values)) if is_rate else None)
 
 
 def _compared(values: Mapping[str, Sequence[float]], first: str, second: str, seed: int) -> Compared:
+    """The mean difference; of differences that are all alike Wilson's interval, stretched from 0 to 1 to -1 to 1."""
     found = paired_bootstrap(values[second], values[first], seed=seed)
     interval: Interval = found.interval
+    if interval.low == interval.high:
+        half = wilson(round((1 + found.value) / 2 * len(values[first])), len(values[first]))
+        interval = Interval(2 * half.low - 1, 2 * half.high - 1)
     return Compared(first, second, found.value, interval.low, interval.high)
 
 
@@ -223,8 +221,8 @@ def csv_text(found: BestOf) -> str:
     return "\n".join(lines) + "\n"
 
 
-def lines(found: BestOf, remark: str = "") -> list[str]:
-    """The comparison for a terminal, below the ``remark`` on its problems."""
+def lines(found: BestOf, remark: str = "", scorer: str = "verifier") -> list[str]:
+    """The comparison for a terminal, below the ``remark`` on its problems; ``scorer`` gave the scores."""
     few = "; few problems: look at the intervals first" if found.num_problems < 30 else ""
     made = [
         f"{counted(found.num_problems, 'problem')}, {found.k} answers drawn for each{few}",
@@ -234,16 +232,17 @@ def lines(found: BestOf, remark: str = "") -> list[str]:
     made.append(f"{'':<22}{'right':>9}   95 % interval")
     for way in found.ways:
         share = f"{way.num_right}/{found.num_problems}" if way.num_right is not None else f"{way.value:.3f}"
-        made.append(f"{TITLES[way.name]:<22}{share:>9}   {way.low:.3f} to {way.high:.3f}")
+        made.append(f"{way_title(way.name, scorer):<22}{share:>9}   {way.low:.3f} to {way.high:.3f}")
     made += ["", f"{'paired difference':<22}{'':>9}   95 % interval"]
     for one in found.compared:
         sure = "" if one.is_sure else "   unsure: the interval holds 0"
-        made.append(f"{one.first + ' - ' + one.second:<22}{one.value:>+9.3f}   {one.low:+.3f} to {one.high:+.3f}{sure}")
+        pair = pair_title(one.first, one.second, scorer)
+        made.append(f"{pair:<23}{one.value:>+8.3f}   {one.low:+.3f} to {one.high:+.3f}{sure}")
     made += ["", f"{'of n answers':<22}" + "".join(f"{at.n:>9}" for at in found.at_n)]
     made.append(f"{'any right (pass@n)':<22}" + "".join(f"{at.any_right:>9.3f}" for at in found.at_n))
     picks = [at.verifier for at in found.at_n if at.verifier is not None]
     if picks:
-        label = "verifier's best"
+        label = f"{scorer}'s best"
         made.append(f"{label:<22}" + "".join(f"{pick:>9.3f}" for pick in picks))
     if found.areas:
         made += ["", f"{'right above wrong':<22}{'AUC':>9}   95 % interval; chance is 0.5"]

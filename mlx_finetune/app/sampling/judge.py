@@ -141,6 +141,7 @@ def _facts(subject: Subject, samples: Path, settings: Mapping[str, object]) -> d
     return {
         "verifier": subject.opened.name,
         "step": subject.step,
+        "scorer": "reward model" if subject.task == "reward" else "verifier",
         "samples": str(samples),
         "samples_sha256": durable.hash_file(samples / LINES),
         "sampled": {name: settings[name] for name in kept if name in settings},

@@ -7,7 +7,7 @@ from mlx_finetune.app.sweep.design import FACTOR, Base, Done, best_of, edges_of,
 from mlx_finetune.app.sweep.journal import Sweep
 from mlx_finetune.recipe.asking import talk_command
 from mlx_finetune.recipe.load import LoadedRecipe
-from mlx_finetune.recipe.overrides import latest
+from mlx_finetune.recipe.overrides import latest, train_command
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.units import format_seconds
 
@@ -53,6 +53,7 @@ def sweep_lines(sweep: Sweep) -> Iterator[str]:
         yield f"of what was tried the winner has the {what}: a better one may lie beyond, which was not looked for"
     if sweep.test is not None:
         yield str(sweep.test["sentence"])
+    yield f"every trial is a run of its own: {shlex.join(['mlxft', 'runs', 'list', str(sweep.folder)])}"
 
 
 def _verdict(sweep: Sweep, best: Done) -> str:
@@ -83,9 +84,8 @@ def next_commands(sweep: Sweep, loaded: LoadedRecipe) -> list[str]:
     if best is None:
         return []
     overrides = latest([*loaded.overrides, *winner_overrides(loaded.recipe, best)])
-    options = [part for one in overrides for part in ("--set", one)]
     talk = talk_command(loaded.recipe.task, shlex.quote(str(sweep.trial_folder(best.trial))))
-    commands = [f"next: {talk}", f"or:   {shlex.join(['mlxft', 'train', str(loaded.path), *options])}"]
+    commands = [f"next: {talk}", f"or:   {train_command(loaded.path, overrides, loaded.recipe.run_folder)}"]
     if edges_of(sweep.done):
         further = latest([*overrides, f"output_dir={loaded.recipe.run_folder}-further"])
         options = [part for one in further for part in ("--set", one)]

@@ -71,7 +71,7 @@ def resolve_auto(recipe: Recipe, facts: Facts) -> Resolved:
     return decided.result()
 
 
-def _learning_rate(recipe: Recipe) -> tuple[float, str]:
+def default_learning_rate(recipe: Recipe) -> tuple[float, str]:
     """The peak learning rate where none is given, and why."""
     if recipe.scratch is not None:
         rate, reason = 1e-3, "for random weights"
@@ -222,7 +222,7 @@ class _Decisions:
         """Learning rate, and the length of the run."""
         training = self._recipe.training
         if training.learning_rate == "auto":
-            rate, reason = _learning_rate(self._recipe)
+            rate, reason = default_learning_rate(self._recipe)
             self._training["learning_rate"] = rate
             self._reasons["training.learning_rate"] = reason
         num_sequences = count_sequences(self._facts.lengths, self._packed_length)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class Picks:
     k: int
     ways: tuple[Way, ...]
     compared: tuple[Difference, ...] = ()
+    scorer: str = "verifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,18 @@ class PipelineFacts:
         return shlex.join(["mlxft", "pipeline", self.record.file, *given, *options])
 
 
-def read_pipeline(folder: Path) -> PipelineFacts:
-    """The pipeline in ``folder``. Raises ``RunError`` where there is none."""
+def read_pipeline(
+    folder: Path, seen: Callable[[PipelineRecord], PipelineRecord] = lambda record: record
+) -> PipelineFacts:
+    """The pipeline in ``folder``, by the record as it is ``seen`` while no process is at work on it.
+
+    Raises ``RunError`` where there is none.
+    """
     record = read_record(folder)
     if record is None:
         raise RunError(f"no pipeline has run in {folder}", "start it: mlxft pipeline FILE")
     is_running = rundir.lock_holder(folder / rundir.LOCK) is not None
+    record = record if is_running else seen(record)
     stages = [_stage(one, folder / one.name, record, is_running=is_running) for one in record.stages]
     there = tuple(
         replace(one.record, result_sha256="") if one.status == "removed" or one.went_on else one.record

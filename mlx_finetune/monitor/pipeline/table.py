@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from mlx_finetune.monitor.pipeline.facts import Picks, PipelineFacts, StageFacts
 from mlx_finetune.monitor.plain import one_line
 from mlx_finetune.monitor.report.evaluated import Evaluation, Figure
+from mlx_finetune.scoring.picks import pair_title, way_title
 from mlx_finetune.units import counted, format_bytes, format_count, format_seconds
 
 #: Measures of text, of which what is longer than a context is read in windows.
@@ -169,15 +170,6 @@ def _stage_row(stage: StageFacts) -> Sequence[str]:
     return (record.name, what, status, steps, losses, format_seconds(record.seconds) if record.seconds else "", size)
 
 
-_TITLES = {
-    "greedy": "greedy answer",
-    "random": "random pick",
-    "majority": "majority vote",
-    "verifier": "verifier's pick",
-    "oracle": "oracle (any right)",
-}
-
-
 def all_picks(facts: PipelineFacts) -> Sequence[tuple[str, Picks]]:
     """Every comparison of ways to pick an answer, with the stage that made it and its mark."""
     return [(f"{stage.record.name}{stage.mark}", picks) for stage in facts.stages for picks in stage.picks]
@@ -190,16 +182,16 @@ def picks_title(picks: Picks) -> str:
 
 def pick_rows(picks: Picks) -> Sequence[Sequence[str]]:
     """A row for each way: its name and the share that is right."""
-    ways = picks.ways
     return [
-        (_TITLES.get(way.name, one_line(way.name, 40)), figure_text(way.figure(picks.num_problems))) for way in ways
+        (one_line(way_title(way.name, picks.scorer), 40), figure_text(way.figure(picks.num_problems)))
+        for way in picks.ways
     ]
 
 
 def difference_texts(picks: Picks) -> Sequence[str]:
     """``verifier - random: +12.3 points (+8.1 to +16.4)`` for each pair that was compared."""
     return [
-        f"{one_line(one.first, 40)} - {one_line(one.second, 40)}: {100 * one.value:+.1f} points "
+        f"{one_line(pair_title(one.first, one.second, picks.scorer), 80)}: {100 * one.value:+.1f} points "
         f"({100 * one.low:+.1f} to {100 * one.high:+.1f})"
         for one in picks.compared
     ]

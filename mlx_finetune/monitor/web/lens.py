@@ -15,15 +15,22 @@ from mlx_finetune.monitor.microscope import (
     shade,
     verdict,
 )
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.recipe.heads import SCORED_TASKS
+from mlx_finetune.rundir import RunDir, task_of
 
 Json = dict[str, object]
 
+_NOTHING_YET = "Nothing was measured here yet. It is measured at the end of a training that has validation rows."
+_NO_LOSSES = "This run was trained to score: the losses of single tokens say nothing about it."
+
 
 def microscope_json(run: RunDir) -> Mapping[str, object]:
-    """Rows, shares of the verdicts, and what moved most; ``rows`` is None where nothing was measured."""
+    """Rows, shares of the verdicts, and what moved most; ``rows`` is None where nothing was measured, and ``none`` says
+    why."""
     found = read_microscope(run)
-    return {"rows": None} if found is None else lens_json(found)
+    if found is None:
+        return {"rows": None, "none": _NO_LOSSES if task_of(run) in SCORED_TASKS else _NOTHING_YET}
+    return lens_json(found)
 
 
 def lens_json(microscope: Microscope) -> Json:

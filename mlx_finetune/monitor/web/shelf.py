@@ -142,12 +142,11 @@ class Shelf:
         run, summary = course.run, course.summary
         facts = RunFacts(run.path.name, "", self._hands.num_bytes(run), False, (), summary)
         fields = {key: value for key, value in facts_json(facts).items() if key not in ("status", "path")}
-        seconds = summary.last_time - summary.first_time if summary.first_time is not None else None
         return {
             **fields,
             "task": summary.started.task if summary.started else "",
             "first_time": summary.first_time,
-            "seconds": seconds,
+            "seconds": summary.took_seconds,
             "_running": state_of(summary, is_running=True),
             "_idle": state_of(summary, is_running=False),
         }

@@ -8,6 +8,7 @@ from mlx_finetune.monitor.plain import amount_done
 from mlx_finetune.monitor.summary import Summary
 from mlx_finetune.monitor.web.hands import Hands
 from mlx_finetune.recipe.asking import talk_command
+from mlx_finetune.recipe.heads import SCORED_TASKS
 from mlx_finetune.rundir import RunDir, checkpoint_step
 
 Json = dict[str, object]
@@ -15,6 +16,11 @@ Json = dict[str, object]
 #: Of a long run only the last are sent: enough for a page, which is no archive.
 MAX_LISTED = 200
 MAX_EVALUATIONS = 2000
+
+_NO_ANSWERS_YET = (
+    "No answers yet. Prompts in [eval] of the recipe are answered before training and at every evaluation."
+)
+_NO_ANSWERS = "This run was trained to score: it writes no answers. mlxft eval measures its scores."
 
 
 def status_json(run: RunDir, summary: Summary, hands: Hands, *, is_running: bool) -> Json:
@@ -28,6 +34,7 @@ def status_json(run: RunDir, summary: Summary, hands: Hands, *, is_running: bool
         "started_time": summary.started_time or None,
         "first_time": summary.first_time,
         "last_time": summary.last_time or None,
+        "took_seconds": summary.took_seconds,
         "step": asdict(step) if step else None,
         "steps_done": summary.steps_done,
         "lead": summary.lead,
@@ -104,6 +111,7 @@ def filmstrip_json(run: RunDir, summary: Summary, hands: Hands) -> Json:
     return {
         "frames": [{"step": one.step, "loss": losses.get(one.step)} for one in frames(summary)],
         "checkpoints": {name: hands.copied(talk_command(task, f"{run.name}/{name}")) for name in kept},
+        "none": _NO_ANSWERS if task in SCORED_TASKS else _NO_ANSWERS_YET,
     }
 
 

@@ -24,16 +24,25 @@ _LISTS = ("stages", "evaluations")
 _SectionT = TypeVar("_SectionT", bound=BaseModel)
 
 
-def check(values: Values) -> Pipeline | list[Finding]:
-    """The pipeline, or everything that is wrong with ``values``."""
+def check(values: Values) -> tuple[Pipeline | None, list[Finding]]:
+    """The pipeline, and everything that is wrong with ``values``.
+
+    None where its stages cannot be told; where anything else is wrong, what is there of it, to look for more.
+    """
     findings = list(_top(values))
+    num_unread = len(findings)
     stages = list(_sections(values, "stages", StageRecipe, findings))
+    is_told = len(findings) == num_unread == 0
     evaluations = list(_sections(values, "evaluations", EvaluationRecipe, findings))
     names = [_name_of(one) for one in cast(list[object], values["stages"])] if _is_list(values, "stages") else []
     trained = [name for name, one in zip(names, values.get("stages", []), strict=False) if "recipe" in one]
     findings += stage_findings(stages, names)
     findings += evaluation_findings(evaluations, trained, names)
-    return list(dict.fromkeys(findings)) or Pipeline.model_validate(values)
+    if not findings:
+        return Pipeline.model_validate(values), []
+    parts = {"stages": tuple(one for _, one in stages), "evaluations": tuple(one for _, one in evaluations)}
+    found = Pipeline.model_construct(None, output_dir=values["output_dir"], **parts) if is_told else None
+    return found, list(dict.fromkeys(findings))
 
 
 @cache
@@ -80,7 +89,7 @@ def _name_of(value: object) -> str:
 def _sections(
     values: Values, key: str, kind: type[_SectionT], findings: list[Finding]
 ) -> Iterator[tuple[int, _SectionT]]:
-    """The sections that are well-formed by themselves, with their numbers; what is wrong with others is added."""
+    """The sections with their numbers, one that is not well-formed with what is good of it; what is wrong is added."""
     if not _is_list(values, key):
         return
     for index, value in enumerate(cast(list[dict[str, object]], values[key])):
@@ -88,6 +97,9 @@ def _sections(
             yield index, kind.model_validate(value)
         except ValidationError as error:
             findings += _explained(error, (key, index), value)
+            bad = {item["loc"][0] for item in error.errors() if item["loc"]}
+            good = {name: one for name, one in value.items() if name in kind.model_fields and name not in bad}
+            yield index, kind.model_construct(None, **{"name": "", "stages": (), **good})
 
 
 def _explained(error: ValidationError, section: KeyPath, value: Mapping[str, object]) -> Iterator[Finding]:

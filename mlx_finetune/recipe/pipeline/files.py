@@ -38,7 +38,7 @@ def _named(loaded: LoadedPipeline) -> Iterator[tuple[str, str]]:
     """Who reads which file."""
     for stage in loaded.stages:
         for option, value in _options(stage.words):
-            if option in _READS and value not in ("", _STDIN):
+            if option in _READS and value not in ("", _STDIN) and not placeholders(value):
                 yield f"stage {stage.name}", value
     for one in loaded.pipeline.evaluations:
         if one.data is not None and not placeholders(one.data):

@@ -6,7 +6,8 @@ count from the folder where mlxft is started; a recipe is also looked for beside
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -83,10 +84,17 @@ class LoadedPipeline:
         return shlex.join(["mlxft", "pipeline", str(self.path), *given, *options])
 
 
-def load_pipeline(path: Path, overrides: Sequence[str] = (), *, here: Path) -> LoadedPipeline:
+def load_pipeline(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    here: Path,
+    look: Callable[[LoadedPipeline, Path], Iterable[Problem]] = lambda loaded, here: (),
+) -> LoadedPipeline:
     """The pipeline in ``path``. Raises ``RecipeError`` with every problem of it and of its recipes.
 
     ``overrides`` are ``output_dir=FOLDER`` and ``STAGE.KEY=VALUE``, which changes a key of that stage's recipe.
+    ``look`` finds more in what could be read, so that all is said at once.
     """
     text = read_text(path, "pipeline")
     values = parse_toml(text, str(path))
@@ -95,19 +103,17 @@ def load_pipeline(path: Path, overrides: Sequence[str] = (), *, here: Path) -> L
     given, problems = _split_overrides(values, overrides)
     lines = locate_keys(text)
     findings = unsafe_strings(values)
-    result = check(values)
-    if isinstance(result, Pipeline):
-        loading = _Loading(result, path, here, lines, given)
-        stages = loading.load()
-        problems = [*_located(findings, lines, path), *problems, *loading.problems]
-    else:
-        stages = ()
-        bad = {finding.path for finding in findings}
-        findings += [finding for finding in result if finding.path not in bad]
-        problems = [*_located(findings, lines, path), *problems]
-    if problems or not isinstance(result, Pipeline):
-        raise RecipeError(problems)
-    return LoadedPipeline(result, text, path, tuple(overrides), stages)
+    pipeline, found = check(values)
+    bad = {finding.path for finding in findings}
+    findings += [finding for finding in found if finding.path not in bad]
+    if pipeline is None:
+        raise RecipeError([*_located(findings, lines, path), *problems])
+    loading = _Loading(pipeline, path, here, lines, given)
+    loaded = LoadedPipeline(pipeline, text, path, tuple(overrides), loading.load())
+    problems = [*_located(findings, lines, path), *problems, *loading.problems]
+    if problems:
+        raise RecipeError([*problems, *look(loaded, here)])
+    return loaded
 
 
 def _split_overrides(
@@ -160,8 +166,9 @@ class _Loading:
             folder = Path(self.pipeline.output_dir).expanduser() / asked.name
             loaded, words = None, ()
             if asked.command is not None:
-                parts = shlex.split(asked.command)
-                words = tuple(filled(word, {**folders, OWN_FOLDER: str(folder)}) for word in parts)
+                with suppress(ValueError):  # quotes that do not close: that is said
+                    parts = shlex.split(asked.command)
+                    words = tuple(filled(word, {**folders, OWN_FOLDER: str(folder)}) for word in parts)
                 self._refuse_given(asked)
             else:
                 loaded = self._recipe(index, asked, folder, folders)
@@ -187,8 +194,10 @@ class _Loading:
             hint = f"did you mean {near[0]}?" if near else "`mlxft recipe list` shows the recipes there are"
             self._problem(index, "recipe", f"there is no recipe {shown(name)}", hint)
             return None
-        own = {f"--set {filled(one, folders)}": number for number, one in enumerate(asked.set)}
-        changes = [*(filled(one, folders) for one in asked.set), *self.given.get(asked.name, ())]
+        whole = {filled(one, folders): number for number, one in enumerate(asked.set)}
+        whole = {one: number for one, number in whole.items() if not placeholders(one)}  # of no stage: that is said
+        own = {f"--set {one}": number for one, number in whole.items()}
+        changes = [*whole, *self.given.get(asked.name, ())]
         try:
             plain = load_recipe(found, (*changes, f"output_dir={folder}"))
             start = self._start(index, asked, plain.recipe)

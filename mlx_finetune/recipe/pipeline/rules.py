@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
+from mlx_finetune.recipe.evaluation import task_problem
 from mlx_finetune.recipe.explain import Finding
 from mlx_finetune.recipe.overrides import KeyPath
 from mlx_finetune.recipe.pipeline.schema import COMMANDS, OWN_FOLDER, EvaluationRecipe, StageRecipe
@@ -26,10 +27,10 @@ def filled(text: str, folders: Mapping[str, str]) -> str:
 
 
 def stage_findings(stages: Sequence[tuple[int, StageRecipe]], names: Sequence[str]) -> Iterator[Finding]:
-    """What is wrong with stages that are well-formed by themselves; ``names`` are those of all stages, in order."""
+    """What is wrong between stages; ``names`` are those of all, in order. One that has no good name is called ""."""
     for index, stage in stages:
         path: KeyPath = ("stages", index)
-        if stage.name in names[:index]:
+        if stage.name and stage.name in names[:index]:
             message = f"two stages are called {stage.name}: [[stages]] 1 and later need names of their own"
             yield Finding((*path, "name"), message, "give one of them another name")
         if stage.name == OWN_FOLDER:
@@ -51,7 +52,7 @@ def evaluation_findings(
     seen: set[str] = set()
     for index, one in evaluations:
         path: KeyPath = ("evaluations", index)
-        if one.name in seen:
+        if one.name and one.name in seen:
             yield Finding((*path, "name"), f"two evaluations are called {one.name}", "give one of them another name")
         seen.add(one.name)
         for number, name in enumerate(one.stages):
@@ -61,6 +62,9 @@ def evaluation_findings(
                 yield Finding(where, message, f"stages that train: {', '.join(trained)}")
             elif name not in names:
                 yield Finding(where, f"there is no stage {shown(name)}", _near(name, trained))
+        for problem in filter(None, map(task_problem, one.tasks)):
+            message, _, hint = problem.rpartition("; ")
+            yield Finding((*path, "tasks"), f"[[evaluations]] {one.name} `tasks`: {message}", hint)
         for name in placeholders(one.data or ""):
             if name not in names:
                 yield Finding((*path, "data"), f"there is no stage {shown(name)}", _near(name, names))

@@ -8,7 +8,6 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlx_finetune.recipe.evaluation import task_problem
 from mlx_finetune.recipe.fields import Count, Names, Section, Text, Texts, as_tuple, refuse
 
 #: What a stage or an evaluation may be called: it becomes a folder or the name of a file.
@@ -72,10 +71,6 @@ class EvaluationRecipe(Section):
     tasks: Texts = Field((), description="What is measured, as in [eval] tasks of a recipe; left out, the rows decide.")
     max_rows: Count | None = Field(None, description="Most rows; of more, always the same ones are taken.")
     max_tokens: Count | None = Field(None, description="Longest answer in tokens.")
-
-    @model_validator(mode="after")
-    def _words(self) -> Self:
-        return refuse(self, [f"`tasks`: {problem}" for task in self.tasks if (problem := task_problem(task))])
 
 
 Stages = Annotated[

@@ -269,8 +269,8 @@ def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None
 
     longest = max((part for part in (rows.train, rows.valid) if part), key=lambda part: int(lengths(part).max()))
     row = int(lengths(longest).argmax())
-    length = max(int(lengths(longest)[row]) - 1, packed_length or 0)
-    if info.context_length is not None and length > info.context_length:
+    length = max(int(lengths(longest)[row]), (packed_length or 0) + 1)
+    if info.context_length is not None and length - 1 > info.context_length:  # the last token is not read
         raise too_long(longest.where(row), length, info.name, info.context_length)
 
 

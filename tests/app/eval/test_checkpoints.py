@@ -300,7 +300,10 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     for options, message in (
         (("--checkpoints", "--sinks"), "two evaluations"),
-        (("--checkpoints", "--tasks", "loss"), "--checkpoints does not go with the option for `tasks`"),
+        (("--checkpoints", "--tasks", "loss"), "--checkpoints and --tasks do not go together"),
+        (("--sinks", "--gate", "loss < 2"), "--sinks and --gate do not go together"),
+        (("--sinks", "--batch", "2"), "--sinks and --batch do not go together"),
+        (("--samples", "x", "--max-tokens", "9"), "--samples and --max-tokens do not go together"),
         (("--checkpoints", "--context", "64"), "--context goes with --sinks"),
         (("--prompt", "x"), "--prompt goes with --checkpoints"),
         (("--sinks", "--prompt", "x"), "--prompt goes with --checkpoints"),

@@ -252,7 +252,7 @@ def test_constrained_answers_that_were_cut_are_said(place: Path, monkeypatch: py
     assert result.exception is None, result.exception
     where = result.stdout.index("answers held to the schema")
     assert result.stdout[where:].count("2 of 2 cut at the limit") == 2
-    assert " ".join(result.stdout.split()).count("Answers were cut at the limit (base 2 of 2, tuned 2 of 2)") == 1
+    assert " ".join(result.stdout.split()).count("Answers of tuned were cut at the limit (2 of 2)") == 1
 
 
 def test_classes_that_occur_once_each_are_not_classes(place: Path) -> None:
@@ -479,6 +479,9 @@ def test_slips_are_sentences(place: Path, arguments: tuple[str, ...], says: str,
 
 def test_tasks_are_split_at_commas_but_checks_are_not() -> None:
     assert split_tasks(("loss, json", "regex:a,b")) == ("loss", "json", "regex:a,b")
+    assert split_tasks(("loss,exact_match, regex:^a{1,2}:,b", "json")) == (
+        "loss", "exact_match", "regex:^a{1,2}:,b", "json",
+    )  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere mlx brings its own products")

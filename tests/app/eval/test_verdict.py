@@ -178,13 +178,15 @@ def test_answers_that_were_cut_are_said_before_the_figures() -> None:
     measured = (RIGHT, rates(0, 40), rates(0, 40))
     found = verdict(measured, cut={"base": (3, 40), "tuned": (40, 40)})
     assert found.sentence.startswith(
-        "Answers were cut at the limit (base 3 of 40, tuned 40 of 40), so this says little of what they would have "
-        "been: raise --max-tokens. No proof that it learned it: 0 of 40 right"
+        "Answers of tuned were cut at the limit (40 of 40), so this says little of what they would have been: raise "
+        "--max-tokens. No proof that it learned it: 0 of 40 right"
     )
+    assert found.sentence.endswith(" Answers without what was trained came to no end before the limit: base 3 of 40.")
     assert "cut" not in verdict(measured, cut={"base": (0, 40), "tuned": (0, 40)}).sentence
     of_base = verdict(measured, cut={"base": (3, 40), "tuned": (0, 40)})
     assert of_base.sentence.startswith("No proof that it learned it: 0 of 40 right")
-    assert "(base 3 of 40)" in of_base.sentence
+    assert of_base.sentence.endswith(" came to no end before the limit: base 3 of 40.")
+    assert "--max-tokens" not in of_base.sentence, "a base that babbles does so at any limit"
     of_losses = verdict((LOSS_MEASURE, losses(3.0, 40), losses(2.0, 40)), cut={"tuned": (40, 40)})
     assert "cut" not in of_losses.sentence
 

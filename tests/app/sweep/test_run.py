@@ -26,7 +26,7 @@ from mlx_finetune.cli import root
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.recipe.load import LoadedRecipe, load_recipe
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import RUN_INFO, RunDir
 
 BASE = Base(2e-4, 8, 30)
 FINISHED = Ending("finished", "finished", "the run has finished")
@@ -96,11 +96,21 @@ def test_every_trial_is_a_run_of_its_own_and_is_kept(loaded: LoadedRecipe) -> No
         for line in next_commands(sweep, loaded)
     )
     assert "of what was tried the winner has the rank the highest" in table
+    assert table.endswith(f"\nevery trial is a run of its own: mlxft runs list {sweep.folder}")
     further = next_commands(sweep, loaded)[-1].partition("mlxft ")[2].partition("   (")[0]
     again = load_recipe(loaded.path, shlex.split(further)[3::2][:-1])
     assert (again.recipe.training.learning_rate, again.recipe.lora and again.recipe.lora.rank) == (6e-4, 16)
     assert str(again.recipe.run_folder) == f"{loaded.recipe.run_folder}-further"
     assert further.endswith(" --steps 30")
+
+
+def test_the_winner_is_trained_beside_the_run_that_is_there(loaded: LoadedRecipe) -> None:
+    sweep, _ = take(begin(loaded), loaded, Trainings())
+    folder = loaded.recipe.run_folder
+    assert "output_dir=" not in next_commands(sweep, loaded)[1]
+    folder.mkdir()
+    (folder / RUN_INFO).write_text("{}")
+    assert next_commands(sweep, loaded)[1].endswith(f" --set output_dir={folder}-2")
 
 
 def test_the_next_commands_set_every_key_once(loaded: LoadedRecipe) -> None:

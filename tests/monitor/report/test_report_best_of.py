@@ -20,7 +20,7 @@ def problem(number: int) -> SampledProblem:
     return SampledProblem(number, "r:1", "?", "1", None, drawn)
 
 
-def write_best_of(run: RunDir, samples: str, *, scores: tuple[float, float] = (1.0, 0.0)) -> None:
+def write_best_of(run: RunDir, samples: str, *, scores: tuple[float, float] = (1.0, 0.0), **more: str) -> None:
     found = compare([problem(number) for number in range(40)], [list(scores)] * 40, seed=0)
     facts = {
         "remark": "3 of 40 <b>known</b>",
@@ -28,6 +28,7 @@ def write_best_of(run: RunDir, samples: str, *, scores: tuple[float, float] = (1
         "measured": "2026-11-26T20:00:00+00:00",
         "samples": samples,
         "step": 20,
+        **more,
     }
     folder = run.file(rundir.BEST_OF)
     folder.mkdir()
@@ -44,9 +45,18 @@ def test_the_report_has_every_way_and_its_difference(tmp_path: Path):
     assert "3 of 40 &lt;b&gt;known&lt;/b&gt;" in page
     assert "40 of 40" in page
     assert "Of step 20, while the run" in page
-    assert "+0.500 to +0.500" in page
+    assert "+0.196 to +0.716" in page
     assert "<td>two answers to one problem</td><td>1.000</td><td>1.000 to 1.000</td>" in page
     assert "&lt;b&gt;sums" in page
+
+
+def test_the_pick_of_a_reward_model_is_called_so(tmp_path: Path):
+    run = write_run(tmp_path)
+    write_best_of(run, "s", scorer="reward model")
+    page = render(read_facts(run))
+    assert "reward model&#x27;s pick" in page or "reward model's pick" in page
+    assert "reward model - random" in page
+    assert "verifier - " not in page
 
 
 def test_a_damaged_comparison_is_named(tmp_path: Path):

@@ -1,12 +1,13 @@
 """The token microscope as the page gets it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from mlx_finetune.dataset.token_losses import write_microscope
 from mlx_finetune.monitor.microscope import Measured, Microscope, Row, Token
 from mlx_finetune.monitor.web.lens import microscope_json
-from mlx_finetune.rundir import RunDir
+from mlx_finetune.rundir import RUN_INFO, RunDir
 
 ROW = Row(
     "rows.jsonl:3", (Token("Hi", False), Token("\u202eyes", True, 5.0, 0.1), Token("no", True, 1.0, 4.0)), ("cut",)
@@ -31,4 +32,14 @@ def test_tokens_come_with_their_verdicts_and_nothing_a_screen_could_obey(tmp_pat
 
 
 def test_a_run_without_a_measurement_has_no_rows(tmp_path: Path) -> None:
-    assert microscope_json(RunDir(tmp_path)) == {"rows": None}
+    none = {task: _none(tmp_path, task) for task in ("sft", "classify", "reward")}
+    assert none["sft"].startswith("Nothing was measured here yet.")
+    assert none["classify"] == none["reward"]
+    assert none["reward"].startswith("This run was trained to score")
+
+
+def _none(folder: Path, task: str) -> str:
+    (folder / RUN_INFO).write_text(json.dumps({"resolved": {"task": task}}))
+    found: Any = microscope_json(RunDir(folder))
+    assert found["rows"] is None
+    return found["none"]

@@ -77,6 +77,12 @@ def test_what_is_kept_is_tried_as_its_task_allows(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(("task", "said"), [("sft", "No answers yet."), ("classify", "This run was trained to score")])
+def test_a_run_without_answers_says_why(tmp_path: Path, task: str, said: str) -> None:
+    write_run(tmp_path, "demo", records(replace(STARTED, task=task), FINISHED))
+    assert get(make_client(make_pages(tmp_path)), "/api/runs/demo/filmstrip")["none"].startswith(said)
+
+
 def test_a_run_at_work_has_an_end_on_the_clock_and_no_way_to_go_on(folder: Path) -> None:
     run = write_run(folder, "now", records(STARTED, *(step(number) for number in range(1, 11))))
     lock = take_lock(run.file(LOCK))

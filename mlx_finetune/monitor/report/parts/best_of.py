@@ -10,6 +10,7 @@ from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, older
 from mlx_finetune.monitor.report.typed import read_kept
 from mlx_finetune.rundir import RunDir, of_other_step, weights_step
 from mlx_finetune.scoring.auc import beside_chance
+from mlx_finetune.scoring.picks import pair_title, way_title
 from mlx_finetune.units import counted
 
 _MOST = 8
@@ -18,13 +19,6 @@ _HOW_TO_READ = (
     "pick gives on average; oracle is right where any answer is, the most that a verifier could reach. 95 times of 100 "
     "an interval holds the true value."
 )
-_TITLES = {
-    "greedy": "greedy answer",
-    "random": "random pick",
-    "majority": "majority vote",
-    "verifier": "verifier's pick",
-    "oracle": "oracle (any right)",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +54,9 @@ class AtN:
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
-    """One best_of/NAME.json; what it has beside this is left to the file. ``remark`` is about its problems, or ""."""
+    """One best_of/NAME.json; what it has beside this is left to the file. ``remark`` is about its problems, or "".
+
+    ``scorer`` is what gave the scores, in words."""
 
     name: str
     measured: str
@@ -71,6 +67,7 @@ class BestOf:
     compared: tuple[Compared, ...]
     at_n: tuple[AtN, ...]
     remark: str = ""
+    scorer: str = "verifier"
     told_apart: Share | None = None
     auc: Share | None = None
     auc_within: Share | None = None
@@ -114,7 +111,7 @@ def _comparison(one: BestOf, other_weights: str) -> Html:
 def _ways(one: BestOf) -> Html:
     rows: list[list[Child]] = [
         [
-            foreign(_TITLES.get(way.name, way.name), 60),
+            foreign(way_title(way.name, one.scorer), 60),
             _value(way, one.num_problems),
             f"{way.low:.3f} to {way.high:.3f}",
         ]
@@ -129,7 +126,7 @@ def _differences(one: BestOf) -> Html:
         look = "better" if pair.low > 0 else "worse" if pair.high < 0 else "unsure"
         rows.append(
             [
-                foreign(f"{pair.first} - {pair.second}", 80),
+                foreign(pair_title(pair.first, pair.second, one.scorer), 80),
                 f"{pair.value:+.3f}",
                 f"{pair.low:+.3f} to {pair.high:+.3f}",
                 interval_picture(pair.low, pair.value, pair.high, look=look),
@@ -142,7 +139,12 @@ def _differences(one: BestOf) -> Html:
 def _of_n(one: BestOf) -> Html:
     rows: list[list[Child]] = [["any right (pass@n)", *(f"{at.any_right:.3f}" for at in one.at_n)]]
     if any(at.verifier is not None for at in one.at_n):
-        rows.append(["verifier's best", *("" if at.verifier is None else f"{at.verifier:.3f}" for at in one.at_n)])
+        rows.append(
+            [
+                foreign(f"{one.scorer}'s best", 60),
+                *("" if at.verifier is None else f"{at.verifier:.3f}" for at in one.at_n),
+            ]
+        )
     return table(("of n answers", *(str(at.n) for at in one.at_n)), rows, class_="figures")
 
 

@@ -156,7 +156,7 @@ def _learned(facts: ReportFacts) -> Html | None:
     course, beside = f", from {number(first, 3)} to {number(result, 3)}.", ""
     if started.constant_loss is not None and not is_higher_better:
         beside = f" The same answer for every row would come to {number(started.constant_loss, 3)}."
-        if look == "good" and result > started.constant_loss * (1 - _SAME):
+        if look == "good" and started.is_no_better(result):
             look, title = "open", f"It is no better than the same answer for every row: {title.partition(': ')[2]}"
     return _verdict(look, tag("b", f"{title}{course}"), f"{beside} {means}{few}")
 
@@ -196,8 +196,7 @@ def _figures(facts: ReportFacts) -> Iterator[tuple[str, Child]]:
         yield "time in steps", format_seconds(seconds)
     if summary.started is not None:
         started = summary.started
-        share = min(1.0, started.trainable_parameters / max(1, started.total_parameters))  # a new head is beside them
-        yield "parameters trained", f"{format_count(started.trainable_parameters)} ({share:.1%})"
+        yield "parameters trained", f"{format_count(started.trainable_parameters)} ({started.trained_share:.1%})"
     if (peak := summary.peak_memory_bytes()) is not None:
         yield "peak memory", format_bytes(peak)
     if (joules := energy_joules(facts)) is not None:

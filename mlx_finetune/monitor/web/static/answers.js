@@ -53,7 +53,7 @@ class Answers {
     this.checkpoints = strip.checkpoints
     this.none.hidden = this.frames.length > 0
     this.strip.hidden = this.frames.length === 0
-    put(this.none, "No answers yet. Prompts in [eval] of the recipe are answered before training and at every evaluation.")
+    put(this.none, strip.none)
     if (!this.frames.length) return
     this.slider.max = this.frames.length - 1
     this.slider.disabled = this.frames.length < 2

@@ -334,7 +334,7 @@ class Head {
       speed: step ? count(step.targets_per_second) : "\u2013",
       memory: ofLimit(status.peak_memory_bytes, started?.memory_limit_bytes),
       begun: clock(status.first_time),
-      took: status.first_time ? seconds(status.last_time - status.first_time) : "\u2013",
+      took: status.first_time ? seconds(status.took_seconds) : "\u2013",
     }
     for (const [key, text] of Object.entries(numbers)) put(this.numbers[key], text)
     const { lead, units, trend } = status

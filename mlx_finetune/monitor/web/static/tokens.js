@@ -19,7 +19,7 @@ class Tokens {
   async load(name) {
     try {
       const found = await get(about(name, "microscope"))
-      if (found.rows === null) return put(this.note, "Nothing was measured here yet. It is measured at the end of a training that has validation rows.")
+      if (found.rows === null) return put(this.note, found.none)
       put(this.note, visible(found.summary))
       fill(this.body, [legend(found), ...found.moved.map(moved), ...found.rows.map(row)])
     } catch (error) {

@@ -88,8 +88,8 @@ def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
     validation set."""
     first, best, last = finished.first_loss, finished.best_loss, finished.last_loss
     if first is None and last is None and best is None:
-        smooth, what = summary.smooth_lead, summary.lead or "training loss"
-        return [f"no validation set; {what} at the end {number(smooth, 4)}"] if smooth is not None else []
+        at_end = summary.lead_at_end
+        return [f"no validation set; {at_end[0]}: {number(at_end[1], 4)}"] if at_end is not None else []
     end = finished.result_loss
     if first is None:
         return [f"validation loss {number(end, 4)}{_best_at(finished)}"]

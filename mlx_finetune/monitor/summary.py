@@ -32,6 +32,7 @@ Outcome = RunFinished | RunStopped | RunFailed
 
 #: Steps over which the loss is averaged (weight 1/e), and over which the trend and the pace are taken.
 SMOOTH_STEPS = 20
+END_STEPS = 10  # logged ones, whose mean is what there was at the end
 TREND_STEPS = 40
 
 #: The one phase of a training at work; every other one prepares the training, or its continuation.
@@ -258,6 +259,15 @@ class Summary:
     def smooth_lead(self) -> float | None:
         """What leads, averaged over about the last ``SMOOTH_STEPS`` steps."""
         return self.leading[-1].smooth if self.leading else None
+
+    @property
+    def lead_at_end(self) -> tuple[str, float] | None:
+        """What leads, with how many steps it is of, and its mean over these; what is smoothed lags behind a fall."""
+        values = [point.loss for point in self.leading[-END_STEPS:]]
+        if not values:
+            return None
+        which = "the last logged step" if len(values) == 1 else f"mean of the last {len(values)} logged steps"
+        return f"{self.lead or 'training loss'}, {which}", sum(values) / len(values)
 
     @property
     def lead_name(self) -> str:

@@ -98,7 +98,7 @@ def test_the_peak_is_told_once_beside_what_was_planned() -> None:
 def test_without_a_validation_set_the_training_loss_is_told() -> None:
     none = dataclasses.replace(FINISHED, first_loss=None, best_loss=None, best_step=None, last_loss=None)
     summary = summarise(records(STARTED, step(1, 2.0)))
-    assert learned_lines(summary, none) == ["no validation set; training loss at the end 2.0000"]
+    assert learned_lines(summary, none) == ["no validation set; training loss, the last logged step: 2.0000"]
 
 
 def test_the_first_prompt_whose_answer_changed_is_compared() -> None:

@@ -73,6 +73,15 @@ def test_a_short_run_is_smoothed_over_its_last_third_so_that_its_first_losses_ar
     assert 2.0 < shown < 2.1 < sum(losses) / len(losses)
 
 
+def test_what_there_was_at_the_end_does_not_lag_behind_a_loss_that_falls() -> None:
+    assert summarise(records(STARTED)).lead_at_end is None
+    summary = summarise(records(STARTED, *(step(number, 4.0 / number) for number in range(1, 81))))
+    mean = sum(4.0 / number for number in range(71, 81)) / 10
+    assert summary.lead_at_end == ("training loss, mean of the last 10 logged steps", pytest.approx(mean))
+    assert summary.smooth_lead is not None
+    assert summary.smooth_lead > mean
+
+
 def test_steps_after_the_checkpoint_of_a_resumed_run_are_forgotten() -> None:
     resumed = RunStarted("demo", "tiny-llama", "sft", 2, 40, 20, 80, 8, 1_000, 50_000, "CPU", "float32")
     summary = summarise(

@@ -4,7 +4,6 @@ Figures are ranked only where they are of the same thing: the same rows with the
 under two tokenizers count different tokens; they give way to bits per byte. Reads files only; needs no model.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,19 +135,17 @@ def kept_verdicts(run: RunDir) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     now = rundir.weights_step(run)
-    for name in kept_names(run):
-        try:
-            fields = json.loads((run.file(rundir.EVALUATIONS) / f"{name}{JSON_END}").read_bytes())
-            sentence, mark = str(fields["verdict"]["sentence"]), of_other_step(fields.get("step"), now)
-            found[name] = f"{sentence} ({mark})" if mark else sentence
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
+    paths = {name: run.file(rundir.EVALUATIONS) / f"{name}{JSON_END}" for name in kept_names(run)}
     for folder in (rundir.CHECKPOINT_EVALUATIONS, rundir.SINK_EXPERIMENTS):
-        for path in sorted(run.file(folder).glob(f"*{JSON_END}")):
-            try:
-                found[f"{path.parent.name}/{path.stem}"] = str(json.loads(path.read_bytes())["sentence"])
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                continue
+        paths |= {f"{path.parent.name}/{path.stem}": path for path in sorted(run.file(folder).glob(f"*{JSON_END}"))}
+    for name, path in paths.items():
+        fields = durable.read_object_if_any(path)
+        try:
+            sentence = str(cast("Any", fields.get("verdict", fields))["sentence"])
+        except (KeyError, TypeError):
+            continue
+        mark = of_other_step(cast("int | None", fields.get("step")), now)
+        found[name] = f"{sentence} ({mark})" if mark else sentence
     return found
 
 

@@ -1,7 +1,7 @@
 """A journal added up: figures over all rows and each category, changes, speed, the rows that changed most, gates."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -141,6 +141,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
     baseline = _baseline(evaluation, found)
     has_base, unit = evaluation.subject.opened.has_base, evaluation.chosen.unit
     cut = {side: (one.num_cut, one.num_answers) for side, one in answers.items()}
+    verdict = judge(results, has_base=has_base, cut=cut, unit=unit, baseline=baseline)
     return Report(
         tuple(results),
         tuple(_category(evaluation, found, name) for name in names),
@@ -151,7 +152,7 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
         lead.title if lead else "",
         gains,
         losses,
-        judge(results, has_base=has_base, cut=cut, unit=unit, baseline=baseline),
+        replace(verdict, sentence=f"{evaluation.chosen.remark} {verdict.sentence}".strip()),
         tuple(_gate(gate, results) for gate in evaluation.gates),
         _failed(evaluation, found),
         is_whole,

@@ -36,6 +36,8 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
             "num_rows": len(chosen.rows),
             "num_held_out": chosen.num_held_out,
             "unit": chosen.unit,
+            "num_in_training": chosen.seen.num_train if chosen.seen else None,
+            "num_in_validation": chosen.seen.num_valid if chosen.seen else None,
         },
         "tasks": list(evaluation.tasks),
         "tasks_reason": evaluation.reason,

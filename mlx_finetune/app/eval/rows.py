@@ -47,7 +47,8 @@ Read = Callable[..., Splits]
 class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
 
-    ``key`` is the hash of the content, the same in every evaluation; ``scored`` what a score head is given, where
+    ``key`` is the hash of the content, the same in every evaluation, ``whole_key`` that of the row of which this may be
+    a block; ``scored`` what a score head is given, where
     ``example`` is only what a language model is asked about it. One that ``is_continued`` is of the same text as the
     row before it; an end mark stands behind one that ``ends``. ``block`` is its number where a long text is divided, 0
     where it is whole. ``others`` are further right answers.
@@ -64,6 +65,7 @@ class EvalRow:
     is_continued: bool = False
     ends: bool = True
     block: int = 0
+    whole_key: str = ""
 
     @property
     def part(self) -> Part:
@@ -80,8 +82,23 @@ class EvalRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """How many of the rows stand in the training rows of the run, and how many others in its validation rows.
+
+    ``is_other``: its data has changed since its training, so they may be others.
+    """
+
+    num_train: int
+    num_valid: int
+    is_other: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
-    """The rows of one evaluation. ``sha256`` is that of the data files; ``num_held_out`` counts those left out too."""
+    """The rows of one evaluation. ``sha256`` is that of the data files; ``num_held_out`` counts those left out too.
+
+    ``seen`` is None where the rows are held out by the run's own split, and where nothing tells.
+    """
 
     rows: tuple[EvalRow, ...]
     split: str
@@ -90,6 +107,19 @@ class Chosen:
     num_held_out: int
     shots: tuple[Example, ...]
     notices: tuple[Problem, ...] = ()
+    seen: Seen | None = None
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the figures must know of rows that the run had seen, or ""."""
+        seen = self.seen
+        if seen is None or not seen.num_train + seen.num_valid:
+            return ""
+        total = counted(len(self.rows), self.unit)
+        counts = ((seen.num_train, "training"), (seen.num_valid, "validation"))
+        parts = [f"{num} of {total} stand in its {name} rows" for num, name in counts if num]
+        changed = " Its data has changed since its training, so these may be others." if seen.is_other else ""
+        return f"{', and '.join(parts)}: these figures flatter it.{changed}"
 
     @property
     def unit(self) -> str:
@@ -315,4 +345,5 @@ def _row(example: Example, categories: Mapping[tuple[str, int, int], str], ask: 
     where = f"{example.source}:{example.line}"
     scored = example if ask else None
     ends = not (isinstance(example, Text) and example.continues)
-    return EvalRow(f"{key:016x}", where, category, asked, prompt, reference, scored, ends=ends)
+    name = f"{key:016x}"
+    return EvalRow(name, where, category, asked, prompt, reference, scored, ends=ends, whole_key=name)

@@ -16,6 +16,7 @@ from mlx_finetune.app.eval.prompts import Prompter, enough_tokens
 from mlx_finetune.app.eval.rows import Chosen, EvalRow, choose_rows
 from mlx_finetune.app.eval.score import is_json_object
 from mlx_finetune.app.eval.scored import check_scored, class_names, question_of, scored_measures, scored_sides
+from mlx_finetune.app.eval.seen import with_seen
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
 from mlx_finetune.dataset.formats import Preference, Text
 from mlx_finetune.errors import Problem, UsageError
@@ -138,7 +139,7 @@ def _tasks(
 
 
 def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path, *, needs_category: bool) -> Chosen:
-    return choose_rows(
+    chosen = choose_rows(
         subject.data,
         base=subject.folder if given is None else base,
         training_base=subject.folder,
@@ -152,6 +153,7 @@ def _chosen(subject: Subject, recipe: EvalRecipe, given: str | None, base: Path,
         ask=question_of(subject.opened.head, recipe) if subject.opened.head else None,
         references=recipe.references,
     )
+    return with_seen(subject, chosen, given)
 
 
 def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:

@@ -81,11 +81,14 @@ class Subject:
 
     @property
     def step(self) -> int | None:
-        """The step of the run's weights; None of other models, and where a run does not say."""
+        """The step of the weights that a run's name stands for; None where it does not say, and of everything else.
+
+        A checkpoint that was named stays what it is, whatever becomes of its run.
+        """
         located = self.opened.located
-        if located.run is None:
-            return None
         folder = located.adapter or Path(located.model or "")
+        if located.run is None or folder.name == Path(located.name).name != located.run.path.name:
+            return None
         is_checkpoint = folder in located.run.checkpoint_folders()
         return rundir.checkpoint_step(folder) if is_checkpoint else rundir.weights_step(located.run)
 

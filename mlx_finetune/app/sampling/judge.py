@@ -140,6 +140,7 @@ def _facts(subject: Subject, samples: Path, settings: Mapping[str, object]) -> d
     hashes = {f"verifier_{name}": value for name, value in subject.hashes().items()}
     return {
         "verifier": subject.opened.name,
+        "step": subject.step,
         "scorer": "reward model" if subject.task == "reward" else "verifier",
         "samples": str(samples),
         "samples_sha256": durable.hash_file(samples / LINES),

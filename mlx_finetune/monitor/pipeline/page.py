@@ -51,7 +51,8 @@ def write_page(facts: PipelineFacts, out: Path | None = None) -> Path:
 
 
 def _owner(facts: PipelineFacts) -> str:
-    return hashlib.sha256(f"{facts.record.created} {facts.record.file}".encode()).hexdigest()[:16]
+    """What stays the same of a pipeline, whichever file it goes on with."""
+    return hashlib.sha256(facts.record.created.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def write_reports(facts: PipelineFacts) -> tuple[Path, Path | None]:

@@ -31,6 +31,13 @@ class Rows:
     split: str
     num_rows: int
     unit: str = "row"
+    num_in_training: int | None = None
+    num_in_validation: int | None = None
+
+    @property
+    def num_seen(self) -> int:
+        """Those that taught the run or chose its weights."""
+        return (self.num_in_training or 0) + (self.num_in_validation or 0)
 
 
 @dataclass(frozen=True, slots=True)

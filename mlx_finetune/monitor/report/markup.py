@@ -108,3 +108,8 @@ def moment(seconds: float) -> Html:
     except (OverflowError, OSError, ValueError):
         return Html("")
     return tag("time", f"{when:%Y-%m-%d %H:%M} UTC", datetime=f"{when:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def older_note(other_weights: str) -> Html | None:
+    """That a measurement is of weights that the run has no more, as ``of_other_step`` says it; None where it is not."""
+    return tag("p", f"{other_weights[0].upper()}{other_weights[1:]}.", class_="note") if other_weights else None

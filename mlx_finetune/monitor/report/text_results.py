@@ -65,6 +65,7 @@ class SinkExperiment:
     meaning: Mapping[str, str]
     buckets: tuple[Bucket, ...]
     subject: str = ""
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,9 +77,9 @@ def is_ours(path: Path, owner: str) -> bool:
 
 
 def _owner(facts: ReportFacts) -> str:
-    """What stays the same of a run wherever its folder is moved to."""
+    """What stays the same of a run wherever its folder is moved to and whatever a fork of it learns from."""
     begun = facts.info.created or str(facts.summary.first_time)
-    return hashlib.sha256(f"{begun} {facts.info.identity.data_sha256}".encode("utf-8", "replace")).hexdigest()[:16]
+    return hashlib.sha256(begun.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def free_place(run: RunDir, owner: str) -> Path:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from answering_runs import write_full_run
 from click.testing import CliRunner, Result
-from eval_runs import COLOURS, change_facts, evaluation_of, write_place, write_rows
+from eval_runs import COLOURS, change_facts, evaluation_of, subject_of, write_place, write_rows
 
 from mlx_finetune.app.eval import knowledge
 from mlx_finetune.app.eval.journal import Journal
+from mlx_finetune.app.eval.rows import choose_rows
 from mlx_finetune.app.eval.run import evaluate
 from mlx_finetune.commands.eval import command, split_tasks
 from mlx_finetune.dataset.template import tokenize
@@ -543,7 +544,9 @@ def test_a_checkpoint_has_results_of_its_own_name(place: Path) -> None:
     (checkpoint / "run.json").write_bytes((run / "run.json").read_bytes())  # as a training saves it
     finished, _ = measure(evaluation_of(place, ("loss",), name="adapters/keeper/checkpoint-2"))
     assert finished.place is not None
-    assert finished.place.file(".json") == run.resolve() / "eval/checkpoint-2-test.json"
+    kept = finished.place.file(".json")
+    assert kept == run.resolve() / "eval/checkpoint-2-test.json"
+    assert json.loads(kept.read_text())["step"] is None, "it does not become another when its run is trained further"
     assert not (checkpoint / "eval").exists(), "a checkpoint is removed one day"
 
 
@@ -596,3 +599,35 @@ def test_rows_may_be_thousands_and_most_are_left_out_by_content(place: Path) -> 
     assert (len(evaluation.rows), evaluation.chosen.num_held_out) == (20, 3000)
     finished, _ = measure(evaluation)
     assert finished.report.results[0].figures["tuned"].num_rows == 20
+
+
+def test_rows_that_taught_the_run_are_counted_in_the_verdict_and_as_json(tmp_path: Path, tiny_model: TinyModel) -> None:
+    place = write_place(tmp_path, tiny_model("llama"))
+    other = write_rows(place / "other.jsonl", 62)  # the 60 rows of the run, of which some are held out for a test
+    own = choose_rows(
+        subject_of(place).data,
+        base=place,
+        training_base=place,
+        given=None,
+        max_rows=100,
+        category=None,
+        shots=0,
+        seed=0,
+    )
+    assert own.split == "test"
+    evaluation = evaluation_of(place, ("loss",), given=other.name)
+    seen = evaluation.chosen.seen
+    assert seen is not None
+    assert seen.num_train + seen.num_valid == 60 - len(own.rows)
+    done = evaluate(evaluation, named="o", out=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None)
+    sentence = f"{seen.num_train} of 62 rows stand in its training rows, and {seen.num_valid} of 62 rows stand in its"
+    assert done.report.verdict.sentence.startswith(f"{sentence} validation rows: these figures flatter it. ")
+    kept = json.loads((place / "adapters/keeper/eval/o.json").read_text())
+    assert kept["data"]["num_in_training"] == seen.num_train
+    (place / "rows.jsonl").unlink()
+    unknown = evaluation_of(place, ("loss",), given=other.name).chosen
+    assert unknown.seen is None
+    assert "whether keeper was trained on these rows cannot be told" in unknown.notices[0].message
+    write_rows(place / "rows.jsonl", 61)
+    (place / "new.jsonl").write_text(other.read_text().splitlines()[-1] + "\n")
+    assert evaluation_of(place, ("loss",), given="new.jsonl").chosen.remark == ""

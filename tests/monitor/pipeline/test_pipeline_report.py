@@ -99,6 +99,14 @@ def test_figures_from_before_a_stage_was_trained_further_are_marked_and_not_rank
         assert text.count("pretrain, from before it was trained further") == 1
 
 
+def test_figures_over_rows_that_taught_a_stage_are_not_ranked() -> None:
+    known = replace(evaluation(3.5, 20), data=Rows("rows.jsonl", "all", 50, num_in_training=40))
+    facts = pipeline(evaluation(3.0, 10), known)
+    assert set(best(facts).values()) == {()}
+    note = "not ranked: some of these rows stand in the training or validation rows of sft"
+    assert evaluation_tables(facts)[0].note == note
+
+
 def test_figures_of_an_evaluation_that_was_changed_in_between_are_not_ranked() -> None:
     facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20))
     first, second = facts.record.evaluations
@@ -145,6 +153,12 @@ def test_names_and_messages_of_others_stay_text() -> None:
     assert "<script>" not in markdown(facts)
     row = next(line for line in markdown(facts).splitlines() if "| failed |" in line)
     assert row.count("|") == 8
+
+
+def test_a_pipeline_that_goes_on_with_another_file_has_its_report_in_the_same_place(tmp_path: Path) -> None:
+    facts = pipeline(evaluation(3.0, 10), evaluation(3.5, 20), folder=tmp_path)
+    first = write_reports(facts)
+    assert write_reports(replace(facts, record=replace(facts.record, file="other.toml"))) == first
 
 
 def test_an_edited_table_is_left_as_it_is(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def write_best_of(run: RunDir, samples: str, *, scores: tuple[float, float] = (1
         "name": "tested",
         "measured": "2026-11-26T20:00:00+00:00",
         "samples": samples,
+        "step": 20,
         **more,
     }
     folder = run.file(rundir.BEST_OF)
@@ -43,6 +44,7 @@ def test_the_report_has_every_way_and_its_difference(tmp_path: Path):
     assert "verifier&#x27;s pick" in page or "verifier's pick" in page
     assert "3 of 40 &lt;b&gt;known&lt;/b&gt;" in page
     assert "40 of 40" in page
+    assert "Of step 20, while the run" in page
     assert "+0.196 to +0.716" in page
     assert "<td>two answers to one problem</td><td>1.000</td><td>1.000 to 1.000</td>" in page
     assert "&lt;b&gt;sums" in page

@@ -85,6 +85,12 @@ def test_text_of_others_is_shown_as_text(tmp_path: Path) -> None:
     assert "end of the context" in page
 
 
+def test_texts_read_with_weights_that_are_gone_are_marked(tmp_path: Path) -> None:
+    older = "Of step 20, while the run"
+    assert older not in page_with(tmp_path / "same", context=experiment() | {"step": 40})
+    assert page_with(tmp_path / "other", context=experiment() | {"step": 20}).count(older) == 1
+
+
 def test_a_run_without_such_results_has_no_such_parts(tmp_path: Path) -> None:
     page = render(read_facts(write_run(tmp_path)))
     assert 'id="checkpoints"' not in page

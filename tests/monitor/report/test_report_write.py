@@ -11,7 +11,7 @@ from reported_runs import STARTED, events, step, write_events, write_run
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Evaluated, Event, Phase, RunFailed, Sampled
 from mlx_finetune.monitor.report.write import write_report
-from mlx_finetune.rundir import LOCK, RunDir, is_run_file, take_lock
+from mlx_finetune.rundir import LOCK, RUN_INFO, RunDir, is_run_file, take_lock
 
 
 @pytest.fixture
@@ -56,6 +56,14 @@ def test_an_edited_report_is_left_and_the_next_one_stands_beside_it(run: RunDir)
     assert path.read_text("utf-8") == edited
     assert run.file("report-2.html").read_bytes() == b"mine"
     assert is_run_file("report-3.html")
+
+
+def test_a_run_that_goes_on_with_other_data_has_its_report_in_the_same_place(run: RunDir) -> None:
+    first = write_report(run)
+    info = json.loads(run.file(RUN_INFO).read_text())
+    info["identity"]["data_sha256"] = "other"
+    run.file(RUN_INFO).write_text(json.dumps(info))
+    assert write_report(run) == first
 
 
 def test_a_report_is_no_part_of_the_next_one(run: RunDir) -> None:

@@ -28,7 +28,10 @@ MEANING = {
 
 @dataclass(frozen=True, slots=True)
 class SinkReport:
-    """Every bucket; ``inside`` and ``behind`` are the losses up to the context and from there on, by method."""
+    """Every bucket; ``inside`` and ``behind`` are the losses up to the context and from there on, by method.
+
+    ``step`` is that of the weights of a run.
+    """
 
     subject: str
     model: str
@@ -45,6 +48,7 @@ class SinkReport:
     behind: Mapping[str, Loss]
     sentence: str
     is_whole: bool
+    step: int | None = None
 
 
 def sink_report(experiment: Experiment, journal: Journal, *, is_whole: bool) -> SinkReport:
@@ -85,6 +89,7 @@ def sink_report(experiment: Experiment, journal: Journal, *, is_whole: bool) -> 
         if shared
         else "Nothing has been read by all four yet.",
         is_whole,
+        experiment.subject.step,
     )
 
 

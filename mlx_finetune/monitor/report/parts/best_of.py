@@ -6,8 +6,9 @@ from pathlib import Path
 from mlx_finetune import rundir
 from mlx_finetune.monitor.report.chart import interval_picture
 from mlx_finetune.monitor.report.facts import ReportFacts
-from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, section, table, tag
+from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, older_note, section, table, tag
 from mlx_finetune.monitor.report.typed import read_kept
+from mlx_finetune.rundir import RunDir, of_other_step, weights_step
 from mlx_finetune.scoring.auc import beside_chance
 from mlx_finetune.scoring.picks import pair_title, way_title
 from mlx_finetune.units import counted
@@ -70,29 +71,33 @@ class BestOf:
     told_apart: Share | None = None
     auc: Share | None = None
     auc_within: Share | None = None
+    step: int | None = None
 
 
 def best_of(facts: ReportFacts) -> Html | None:
     """The section; None where no samples were judged."""
-    found, damaged = read_kept(Path(facts.run.path) / rundir.BEST_OF, BestOf)
+    run = RunDir(Path(facts.run.path))
+    found, damaged = read_kept(run.file(rundir.BEST_OF), BestOf)
+    now = weights_step(run)
     if not found and not damaged:
         return None
     return section(
         "picks",
         "Picking one of several answers",
         tag("p", _HOW_TO_READ, class_="hint"),
-        *(_comparison(one) for one in found[:_MOST]),
+        *(_comparison(one, of_other_step(one.step, now)) for one in found[:_MOST]),
         tag("p", f"{counted(len(found) - _MOST, 'older comparison')} left out.") if len(found) > _MOST else None,
         *(tag("p", code(f"{rundir.BEST_OF}/{name}"), " cannot be read and is left out.") for name in damaged[:20]),
     )
 
 
-def _comparison(one: BestOf) -> Html:
+def _comparison(one: BestOf, other_weights: str) -> Html:
     few = None if one.num_problems >= 30 else tag("p", "Few problems: look at the intervals first.")
     where = f"{counted(one.num_problems, 'problem')}, {one.k} answers each, "
     return tag(
         "article",
         tag("h3", foreign(one.name, 80), " ", tag("span", where, foreign(one.samples, 200), class_="same")),
+        older_note(other_weights),
         few,
         tag("p", foreign(one.remark, 400)) if one.remark else None,
         _ways(one),

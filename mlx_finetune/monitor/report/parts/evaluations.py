@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from mlx_finetune.monitor.report.chart import interval_picture
 from mlx_finetune.monitor.report.evaluated import Change, Changed, Evaluation, Figure, Measured
 from mlx_finetune.monitor.report.facts import ReportFacts
-from mlx_finetune.monitor.report.markup import Child, Html, code, cut, details, foreign, section, table, tag
+from mlx_finetune.monitor.report.markup import Child, Html, code, cut, details, foreign, older_note, section, table, tag
 from mlx_finetune.units import counted, decimals_beside, format_figure, format_pair
 
 #: Evaluations that are written out; older ones have their verdict only.
@@ -51,9 +51,7 @@ def _evaluation(one: Evaluation) -> Html:
             " ",
             tag("span", rows, foreign(one.data.source, 200), _split(one), class_="same"),
         ),
-        tag("p", f"{one.other_weights[:1].upper()}{one.other_weights[1:]}.", class_="note")
-        if one.other_weights
-        else None,
+        older_note(one.other_weights),
         tag("p", foreign(one.verdict.sentence, 1500), class_=f"verdict {_LOOKS.get(one.verdict.outcome, 'open')}"),
         whole,
         _figures([measured for measured in one.measures if measured.is_shown]),

@@ -186,8 +186,9 @@ def _figures(facts: ReportFacts) -> Iterator[tuple[str, Child]]:
     if run.result_loss is not None:
         before = f"{number(run.first_loss, 3)} \u2192 " if run.first_loss is not None else ""
         yield "validation loss", f"{before}{number(run.result_loss, 3)}"
-    if summary.smooth_lead is not None:
-        yield f"{summary.lead or 'training loss'} at the end", number(summary.smooth_lead, 3)
+    if summary.lead_at_end is not None:
+        name, mean = summary.lead_at_end
+        yield name, number(mean, 3)
     best = summary.best_evaluation
     if best is not None and best.step:
         yield "best step", f"{best.step:,}"

@@ -1,11 +1,24 @@
 """Texts longer than the context: the loss by position, with what is kept of them in four ways."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from mlx_finetune.monitor.report.chart import Chart, Series, draw
 from mlx_finetune.monitor.report.facts import ReportFacts
-from mlx_finetune.monitor.report.markup import Child, Html, code, details, foreign, joined, section, table, tag
+from mlx_finetune.monitor.report.markup import (
+    Child,
+    Html,
+    code,
+    details,
+    foreign,
+    joined,
+    older_note,
+    section,
+    table,
+    tag,
+)
 from mlx_finetune.monitor.report.text_results import SinkExperiment
+from mlx_finetune.rundir import RunDir, of_other_step, weights_step
 from mlx_finetune.scoring.positions import Loss
 
 MOST = 4
@@ -17,6 +30,7 @@ def sinks(facts: ReportFacts) -> Html | None:
     damaged = [name for name in facts.texts.damaged if name.startswith("sinks/")]
     if not facts.texts.experiments and not damaged:
         return None
+    now = weights_step(RunDir(Path(facts.run.path)))
     return section(
         "sinks",
         "Past the context",
@@ -26,12 +40,12 @@ def sinks(facts: ReportFacts) -> Html | None:
             "not kept, those of the first few (the sinks) are often what a model leans on.",
             class_="hint",
         ),
-        *(_experiment(one) for one in facts.texts.experiments[:MOST]),
+        *(_experiment(one, of_other_step(one.step, now)) for one in facts.texts.experiments[:MOST]),
         *(tag("p", code(f"eval/{name}"), " cannot be read and is left out.") for name in damaged[:20]),
     )
 
 
-def _experiment(one: SinkExperiment) -> Html:
+def _experiment(one: SinkExperiment, other_weights: str) -> Html:
     methods = one.methods[:8]
     chart = draw(
         Chart(
@@ -51,6 +65,7 @@ def _experiment(one: SinkExperiment) -> Html:
     return tag(
         "article",
         tag("h3", foreign(one.name, 60), " ", tag("span", what, foreign(one.source, 200), class_="same")),
+        older_note(other_weights),
         tag("p", foreign(one.sentence, 1000), class_="verdict open"),
         chart,
         tag("ul", *kept),

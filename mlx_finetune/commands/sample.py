@@ -160,16 +160,19 @@ class _Bar:
 
 def _finish(sampler: "Sampler", out: Path, name: str, *, as_json: bool) -> None:
     """Write the rows to train on and print the comparison."""
+    from mlx_finetune import durable
     from mlx_finetune.app.sampling.best_of import compare, lines, to_json
-    from mlx_finetune.app.sampling.folder import read_problems
+    from mlx_finetune.app.sampling.folder import COMPARISON, read_problems
     from mlx_finetune.app.sampling.rows import write_rows
 
     problems = read_problems(out)
     sft, verifier = write_rows(out, problems)
     found = compare(problems, None, seed=sampler.drawing.seed)
+    facts = {**sampler.settings, "samples": sampler.chosen.source, "sft_rows": sft.num_train + sft.num_valid}
+    plain = to_json(found, facts)
+    durable.write_json(out / COMPARISON, plain)
     if as_json:
-        facts = {**sampler.settings, "sft_rows": sft.num_train + sft.num_valid}
-        click.echo(json.dumps(to_json(found, facts), ensure_ascii=False))
+        click.echo(json.dumps(plain, ensure_ascii=False))
     else:
         for line in lines(found):
             click.echo(line)

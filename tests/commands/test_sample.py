@@ -10,10 +10,12 @@ from answering_runs import write_run
 from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
-from mlx_finetune.app.sampling.folder import LINES
+from mlx_finetune.app.sampling.folder import COMPARISON, LINES
 from mlx_finetune.cli import root
 from mlx_finetune.errors import DataError, RunError, UsageError
 from mlx_finetune.model.heads.score import WEIGHT
+from mlx_finetune.monitor.pipeline.facts import Picks
+from mlx_finetune.monitor.report.typed import read_json
 from mlx_finetune.rundir import HEAD_WEIGHTS
 
 
@@ -34,6 +36,10 @@ def test_answers_are_drawn_compared_and_kept(run: Callable[..., Result], tmp_pat
     assert "random pick" in first.stdout
     assert "right by the rule: number" in first.stderr
     assert len((tmp_path / "drawn" / LINES).read_text().splitlines()) == 9
+    picks = read_json(tmp_path / "drawn" / COMPARISON, Picks)  # what a pipeline shows of its stage
+    assert picks is not None
+    assert (picks.num_problems, picks.k, picks.samples) == (3, 2, "sums.jsonl")
+    assert [way.name for way in picks.ways] == ["greedy", "random", "majority", "oracle"]
     again = run(*arguments, "--json")
     assert "9 of 9 answers were there already" in again.stderr
     assert json.loads(again.stdout)["num_problems"] == 3

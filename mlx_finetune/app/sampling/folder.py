@@ -17,7 +17,7 @@ from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import RunError
 from mlx_finetune.rundir import LOCK, LOG, check_folder
 
-SETTINGS, LINES = "sampling.json", "samples.jsonl"
+SETTINGS, LINES, COMPARISON = "sampling.json", "samples.jsonl", "comparison.json"
 FORMAT_VERSION = 1
 
 #: Words for what two samplings may differ in.

@@ -46,7 +46,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """One comparison of ways to pick one of ``k`` answers, as ``mlxft eval --samples`` keeps it."""
+    """One comparison of ways to pick one of ``k`` answers, as ``mlxft sample`` and ``eval --samples`` keep it."""
 
     samples: str
     num_problems: int

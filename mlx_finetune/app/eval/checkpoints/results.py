@@ -147,11 +147,8 @@ def _sentence(
     known = [(at, point.key) for at in points for point in course.points if point.step == at.step and at.figures]
     if len(known) < 2:
         return "Too little was measured for a course."
-    few = (
-        f"{counted(len(shared), course.chosen.unit)} {'is' if len(shared) == 1 else 'are'} few. "
-        if len(shared) < FEW_ROWS
-        else ""
-    )
+    is_or_are = "is" if len(shared) == 1 else "are"
+    few = f"{counted(len(shared), course.chosen.unit)} {is_or_are} few. " if len(shared) < FEW_ROWS else ""
     value = {at.step: at.figures["bits_per_byte"].value for at, _ in known if "bits_per_byte" in at.figures}
     if len(value) < 2:
         return "The rows have no bytes to count."

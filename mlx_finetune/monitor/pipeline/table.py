@@ -57,14 +57,14 @@ def _table(name: str, stages: Sequence[StageFacts], facts: PipelineFacts) -> Eva
     windows = {_window(one) for one in evaluations.values()}
     shown = {measured.title: measured for one in evaluations.values() for measured in one.measures if measured.is_shown}
     older = [stage for stage in stages if stage.mark]
-    seen = [stage for stage, one in evaluations.items() if one.data.num_seen]
+    taught = [stage for stage, one in evaluations.items() if one.data.is_taught]
     is_one_definition = len({_definition(stage, name, facts) for stage in stages}) == 1
     columns: list[Column] = []
     for title, measured in shown.items():
         figures = {stage: figure for stage, one in evaluations.items() if (figure := _figure(one, title)) is not None}
         is_ranked = (
             not older
-            and not seen
+            and not taught
             and is_one_definition
             and len(places) == 1
             and (len(tokenizers) == 1 or measured.name not in _PER_TOKEN)
@@ -79,8 +79,8 @@ def _table(name: str, stages: Sequence[StageFacts], facts: PipelineFacts) -> Eva
         note = "what is of text is not ranked: the models do not read it in the same windows"
     if not is_one_definition:
         note = "not ranked: the evaluation was changed between the stages"
-    if seen and len(stages) > 1:
-        note = f"not ranked: some of these rows stand in the training or validation rows of {', '.join(seen)}"
+    if taught and len(stages) > 1:
+        note = f"not ranked: more than one in twenty of these rows stand in the training rows of {', '.join(taught)}"
     if older and len(stages) > 1:
         note = f"not ranked: {'; '.join(f'{stage.record.name} is {stage.mark[2:]}' for stage in older)}"
     first = next(iter(evaluations.values())).data

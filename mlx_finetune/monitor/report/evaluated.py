@@ -8,6 +8,9 @@ from mlx_finetune.monitor.report.typed import read_kept
 from mlx_finetune.rundir import EVALUATIONS, RunDir, of_other_step, weights_step
 
 
+_MOST_TAUGHT = 0.05  # of the rows; short ones are alike by chance
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One sentence, and what it comes to: learned, unproven, worse or alone."""
@@ -35,9 +38,9 @@ class Rows:
     num_in_validation: int | None = None
 
     @property
-    def num_seen(self) -> int:
-        """Those that taught the run or chose its weights."""
-        return (self.num_in_training or 0) + (self.num_in_validation or 0)
+    def is_taught(self) -> bool:
+        """Whether more of them taught the run than the odd one that is alike, so that it cannot be ranked by them."""
+        return (self.num_in_training or 0) > _MOST_TAUGHT * self.num_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,8 +103,15 @@ def test_figures_over_rows_that_taught_a_stage_are_not_ranked() -> None:
     known = replace(evaluation(3.5, 20), data=Rows("rows.jsonl", "all", 50, num_in_training=40))
     facts = pipeline(evaluation(3.0, 10), known)
     assert set(best(facts).values()) == {()}
-    note = "not ranked: some of these rows stand in the training or validation rows of sft"
+    note = "not ranked: more than one in twenty of these rows stand in the training rows of sft"
     assert evaluation_tables(facts)[0].note == note
+
+
+def test_an_odd_row_that_is_alike_and_rows_of_the_validation_keep_the_ranks() -> None:
+    some = replace(evaluation(3.5, 20), data=Rows("rows.jsonl", "all", 50, num_in_training=2, num_in_validation=48))
+    facts = pipeline(evaluation(3.0, 10), some)
+    assert set(best(facts).values()) != {()}
+    assert evaluation_tables(facts)[0].note == ""
 
 
 def test_figures_of_an_evaluation_that_was_changed_in_between_are_not_ranked() -> None:

@@ -7,7 +7,6 @@ from mlx_finetune.errors import Problem
 from mlx_finetune.monitor.report.typed import read_kept
 from mlx_finetune.rundir import EVALUATIONS, RunDir, of_other_step, weights_step
 
-
 _MOST_TAUGHT = 0.05  # of the rows; short ones are alike by chance
 
 

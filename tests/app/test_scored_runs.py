@@ -136,7 +136,7 @@ def test_a_classifier_is_measured_beside_the_language_model_it_began_as(runs, ca
     assert result["baseline"]["change"]["value"] == pytest.approx(gain)
     assert f"is right for {always} of {len(held)} (95 % interval of the gain over it" in " ".join(text.split())
     assert "chance is 1 of 3 classes, 33.3%." in " ".join(text.split())
-    evaluations, damaged = read_evaluations(run.path / "eval")
+    evaluations, damaged = read_evaluations(run)
     assert not damaged
     assert evaluations[0].classes["tuned"].labels == ("ten", "two", "ok")
     assert "chance is 1 of 3 classes" in render(read_facts(run))

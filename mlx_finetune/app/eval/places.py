@@ -78,7 +78,7 @@ def _is_free(place: Place, identity: Mapping[str, object]) -> bool:
 
 def _is_of_other_weights(place: Place, identity: Mapping[str, object]) -> bool:
     known = _identity(place) if place.is_begun else {}
-    return any(known.get(key, identity[key]) != identity[key] for key in _WEIGHTS)
+    return any(known[key] != identity[key] for key in _WEIGHTS if key in known and key in identity)
 
 
 def _identity(place: Place) -> Mapping[str, object]:

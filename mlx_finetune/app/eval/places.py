@@ -41,6 +41,11 @@ class Place:
         return self.folder / f"{self.name}{end}"
 
     @property
+    def exists(self) -> bool:
+        """Whether any of them is there."""
+        return any(self.file(end).exists() for end in ENDS)
+
+    @property
     def is_done(self) -> bool:
         """Whether this evaluation has been finished before."""
         return self.file(JSON_END).is_file()
@@ -72,7 +77,7 @@ def choose_place(folder: Path, named: str | None, default: str, identity: Mappin
 def _is_free(place: Place, identity: Mapping[str, object]) -> bool:
     """Nobody's, or this evaluation's own."""
     if not place.is_begun:
-        return not any(place.file(end).exists() for end in (JSON_END, CSV_END))
+        return not place.exists
     return _identity(place) == json.loads(json.dumps(identity))
 
 
@@ -98,19 +103,15 @@ def set_aside(folder: Path, name: str) -> str | None:
 
     Nothing is lost: the run's report shows it under its new name. Raises ``OSError``.
     """
-    if not any((folder / f"{name}{end}").exists() for end in ENDS):
+    old = Place(folder, name)
+    if not old.exists:
         return None
-    free = next(
-        f"{name}-{number}"
-        for number in count(2)
-        if not any((folder / f"{name}-{number}{end}").exists() for end in ENDS)
-    )
+    free = next(place for number in count(2) if not (place := Place(folder, f"{name}-{number}")).exists)
     for end in ENDS:
-        path = folder / f"{name}{end}"
-        if path.exists():
-            path.rename(folder / f"{free}{end}")
-    _rename_inside(folder / f"{free}.json", free)
-    return free
+        if old.file(end).exists():
+            old.file(end).rename(free.file(end))
+    _rename_inside(free.file(JSON_END), free.name)
+    return free.name
 
 
 def _rename_inside(path: Path, name: str) -> None:

@@ -39,6 +39,8 @@ class _NoColumnError(DataError):
 
 #: A row that a score head is given -> the question about it for a language model, with its answer.
 Ask = Callable[[Example], Example]
+#: Said behind a count of rows that a run knows, where its data is no longer what it was trained on.
+DATA_CHANGED = " Its data has changed since its training, so these may be others."
 #: ``load_splits``, or what stands in its place.
 Read = Callable[..., Splits]
 
@@ -47,11 +49,11 @@ Read = Callable[..., Splits]
 class EvalRow:
     """One held-out row. ``prompt`` are the turns before its last answer, which is ``reference``; both empty for text.
 
-    ``key`` is the hash of the content, the same in every evaluation, ``whole_key`` that of the row of which this may be
-    a block; ``scored`` what a score head is given, where
-    ``example`` is only what a language model is asked about it. One that ``is_continued`` is of the same text as the
-    row before it; an end mark stands behind one that ``ends``. ``block`` is its number where a long text is divided, 0
-    where it is whole. ``others`` are further right answers.
+    ``key`` is the hash of the content, the same in every evaluation, ``whole_key`` that of the row of which this may
+    be a block; ``scored`` what a score head is given, where ``example`` is only what a language model is asked about
+    it. One that ``is_continued`` is of the same text as the row before it; an end mark stands behind one that
+    ``ends``. ``block`` is its number where a long text is divided, 0 where it is whole. ``others`` are further right
+    answers.
     """
 
     key: str
@@ -118,8 +120,7 @@ class Chosen:
         total = counted(len(self.rows), self.unit)
         counts = ((seen.num_train, "training"), (seen.num_valid, "validation"))
         parts = [f"{num} of {total} stand in its {name} rows" for num, name in counts if num]
-        changed = " Its data has changed since its training, so these may be others." if seen.is_other else ""
-        return f"{', and '.join(parts)}: these figures flatter it.{changed}"
+        return f"{', and '.join(parts)}: these figures flatter it.{DATA_CHANGED if seen.is_other else ''}"
 
     @property
     def unit(self) -> str:

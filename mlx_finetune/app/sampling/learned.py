@@ -6,10 +6,11 @@ On those its pick says what it remembers. They are left out where enough others 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlx_finetune.app.eval.rows import DATA_CHANGED
+from mlx_finetune.app.eval.seen import own_splits
 from mlx_finetune.app.eval.subject import Subject, has_no_data
 from mlx_finetune.app.sampling.folder import SampledProblem
 from mlx_finetune.dataset.conversation import prompt_and_reference
-from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError
 from mlx_finetune.units import counted
@@ -37,15 +38,14 @@ def choose_problems(subject: Subject, problems: Sequence[SampledProblem]) -> Cho
         remark = "What this verifier learned from is not known here: figures on problems that taught it flatter it."
         return Chosen(problems, None, remark)
     try:
-        splits = load_splits(subject.data, base=subject.folder, task=subject.task)
+        splits, is_other = own_splits(subject)
     except DataError as error:
         remark = f"Whether this verifier has learned from these problems cannot be told: {error.message}"
         return Chosen(problems, None, remark)
     known = {_question(prompt_and_reference(row)[0]) for rows in (splits.train, splits.valid) for row in rows}
     new = [problem for problem in problems if _question(problem.prompt) not in known]
     num_learned = total - len(new)
-    is_other = subject.trained_data_sha256 not in ("", splits.content_hash)
-    changed = " Its data has changed since its training, so these may be others." if is_other else ""
+    changed = DATA_CHANGED if is_other else ""
     if not num_learned:
         return Chosen(problems, 0, changed.strip())
     are = "is" if num_learned == 1 else "are"

@@ -149,8 +149,9 @@ def append(path: Path, descriptor: int, content: bytes) -> None:
 def append_line(path: Path, line: bytes) -> None:
     """Add ``line``, which ends in a newline, to a file that several processes add to; it is on the disk afterwards.
 
-    What somebody left without a newline at the end is ended first, not cut. Where the disk takes only a part, that part
-    is taken away again. Raises as ``open_append`` does.
+    What somebody left without a newline at the end is ended first, not cut: a person's line, or the piece of a process
+    that was killed as it wrote. Where the disk takes only a part, that part is taken away again. Raises as
+    ``open_append`` does.
     """
     assert line.endswith(b"\n")
     descriptor, is_new = _open_locked(path)

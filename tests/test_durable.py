@@ -151,7 +151,8 @@ def test_a_line_that_the_disk_does_not_take_whole_is_not_there(tmp_path, monkeyp
     assert path.read_bytes() == b"one\n"
 
 
-def test_lines_of_several_processes_are_whole_also_where_these_are_killed(tmp_path):
+def test_lines_of_several_processes_never_mix_and_a_kill_tears_at_most_the_line_being_written(tmp_path):
+    """A write ends at any page when its process is killed, so each kill may leave one piece, on a line of its own."""
     path = tmp_path / "lines"
     code = (
         "import sys; from pathlib import Path; from mlx_finetune import durable\n"
@@ -166,10 +167,26 @@ def test_lines_of_several_processes_are_whole_also_where_these_are_killed(tmp_pa
         for child in children:
             child.kill()
             child.wait()
+    durable.append_line(path, b"d" * 5000 + b"\n")
+    lines = path.read_bytes().splitlines()
+    assert all(len(set(line)) == 1 for line in lines), "no line has two writers"
+    assert {line[:1] for line in lines} == {b"a", b"b", b"c", b"d"}
+    assert len(lines[-1]) == 5000, "what comes after a kill is whole"
+    pieces = [line[:1] for line in lines if len(line) != 5000]
+    assert len(pieces) == len(set(pieces)), "a process is killed once"
+
+
+def test_lines_of_several_processes_are_all_there_and_whole(tmp_path):
+    path, line = tmp_path / "lines", b"a" * 5000 + b"\n"
+    code = (
+        "import sys; from pathlib import Path; from mlx_finetune import durable\n"
+        "line = (sys.argv[2] * 5000 + '\\n').encode()\n"
+        "for _ in range(40): durable.append_line(Path(sys.argv[1]), line)\n"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "abc"]
+    assert [child.wait() for child in children] == [0, 0, 0]
     lines = path.read_bytes().splitlines(keepends=True)
-    assert {len(line) for line in lines} == {5001}
-    assert all(len(set(line[:-1])) == 1 for line in lines), "no line has two writers"
-    assert {line[:1] for line in lines} == {b"a", b"b", b"c"}
+    assert sorted(lines) == sorted(line.replace(b"a", letter) for letter in (b"a", b"b", b"c") for _ in range(40))
 
 
 def test_a_line_is_not_added_through_a_link(tmp_path):

@@ -37,6 +37,25 @@ def shared(*parts: str) -> Path:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``some(n)``: of a test's cases, n that lie evenly among them are for every run, and the others are ``slow``."""
+    families: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("some"):
+            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in families.values():
+        marker = cases[0].get_closest_marker("some")
+        assert marker
+        for index in others_of(len(cases), *marker.args):
+            cases[index].add_marker("slow")
+
+
+def others_of(num_cases: int, num_kept: int) -> set[int]:
+    """Indices of the cases beside the first and those at even distances from it."""
+    return set(range(num_cases)) - {index * num_cases // num_kept for index in range(num_kept)}
+
+
 @pytest.fixture(name="shared")
 def shared_fixture() -> Callable[..., Path]:
     """``shared(*parts)`` for tests that rather take it as an argument than import it."""

@@ -115,6 +115,7 @@ def test_every_recipe_has_a_case():
     assert sorted([*CASES, *NEW_MODELS, *OTHERS]) == sorted(there)
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", CASES)
 def test_a_recipe_trains_the_layers_it_names_and_no_others(run_recipe, name):
     run, _ = run_recipe(name)

@@ -118,6 +118,7 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
     assert loss_of(lambda tokens: logits, ids, mask) == pytest.approx(-np.log(0.8), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_answers_of_both_sides_are_kept_and_not_made_again(
     tmp_path: Path,
     tiny_model: Callable[[str], Path],

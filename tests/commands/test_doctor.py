@@ -119,6 +119,7 @@ def run_doctor(folder: Path, code: str = "", **variables: str) -> "subprocess.Co
     )
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("module", ["mlx", "huggingface_hub", "transformers", "mlx_lm"])
 def test_it_works_without_what_it_is_to_look_for(tmp_path: Path, module: str):
     done = run_doctor(tmp_path, f"sys.modules['{module}'] = None")

@@ -185,6 +185,7 @@ class Terminal:
 ENTER_SCREEN, LEAVE_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("how", "code"), [("q", 0), ("\x03", 0), ("SIGINT", 0), ("SIGTERM", 143)])
 def test_in_a_terminal_the_screen_is_filled_and_given_back_and_the_training_goes_on(
     machine: Machine, how: str, code: int
@@ -242,6 +243,7 @@ def test_after_ctrl_z_every_line_is_drawn_again(machine: Machine) -> None:
     assert terminal.wait() == 0
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("arguments", [["--until-end"], []])
 def test_the_end_of_a_run_leaves_the_screen_only_where_that_was_asked_for(
     machine: Machine, arguments: list[str]

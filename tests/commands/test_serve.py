@@ -132,6 +132,7 @@ def stream(server: Server, **fields: object) -> tuple[http.client.HTTPConnection
     return connection, connection.getresponse()
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_answers_end_and_leaves_with_its_code(place: Path, number: int) -> None:
     server = Server(place, "keeper")

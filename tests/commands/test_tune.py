@@ -248,6 +248,7 @@ def _interrupt(*_: object) -> bool:
     raise KeyboardInterrupt
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("earlier", "stays"), [(None, False), (1.05, False), (2.0, True)])
 def test_ctrl_c_keeps_what_was_settled_unless_what_was_there_is_better(
     child: Callable[..., None], cache: Path, monkeypatch: pytest.MonkeyPatch, earlier: float | None, stays: bool

@@ -46,6 +46,7 @@ def one_by_one(examples: list[Example], tokenizer: ModelTokenizer, data: DataRec
             yield from walk.rows(draft, walk.without_merged_border(draft, plain))
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("file", FILES)
 def test_rows_are_those_made_one_by_one(file: str, settings: dict[str, object], tokenizer: ModelTokenizer) -> None:

@@ -88,6 +88,7 @@ def test_replies_and_end_marks_are_learned_in_every_vocabulary(
     assert row.loss_mask.sum() < len(row.ids) / 2
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", FILES)
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=CONTENT, answered=CONTENT)

@@ -23,7 +23,7 @@ def trials(request: pytest.FixtureRequest, server: Server, memory_folder: Path, 
 
 
 def test_a_training_whose_operation_fails_goes_on_to_the_same_bits(trials: TrainTrials) -> None:
-    chosen = sample(trials.operations, list(trials.pairs()), 6 if trials.resumes else 14)
+    chosen = sample(trials.operations, list(trials.pairs()), 3 if trials.resumes else 8)
     chosen = [*chosen, (len(trials.operations), "eio")]  # the last flush of the journal once slipped through
     verdicts = [(trials.operations[index - 1], trials.run(index, action)) for index, action in chosen]
     assert trials.resumes or {action for _, action in chosen} == set(ACTIONS)

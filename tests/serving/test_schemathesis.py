@@ -67,11 +67,11 @@ def failures(server: Server) -> list[str]:
     return re.findall(r"(?m)^.* (?:500 [0-9.]+ s|failed(?:: |, ).*|in a connection)$", server.said())
 
 
-def test_some_hundred_requests_of_every_kind(server: Server, tmp_path: Path) -> None:
+def test_requests_of_every_kind(server: Server, tmp_path: Path) -> None:
     with watched(server) as bad:
-        code, count, report = attack(server, tmp_path, "--phases", "fuzzing", "--max-examples", "50")
+        code, count, report = attack(server, tmp_path, "--phases", "fuzzing", "--max-examples", "15")
     assert code == 0, report
-    assert count > 200
+    assert count > 60
     assert bad == []
     assert failures(server) == []
 

@@ -42,6 +42,7 @@ def said(run: RunDir) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_corrected_answer_changes_after_the_next_training(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path, tiny_model("llama"))
@@ -89,6 +90,7 @@ def test_a_folder_that_holds_nothing_but_corrections_may_become_a_run(tiny_model
     assert run.file(rundir.CORRECTIONS).read_text() == correction()
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("at_first", "how"), [(0, "kill_after"), (2, "stop_after"), (2, "kill_after")])
 def test_a_run_that_is_resumed_keeps_the_corrections_it_began_with(tiny_model, tmp_path, at_first, how):
     recipe = write_recipe(tmp_path, tiny_model("llama"))

@@ -237,6 +237,7 @@ def test_a_run_reuses_them_by_itself_and_learns_the_same(straight, tiny_model, t
     assert weights_hash(straight) != weights_hash(plain)  # last bits: it really took another way
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("how", ["stop_after", "kill_after"])
 @pytest.mark.parametrize("step", [1, 5])
 def test_an_interrupted_run_ends_with_the_same_bits(straight, tiny_model, tmp_path, how, step):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
-TIMEOUT = 600  # seconds; fifteen kills take 10 on a machine that is free
+TIMEOUT = 600  # seconds; a hundred kills take 60 on a machine that is free
 
 #: A save that fills its folder in place: a kill in the middle leaves half a checkpoint under its final name.
 SAVE_IN_PLACE = """
@@ -93,9 +93,9 @@ def assert_nothing_lost(code: int, output: str, table: dict[str, str], kills: in
     assert table["final hashes equal / different"] == f"{runs} / 0"
 
 
-def test_fifteen_kills_lose_nothing_and_change_no_bit(tmp_path: Path) -> None:
-    options = ("--kills", "15", "--steps", "12", "--kinds", "sft-lora,full,pretrain")
-    assert_nothing_lost(*kill(tmp_path, *options), kills=15)
+def test_six_kills_lose_nothing_and_change_no_bit(tmp_path: Path) -> None:
+    options = ("--kills", "6", "--steps", "9", "--kinds", "sft-lora,full,pretrain")
+    assert_nothing_lost(*kill(tmp_path, *options), kills=6)
     assert sorted(path.name for path in tmp_path.glob("*-*")) == [
         "reference-full",
         "reference-pretrain",

@@ -118,6 +118,7 @@ def fail() -> Figures:
     raise RuntimeError("no such tool")
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("kill_after", [None, 3])
 def test_looking_at_the_machine_changes_no_bit(recipe: Path, kill_after: int | None) -> None:
     """With all sources of this machine, one that fails, and one that never comes back."""

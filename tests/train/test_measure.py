@@ -123,6 +123,7 @@ def test_the_drawing_of_answers_is_timed_as_a_step_draws_them(
     assert Measured.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 def test_the_measured_peak_is_that_of_the_run(
     tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, accumulation: int

@@ -90,6 +90,7 @@ def assert_same(run: RunDir, straight: RunDir) -> None:
     assert steps(run)[-1] == steps(straight)[-1]
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(
     "name", [name if name.startswith(FAST) else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
 )
@@ -120,6 +121,7 @@ def disturbed(recipe: Path, draw: random.Random) -> RunDir:
     return RunDir(place)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 30))])
 def test_no_weight_changes_with_settings_kills_stops_and_moves_drawn_at_random(
     recipe: Path, straight: RunDir, seed: int

@@ -32,6 +32,7 @@ def _last(run: rundir.RunDir) -> Event:
     return [record.event for record in read_events(run.file(rundir.EVENTS))][-1]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", ["adapter", "dora", "packed", "full"])
 def test_a_training_keeps_what_the_command_would_measure(recipe: Path, kind: str):
     text = recipe.read_text()

@@ -68,6 +68,7 @@ def recipe(tiny_model, tmp_path):
     return write_recipe(tmp_path, tiny_model("llama"))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("machine", "step", "reason"),
     [

@@ -49,6 +49,7 @@ def test_a_restart_is_one_event_one_entry_of_the_metrics_and_changes_no_bit(reci
     ]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("packing", ["true", "false"])
 @pytest.mark.parametrize("safer", [Safer(pieces=2), Safer(recomputation=True), Safer(2, True, 0.25, False)])
 def test_safer_settings_give_the_same_losses_up_to_rounding(tiny_model, tmp_path, packing, safer):

@@ -20,6 +20,7 @@ def straight(tiny_model, tmp_path_factory):
     return train(write_recipe(tmp_path_factory.mktemp("straight"), tiny_model("llama")))
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("step", range(1, 6))
 @pytest.mark.parametrize("how", ["stop_after", "kill_after"])
 def test_a_run_interrupted_after_any_step_ends_with_the_same_bits(straight, tiny_model, tmp_path, how, step):

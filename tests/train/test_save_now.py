@@ -54,6 +54,7 @@ def ask_at(*steps: int) -> OnEvent:
     return asks
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("steps", [(1,), (3,), (5,), (1, 2, 3, 4, 5, 6)])
 def test_the_step_at_hand_is_saved_once_and_no_bit_is_different(
     recipe: Path, straight: RunDir, steps: tuple[int, ...]

@@ -46,6 +46,7 @@ def test_a_request_for_a_checkpoint_stops_nothing_and_is_kept_until_it_is_taken(
     assert stop.signal_number == 0
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda number: number.name)
 def test_only_a_second_ctrl_c_leaves_at_once(first: signal.Signals, second: signal.Signals) -> None:
     """A terminal that closes sends SIGHUP twice, a logout SIGHUP and SIGTERM: the step at hand is still saved."""

@@ -156,6 +156,7 @@ def test_evaluation_has_no_noise(make_trainer):
     assert make_trainer(dropout=0.5, neftune=5.0).loss(batch) == make_trainer().loss(batch)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_and_uncompiled_steps_agree(make_trainer, recompute):
     settings = {"dropout": 0.2, "neftune": 5.0, "recompute": recompute}
@@ -226,6 +227,7 @@ def test_full_fine_tuning_reaches_every_weight(tiny_model):
 FAMILIES = ["llama", "gemma", "qwen3", "gpt2", "gpt_neox"]
 
 
+@pytest.mark.some(20)
 @pytest.mark.parametrize("how", ["kept", "recomputed"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize(
@@ -258,6 +260,7 @@ def test_block_by_block_gives_the_gradients_of_one_graph(make_trainer, model_typ
     assert all(mx.array_equal(gradients[name], again[name]) for name in gradients)
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("how", ["kept", "recomputed"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize(
@@ -320,6 +323,7 @@ def test_block_by_block_evaluates_the_same_loss(make_trainer, model_type):
     assert ours.loss(batch) == (pytest.approx(plain.loss(batch)[0], rel=1e-6), plain.loss(batch)[1])
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("packed", [False, True])
 def test_compiled_steps_take_padded_targets(make_trainer, packed):
     groups = [[0, 1], [2], [3]] if packed else [[0], [1], [2], [3]]

@@ -72,6 +72,7 @@ def hardware(run: RunDir) -> dict[str, Any]:
     return tomllib.loads(run.file(rundir.RESOLVED).read_text())["hardware"]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("packing", ["true", "false"])
 @pytest.mark.parametrize(
     "changed",
@@ -106,6 +107,7 @@ def test_what_was_tuned_is_used_and_resolved_toml_says_since_when(
         assert f"\n{line}  # {REASON}\n" in text, line
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("later", [{"batch_size": 2, "num_threads": 2}, {}])
 def test_a_resumed_run_keeps_the_settings_it_began_with_bit_for_bit(
     tiny_model: Callable[..., Path], tmp_path: Path, later: dict[str, Any]

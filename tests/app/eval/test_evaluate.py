@@ -562,6 +562,7 @@ def test_what_may_be_compared_is_named_and_nothing_else(place: Path, tiny_model:
     assert ends_with(model, "--out", "alone", "--data", "rows.jsonl").startswith("kept in alone/")
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "gemma"])
 def test_every_architecture_is_measured_with_its_prompt_template(
     tmp_path: Path, tiny_model: TinyModel, kind: str

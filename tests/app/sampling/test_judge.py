@@ -75,6 +75,7 @@ def judged_of(verifier: Subject, samples: Path) -> Judged:
     return judge(verifier, samples, out=None, step=lambda *_: None)
 
 
+@pytest.mark.some(1)
 def test_its_pick_is_right_where_a_random_one_seldom_is(verifier: Subject, tmp_path: Path):
     judged = judged_of(verifier, write_samples(tmp_path / "samples"))
     ways = {one.name: one.value for one in judged.found.ways}

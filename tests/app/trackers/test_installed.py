@@ -108,6 +108,7 @@ def _read_tensorboard(path: Path) -> Iterator[Any]:
         place += 12 + length + 4
 
 
+@pytest.mark.slow
 @_needs("trackio")
 def test_trackio_has_every_step_once_in_one_run(tmp_path: Path):
     run = _stopped_and_resumed("trackio", tmp_path)
@@ -127,6 +128,7 @@ def test_trackio_has_every_step_once_in_one_run(tmp_path: Path):
     assert json.loads(configs[0][0])["model"] == "tiny"
 
 
+@pytest.mark.slow
 @_needs("wandb")
 def test_wandb_offline_has_every_step_once_under_one_id(tmp_path: Path):
     run = _stopped_and_resumed("wandb", tmp_path)

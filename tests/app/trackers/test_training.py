@@ -70,6 +70,7 @@ def test_a_training_tells_its_trackers_and_says_where_to_look(
     assert not any("warning" in line for line in lines)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("mode", ["raises at once", "exits", "hangs"])
 def test_no_tracker_changes_how_a_training_ends(
     monkeypatch: pytest.MonkeyPatch, installed: Callable[[str], None], mode: str

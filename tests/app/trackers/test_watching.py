@@ -79,6 +79,7 @@ def _tick_until(view: object, is_so: Callable[[], bool]) -> None:
     wait_until(ticked)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("mode", "said"),
     [

@@ -74,6 +74,7 @@ TINY = [
 ]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", TINY)
 def test_real_steps_of_tiny_models_peak_where_the_plan_says(name: str) -> None:
     compare_with_measured("--only", name, "--steps", "12")  # both threads at their peak together: not in every step

@@ -58,6 +58,7 @@ def ids(pieces: Sequence[Piece]) -> list[tuple[int | None, str, str | None]]:
     return [(piece.token_id, piece.text, piece.finish) for piece in pieces]
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_rows", [2, 4, 8])
 def test_answers_are_those_one_by_one_greedy_and_drawn(family: str, max_rows: int, tokenizer: Any) -> None:

@@ -79,6 +79,7 @@ def answer(model: Any, tokenizer: Any, grammar: Grammar, **settings: Any) -> lis
     return list(generate_tokens(model, tokenizer, [30, 31], Sampling(**settings), grammar=grammar))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_answer_of_a_random_model_that_ends_is_valid(name: str, model: Any, tokenizer: Any) -> None:
     grammar = Grammar(tokenizer, SCHEMAS[name])
@@ -304,6 +305,7 @@ def real_tokenizer(name: str, folder: Path, shared: Callable[..., Path]) -> Any:
     return load_tokenizer(folder)
 
 
+@pytest.mark.some(2)
 @pytest.mark.filterwarnings("ignore")  # transformers' converters
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_real_vocabularies_bytes_and_sentencepiece_give_valid_answers(

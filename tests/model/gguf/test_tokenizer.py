@@ -37,6 +37,7 @@ def converted(path: Path, folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_ids_are_those_of_the_original_tokenizer_on_every_recorded_text(name: str, tmp_path: Path) -> None:
     path = shared("models", "gguf-vocab", f"ggml-vocab-{name}.gguf")

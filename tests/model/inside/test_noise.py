@@ -121,6 +121,7 @@ def test_recomputation_gives_the_same_gradients_with_the_same_dropout(rate: floa
         assert gradients(model, None)[0] != plain_loss
 
 
+@pytest.mark.slow
 def test_recomputation_serves_full_fine_tuning_and_a_compiled_step() -> None:
     model = make_model("gemma")
     full_parameters(model)

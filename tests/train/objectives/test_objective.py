@@ -87,6 +87,7 @@ def batches_of(size: int) -> Sequence[Batch]:
     return list(ordered_batches(ROWS, size))
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("how", ["graph", "block by block", "compiled"])
 def test_sums_are_divided_by_what_the_objective_counts(load_tiny, how, size):

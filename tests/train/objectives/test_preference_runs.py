@@ -194,6 +194,7 @@ KEYS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     "key", [pytest.param(key, marks=SLOW if KEYS[key][0] in ("ipo", "simpo", "cdpo") else ()) for key in KEYS]
 )

@@ -101,6 +101,7 @@ def test_a_shared_prompt_gives_what_two_sequences_give(load_tiny, model_type, ho
     alike(found, apart.compute(batches_of(5), 0))
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("task", ["dpo", "cdpo", "rdpo", "ipo", "simpo", "orpo", "kto"])
 def test_no_task_depends_on_microbatches_halves_or_paths(load_tiny, task):
     expected = trainer_of(load_tiny("llama"), task, is_shared=False).compute(batches_of(5, is_kto=task == "kto"), 0)

@@ -178,6 +178,7 @@ def weights_hash(run, folder="") -> list[str]:
     return [hashlib.sha256((run.path / folder / name).read_bytes()).hexdigest() for name in names]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("how", "step"), [("stop_after", 3), ("kill_after", 5)])
 @pytest.mark.parametrize("task", OBJECTIVES)
 def test_a_run_interrupted_after_any_step_ends_with_the_same_bits(straight, tiny_model, tmp_path, task, how, step):

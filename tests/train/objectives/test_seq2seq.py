@@ -174,6 +174,7 @@ def write_recipe(folder: Path, model: Path, *, name: str = "run", lora: str = LO
     return path
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("lora", [LORA, ""], ids=["adapter", "every weight"])
 def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny_t5: TinyT5, tmp_path: Path, lora: str) -> None:
     straight = train(write_recipe(tmp_path, tiny_t5(is_tied=False), name="straight", lora=lora))

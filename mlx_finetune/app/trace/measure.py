@@ -6,7 +6,7 @@ base and of the step before: 64 probes, 12 tokens each (SmolLM2-135M: 53 MB for 
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.nn as nn
@@ -111,8 +111,8 @@ class Tracer:
             }
         )
         kept = read_result(self.folder / STEPS, step, key)
-        if kept is not None:
-            return kept
+        if kept is not None:  # the run may have become longer since
+            return kept if checkpoint is None else replace(kept, progress=checkpoint.progress)
         result = make()
         write_result(self.folder / STEPS, result, key)
         return result

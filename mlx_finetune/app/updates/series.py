@@ -30,7 +30,8 @@ SMALL = 512
 @dataclass(frozen=True, slots=True)
 class SavedStep:
     """What a checkpoint says of itself. ``loss`` is of the last training step, ``valid_loss`` of this step's
-    evaluation; None where there is none."""
+    evaluation; None where there is none. ``progress`` is the share of the steps that the newest checkpoint counts on,
+    those of an extension included: what a checkpoint says itself may be of a shorter run before."""
 
     step: int
     progress: float
@@ -186,31 +187,38 @@ def load_series(run: str | Path) -> Series:
 
 def open_series(found: RunDir) -> Series:
     """``load_series`` of a folder. Raises ``RunError``."""
-    steps = [_read_step(folder) for folder in found.checkpoints()]
-    if not steps:
+    states = {folder: _read_state(folder) for folder in found.checkpoints()}
+    if not states:
         raise RunError(
             f"{found.path} has no checkpoint, so there is nothing to trace",
             "keep some: training.save_at = [0, 0.25, 0.5, 0.75, 1.0]",
         )
-    kinds = {(step.folder / rundir.ADAPTER_CONFIG).is_file() for step in steps}
+    kinds = {(folder / rundir.ADAPTER_CONFIG).is_file() for folder in states}
     if len(kinds) > 1:
         raise RunError(f"{found.path} has checkpoints of adapters and of whole models; they cannot be compared")
-    return Series(found, steps)
+    newest = list(states)[-1]
+    total = states[newest].get("total_steps")
+    total_steps = total if isinstance(total, int) else checkpoint_step(newest)
+    return Series(found, [_saved_step(folder, state, total_steps) for folder, state in states.items()])
 
 
-def _read_step(folder: Path) -> SavedStep:
+def _read_state(folder: Path) -> Mapping[str, object]:
     state = durable.read_object_if_any(folder / rundir.TRAINER_STATE)
     if not state:
         raise RunError(f"{folder / rundir.TRAINER_STATE} cannot be read", "remove that checkpoint, or restore it")
+    return state
+
+
+def _saved_step(folder: Path, state: Mapping[str, object], total_steps: int) -> SavedStep:
     step = checkpoint_step(folder)
     history = state.get("log_history")
     entries = cast("list[dict[str, object]]", history) if isinstance(history, list) else []
     valid = next((entry["eval_loss"] for entry in reversed(entries) if "eval_loss" in entry), None)
     is_now = state.get("evaluated_step") == step
-    progress, loss = state.get("progress"), state.get("loss")
+    loss = state.get("loss")
     return SavedStep(
         step=step,
-        progress=float(progress) if isinstance(progress, int | float) else 0.0,
+        progress=round(step / max(1, total_steps), 6),
         loss=loss if isinstance(loss, float) else None,
         valid_loss=valid if is_now and isinstance(valid, float) else None,
         folder=folder,

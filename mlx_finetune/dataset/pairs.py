@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Example, Messages, Preference
-from mlx_finetune.dataset.template import BATCH_ROWS, nothing_left, tokenize
+from mlx_finetune.dataset.template import BATCH_ROWS, tokenize
 from mlx_finetune.dataset.token_rows import RowsBuilder, TokenRows
 from mlx_finetune.dataset.tokens import Encoded, Tally, TokenizedSplit, Tokenizer, TokenizeReport, Tokens, Totals
 from mlx_finetune.dataset.turns import Turn
@@ -41,14 +41,11 @@ def tokenize_preferences(
     task: str,
     progress: Callable[[int, int], None] | None = None,
     base: Path | None = None,
-    split: str = "",
-    may_be_empty: bool = False,
 ) -> TokenizedSplit:
     """Rows of pairs, or of single answers for ``kto``, in the order of ``examples``.
 
     Each sequence has at most ``data.max_seq_length`` tokens; a row that is longer in one of them is dropped or loses
-    the beginning of its prompt. Raises ``DataError`` for rows of another kind, naming the task that they fit, and,
-    unless it ``may_be_empty``, where examples were given but none is left.
+    the beginning of its prompt. Raises ``DataError`` for rows of another kind, naming the task that they fit.
     """
     rows = _PreferenceRows(tokenizer, data, task=task, base=base)
     builder, totals = RowsBuilder(), Totals()
@@ -64,8 +61,6 @@ def tokenize_preferences(
     found = builder.finish()
     totals.longest = int(longest_sequences(found).max(initial=0)) if len(found) else 0
     report = rows.report(totals, done)
-    if done and not totals.num_rows and not may_be_empty:
-        raise nothing_left(report, data, split)
     return TokenizedSplit(found if totals.num_rows else (), report)
 
 
@@ -77,15 +72,11 @@ def tokenize_rows(
     task: str,
     progress: Callable[[int, int], None] | None = None,
     base: Path | None = None,
-    split: str = "",
-    may_be_empty: bool = False,
 ) -> TokenizedSplit:
     """Rows as ``task`` learns from them, whichever task that is. Raises ``ModelError`` for a model of another kind."""
     check_task(task, tokenizer, "this model")
     make = tokenize_preferences if task in TWO_ANSWER_TASKS else tokenize
-    return make(
-        examples, tokenizer, data, task=task, progress=progress, base=base, split=split, may_be_empty=may_be_empty
-    )
+    return make(examples, tokenizer, data, task=task, progress=progress, base=base)
 
 
 def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:

@@ -18,7 +18,6 @@ from mlx_finetune.dataset.labels import renumbered, sorted_labels
 from mlx_finetune.dataset.token_rows import RowsBuilder
 from mlx_finetune.dataset.tokens import (
     Encoded,
-    Encoding,
     Message,
     Tally,
     TokenizedSplit,
@@ -33,8 +32,6 @@ from mlx_finetune.recipe.data import DataRecipe
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
-
-__all__ = ["Encoding", "TokenizeReport", "TokenizedSplit", "Tokenizer", "Tokens", "render_prompt", "tokenize"]
 
 BATCH_ROWS = 256
 
@@ -59,15 +56,12 @@ def tokenize(
     task: str,
     progress: Callable[[int, int], None] | None = None,
     base: Path | None = None,
-    split: str = "",
-    may_be_empty: bool = False,
 ) -> TokenizedSplit:
     """Rows of at most ``data.max_seq_length`` tokens with their masks, in the order of ``examples``.
 
     ``progress`` is called with (examples done, all examples). ``base`` is the folder a prompt template's path starts
     from. Labels become numbers, the first value of each row; the report names them. Raises ``DataError`` for rows that
-    the task has no use for, and, unless it ``may_be_empty``, where examples were given
-    but none is left; it then says which ``split`` (train, valid or test) they are.
+    the task has no use for.
     """
     walk = Walk(tokenizer, data, task=task, base=base)
     builder = RowsBuilder()
@@ -92,10 +86,16 @@ def tokenize(
             progress(done, len(examples))
     report = walk.report(totals, done, methods, tally)
     labels = sorted_labels(report.labels)
-    if done and not totals.num_rows and not may_be_empty:
-        raise nothing_left(report, data, split)
     numbered = renumbered(builder.finish(), report.labels, labels) if totals.num_rows else ()
     return TokenizedSplit(numbered, replace(report, labels=labels))
+
+
+def refuse_empty(made: TokenizedSplit, data: DataRecipe, split: str) -> TokenizedSplit:
+    """``made`` of the rows of ``split`` (train, valid or test). Raises ``DataError`` where there were some and none is
+    left."""
+    if made.report.num_examples and not made.report.num_rows:
+        raise nothing_left(made.report, data, split)
+    return made
 
 
 def nothing_left(report: TokenizeReport, data: DataRecipe, split: str) -> DataError:

@@ -10,6 +10,7 @@ from tiny import write_tiny_model
 
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.pairs import longest_sequences, shared_length, tokenize_preferences
+from mlx_finetune.dataset.template import refuse_empty
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
@@ -30,7 +31,7 @@ def read(tmp_path, tokenizer, rows, task="dpo", **more):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = data(path, **more)
     splits = load_splits(recipe, base=tmp_path, task=task)
-    return tokenize_preferences(splits.train, tokenizer, recipe, task=task, may_be_empty=True)
+    return tokenize_preferences(splits.train, tokenizer, recipe, task=task)
 
 
 def parts(row, tokenizer):
@@ -158,8 +159,9 @@ def test_what_leaves_no_row_is_said_with_the_first_rows_and_how_many_more(tmp_pa
     rows = [{"prompt": f"Why {n}?" + "?" * 90, "chosen": "a", "rejected": "b"} for n in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = data(tmp_path / "rows.jsonl", max_seq_length=32)
+    examples = load_splits(recipe, base=tmp_path, task="dpo").train
     with pytest.raises(DataError) as caught:
-        tokenize_preferences(load_splits(recipe, base=tmp_path, task="dpo").train, tokenizer, recipe, task="dpo")
+        refuse_empty(tokenize_preferences(examples, tokenizer, recipe, task="dpo"), recipe, "train")
     assert len(caught.value.problems) == 5
     assert caught.value.problems[-1].message.endswith("(and 25 more like it)")
 

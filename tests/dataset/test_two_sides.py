@@ -31,7 +31,7 @@ def example(prompt: str = "is this the one", answer: str = "it is", context: str
 
 
 def rows_of(tokenizer: ModelTokenizer, recipe: DataRecipe, *examples: Any):
-    return tokenize(list(examples), tokenizer, recipe, task="seq2seq", may_be_empty=True)
+    return tokenize(list(examples), tokenizer, recipe, task="seq2seq")
 
 
 def test_a_row_is_prompt_and_answer_each_with_its_end_mark(tokenizer: ModelTokenizer) -> None:

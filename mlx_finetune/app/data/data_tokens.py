@@ -69,7 +69,7 @@ def count_tokens(recipe: Recipe, splits: Splits, base: Path, report: Callable[[P
 def _count(name: str, examples: Sequence[Example], recipe: Recipe, tokenizer: ModelTokenizer, base: Path) -> _Counted:
     """Every row whole, then those that are too long as the recipe treats them."""
     data = recipe.data.model_copy(update={"max_seq_length": NO_LIMIT, "truncation": "drop"})
-    whole = tokenize_rows(examples, tokenizer, data, task=recipe.task, base=base, may_be_empty=True)
+    whole = tokenize_rows(examples, tokenizer, data, task=recipe.task, base=base)
     rows = rows_of(whole.rows)
     places = [(row.source, row.line) for row in rows]
     lengths = sequence_lengths(rows, recipe.task)
@@ -77,7 +77,7 @@ def _count(name: str, examples: Sequence[Example], recipe: Recipe, tokenizer: Mo
     if not long:
         return _Counted(name, lengths, whole.report, len(rows), *_longest(rows, lengths))
     chosen = [example for example in examples if (example.source, example.line) in long]
-    again = tokenize_rows(chosen, tokenizer, recipe.data, task=recipe.task, base=base, may_be_empty=True)
+    again = tokenize_rows(chosen, tokenizer, recipe.data, task=recipe.task, base=base)
     by_length = {kind: outcome for kind, outcome in again.report.outcomes.items() if kind in _BY_LENGTH}
     outcomes = _sum_of(whole.report.outcomes, by_length)
     is_short = np.array([place not in long for place in places])

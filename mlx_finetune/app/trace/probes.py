@@ -229,7 +229,7 @@ def _tokenized(chosen: Sequence[_Asked], subject: Subject, data: DataRecipe, fol
     if all(isinstance(example, Text) for example in examples):
         limit = min(TEXT_TOKENS, data.max_seq_length)
         data = data.model_copy(update={"max_seq_length": limit, "truncation": "split"})
-    made = tokenize(examples, subject.opened.tokenizer, data, task=_task(subject), base=folder, may_be_empty=True)
+    made = tokenize(examples, subject.opened.tokenizer, data, task=_task(subject), base=folder)
     by_line: dict[int, list[Tokens]] = {}
     for row in made.rows:
         by_line.setdefault(row.line, []).append(row)

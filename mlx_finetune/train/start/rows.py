@@ -19,6 +19,7 @@ from mlx_finetune.dataset.pairs import IS_GOOD
 from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
+from mlx_finetune.dataset.template import refuse_empty
 from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
 from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
@@ -139,7 +140,8 @@ def _make_rows(
         def progress(done: int, total: int, name: str = name) -> None:
             emit(Phase("tokenise", detail=name, done=done, total=total, unit="rows"))
 
-        tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress, name)
+        made = objective.read_rows(examples, tokenizer, recipe.data, base, progress)
+        tokenized[name] = refuse_empty(made, recipe.data, name)
         _report(name, tokenized[name].report, recipe.task, emit)
     return CachedSplits(tokenized, splits.problems, splits.content_hash, splits.note)
 

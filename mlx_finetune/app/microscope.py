@@ -96,7 +96,7 @@ def _rows(subject: Subject, lines: Sequence[int], given: str, base: Path) -> tup
         check_lines(lines, (example.line for example in examples), what)
         examples = [example for example in examples if example.line in lines]
     made = tokenize(examples, subject.opened.tokenizer, data, task=subject.task, base=folder)
-    rows = rows_of(refuse_empty(made, data, "valid").rows)
+    rows = rows_of(refuse_empty(made, data, "valid", subject.opened.info.context_length).rows)
     if lines:
         return rows, rows_at_lines(rows, lines, f"{what} that can be used")
     defaults = EvalRecipe.model_validate({})

@@ -161,7 +161,7 @@ def test_what_leaves_no_row_is_said_with_the_first_rows_and_how_many_more(tmp_pa
     recipe = data(tmp_path / "rows.jsonl", max_seq_length=32)
     examples = load_splits(recipe, base=tmp_path, task="dpo").train
     with pytest.raises(DataError) as caught:
-        refuse_empty(tokenize_preferences(examples, tokenizer, recipe, task="dpo"), recipe, "train")
+        refuse_empty(tokenize_preferences(examples, tokenizer, recipe, task="dpo"), recipe, "train", None)
     assert len(caught.value.problems) == 5
     assert caught.value.problems[-1].message.endswith("(and 25 more like it)")
 

@@ -150,7 +150,7 @@ def test_one_question_and_answer_need_no_chat_template(base: ModelTokenizer) -> 
 
 def test_more_turns_without_a_chat_template_are_refused_with_the_way_out(base: ModelTokenizer) -> None:
     with pytest.raises(DataError, match="the only row cannot be used") as caught:
-        refuse_empty(run(base, talk("q", "a", "q", "a")), settings(), "")
+        refuse_empty(run(base, talk("q", "a", "q", "a")), settings(), "", None)
     assert "has no chat template" in caught.value.problems[0].message
     assert "instruction-tuned" in caught.value.problems[0].hint
 

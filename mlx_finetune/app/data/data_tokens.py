@@ -17,7 +17,7 @@ from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import Outcome, Tally, TokenizeReport
 from mlx_finetune.errors import Problem
 from mlx_finetune.events import Phase
-from mlx_finetune.model.files.config import context_length, read_config, too_long
+from mlx_finetune.model.files.config import context_of, too_long
 from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
@@ -95,8 +95,8 @@ def _longest(rows: TokenRows, lengths: NDArray[np.integer]) -> tuple[int, str]:
 
 def _problems(parts: Sequence[_Counted], recipe: Recipe, local: LocalModel) -> Iterator[Problem]:
     """What a training would refuse: splits without a row, which are among the outcomes, and what no model reads."""
-    errors = [nothing_left(part.report, recipe.data, part.name) for part in parts if not part.num_usable]
-    context = context_length(read_config(local.folder))
+    context = context_of(local.folder)
+    errors = [nothing_left(part.report, recipe.data, part.name, context) for part in parts if not part.num_usable]
     first = max(parts, key=lambda part: part.longest, default=None)
     if first is not None and context is not None and first.longest - 1 > context:  # the last token is not read
         errors.append(too_long(first.where, first.longest, local.name, context))

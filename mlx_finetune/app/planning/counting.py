@@ -60,7 +60,12 @@ def count_tokens(
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
     split, valid = (
-        refuse_empty(tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base), recipe.data, name)
+        refuse_empty(
+            tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base),
+            recipe.data,
+            name,
+            shape.context_length,
+        )
         for name, examples in (("train", splits.train), ("valid", splits.valid))
     )
     rows = rows_of(split.rows)

@@ -9,7 +9,7 @@ KTO's estimate of how far the policy has moved, and a fifth value says whether t
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +107,52 @@ def answer_sequences(walk: Walk, example: Preference) -> dict[str, TokenSequence
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a row: its outcome and the sentence about it, "" where it is taken as it is.
+
+    Of its prompt the tokens from ``begin`` to ``end`` are cut: all that are too many, behind the token that begins
+    every text.
+    """
+
+    outcome: str = ""
+    message: str = ""
+    begin: int = 0
+    end: int = 0
+
+    @property
+    def is_left_out(self) -> bool:
+        """True where nothing of the row is trained on."""
+        return self.outcome not in ("", "cut")
+
+    def kept(self, length: int) -> NDArray[np.bool_]:
+        """Which of the first ``length`` tokens of both sequences remain."""
+        place = np.arange(length)
+        return np.full(length, not self.is_left_out) & ((place < self.begin) | (place >= self.end))
+
+
+def pair_fate(first: TokenSequence, second: TokenSequence, data: DataRecipe, bos: int | None) -> Fate:
+    """What becomes of a pair of answers, each with its prompt."""
+    if np.array_equal(first[0], second[0]):
+        return Fate("same_answers", "chosen and rejected are the same")
+    return row_fate(first, second, data, bos)
+
+
+def row_fate(first: TokenSequence, second: TokenSequence, data: DataRecipe, bos: int | None) -> Fate:
+    """What becomes of a row of two sequences; ``bos`` is the token that begins every text, None where none does."""
+    if not first[1].any() or not second[1].any():
+        return Fate("no_target", "an answer without a token")
+    length = max(len(first[0]), len(second[0]))
+    cut = length - data.max_seq_length
+    if cut <= 0:
+        return Fate()
+    what = f"{length} tokens are more than max_seq_length = {data.max_seq_length}"
+    begin = int(bos is not None and first[0][0] == bos)
+    if data.truncation == "drop" or begin + cut >= shared_length(first, second):
+        return Fate("too_long", f"{what}: dropped")
+    return Fate("cut", f"{what}: {cut} tokens of the prompt were cut at the front", begin, begin + cut)
+
+
 class _PreferenceRows:
     """Makes rows, and counts what happens on the way."""
 
@@ -128,10 +174,7 @@ class _PreferenceRows:
         for example, first, second in zip(examples, found[::2], found[1::2], strict=True):
             if first is None or second is None:
                 continue
-            if np.array_equal(first[0], second[0]):
-                self._note("same_answers", example, "chosen and rejected are the same")
-                continue
-            row = self._row(example, first, second, ())
+            row = self._row(example, first, second, (), pair_fate(first, second, self._data, self._bos))
             rows += [row] if row else []
         return rows
 
@@ -142,11 +185,13 @@ class _PreferenceRows:
         others = [_only_answer(example) for example, _ in [*usable[1:], *usable[:1]]]
         mismatched = self.sequences([(example, other) for (example, _), other in zip(usable, others, strict=True)])
         rows: list[Tokens] = []
-        for (example, own), other in zip(usable, mismatched, strict=True):
-            ids, mask = other or own
+        for (example, own), found in zip(usable, mismatched, strict=True):
+            ids, mask = found or own
             # What is longer than max_seq_length is cut at the front of both, or dropped for its own length.
             limit = max(self._data.max_seq_length, len(own[0]))
-            row = self._row(example, own, (ids[:limit], mask[:limit]), (float(example.chosen is not None),))
+            other = (ids[:limit], mask[:limit])
+            fate = row_fate(own, other, self._data, self._bos)
+            row = self._row(example, own, other, (float(example.chosen is not None),), fate)
             rows += [row] if row else []
         return rows
 
@@ -192,25 +237,20 @@ class _PreferenceRows:
         return draft
 
     def _row(
-        self, example: Preference, first: TokenSequence, second: TokenSequence, more: tuple[float, ...]
+        self,
+        example: Preference,
+        first: TokenSequence,
+        second: TokenSequence,
+        more: tuple[float, ...],
+        fate: Fate,
     ) -> Tokens | None:
-        """Prefix, first and second in one row; None where it does not fit (tallied)."""
-        if not first[1].any() or not second[1].any():
-            self._note("no_target", example, "an answer without a token")
+        """Prefix, first and second in one row; None where it is left out. What becomes of it is tallied."""
+        if fate.outcome:
+            self._note(fate.outcome, example, fate.message)
+        if fate.is_left_out:
             return None
         prefix = shared_length(first, second)
-        cut = max(len(first[0]), len(second[0])) - self._data.max_seq_length
-        start = np.zeros(0, np.int32)
-        if cut > 0:
-            has_bos = self._bos is not None and first[0][0] == self._bos
-            start = first[0][:1] if has_bos else start
-            cut += has_bos
-            what = f"{max(len(first[0]), len(second[0]))} tokens are more than {self._data.max_seq_length}"
-            if self._data.truncation == "drop" or cut >= prefix:
-                self._note("too_long", example, f"{what}: dropped")
-                return None
-            self._note("cut", example, f"{what}: {cut - has_bos} tokens of the prompt were cut at the front")
-        front = np.concatenate([start, first[0][max(cut, 0) : prefix]])
+        front = first[0][:prefix][fate.kept(prefix)]
         ids = np.concatenate([front, first[0][prefix:], second[0][prefix:]])
         mask = np.concatenate([np.zeros(len(front), np.bool_), first[1][prefix:], second[1][prefix:]])
         lengths = (float(len(front)), float(len(first[0]) - prefix), float(len(second[0]) - prefix))

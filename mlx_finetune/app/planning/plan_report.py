@@ -327,6 +327,8 @@ def _forecast_json(forecast: Forecast) -> dict[str, object]:
         "finish_seconds": _range(forecast.finish_seconds),
         "disk_bytes": forecast.disk_bytes.to_json(),
         "joules": _range(forecast.joules),
+        "saying_seconds": _range(forecast.answers.saying) if forecast.answers else None,
+        "learning_seconds": _range(forecast.answers.learning) if forecast.answers else None,
     }
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from mlx_finetune.app.planning.plan import BUSY_SHARE, Plan
+from mlx_finetune.hardware.planning.forecast import AnswerTimes
+from mlx_finetune.hardware.planning.rollouts import ANSWER_SHARE, LEARNED_SHARE
 from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.units import format_seconds, format_step
 
@@ -22,20 +24,37 @@ def time_lines(plan: Plan) -> Iterator[str]:
         yield f"{where}, and no run on this machine has told yet"
         return
     calibrated = "" if forecast.is_calibrated else "; not calibrated: no trustworthy figure of this chip is known"
-    says = plan.recipe.task == "grpo" and plan.measured is None
     yield f"{forecast.step_seconds.text(format_step)} a step, {_SOURCES[forecast.source]}{calibrated}"
     runs = len(plan.corrections.time_ratios)
     if plan.measured and runs:
         yield f"corrected by {runs} planned runs on this machine: x {plan.corrections.time_factor:.2f}"
-    if says:
-        named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
-        scores = f", and for {named} to score them" * bool(named)
-        yield f"without the time to say the answers{scores}, which is often most of it: plan without --no-measure"
+    if forecast.answers is not None:
+        yield from _answer_lines(plan, forecast.answers)
     if plan.measured is None:
         yield f"{forecast.finish_seconds.text(format_seconds)} for all steps, without evaluations and answers"
         return
     yield f"{forecast.finish_seconds.text(format_seconds)} from start to end, evaluations, answers and saving included"
     yield from _measuring_lines(plan)
+
+
+def _answer_lines(plan: Plan, times: AnswerTimes) -> Iterator[str]:
+    """What a step of a run takes that learns from its own answers, and what is assumed in it."""
+    measures = "" if plan.mac else "; mlxft plan without --no-measure measures it"
+    if times.saying is not None:
+        long = f"assumed: each has {ANSWER_SHARE[1]:.0%} of grpo.max_tokens"
+        how = f", and a token takes what reading the weights once does{measures}" * times.is_assumed
+        yield f"in it: {times.saying.text(format_step)} to say the answers, {long}{how}"
+    _, usual, _ = LEARNED_SHARE
+    learning = [format_step(one) for one in (times.learning.low, times.learning.expected, times.learning.high)]
+    yield (
+        f"in it: {learning[1]} to learn from them, assumed: {usual:.0%} of the groups teach, as their rewards differ; "
+        f"{learning[0]} where {LEARNED_SHARE[0]:.0%} do, {learning[2]} where all do"
+    )
+    named = " and ".join(scorers_in(plan.recipe.grpo.rewards)) if times.is_assumed else ""
+    missing = [f"for {named} to score the answers"] * bool(named)
+    missing += ["to say the answers, which is often most of it"] * (times.saying is None)
+    if missing:
+        yield f"without the time {' and '.join(missing)}{measures}"
 
 
 def _measuring_lines(plan: Plan) -> Iterator[str]:

@@ -18,7 +18,10 @@ from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.talking import answer, arguments_of, prepared_run, tell
 
 if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
+    from mlx_finetune.dataset.stream import Batch
+    from mlx_finetune.train.optim import FlatArrays
     from mlx_finetune.train.start.prepare import Prepared
+    from mlx_finetune.train.step import Trainer
 
 
 def range_test(
@@ -41,8 +44,10 @@ def range_test(
             stop.raise_if_asked("between two steps")
             began = time.perf_counter()
             rate = rate_at(step, num_steps)
-            gradients, result = trainer.compute(prepared.stream.microbatches(step), step)
-            has_diverged = test.add(rate, result.loss)
+            batches = prepared.stream.microbatches(step)
+            before = _loss_with(kept[0], trainer, batches)
+            gradients, result = trainer.compute(batches, step)
+            has_diverged = test.add(rate, result.loss, before)
             if has_diverged:
                 break
             trainer.apply(gradients, learning_rate=rate, step=step)
@@ -50,8 +55,17 @@ def range_test(
             progress(step + 1)
     finally:
         trainer.restore(*kept)
-    times_seen = prepared.stream.progress(len(test.points))
+    times_seen = prepared.stream.progress(test.num_steps)
     return test.found(recipe_rate, has_diverged=has_diverged, times_seen=round(times_seen, 2))
+
+
+def _loss_with(parameters: "FlatArrays", trainer: "Trainer", batches: "Sequence[Batch]") -> float:
+    """What ``batches`` cost with other ``parameters`` than those of now."""
+    now, trainer.parameters = trainer.parameters, parameters
+    found = [trainer.loss(batch) for batch in batches]
+    trainer.parameters = now
+    trainer.load_into_model()
+    return sum(sums[0] for sums, _ in found) / sum(count for _, count in found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

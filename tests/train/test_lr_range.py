@@ -43,6 +43,12 @@ def test_weights_and_moments_are_afterwards_what_they_were(prepared: Prepared) -
     assert [point.rate for point in found.points] == pytest.approx([10 ** (-6 + 4 * k / 11) for k in range(15)])
     assert len({point.loss for point in found.points}) == 15
     assert found.times_seen == round(prepared.stream.progress(15), 2) > 0
+    costs: list[float] = []  # of the rows of each step with the weights of before
+    for step in range(15):
+        sums = [trainer.loss(batch) for batch in prepared.stream.microbatches(step)]
+        costs.append(sum(one[0] for one, _ in sums) / sum(count for _, count in sums))
+    assert found.points[0].smoothed == pytest.approx(sum(costs) / 15 + found.points[0].loss - costs[0])
+    assert len(set(costs)) > 1
     for name, value in (trainer.parameters | trainer.state).items():
         assert mx.array_equal(value, before[name]), name
     again, _ = trainer.compute(prepared.stream.microbatches(0), 0)

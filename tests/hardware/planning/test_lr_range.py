@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections.abc import Sequence
 
 import pytest
 
@@ -19,10 +20,11 @@ from mlx_finetune.hardware.planning.lr_range import (
 )
 
 
-def run(losses: list[float]) -> RangeFound:
+def run(losses: list[float], before: Sequence[float] = ()) -> RangeFound:
+    """``before`` is what the rows of each step cost before the test: all the same where it is left out."""
     test, has_diverged = RangeTest(), False
     for step, loss in enumerate(losses):
-        has_diverged = test.add(rate_at(step, len(losses)), loss)
+        has_diverged = test.add(rate_at(step, len(losses)), loss, before[step] if before else 2.0)
         if has_diverged:
             break
     return test.found(2e-4, has_diverged=has_diverged)
@@ -46,6 +48,21 @@ def test_the_average_has_bias_correction() -> None:
     assert points[0].smoothed == pytest.approx(3.0)
     second = (BETA * 0.1 * 3 + 0.1 * 1) / (1 - BETA**2)
     assert points[1].smoothed == pytest.approx(second)
+
+
+def test_easy_rows_are_no_least_loss() -> None:
+    """What rows cost differs by ten times what is learned; the easiest come at a rate that teaches nothing."""
+    cost = [2.0 + 5 * math.sin(number / 9) for number in range(NUM_STEPS)]
+    cost = [one + 5 for one in cost]
+    learned = valley(60)
+    found = run([now + one - 2.0 for now, one in zip(learned, cost, strict=True)], cost)
+    plain = run(learned)
+    assert found.best is not None
+    assert plain.best is not None
+    assert found.best.rate == plain.best.rate
+    level = sum(cost[: len(found.points)]) / len(found.points)
+    assert found.points[0].smoothed == pytest.approx(level)
+    assert found.points[30].smoothed == pytest.approx(level + plain.points[30].smoothed - 2.0)
 
 
 def test_it_ends_at_four_times_the_least_and_suggests_a_third_of_the_best_rate() -> None:

@@ -52,6 +52,7 @@ class _Checking:
             except MlxftError as error:
                 if not any(one.startswith(f"stage {stage.name} reads ") for one in self.missing):
                     yield self._problem(index, error.message, error.hint)
+            yield from self._coming_rows(index, stage)
         for index, one in enumerate(self.loaded.pipeline.evaluations):
             yield from self._evaluation(index, one)
 
@@ -105,6 +106,28 @@ class _Checking:
 
         return is_made(str(path), self.loaded, self.here)
 
+    def _format_of(self, path: str) -> str:
+        """That of rows which a stage will sample; "" of what nobody knows yet."""
+        from mlx_finetune.app.sampling.rows import ROW_FORMATS
+        from mlx_finetune.recipe.pipeline.files import sampled_part
+
+        return ROW_FORMATS.get(sampled_part(path, self.loaded, self.here), "")
+
+    def _coming_rows(self, index: int, stage: "Stage") -> Iterator[Problem]:
+        """Rows that a stage before will sample, and that the task of this one does not learn from."""
+        if stage.loaded is None:
+            return
+        from mlx_finetune.dataset.formats import DetectedFormat
+        from mlx_finetune.dataset.kinds import is_trainable, refused_format
+        from mlx_finetune.recipe.paths import data_paths
+
+        data, task = stage.loaded.recipe.data, stage.loaded.recipe.task
+        for _, text in data_paths(data) if data.format == "auto" and not data.columns else ():
+            format = self._format_of(text)
+            if format and not is_trainable(format, task):
+                found = refused_format(DetectedFormat(format, {}, ()), text, task)
+                yield self._problem(index, f"{text}: {found.message}", found.hint)
+
     def _asked(self, command: str, given: Mapping[str, Any]) -> None:
         """Refuse a run that is none, and tasks that do not fit it."""
         from mlx_finetune.errors import UsageError
@@ -157,7 +180,11 @@ class _Checking:
         if given is not None and placeholders(given):
             return  # it names no stage: that is said
         if given is not None and self._is_made(Path(given)):
-            return  # nobody knows yet what rows these will be
+            from mlx_finetune.app.eval.fits import check_coming
+
+            assert stage.loaded is not None
+            check_coming(stage.loaded.recipe, EvalRecipe.model_validate(changes), self._format_of(given), given)
+            return
         if any(one.startswith(f"{who} reads {given},") for one in self.missing):
             return  # that is said
         assert stage.loaded is not None

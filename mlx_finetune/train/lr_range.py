@@ -1,6 +1,6 @@
 """One process of ``mlxft plan --lr-range``: ``python -m mlx_finetune.train.lr_range --recipe PATH``.
 
-It prepares the run as training does and takes up to 125 real steps while the rate rises (``hardware.planning.lr_range``
+It prepares the run as training does and takes up to 150 real steps while the rate rises (``hardware.planning.lr_range``
 has the curve). Its last line is what it found, after the events of loading. It writes nothing, and weights and moments
 are afterwards what they were, bit for bit; the order of rows depends on the step alone.
 """
@@ -29,8 +29,8 @@ def range_test(
 ) -> RangeFound:
     """Train with rising rates on the rows of the first steps; ``progress`` is called with the steps done.
 
-    A quarter of ``num_steps`` comes on top where the loss still falls after them. Raises ``Interrupted`` between two
-    steps.
+    A quarter of ``num_steps`` comes on top where the loss still falls after them, and another one likewise. Raises
+    ``Interrupted`` between two steps.
     """
     assert prepared.objective.live is None, "the command refuses tasks that learn from their own answers"
     trainer = prepared.trainer
@@ -39,7 +39,8 @@ def range_test(
     recipe_rate = float(prepared.recipe.training.learning_rate)
     try:
         for step in range(most_steps(num_steps)):
-            if step == num_steps and not test.found(recipe_rate, has_diverged=False).is_at_end:
+            is_decided = step in (num_steps, num_steps + num_steps // 4)
+            if is_decided and not test.found(recipe_rate, has_diverged=False).is_at_end:
                 break
             stop.raise_if_asked("between two steps")
             began = time.perf_counter()

@@ -1,12 +1,12 @@
 """The curve of a learning-rate range test (Smith, 1506.01186): rates, smoothed losses, and what they suggest.
 
 The rate rises geometrically from ``LOWEST`` to ``HIGHEST`` over ``NUM_STEPS`` steps, and where the loss still falls
-there by the same factor for a quarter as many, a decade more. From each loss is taken what the same rows cost
-before the test: rows differ by more than a step teaches, and the least loss would be that of the easiest. The changes
-``c_k`` are smoothed by an exponential moving average with bias correction, ``s_k = m + a_k / (1 - b^(k+1))`` with
-``a_k = b a_(k-1) + (1 - b) c_k`` and the mean ``m`` of what all rows cost before;
-the test ends where ``s_k`` passes ``DIVERGED`` times its least value so far. Suggested is a third of the rate at the
-least smoothed loss, and nothing where that is among the last rates tried: the loss may fall beyond them.
+there by the same factor for a quarter as many, a decade more, and where it still falls, for another. From each loss is
+taken what the same rows cost before the test: rows differ by more than a step teaches, and the least loss would be that
+of the easiest. The changes ``c_k`` are smoothed by an exponential moving average with bias correction,
+``s_k = m + a_k / (1 - b^(k+1))`` with ``a_k = b a_(k-1) + (1 - b) c_k`` and the mean ``m`` of what all rows cost
+before; the test ends where ``s_k`` passes ``DIVERGED`` times its least value so far. Suggested is a third of the rate
+at the least smoothed loss, and nothing where that is among the last rates tried: the loss may fall beyond them.
 """
 
 import math
@@ -25,8 +25,8 @@ LAST = 5  # points; where the least is one of these, the loss still falls
 
 
 def most_steps(num_steps: int = NUM_STEPS) -> int:
-    """Steps of a test whose loss still falls after ``num_steps``."""
-    return num_steps + num_steps // 4
+    """Steps of a test whose loss still falls after ``num_steps``, and after a quarter more."""
+    return num_steps + 2 * (num_steps // 4)
 
 
 def rate_at(step: int, num_steps: int = NUM_STEPS) -> float:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from small_runs import write_recipe
 
 from mlx_finetune.app.planning import lr_range as running
-from mlx_finetune.app.planning.lr_range import find_range, range_lines
+from mlx_finetune.app.planning.lr_range import find_range, range_lines, rate_names
 from mlx_finetune.cli import root
 from mlx_finetune.errors import DoesNotFitError, Interrupted, MlxftError, RunError, UsageError
 from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangePoint, most_steps
@@ -104,6 +104,11 @@ def test_the_lines_name_the_rate_and_compare_the_recipes() -> None:
     assert "lower by 12 times" in lines
     nothing = RangeFound(FOUND.points[:3], 2e-4, False, 1.0)
     assert "no rate is suggested" in "\n".join(range_lines(nothing, [], ""))
+
+
+def test_powers_of_ten_are_named_as_rates_are() -> None:
+    names = rate_names([RangePoint(1e-2, 2.0, 2.0), RangePoint(1e-1, 2.0, 2.0), RangePoint(1.0, 2.0, 2.0)])
+    assert list(names.values()) == ["1e-02", "1e-01", "1e+00"]
 
 
 def test_where_the_loss_still_falls_the_lines_cannot_tell_and_suggest_no_rate() -> None:

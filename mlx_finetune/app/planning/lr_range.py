@@ -50,7 +50,7 @@ def rate_names(points: Sequence[RangePoint]) -> Mapping[float, str]:
         return {}
     first, last = (math.log10(point.rate) for point in (points[0], points[-1]))
     powers = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
-    return {(power - first) / (last - first) * (len(points) - 1): f"1e{power:03d}" for power in powers}
+    return {(power - first) / (last - first) * (len(points) - 1): f"1e{power:+03d}" for power in powers}
 
 
 def range_lines(found: RangeFound, chart: Sequence[str], sweep: str) -> Iterator[str]:

@@ -65,7 +65,7 @@ def test_easy_rows_are_no_least_loss() -> None:
     assert found.points[30].smoothed == pytest.approx(level + plain.points[30].smoothed - 2.0)
 
 
-def test_it_ends_at_four_times_the_least_and_suggests_a_third_of_the_best_rate() -> None:
+def test_it_ends_at_four_times_the_least_and_suggests_a_lower_rate_than_the_best() -> None:
     found = run(valley(60))
     assert found.has_diverged
     assert len(found.points) < NUM_STEPS
@@ -73,8 +73,19 @@ def test_it_ends_at_four_times_the_least_and_suggests_a_third_of_the_best_rate()
     assert found.points[-1].smoothed > 4 * least >= found.points[-2].smoothed
     assert found.best is not None
     assert found.best.smoothed == least
-    assert found.suggestion == pytest.approx(found.best.rate / 3, rel=0.05)
+    assert found.suggestion == pytest.approx(found.best.rate / 2, rel=0.05)
+    assert found.is_half
     assert not found.is_at_end
+
+
+def test_of_a_flat_valley_the_near_end_is_suggested() -> None:
+    """Where the least loss lies in it is chance: here at its far end, a decade behind nine tenths of the fall."""
+    found = run([2.0 - min(1.0, max(0, step - 40) / 20) - step / 1e4 for step in range(85)] + [9.0] * 15)
+    assert found.best is not None
+    assert found.best.rate > 7 * rate_at(60)
+    assert found.suggestion is not None
+    assert rate_at(60) < found.suggestion < 3 * rate_at(60) < found.best.rate / 2
+    assert not found.is_half
 
 
 def test_a_loss_that_is_no_number_ends_it_and_is_no_point() -> None:

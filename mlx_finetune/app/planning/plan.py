@@ -36,7 +36,7 @@ from mlx_finetune.hardware.planning.forecast import (
 from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
-from mlx_finetune.hardware.planning.rollouts import add_rollouts
+from mlx_finetune.hardware.planning.rollouts import add_rollouts, assume_drawing
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -247,7 +247,8 @@ def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: M
     forecast = forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
     if mac is not None:
         forecast = forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
-    return add_rollouts(forecast, resolved, None, 0, 0, on_gpu=on_gpu)
+    assumed = assume_drawing(resolved, facts, forecast.step_seconds) if forecast.step_seconds is not None else None
+    return add_rollouts(forecast, resolved, None, 0, 0, on_gpu=on_gpu, assumed=assumed)
 
 
 class _WouldDownloadError(Exception):

@@ -491,11 +491,13 @@ def test_the_fast_products_are_chosen_before_mlx_is_imported(place: Path) -> Non
     code = (
         "from mlx_finetune.commands.eval import command\n"
         "from mlx_finetune.hardware import blas\n"
+        "print(blas.__file__)\n"
         "try:\n    command.main(['nobody', '--name', 'x'], standalone_mode=False)\n"
         "except Exception as error:\n    print(error)\n"
         "print(blas.prepare().reason)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == blas.__file__, "another checkout was tested"
     assert done.stdout.splitlines()[-1] == "OpenBLAS was loaded before mlx"
 
 

@@ -101,7 +101,7 @@ def test_the_lines_name_the_rate_and_compare_the_recipes() -> None:
     lines = "\n".join(range_lines(FOUND, ["##"], "mlxft sweep x"))
     assert FOUND.suggestion is not None
     assert f"training.learning_rate = {FOUND.suggestion:.1e}" in lines
-    assert "where nine tenths of the fall were reached; the recipe's 2.0e-04 is lower by 18 times" in lines
+    assert "a third of that rate; the recipe's 2.0e-04 is lower by 12 times" in lines
     nothing = RangeFound(FOUND.points[:3], 2e-4, False, 1.0)
     assert "no rate is suggested" in "\n".join(range_lines(nothing, [], ""))
 

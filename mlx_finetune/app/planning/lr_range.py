@@ -81,7 +81,7 @@ def range_lines(found: RangeFound, chart: Sequence[str], sweep: str) -> Iterator
         return
     end = f"it rose past {DIVERGED:g} times that" if found.has_diverged else "it did not diverge up to the highest rate"
     yield f"the smoothed loss was lowest, {best.smoothed:.4f}, at a rate of {best.rate:.1e}; {end}"
-    why = "half of that rate" if found.is_half else "where nine tenths of the fall were reached"
+    why = "a third of that rate" if found.is_third else "where nine tenths of the fall were reached"
     yield f"suggested: training.learning_rate = {found.suggestion:.1e}, {why}; {_beside(found)}"
 
 

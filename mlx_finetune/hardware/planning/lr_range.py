@@ -5,9 +5,9 @@ there by the same factor for a quarter as many, a decade more, and where it stil
 taken what the same rows cost before the test: rows differ by more than a step teaches, and the least loss would be that
 of the easiest. The changes ``c_k`` are smoothed by an exponential moving average with bias correction,
 ``s_k = m + a_k / (1 - b^(k+1))`` with ``a_k = b a_(k-1) + (1 - b) c_k`` and the mean ``m`` of what all rows cost
-before; the test ends where ``s_k`` passes ``DIVERGED`` times its least value so far. Suggested is half the rate
-at the least smoothed loss or, where that is lower, the rate at which nine tenths of the fall were reached (DECISIONS.md
-has what was measured), and nothing where the least is among the last rates tried: the loss may fall beyond them.
+before; the test ends where ``s_k`` passes ``DIVERGED`` times its least value so far. Suggested is a third of the
+rate at the least smoothed loss or, where that is lower, the rate at which nine tenths of the fall were reached
+(DECISIONS.md has what was measured), and nothing where the least is among the last rates tried: the loss may fall beyond them.
 """
 
 import math
@@ -19,7 +19,7 @@ NUM_STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1e-2
 BETA = 0.9
 DIVERGED = 4.0
-SHARE = 1 / 2  # of the rate at the least loss, at most: behind it the loss rises
+SHARE = 1 / 3  # of the rate at the least loss, at most: behind it the loss rises
 REACHED = 0.9  # of the fall; a valley may be flat from there to where the loss is least, by chance at its far end
 MOST_TIMES_SEEN = 3.0  # every row; beyond that the curve shows how fast rows are learned by heart
 SETTLED = 10  # points; before them the average is of too few losses to be the least
@@ -112,15 +112,15 @@ class RangeFound:
 
     @property
     def suggestion(self) -> float | None:
-        """The lower of half the rate at the least loss and that where most of the fall was reached, in two digits; None
+        """The lower of a third of the rate at the least loss and that where most of the fall was reached, in two digits; None
         where nothing was learned, or it is not known."""
         if self.best is None or self.is_at_end:
             return None
         return float(f"{min(SHARE * self.best.rate, self._reached_rate(self.best)):.1e}")
 
     @property
-    def is_half(self) -> bool:
-        """True where the suggestion is half the rate at the least loss."""
+    def is_third(self) -> bool:
+        """True where the suggestion is a third of the rate at the least loss."""
         return self.best is not None and self.suggestion == float(f"{SHARE * self.best.rate:.1e}")
 
     def _reached_rate(self, best: RangePoint) -> float:

@@ -73,8 +73,8 @@ def test_it_ends_at_four_times_the_least_and_suggests_a_lower_rate_than_the_best
     assert found.points[-1].smoothed > 4 * least >= found.points[-2].smoothed
     assert found.best is not None
     assert found.best.smoothed == least
-    assert found.suggestion == pytest.approx(found.best.rate / 2, rel=0.05)
-    assert found.is_half
+    assert found.suggestion == pytest.approx(found.best.rate / 3, rel=0.05)
+    assert found.is_third
     assert not found.is_at_end
 
 
@@ -84,8 +84,9 @@ def test_of_a_flat_valley_the_near_end_is_suggested() -> None:
     assert found.best is not None
     assert found.best.rate > 7 * rate_at(60)
     assert found.suggestion is not None
-    assert rate_at(60) < found.suggestion < 3 * rate_at(60) < found.best.rate / 2
-    assert not found.is_half
+    assert rate_at(60) < found.suggestion < 3 * rate_at(60)
+    assert found.suggestion < found.best.rate / 3
+    assert not found.is_third
 
 
 def test_a_loss_that_is_no_number_ends_it_and_is_no_point() -> None:

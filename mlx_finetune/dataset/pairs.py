@@ -116,6 +116,19 @@ def answer_sequences(walk: Walk, example: Preference) -> dict[str, TokenSequence
     return found
 
 
+def scored_sequences(walk: Walk, example: Preference, data: DataRecipe, bos: int | None) -> list[NDArray[np.int32]]:
+    """The ids that a reward model is given of an example's answers, chosen before rejected: cut as in its training.
+
+    Raises ``DataError`` where an answer is refused, or too long to be trained on.
+    """
+    found = list(answer_sequences(walk, example).values())
+    prefix, longest = shared_length(found[0], found[-1]), max(len(ids) for ids, _ in found)
+    front = kept_front(found[0][0][:prefix], longest, data, bos)
+    if front is None:
+        raise DataError(f"{longest} tokens are more than max_seq_length = {data.max_seq_length}")
+    return [np.concatenate([front, ids[prefix:]]) for ids, _ in found]
+
+
 class _PreferenceRows:
     """Makes rows, and counts what happens on the way."""
 
@@ -207,19 +220,16 @@ class _PreferenceRows:
         if not first[1].any() or not second[1].any():
             self._note("no_target", example, "an answer without a token")
             return None
-        prefix = shared_length(first, second)
-        cut = max(len(first[0]), len(second[0])) - self._data.max_seq_length
-        start = np.zeros(0, np.int32)
-        if cut > 0:
-            has_bos = self._bos is not None and first[0][0] == self._bos
-            start = first[0][:1] if has_bos else start
-            cut += has_bos
-            what = f"{max(len(first[0]), len(second[0]))} tokens are more than {self._data.max_seq_length}"
-            if self._data.truncation == "drop" or cut >= prefix:
+        prefix, longest = shared_length(first, second), max(len(first[0]), len(second[0]))
+        front = kept_front(first[0][:prefix], longest, self._data, self._bos)
+        if longest > self._data.max_seq_length:
+            what = f"{longest} tokens are more than {self._data.max_seq_length}"
+            if front is None:
                 self._note("too_long", example, f"{what}: dropped")
-                return None
-            self._note("cut", example, f"{what}: {cut - has_bos} tokens of the prompt were cut at the front")
-        front = np.concatenate([start, first[0][max(cut, 0) : prefix]])
+            else:
+                self._note("cut", example, f"{what}: {prefix - len(front)} tokens of the prompt were cut at the front")
+        if front is None:
+            return None
         ids = np.concatenate([front, first[0][prefix:], second[0][prefix:]])
         mask = np.concatenate([np.zeros(len(front), np.bool_), first[1][prefix:], second[1][prefix:]])
         lengths = (float(len(front)), float(len(first[0]) - prefix), float(len(second[0]) - prefix))
@@ -251,6 +261,19 @@ def shared_length(first: TokenSequence, second: TokenSequence) -> int:
     differing = np.flatnonzero(first[0][:length] != second[0][:length])
     common = int(differing[0]) if len(differing) else length
     return max(1, min(common, int(first[1].argmax()), int(second[1].argmax())))
+
+
+def kept_front(front: NDArray[np.int32], longest: int, data: DataRecipe, bos: int | None) -> NDArray[np.int32] | None:
+    """What is kept of the tokens that an example's sequences begin with, the longest of which has ``longest``.
+
+    Where that is too many, the end behind a beginning-of-text token, with ``keep-end``; None: it does not fit.
+    """
+    cut = longest - data.max_seq_length
+    if cut <= 0:
+        return front
+    start = front[:1] if bos is not None and front[0] == bos else front[:0]
+    cut += len(start)
+    return None if data.truncation == "drop" or cut >= len(front) else np.concatenate([start, front[cut:]])
 
 
 def _only_answer(example: Preference) -> tuple[Turn, ...]:

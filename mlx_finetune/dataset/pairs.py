@@ -93,6 +93,11 @@ def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:
     return longest_sequences(rows) if task in TWO_ANSWER_TASKS and len(rows) else rows.lengths
 
 
+def num_read(num_tokens: int, task: str) -> int:
+    """Of the tokens of a sequence those that the model reads: all but the last, which a reward model reads too."""
+    return num_tokens if task == "reward" else num_tokens - 1
+
+
 def longest_sequences(rows: TokenRows) -> NDArray[np.int64]:
     """Tokens of the longer of the two sequences of every row."""
     values = rows.values.astype(np.int64)

@@ -13,7 +13,7 @@ from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
 from mlx_finetune.dataset.labels import balance, check_labels, counts_of, renumbered
-from mlx_finetune.dataset.pairs import IS_GOOD, num_read, sequence_lengths
+from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT, num_read, sequence_lengths
 from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
@@ -253,10 +253,10 @@ def read_facts(
     )
 
 
-def _answers(rows: TokenRows) -> tuple[int, int]:
-    """Answers marked good and bad."""
-    num_good = int(rows.values[:, IS_GOOD].sum())
-    return num_good, len(rows) - num_good
+def _answers(rows: TokenRows) -> tuple[float, float]:
+    """Answers marked good and bad, each as often as an epoch shows it and times what its loss is multiplied by."""
+    counts, is_good = rows.weights * rows.values[:, WEIGHT], rows.values[:, IS_GOOD]
+    return float((counts * is_good).sum()), float((counts * (1 - is_good)).sum())
 
 
 def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None, task: str) -> None:

@@ -123,7 +123,7 @@ def no_advice_on_steps(steps: Sequence[Mapping[str, float]]) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class StepValue:
-    """A number that the loss of every row of a step needs, from all rows of the step: the mean of something over them.
+    """A number that the loss of every row needs, from all rows of its step or evaluation: the mean of something.
 
     ``rows`` measures (N, K) numbers of the rows of a batch, without a gradient; ``sums`` adds them up, and the number
     is ``finish(sum / rows)``.

@@ -178,6 +178,19 @@ def test_a_run_without_validation_rows_has_a_reference_too(tmp_path, tiny_model)
     assert not events(run, Evaluated)
 
 
+def test_how_far_answers_moved_is_a_mean_over_an_evaluation_and_not_over_its_batches(tmp_path, tiny_model):
+    quiet = ("lora.dropout=0.0", "training.neftune_alpha=0.0", "preference.beta=1.0", "data.val_split=0.4")
+    size = ("training.max_steps=2", "training.batch_size=4", "training.learning_rate=3e-2", "eval.prompts=[]")
+    found: list[list[float]] = []
+    for microbatch in (1, 4):
+        recipe = write_recipe(tmp_path, tiny_model("llama"), name=f"by-{microbatch}")
+        more = (*quiet, *size, f"hardware.microbatch={microbatch}")
+        run = train(recipe, overrides=overrides(tmp_path, "kto", *more))
+        found.append([one.loss for one in events(run, Evaluated)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0][-1] < found[0][0] - 0.1
+
+
 def test_good_and_bad_answers_weigh_alike_as_often_as_they_are_seen(tmp_path, tiny_model):
     """8 good answers, seen twice, of which half count double; 16 bad ones seen once."""
     for name, count, weight in (("good", 8, 2.0), ("bad", 16, 1.0)):

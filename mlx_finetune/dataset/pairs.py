@@ -121,17 +121,19 @@ def answer_sequences(walk: Walk, example: Preference) -> dict[str, TokenSequence
     return found
 
 
-def scored_sequences(walk: Walk, example: Preference, data: DataRecipe, bos: int | None) -> list[NDArray[np.int32]]:
-    """The ids that a reward model is given of an example's answers, chosen before rejected: cut as in its training.
-
-    Raises ``DataError`` where an answer is refused, or too long to be trained on.
-    """
-    found = list(answer_sequences(walk, example).values())
-    prefix, longest = shared_length(found[0], found[-1]), max(len(ids) for ids, _ in found)
-    front = kept_front(found[0][0][:prefix], longest, data, bos)
+def fitted_sequences(walk: Walk, example: Preference, data: DataRecipe, bos: int | None) -> dict[str, TokenSequence]:
+    """``answer_sequences``, cut as in training. Raises ``DataError`` too where one is too long to be trained on."""
+    found = answer_sequences(walk, example)
+    first, last = next(iter(found.values())), list(found.values())[-1]
+    prefix, longest = shared_length(first, last), max(len(ids) for ids, _ in found.values())
+    front = kept_front(first[0][:prefix], longest, data, bos)
     if front is None:
         raise DataError(f"{longest} tokens are more than max_seq_length = {data.max_seq_length}")
-    return [np.concatenate([front, ids[prefix:]]) for ids, _ in found]
+    unlearned = np.zeros(len(front), np.bool_)
+    return {
+        name: (np.concatenate([front, ids[prefix:]]), np.concatenate([unlearned, mask[prefix:]]))
+        for name, (ids, mask) in found.items()
+    }
 
 
 class _PreferenceRows:

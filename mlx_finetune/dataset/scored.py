@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Preference
-from mlx_finetune.dataset.pairs import scored_sequences
+from mlx_finetune.dataset.pairs import fitted_sequences
 from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.dataset.turns import Turn
 from mlx_finetune.dataset.walk import Walk
@@ -32,5 +32,4 @@ class AnswerRows:
         if not self._is_reward:
             row = self._walk.tokenized(example)[-1]
             return row.ids[: int(np.flatnonzero(row.loss_mask)[-1]) + 1]
-        (ids,) = scored_sequences(self._walk, example, self._data, self._bos)
-        return ids
+        return fitted_sequences(self._walk, example, self._data, self._bos)["chosen"][0]

@@ -93,6 +93,11 @@ def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:
     return longest_sequences(rows) if task in TWO_ANSWER_TASKS and len(rows) else rows.lengths
 
 
+def num_read(num_tokens: int, task: str) -> int:
+    """Of the tokens of a sequence those that the model reads: all but the last, which a reward model reads too."""
+    return num_tokens if task == "reward" else num_tokens - 1
+
+
 def longest_sequences(rows: TokenRows) -> NDArray[np.int64]:
     """Tokens of the longer of the two sequences of every row."""
     values = rows.values.astype(np.int64)
@@ -114,6 +119,21 @@ def answer_sequences(walk: Walk, example: Preference) -> dict[str, TokenSequence
             raise walk.refusal()
         found[name] = walk.ids_and_mask(draft, walk.encoded(draft))
     return found
+
+
+def fitted_sequences(walk: Walk, example: Preference, data: DataRecipe, bos: int | None) -> dict[str, TokenSequence]:
+    """``answer_sequences``, cut as in training. Raises ``DataError`` too where one is too long to be trained on."""
+    found = answer_sequences(walk, example)
+    first, last = next(iter(found.values())), list(found.values())[-1]
+    prefix, longest = shared_length(first, last), max(len(ids) for ids, _ in found.values())
+    front = kept_front(first[0][:prefix], longest, data, bos)
+    if front is None:
+        raise DataError(f"{longest} tokens are more than max_seq_length = {data.max_seq_length}")
+    unlearned = np.zeros(len(front), np.bool_)
+    return {
+        name: (np.concatenate([front, ids[prefix:]]), np.concatenate([unlearned, mask[prefix:]]))
+        for name, (ids, mask) in found.items()
+    }
 
 
 class _PreferenceRows:
@@ -207,19 +227,16 @@ class _PreferenceRows:
         if not first[1].any() or not second[1].any():
             self._note("no_target", example, "an answer without a token")
             return None
-        prefix = shared_length(first, second)
-        cut = max(len(first[0]), len(second[0])) - self._data.max_seq_length
-        start = np.zeros(0, np.int32)
-        if cut > 0:
-            has_bos = self._bos is not None and first[0][0] == self._bos
-            start = first[0][:1] if has_bos else start
-            cut += has_bos
-            what = f"{max(len(first[0]), len(second[0]))} tokens are more than {self._data.max_seq_length}"
-            if self._data.truncation == "drop" or cut >= prefix:
+        prefix, longest = shared_length(first, second), max(len(first[0]), len(second[0]))
+        front = kept_front(first[0][:prefix], longest, self._data, self._bos)
+        if longest > self._data.max_seq_length:
+            what = f"{longest} tokens are more than {self._data.max_seq_length}"
+            if front is None:
                 self._note("too_long", example, f"{what}: dropped")
-                return None
-            self._note("cut", example, f"{what}: {cut - has_bos} tokens of the prompt were cut at the front")
-        front = np.concatenate([start, first[0][max(cut, 0) : prefix]])
+            else:
+                self._note("cut", example, f"{what}: {prefix - len(front)} tokens of the prompt were cut at the front")
+        if front is None:
+            return None
         ids = np.concatenate([front, first[0][prefix:], second[0][prefix:]])
         mask = np.concatenate([np.zeros(len(front), np.bool_), first[1][prefix:], second[1][prefix:]])
         lengths = (float(len(front)), float(len(first[0]) - prefix), float(len(second[0]) - prefix))
@@ -251,6 +268,19 @@ def shared_length(first: TokenSequence, second: TokenSequence) -> int:
     differing = np.flatnonzero(first[0][:length] != second[0][:length])
     common = int(differing[0]) if len(differing) else length
     return max(1, min(common, int(first[1].argmax()), int(second[1].argmax())))
+
+
+def kept_front(front: NDArray[np.int32], longest: int, data: DataRecipe, bos: int | None) -> NDArray[np.int32] | None:
+    """What is kept of the tokens that an example's sequences begin with, the longest of which has ``longest``.
+
+    Where that is too many, the end behind a beginning-of-text token, with ``keep-end``; None: it does not fit.
+    """
+    cut = longest - data.max_seq_length
+    if cut <= 0:
+        return front
+    start = front[:1] if bos is not None and front[0] == bos else front[:0]
+    cut += len(start)
+    return None if data.truncation == "drop" or cut >= len(front) else np.concatenate([start, front[cut:]])
 
 
 def _only_answer(example: Preference) -> tuple[Turn, ...]:

@@ -144,13 +144,12 @@ class Measuring:
 
     def _preferences(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
         """What each row of preferences says; the longer answers go through the model with others of their length."""
-        limit = self._evaluation.subject.data.max_seq_length
         kept: list[tuple[int, dict[str, Scored]]] = []
         for row in rows:
             example = self._evaluation.rows[row].example
             assert isinstance(example, Preference), "setup refuses the other kinds"
             try:
-                kept.append((row, preference_rows(example, self._evaluation.prompter, limit)))
+                kept.append((row, preference_rows(example, self._evaluation.prompter)))
             except MlxftError as error:
                 yield self._failure(measures.PREFERENCE, side, row, error.message)
         for (row, _), values in zip(kept, preference_values(model, [one for _, one in kept], chunk_rows), strict=True):

@@ -14,17 +14,12 @@ import numpy as np
 from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.score import Values
 from mlx_finetune.dataset.formats import Preference
-from mlx_finetune.errors import DataError
 from mlx_finetune.model.likelihoods import ChunkRows, LikelihoodModel, Losses, Scored
 
 
-def preference_rows(example: Preference, prompter: Prompter, max_seq_length: int) -> dict[str, Scored]:
+def preference_rows(example: Preference, prompter: Prompter) -> dict[str, Scored]:
     """The answers of a row by name, chosen or rejected. Raises ``DataError`` where one of them cannot be scored."""
-    found = prompter.answers(example)
-    longest = max(len(ids) for ids, _ in found.values())
-    if longest > max_seq_length:
-        raise DataError(f"{longest} tokens are more than max_seq_length = {max_seq_length}")
-    return {name: Scored(ids, np.flatnonzero(mask)) for name, (ids, mask) in found.items()}
+    return {name: Scored(ids, np.flatnonzero(mask)) for name, (ids, mask) in prompter.answers(example).items()}
 
 
 def preference_values(

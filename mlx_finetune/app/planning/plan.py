@@ -17,6 +17,7 @@ from mlx_finetune.app.planning.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.labels import num_outputs
+from mlx_finetune.dataset.pairs import num_read
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
@@ -304,7 +305,7 @@ def _warnings(
     if recipe.lora is not None and not target_linears(shape, recipe.lora) and shape.is_exact:
         names = ", ".join(sorted({one.name.rpartition(".")[2] for one in shape.linears}))
         found.append(f"lora.target_modules names no layer of this model; it has {names}")
-    if shape.context_length and tokens.lengths.longest > shape.context_length + 1:
+    if shape.context_length and num_read(tokens.lengths.longest, recipe.task) > shape.context_length:
         found.append(
             f"the longest row has {tokens.lengths.longest} tokens, and the model reads {shape.context_length}; set "
             f"data.max_seq_length = {shape.context_length}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
-from mlx_finetune.dataset.pairs import FIRST, PREFIX, SECOND, WEIGHT, longest_sequences
+from mlx_finetune.dataset.pairs import FIRST, PREFIX, SECOND, WEIGHT
 from mlx_finetune.dataset.stream import Batch, round_up
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.recipe.heads import SCORED_TASKS
@@ -35,7 +35,6 @@ def reward() -> Objective:
         num_outputs=1,
         is_per_position=False,
         unfold=side_by_side,
-        longest=longest_sequences,
         constant=equal_scores,
     )
 

@@ -67,6 +67,12 @@ def test_a_row_is_planned_with_the_longest_answer_behind_its_problem():
     assert planned_lengths(rows, recipe_of("sft"), "llama").tolist() == [9]
 
 
+def test_earlier_answers_of_a_conversation_are_a_part_of_its_problem():
+    """Targets 2, 3 and 6 to 8 of 10 tokens: the last token is written by the template behind the answer."""
+    rows = rows_of([Tokens(np.arange(10, dtype=np.int32), np.isin(np.arange(10), [2, 3, 6, 7, 8]), "r", 1)])
+    assert planned_lengths(rows, recipe_of(), "llama").tolist() == [6 + 20]
+
+
 def test_a_step_has_a_group_for_each_problem():
     plan = plan_rollouts(resolved_of(recipe_of()), on_gpu=False)
     assert plan is not None

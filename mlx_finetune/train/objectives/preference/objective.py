@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT, longest_sequences
+from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.model.inside.shared_prefix import why_not_shared
 from mlx_finetune.model.inside.split import SplitModel
@@ -105,7 +105,6 @@ def _log_probs(task: str, sequences: Sequences) -> Objective:
         is_per_position=False,
         unfold=sequences.unfold,
         around=sequences.around if sequences.is_shared else nothing_around,
-        longest=longest_sequences,
     )
 
 

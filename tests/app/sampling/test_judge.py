@@ -13,6 +13,7 @@ from mlx_finetune.app.eval.subject import Subject, open_subject
 from mlx_finetune.app.sampling.folder import FORMAT_VERSION, LINES, SETTINGS, Sample
 from mlx_finetune.app.sampling.judge import Judged, judge
 from mlx_finetune.errors import RunError, UsageError
+from mlx_finetune.recipe.schema import Recipe
 
 RECIPE = """
 model = "{model}"
@@ -169,11 +170,26 @@ def test_problems_that_taught_the_verifier_are_counted_and_left_out_where_others
     assert len((out / "s.scores.jsonl").read_text().splitlines()) == 4 * num_measured
 
 
+def test_problems_that_taught_what_the_verifier_began_as_are_left_out_too(verifier: Subject, tmp_path: Path):
+    samples = write_samples(tmp_path / "s", 30, 500)
+    asked = [{"prompt": f"Colour of box {number}?", "completion": "red"} for number in range(500, 504)]
+    (tmp_path / "taught.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    data = {"path": str(tmp_path / "taught.jsonl"), "val_split": 0.5, "test_split": 0.0}
+    earlier = Recipe.model_validate({"model": "m", "output_dir": "sft", "data": data})
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / rundir.RUN_INFO).write_text(json.dumps({"resolved": earlier.model_dump(mode="json")}))
+    assert verifier.recipe is not None
+    later = replace(verifier, recipe=verifier.recipe.model_copy(update={"adapter": str(tmp_path / "sft")}))
+    judged = judge(later, samples, out=tmp_path / "out", step=lambda *_: None)
+    assert (judged.found.num_problems, judged.remark[:15]) == (26, "4 of 30 problem")
+
+
 def test_a_verifier_whose_rows_are_gone_or_unknown_is_judged_with_a_word_of_doubt(verifier: Subject, tmp_path: Path):
     assert verifier.recipe is not None
     gone = verifier.data.model_copy(update={"path": str(tmp_path / "gone.jsonl")})
+    recipe = verifier.recipe.model_copy(update={"data": gone})
     for subject, remark in (
-        (replace(verifier, opened=replace(verifier.opened, data=gone)), "cannot be told: "),
+        (replace(verifier, recipe=recipe), "cannot be told: "),
         (replace(verifier, run=None, recipe=None), "is not known here"),
         (replace(verifier, trained_data_sha256="other"), "data has changed since"),
     ):

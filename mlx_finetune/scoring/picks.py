@@ -6,6 +6,18 @@ A problem is a list of answers, each right or wrong. Figures are numbers a probl
 
 import math
 from collections.abc import Sequence
+from typing import Protocol, Self, TypeVar
+
+
+class Sign(Protocol):
+    """-1, 0 or 1, or an array of these."""
+
+    def __add__(self, other: int, /) -> Self: ...
+
+    def __truediv__(self, other: int, /) -> Self: ...
+
+
+SignT = TypeVar("SignT", bound=Sign)
 
 
 def pass_at_k(num_answers: int, num_right: int, k: int) -> float:
@@ -52,6 +64,14 @@ def best_of(scores: Sequence[float], is_right: Sequence[bool], n: int) -> float:
     assert 1 <= n <= total
     ways = sum(math.comb(total - 1 - rank, n - 1) for rank, number in enumerate(ranked(scores)) if is_right[number])
     return ways / math.comb(total, n)
+
+
+def share_right(sign: SignT) -> SignT:
+    """How right a pair is, by the sign of what the right answer has over the wrong one: 1 ahead, 0 behind.
+
+    One half for a tie: equal answers are a coin's toss. For numbers and arrays alike.
+    """
+    return (sign + 1) / 2
 
 
 def way_title(way: str, scorer: str) -> str:

@@ -50,7 +50,7 @@ class Figure:
     low: float | None
     high: float | None
     num_rows: int
-    num_right: int | None = None
+    num_right: int | float | None = None
 
 
 @dataclass(frozen=True, slots=True)

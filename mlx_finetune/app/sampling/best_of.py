@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_finetune.app.sampling.folder import SampledProblem
 from mlx_finetune.errors import RunError
-from mlx_finetune.scoring.auc import area_over_all, area_within, beside_chance, mean_area
+from mlx_finetune.scoring.auc import Area, area_over_all, area_within, interval_words, mean_area
 from mlx_finetune.scoring.intervals import Interval, bootstrap_mean, paired_bootstrap, wilson
 from mlx_finetune.scoring.picks import best_of, majority, pair_title, pass_at_k, ranked, way_title
 from mlx_finetune.units import counted
@@ -61,12 +61,13 @@ class AtN:
 
 @dataclass(frozen=True, slots=True)
 class Separation:
-    """An area under the ROC curve of the verifier's scores with its 95 % interval over ``num_problems``."""
+    """An area under the ROC curve of the verifier's scores with its 95 % interval over ``num_problems``, None where
+    these give none."""
 
     name: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_problems: int
 
 
@@ -181,10 +182,12 @@ def _areas(
         "auc_within": area_within(scores, right, seed=seed),
         "told_apart": mean_area(scores, right, seed=seed),
     }
-    return {
-        name: one and Separation(name, one.value, one.interval.low, one.interval.high, one.num_problems)
-        for name, one in found.items()
-    }
+    return {name: one and _separation(name, one) for name, one in found.items()}
+
+
+def _separation(name: str, area: Area) -> Separation:
+    low, high = (area.interval.low, area.interval.high) if area.interval else (None, None)
+    return Separation(name, area.value, low, high, area.num_problems)
 
 
 def _steps(k: int) -> list[int]:
@@ -217,7 +220,8 @@ def csv_text(found: BestOf) -> str:
         if at.verifier is not None:
             lines.append(f"verifier's best of {at.n},{at.verifier:.6f},,,{found.num_problems}")
     for one in found.areas:
-        lines.append(f"{one.name},{one.value:.6f},{one.low:.6f},{one.high:.6f},{one.num_problems}")
+        ends = ["" if end is None else f"{end:.6f}" for end in (one.low, one.high)]
+        lines.append(f"{one.name},{one.value:.6f},{ends[0]},{ends[1]},{one.num_problems}")
     return "\n".join(lines) + "\n"
 
 
@@ -247,8 +251,8 @@ def lines(found: BestOf, remark: str = "", scorer: str = "verifier") -> list[str
     if found.areas:
         made += ["", f"{'right above wrong':<22}{'AUC':>9}   95 % interval; chance is 0.5"]
     for one in found.areas:
-        line = f"{AREAS[one.name]:<22}{one.value:>9.3f}   {one.low:.3f} to {one.high:.3f}"
-        made.append(f"{line}   {beside_chance(one.low, one.high)}".rstrip())
+        span = interval_words(one.low, one.high, one.num_problems)
+        made.append(f"{AREAS[one.name]:<22}{one.value:>9.3f}   {span}")
     made += [
         "",
         f"Drawn answers: {found.mean_tokens:.1f} tokens on average, {100 * found.cut:.1f} % cut at the limit, "

@@ -110,7 +110,14 @@ def test_text_csv_and_json_say_the_same():
 def test_a_verifier_that_prefers_wrong_answers_is_told(scores: list[float], said: str):
     many = [problem(number, ["1", "2"]) for number in range(40)]
     line = next(one for one in lines(compare(many, [scores] * 40, seed=0)) if one.startswith("two to one problem"))
-    assert line.partition(f"to {scores[0]:.3f}")[2].strip() == said
+    assert line[31:].strip().partition("   ")[2] == said
+
+
+def test_areas_of_one_problem_have_no_interval_and_say_why():
+    found = compare([problem(0, ["1", "2"])], [[0.0, 1.0]], seed=0)
+    assert [line.split("   ")[-1] for line in lines(found)[-5:-2]] == ["no interval: one problem"] * 3
+    assert json.loads(json.dumps(to_json(found, {})))["auc_within"]["low"] is None
+    assert "auc_within,0.000000,,,1" in csv_text(found)
 
 
 @pytest.mark.parametrize("drawn", [["2"], ["1"], ["1", "2"]])

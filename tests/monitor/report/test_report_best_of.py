@@ -46,7 +46,7 @@ def test_the_report_has_every_way_and_its_difference(tmp_path: Path):
     assert "40 of 40" in page
     assert "Of step 20, while the run" in page
     assert "+0.196 to +0.716" in page
-    assert "<td>two answers to one problem</td><td>1.000</td><td>1.000 to 1.000</td>" in page
+    assert "<td>two answers to one problem</td><td>1.000</td><td>0.912 to 1.000</td>" in page
     assert "&lt;b&gt;sums" in page
 
 
@@ -57,6 +57,19 @@ def test_the_pick_of_a_reward_model_is_called_so(tmp_path: Path):
     assert "reward model&#x27;s pick" in page or "reward model's pick" in page
     assert "reward model - random" in page
     assert "verifier - " not in page
+
+
+def test_areas_without_an_interval_say_why_and_those_kept_before_are_read(tmp_path: Path):
+    run = write_run(tmp_path)
+    write_best_of(run, "s")
+    path = run.file(rundir.BEST_OF) / "tested.json"
+    kept = json.loads(path.read_text())
+    kept["auc"] |= {"low": None, "high": None, "num_problems": 1}
+    kept["auc_within"] |= {"low": 1.0, "high": 1.0}
+    path.write_text(json.dumps(kept))
+    page = render(read_facts(run))
+    assert "<td>any two answers</td><td>1.000</td><td>no interval: one problem</td>" in page
+    assert "<td>two answers to one problem</td><td>1.000</td><td>no interval: problems all alike</td>" in page
 
 
 def test_a_damaged_comparison_is_named(tmp_path: Path):

@@ -9,7 +9,7 @@ from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, older_note, section, table, tag
 from mlx_finetune.monitor.report.typed import read_kept
 from mlx_finetune.rundir import RunDir, of_other_step, weights_step
-from mlx_finetune.scoring.auc import beside_chance
+from mlx_finetune.scoring.auc import interval_words
 from mlx_finetune.scoring.picks import pair_title, way_title
 from mlx_finetune.units import counted
 
@@ -53,6 +53,16 @@ class AtN:
 
 
 @dataclass(frozen=True, slots=True)
+class Area:
+    """How often a right answer scores above a wrong one, with its interval, None where the problems give none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    num_problems: int
+
+
+@dataclass(frozen=True, slots=True)
 class BestOf:
     """One best_of/NAME.json; what it has beside this is left to the file. ``remark`` is about its problems, or "".
 
@@ -68,9 +78,9 @@ class BestOf:
     at_n: tuple[AtN, ...]
     remark: str = ""
     scorer: str = "verifier"
-    told_apart: Share | None = None
-    auc: Share | None = None
-    auc_within: Share | None = None
+    told_apart: Area | None = None
+    auc: Area | None = None
+    auc_within: Area | None = None
     step: int | None = None
 
 
@@ -156,7 +166,7 @@ def _areas(one: BestOf) -> Html | None:
         ("mean of problems", one.told_apart),
     )
     rows: list[list[Child]] = [
-        [title, f"{area.value:.3f}", f"{area.low:.3f} to {area.high:.3f} {beside_chance(area.low, area.high)}".rstrip()]
+        [title, f"{area.value:.3f}", interval_words(area.low, area.high, area.num_problems)]
         for title, area in named
         if area is not None
     ]

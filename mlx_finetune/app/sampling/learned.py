@@ -12,6 +12,7 @@ from mlx_finetune.app.eval.subject import Subject, has_no_data
 from mlx_finetune.app.sampling.folder import SampledProblem
 from mlx_finetune.dataset.conversation import prompt_and_reference
 from mlx_finetune.dataset.tokens import Message
+from mlx_finetune.scoring.picks import scorer_of
 from mlx_finetune.units import counted
 
 #: With fewer new problems than these the figures are of all of them.
@@ -32,9 +33,9 @@ class Chosen:
 
 def choose_problems(subject: Subject, problems: Sequence[SampledProblem]) -> Chosen:
     """The problems that the verifier ``subject`` has not learned from, where they are enough, else all."""
-    total = len(problems)
+    total, scorer = len(problems), scorer_of(subject.task)
     if has_no_data(subject):
-        remark = "What this verifier learned from is not known here: figures on problems that taught it flatter it."
+        remark = f"What this {scorer} learned from is not known here: figures on problems that taught it flatter it."
         return Chosen(problems, None, remark)
     found, unknown = teachers(subject)
     doubts = "".join(f" {one[0].upper()}{one[1:]}." for one in unknown)
@@ -48,7 +49,7 @@ def choose_problems(subject: Subject, problems: Sequence[SampledProblem]) -> Cho
     if not num_learned:
         return Chosen(problems, 0, changed.strip())
     are = "is" if num_learned == 1 else "are"
-    share = f"{num_learned} of {counted(total, 'problem')} {are} among the rows that taught this verifier"
+    share = f"{num_learned} of {counted(total, 'problem')} {are} among the rows that taught this {scorer}"
     if len(new) >= _FEWEST_NEW:
         return Chosen(new, num_learned, f"{share} and left out: the figures are of the others.{changed}")
     remark = f"{share}: these figures flatter it. Judge it by a sampling of other problems.{changed}"

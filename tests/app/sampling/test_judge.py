@@ -122,7 +122,7 @@ def test_answers_without_a_score_are_counted_by_the_reason(verifier: Subject, tm
     limit = verifier.data.max_seq_length
     markers = [reason for reason in judged.unscored if "control marker '<|im_end|>'" in reason]
     assert judged.unscored == {
-        f"longer than the verifier's max_seq_length = {limit}": 4,
+        f"longer than the model's max_seq_length = {limit}": 4,
         markers[0]: 2,
     }
 
@@ -136,6 +136,24 @@ def test_a_model_without_a_verdict_is_refused(place: Path, tmp_path: Path):
 def test_a_folder_without_samples_is_refused(verifier: Subject, tmp_path: Path):
     with pytest.raises(RunError, match="holds no sampled answers"):
         judge(verifier, tmp_path, out=None, step=lambda *_: None)
+
+
+def test_a_reward_model_is_called_so_in_all_that_is_kept_and_one_kept_before_is_renewed(
+    verifier: Subject, tmp_path: Path
+):
+    assert verifier.recipe is not None
+    reward = replace(verifier, recipe=verifier.recipe.model_copy(update={"task": "reward"}))
+    samples, out = write_samples(tmp_path / "s", 12), tmp_path / "out"
+    judged = judge(reward, samples, out=out, step=lambda *_: None)
+    kept = json.loads((out / "s.json").read_text())
+    assert (kept["scorer"], kept["ways"][3]["name"], "verifier" in kept) == ("reward model", "reward model", False)
+    assert kept["reward_model"] == verifier.opened.name
+    assert {key.removeprefix("reward_model_") for key in kept if key.startswith("reward_model_")} == set(
+        reward.hashes()
+    )
+    before = {name.replace("reward_model", "verifier", 1): value for name, value in kept.items()}
+    (out / "s.json").write_text(json.dumps(before))
+    assert judge(reward, samples, out=out, step=lambda *_: None).path == judged.path
 
 
 def test_a_sampling_that_was_interrupted_is_refused_with_how_to_go_on(verifier: Subject, tmp_path: Path):

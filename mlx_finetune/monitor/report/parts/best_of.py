@@ -16,7 +16,7 @@ from mlx_finetune.units import counted
 _MOST = 8
 _HOW_TO_READ = (
     "Several answers were drawn to each problem, and every way picks one of the same answers. Random is what a blind "
-    "pick gives on average; oracle is right where any answer is, the most that a verifier could reach. 95 times of 100 "
+    "pick gives on average; oracle is right where any answer is, the most that a pick could reach. 95 times of 100 "
     "an interval holds the true value."
 )
 
@@ -45,11 +45,17 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class AtN:
-    """What n answers give: any right, and the verifier's best."""
+    """What n answers give: any right, and the best by the scores of a verifier or of a reward model."""
 
     n: int
     any_right: float
     verifier: float | None = None
+    reward_model: float | None = None
+
+    @property
+    def best_scored(self) -> float | None:
+        """The one that is there; both are called a verifier's where they were kept before."""
+        return self.verifier if self.reward_model is None else self.reward_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +154,11 @@ def _differences(one: BestOf) -> Html:
 
 def _of_n(one: BestOf) -> Html:
     rows: list[list[Child]] = [["any right (pass@n)", *(f"{at.any_right:.3f}" for at in one.at_n)]]
-    if any(at.verifier is not None for at in one.at_n):
+    if any(at.best_scored is not None for at in one.at_n):
         rows.append(
             [
                 foreign(f"{one.scorer}'s best", 60),
-                *("" if at.verifier is None else f"{at.verifier:.3f}" for at in one.at_n),
+                *("" if at.best_scored is None else f"{at.best_scored:.3f}" for at in one.at_n),
             ]
         )
     return table(("of n answers", *(str(at.n) for at in one.at_n)), rows, class_="figures")

@@ -79,6 +79,17 @@ def test_areas_without_an_interval_say_why_and_those_kept_before_are_read(tmp_pa
     assert "<td>two answers to one problem</td><td>1.000</td><td>no interval: problems all alike</td>" in page
 
 
+def test_a_comparison_kept_before_steps_were_noted_is_marked_where_the_run_went_on(tmp_path: Path):
+    run = write_run(tmp_path)
+    write_best_of(run, "s")
+    path = run.file(rundir.BEST_OF) / "tested.json"
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "step"}
+    mark = "From before the run was trained further."
+    for measured, is_older in (("2001-01-01T00:00:00+00:00", True), ("2126-01-01T00:00:00+00:00", False)):
+        path.write_text(json.dumps(kept | {"measured": measured}))
+        assert (mark in render(read_facts(run))) is is_older
+
+
 def test_a_damaged_comparison_is_named(tmp_path: Path):
     run = write_run(tmp_path)
     write_best_of(run, "s")

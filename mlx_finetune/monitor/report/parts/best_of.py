@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune import rundir
+from mlx_finetune.journal import NOT_NOTED, of_other_weights
 from mlx_finetune.monitor.report.chart import interval_picture
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, older_note, section, table, tag
 from mlx_finetune.monitor.report.typed import read_kept
-from mlx_finetune.rundir import RunDir, of_other_step, weights_step
+from mlx_finetune.rundir import RunDir
 from mlx_finetune.scoring.auc import interval_words
 from mlx_finetune.scoring.picks import pair_title, way_title
 from mlx_finetune.units import counted
@@ -72,7 +73,7 @@ class Area:
 class BestOf:
     """One best_of/NAME.json; what it has beside this is left to the file. ``remark`` is about its problems, or "".
 
-    ``scorer`` is what gave the scores, in words."""
+    ``scorer`` is what gave the scores, in words, ``verifier`` or ``reward_model`` which model that was."""
 
     name: str
     measured: str
@@ -87,24 +88,29 @@ class BestOf:
     told_apart: Area | None = None
     auc: Area | None = None
     auc_within: Area | None = None
-    step: int | None = None
+    verifier: str = ""
+    reward_model: str = ""
+    step: int | None = NOT_NOTED
 
 
 def best_of(facts: ReportFacts) -> Html | None:
     """The section; None where no samples were judged."""
     run = RunDir(Path(facts.run.path))
     found, damaged = read_kept(run.file(rundir.BEST_OF), BestOf)
-    now = weights_step(run)
     if not found and not damaged:
         return None
     return section(
         "picks",
         "Picking one of several answers",
         tag("p", _HOW_TO_READ, class_="hint"),
-        *(_comparison(one, of_other_step(one.step, now)) for one in found[:_MOST]),
+        *(_comparison(one, _other_weights(run, one)) for one in found[:_MOST]),
         tag("p", f"{counted(len(found) - _MOST, 'older comparison')} left out.") if len(found) > _MOST else None,
         *(tag("p", code(f"{rundir.BEST_OF}/{name}"), " cannot be read and is left out.") for name in damaged[:20]),
     )
+
+
+def _other_weights(run: RunDir, one: BestOf) -> str:
+    return of_other_weights(run, one.step, measured=one.measured, subject=one.reward_model or one.verifier)
 
 
 def _comparison(one: BestOf, other_weights: str) -> Html:

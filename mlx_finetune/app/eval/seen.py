@@ -55,10 +55,8 @@ def teachers(subject: Subject, *, with_own: bool = True) -> tuple[list[Teacher],
     Of each other one a sentence says why it cannot be told whether it was trained on the rows at hand. A model or an
     adapter by itself has no rows that are known.
     """
-    assert subject.recipe is not None, "has_no_data"
-    name = subject.run.label if subject.run is not None else subject.opened.name
-    facts = run_facts(subject.opened.located)
-    own = _Training("", name, subject.recipe, subject.folder, facts, subject.trained_data_sha256)
+    own = _own(subject)
+    name = own.words
     found, unknown = list[Teacher](), list[str]()
     left, met = [own], {subject.run.path.resolve()} if subject.run is not None else set[Path]()
     while left:
@@ -77,6 +75,18 @@ def teachers(subject: Subject, *, with_own: bool = True) -> tuple[list[Teacher],
             met.add(folder.path)
             left += [earlier] if earlier else []
     return found, unknown
+
+
+def has_other_data(subject: Subject) -> bool:
+    """Whether a run's data has changed since its training. Raises ``DataError``."""
+    return _teacher(_own(subject)).is_other
+
+
+def _own(subject: Subject) -> _Training:
+    assert subject.recipe is not None, "has_no_data"
+    name = subject.run.label if subject.run is not None else subject.opened.name
+    facts = run_facts(subject.opened.located)
+    return _Training("", name, subject.recipe, subject.folder, facts, subject.trained_data_sha256)
 
 
 def _teacher(run: _Training) -> Teacher:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from answering_runs import write_full_run, write_run
+from click.testing import CliRunner
 from course_runs import write_adapter_run, write_texts
 from eval_runs import change_facts, evaluation_of, subject_of, write_place, write_rows
 
@@ -17,6 +18,9 @@ from mlx_finetune.app.eval.rows import Seen
 from mlx_finetune.app.eval.seen import teachers
 from mlx_finetune.app.eval.sinks.run import run_experiment
 from mlx_finetune.app.eval.sinks.setup import prepare_experiment
+from mlx_finetune.commands.eval import command
+from mlx_finetune.dataset.corpus import hash_files
+from mlx_finetune.dataset.row import DataFile
 
 TinyModel = Callable[..., Path]
 
@@ -129,6 +133,22 @@ def test_answers_put_right_in_chats_taught_the_run(place: Path) -> None:
     assert seen_of(place).by[0].num_train == 0
     teach(place, "keeper", "rows.jsonl", corrections=noted)
     assert seen_of(place).by[0].num_train == 1
+
+
+def test_answers_put_right_in_chats_are_no_change_of_the_data(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash of what a run was trained on is of its corrections too, and its held-out rows are of its data alone."""
+    file = place / "adapters/keeper/corrections.jsonl"
+    file.write_text((place / "all.jsonl").read_text().splitlines()[89] + "\n")
+    change_facts(place, {"data": {"corrections": True, "val_split": 0.2}}, place / "adapters/keeper")
+    names = [DataFile(place / "rows.jsonl", "rows.jsonl"), DataFile(file, str(file), num_bytes=file.stat().st_size)]
+    noted: dict[str, object] = {"corrections": {str(file): file.stat().st_size}}
+    path = place / "adapters/keeper" / rundir.RUN_INFO
+    monkeypatch.chdir(place)
+    for sha256, is_other in ((hash_files(names), False), ("0" * 64, True)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | noted | {"identity": {"data_sha256": sha256}}))
+        done = CliRunner().invoke(command, ["keeper", "--tasks", "loss", "--max-rows", "1", "--name", sha256[:8]])
+        assert done.exit_code == 0, done.output
+        assert ("the data files have changed since the training" in done.stderr) is is_other
 
 
 def test_checkpoints_and_long_texts_say_the_same(tmp_path: Path, tiny_model: TinyModel) -> None:

@@ -173,6 +173,7 @@ def _prepared(
 
     subject = open_for_eval(name)
     from mlx_finetune.app.eval.run import rows_at_once
+    from mlx_finetune.app.eval.seen import has_other_data
     from mlx_finetune.app.eval.setup import prepare
     from mlx_finetune.commands.measuring import say
 
@@ -188,7 +189,7 @@ def _prepared(
     )
     for problem in evaluation.chosen.notices:
         click.echo(f"warning: {problem.where}: {problem.message}", err=True)
-    if subject.trained_data_sha256 and data is None and subject.trained_data_sha256 != evaluation.chosen.sha256:
+    if data is None and subject.trained_data_sha256 not in ("", evaluation.chosen.sha256) and has_other_data(subject):
         click.echo("warning: the data files have changed since the training: a row may have been trained on", err=True)
     return evaluation
 

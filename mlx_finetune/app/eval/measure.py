@@ -216,9 +216,13 @@ class Measuring:
                 kept.append((row, self._evaluation.prompter.scored(scored_example(self._evaluation.rows[row]))))
             except MlxftError as error:
                 yield self._failure(measures.LABELS, side, row, error.message)
-        for (row, _), name in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
+        for (row, _), (name, right) in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
             one = self._evaluation.rows[row]
-            values: Values = label_values(labels, one.reference, name, generated=False)
+            if right is not None and not np.isfinite(right):
+                yield self._failure(measures.LABELS, side, row, "a score is not a finite number")
+                continue
+            values: Values = {"accuracy": (right,)} if right is not None else {}
+            values = values or label_values(labels, one.reference, name, generated=False)
             text = scored_text(one)
             yield Measured(
                 measures.LABELS,

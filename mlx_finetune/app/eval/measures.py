@@ -6,8 +6,9 @@ from typing import Literal
 
 from mlx_finetune.recipe.evaluation import CHECKS, split_task
 
-#: ``right``: 0 or 1 a row; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two classes a row;
-#: ``gap``: a number and its kind a row, 1 or -1, of which the mean of the one kind less that of the other is shown.
+#: ``right``: 0 or 1 a row, one half of a tie; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two
+#: classes a row; ``gap``: a number and its kind a row, 1 or -1, of which the mean of the one kind less that of the
+#: other is shown.
 Kind = Literal["right", "mean", "ratio", "f1", "gap"]
 #: What is evaluated: answers to prompts, plain text, pairs of answers, or single answers marked good or bad.
 RowKind = Literal["answers", "text", "pairs", "marked"]

@@ -1,12 +1,12 @@
 """Which of two answers a model finds likelier, and how likely it finds single answers marked good or bad.
 
 Answers are scored whole, end mark included, as training scores them. A pair is right by its sum where the chosen answer
-is the likelier of the two, and right per token where its mean is higher; a tie is wrong. Of single answers, KTO trains
-how much likelier the good ones become than the bad ones: ``good_over_bad`` is a row's log-probability with the sign of
-its kind, and the kind.
+is the likelier of the two, and right per token where its mean is higher; a tie is half right, as in training. Of single
+answers, KTO trains how much likelier the good ones become than the bad ones: ``good_over_bad`` is a row's
+log-probability with the sign of its kind, and the kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.nn as nn
 import numpy as np
@@ -15,6 +15,7 @@ from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.score import Values
 from mlx_finetune.dataset.formats import Preference
 from mlx_finetune.model.likelihoods import ChunkRows, LikelihoodModel, Losses, Scored
+from mlx_finetune.scoring.picks import share_right
 
 
 def preference_rows(example: Preference, prompter: Prompter) -> dict[str, Scored]:
@@ -42,7 +43,12 @@ def _values(losses: dict[str, Losses]) -> Values:
         return {"good_over_bad": (-kind * sums[name], kind), loss: (sums[name], float(len(found)))}
     means = {name: sums[name] / len(found) for name, found in losses.items()}
     return {
-        "preferred": (float(sums["chosen"] < sums["rejected"]),),
-        "preferred_per_token": (float(means["chosen"] < means["rejected"]),),
+        "preferred": (_ahead(sums),),
+        "preferred_per_token": (_ahead(means),),
         "chosen_loss": (sums["chosen"], float(len(losses["chosen"]))),
     }
+
+
+def _ahead(losses: Mapping[str, float]) -> float:
+    """Whether the chosen answer has the lower loss; one half for a tie."""
+    return share_right(float(np.sign(losses["rejected"] - losses["chosen"])))

@@ -39,8 +39,6 @@ class _NoColumnError(DataError):
 
 #: A row that a score head is given -> the question about it for a language model, with its answer.
 Ask = Callable[[Example], Example]
-#: Said behind a count of rows that a run knows, where its data is no longer what it was trained on.
-DATA_CHANGED = " Its data has changed since its training, so these may be others."
 #: ``load_splits``, or what stands in its place.
 Read = Callable[..., Splits]
 
@@ -84,22 +82,44 @@ class EvalRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """How many of the rows stand in the training rows of the run, and how many others in its validation rows.
+class Known:
+    """How many of the rows stand in the training rows of a run, and how many others in its validation rows.
 
-    ``is_other``: its data has changed since its training, so they may be others.
+    ``name`` is that of an earlier run that the evaluated one began from, "" for the evaluated one itself. ``is_other``:
+    its data has changed since its training, so they may be others.
+    """
+
+    name: str
+    num_train: int
+    num_valid: int
+    is_other: bool = False
+
+    def stand(self, total: str) -> str:
+        """``3 of 12 rows stand in its training rows and 2 in its validation rows``; "" where none does."""
+        article, whose = ("the", f" of {self.name}, which it began from") if self.name else ("its", "")
+        places = [(self.num_train, f"{article} training rows"), (self.num_valid, f"{article} validation rows")]
+        some = [(num, place) for num, place in places if num]
+        parts = [f"{num}{'' if place else f' of {total} stand'} in {rows}" for place, (num, rows) in enumerate(some)]
+        return f"{' and '.join(parts)}{whose}" if parts else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How many of the rows taught the run or one that it began from, and how many others were its validation rows.
+
+    ``by`` has the share of each of these runs.
     """
 
     num_train: int
     num_valid: int
-    is_other: bool = False
+    by: tuple[Known, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """The rows of one evaluation. ``sha256`` is that of the data files; ``num_held_out`` counts those left out too.
 
-    ``seen`` is None where the rows are held out by the run's own split, and where nothing tells.
+    ``seen`` is None where nothing tells, and where rows are held out by the split of a run that began from no other.
     """
 
     rows: tuple[EvalRow, ...]
@@ -114,13 +134,10 @@ class Chosen:
     @property
     def remark(self) -> str:
         """What a reader of the figures must know of rows that the run had seen, or ""."""
-        seen = self.seen
-        if seen is None or not seen.num_train + seen.num_valid:
-            return ""
         total = counted(len(self.rows), self.unit)
-        counts = ((seen.num_train, "training"), (seen.num_valid, "validation"))
-        parts = [f"{num} of {total} stand in its {name} rows" for num, name in counts if num]
-        return f"{', and '.join(parts)}: these figures flatter it.{DATA_CHANGED if seen.is_other else ''}"
+        known = {said: one for one in (self.seen.by if self.seen else ()) if (said := one.stand(total))}
+        changed = data_changed([one.name for one in known.values() if one.is_other])
+        return f"{', and '.join(known)}: these figures flatter it.{changed}" if known else ""
 
     @property
     def unit(self) -> str:
@@ -136,6 +153,19 @@ class Chosen:
         if count < self.num_held_out:
             return f"{count} of {self.num_held_out} {split}rows"
         return f"{'' if split else 'all '}{count} {split}rows"
+
+
+def data_changed(runs: Sequence[str]) -> str:
+    """Said behind a count of rows that ``runs`` know, whose data is no longer what they were trained on; "" of none.
+
+    The run that is evaluated goes by "".
+    """
+    whose = [f"the data of {name}" if name else "its data" for name in runs]
+    if not whose:
+        return ""
+    subject = " and ".join(whose)
+    have = "has" if len(whose) == 1 else "have"
+    return f" {subject[0].upper()}{subject[1:]} {have} changed since the training, so these may be others."
 
 
 def choose_rows(

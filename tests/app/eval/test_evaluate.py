@@ -623,8 +623,8 @@ def test_rows_that_taught_the_run_are_counted_in_the_verdict_and_as_json(tmp_pat
     assert seen is not None
     assert seen.num_train + seen.num_valid == 60 - len(own.rows)
     done = evaluate(evaluation, named="o", out=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None)
-    sentence = f"{seen.num_train} of 62 rows stand in its training rows, and {seen.num_valid} of 62 rows stand in its"
-    assert done.report.verdict.sentence.startswith(f"{sentence} validation rows: these figures flatter it. ")
+    sentence = f"{seen.num_train} of 62 rows stand in its training rows and {seen.num_valid} in its validation rows"
+    assert done.report.verdict.sentence.startswith(f"{sentence}: these figures flatter it. ")
     kept = json.loads((place / "adapters/keeper/eval/o.json").read_text())
     assert kept["data"]["num_in_training"] == seen.num_train
     (place / "rows.jsonl").unlink()

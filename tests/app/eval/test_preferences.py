@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from eval_runs import evaluation_of, subject_of, write_place
+from mlx.utils import tree_map
 
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Journal
@@ -13,6 +15,7 @@ from mlx_finetune.app.eval.measure import Measuring
 from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.report import report_of
 from mlx_finetune.app.eval.verdict import judge
+from mlx_finetune.app.eval.view import report_lines
 from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.errors import UsageError
 from mlx_finetune.model.likelihoods import LikelihoodModel, Scored
@@ -59,6 +62,23 @@ def test_any_run_can_be_measured_on_pairs(tmp_path, tiny_model):
         sums.append(float(LikelihoodModel(subject.opened.model, chunk_rows).losses([scored])[0].sum()))
     assert found.values["preferred"] == (float(sums[0] < sums[1]),)
     assert found.values["chosen_loss"][0] == pytest.approx(sums[0], rel=1e-5)
+
+
+def test_a_tie_is_half_right_and_shown_as_half_a_row(tmp_path, tiny_model):
+    """A model whose every token is as likely: answers of one length are a tie, and by the token all are."""
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    rows = [("ab", "cd"), ("ab", "c"), ("a", "cd")]
+    lines = [json.dumps({"prompt": "?", "chosen": one, "rejected": other}) for one, other in rows]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    evaluation = evaluation_of(place, ("preference",), given=str(tmp_path / "pairs.jsonl"))
+    model = evaluation.subject.opened.model
+    model.update(tree_map(mx.zeros_like, model.parameters()))
+    journal = measure(evaluation, tmp_path)
+    values = [journal.found["preference", "tuned", row].values for row in range(3)]
+    assert [one["preferred"] for one in values] == [(0.5,), (0.0,), (1.0,)]
+    assert [one["preferred_per_token"] for one in values] == [(0.5,)] * 3
+    lines = list(report_lines(evaluation, report_of(evaluation, journal, is_whole=True)))
+    assert next(line for line in lines if line.startswith("chosen likelier (sum)")).split()[3:5] == ["1.5/3", "1.5/3"]
 
 
 def _messages(row):

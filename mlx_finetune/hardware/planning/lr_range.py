@@ -7,7 +7,8 @@ of the easiest. The changes ``c_k`` are smoothed by an exponential moving averag
 ``s_k = m + a_k / (1 - b^(k+1))`` with ``a_k = b a_(k-1) + (1 - b) c_k`` and the mean ``m`` of what all rows cost
 before; the test ends where ``s_k`` passes ``DIVERGED`` times its least value so far. Suggested is a third of the
 rate at the least smoothed loss or, where that is lower, the rate at which nine tenths of the fall were reached
-(DECISIONS.md has what was measured), and nothing where the least is among the last rates tried: the loss may fall beyond them.
+(DECISIONS.md has what was measured), and nothing where the least is among the last rates tried: the loss may fall
+beyond them.
 """
 
 import math
@@ -112,8 +113,8 @@ class RangeFound:
 
     @property
     def suggestion(self) -> float | None:
-        """The lower of a third of the rate at the least loss and that where most of the fall was reached, in two digits; None
-        where nothing was learned, or it is not known."""
+        """The lower of a third of the rate at the least loss and that where most of the fall was reached; two digits;
+        None where nothing was learned, or it is not known."""
         if self.best is None or self.is_at_end:
             return None
         return float(f"{min(SHARE * self.best.rate, self._reached_rate(self.best)):.1e}")

@@ -127,6 +127,11 @@ class DataRecipe(Section):
             )
         return refuse(self, problems)
 
+    def source_of(self, split: str) -> str:
+        """What names the rows of ``split``: train, valid or test. A share of the training rows is of their source."""
+        named = {"valid": self.valid, "test": self.test}.get(split)
+        return self.path or named or self.train or ", ".join(source.path for source in self.sources)
+
 
 def with_text_format(values: object) -> object:
     """``values`` of a recipe whose rows are plain text where its columns name the text alone: labels are for others."""

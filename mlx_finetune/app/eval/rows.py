@@ -205,14 +205,13 @@ def choose_rows(
     others = read_references(recipe, base, references, chosen)
     training = _training_rows(splits, data, training_base, given, tasks) if shots else ()
     drawn = draw_shots(training, shots, seed)
-    source = given or data.path or data.test or data.train or "the sources of the recipe"
     return Chosen(
         tuple(
             replace(row, others=others.get((row.example.source, row.example.line), ()))
             for row in _eval_rows(chosen, categories, max_rows, ask)
         ),
         _SPLIT_NAMES[name or "train"],
-        source,
+        recipe.source_of(name or "train"),
         splits.content_hash,
         len(held),
         tuple(map(ask, drawn)) if ask else drawn,

@@ -123,9 +123,10 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
     probes = _tokenized(chosen, subject, data, folder)
     if not probes:
         raise _unusable(given, "can be no probes: all are too long, or have no answer")
-    source = given or data.path or data.test or data.valid or "the sources of the recipe"
     lack = "" if any(probe.answers[0] for probe in probes) else "the rows are texts, whose loss is followed"
-    return Probes(tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], source, lack)
+    return Probes(
+        tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], data.source_of(name), lack
+    )
 
 
 def _unusable(given: str | None, why: str) -> DataError:

@@ -50,6 +50,26 @@ def test_without_test_rows_the_validation_rows_are_and_without_those_nothing(fol
     assert "--data" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("named", "split", "source"),
+    [
+        ({"valid": "valid.jsonl"}, "validation", "valid.jsonl"),
+        ({"valid": "valid.jsonl", "test": "test.jsonl"}, "test", "test.jsonl"),
+        ({}, "test", "rows.jsonl"),  # a share of the training rows
+    ],
+)
+def test_the_file_that_is_named_is_the_one_the_rows_are_from(folder: Path, named, split: str, source: str) -> None:
+    for file in named.values():
+        write_rows(folder / file, 9)
+    found = choose(folder, path=None, train="rows.jsonl", **named)
+    assert (found.split, found.source) == (split, source)
+    assert all(row.where.startswith(f"{source}:") for row in found.rows)
+    sources = [{"path": "rows.jsonl"}, {"path": "other.jsonl"}]
+    write_rows(folder / "other.jsonl", 7)
+    found = choose(folder, path=None, sources=sources, **named)
+    assert found.source == (source if named else "rows.jsonl, other.jsonl")
+
+
 def test_data_that_is_given_is_taken_whole(folder: Path) -> None:
     write_rows(folder / "mine.jsonl", 7)
     found = choose(folder, given="mine.jsonl")

@@ -321,6 +321,7 @@ def test_probes_from_a_file_without_wrong_answers_or_categories(run, tmp_path):
     subject = open_traced(open_series(run), silent)
     probes = choose_probes(subject, "mine.jsonl", per_category=2, category="category", base=tmp_path)
     assert [(probe.category, probe.answers) for probe in probes.probes] == [("all", ("one",))] * 2
+    assert probes.source == "mine.jsonl"
     assert (
         probes.sha256 == choose_probes(subject, "mine.jsonl", per_category=2, category="category", base=tmp_path).sha256
     )

@@ -127,9 +127,7 @@ class Tracer:
             lens = None if norm is None else Lens(split, norm)
             layers = describe_layers(states, reference, None, lens, None if lens is None else _reader(lens, reference))
             samples = self._samples(model, 0)
-        return StepResult(
-            0, 0.0, False, None, None, Reload(None, None), tuple(replies), tuple(layers), tuple(samples), ()
-        )
+        return StepResult(0, False, None, None, Reload(None, None), tuple(replies), tuple(layers), tuple(samples), ())
 
     def _result(self, checkpoint: SavedCheckpoint, previous: SavedCheckpoint | None) -> StepResult:
         step = checkpoint.step
@@ -149,7 +147,6 @@ class Tracer:
                     for path in checkpoint.paths]  # fmt: skip
         return StepResult(
             step=step,
-            progress=checkpoint.progress,
             is_checkpoint=True,
             loss=checkpoint.loss,
             valid_loss=checkpoint.valid_loss,

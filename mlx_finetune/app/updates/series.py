@@ -33,7 +33,6 @@ class SavedStep:
     evaluation; None where there is none."""
 
     step: int
-    progress: float
     loss: float | None
     valid_loss: float | None
     folder: Path
@@ -47,10 +46,14 @@ class SavedCheckpoint:
         self._series = series
         self.saved = saved
         self.step = saved.step
-        self.progress = saved.progress
         self.loss = saved.loss
         self.valid_loss = saved.valid_loss
         self.folder = saved.folder
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's steps that are done here, 0 to 1: of all steps, where the run was extended."""
+        return round(self.step / self._series.total_steps, 6)
 
     def __repr__(self) -> str:
         return f"<checkpoint of step {self.step} ({self.progress:.0%})>"
@@ -122,6 +125,12 @@ class Series(Sequence[SavedCheckpoint]):
 
     def __iter__(self) -> Iterator[SavedCheckpoint]:
         return iter(self._checkpoints)
+
+    @property
+    def total_steps(self) -> int:
+        """How many steps the run was to have when it last saved."""
+        total = self[-1].saved.state.get("total_steps")
+        return total if isinstance(total, int) and total > 0 else max(1, self[-1].step)
 
     @property
     def kind(self) -> Kind:
@@ -207,10 +216,9 @@ def _read_step(folder: Path) -> SavedStep:
     entries = cast("list[dict[str, object]]", history) if isinstance(history, list) else []
     valid = next((entry["eval_loss"] for entry in reversed(entries) if "eval_loss" in entry), None)
     is_now = state.get("evaluated_step") == step
-    progress, loss = state.get("progress"), state.get("loss")
+    loss = state.get("loss")
     return SavedStep(
         step=step,
-        progress=float(progress) if isinstance(progress, int | float) else 0.0,
         loss=loss if isinstance(loss, float) else None,
         valid_loss=valid if is_now and isinstance(valid, float) else None,
         folder=folder,

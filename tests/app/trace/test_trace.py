@@ -167,6 +167,19 @@ def test_an_interrupted_trace_goes_on_and_ends_with_the_same_figures(run, traced
     assert [event for event in other if getattr(event, "unit", "") == "probes"]  # other probes are other figures
 
 
+def test_checkpoints_of_a_run_that_was_extended_are_shares_of_all_its_steps(tiny_model, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    overrides = ("data.packing=false", "training.max_steps=2", "training.save_at=[0, 0.5, 1]", "eval.prompts=[]")
+    asked = Asked(per_category=1, answer_tokens=1)
+    run = train(recipe, overrides=overrides)
+    trace(run, asked)
+    assert [float(row["progress"]) for row in table(run, "checkpoints.csv")] == [0, 0.5, 1]
+    train(recipe, overrides=overrides, extend=2)
+    trace(run, asked)  # what is kept of the steps before is taken
+    rows = table(run, "checkpoints.csv")
+    assert [(int(row["step"]), float(row["progress"])) for row in rows] == [(0, 0), (1, 0.25), (2, 0.5), (4, 1)]
+
+
 def test_a_checkpoint_that_is_not_what_was_saved_is_said(run, tmp_path):
     copy = RunDir(tmp_path / "copy")
     shutil.copytree(run.path, copy.path)

@@ -135,13 +135,14 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
     everything = range(len(evaluation.rows))
     results = corrected(_results(evaluation, found, frozenset(everything)))
     names = sorted({row.category for row in evaluation.rows} - {""})
-    lead = next((one.measure for one in results if one.measure.is_tested and one.change), None)
+    leading = next((one for one in evaluation.measures if one.is_tested), None)
+    lead = next((one.measure for one in results if one.measure == leading and one.change), None)
     gains, losses = _changed(evaluation, journal, lead)
     answers = _answers(evaluation.sides, _of(found, works.ANSWER))
     baseline = _baseline(evaluation, found)
     has_base, unit = evaluation.subject.opened.has_base, evaluation.chosen.unit
     cut = {side: (one.num_cut, one.num_answers) for side, one in answers.items()}
-    verdict = judge(results, has_base=has_base, cut=cut, unit=unit, baseline=baseline)
+    verdict = judge(results, has_base=has_base, leading=leading, cut=cut, unit=unit, baseline=baseline)
     return Report(
         tuple(results),
         tuple(_category(evaluation, found, name) for name in names),

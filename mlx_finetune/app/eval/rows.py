@@ -152,7 +152,7 @@ class Chosen:
             return f"{count} blocks of {counted(self.num_held_out, f'{split}row')}"
         if count < self.num_held_out:
             return f"{count} of {self.num_held_out} {split}rows"
-        return f"{'' if split else 'all '}{count} {split}rows"
+        return f"{'' if split else 'all '}{counted(count, f'{split}row')}"
 
 
 def data_changed(runs: Sequence[str]) -> str:

@@ -28,8 +28,8 @@ def write_pairs(path, count=12):
     return path
 
 
-def write_marked(path, count=12):
-    rows = [{"prompt": f"Box {n}?", "completion": f"It is {n}.", "label": n % 2 == 0} for n in range(count)]
+def write_marked(path, count=12, kinds=(True, False)):
+    rows = [{"prompt": f"Box {n}?", "completion": f"It is {n}.", "label": kinds[n % 2]} for n in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -99,6 +99,17 @@ def test_answers_marked_good_or_bad_have_losses_by_kind(tmp_path, tiny_model):
         for name in ("good_loss", "bad_loss")
     )
     assert lead == pytest.approx(bad - good)
+
+
+def test_answers_of_one_kind_cannot_be_judged_and_nothing_is_judged_in_their_place(tmp_path, tiny_model):
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    marked = write_marked(tmp_path / "marked.jsonl", 2, kinds=(True, True))
+    evaluation = evaluation_of(place, ("preference",), given=str(marked))
+    report = report_of(evaluation, measure(evaluation, tmp_path), is_whole=True)
+    assert (report.verdict.outcome, report.lead) == ("unproven", "")
+    assert report.verdict.sentence == (
+        "It cannot be judged: answers marked good are set against answers marked bad, and these are all of one kind."
+    )
 
 
 def test_kto_is_judged_by_how_much_likelier_good_answers_became_than_bad_ones():

@@ -1,18 +1,17 @@
 """Which rows are evaluated: held out by the run's own split, or those of --data; always the same ones of too many.
 
 Base and tuned answer the same rows, so what makes a row hard for both cancels out. Rows of the test split come first;
-without one the validation rows are taken, and that is said, because the kept weights were chosen by their loss. Memory
-is that of the chosen rows.
+without one the validation rows are taken, and that is said, because the kept weights were chosen by their loss. A row
+that stands there several times is measured once. Memory is that of the chosen rows.
 """
 
 import contextlib
-import heapq
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from mlx_finetune.app.eval.drawn import draw_shots, smallest
 from mlx_finetune.app.eval.references import read_references, with_answer_column
 from mlx_finetune.app.eval.texts import FEW_TEXTS, Part, blocks
 from mlx_finetune.dataset.conversation import prompt_and_reference
@@ -120,6 +119,7 @@ class Chosen:
     """The rows of one evaluation. ``sha256`` is that of the data files; ``num_held_out`` counts those left out too.
 
     ``seen`` is None where nothing tells, and where rows are held out by the split of a run that began from no other.
+    ``num_copies`` further rows say the same as ``rows``.
     """
 
     rows: tuple[EvalRow, ...]
@@ -130,6 +130,7 @@ class Chosen:
     shots: tuple[Example, ...]
     notices: tuple[Problem, ...] = ()
     seen: Seen | None = None
+    num_copies: int = 0
 
     @property
     def remark(self) -> str:
@@ -150,6 +151,8 @@ class Chosen:
         count, split = len(self.rows), "" if self.split == "all" else f"{self.split} "
         if self.unit == "block":
             return f"{count} blocks of {counted(self.num_held_out, f'{split}row')}"
+        if self.num_copies and count + self.num_copies == self.num_held_out:
+            return f"{count} different of {self.num_held_out} {split}rows"
         if count < self.num_held_out:
             return f"{count} of {self.num_held_out} {split}rows"
         return f"{'' if split else 'all '}{counted(count, f'{split}row')}"
@@ -199,30 +202,40 @@ def choose_rows(
     recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
     splits = _load(recipe, base, tasks, read, is_given=given is not None)
     name = _held_out(splits, given)
-    held: Sequence[Example] = getattr(splits, name or "train")
-    chosen = smallest(held, max_rows)
+    chosen, num_copies = smallest(getattr(splits, name), max_rows)
     categories, notices = _categories_of(recipe, base, category, chosen, needs_category=needs_category)
     others = read_references(recipe, base, references, chosen)
     training = _training_rows(splits, data, training_base, given, tasks) if shots else ()
     drawn = draw_shots(training, shots, seed)
+    split, source = _SPLIT_NAMES[name], recipe.source_of(name)
     return Chosen(
         tuple(
             replace(row, others=others.get((row.example.source, row.example.line), ()))
             for row in _eval_rows(chosen, categories, max_rows, ask)
         ),
-        _SPLIT_NAMES[name or "train"],
-        recipe.source_of(name or "train"),
+        split,
+        source,
         splits.content_hash,
-        len(held),
+        splits.counts[name],
         tuple(map(ask, drawn)) if ask else drawn,
-        (*splits.problems, *notices),
+        (*splits.problems, *_copies(num_copies, split, source), *notices),
+        num_copies=num_copies,
     )
 
 
-def _held_out(splits: Splits, given: str | None) -> str | None:
-    """The split that is evaluated; None for all rows of files that the user named."""
-    name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
-    if name is None and given is None:
+def _copies(count: int, split: str, source: str) -> tuple[Problem, ...]:
+    """What is said of rows that are left out because others say the same."""
+    if not count:
+        return ()
+    rows = counted(count, "further row" if split == "all" else f"further {split} row")
+    are = "is a copy of one that is" if count == 1 else "are copies of some that are"
+    return (Problem(source, f"{rows} {are} measured: each counts once"),)
+
+
+def _held_out(splits: Splits, given: str | None) -> str:
+    """The split that is evaluated; train, which has all rows, of files that the user named without one."""
+    name = next((name for name in ("test", "valid") if getattr(splits, name)), "train")
+    if name == "train" and given is None:
         raise DataError(
             "nothing is held out: the data of this run has no test rows and no validation rows",
             "name rows that it was not trained on: --data FILE",
@@ -258,27 +271,6 @@ def data_of(given: str, data: DataRecipe) -> DataRecipe:
     """[data] with ``given`` in the place of its files, nothing of it set aside; layout and template stay."""
     places = {"path": given, "train": None, "valid": None, "test": None, "sources": ()}
     return DataRecipe.model_validate(data.model_dump() | places | {"val_split": 0.0, "test_split": 0.0})
-
-
-def smallest(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most ``count`` of ``examples``, in their order: those whose content hashes are smallest, as if drawn."""
-    if len(examples) <= count:
-        return list(examples)
-    keyed = ((content_key(example, salt="evaluation"), place, example) for place, example in enumerate(examples))
-    return [example for _, _, example in sorted(heapq.nsmallest(count, keyed), key=lambda item: item[1])]
-
-
-def draw_shots(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
-    """``count`` training rows, drawn by ``seed`` alone. Raises ``DataError`` where there are fewer."""
-    if not count:
-        return ()
-    if len(examples) < count:
-        raise DataError(
-            f"{count} examples are wanted in each prompt, and there are {len(examples)} training rows for them",
-            f"--shots {len(examples)} or fewer; a model without a run has no training rows",
-        )
-    # random.sample of a seeded Random: the same in every version since Python 3.2.
-    return tuple(examples[place] for place in random.Random(f"shots {seed}").sample(range(len(examples)), count))
 
 
 def _training_rows(

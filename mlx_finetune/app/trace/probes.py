@@ -180,7 +180,7 @@ def _asked_pair(pair: Preference, category: str) -> _Asked | None:
 
 
 def _smallest(asked: Sequence[_Asked], per_category: int) -> list[_Asked]:
-    """Those of each category whose content hashes are smallest, as if drawn; by category, then in their order."""
+    """Different ones of each category whose content hashes are smallest, as if drawn; by category, then in order."""
     chosen: list[_Asked] = []
     names = sorted({one.category for one in asked})
     if len(names) > MOST_CATEGORIES:
@@ -189,12 +189,12 @@ def _smallest(asked: Sequence[_Asked], per_category: int) -> list[_Asked]:
             "name a column with a kind of question: --category COLUMN",
         )
     for name in names:
-        keyed = [
-            (content_key(one.example, salt="trace"), place)
-            for place, one in enumerate(asked)
-            if one.category == name and _is_answerable(one.example)
-        ]
-        chosen += [asked[place] for _, place in sorted(heapq.nsmallest(per_category, keyed), key=lambda item: item[1])]
+        first: dict[tuple[int, tuple[str, ...]], int] = {}
+        for place, one in enumerate(asked):
+            if one.category == name and _is_answerable(one.example):
+                first.setdefault((content_key(one.example, salt="trace"), one.wrong), place)
+        keyed = heapq.nsmallest(per_category, ((key, place) for (key, _), place in first.items()))
+        chosen += [asked[place] for place in sorted(place for _, place in keyed)]
     return chosen
 
 

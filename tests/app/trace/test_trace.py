@@ -329,12 +329,14 @@ def test_the_probes_of_the_documents_are_read_as_they_stand_there(run, tmp_path)
 
 def test_probes_from_a_file_without_wrong_answers_or_categories(run, tmp_path):
     (tmp_path / "mine.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"{n}?", "completion": "one"}) + "\n" for n in range(3))
+        "".join(json.dumps({"prompt": f"{n}?", "completion": "one"}) + "\n" for n in (0, 1, 1, 0, 2))
     )
     subject = open_traced(open_series(run), silent)
     probes = choose_probes(subject, "mine.jsonl", per_category=2, category="category", base=tmp_path)
     assert [(probe.category, probe.answers) for probe in probes.probes] == [("all", ("one",))] * 2
     assert probes.source == "mine.jsonl"
+    every = choose_probes(subject, "mine.jsonl", per_category=9, category="category", base=tmp_path).probes
+    assert [probe.question for probe in every] == ["0?", "1?", "2?"]
     assert (
         probes.sha256 == choose_probes(subject, "mine.jsonl", per_category=2, category="category", base=tmp_path).sha256
     )

@@ -175,9 +175,9 @@ def test_two_answers_with_one_score_are_half_right(runs, call, monkeypatch):
 def test_other_tasks_are_refused(runs, call, monkeypatch):
     run = runs["classify"]
     monkeypatch.chdir(run.path.parent)
-    code, _, talk = call("eval", str(run.path), "--tasks", "rouge")
+    code, _, talk = call("eval", str(run.path), "--tasks", "labels,rouge,loss")
     assert code == 2
-    assert "measured by labels, not by rouge" in talk
+    assert "measured by labels, not by rouge, loss" in talk
 
 
 def test_generate_gives_the_label_of_a_text_and_every_probability(runs, call, monkeypatch, tmp_path):

@@ -75,9 +75,10 @@ def check_coming(recipe: Recipe, asked: EvalRecipe, format: str, source: str) ->
 
 def check_scored_tasks(tasks: Sequence[str]) -> None:
     """Raises ``UsageError`` where a model that scores is to be measured by something else."""
-    if tuple(tasks) not in ((), ("labels",)):
+    others = [task for task in tasks if task != "labels"]
+    if others:
         raise UsageError(
-            f"this run scores rows and writes no answers, so it is measured by labels, not by {tasks[0]}",
+            f"this run scores rows and writes no answers, so it is measured by labels, not by {', '.join(others)}",
             "leave --tasks and [eval] tasks out",
         )
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlx_finetune.recipe.evaluation import CHECKS, split_task
+from mlx_finetune.recipe.evaluation import split_task
+from mlx_finetune.recipe.measured import CHECKS
 
 #: ``right``: 0 or 1 a row, one half of a tie; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two
 #: classes a row; ``gap``: a number and its kind a row, 1 or -1, of which the mean of the one kind less that of the

@@ -110,9 +110,14 @@ class Measuring:
                 self._show(Progress(work, done, total))
                 with self._evaluation.subject.model(side) as model:
                     for measured in do(model, side, left):
-                        self._journal.add(measured)
+                        self._keep(measured)
                         done += 1
                         self._show(Progress(work, done, total))
+
+    def _keep(self, measured: Measured) -> None:
+        """Write down one result, with the place of its row in the data."""
+        is_own = measured.work not in measures.OF_GENERAL
+        self._journal.add(replace(measured, where=self._evaluation.rows[measured.row].where) if is_own else measured)
 
     def _warm_up(self, sides: Sequence[Side]) -> None:
         """Two tokens from each side: what is done once, the first time, is no part of an answer's time."""
@@ -174,7 +179,7 @@ class Measuring:
                 scored = (one.losses, len(one.losses))
                 values = {f"{front}perplexity": scored, f"{front}bits_per_byte": (one.losses, one.num_bytes)}
                 more = {"text_loss": scored} if work == measures.TEXT else {}
-                self._journal.add(self._summed(work, side, row, values | more))
+                self._keep(self._summed(work, side, row, values | more))
         self._show(Progress(work, total, total))
 
     def _label_rows(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
@@ -232,7 +237,6 @@ class Measuring:
                 answer=name,
                 prompt=text,
                 reference=one.reference,
-                where=one.where,
             )
 
     # --- answers ---
@@ -356,7 +360,7 @@ class Measuring:
 
     def _failure(self, work: str, side: Side, row: int, why: str) -> Measured:
         """A row that could not be measured, which is said at once and kept with its prompt."""
-        if work in (measures.GENERAL_ANSWER, measures.GENERAL_TEXT):
+        if work in measures.OF_GENERAL:
             texts = (
                 knowledge.paragraphs() if work == measures.GENERAL_TEXT else [q.question for q in knowledge.questions()]
             )

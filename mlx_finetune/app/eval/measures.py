@@ -20,6 +20,8 @@ Scale = Literal["plain", "exp", "bits"]
 LOSS, ANSWER, CONSTRAINED, LABELS, TEXT = "loss", "answer", "constrained", "labels", "text"
 PREFERENCE = "preference"
 GENERAL_TEXT, GENERAL_ANSWER, SPEED = "general text", "general answer", "speed"
+#: Work over the general set, which is the same for all rows.
+OF_GENERAL = (GENERAL_TEXT, GENERAL_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)

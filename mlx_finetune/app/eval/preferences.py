@@ -26,7 +26,7 @@ def preference_rows(example: Preference, prompter: Prompter) -> dict[str, Scored
 def preference_values(
     model: nn.Module, rows: Sequence[dict[str, Scored]], chunk_rows: ChunkRows
 ) -> list[dict[str, tuple[float, ...]]]:
-    """What each row says about the model: see ``measures``."""
+    """What each row says about the model: see ``measures``. Pairs have the sum of both answers, in nats."""
     sizes = {len(row) for row in rows}  # two answers to each prompt, or one
     together = max(sizes) if len(sizes) == 1 else 1
     scored = [one for row in rows for one in row.values()]
@@ -45,7 +45,7 @@ def _values(losses: dict[str, Losses]) -> Values:
     return {
         "preferred": (_ahead(sums),),
         "preferred_per_token": (_ahead(means),),
-        "chosen_loss": (sums["chosen"], float(len(losses["chosen"]))),
+        **{f"{name}_loss": (sums[name], float(len(found))) for name, found in losses.items()},
     }
 
 

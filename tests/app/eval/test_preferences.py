@@ -1,6 +1,7 @@
 """Evaluating preferences: which answer is likelier, before and after, beside what the run started from."""
 
 import json
+import re
 from dataclasses import replace
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ from eval_runs import evaluation_of, subject_of, write_place
 from mlx.utils import tree_map
 
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
-from mlx_finetune.app.eval.journal import Journal
+from mlx_finetune.app.eval.journal import Journal, measured_of, read_lines
 from mlx_finetune.app.eval.measure import Measuring
 from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.report import report_of
@@ -61,7 +62,10 @@ def test_any_run_can_be_measured_on_pairs(tmp_path, tiny_model):
         scored = Scored(continuation.ids, np.arange(end - continuation.num_targets, end))
         sums.append(float(LikelihoodModel(subject.opened.model, chunk_rows).losses([scored])[0].sum()))
     assert found.values["preferred"] == (float(sums[0] < sums[1]),)
-    assert found.values["chosen_loss"][0] == pytest.approx(sums[0], rel=1e-5)
+    kept = [one for one in map(measured_of, list(read_lines(journal.path))[1:]) if one.side == "tuned"]
+    assert [one.where for one in kept] == [f"{pairs}:{line}" for line in range(1, 13)]
+    both = [kept[0].values[name][0] for name in ("chosen_loss", "rejected_loss")]
+    assert both == pytest.approx(sums, rel=1e-5)
 
 
 def test_a_tie_is_half_right_and_shown_as_half_a_row(tmp_path, tiny_model):
@@ -99,6 +103,9 @@ def test_answers_marked_good_or_bad_have_losses_by_kind(tmp_path, tiny_model):
         for name in ("good_loss", "bad_loss")
     )
     assert lead == pytest.approx(bad - good)
+    moved = [line for line in report_lines(evaluation, report) if "marked.jsonl:" in line and "->" in line]
+    assert len(moved) == len(report.gains[:3]) + len(report.losses[:3]) > 0
+    assert all(re.match(r"  \.\.\.\S*/marked\.jsonl:\d+  ", line) for line in moved)
 
 
 def test_answers_of_one_kind_cannot_be_judged_and_nothing_is_judged_in_their_place(tmp_path, tiny_model):

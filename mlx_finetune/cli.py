@@ -5,6 +5,7 @@ their functions (``benchmarks/help_cost.py`` measures it).
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -114,6 +115,7 @@ def _print_click_error(error: click.ClickException) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``mlxft`` and leave with its exit code."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it tells who lacks PyTorch, which nobody needs
     try:
         code = root.main(
             args=list(arguments) if arguments is not None else None, prog_name="mlxft", standalone_mode=False

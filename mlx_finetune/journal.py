@@ -7,14 +7,19 @@ and ``events``. What of it a person looks for afterwards stands in log.txt as we
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlx_finetune import durable
-from mlx_finetune.events import Event, Record, Resources, from_json, to_json
+from mlx_finetune.events import CheckpointSaved, Event, Record, Resources, from_json, to_json
 from mlx_finetune.events_log import log_text
+from mlx_finetune.rundir import EVENTS, RunDir, of_other_step, weights_step
 
 _RESOURCES = f'{{"kind": "{Resources.kind}"'.encode()
+_CHECKPOINT = f'{{"kind": "{CheckpointSaved.kind}"'.encode()
+#: The step of a result that was kept before its step was noted.
+NOT_NOTED = -1
 
 
 class EventWriter:
@@ -77,6 +82,31 @@ def read_resources(path: Path) -> list[Resources]:
     with path.open("rb") as file:
         found = (from_json(line) for line in file if line.startswith(_RESOURCES))
         return [record.event for record in found if record is not None and isinstance(record.event, Resources)]
+
+
+def of_other_weights(run: RunDir, step: int | None, *, measured: str, subject: str) -> str:
+    """What ``of_other_step`` says of a result that ``run`` keeps of its weights; "" where it is of those there are.
+
+    Of a step that was ``NOT_NOTED`` it is asked whether the run has saved weights since it was ``measured`` (a time in
+    ISO format). A checkpoint that was named as the ``subject`` stays what it is.
+    """
+    if step != NOT_NOTED:
+        return of_other_step(step, weights_step(run))
+    if Path(subject).name.startswith("checkpoint-"):
+        return ""
+    try:
+        moment = datetime.fromisoformat(measured).timestamp() + 1  # whole seconds are noted
+    except ValueError:
+        return ""
+    is_older = any(record.time > moment for record in _read_checkpoints(run.file(EVENTS)))
+    return "from before the run was trained further" if is_older else ""
+
+
+def _read_checkpoints(path: Path) -> Iterator[Record]:
+    if path.is_file():
+        with path.open("rb") as file:
+            found = (from_json(line) for line in file if line.startswith(_CHECKPOINT))
+            yield from (record for record in found if record is not None)
 
 
 class EventFollower:

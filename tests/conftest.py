@@ -26,6 +26,8 @@ if "MLXFT_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["MLXFT_CACHE"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parent.parent
+# Processes of tests run this checkout, also where the environment is that of another one (a linked worktree).
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 SHARED = ROOT.parent / "shared"
 
 

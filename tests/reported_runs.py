@@ -54,7 +54,7 @@ def write_run(folder: Path, text: Turn = same, *, name: str = "tides") -> RunDir
     _write_info(run, text)
     (run.path / rundir.EVALUATIONS).mkdir()
     (run.path / rundir.EVALUATIONS / "test.json").write_text(json.dumps(evaluation(text)), "utf-8")
-    older = evaluation(text) | {"name": text("older"), "measured": "2026-01-01T00:00:00+00:00", "is_whole": False}
+    older = evaluation(text) | {"name": text("older"), "measured": "2026-09-22T09:00:00+00:00", "is_whole": False}
     (run.path / rundir.EVALUATIONS / "older.json").write_text(json.dumps(older), "utf-8")
     (run.path / rundir.EVALUATIONS / "broken.json").write_text("{", "utf-8")
     checkpoint = run.checkpoint(40)

@@ -1,5 +1,8 @@
 """The outermost layer: what a slip on the command line looks like, and its exit code."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mlx_finetune.cli import main, print_error
@@ -25,6 +28,13 @@ def test_a_slip_on_the_command_line_is_an_error_with_a_hint(
     said = capsys.readouterr()
     assert (left.value.code, said.out) == (2, "")
     assert said.err.startswith(shown)
+
+
+def test_nobody_is_told_that_pytorch_is_missing() -> None:
+    """Transformers says so once it is imported, as GPT-2's vocabulary is converted by it."""
+    code = "from mlx_finetune.cli import main\ntry:\n    main(['--version'])\nfinally:\n    import transformers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["data"]])

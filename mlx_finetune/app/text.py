@@ -50,6 +50,12 @@ def shorten(text: str, width: int = 70) -> str:
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
+def shorten_place(where: str, width: int) -> str:
+    """``FILE:LINE`` on one line of at most ``width`` characters, without the front of a long path."""
+    line = " ".join(printable(where).split())
+    return line if len(line) <= width else "..." + line[3 - width :]
+
+
 def side_by_side(left: tuple[str, str], right: tuple[str, str], *, width: int) -> list[str]:
     """Two titled texts in two columns of a terminal at least 80 wide, else one after the other."""
     if width < MIN_SIDE_BY_SIDE:

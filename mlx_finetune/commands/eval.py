@@ -11,6 +11,7 @@ import click
 
 from mlx_finetune.commands.eval_samples import check_samples_options, eval_samples
 from mlx_finetune.commands.evaluating import open_for_eval
+from mlx_finetune.recipe.measured import TASK_LIST
 
 if TYPE_CHECKING:
     from mlx_finetune.app.eval.run import Finished
@@ -28,9 +29,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
     "--tasks",
     multiple=True,
     metavar="TASK,...",
-    help="What to measure, the one that matters most first: loss, perplexity, exact_match, token_f1, labels, rouge, "
-    "bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N (characters). All behind a colon "
-    "is of that check; give it again for more.",
+    help=f"What to measure, the one that matters most first: {TASK_LIST}. All behind a colon is of that check; give it "
+    "again for more.",
 )
 @click.option("--data", metavar="FILE", help="Rows in the place of the run's held-out ones; a model needs some.")
 @click.option("--max-rows", type=click.IntRange(1), metavar="N", help="Most rows; always the same ones of more.")
@@ -51,7 +51,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 )
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer in tokens.")
 @click.option(
-    "--gate", "gates", multiple=True, metavar="GATE", help='Such as "json_valid >= 0.95"; missed: exit code 4.'
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="GATE",
+    help='Such as "json_valid >= 0.95"; missed: exit code 4. docs/recipe.md has the measures of each task.',
 )
 @click.option("--checkpoints", is_flag=True, help="Every checkpoint of a run: loss, perplexity, bits per byte.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="With --checkpoints: answered by each.")
@@ -173,6 +177,7 @@ def _prepared(
 
     subject = open_for_eval(name)
     from mlx_finetune.app.eval.run import rows_at_once
+    from mlx_finetune.app.eval.seen import has_other_data
     from mlx_finetune.app.eval.setup import prepare
     from mlx_finetune.commands.measuring import say
 
@@ -188,7 +193,7 @@ def _prepared(
     )
     for problem in evaluation.chosen.notices:
         click.echo(f"warning: {problem.where}: {problem.message}", err=True)
-    if subject.trained_data_sha256 and data is None and subject.trained_data_sha256 != evaluation.chosen.sha256:
+    if data is None and subject.trained_data_sha256 not in ("", evaluation.chosen.sha256) and has_other_data(subject):
         click.echo("warning: the data files have changed since the training: a row may have been trained on", err=True)
     return evaluation
 

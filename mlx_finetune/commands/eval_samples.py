@@ -39,7 +39,7 @@ def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as
     elif as_csv:
         click.echo(csv_text(judged.found), nl=False)
     else:
-        for line in lines(judged.found, judged.remark, str(judged.facts["scorer"])):
+        for line in lines(judged.found, judged.remark):
             click.echo(line)
     if judged.remark and (as_json or as_csv):
         click.echo(f"warning: {judged.remark}", err=True)
@@ -48,7 +48,7 @@ def eval_samples(name: str, samples: str, *, out: Path | None, as_json: bool, as
         why = "; ".join(f"{count}: {reason}" for reason, count in judged.unscored.items())
         click.echo(f"{answers} could not be scored and will be picked last ({why})", err=True)
     if judged.path is None:
-        click.echo("\nnothing was kept: --out FOLDER keeps the result of a verifier without a run", err=True)
+        click.echo("\nnothing was kept: --out FOLDER keeps the result of a model without a run", err=True)
         return 0
     kept = shown(judged.path.with_name(judged.path.name + JSON_END))
     click.echo(f"\nkept in {kept}, .csv and .scores.jsonl", err=True)

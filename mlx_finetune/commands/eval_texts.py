@@ -131,6 +131,8 @@ def _sinks(request: Request) -> int:
             subject, given=request.data, context=request.context, num_texts=request.max_rows, base=Path.cwd()
         )
         talk.clear()
+        for problem in experiment.chosen.notices:
+            click.echo(f"warning: {problem.where}: {problem.message}", err=True)
         finished = run_experiment(experiment, named=request.named, out=request.out, show=bar, say=say)
     finally:
         talk.clear()

@@ -60,13 +60,11 @@ def command(
 
     if dry_run and status:
         raise UsageError("--dry-run and --status do not go together", "give one of them")
-    from mlx_finetune.commands.pipeline_check import check_pipeline
-    from mlx_finetune.recipe.pipeline.files import missing_files
+    from mlx_finetune.commands.pipeline_check import pipeline_problems
 
-    pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd(), look=missing_files)
     if status:
-        return _status(pipeline, as_json=as_json)
-    check_pipeline(pipeline, Path.cwd())
+        return _status(load_pipeline(_path_of(file), overrides, here=Path.cwd()), as_json=as_json)
+    pipeline = load_pipeline(_path_of(file), overrides, here=Path.cwd(), look=pipeline_problems)
     deciding = _deciding(pipeline, Selection(first, only, force))
     if dry_run:
         return _dry_run(deciding, measures=not no_measure, as_json=as_json)

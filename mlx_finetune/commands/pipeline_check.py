@@ -21,14 +21,13 @@ if TYPE_CHECKING:  # imported inside the functions: help must stay cheap (benchm
     from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
 
 
-def check_pipeline(loaded: "LoadedPipeline", here: Path) -> None:
-    """Raises ``RecipeError`` with every problem that can be seen before anything has run in ``here``."""
+def pipeline_problems(loaded: "LoadedPipeline", here: Path) -> Iterator[Problem]:
+    """Every problem that can be seen before anything has run in ``here``, of the stages that could be loaded."""
     from mlx_finetune.recipe.pipeline.files import missing_files
 
     missing = list(missing_files(loaded, here))
-    problems = [*missing, *_Checking(loaded, here, {one.message for one in missing}).problems()]
-    if problems:
-        raise RecipeError(list(dict.fromkeys(problems)))
+    yield from missing
+    yield from _Checking(loaded, here, {one.message for one in missing}).problems()
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class _Checking:
 
     def problems(self) -> Iterator[Problem]:
         """Stage after stage, then the evaluations."""
-        for index, stage in enumerate(self.loaded.stages):
+        for stage in filter(_is_told, self.loaded.stages):
+            index = next(index for index, asked in enumerate(self.loaded.pipeline.stages) if asked is stage.asked)
             try:
                 self._stage(stage)
             except RecipeError as error:
@@ -52,6 +52,7 @@ class _Checking:
             except MlxftError as error:
                 if not any(one.startswith(f"stage {stage.name} reads ") for one in self.missing):
                     yield self._problem(index, error.message, error.hint)
+            yield from self._coming_rows(index, stage)
         for index, one in enumerate(self.loaded.pipeline.evaluations):
             yield from self._evaluation(index, one)
 
@@ -63,7 +64,8 @@ class _Checking:
 
     def _problem(self, index: int, message: str, hint: str) -> Problem:
         line = self._lines.line_of(("stages", index, "command")) or self._lines.line_of(("stages", index)) or 1
-        return Problem(f"{self.loaded.path}:{line}", f"stage {self.loaded.stages[index].name}: {message}", hint)
+        name = self.loaded.pipeline.stages[index].name
+        return Problem(f"{self.loaded.path}:{line}", f"stage {name}: {message}", hint)
 
     def _stage(self, stage: "Stage") -> None:
         if stage.loaded is not None:
@@ -104,6 +106,28 @@ class _Checking:
 
         return is_made(str(path), self.loaded, self.here)
 
+    def _format_of(self, path: str) -> str:
+        """That of rows which a stage will sample; "" of what nobody knows yet."""
+        from mlx_finetune.app.sampling.rows import ROW_FORMATS
+        from mlx_finetune.recipe.pipeline.files import sampled_part
+
+        return ROW_FORMATS.get(sampled_part(path, self.loaded, self.here), "")
+
+    def _coming_rows(self, index: int, stage: "Stage") -> Iterator[Problem]:
+        """Rows that a stage before will sample, and that the task of this one does not learn from."""
+        if stage.loaded is None:
+            return
+        from mlx_finetune.dataset.formats import DetectedFormat
+        from mlx_finetune.dataset.kinds import is_trainable, refused_format
+        from mlx_finetune.recipe.paths import data_paths
+
+        data, task = stage.loaded.recipe.data, stage.loaded.recipe.task
+        for _, text in data_paths(data) if data.format == "auto" and not data.columns else ():
+            format = self._format_of(text)
+            if format and not is_trainable(format, task):
+                found = refused_format(DetectedFormat(format, {}, ()), text, task)
+                yield self._problem(index, f"{text}: {found.message}", found.hint)
+
     def _asked(self, command: str, given: Mapping[str, Any]) -> None:
         """Refuse a run that is none, and tasks that do not fit it."""
         from mlx_finetune.errors import UsageError
@@ -133,6 +157,10 @@ class _Checking:
 
     def _evaluation(self, index: int, one: "EvaluationRecipe") -> Iterator[Problem]:
         """Tasks that the rows have nothing for, or that the model of a stage cannot do."""
+        from mlx_finetune.recipe.evaluation import task_problem
+
+        if any(map(task_problem, one.tasks)):
+            return  # that is said
         changes = {"tasks": one.tasks} | ({"max_rows": one.max_rows} if one.max_rows is not None else {})
         for stage in self.loaded.stages:
             if stage.name not in one.stages:
@@ -146,14 +174,28 @@ class _Checking:
 
     def _fits(self, stage: "Stage", changes: Mapping[str, object], data: str | None, who: str) -> None:
         from mlx_finetune.recipe.evaluation import EvalRecipe
-        from mlx_finetune.recipe.pipeline.rules import filled
+        from mlx_finetune.recipe.pipeline.rules import filled, placeholders
 
         given = filled(data, self.loaded.folders) if data is not None else None
+        if given is not None and placeholders(given):
+            return  # it names no stage: that is said
         if given is not None and self._is_made(Path(given)):
-            return  # nobody knows yet what rows these will be
+            from mlx_finetune.app.eval.fits import check_coming
+
+            assert stage.loaded is not None
+            check_coming(stage.loaded.recipe, EvalRecipe.model_validate(changes), self._format_of(given), given)
+            return
         if any(one.startswith(f"{who} reads {given},") for one in self.missing):
             return  # that is said
         assert stage.loaded is not None
         from mlx_finetune.app.eval.fits import check_fits
 
         check_fits(stage.loaded.recipe, EvalRecipe.model_validate(changes), given, self.here, self._read)
+
+
+def _is_told(stage: "Stage") -> bool:
+    """True where the words of a command can be read: what is no command, and what names no stage, is said."""
+    from mlx_finetune.recipe.pipeline.rules import placeholders
+    from mlx_finetune.recipe.pipeline.schema import COMMANDS
+
+    return stage.loaded is not None or (stage.words[0] in COMMANDS and not any(map(placeholders, stage.words)))

@@ -1,6 +1,7 @@
 """``mlxft plan --lr-range``: a rate for the recipe, found by taking real steps with rising ones."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ def print_range(path: Path, overrides: Sequence[str], *, as_json: bool) -> int:
         return 0
     curve = Curve([(float(number), one.smoothed) for number, one in enumerate(found.points)], "")
     chart = draw_chart([curve], width=_WIDTH, height=_HEIGHT, x_names=rate_names(found.points))
-    for line in range_lines(found, [text.plain.rstrip() for text in chart]):
+    given = [part for one in overrides for part in ("--set", one)]
+    sweep = shlex.join(["mlxft", "sweep", str(path), *given])
+    for line in range_lines(found, [text.plain.rstrip() for text in chart], sweep):
         click.echo(line)
     if found.suggestion is not None:
         changed = [] if is_near(found) else [f"training.learning_rate={found.suggestion:.1e}"]

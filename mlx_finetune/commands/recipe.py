@@ -148,15 +148,13 @@ def _path_of(file: str) -> Path:
 
 
 def _pipeline_summary(path: Path, overrides: Sequence[str], *, is_here: bool) -> str:
-    from mlx_finetune.commands.pipeline_check import check_pipeline
-    from mlx_finetune.recipe.pipeline.files import missing_files
+    from mlx_finetune.commands.pipeline_check import pipeline_problems
     from mlx_finetune.recipe.pipeline.load import load_pipeline
 
     if not is_here:  # what comes with the package has its files only once it is copied
         found = load_pipeline(path, overrides, here=Path.cwd())
     else:
-        found = load_pipeline(path, overrides, here=Path.cwd(), look=missing_files)
-        check_pipeline(found, Path.cwd())
+        found = load_pipeline(path, overrides, here=Path.cwd(), look=pipeline_problems)
     return f"pipeline {' -> '.join(stage.name for stage in found.stages)} -> {found.folder}"
 
 

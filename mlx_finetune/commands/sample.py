@@ -110,6 +110,8 @@ def _draw(sampler: "Sampler", out: Path) -> bool:
     from mlx_finetune.units import counted, format_seconds
 
     chosen, drawing = sampler.chosen, sampler.drawing
+    for problem in chosen.notices:
+        _say(f"warning: {problem.where}: {problem.message}")
     problems = f"{counted(len(chosen.rows), 'problem')} of {chosen.source}"
     _say(f"{problems}, {drawing.k} answers each, right by the rule: {sampler.rule}")
     durable.make_folder(out)

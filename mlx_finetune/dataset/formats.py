@@ -237,10 +237,19 @@ def _preference(row: Row, names: Mapping[str, str]) -> Preference:
         while shared < limit and chosen[shared] == rejected[shared]:
             shared += 1
     common = chosen[:shared]
-    if prompt and common[: len(prompt)] == prompt:
-        prompt = ()
+    prompt = _said_once(prompt, common) + common
     answers = chosen[shared:], rejected[shared:]
-    return Preference(prompt + common, *answers, tools, row.source, row.line, row.weight, _loss_weight(row, names))
+    return Preference(prompt, *answers, tools, row.source, row.line, row.weight, _loss_weight(row, names))
+
+
+def _said_once(prompt: tuple[Turn, ...], common: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """``prompt`` without what the turns that both answers begin with say again: all of it, or all but a system turn."""
+    if prompt and common[: len(prompt)] == prompt:
+        return ()
+    asked, talk = (tuple(turn for turn in turns if turn["role"] != "system") for turns in (prompt, common))
+    if not asked or asked not in (talk[: len(asked)], talk[-len(asked) :]):
+        return prompt
+    return () if len(talk) < len(common) else tuple(turn for turn in prompt if turn["role"] == "system")
 
 
 def _unpaired(row: Row, names: Mapping[str, str]) -> Preference:

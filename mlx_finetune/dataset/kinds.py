@@ -33,7 +33,7 @@ _KINDS: Mapping[str, _Kind] = {
     "kto": _Kind(("unpaired-preference",), "answers marked good or bad"),
 }
 
-_ONLY_TEXTS = 'only the texts: [data] format = "text" and [data.columns] text = {text}'
+_ONLY_TEXTS = "only the texts: [data.columns] text = {text}"
 
 #: Format -> what its rows are, what they are for, and how sft can use them all the same; columns in braces.
 _REFUSED = {

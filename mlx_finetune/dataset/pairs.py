@@ -84,6 +84,11 @@ def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:
     return longest_sequences(rows) if task in TWO_ANSWER_TASKS and len(rows) else rows.lengths
 
 
+def num_read(num_tokens: int, task: str) -> int:
+    """Of the tokens of a sequence those that the model reads: all but the last, which a reward model reads too."""
+    return num_tokens if task == "reward" else num_tokens - 1
+
+
 def longest_sequences(rows: TokenRows) -> NDArray[np.int64]:
     """Tokens of the longer of the two sequences of every row."""
     values = rows.values.astype(np.int64)
@@ -151,6 +156,15 @@ def row_fate(first: TokenSequence, second: TokenSequence, data: DataRecipe, bos:
     if data.truncation == "drop" or begin + cut >= shared_length(first, second):
         return Fate("too_long", f"{what}: dropped")
     return Fate("cut", f"{what}: {cut} tokens of the prompt were cut at the front", begin, begin + cut)
+
+
+def fitted_sequences(walk: Walk, example: Preference, data: DataRecipe, bos: int | None) -> dict[str, TokenSequence]:
+    """``answer_sequences``, cut as in training. Raises ``DataError`` too where training leaves the row out."""
+    found = answer_sequences(walk, example)
+    fate = row_fate(next(iter(found.values())), list(found.values())[-1], data, bos)
+    if fate.is_left_out:
+        raise DataError(fate.message)
+    return {name: (ids[fate.kept(len(ids))], mask[fate.kept(len(ids))]) for name, (ids, mask) in found.items()}
 
 
 class _PreferenceRows:

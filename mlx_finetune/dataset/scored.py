@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Preference
-from mlx_finetune.dataset.pairs import answer_sequences
+from mlx_finetune.dataset.pairs import fitted_sequences
 from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.dataset.turns import Turn
 from mlx_finetune.dataset.walk import Walk
-from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
 
 
@@ -23,7 +22,7 @@ class AnswerRows:
     """What makes tokens of answers for one scoring run; ``data`` and ``task`` are those of its recipe."""
 
     def __init__(self, tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None) -> None:
-        self._data = data
+        self._data, self._bos = data, tokenizer.bos_token_id
         self._walk = Walk(tokenizer, data, task=task, base=base)
         self._is_reward = task == "reward"
 
@@ -33,8 +32,4 @@ class AnswerRows:
         if not self._is_reward:
             row = self._walk.tokenized(example)[-1]
             return row.ids[: int(np.flatnonzero(row.loss_mask)[-1]) + 1]
-        ids, _ = answer_sequences(self._walk, example)["chosen"]
-        limit = self._data.max_seq_length
-        if len(ids) > limit and self._data.truncation == "drop":
-            raise DataError(f"{len(ids)} tokens are more than max_seq_length = {limit}")
-        return ids
+        return fitted_sequences(self._walk, example, self._data, self._bos)["chosen"][0]

@@ -173,6 +173,13 @@ class Tokens:
     values: tuple[float, ...] = ()
 
 
+def last_answer(loss_mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """``[start, end)`` of the last targets in a row that stand side by side: its last answer. There must be one."""
+    end = int(np.flatnonzero(loss_mask)[-1]) + 1
+    before = np.flatnonzero(~loss_mask[:end])
+    return (int(before[-1]) + 1 if len(before) else 0), end
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What happened to some rows on the way: how many, and the first of them with file and line."""

@@ -1,6 +1,6 @@
 """[data] of a recipe: which rows, how they become tokens, which tokens are targets."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -62,7 +62,8 @@ class DataRecipe(Section):
     columns: dict[str, str | Names] = Field(
         {},
         description='Our field name to the name in the file, for instance instruction = "question". Where files '
-        'differ, a list of names, of which each row has the first that it has: completion = ["summary", "summary1"].',
+        'differ, a list of names, of which each row has the first that it has: completion = ["summary", "summary1"]. '
+        "text alone makes rows plain text for tasks sft and pretrain, whatever else is in them.",
     )
     val_split: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Share of rows for validation when no validation file is given; by content hash, so stable."
@@ -125,3 +126,23 @@ class DataRecipe(Section):
                 "their sum must be below 1"
             )
         return refuse(self, problems)
+
+    def source_of(self, split: str) -> str:
+        """What names the rows of ``split``: train, valid or test. A share of the training rows is of their source."""
+        named = {"valid": self.valid, "test": self.test}.get(split)
+        return self.path or named or self.train or ", ".join(source.path for source in self.sources)
+
+
+def with_text_format(values: object) -> object:
+    """``values`` of a recipe whose rows are plain text where its columns name the text alone: labels are for others."""
+    if not isinstance(values, dict):
+        return values
+    recipe = cast("dict[str, Any]", values)
+    data = recipe.get("data")
+    if recipe.get("task", "sft") not in ("sft", "pretrain") or not isinstance(data, dict):
+        return recipe
+    section = cast("dict[str, Any]", data)
+    columns = section.get("columns")
+    if not isinstance(columns, dict) or set(cast("dict[str, Any]", columns)) != {"text"}:
+        return recipe
+    return recipe | {"data": section | {"format": "text"}} if section.get("format", "auto") == "auto" else recipe

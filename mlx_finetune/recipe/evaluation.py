@@ -1,7 +1,7 @@
 """[eval]: the prompts shown during a training, and what ``mlxft eval`` measures afterwards.
 
 The words for tasks and gates are checked here, so that a slip is found before a training and not after it. What a task
-measures is in ``app/eval``.
+measures is in ``app/eval``, its name and those of its measures in ``measured``.
 """
 
 import re
@@ -16,60 +16,9 @@ from pydantic import Field, ValidationError, model_validator
 from mlx_finetune.errors import UsageError
 from mlx_finetune.recipe.data import TEXT_IN_TEMPLATE
 from mlx_finetune.recipe.fields import Auto, Count, Section, Text, Texts, refuse
+from mlx_finetune.recipe.measured import CHECKS, MEASURES, TASK_LIST, TASKS
 from mlx_finetune.recipe.values import shown_name
 
-#: Task -> what it measures, for help and error messages.
-TASKS: dict[str, str] = {
-    "loss": "loss of the held-out answers",
-    "perplexity": "perplexity, bits per byte and loss of plain text",
-    "preference": "pairs whose chosen answer is likelier, or how likely good and bad answers are",
-    "exact_match": "answers equal to the reference",
-    "token_f1": "words shared with the reference",
-    "labels": "accuracy and macro F1 of a class",
-    "rouge": "ROUGE-1, -2, -L and -Lsum",
-    "bleu": "BLEU, with the package sacrebleu",
-    "number": "the final number of the answer",
-    "json": "JSON that parses, fits the schema, has the right fields",
-    "speed": "tokens a second, one answer at a time",
-    "general": "what was known before: plain text and short questions",
-}
-#: Check -> what stands behind its colon.
-CHECKS: dict[str, str] = {"regex": "a pattern", "contains": "a text", "max_length": "a number of characters"}
-#: Measure -> the task that it comes from.
-MEASURES: dict[str, str] = {
-    "loss": "loss",
-    "answer_bits_per_byte": "loss",
-    "perplexity": "perplexity",
-    "bits_per_byte": "perplexity",
-    "text_loss": "perplexity",
-    "preferred": "preference",
-    "preferred_per_token": "preference",
-    "chosen_loss": "preference",
-    "good_over_bad": "preference",
-    "good_loss": "preference",
-    "bad_loss": "preference",
-    "exact_match": "exact_match",
-    "token_f1": "token_f1",
-    "accuracy": "labels",
-    "macro_f1": "labels",
-    "accuracy_generated": "labels",
-    "macro_f1_generated": "labels",
-    "rouge1": "rouge",
-    "rouge2": "rouge",
-    "rougeL": "rouge",
-    "rougeLsum": "rouge",
-    "bleu": "bleu",
-    "number": "number",
-    "number_found": "number",
-    "json_parses": "json",
-    "json_valid": "json",
-    "json_fields": "json",
-    "json_valid_constrained": "json",
-    "json_fields_constrained": "json",
-    "general_questions": "general",
-    "general_perplexity": "general",
-    "general_bits_per_byte": "general",
-}
 #: Measures that are no share of the rows: any number may be asked of them.
 _UNBOUNDED = {name for name in MEASURES if name.endswith(("loss", "perplexity", "bits_per_byte", "_over_bad"))}
 _GATE = re.compile(r"\s*(?P<measure>\S.*?)\s*(?P<sign>>=|<=|>|<)\s*(?P<bound>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*")
@@ -192,16 +141,16 @@ with warnings.catch_warnings():
         )
         tasks: Texts = Field(
             (),
-            description="What mlxft eval measures, the one that matters most first: loss, perplexity, exact_match, "
-            "token_f1, labels, rouge, bleu, number, json, speed, general, regex:PATTERN, contains:TEXT, max_length:N "
-            "(characters). Left out, the rows decide.",
+            description=f"What mlxft eval measures, the one that matters most first: {TASK_LIST}. Left out, the rows "
+            "decide.",
         )
         max_rows: Count = Field(
             200, description="Most held-out rows that are evaluated; of more, always the same ones are taken."
         )
         gates: Texts = Field(
             (),
-            description='What mlxft eval must find, such as "json_valid >= 0.95"; it exits with 4 where it does not.',
+            description='What mlxft eval must find, such as "json_valid >= 0.95"; it exits with 4 where it does not. '
+            "docs/recipe.md has the measures of each task.",
         )
         schema: Text | None = Field(  # pyright: ignore[reportIncompatibleMethodOverride]
             None, description="JSON Schema file for the task json: validity is measured free and constrained by it."

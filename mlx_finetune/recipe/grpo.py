@@ -6,8 +6,9 @@ from typing import Annotated, Any, cast
 
 from pydantic import BeforeValidator, Field
 
-from mlx_finetune.recipe.evaluation import CHECKS, task_problem
+from mlx_finetune.recipe.evaluation import task_problem
 from mlx_finetune.recipe.fields import Names, Section, Text, as_tuple
+from mlx_finetune.recipe.measured import CHECKS
 
 #: What [lora] is in a recipe of this task that names neither: little capacity is enough (ALGORITHMS.md section 7).
 LORA_DEFAULTS: Mapping[str, object] = {"rank": 8, "alpha": 16.0}

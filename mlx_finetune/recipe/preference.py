@@ -108,11 +108,11 @@ def default_rate(task: str, *, is_adapter: bool) -> tuple[float, str]:
 
 
 def settled_preference(
-    task: str, section: PreferenceRecipe | None, answers: tuple[int, int] | None
+    task: str, section: PreferenceRecipe | None, answers: tuple[float, float] | None
 ) -> tuple[PreferenceRecipe | None, Mapping[str, str]]:
     """The section with the defaults of ``task``, and reasons by key; as it is for other tasks.
 
-    ``answers`` are those marked good and bad: automatic weights make both kinds weigh alike.
+    ``answers`` are those marked good and bad, weighted as rows are: automatic weights make both kinds weigh alike.
     """
     if task not in PREFERENCE_TASKS:
         return section, {}
@@ -121,11 +121,11 @@ def settled_preference(
         return settings, {}
     found = dict(zip(("good_weight", "bad_weight"), kto_weights(*answers), strict=True))
     chosen = {key: value for key, value in found.items() if getattr(settings, key) == "auto"}
-    reason = f"{answers[0]} good and {answers[1]} bad answers weigh alike"
+    reason = f"{answers[0]:.10g} good and {answers[1]:.10g} bad answers weigh alike"
     return settings.model_copy(update=chosen), {f"preference.{key}": reason for key in chosen}
 
 
-def kto_weights(num_good: int, num_bad: int) -> tuple[float, float]:
+def kto_weights(num_good: float, num_bad: float) -> tuple[float, float]:
     """Weights of good and bad answers that make both weigh alike in sum: 1 for the more frequent kind."""
     if not num_good or not num_bad:
         return 1.0, 1.0

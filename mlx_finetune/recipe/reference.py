@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from mlx_finetune.recipe.describe import Schema, allowed, keys_of, property_schema
+from mlx_finetune.recipe.measured import CHECKS, MEASURES, TASKS
 from mlx_finetune.recipe.schema import section_names
 from mlx_finetune.recipe.values import toml_value
 
@@ -23,6 +24,8 @@ def reference_text() -> str:
 def _sections() -> Iterator[str]:
     for name in section_names():
         yield from ["", *_section((name,), f"[{name}]")]
+        if name == "eval":
+            yield from ["", *_measures()]
         if name == "data":
             yield from ["", *_section((name, "sources", 0), "[[data.sources]]")]
         if name == "serve":
@@ -38,6 +41,16 @@ def _section(path: Sequence[str | int], heading: str) -> list[str]:
     lines += ["| Key | Allowed | Default | Meaning |", "|---|---|---|---|"]
     keys = [key for key in keys_of(path) if path or key not in section_names()]
     return lines + [_row(schema, path, key) for key in keys]
+
+
+def _measures() -> Iterator[str]:
+    """Every task of [eval] with the names of its measures."""
+    yield from ["## What eval measures", "", "| Task | What it is | Measures |", "|---|---|---|"]
+    for task, what in TASKS.items():
+        names = ", ".join(f"`{name}`" for name, its in MEASURES.items() if its == task)
+        yield f"| `{task}` | {what} | {names or 'none for a gate'} |"
+    for check, what in CHECKS.items():
+        yield f"| `{check}:` | {what} behind the colon | the check as it is written |"
 
 
 def _row(section: Schema, path: Sequence[str | int], key: str) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.data import DataRecipe, with_text_format
 from mlx_finetune.recipe.evaluation import EvalRecipe
 from mlx_finetune.recipe.fields import (
     Count,
@@ -187,7 +187,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _begin_from_scratch(cls, values: object) -> object:
-        return with_scratch_defaults(with_grpo_defaults(values))
+        return with_text_format(with_scratch_defaults(with_grpo_defaults(values)))
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -5,13 +5,14 @@ that are drawn again are problems, as the answers to one depend on each other. 1
 16 answers each take about 6 s on one x86 core.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.scoring.intervals import Interval, bootstrap, bootstrap_mean, bootstrap_ratio
+from mlx_finetune.scoring.intervals import Interval, bootstrap, bootstrap_mean, bootstrap_ratio, wilson
 
 CHANCE = 0.5
 _CELLS_AT_ONCE = 2**22  # 32 MB a working array
@@ -22,18 +23,25 @@ Verdicts = Sequence[Sequence[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """An area under the curve with its 95 % interval; ``num_problems`` have a part in it."""
+    """An area under the curve with its 95 % interval, None where the problems give none (``interval_words``).
+
+    ``num_problems`` have a part in it.
+    """
 
     value: float
-    interval: Interval
+    interval: Interval | None
     num_problems: int
 
 
-def beside_chance(low: float, high: float) -> str:
-    """What an area with this interval says in a few words; "" where it is above chance for sure."""
-    if high < CHANCE:
-        return "below chance: wrong answers score higher"
-    return "" if low > CHANCE else f"unsure: the interval holds {CHANCE}"
+def interval_words(low: float | None, high: float | None, num_problems: int) -> str:
+    """``0.612 to 0.731`` with what that says beside chance, which is nothing where it is above for sure; or why there
+    is no interval. One of width 0, as was kept once, is none: it would claim certainty."""
+    if low is None or high is None or low == high:
+        why = "too few problems" if low is None else "problems all alike"
+        return f"no interval: {'one problem' if num_problems == 1 else why}"
+    says = "   below chance: wrong answers score higher" if high < CHANCE else ""
+    says = f"   unsure: the interval holds {CHANCE}" if low <= CHANCE <= high else says
+    return f"{low:.3f} to {high:.3f}{says}"
 
 
 def area_over_all(scores: Scores, is_right: Verdicts, *, seed: int) -> Area | None:
@@ -49,7 +57,8 @@ def area_over_all(scores: Scores, is_right: Verdicts, *, seed: int) -> Area | No
     def statistic(chosen: NDArray[np.uint32]) -> NDArray[np.float64]:
         return np.concatenate([pairs.areas(part) for part in _weights(chosen, len(scores), pairs.num_answers)])
 
-    return Area(value, bootstrap(len(scores), seed, statistic), len(scores))
+    num_telling = min(sum(kind in one for one in is_right) for kind in (True, False))
+    return Area(value, _interval(value, bootstrap(len(scores), seed, statistic), num_telling), len(scores))
 
 
 def area_within(scores: Scores, is_right: Verdicts, *, seed: int) -> Area | None:
@@ -58,13 +67,25 @@ def area_within(scores: Scores, is_right: Verdicts, *, seed: int) -> Area | None
     if not counted:
         return None
     wins, pairs = [one for one, _ in counted], [count for _, count in counted]
-    return Area(sum(wins) / sum(pairs), bootstrap_ratio(wins, pairs, seed=seed), len(counted))
+    value = sum(wins) / sum(pairs)
+    return Area(value, _interval(value, bootstrap_ratio(wins, pairs, seed=seed), len(counted)), len(counted))
 
 
 def mean_area(scores: Scores, is_right: Verdicts, *, seed: int) -> Area | None:
     """The mean of the areas of the problems that have both kinds of answers; None where none has."""
     areas = [wins / count for wins, count in _counted(scores, is_right)]
-    return Area(sum(areas) / len(areas), bootstrap_mean(areas, seed=seed), len(areas)) if areas else None
+    if not areas:
+        return None
+    value = sum(areas) / len(areas)
+    return Area(value, _interval(value, bootstrap_mean(areas, seed=seed), len(areas)), len(areas))
+
+
+def _interval(value: float, found: Interval, num_problems: int) -> Interval | None:
+    """``found`` by a bootstrap; where every resample gave the same, up to rounding, Wilson's, which is of shares that
+    vary more than any others of so many problems. None of one problem."""
+    if not math.isclose(found.low, found.high, rel_tol=1e-9, abs_tol=1e-12):
+        return found
+    return wilson(value * num_problems, num_problems) if num_problems > 1 else None
 
 
 def _counted(scores: Scores, is_right: Verdicts) -> list[tuple[float, float]]:

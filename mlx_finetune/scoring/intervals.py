@@ -44,8 +44,8 @@ class Difference:
     interval: Interval
 
 
-def wilson(successes: int, total: int) -> Interval:
-    """Wilson's score interval of a rate; nothing counted proves nothing: 0 of 0 gives 0 to 1.
+def wilson(successes: float, total: int) -> Interval:
+    """Wilson's score interval of a rate; nothing counted proves nothing: 0 of 0 gives 0 to 1. Halves make it too wide.
 
     ``(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`` with ``p = successes / total``, ``n = total`` and z =
     1.95996 (Wilson 1927, without continuity correction). 8 of 10: 0.490 to 0.943.

@@ -6,6 +6,20 @@ A problem is a list of answers, each right or wrong. Figures are numbers a probl
 
 import math
 from collections.abc import Sequence
+from typing import Protocol, Self, TypeVar
+
+
+class Sign(Protocol):
+    """-1, 0 or 1, or an array of these."""
+
+    def __add__(self, other: int, /) -> Self: ...
+
+    def __truediv__(self, other: int, /) -> Self: ...
+
+
+SignT = TypeVar("SignT", bound=Sign)
+
+_VERIFIER = "verifier"
 
 
 def pass_at_k(num_answers: int, num_right: int, k: int) -> float:
@@ -54,18 +68,37 @@ def best_of(scores: Sequence[float], is_right: Sequence[bool], n: int) -> float:
     return ways / math.comb(total, n)
 
 
+def share_right(sign: SignT) -> SignT:
+    """How right a pair is, by the sign of what the right answer has over the wrong one: 1 ahead, 0 behind.
+
+    One half for a tie: equal answers are a coin's toss. For numbers and arrays alike.
+    """
+    return (sign + 1) / 2
+
+
+def scorer_of(task: str) -> str:
+    """What the model of a ``task`` is called that gives scores to pick by; it is the name of its way to pick too."""
+    return {"reward": "reward model"}.get(task, _VERIFIER)
+
+
 def way_title(way: str, scorer: str) -> str:
     """A way to pick one of several answers, for a person; ``scorer`` is what gave the scores."""
     titles = {
         "greedy": "greedy answer",
         "random": "random pick",
         "majority": "majority vote",
-        "verifier": f"{scorer}'s pick",
+        scorer: f"{scorer}'s pick",
         "oracle": "oracle (any right)",
     }
+    way = _way(way, scorer)
     return titles.get(way, way)
 
 
 def pair_title(first: str, second: str, scorer: str) -> str:
     """``verifier - random``: two ways that are compared."""
-    return " - ".join(scorer if way == "verifier" else way for way in (first, second))
+    return " - ".join(_way(way, scorer) for way in (first, second))
+
+
+def _way(way: str, scorer: str) -> str:
+    """In comparisons that were kept before, the pick of every scorer is called a verifier's."""
+    return scorer if way == _VERIFIER else way

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import mlx.core as mx
@@ -239,21 +240,21 @@ def _evaluate(loop: Loop, state: RunState) -> bool:
 
 
 def _evaluate_set(loop: Loop, state: RunState) -> bool:
-    started = time.monotonic()
-    totals: list[float] = []
-    num_targets = 0
-    align(loop.trainer, loop.ranks)
-    for start in range(0, len(loop.valid_batches), loop.ranks.size):
-        found = loop.ranks.gather(_evaluate_batch(loop, start + loop.ranks.rank))
-        if _is_stop_asked(loop, [number for number, _, _ in found]):
+    started, trainer = time.monotonic(), loop.trainer
+    align(trainer, loop.ranks)
+    value: float | None = None
+    if trainer.has_step_value:
+        rows = _over_batches(loop, state, trainer.value_sums)
+        if rows is None:
             return False
-        loop.report_machine(state.step)
-        for _, sums, count in found:
-            totals = [old + new for old, new in zip(totals, sums, strict=True)] if totals and sums else totals or sums
-            num_targets += count
+        value = trainer.step_value([rows], is_shared=False)
+    found = _over_batches(loop, state, partial(trainer.loss, value=value))
+    if found is None:
+        return False
+    totals, num_targets = found
     state.evaluated_step = state.step
     if num_targets:
-        loss, metrics = loop.trainer.means(totals, num_targets)
+        loss, metrics = trainer.means(totals, num_targets)
         is_best = state.record_evaluation(loss)
         seconds = round(time.monotonic() - started, 3)
         loop.emit(Evaluated(state.step, loss, num_targets, is_best, seconds, metrics))
@@ -263,11 +264,31 @@ def _evaluate_set(loop: Loop, state: RunState) -> bool:
     return True
 
 
-def _evaluate_batch(loop: Loop, number: int) -> tuple[int, list[float], int]:
+def _over_batches(
+    loop: Loop, state: RunState, measure: Callable[[Batch], tuple[list[float], int]]
+) -> tuple[list[float], int] | None:
+    """The sums and the count that ``measure`` gives of all validation batches, on whichever rank; None where a signal
+    cut it short."""
+    totals: list[float] = []
+    count = 0
+    for start in range(0, len(loop.valid_batches), loop.ranks.size):
+        found = loop.ranks.gather(_of_batch(loop, start + loop.ranks.rank, measure))
+        if _is_stop_asked(loop, [number for number, _, _ in found]):
+            return None
+        loop.report_machine(state.step)
+        for _, sums, number in found:
+            totals = [old + new for old, new in zip(totals, sums, strict=True)] if totals and sums else totals or sums
+            count += number
+    return totals, count
+
+
+def _of_batch(
+    loop: Loop, number: int, measure: Callable[[Batch], tuple[list[float], int]]
+) -> tuple[int, list[float], int]:
     """``(signal, sums, count)``; nothing is computed after a signal, or where there is no such batch."""
     if loop.stop.signal_number or number >= len(loop.valid_batches):
         return loop.stop.signal_number, [], 0
-    return 0, *loop.trainer.loss(loop.valid_batches[number])
+    return 0, *measure(loop.valid_batches[number])
 
 
 def align(trainer: Trainer, ranks: Ranks) -> None:

@@ -1,6 +1,6 @@
 """One process of ``mlxft plan --lr-range``: ``python -m mlx_finetune.train.lr_range --recipe PATH``.
 
-It prepares the run as training does and takes up to 125 real steps while the rate rises (``hardware.planning.lr_range``
+It prepares the run as training does and takes up to 150 real steps while the rate rises (``hardware.planning.lr_range``
 has the curve). Its last line is what it found, after the events of loading. It writes nothing, and weights and moments
 are afterwards what they were, bit for bit; the order of rows depends on the step alone.
 """
@@ -18,7 +18,10 @@ from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.talking import answer, arguments_of, prepared_run, tell
 
 if TYPE_CHECKING:  # imports mlx, which must see the BLAS loaded first
+    from mlx_finetune.dataset.stream import Batch
+    from mlx_finetune.train.optim import FlatArrays
     from mlx_finetune.train.start.prepare import Prepared
+    from mlx_finetune.train.step import Trainer
 
 
 def range_test(
@@ -26,8 +29,8 @@ def range_test(
 ) -> RangeFound:
     """Train with rising rates on the rows of the first steps; ``progress`` is called with the steps done.
 
-    A quarter of ``num_steps`` comes on top where the loss still falls after them. Raises ``Interrupted`` between two
-    steps.
+    A quarter of ``num_steps`` comes on top where the loss still falls after them, and another one likewise. Raises
+    ``Interrupted`` between two steps.
     """
     assert prepared.objective.live is None, "the command refuses tasks that learn from their own answers"
     trainer = prepared.trainer
@@ -36,13 +39,16 @@ def range_test(
     recipe_rate = float(prepared.recipe.training.learning_rate)
     try:
         for step in range(most_steps(num_steps)):
-            if step == num_steps and not test.found(recipe_rate, has_diverged=False).is_at_end:
+            is_decided = step in (num_steps, num_steps + num_steps // 4)
+            if is_decided and not test.found(recipe_rate, has_diverged=False).is_at_end:
                 break
             stop.raise_if_asked("between two steps")
             began = time.perf_counter()
             rate = rate_at(step, num_steps)
-            gradients, result = trainer.compute(prepared.stream.microbatches(step), step)
-            has_diverged = test.add(rate, result.loss)
+            batches = prepared.stream.microbatches(step)
+            before = _loss_with(kept[0], trainer, batches)
+            gradients, result = trainer.compute(batches, step)
+            has_diverged = test.add(rate, result.loss, before)
             if has_diverged:
                 break
             trainer.apply(gradients, learning_rate=rate, step=step)
@@ -50,8 +56,17 @@ def range_test(
             progress(step + 1)
     finally:
         trainer.restore(*kept)
-    times_seen = prepared.stream.progress(len(test.points))
+    times_seen = prepared.stream.progress(test.num_steps)
     return test.found(recipe_rate, has_diverged=has_diverged, times_seen=round(times_seen, 2))
+
+
+def _loss_with(parameters: "FlatArrays", trainer: "Trainer", batches: "Sequence[Batch]") -> float:
+    """What ``batches`` cost with other ``parameters`` than those of now."""
+    now, trainer.parameters = trainer.parameters, parameters
+    found = [trainer.loss(batch) for batch in batches]
+    trainer.parameters = now
+    trainer.load_into_model()
+    return sum(sums[0] for sums, _ in found) / sum(count for _, count in found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

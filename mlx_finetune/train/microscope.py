@@ -25,6 +25,7 @@ from mlx_finetune.model.heads.score import find_head
 from mlx_finetune.model.load import load_model, on_gpu
 from mlx_finetune.model.microscope import hash_rows, measure_losses, measured_rows
 from mlx_finetune.model.sources.fetch import fetch_model
+from mlx_finetune.recipe.preference import TWO_ANSWER_TASKS
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.losses import chunk_rows
 from mlx_finetune.train.signals import StopRequest
@@ -37,8 +38,8 @@ def keep_microscope(run: RunDir, prepared: Prepared, step: int, stop: StopReques
     The trainer has no use any more: the model is left with other weights than it had.
     """
     rows, count = prepared.valid_batches.rows, prepared.recipe.eval.microscope_rows
-    objective = prepared.objective
-    is_shown = find_head(prepared.model) is None and objective.longest is None and objective.live is None
+    has_pairs = prepared.recipe.task in TWO_ANSWER_TASKS
+    is_shown = find_head(prepared.model) is None and not has_pairs and prepared.objective.live is None
     if not count or not len(rows) or not is_shown:
         return  # of scored texts, two answers in a row, and answers not learned, losses of single tokens say nothing
     try:

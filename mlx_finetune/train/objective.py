@@ -122,7 +122,7 @@ def no_advice_on_steps(steps: Sequence[Mapping[str, float]]) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class StepValue:
-    """A number that the loss of every row of a step needs, from all rows of the step: the mean of something over them.
+    """A number that the loss of every row needs, from all rows of its step or evaluation: the mean of something.
 
     ``rows`` measures (N, K) numbers of the rows of a batch, without a gradient; ``sums`` adds them up, and the number
     is ``finish(sum / rows)``.
@@ -168,8 +168,7 @@ class Objective:
     entered once in every thread, and under ``mx.compile``.
 
     ``unfold`` makes of rows the sequences that go through the model. ``settle`` adapts the objective to a loaded model
-    and says what it chose, by key of the recipe. ``longest`` gives the tokens of every row's longest sequence, where a
-    row is not one.
+    and says what it chose, by key of the recipe.
     ``reference`` is an objective whose ``loss`` gives (B, K) numbers of the rows of a batch: they are computed once, of
     the weights before step 1, and stand behind the values of each row. ``step_value`` stands behind them again.
     ``advise`` is told the metrics of an evaluation, ``advise_steps`` those of the last steps; each says a warning and a
@@ -189,7 +188,6 @@ class Objective:
     around: Callable[..., AbstractContextManager[Sequence[object] | None]] = nothing_around
     unfold: Callable[[Batch], Batch] = as_it_is
     settle: Callable[[SplitModel], "tuple[Objective, Mapping[str, tuple[object, str]]]"] | None = None
-    longest: Callable[[TokenRows], NDArray[np.int64]] | None = None
     reference: "Objective | None" = None
     step_value: StepValue | None = None
     present: Callable[[Mapping[str, float]], Mapping[str, float]] = as_they_are

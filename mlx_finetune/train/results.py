@@ -98,7 +98,7 @@ def write_card(run: RunDir, recipe: Recipe, info: "ModelInfo", state: RunState, 
         if lora
         else "all weights trained"
     )
-    data = recipe.data.path or recipe.data.train or ", ".join(source.path for source in recipe.data.sources)
+    data = recipe.data.source_of("train")
     corrected = "" if recipe.data.corrections is False else ", and answers put right in chats"
     head, origin = _origin(recipe, info, source)
     load = _how_to_load(run.path.name, info, is_adapter=lora is not None, task=recipe.task)

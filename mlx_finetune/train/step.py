@@ -132,7 +132,8 @@ class Trainer:
         ``gradient = sum over microbatches / sum of targets``, never a mean of means. ``batches`` are this rank's share
         of the step, perhaps none. Raises ``AssertionError`` when no batch of any rank has a target.
         """
-        batches = self._with_step_value(batches)
+        if self.has_step_value:
+            batches = self._with_value(batches, self.step_value([self.value_sums(batch) for batch in batches]))
         if not self._cores:
             batches = [self._objective.unfold(batch) for batch in batches]
         total = mx.zeros(1 + len(self._objective.metrics))
@@ -183,9 +184,14 @@ class Trainer:
         means = {name: value / count for name, value in zip(self._objective.metrics, rest, strict=True)}
         return loss / count, dict(self._objective.present(means))
 
-    def loss(self, batch: Batch) -> tuple[list[float], int]:
-        """The sums of one batch in eval mode, that of the loss first, and their count: no noise, no gradient."""
-        (batch,) = self._with_step_value([batch], is_shared=False)
+    def loss(self, batch: Batch, value: float | None = None) -> tuple[list[float], int]:
+        """The sums of one batch in eval mode, that of the loss first, and their count: no noise, no gradient.
+
+        ``value`` is the objective's value of the whole evaluation, where it has one; without it that of the batch.
+        """
+        if self.has_step_value:
+            value = self.step_value([self.value_sums(batch)], is_shared=False) if value is None else value
+            (batch,) = self._with_value([batch], value)
         self._train(is_training=False)
         if self._cores:
             sums = self._cores.loss(self.parameters, batch)
@@ -210,17 +216,30 @@ class Trainer:
             head = Head(self._split, {}, uses_numpy=False, is_learning=False)
             return np.array(objective.loss(head, hidden, *arrays))
 
-    def _with_step_value(self, batches: Sequence[Batch], *, is_shared: bool = True) -> Sequence[Batch]:
-        """The batches with the objective's value of their rows, and of those of all ranks, behind each row's values."""
+    @property
+    def has_step_value(self) -> bool:
+        """True where the loss of every row needs a number from all rows of a step or of an evaluation."""
+        return self._objective.step_value is not None
+
+    def value_sums(self, batch: Batch) -> tuple[list[float], int]:
+        """What that number is a mean of, in eval mode: the sum over the rows of ``batch``, and how many they are."""
         step = self._objective.step_value
-        if step is None:
-            return batches
-        total = sum(step.sums(self.row_outputs(step.rows, batch), batch) for batch in batches)
-        count = sum(len(batch.rows) for batch in batches)
+        assert step is not None, "asked for where there is one"
+        return [step.sums(self.row_outputs(step.rows, batch), batch)], len(batch.rows)
+
+    def step_value(self, found: Sequence[tuple[Sequence[float], int]], *, is_shared: bool = True) -> float:
+        """That number from the sums of all batches; ``is_shared``: of this rank's, and the others have more."""
+        step = self._objective.step_value
+        assert step is not None, "asked for where there is one"
+        total, count = sum(sum(sums) for sums, _ in found), sum(number for _, number in found)
         if self._reduce is not None and is_shared:
             _, summed, (count,) = self._reduce({}, mx.array([total]), [count])
             total = as_float(summed[0])
-        value = step.finish(total / max(count, 1))
+        return step.finish(total / max(count, 1))
+
+    @staticmethod
+    def _with_value(batches: Sequence[Batch], value: float) -> list[Batch]:
+        """The batches with the objective's value behind the values of each row."""
         return [replace(one, values=np.pad(one.values, ((0, 0), (0, 1)), constant_values=value)) for one in batches]
 
     def entering(self, batches: Sequence[Batch]) -> list[States]:

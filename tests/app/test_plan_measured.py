@@ -21,6 +21,7 @@ from mlx_finetune.hardware.limits import Machine
 from mlx_finetune.hardware.planning.chips import parse_mac
 from mlx_finetune.hardware.planning.measured import Measured, ShapeCount, Timed
 from mlx_finetune.hardware.planning.ranges import Range
+from mlx_finetune.hardware.planning.rollouts import add_rollouts
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import load_recipe
@@ -490,7 +491,16 @@ def test_the_time_says_which_run_scores_the_answers_and_whether_that_is_in_it(
     plan = arithmetic(tiny_model, task="grpo", grpo={"rewards": rewards, "max_tokens": 8, "updates": 2})
     silent = replace(plan, forecast=replace(plan.forecast, step_seconds=Range(1, 1, 1), finish_seconds=Range(9, 9, 9)))
     said = " ".join(plan_lines(silent, name="x"))
-    assert "without the time to say the answers, and for verifier:judge to score them, which is often most" in said
+    assert "without the time" not in said, "nothing is known of a step that it could be part of"
+    spoken = add_rollouts(silent.forecast, plan.resolved, None, 0, 0, on_gpu=False, assumed=(0.4, 0.1))
+    told_all = " ".join(plan_lines(replace(silent, forecast=spoken), name="x"))
+    assert "to say the answers, assumed: each has 60% of grpo.max_tokens, and a token takes what reading" in told_all
+    assert "to learn from them, assumed: 70% of the groups teach, as their rewards differ; " in told_all
+    assert "without the time for verifier:judge to score the answers; mlxft plan without --no-measure" in told_all
+    unknown = replace(silent, forecast=add_rollouts(silent.forecast, plan.resolved, None, 0, 0, on_gpu=True))
+    assert "score the answers and to say the answers, which is often most of it; mlxft plan" in " ".join(
+        plan_lines(unknown, name="x")
+    )
     told = replace(FOUND, drawing_seconds=(0.1, 0.05), score_seconds=(0.012, 1.5))
     spoken = with_measured(plan, Measured.from_json(json.loads(json.dumps(told.to_json()))))
     assert spoken.measured == told

@@ -11,6 +11,7 @@ from scored_runs import write_scored_recipe
 from small_runs import train
 
 from mlx_finetune.app.classify import TextRow, label_texts, read_texts
+from mlx_finetune.app.eval import scored
 from mlx_finetune.app.eval.classes import confusion_lines, confusion_of
 from mlx_finetune.app.open import open_name
 from mlx_finetune.cli import main
@@ -157,12 +158,26 @@ def test_a_verifier_and_a_reward_model_are_measured_alone(runs, call, monkeypatc
     assert set(result["measures"][0]["sides"]) == {"tuned"}
 
 
+def test_two_answers_with_one_score_are_half_right(runs, call, monkeypatch):
+    """One score for all answers, as at the first step of training, where `accuracy` is one half too."""
+    run = runs["reward"]
+    monkeypatch.chdir(run.path.parent)
+    monkeypatch.setattr(scored.ScoringModel, "last", lambda self, rows: np.ones((len(rows), 1)))
+    code, out, talk = call("eval", str(run.path), "--name", "tied", "--json")
+    assert code == 0, talk
+    (accuracy,) = json.loads(out)["measures"]
+    assert accuracy["sides"]["tuned"]["value"] == 0.5
+    lines = (run.path / "eval" / "tied.rows.jsonl").read_text().splitlines()[1:]
+    assert {json.loads(line)["answer"] for line in lines} == {"neither"}
+    assert not read_evaluations(run)[1]  # the report reads halves too
+
+
 def test_other_tasks_are_refused(runs, call, monkeypatch):
     run = runs["classify"]
     monkeypatch.chdir(run.path.parent)
-    code, _, talk = call("eval", str(run.path), "--tasks", "rouge")
+    code, _, talk = call("eval", str(run.path), "--tasks", "labels,rouge,loss")
     assert code == 2
-    assert "measured by labels, not by rouge" in talk
+    assert "measured by labels, not by rouge, loss" in talk
 
 
 def test_generate_gives_the_label_of_a_text_and_every_probability(runs, call, monkeypatch, tmp_path):

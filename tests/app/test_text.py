@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_finetune.app.text import join_input, needs_more, printable, shorten, side_by_side
+from mlx_finetune.app.text import join_input, needs_more, printable, shorten, shorten_place, side_by_side
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,8 @@ def test_wide_characters_stay_in_their_column_and_markup_is_text() -> None:
     lines = side_by_side(("base", "\u706f\u53f0" * 40), ("adapter", "[bold]x[/bold]"), width=80)
     assert all(len(line.split("  ")[0]) * 2 <= 80 for line in lines)
     assert "[bold]x[/bold]" in lines[1]
+
+
+def test_of_a_long_place_the_line_is_kept():
+    assert shorten_place("data/rows.jsonl:7", 17) == "data/rows.jsonl:7"
+    assert shorten_place("../shared/data/rows.jsonl:7", 20) == "...data/rows.jsonl:7"

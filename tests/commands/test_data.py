@@ -184,6 +184,26 @@ def test_a_longer_limit_is_no_way_out_where_the_model_reads_no_more(
         assert refused.value.hint == hint
 
 
+def test_a_reward_model_reads_the_last_token_of_an_answer_too(
+    folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(tiny_model("llama"), folder / "short")
+    config = json.loads((model / "config.json").read_bytes())
+    monkeypatch.setenv("MLXFT_CACHE", str(folder / "cache"))
+    rows = [{"prompt": f"Why {number}?", "chosen": "Because.", "rejected": "No."} for number in range(10, 20)]
+    (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = recipe(folder, model)
+    path.write_text('task = "reward"\n' + path.read_text().replace("= 31", "= 99"))
+    longest = json.loads(run("check", path, "--json").stdout)["tokens"]["longest"]
+    for context, words in ((longest, ""), (longest - 1, f" has {longest} tokens, but short reads at most ")):
+        (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
+        found = run("check", path)
+        assert found.return_value == bool(words)
+        assert words in found.stderr
+    with pytest.raises(DataError, match=f"has {longest} tokens, but .* reads at most {longest - 1}"):
+        train(path)
+
+
 def test_every_row_that_is_left_out_is_counted_with_its_reason_and_the_way_out(
     folder: Path,
 ) -> None:

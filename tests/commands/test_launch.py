@@ -160,11 +160,12 @@ def test_what_is_written_really_starts_mlxft_where_the_runs_are(here: Path, monk
     python.write_text(f'#!/bin/bash\nPYTHONPATH={str(ROOT)!r} exec {sys.executable!r} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(sys, "prefix", str(here))  # never the checkout's script, which makes its environment anew
     manage("install")
     tools = MacTools(here)
     for name in ("json", "click", "sitecustomize", "mlx_finetune"):
         (here / f"{name}.py").write_text("raise SystemExit('imported from the folder of the runs')\n")
-    assert f"root='{here}'\napp='" in (here / "Desktop" / "Chat.command").read_text()
+    assert f"root='{here}'\napp='{python}'\n" in (here / "Desktop" / "Chat.command").read_text()
     done = subprocess.run(
         [here / "Desktop" / "Chat.command"],
         env={"HOME": str(here), "PATH": "/usr/bin:/bin", "MLXFT_TEST_PATH": str(tools.folder)},

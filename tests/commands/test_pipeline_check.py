@@ -104,6 +104,48 @@ def test_one_mistake_hides_no_other() -> None:
     assert len(found) == 8
 
 
+def test_tasks_that_do_not_fit_are_told_beside_what_is_wrong_in_the_file() -> None:
+    wrong = '[[stages]]\nname = "more"\nrecipe = "sft.toml"\nstart_from = "textx"\n'
+    drawn = '[[stages]]\nname = "drawn"\ncommand = "eval {sft} --tasks nmber"\n'
+    asked = '[[evaluations]]\nname = "e"\nstages = ["judge"]\ntasks = ["number"]\n'
+    asked += '[[evaluations]]\nname = "f"\nstages = ["sft"]\ndata = "{no}/rows.jsonl"\n'
+    odd = '[[stages]]\nname = "odd"\ncommand = "train sft.toml"\n'
+    found = check(wrong + drawn + odd + asked)
+    for expected in (
+        'p.toml:15: there is no stage "textx" / did you mean text?',
+        "p.toml:18: stage drawn: there is no task `nmber` / did you mean number?",
+        'p.toml:21: "train" is no command of mlxft that a stage can run',
+        "p.toml:25: evaluation e of stage judge: this run scores rows and writes no answers",
+        'p.toml:29: there is no stage "no"',
+    ):
+        assert sum(one.startswith(expected) for one in found) == 1, (expected, found)
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [
+        ('[[evaluations]]\nname = "e"\nstages = ["sft"]\ndata = "{drawn}/sft"\ntasks = ["perplexity"]\n',
+         ": evaluation e of stage sft: the task `perplexity` is of plain text"),
+        ('[[evaluations]]\nname = "e"\nstages = ["sft"]\ndata = "{drawn}/verifier"\ntasks = ["number"]\n',
+         ": evaluation e of stage sft: the rows are answers marked good or bad"),
+        ('[[evaluations]]\nname = "e"\nstages = ["judge"]\ndata = "{drawn}/verifier"\ntasks = ["number"]\n',
+         ": evaluation e of stage judge: this run scores rows and writes no answers"),
+        ('[[evaluations]]\nname = "e"\nstages = ["sft"]\ndata = "{drawn}/verifier"\ntasks = ["preference"]\n', ""),
+        ('[[stages]]\nname = "again"\nrecipe = "sft.toml"\nset = ["data.path={drawn}/verifier"]\n',
+         "p.toml:15: stage again: adapters/p/drawn/verifier: the rows are answers marked good or bad"),
+        ('[[stages]]\nname = "again"\nrecipe = "judge.toml"\nset = ["data.path={drawn}/sft"]\n',
+         "p.toml:15: stage again: adapters/p/drawn/sft: the rows are prompt-completion; task verifier learns from"),
+        ('[[stages]]\nname = "again"\nrecipe = "judge.toml"\nset = ["data.path={drawn}/verifier"]\n', ""),
+    ],
+)  # fmt: skip
+def test_rows_that_a_stage_will_sample_are_known_before(rest: str, expected: str) -> None:
+    drawn = '[[stages]]\nname = "drawn"\ncommand = "sample {sft} --data rows.jsonl --out {folder}"\n'
+    found = check(drawn + rest)
+    assert len(found) == bool(expected), found
+    assert not found or expected in found[0], found
+
+
 def test_good_commands_and_what_stages_will_make_are_no_problem() -> None:
     drawn = '[[stages]]\nname = "drawn"\ncommand = "sample {sft} --data rows.jsonl --out {folder}"\n'
     best = '[[stages]]\nname = "best"\ncommand = "eval {judge} --samples {drawn} --out {folder}"\n'

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mlx_finetune.dataset.corpus import load_splits
+from mlx_finetune.dataset.corpus import find_format, load_splits
 from mlx_finetune.dataset.formats import Example, Instruction, Text
 from mlx_finetune.errors import DataError, further_problems
 from mlx_finetune.recipe.data import DataRecipe
+from mlx_finetune.recipe.schema import Recipe
 
 TURN, REPLY = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
 
@@ -182,19 +183,21 @@ def test_the_way_out_of_another_tasks_rows_names_their_columns_and_works(
     assert load_splits(recipe(path="a.jsonl", columns=columns, val_split=0.0), base=tmp_path).train
 
 
-@pytest.mark.parametrize("columns", [{}, {"text": "sentence"}])
 @pytest.mark.parametrize("task", ["sft", "pretrain"])
-def test_the_way_to_learn_only_the_texts_of_rows_with_labels_works(
-    tmp_path: Path, task: str, columns: dict[str, str]
-) -> None:
+def test_the_way_to_learn_only_the_texts_of_rows_with_labels_works(tmp_path: Path, task: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"sentence": "q", "label": 1}\n{"sentence": "r", "label": 0}\n')
     with pytest.raises(DataError) as caught:
-        load_splits(recipe(path="a.jsonl", columns=columns), base=tmp_path, task=task)
-    way = 'only the texts: [data] format = "text" and [data.columns] text = "sentence"'
+        load_splits(recipe(path="a.jsonl"), base=tmp_path, task=task)
+    way = 'only the texts: [data.columns] text = "sentence"'
     assert way in caught.value.problems[0].hint
     assert caught.value.problems[0].hint.startswith(way) == (task == "pretrain")
-    found = load_splits(recipe(path="a.jsonl", columns={"text": "sentence"}, format="text"), base=tmp_path, task=task)
-    assert found.format == "text"
+    whole = {"model": "m", "output_dir": "x", "task": task}
+    whole |= {"data": {"path": "a.jsonl", "columns": {"text": "sentence"}}}
+    data = Recipe.model_validate(whole).data
+    assert load_splits(data, base=tmp_path, task=task).format == "text"
+    assert find_format(data, tmp_path) == "text"
+    classified = Recipe.model_validate(whole | {"task": "classify", "lora": {}}).data
+    assert load_splits(classified, base=tmp_path, task="classify").format == "labels"
 
 
 def test_what_rows_lack_is_said_by_what_the_task_learns_from(tmp_path: Path) -> None:

@@ -85,6 +85,30 @@ def test_a_layout_is_recognised_by_its_columns(fields: Mapping[str, object], exp
     assert example(fields) == expected
 
 
+SYSTEM = {"role": "system", "content": "s"}
+EARLIER = ({"role": "user", "content": "h"}, {"role": "assistant", "content": "i"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "common", "prompt"),
+    [
+        ({"prompt": "q", "system": "s"}, (USER,), (SYSTEM, USER)),
+        ({"prompt": "q", "system": "s"}, (SYSTEM, USER), (SYSTEM, USER)),
+        ({"prompt": "q"}, (SYSTEM, USER), (SYSTEM, USER)),
+        ({"prompt": [SYSTEM, USER]}, (USER,), (SYSTEM, USER)),
+        ({"prompt": "q"}, (*EARLIER, USER), (*EARLIER, USER)),
+        ({"prompt": [*EARLIER]}, (USER,), (*EARLIER, USER)),
+        ({"system": "s"}, (USER,), (SYSTEM, USER)),
+    ],
+)
+def test_a_question_that_a_pair_repeats_in_its_answers_is_asked_once(
+    fields: Mapping[str, object], common: tuple[Mapping[str, str], ...], prompt: tuple[Mapping[str, str], ...]
+) -> None:
+    other = {"role": "assistant", "content": "b"}
+    found = example({**fields, "chosen": [*common, ASSISTANT], "rejected": [*common, other]})
+    assert found == Preference(prompt, (ASSISTANT,), (other,), None, "a.jsonl", 1)
+
+
 def test_alpaca_rows_with_a_system_text_or_earlier_turns_become_conversations() -> None:
     found = example({"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["q", "a"]]})
     assert found == Messages(

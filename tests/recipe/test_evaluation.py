@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+import click
 import pytest
 
 from mlx_finetune.app.eval.measures import measures_of
+from mlx_finetune.commands.eval import command
 from mlx_finetune.errors import RecipeError, UsageError
 from mlx_finetune.recipe.evaluation import (
-    CHECKS,
-    MEASURES,
-    TASKS,
     EvalRecipe,
     Gate,
     change_recipe,
@@ -19,6 +18,8 @@ from mlx_finetune.recipe.evaluation import (
     task_problem,
 )
 from mlx_finetune.recipe.load import load_recipe
+from mlx_finetune.recipe.measured import CHECKS, MEASURES, TASKS
+from mlx_finetune.recipe.reference import reference_text
 
 GOOD = 'model = "m"\noutput_dir = "o"\n[data]\npath = "d"\n[lora]\n'
 
@@ -26,6 +27,19 @@ GOOD = 'model = "m"\noutput_dir = "o"\n[data]\npath = "d"\n[lora]\n'
 @pytest.mark.parametrize("task", [*TASKS, "regex:^a;b$", "contains:a: b", "max_length:280"])
 def test_every_task_and_check_is_known(task: str) -> None:
     assert task_problem(task) == ""
+
+
+def test_every_task_and_measure_stands_in_help_and_reference() -> None:
+    option = next(one for one in command.params if one.name == "tasks")
+    assert isinstance(option, click.Option)
+    assert option.help is not None
+    described = str(EvalRecipe.model_fields["tasks"].description)
+    for name in (*TASKS, *CHECKS):
+        assert f" {name}" in option.help
+        assert f" {name}" in described
+    table = reference_text().partition("## What eval measures")[2]
+    assert all(f"`{measure}`" in table for measure in MEASURES)
+    assert "| `preference` | " in table
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mlx_finetune.scoring.auc import _Pairs, area_over_all, area_within, mean_area
+from mlx_finetune.scoring.auc import _Pairs, area_over_all, area_within, interval_words, mean_area
+from mlx_finetune.scoring.intervals import wilson
 
 SCORES = [[0.1, 0.2, 0.3, 0.9], [0.1, 0.8, 0.2, 0.3], [0.5, 0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.9]]
 RIGHT = [[True, False, False, True], [False, True, False, False], [False] * 4, [True, True, True, False]]
@@ -18,7 +19,9 @@ def test_the_areas_are_those_by_hand():
     assert (whole.value, whole.num_problems) == (pytest.approx(30.5 / 60), 4)
     assert (within.value, within.num_problems) == (pytest.approx((2 + 3 + 0) / (4 + 3 + 3)), 3)
     assert (mean.value, mean.num_problems) == (pytest.approx((2 / 4 + 3 / 3 + 0 / 3) / 3), 3)
-    assert all(one.interval.low < one.value < one.interval.high for one in (whole, within, mean))
+    for one in (whole, within, mean):
+        assert one.interval is not None
+        assert one.interval.low < one.value < one.interval.high
 
 
 def test_pairs_of_a_problem_weigh_alike_and_in_the_mean_problems_do():
@@ -35,7 +38,7 @@ def test_equal_scores_are_a_tie_also_those_without_one():
         for area in (area_over_all, area_within, mean_area):
             found = area(scores, [[True, False]], seed=0)
             assert found is not None
-            assert (found.value, found.interval.low, found.interval.high) == (0.5, 0.5, 0.5)
+            assert (found.value, found.interval) == (0.5, None)  # of one problem
 
 
 @pytest.mark.parametrize("verdict", [True, False])
@@ -62,4 +65,25 @@ def test_resamples_without_a_pair_are_left_out_of_the_interval():
     """Of two problems one has the right answers, the other the wrong ones: half of the resamples have no pair."""
     found = area_over_all([[1.0, 1.0], [0.0, 0.0]], [[True, True], [False, False]], seed=0)
     assert found is not None
-    assert (found.value, found.interval.low, found.interval.high) == (1.0, 1.0, 1.0)
+    assert (found.value, found.interval) == (1.0, None)  # one problem with either kind
+    many = area_over_all([[1.0], [2.0], [0.0], [1.5]], [[True], [True], [False], [False]], seed=0)
+    assert many is not None
+    assert many.interval is not None
+    assert (many.value, many.interval.low, many.interval.high) == (0.75, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("area", [area_over_all, area_within, mean_area])
+def test_problems_that_are_all_alike_do_not_claim_certainty(area):
+    found = area([[2.0, 1.0, 0.0]] * 12, [[True, False, False]] * 12, seed=0)
+    assert (found.value, found.interval) == (1.0, wilson(12, 12))
+    tied = area([[1.0, 1.0]] * 12, [[True, False]] * 12, seed=0)
+    assert (tied.value, tied.interval) == (0.5, wilson(6, 12))
+
+
+def test_no_interval_is_said_with_its_reason():
+    assert interval_words(0.6, 0.7, 20) == "0.600 to 0.700"
+    assert interval_words(0.4, 0.7, 20) == "0.400 to 0.700   unsure: the interval holds 0.5"
+    assert interval_words(0.1, 0.2, 20) == "0.100 to 0.200   below chance: wrong answers score higher"
+    assert interval_words(None, None, 1) == "no interval: one problem"
+    assert interval_words(None, None, 2) == "no interval: too few problems"
+    assert interval_words(1.0, 1.0, 40) == "no interval: problems all alike"  # kept before

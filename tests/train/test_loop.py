@@ -174,7 +174,7 @@ def train_with_losses(recipe, monkeypatch, losses, *overrides):
         nonlocal step
         step = event.step if isinstance(event, StepDone) else step
 
-    monkeypatch.setattr(loop.Trainer, "loss", lambda self, batch: ([losses[step]], 1))
+    monkeypatch.setattr(loop.Trainer, "loss", lambda self, batch, value: ([losses[step]], 1))
     settings = ("training.eval_steps=1", f"training.max_steps={len(losses) - 1}", "eval.prompts=[]")
     return train(recipe, overrides=(*settings, *overrides), on_event=note)
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from small_runs import write_recipe
 
 from mlx_finetune.app.planning import lr_range as running
-from mlx_finetune.app.planning.lr_range import find_range, range_lines
+from mlx_finetune.app.planning.lr_range import find_range, range_lines, rate_names
 from mlx_finetune.cli import root
 from mlx_finetune.errors import DoesNotFitError, Interrupted, MlxftError, RunError, UsageError
 from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, RangePoint, most_steps
@@ -39,10 +39,17 @@ def test_weights_and_moments_are_afterwards_what_they_were(prepared: Prepared) -
     done: list[int] = []
     found = range_test(prepared, StopRequest(), done.append, num_steps=12)
     assert found.is_at_end, "the rows are few and the model is small, so that the loss still falls and it goes on"
-    assert done == list(range(1, 16))
-    assert [point.rate for point in found.points] == pytest.approx([10 ** (-6 + 4 * k / 11) for k in range(15)])
-    assert len({point.loss for point in found.points}) == 15
-    assert found.times_seen == round(prepared.stream.progress(15), 2) > 0
+    assert done == list(range(1, len(found.points) + 1))
+    assert len(found.points) == 18
+    assert [point.rate for point in found.points] == pytest.approx([10 ** (-6 + 4 * k / 11) for k in range(18)])
+    assert len({point.loss for point in found.points}) == 18
+    assert found.times_seen == round(prepared.stream.progress(18), 2) > 0
+    costs: list[float] = []  # of the rows of each step with the weights of before
+    for step in range(18):
+        sums = [trainer.loss(batch) for batch in prepared.stream.microbatches(step)]
+        costs.append(sum(one[0] for one, _ in sums) / sum(count for _, count in sums))
+    assert found.points[0].smoothed == pytest.approx(sum(costs) / 18 + found.points[0].loss - costs[0])
+    assert len(set(costs)) > 1
     for name, value in (trainer.parameters | trainer.state).items():
         assert mx.array_equal(value, before[name]), name
     again, _ = trainer.compute(prepared.stream.microbatches(0), 0)
@@ -91,17 +98,23 @@ def test_every_other_end_is_one_error(code: str, kind: type[MlxftError], words: 
 
 
 def test_the_lines_name_the_rate_and_compare_the_recipes() -> None:
-    lines = "\n".join(range_lines(FOUND, ["##"]))
+    lines = "\n".join(range_lines(FOUND, ["##"], "mlxft sweep x"))
     assert FOUND.suggestion is not None
     assert f"training.learning_rate = {FOUND.suggestion:.1e}" in lines
-    assert "lower by 12 times" in lines
+    assert "a third of that rate; the recipe's 2.0e-04 is lower by 12 times" in lines
     nothing = RangeFound(FOUND.points[:3], 2e-4, False, 1.0)
-    assert "no rate is suggested" in "\n".join(range_lines(nothing, []))
+    assert "no rate is suggested" in "\n".join(range_lines(nothing, [], ""))
+
+
+def test_powers_of_ten_are_named_as_rates_are() -> None:
+    names = rate_names([RangePoint(1e-2, 2.0, 2.0), RangePoint(1e-1, 2.0, 2.0), RangePoint(1.0, 2.0, 2.0)])
+    assert list(names.values()) == ["1e-02", "1e-01", "1e+00"]
 
 
 def test_where_the_loss_still_falls_the_lines_cannot_tell_and_suggest_no_rate() -> None:
-    lines = "\n".join(range_lines(replace(FOUND, has_diverged=False), []))
+    lines = "\n".join(range_lines(replace(FOUND, has_diverged=False), [], "mlxft sweep a.toml --set seed=1"))
     assert f"cannot tell: the smoothed loss still fell at {FOUND.points[-1].rate:.1e}" in lines
+    assert "short runs at several rates tell more: mlxft sweep a.toml --set seed=1" in lines
     assert "training.learning_rate" not in lines
 
 
@@ -116,9 +129,9 @@ def test_it_goes_no_further_where_the_loss_rose_before_the_highest_rate(
 def test_a_curve_over_few_rows_is_said_to_show_what_is_learned_by_heart() -> None:
     few, many = (replace(FOUND, times_seen=times) for times in (25.0, 1.2))
     assert "each was seen 25 times, so the curve shows how fast they are learned by heart" in "\n".join(
-        range_lines(few, [])
+        range_lines(few, [], "")
     )
-    assert "by heart" not in "\n".join(range_lines(many, []))
+    assert "by heart" not in "\n".join(range_lines(many, [], ""))
     assert RangeFound.from_json(json.loads(json.dumps(few.to_json()))) == few
 
 
@@ -155,7 +168,7 @@ def test_the_command_prints_a_curve_and_the_next_command(
     assert asked == [("lora.rank=2",)]
     assert "suggested: training.learning_rate" in result.stdout
     drawn = result.stdout.splitlines()[2:13]
-    assert drawn[0] == "  smoothed loss over the learning rate"
+    assert drawn[0].startswith("  smoothed loss over the learning rate; ")
     losses = [float(line.partition("\u2524")[0]) for line in drawn if "\u2524" in line]
     smoothed = [point.smoothed for point in FOUND.points]
     assert len(losses) >= 2
@@ -191,5 +204,5 @@ def test_the_whole_command_takes_real_steps(
     monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
     result = CliRunner().invoke(root, ["plan", str(recipe), "--lr-range", "--json"], standalone_mode=False)
     found = RangeFound.from_json(json.loads(result.stdout)["lr_range"])
-    assert len(found.points) in (NUM_STEPS, most_steps()) or found.has_diverged
+    assert len(found.points) in (NUM_STEPS, NUM_STEPS + 25, most_steps()) or found.has_diverged
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mlx_finetune.app.data.data_report import TokenReport
 from mlx_finetune.dataset.corpus import Splits
 from mlx_finetune.dataset.formats import Example
-from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
+from mlx_finetune.dataset.pairs import num_read, sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.stats import summarize_lengths
 from mlx_finetune.dataset.template import nothing_left
 from mlx_finetune.dataset.token_rows import TokenRows, rows_of
@@ -98,7 +98,7 @@ def _problems(parts: Sequence[_Counted], recipe: Recipe, local: LocalModel) -> I
     context = context_of(local.folder)
     errors = [nothing_left(part.report, recipe.data, part.name, context) for part in parts if not part.num_usable]
     first = max(parts, key=lambda part: part.longest, default=None)
-    if first is not None and context is not None and first.longest - 1 > context:  # the last token is not read
+    if first is not None and context is not None and num_read(first.longest, recipe.task) > context:
         errors.append(too_long(first.where, first.longest, local.name, context))
     for error in errors:
         yield Problem("", error.message, error.hint)

@@ -103,7 +103,8 @@ def find_target(here: Path, *, package: Path, prefix: Path, python: Path) -> Tar
     is_checkout = script.is_file()
     has_work = (here / "adapters").is_dir() or (here / "recipes").is_dir()
     folder = here if has_work else checkout if is_checkout else Path.home() / "mlxft"
-    if is_checkout and prefix == checkout / ".venv":  # not one that a link shares with another checkout
+    own = checkout / ".venv"
+    if is_checkout and prefix == own and not own.is_symlink():  # setup would replace a link to another checkout's
         return Target(folder.absolute(), script)
     return Target(folder.absolute(), python, ("-m", "mlx_finetune"))
 

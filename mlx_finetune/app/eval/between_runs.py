@@ -20,9 +20,10 @@ from mlx_finetune.app.eval.verdict import MODEL, TUNED
 from mlx_finetune.dataset.kinds import formats_for, wanted_rows
 from mlx_finetune.dataset.problems import show
 from mlx_finetune.errors import RunError
+from mlx_finetune.journal import NOT_NOTED, of_other_weights
 from mlx_finetune.recipe.resolve import diff_recipes
 from mlx_finetune.recipe.schema import Recipe
-from mlx_finetune.rundir import RunDir, of_other_step
+from mlx_finetune.rundir import RunDir
 
 #: Keys of an identity that must be equal -> how a person calls them.
 _MUST_MATCH = {
@@ -134,7 +135,6 @@ def kept_verdicts(run: RunDir) -> dict[str, str]:
     is left out. Of other weights than the run has now, it says so.
     """
     found: dict[str, str] = {}
-    now = rundir.weights_step(run)
     paths = {name: run.file(rundir.EVALUATIONS) / f"{name}{JSON_END}" for name in kept_names(run)}
     for folder in (rundir.CHECKPOINT_EVALUATIONS, rundir.SINK_EXPERIMENTS):
         paths |= {f"{path.parent.name}/{path.stem}": path for path in sorted(run.file(folder).glob(f"*{JSON_END}"))}
@@ -144,7 +144,7 @@ def kept_verdicts(run: RunDir) -> dict[str, str]:
             sentence = str(cast("Any", fields.get("verdict", fields))["sentence"])
         except (KeyError, TypeError):
             continue
-        mark = of_other_step(cast("int | None", fields.get("step")), now)
+        mark = _other_weights(run, fields)
         found[name] = f"{sentence} ({mark})" if mark else sentence
     return found
 
@@ -262,8 +262,19 @@ def _kept(run: RunDir, name: str) -> Kept:
         raise RunError(f"{path} does not begin with what was evaluated", "evaluate again under another --name")
     rows = [one for one in map(measured_of, lines) if one.side in (TUNED, MODEL) and not one.error]
     fields = durable.read_object_if_any(run.file(rundir.EVALUATIONS) / f"{name}{JSON_END}")
-    other = of_other_step(cast("int | None", fields.get("step")), rundir.weights_step(run))
+    other = _other_weights(run, fields)
     return Kept(name, cast("dict[str, object]", identity), tuple(rows), _windows(fields), other)
+
+
+def _other_weights(run: RunDir, fields: Mapping[str, Any]) -> str:
+    """Of which weights a finished evaluation is, where the run has others by now; "" where it has not.
+
+    One of checkpoints has no subject: it names the step of each.
+    """
+    if "subject" not in fields:
+        return ""
+    step, measured, subject = fields.get("step", NOT_NOTED), fields.get("measured"), fields["subject"]
+    return of_other_weights(run, step, measured=str(measured), subject=str(subject))
 
 
 def _windows(fields: Mapping[str, Any]) -> dict[str, tuple[object, object]]:

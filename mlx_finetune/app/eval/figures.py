@@ -1,12 +1,12 @@
 """Rows to figures with 95 % intervals, and what changed from one side to the other over the same rows.
 
 Rates have Wilson intervals, the change between two of them Newcombe's, and McNemar's exact test; a bootstrap would give
-an interval of width 0 where no row differs. Means and ratios have bootstrap intervals over rows and a test that flips
-the sign of each row's difference (Fisher 1935): under "no change" either sign was as likely. Its p is exact up to 12
-rows, over 10,000 random flips beyond. Rows of two kinds draw each kind by itself, and their test gives the changes to
-the kinds at random: under "both kinds changed alike" each share-out was as likely. All draws are seeded. A bootstrap of
-one row, or of rows that do not differ, has nothing to draw from: there is no interval then, since one of width 0 would
-claim certainty.
+an interval of width 0 where no row differs. A tie is half of a right row in all of them. Means and ratios have
+bootstrap intervals over rows and a test that flips the sign of each row's difference (Fisher 1935): under "no change"
+either sign was as likely. Its p is exact up to 12 rows, over 10,000 random flips beyond. Rows of two kinds draw each
+kind by itself, and their test gives the changes to the kinds at random: under "both kinds changed alike" each share-out
+was as likely. All draws are seeded. A bootstrap of one row, or of rows that do not differ, has nothing to draw from:
+there is no interval then, since one of width 0 would claim certainty.
 """
 
 import math
@@ -41,13 +41,16 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value with its interval over ``num_rows`` rows, None where they give none; ``num_right`` of a rate."""
+    """A value with its interval over ``num_rows`` rows, None where they give none; ``num_right`` of a rate.
+
+    A row may be half right, so that ``num_right`` is no whole number.
+    """
 
     value: float
     low: float | None
     high: float | None
     num_rows: int
-    num_right: int | None = None
+    num_right: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def figure(measure: Measure, rows: Rows, *, seed: int) -> Figure | None:
         return None
     match measure.kind:
         case "right":
-            num_right = sum(value[0] > 0 for value in values)
+            num_right = _whole(math.fsum(value[0] for value in values))
             interval = wilson(num_right, len(values))
             return Figure(num_right / len(values), interval.low, interval.high, len(values), num_right)
         case "mean":
@@ -133,7 +136,7 @@ def change(measure: Measure, first: Rows, second: Rows, *, seed: int) -> Change 
     if measure.kind == "ratio":
         return _ratio_change(measure, before, after, [value[1] for value in old], seed=seed)
     if measure.kind == "right":
-        return _rate_change(before, after)
+        return _rate_change(before, after, seed=seed)
     if measure.kind == "gap":
         return _gap_change([(now - then, kind) for now, (then, kind) in zip(after, old, strict=True)], seed=seed)
     difference = paired_bootstrap(before, after, seed=seed)
@@ -175,13 +178,13 @@ def sign_flip(differences: NDArray[np.float64], *, seed: int) -> float:
     return (1 + hits) / (1 + NUM_RESAMPLES)
 
 
-def paired_rates(both: int, only_old: int, only_new: int, neither: int) -> Interval:
+def paired_rates(both: float, only_old: float, only_new: float, neither: float) -> Interval:
     """Interval of ``(only_new - only_old) / n``, the change of a rate over the same rows (Newcombe 1998, method 10).
 
     Wilson's intervals of the two rates, joined by squares with the correlation of the rows: it never leaves -1 to 1,
     and no row that differs still leaves room for one. 20, 2, 12, 16: 0.056 to 0.329.
     """
-    total = both + only_old + only_new + neither
+    total = round(both + only_old + only_new + neither)
     old, new = (both + only_old) / total, (both + only_new) / total
     low_old, low_new = wilson(both + only_old, total).low, wilson(both + only_new, total).low
     high_old, high_new = wilson(both + only_old, total).high, wilson(both + only_new, total).high
@@ -199,12 +202,24 @@ def paired_rates(both: int, only_old: int, only_new: int, neither: int) -> Inter
     return Interval(new - old - left, new - old + right)
 
 
-def _rate_change(before: Sequence[float], after: Sequence[float]) -> Change:
-    pairs = [(old > 0, new > 0) for old, new in zip(before, after, strict=True)]
-    counts = [pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
-    interval = paired_rates(*counts)
-    value = (counts[2] - counts[1]) / len(pairs)
-    return Change(value, interval.low, interval.high, len(pairs), mcnemar_exact(counts[1], counts[2]))
+def _rate_change(before: Sequence[float], after: Sequence[float], *, seed: int) -> Change:
+    """Of rows that are right, wrong or half right; one that became half right is half of one that changed.
+
+    McNemar's test knows no halves: where rows changed by one half, signs of differences are flipped in its place.
+    """
+    pairs = list(zip(before, after, strict=True))
+    only_old, only_new = (math.fsum(max(0.0, way * (old - new)) for old, new in pairs) for way in (1, -1))
+    both = math.fsum(map(min, before, after))
+    interval = paired_rates(both, only_old, only_new, len(pairs) - both - only_old - only_new)
+    differences = np.subtract(after, before)
+    is_whole = bool((differences == np.round(differences)).all())
+    p = mcnemar_exact(round(only_old), round(only_new)) if is_whole else sign_flip(differences, seed=seed)
+    return Change((only_new - only_old) / len(pairs), interval.low, interval.high, len(pairs), p)
+
+
+def _whole(count: float) -> float:
+    """A count of halves, an int where there is none left over."""
+    return int(count) if count == int(count) else count
 
 
 def _ratio_change(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mlx_finetune.app.eval.rows import EvalRow, Read, choose_rows
 from mlx_finetune.dataset.corpus import load_splits
-from mlx_finetune.dataset.formats import Preference, Text
+from mlx_finetune.dataset.formats import DetectedFormat, Instruction, Preference, Text
+from mlx_finetune.dataset.kinds import is_trainable, refused_format
 from mlx_finetune.errors import DataError, UsageError
 from mlx_finetune.recipe.evaluation import EvalRecipe
 from mlx_finetune.recipe.schema import Recipe
@@ -52,11 +53,32 @@ def check_fits(recipe: Recipe, asked: EvalRecipe, given: str | None, base: Path,
         labels_of(asked.labels or recipe.eval.labels, chosen.rows)
 
 
+def check_coming(recipe: Recipe, asked: EvalRecipe, format: str, source: str) -> None:
+    """``check_fits`` for rows of ``source`` that are not there yet, but known to have this ``format``.
+
+    "" where nobody knows. Raises ``UsageError`` or ``DataError``.
+    """
+    if recipe.task in _SCORING:
+        check_scored_tasks(asked.tasks)
+        return
+    if not format:
+        return
+    if not any(is_trainable(format, task) for task in row_tasks(recipe.task, asked, is_given=True)):
+        problem = refused_format(DetectedFormat(format, {}, ()), source, "sft", is_given=True)
+        raise DataError(problem.message, problem.hint)
+    turn = ({"role": "assistant", "content": ""},)
+    example = Instruction("", "", "", source, 1)
+    if format == "unpaired-preference":
+        example = Preference((), turn, None, None, source, 1)
+    check_tasks(asked.tasks, [EvalRow("", source, "", example, (), "")])
+
+
 def check_scored_tasks(tasks: Sequence[str]) -> None:
     """Raises ``UsageError`` where a model that scores is to be measured by something else."""
-    if tuple(tasks) not in ((), ("labels",)):
+    others = [task for task in tasks if task != "labels"]
+    if others:
         raise UsageError(
-            f"this run scores rows and writes no answers, so it is measured by labels, not by {tasks[0]}",
+            f"this run scores rows and writes no answers, so it is measured by labels, not by {', '.join(others)}",
             "leave --tasks and [eval] tasks out",
         )
 

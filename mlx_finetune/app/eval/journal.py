@@ -25,7 +25,7 @@ class Measured:
     """One line. ``answer`` and its figures are empty for work without one.
 
     ``error`` says why there is no value. ``prompt`` is what was asked then, or the text that a classifier was given,
-    ``reference`` the name of its right class and ``where`` the line it stands in.
+    and ``reference`` the name of its right class. ``where`` is the line the row stands in, "" of the general set.
     """
 
     work: str

@@ -110,9 +110,14 @@ class Measuring:
                 self._show(Progress(work, done, total))
                 with self._evaluation.subject.model(side) as model:
                     for measured in do(model, side, left):
-                        self._journal.add(measured)
+                        self._keep(measured)
                         done += 1
                         self._show(Progress(work, done, total))
+
+    def _keep(self, measured: Measured) -> None:
+        """Write down one result, with the place of its row in the data."""
+        is_own = measured.work not in measures.OF_GENERAL
+        self._journal.add(replace(measured, where=self._evaluation.rows[measured.row].where) if is_own else measured)
 
     def _warm_up(self, sides: Sequence[Side]) -> None:
         """Two tokens from each side: what is done once, the first time, is no part of an answer's time."""
@@ -144,13 +149,12 @@ class Measuring:
 
     def _preferences(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
         """What each row of preferences says; the longer answers go through the model with others of their length."""
-        limit = self._evaluation.subject.data.max_seq_length
         kept: list[tuple[int, dict[str, Scored]]] = []
         for row in rows:
             example = self._evaluation.rows[row].example
             assert isinstance(example, Preference), "setup refuses the other kinds"
             try:
-                kept.append((row, preference_rows(example, self._evaluation.prompter, limit)))
+                kept.append((row, preference_rows(example, self._evaluation.prompter)))
             except MlxftError as error:
                 yield self._failure(measures.PREFERENCE, side, row, error.message)
         for (row, _), values in zip(kept, preference_values(model, [one for _, one in kept], chunk_rows), strict=True):
@@ -175,7 +179,7 @@ class Measuring:
                 scored = (one.losses, len(one.losses))
                 values = {f"{front}perplexity": scored, f"{front}bits_per_byte": (one.losses, one.num_bytes)}
                 more = {"text_loss": scored} if work == measures.TEXT else {}
-                self._journal.add(self._summed(work, side, row, values | more))
+                self._keep(self._summed(work, side, row, values | more))
         self._show(Progress(work, total, total))
 
     def _label_rows(self, model: nn.Module, side: Side, rows: Sequence[int]) -> Iterator[Measured]:
@@ -217,9 +221,13 @@ class Measuring:
                 kept.append((row, self._evaluation.prompter.scored(scored_example(self._evaluation.rows[row]))))
             except MlxftError as error:
                 yield self._failure(measures.LABELS, side, row, error.message)
-        for (row, _), name in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
+        for (row, _), (name, right) in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
             one = self._evaluation.rows[row]
-            values: Values = label_values(labels, one.reference, name, generated=False)
+            if right is not None and not np.isfinite(right):
+                yield self._failure(measures.LABELS, side, row, "a score is not a finite number")
+                continue
+            values: Values = {"accuracy": (right,)} if right is not None else {}
+            values = values or label_values(labels, one.reference, name, generated=False)
             text = scored_text(one)
             yield Measured(
                 measures.LABELS,
@@ -229,7 +237,6 @@ class Measuring:
                 answer=name,
                 prompt=text,
                 reference=one.reference,
-                where=one.where,
             )
 
     # --- answers ---
@@ -353,7 +360,7 @@ class Measuring:
 
     def _failure(self, work: str, side: Side, row: int, why: str) -> Measured:
         """A row that could not be measured, which is said at once and kept with its prompt."""
-        if work in (measures.GENERAL_ANSWER, measures.GENERAL_TEXT):
+        if work in measures.OF_GENERAL:
             texts = (
                 knowledge.paragraphs() if work == measures.GENERAL_TEXT else [q.question for q in knowledge.questions()]
             )

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlx_finetune.recipe.evaluation import CHECKS, split_task
+from mlx_finetune.recipe.evaluation import split_task
+from mlx_finetune.recipe.measured import CHECKS
 
-#: ``right``: 0 or 1 a row; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two classes a row;
-#: ``gap``: a number and its kind a row, 1 or -1, of which the mean of the one kind less that of the other is shown.
+#: ``right``: 0 or 1 a row, one half of a tie; ``mean``: a number a row; ``ratio``: a sum and a count a row; ``f1``: two
+#: classes a row; ``gap``: a number and its kind a row, 1 or -1, of which the mean of the one kind less that of the
+#: other is shown.
 Kind = Literal["right", "mean", "ratio", "f1", "gap"]
 #: What is evaluated: answers to prompts, plain text, pairs of answers, or single answers marked good or bad.
 RowKind = Literal["answers", "text", "pairs", "marked"]
@@ -18,6 +20,8 @@ Scale = Literal["plain", "exp", "bits"]
 LOSS, ANSWER, CONSTRAINED, LABELS, TEXT = "loss", "answer", "constrained", "labels", "text"
 PREFERENCE = "preference"
 GENERAL_TEXT, GENERAL_ANSWER, SPEED = "general text", "general answer", "speed"
+#: Work over the general set, which is the same for all rows.
+OF_GENERAL = (GENERAL_TEXT, GENERAL_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """Which of two answers a model finds likelier, and how likely it finds single answers marked good or bad.
 
 Answers are scored whole, end mark included, as training scores them. A pair is right by its sum where the chosen answer
-is the likelier of the two, and right per token where its mean is higher; a tie is wrong. Of single answers, KTO trains
-how much likelier the good ones become than the bad ones: ``good_over_bad`` is a row's log-probability with the sign of
-its kind, and the kind.
+is the likelier of the two, and right per token where its mean is higher; a tie is half right, as in training. Of single
+answers, KTO trains how much likelier the good ones become than the bad ones: ``good_over_bad`` is a row's
+log-probability with the sign of its kind, and the kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.nn as nn
 import numpy as np
@@ -14,23 +14,19 @@ import numpy as np
 from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.score import Values
 from mlx_finetune.dataset.formats import Preference
-from mlx_finetune.errors import DataError
 from mlx_finetune.model.likelihoods import ChunkRows, LikelihoodModel, Losses, Scored
+from mlx_finetune.scoring.picks import share_right
 
 
-def preference_rows(example: Preference, prompter: Prompter, max_seq_length: int) -> dict[str, Scored]:
+def preference_rows(example: Preference, prompter: Prompter) -> dict[str, Scored]:
     """The answers of a row by name, chosen or rejected. Raises ``DataError`` where one of them cannot be scored."""
-    found = prompter.answers(example)
-    longest = max(len(ids) for ids, _ in found.values())
-    if longest > max_seq_length:
-        raise DataError(f"{longest} tokens are more than max_seq_length = {max_seq_length}")
-    return {name: Scored(ids, np.flatnonzero(mask)) for name, (ids, mask) in found.items()}
+    return {name: Scored(ids, np.flatnonzero(mask)) for name, (ids, mask) in prompter.answers(example).items()}
 
 
 def preference_values(
     model: nn.Module, rows: Sequence[dict[str, Scored]], chunk_rows: ChunkRows
 ) -> list[dict[str, tuple[float, ...]]]:
-    """What each row says about the model: see ``measures``."""
+    """What each row says about the model: see ``measures``. Pairs have the sum of both answers, in nats."""
     sizes = {len(row) for row in rows}  # two answers to each prompt, or one
     together = max(sizes) if len(sizes) == 1 else 1
     scored = [one for row in rows for one in row.values()]
@@ -47,7 +43,12 @@ def _values(losses: dict[str, Losses]) -> Values:
         return {"good_over_bad": (-kind * sums[name], kind), loss: (sums[name], float(len(found)))}
     means = {name: sums[name] / len(found) for name, found in losses.items()}
     return {
-        "preferred": (float(sums["chosen"] < sums["rejected"]),),
-        "preferred_per_token": (float(means["chosen"] < means["rejected"]),),
-        "chosen_loss": (sums["chosen"], float(len(losses["chosen"]))),
+        "preferred": (_ahead(sums),),
+        "preferred_per_token": (_ahead(means),),
+        **{f"{name}_loss": (sums[name], float(len(found))) for name, found in losses.items()},
     }
+
+
+def _ahead(losses: Mapping[str, float]) -> float:
+    """Whether the chosen answer has the lower loss; one half for a tie."""
+    return share_right(float(np.sign(losses["rejected"] - losses["chosen"])))

@@ -15,7 +15,7 @@ from mlx_finetune.app.eval.rows import EvalRow
 from mlx_finetune.dataset.control import ControlMarkers
 from mlx_finetune.dataset.conversation import prompt_and_reference, single_exchange
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference
-from mlx_finetune.dataset.pairs import TokenSequence, answer_sequences
+from mlx_finetune.dataset.pairs import TokenSequence, fitted_sequences
 from mlx_finetune.dataset.prompts import template_of
 from mlx_finetune.dataset.tokens import Message, Tokenizer, Tokens
 from mlx_finetune.dataset.walk import Walk
@@ -62,8 +62,9 @@ class Prompter:
         return [ids for ids, _ in self.answers(example).values()]
 
     def answers(self, example: Preference) -> dict[str, TokenSequence]:
-        """Ids and mask of the chosen and the rejected answer by name, those there are. Raises ``DataError``."""
-        return answer_sequences(self._pairs, example)
+        """Ids and mask of the chosen and the rejected answer by name, those there are, cut as in training. Raises
+        ``DataError``."""
+        return fitted_sequences(self._pairs, example, self._data, self._tokenizer.bos_token_id)
 
     def prompt(self, messages: Sequence[Message], *, example: Example | None = None) -> list[int]:
         """The tokens of a question without examples in front. Raises ``DataError``."""

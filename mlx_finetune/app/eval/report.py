@@ -22,7 +22,6 @@ from mlx_finetune.recipe.evaluation import Gate
 
 #: Rows listed for the best gains and the worst losses.
 LISTED_ROWS = 5
-_OF_GENERAL = (works.GENERAL_TEXT, works.GENERAL_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +134,14 @@ def report_of(evaluation: Evaluation, journal: Journal, *, is_whole: bool = True
     everything = range(len(evaluation.rows))
     results = corrected(_results(evaluation, found, frozenset(everything)))
     names = sorted({row.category for row in evaluation.rows} - {""})
-    lead = next((one.measure for one in results if one.measure.is_tested and one.change), None)
+    leading = next((one for one in evaluation.measures if one.is_tested), None)
+    lead = next((one.measure for one in results if one.measure == leading and one.change), None)
     gains, losses = _changed(evaluation, journal, lead)
     answers = _answers(evaluation.sides, _of(found, works.ANSWER))
     baseline = _baseline(evaluation, found)
     has_base, unit = evaluation.subject.opened.has_base, evaluation.chosen.unit
     cut = {side: (one.num_cut, one.num_answers) for side, one in answers.items()}
-    verdict = judge(results, has_base=has_base, cut=cut, unit=unit, baseline=baseline)
+    verdict = judge(results, has_base=has_base, leading=leading, cut=cut, unit=unit, baseline=baseline)
     return Report(
         tuple(results),
         tuple(_category(evaluation, found, name) for name in names),
@@ -200,7 +200,7 @@ def _results(evaluation: Evaluation, found: Sequence[Measured], rows: frozenset[
     """Every measure over ``rows``; those of the general set belong to no category and are always over all of it."""
     by_side: dict[tuple[str, str], list[Measured]] = {}
     for one in found:
-        if one.work in _OF_GENERAL or one.row in rows:
+        if one.work in works.OF_GENERAL or one.row in rows:
             by_side.setdefault((one.work, one.side), []).append(one)
     results: list[Result] = []
     for measure in evaluation.measures:
@@ -239,7 +239,7 @@ def _shared(columns: Mapping[str, Rows]) -> frozenset[int]:
 
 def _category(evaluation: Evaluation, found: Sequence[Measured], name: str) -> Category:
     rows = frozenset(place for place, row in enumerate(evaluation.rows) if row.category == name)
-    own = [one for one in found if one.work not in _OF_GENERAL and one.row in rows]
+    own = [one for one in found if one.work not in works.OF_GENERAL and one.row in rows]
     answers = _answers(evaluation.sides, _of(own, works.ANSWER))
     return Category(name, len(rows), tuple(_results(evaluation, own, rows)), answers)
 
@@ -308,7 +308,7 @@ def _changed(
     evaluation: Evaluation, journal: Journal, lead: Measure | None
 ) -> tuple[tuple[Changed, ...], tuple[Changed, ...]]:
     """Rows that gained and lost most by the measure that leads; among equal ones, most by their loss."""
-    if lead is None or lead.work in _OF_GENERAL:
+    if lead is None or lead.work in works.OF_GENERAL:
         return (), ()
     found = list(journal.found.values())
     before, after = _per_row(found, lead, BASE), _per_row(found, lead, TUNED)
@@ -353,7 +353,7 @@ def _failed(evaluation: Evaluation, found: Sequence[Measured]) -> tuple[Problem,
     seen: dict[tuple[str, str], Problem] = {}
     for one in sorted(found, key=lambda one: one.row):
         if one.error:
-            is_own = one.work not in _OF_GENERAL and one.row < len(evaluation.rows)
+            is_own = one.work not in works.OF_GENERAL and one.row < len(evaluation.rows)
             where = evaluation.rows[one.row].where if is_own else f"general set, {one.row + 1}"
             seen.setdefault((where, one.error), Problem(where, f"{one.error} ({one.work}, {one.side})"))
     return tuple(seen.values())

@@ -35,6 +35,7 @@ def report_json(evaluation: Evaluation, report: Report) -> dict[str, object]:
             "split": chosen.split,
             "num_rows": len(chosen.rows),
             "num_held_out": chosen.num_held_out,
+            "num_copies": chosen.num_copies,
             "unit": chosen.unit,
             "num_in_training": chosen.seen.num_train if chosen.seen else None,
             "num_in_validation": chosen.seen.num_valid if chosen.seen else None,

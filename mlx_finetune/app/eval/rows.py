@@ -1,18 +1,17 @@
 """Which rows are evaluated: held out by the run's own split, or those of --data; always the same ones of too many.
 
 Base and tuned answer the same rows, so what makes a row hard for both cancels out. Rows of the test split come first;
-without one the validation rows are taken, and that is said, because the kept weights were chosen by their loss. Memory
-is that of the chosen rows.
+without one the validation rows are taken, and that is said, because the kept weights were chosen by their loss. A row
+that stands there several times is measured once. Memory is that of the chosen rows.
 """
 
 import contextlib
-import heapq
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from mlx_finetune.app.eval.drawn import draw_shots, smallest
 from mlx_finetune.app.eval.references import read_references, with_answer_column
 from mlx_finetune.app.eval.texts import FEW_TEXTS, Part, blocks
 from mlx_finetune.dataset.conversation import prompt_and_reference
@@ -39,8 +38,6 @@ class _NoColumnError(DataError):
 
 #: A row that a score head is given -> the question about it for a language model, with its answer.
 Ask = Callable[[Example], Example]
-#: Said behind a count of rows that a run knows, where its data is no longer what it was trained on.
-DATA_CHANGED = " Its data has changed since its training, so these may be others."
 #: ``load_splits``, or what stands in its place.
 Read = Callable[..., Splits]
 
@@ -84,22 +81,45 @@ class EvalRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """How many of the rows stand in the training rows of the run, and how many others in its validation rows.
+class Known:
+    """How many of the rows stand in the training rows of a run, and how many others in its validation rows.
 
-    ``is_other``: its data has changed since its training, so they may be others.
+    ``name`` is that of an earlier run that the evaluated one began from, "" for the evaluated one itself. ``is_other``:
+    its data has changed since its training, so they may be others.
+    """
+
+    name: str
+    num_train: int
+    num_valid: int
+    is_other: bool = False
+
+    def stand(self, total: str) -> str:
+        """``3 of 12 rows stand in its training rows and 2 in its validation rows``; "" where none does."""
+        article, whose = ("the", f" of {self.name}, which it began from") if self.name else ("its", "")
+        places = [(self.num_train, f"{article} training rows"), (self.num_valid, f"{article} validation rows")]
+        some = [(num, place) for num, place in places if num]
+        parts = [f"{num}{'' if place else f' of {total} stand'} in {rows}" for place, (num, rows) in enumerate(some)]
+        return f"{' and '.join(parts)}{whose}" if parts else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How many of the rows taught the run or one that it began from, and how many others were its validation rows.
+
+    ``by`` has the share of each of these runs.
     """
 
     num_train: int
     num_valid: int
-    is_other: bool = False
+    by: tuple[Known, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """The rows of one evaluation. ``sha256`` is that of the data files; ``num_held_out`` counts those left out too.
 
-    ``seen`` is None where the rows are held out by the run's own split, and where nothing tells.
+    ``seen`` is None where nothing tells, and where rows are held out by the split of a run that began from no other.
+    ``num_copies`` further rows say the same as ``rows``.
     """
 
     rows: tuple[EvalRow, ...]
@@ -110,17 +130,15 @@ class Chosen:
     shots: tuple[Example, ...]
     notices: tuple[Problem, ...] = ()
     seen: Seen | None = None
+    num_copies: int = 0
 
     @property
     def remark(self) -> str:
         """What a reader of the figures must know of rows that the run had seen, or ""."""
-        seen = self.seen
-        if seen is None or not seen.num_train + seen.num_valid:
-            return ""
         total = counted(len(self.rows), self.unit)
-        counts = ((seen.num_train, "training"), (seen.num_valid, "validation"))
-        parts = [f"{num} of {total} stand in its {name} rows" for num, name in counts if num]
-        return f"{', and '.join(parts)}: these figures flatter it.{DATA_CHANGED if seen.is_other else ''}"
+        known = {said: one for one in (self.seen.by if self.seen else ()) if (said := one.stand(total))}
+        changed = data_changed([one.name for one in known.values() if one.is_other])
+        return f"{', and '.join(known)}: these figures flatter it.{changed}" if known else ""
 
     @property
     def unit(self) -> str:
@@ -133,9 +151,24 @@ class Chosen:
         count, split = len(self.rows), "" if self.split == "all" else f"{self.split} "
         if self.unit == "block":
             return f"{count} blocks of {counted(self.num_held_out, f'{split}row')}"
+        if self.num_copies and count + self.num_copies == self.num_held_out:
+            return f"{count} different of {self.num_held_out} {split}rows"
         if count < self.num_held_out:
             return f"{count} of {self.num_held_out} {split}rows"
-        return f"{'' if split else 'all '}{count} {split}rows"
+        return f"{'' if split else 'all '}{counted(count, f'{split}row')}"
+
+
+def data_changed(runs: Sequence[str]) -> str:
+    """Said behind a count of rows that ``runs`` know, whose data is no longer what they were trained on; "" of none.
+
+    The run that is evaluated goes by "".
+    """
+    whose = [f"the data of {name}" if name else "its data" for name in runs]
+    if not whose:
+        return ""
+    subject = " and ".join(whose)
+    have = "has" if len(whose) == 1 else "have"
+    return f" {subject[0].upper()}{subject[1:]} {have} changed since the training, so these may be others."
 
 
 def choose_rows(
@@ -169,31 +202,40 @@ def choose_rows(
     recipe = data if given is None else with_answer_column(data_of(given, data), base, references)
     splits = _load(recipe, base, tasks, read, is_given=given is not None)
     name = _held_out(splits, given)
-    held: Sequence[Example] = getattr(splits, name or "train")
-    chosen = smallest(held, max_rows)
+    chosen, num_copies = smallest(getattr(splits, name), max_rows)
     categories, notices = _categories_of(recipe, base, category, chosen, needs_category=needs_category)
     others = read_references(recipe, base, references, chosen)
     training = _training_rows(splits, data, training_base, given, tasks) if shots else ()
     drawn = draw_shots(training, shots, seed)
-    source = given or data.path or data.test or data.train or "the sources of the recipe"
+    split, source = _SPLIT_NAMES[name], recipe.source_of(name)
     return Chosen(
         tuple(
             replace(row, others=others.get((row.example.source, row.example.line), ()))
             for row in _eval_rows(chosen, categories, max_rows, ask)
         ),
-        _SPLIT_NAMES[name or "train"],
+        split,
         source,
         splits.content_hash,
-        len(held),
+        splits.counts[name],
         tuple(map(ask, drawn)) if ask else drawn,
-        (*splits.problems, *notices),
+        (*splits.problems, *_copies(num_copies, split, source), *notices),
+        num_copies=num_copies,
     )
 
 
-def _held_out(splits: Splits, given: str | None) -> str | None:
-    """The split that is evaluated; None for all rows of files that the user named."""
-    name = next((name for name in ("test", "valid") if getattr(splits, name)), None)
-    if name is None and given is None:
+def _copies(count: int, split: str, source: str) -> tuple[Problem, ...]:
+    """What is said of rows that are left out because others say the same."""
+    if not count:
+        return ()
+    rows = counted(count, "further row" if split == "all" else f"further {split} row")
+    are = "is a copy of one that is" if count == 1 else "are copies of some that are"
+    return (Problem(source, f"{rows} {are} measured: each counts once"),)
+
+
+def _held_out(splits: Splits, given: str | None) -> str:
+    """The split that is evaluated; train, which has all rows, of files that the user named without one."""
+    name = next((name for name in ("test", "valid") if getattr(splits, name)), "train")
+    if name == "train" and given is None:
         raise DataError(
             "nothing is held out: the data of this run has no test rows and no validation rows",
             "name rows that it was not trained on: --data FILE",
@@ -229,27 +271,6 @@ def data_of(given: str, data: DataRecipe) -> DataRecipe:
     """[data] with ``given`` in the place of its files, nothing of it set aside; layout and template stay."""
     places = {"path": given, "train": None, "valid": None, "test": None, "sources": ()}
     return DataRecipe.model_validate(data.model_dump() | places | {"val_split": 0.0, "test_split": 0.0})
-
-
-def smallest(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most ``count`` of ``examples``, in their order: those whose content hashes are smallest, as if drawn."""
-    if len(examples) <= count:
-        return list(examples)
-    keyed = ((content_key(example, salt="evaluation"), place, example) for place, example in enumerate(examples))
-    return [example for _, _, example in sorted(heapq.nsmallest(count, keyed), key=lambda item: item[1])]
-
-
-def draw_shots(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
-    """``count`` training rows, drawn by ``seed`` alone. Raises ``DataError`` where there are fewer."""
-    if not count:
-        return ()
-    if len(examples) < count:
-        raise DataError(
-            f"{count} examples are wanted in each prompt, and there are {len(examples)} training rows for them",
-            f"--shots {len(examples)} or fewer; a model without a run has no training rows",
-        )
-    # random.sample of a seeded Random: the same in every version since Python 3.2.
-    return tuple(examples[place] for place in random.Random(f"shots {seed}").sample(range(len(examples)), count))
 
 
 def _training_rows(

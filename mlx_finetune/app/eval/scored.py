@@ -22,11 +22,13 @@ from mlx_finetune.model.heads.score import HeadSpec
 from mlx_finetune.model.heads.token_scores import ScoringModel
 from mlx_finetune.model.likelihoods import Ids
 from mlx_finetune.recipe.evaluation import EvalRecipe
+from mlx_finetune.scoring.picks import share_right
 
 #: With more labels the language model is not asked: each costs it a pass over the row.
 MOST_ASKED = 50
 #: What the two classes of a task are called: score below and above 0, or below and above the other answer's.
 _VERDICTS = {"verifier": ("wrong", "right"), "reward": ("rejected", "chosen")}
+_TIE = "neither"  # of two answers with one score
 _TITLES = {"classify": "right label", "verifier": "right verdict", "reward": "chosen answer is above"}
 
 
@@ -84,16 +86,20 @@ def question_of(head: HeadSpec, recipe: EvalRecipe) -> Ask:
     return ask
 
 
-def predicted(model: nn.Module, rows: Sequence[Sequence[Ids]], head: HeadSpec, names: Sequence[str]) -> list[str]:
-    """The class that the head gives each of ``rows``: one sequence, or those of a chosen and a rejected answer."""
+def predicted(
+    model: nn.Module, rows: Sequence[Sequence[Ids]], head: HeadSpec, names: Sequence[str]
+) -> list[tuple[str, float | None]]:
+    """The class that the head gives each of ``rows``: one sequence, or those of a chosen and a rejected answer.
+
+    Behind the class of two answers how right it is (``share_right``), NaN where a score is none; None behind others,
+    which the row itself can be compared with.
+    """
     scores = ScoringModel(model).last([ids for row in rows for ids in row])  # (N, n)
-    if head.task == "classify":
-        places = scores.argmax(axis=1)
-    elif head.task == "reward":
-        places = (scores[::2, 0] > scores[1::2, 0]).astype(np.int64)
-    else:
-        places = (scores[:, 0] > 0).astype(np.int64)
-    return [names[int(place)] for place in places]
+    if head.task == "reward":
+        signs = map(float, np.sign(scores[::2, 0] - scores[1::2, 0]))
+        return [(names[1] if sign > 0 else names[0] if sign < 0 else _TIE, share_right(sign)) for sign in signs]
+    places = scores.argmax(axis=1) if head.task == "classify" else (scores[:, 0] > 0).astype(np.int64)
+    return [(names[int(place)], None) for place in places]
 
 
 def own_side(side: Side, head: HeadSpec | None) -> bool:

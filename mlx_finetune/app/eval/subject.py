@@ -117,18 +117,9 @@ def subject_of(opened: Opened, *, base: Path) -> Subject:
     recipe = read_recipe(located, lambda _: None)
     if recipe is not None:
         recipe = recipe.model_copy(update={"data": opened.data})
-    facts = _run_facts(located)
-    started_in = facts.get("started_in")
-    folder = Path(started_in) if isinstance(started_in, str) and Path(started_in).is_dir() else base
-    identity = facts.get("identity")
-    trained = cast("Mapping[str, object]", identity).get("data_sha256") if isinstance(identity, dict) else None
-    return Subject(
-        opened,
-        located.run,
-        recipe,
-        folder if located.run else base,
-        trained if isinstance(trained, str) else "",
-    )
+    facts = run_facts(located)
+    folder = folder_of(facts, base) if located.run else base
+    return Subject(opened, located.run, recipe, folder, data_sha256_of(facts))
 
 
 def has_no_data(subject: Subject) -> bool:
@@ -136,5 +127,19 @@ def has_no_data(subject: Subject) -> bool:
     return subject.recipe is None or subject.data.path == NO_DATA
 
 
-def _run_facts(located: Located) -> Mapping[str, object]:
+def run_facts(located: Located) -> Mapping[str, object]:
+    """run.json of the run, else what the checkpoint says."""
     return (rundir.run_info(located.run) if located.run else {}) or located.facts
+
+
+def folder_of(facts: Mapping[str, object], base: Path) -> Path:
+    """Where paths of a run's recipe count from, as run.json says; ``base`` where that is gone."""
+    started_in = facts.get("started_in")
+    return Path(started_in) if isinstance(started_in, str) and Path(started_in).is_dir() else base
+
+
+def data_sha256_of(facts: Mapping[str, object]) -> str:
+    """The hash of the rows that a run was trained on, as run.json says; "" where it does not."""
+    identity = facts.get("identity")
+    trained = cast("Mapping[str, object]", identity).get("data_sha256") if isinstance(identity, dict) else None
+    return trained if isinstance(trained, str) else ""

@@ -5,13 +5,13 @@ stands before it. A longer one is read in windows: a window is the context, its 
 only tokens that no earlier one scored count. Of a file that is one text, what is held out is read as one, with an end
 mark between its stretches. Perplexity is ``exp(sum nll / n)`` over scored tokens, bits per byte
 ``sum nll / (ln 2 bytes)``; the first token of a text is scored only behind a mark that begins texts, else its bytes are
-not counted either. An interval draws rows, not tokens; a text that stands alone is divided into blocks for it, which
-are read as the one text they are.
+not counted either. Where it ends inside a character the rest of that is left out with it. An interval draws rows, not
+tokens; a text that stands alone is divided into blocks for it, which are read as the one text they are.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +46,12 @@ class TextLosses:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The tokens of one text (n,) and for each the number of its part; ``num_unscored`` bytes are of a first token
-    that nothing predicts."""
+    """The tokens of one text (n,) and for each the number of its part; ``num_unscored`` bytes are of the tokens before
+    ``first``, of which nothing predicts the first."""
 
     ids: NDArray[np.int32]
     owners: NDArray[np.int64]
+    first: int
     num_unscored: int
 
 
@@ -108,12 +109,13 @@ def documents(tokenizer: Tokenizer, parts: Sequence[Part]) -> list[Document]:
         own = _owners(run, [len(texts[place]) for place in run], encoding)
         owners = np.concatenate([np.full(len(head), run[0]), own, np.full(len(tail), run[-1])]).astype(np.int64)
         if is_new:
-            first = "" if head else tokenizer.decode(encoding.ids[:1], skip_special_tokens=True)
-            found.append(Document(ids, owners, len(first.encode("utf-8"))))
+            end = encoding.span(0)[1] if encoding.ids and not head else 0  # of the characters of the first token
+            first = encoding.first_from(end) if end else 0
+            found.append(Document(ids, owners, first, len(texts[run[0]][:end].encode("utf-8"))))
         else:
             before = found.pop()
             ids, owners = np.concatenate([before.ids, ids]), np.concatenate([before.owners, owners])
-            found.append(Document(ids, owners, before.num_unscored))
+            found.append(replace(before, ids=ids, owners=owners))
     return found
 
 
@@ -145,7 +147,8 @@ def text_losses(
     sizes = [len(part.text.encode("utf-8")) for part in parts]
     found: list[list[Losses]] = [[] for _ in parts]
     for text, (losses, places) in zip(texts, scored, strict=True):
-        owners = text.owners[places]
+        is_whole = places >= text.first
+        losses, owners = losses[is_whole], text.owners[places[is_whole]]
         sizes[text.owners[0]] -= text.num_unscored
         for place in dict.fromkeys(text.owners.tolist()):
             found[place].append(losses[owners == place])

@@ -1,8 +1,9 @@
 """What the figures say, as sentences made from tests.
 
 The measure that leads was named first, by the user or by the rule that looked at the references, so nobody picks the
-best of many afterwards. "It learned it" means: the corrected test of the leading measure says so, and where that counts
-right classes, another says that the commonest class is beaten too. Every other tested measure is looked at for a loss.
+best of many afterwards, and where it has no figure no other stands in for it. "It learned it" means: the corrected test
+of the leading measure says so, and where that counts right classes, another says that the commonest class is beaten
+too. Every other tested measure is looked at for a loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Literal
 
 from mlx_finetune.app.eval.baseline import Baseline
 from mlx_finetune.app.eval.figures import ALPHA, Change, Figure, Result
-from mlx_finetune.app.eval.measures import ANSWER, LABELS
+from mlx_finetune.app.eval.measures import ANSWER, LABELS, Measure
 from mlx_finetune.scoring.intervals import holm
 from mlx_finetune.units import decimals_beside, format_figure, format_pair
 
@@ -36,25 +37,28 @@ def judge(
     results: Sequence[Result],
     *,
     has_base: bool,
+    leading: Measure | None = None,
     cut: Mapping[str, tuple[int, int]] | None = None,
     unit: str = "row",
     baseline: Baseline | None = None,
 ) -> Verdict:
     """The verdict over all measures; ``alone`` where there is nothing to compare with.
 
-    ``unit`` is what a row is called. ``cut`` has for each side how many answers ended at the limit, of how many;
-    ``baseline`` is what the right classes must beat.
+    ``leading`` is the measure that leads, None for the first that is tested. ``unit`` is what a row is called. ``cut``
+    has for each side how many answers ended at the limit, of how many; ``baseline`` is what the right classes must
+    beat.
     """
     tested = [one for one in results if one.measure.is_tested and one.change is not None]
     if not has_base:
         return Verdict("alone", "There is nothing to compare with: these are the model's own figures.")
-    if not tested:
-        if any(BASE not in one.figures and one.figures for one in results):
-            return Verdict("alone", "The base has nothing to compare with: these are the figures of what was trained.")
+    if not tested and any(BASE not in one.figures and one.figures for one in results):
+        return Verdict("alone", "The base has nothing to compare with: these are the figures of what was trained.")
+    if not results or (not tested and leading is None):
         return Verdict("unproven", "Too little was measured for a verdict.")
+    if leading is not None and leading.name not in [one.measure.name for one in tested[:1]]:
+        return _unled(leading, results, tested)
     lead, others = tested[0], tested[1:]
-    better = [one for one in others if one.is_better]
-    worse = [one for one in others if one.is_worse]
+    better, worse = _changed(others)
     beside = _beside(lead, baseline)
     if lead.is_better and not beside:
         outcome, opening = "learned", "It learned it"
@@ -73,8 +77,27 @@ def judge(
         parts.append("nothing else got worse" if outcome != "unproven" else "nothing got worse for sure")
     caution, note = _cut(lead, cut or {})
     sentences = [caution, _few(lead, unit), _powerless(tested), f"{'; '.join(parts)}.", note, _with_shots(lead)]
-    names = tuple(tuple(one.measure.name for one in found) for found in (better, worse))
-    return Verdict(outcome, " ".join(text for text in sentences if text), *names)
+    return Verdict(outcome, " ".join(text for text in sentences if text), _names(better), _names(worse))
+
+
+def _unled(leading: Measure, results: Sequence[Result], tested: Sequence[Result]) -> Verdict:
+    """Where the measure that leads has no figure: what changed beside it is said, and nothing of what was learned."""
+    better, worse = _changed(tested)
+    why = f"{leading.title}, which leads, has no figure"
+    if leading.kind == "gap" and any(one.measure.work == leading.work for one in results):
+        why = "answers marked good are set against answers marked bad, and these are all of one kind"
+    changed = [f"{name}: {_list(found)}" for name, found in (("better", better), ("worse", worse)) if found]
+    sentence = "; ".join([f"It cannot be judged: {why}", *changed])
+    return Verdict("unproven", f"{sentence}.", _names(better), _names(worse))
+
+
+def _changed(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """Those that got better for sure, and those that got worse."""
+    return [one for one in results if one.is_better], [one for one in results if one.is_worse]
+
+
+def _names(results: Sequence[Result]) -> tuple[str, ...]:
+    return tuple(one.measure.name for one in results)
 
 
 def _beside(lead: Result, baseline: Baseline | None) -> str:

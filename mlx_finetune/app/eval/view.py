@@ -9,10 +9,13 @@ from mlx_finetune.app.eval.report import Answers, Category, Changed, Report, Spe
 from mlx_finetune.app.eval.setup import Evaluation
 from mlx_finetune.app.eval.table import TITLE, WIDTH, span, table, value, wrapped
 from mlx_finetune.app.eval.verdict import BASE, TUNED
-from mlx_finetune.app.text import shorten
+from mlx_finetune.app.text import shorten, shorten_place
 from mlx_finetune.units import counted, format_figure, format_pair, format_seconds
 
 _SHOWN_ROWS = 3
+
+#: What a row of a rate is.
+_RIGHT = {0.0: "wrong", 0.5: "a tie", 1.0: "right"}
 
 
 def report_lines(evaluation: Evaluation, report: Report) -> Iterator[str]:
@@ -113,8 +116,8 @@ def _changed_lines(title: str, rows: Sequence[Changed], asked: str, *, is_rate: 
     for one in rows[:_SHOWN_ROWS]:
         before, after = format_pair(one.before, one.after)
         if is_rate:
-            before, after = ("right" if value else "wrong" for value in (one.before, one.after))
-        yield f"  {shorten(one.where, 40)}  {before} -> {after}"
+            before, after = (_RIGHT[value] for value in (one.before, one.after))
+        yield f"  {shorten_place(one.where, 40)}  {before} -> {after}"
         yield f"    {asked:<5}  {shorten(one.question, WIDTH - 11)}"
         if one.base_answer or one.tuned_answer:
             yield f"    base   {shorten(one.base_answer, WIDTH - 11)}"

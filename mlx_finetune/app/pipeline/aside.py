@@ -70,6 +70,12 @@ def forget(stage: Stage) -> None:
     _tidy(stage)
 
 
+def held_bytes(stage: Stage) -> int:
+    """What a stage has on the disk, in its place and waiting."""
+    files = (one for folder in (stage.folder, _place(stage)) for one in folder.rglob("*"))
+    return sum(one.lstat().st_size for one in files if one.is_file())
+
+
 def _place(stage: Stage) -> Path:
     return stage.folder.parent / EARLIER / stage.name
 

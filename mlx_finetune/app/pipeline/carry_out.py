@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlx_finetune import durable
 from mlx_finetune.app.eval.places import set_aside
-from mlx_finetune.app.pipeline.aside import bring_back, forget, move_away
+from mlx_finetune.app.pipeline.aside import bring_back, forget, held_bytes, move_away
 from mlx_finetune.app.pipeline.decide import (
     Deciding,
     ReplacingError,
@@ -39,6 +39,7 @@ from mlx_finetune.recipe.pipeline.record import (
 )
 from mlx_finetune.recipe.pipeline.schema import EvaluationRecipe
 from mlx_finetune.rundir import EVALUATIONS, LOCK, LOG, RunDir, check_folder, take_lock, weights_step
+from mlx_finetune.units import format_bytes
 
 GATE_MISSED = 4
 #: Codes of a process that a signal has asked to leave.
@@ -213,8 +214,10 @@ class _Work:
             return Ended(0)
         if step.action == "replace":
             refuse_replacing([step], self.deciding, self.record)
-            why, place = "; ".join(step.reasons[:3]), move_away(stage, self._known(stage))
-            self.hands.say(f"{title}: replaced, because {why}; what it holds waits in {place} until that is complete")
+            why, size = "; ".join(step.reasons[:3]), format_bytes(held_bytes(stage))
+            place = move_away(stage, self._known(stage))
+            what = f"what it holds, {size}, waits in {place} until that is complete"
+            self.hands.say(f"{title}: replaced, because {why}; {what}")
         if step.action == "run" and is_used(stage):
             self._remove(stage)
         assert step.fingerprint is not None

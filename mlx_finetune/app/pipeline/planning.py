@@ -4,10 +4,12 @@ A stage whose model does not exist yet is planned with the model that its chain 
 takes as long and as much. Rows that an earlier stage will make are not known; that is said then.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlx_finetune.app.pipeline.aside import held_bytes
 from mlx_finetune.app.pipeline.decide import Action, Deciding, Selection, Step
 from mlx_finetune.app.planning.plan import Plan, find_local
 from mlx_finetune.errors import MlxftError
@@ -37,7 +39,8 @@ _ALLOWED: dict[Action, str] = {"later": "skipped, or replaced", "replace": "repl
 class PlannedStage:
     """One stage with its plan, None where there is none; ``note`` says why, or what it is planned with;
     ``is_allowed`` that what it holds may be replaced. ``evaluations`` are those that its result still needs, with what
-    has changed since they were done, if that is why. ``steps_done`` are those that a training which goes on has saved.
+    has changed since they were done, if that is why. ``steps_done`` are those that a training which goes on has saved,
+    ``held_bytes`` are on the disk already.
     """
 
     step: Step
@@ -47,6 +50,19 @@ class PlannedStage:
     is_allowed: bool = False
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     steps_done: int = 0
+    held_bytes: int = 0
+
+    @property
+    def is_replaced(self) -> bool:
+        """True where what it holds is kept until it is made anew, and perhaps is."""
+        return self.step.action in ("replace", "later")
+
+    @property
+    def more_bytes(self) -> float:
+        """What it will take on the disk beyond what it has; what is replaced is taken to come out as large as it is
+        where no plan tells."""
+        new = self.plan.forecast.disk_bytes.expected if self.plan is not None else self.held_bytes * self.is_replaced
+        return max(0.0, new - self.held_bytes) if self.step.action == "resume" else new
 
     @property
     def words(self) -> str:
@@ -89,7 +105,8 @@ def plan_stages(deciding: Deciding, record: PipelineRecord | None, make: Make) -
             note = "; ".join(part for part in (note, "a command: its time is known when it has run once") if part)
         evaluations = {} if step.action == "leave" else _evaluations(step, deciding, record)
         is_forced = deciding.selection.is_forced
-        found.append(PlannedStage(step, plan, known, note, is_forced, evaluations, _steps_done(step)))
+        held = held_bytes(step.stage)
+        found.append(PlannedStage(step, plan, known, note, is_forced, evaluations, _steps_done(step), held))
     return found
 
 
@@ -207,15 +224,38 @@ def _sum_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Ite
         yield f"about {format_seconds(sum(known))} in all{more}, without evaluations"
     elif unknown:
         yield f"the time is known once something has run here; measure one: mlxft plan {_measurable(todo)}"
-    disk = sum(one.plan.forecast.disk_bytes.expected for one in todo if one.plan is not None)
-    if disk:
-        free = free_bytes(pipeline.folder)
-        yield f"{format_bytes(disk)} of disk in all, {format_bytes(free)} are free"
+    yield from _disk_lines(todo, free_bytes(pipeline.folder))
     yield from _evaluation_lines(planned, pipeline)
     for one in todo:
         if one.plan is not None and not one.plan.fits:
             need = format_bytes(one.plan.forecast.peak_bytes.expected)
             yield f"{one.step.stage.name} does not fit: it needs {need}; see mlxft plan with its recipe"
+
+
+def most_more_bytes(todo: Sequence[PlannedStage]) -> float:
+    """The most that the stages take at once beyond what there is: each is made before what it replaces goes."""
+    now = most = 0.0
+    for one in todo:
+        now += one.more_bytes
+        most = max(most, now)
+        now -= one.held_bytes * one.is_replaced
+    return most
+
+
+def _disk_lines(todo: Sequence[PlannedStage], free: int) -> Iterator[str]:
+    most = most_more_bytes(todo)
+    if not most:
+        return
+    replaced = [one for one in todo if one.is_replaced and one.held_bytes]
+    waits = format_bytes(sum(one.held_bytes for one in replaced))
+    what = f"more while what is replaced ({waits}) is kept until it is made anew" if replaced else "in all"
+    yield f"{format_bytes(most)} of disk {what}, {format_bytes(free)} are free"
+    if most > free:
+        runs = [str(one.step.stage.folder) for one in replaced if one.step.stage.loaded is not None]
+        remove = (
+            f", or do without what would be replaced: {shlex.join(['mlxft', 'runs', 'rm', runs[0]])}" if runs else ""
+        )
+        yield f"that is more than is free: make room first{remove}"
 
 
 def _evaluation_lines(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> Iterator[str]:
@@ -244,6 +284,7 @@ def plan_json(planned: Sequence[PlannedStage], pipeline: LoadedPipeline) -> dict
     return {
         "file": str(pipeline.path),
         "folder": str(pipeline.folder),
+        "most_more_bytes": most_more_bytes([one for one in planned if one.step.action not in ("leave", "skip")]),
         "stages": [_json(one) for one in planned],
         "evaluations": [one.name for one in pipeline.pipeline.evaluations],
     }
@@ -264,6 +305,7 @@ def _json(one: PlannedStage) -> dict[str, object]:
         "seconds": finish.expected if finish is not None else None,
         "peak_bytes": plan.forecast.peak_bytes.expected if plan is not None else None,
         "disk_bytes": plan.forecast.disk_bytes.expected if plan is not None else None,
+        "held_bytes": one.held_bytes,
         "fits": plan.fits if plan is not None else None,
         "note": one.note,
     }

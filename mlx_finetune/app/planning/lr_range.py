@@ -50,16 +50,19 @@ def rate_names(points: Sequence[RangePoint]) -> Mapping[float, str]:
         return {}
     first, last = (math.log10(point.rate) for point in (points[0], points[-1]))
     powers = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
-    return {(power - first) / (last - first) * (len(points) - 1): f"1e{power:03d}" for power in powers}
+    return {(power - first) / (last - first) * (len(points) - 1): f"1e{power:+03d}" for power in powers}
 
 
-def range_lines(found: RangeFound, chart: Sequence[str]) -> Iterator[str]:
-    """What was found, for a person; ``chart`` is the smoothed loss over rising rates, with its figures."""
+def range_lines(found: RangeFound, chart: Sequence[str], sweep: str) -> Iterator[str]:
+    """What was found, for a person; ``chart`` is the smoothed loss over rising rates, with its figures.
+
+    ``sweep`` is the command that compares short runs of the recipe at several rates.
+    """
     took = f"in {len(found.points)} steps of this recipe, {format_seconds(found.seconds)}"
     yield f"learning rates from {LOWEST:.0e} to {found.points[-1].rate if found.points else HIGHEST:.0e} {took}"
     yield ""
     if chart:
-        yield "  smoothed loss over the learning rate"
+        yield "  smoothed loss over the learning rate; that rows are easy or hard is taken out"
         yield from (f"  {line}" for line in chart)
         yield ""
     if found.is_memorised:
@@ -74,11 +77,12 @@ def range_lines(found: RangeFound, chart: Sequence[str]) -> Iterator[str]:
     if found.is_at_end:
         last = found.points[-1].rate
         yield f"cannot tell: the smoothed loss still fell at {last:.1e}, the highest rate tried, so none is suggested;"
-        yield "short runs at several rates tell more: mlxft sweep RECIPE"
+        yield f"short runs at several rates tell more: {sweep}"
         return
     end = f"it rose past {DIVERGED:g} times that" if found.has_diverged else "it did not diverge up to the highest rate"
     yield f"the smoothed loss was lowest, {best.smoothed:.4f}, at a rate of {best.rate:.1e}; {end}"
-    yield f"suggested: training.learning_rate = {found.suggestion:.1e}, a third of that rate; {_beside(found)}"
+    why = "a third of that rate" if found.is_third else "where nine tenths of the fall were reached"
+    yield f"suggested: training.learning_rate = {found.suggestion:.1e}, {why}; {_beside(found)}"
 
 
 def is_near(found: RangeFound) -> bool:

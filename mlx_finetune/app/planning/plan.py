@@ -17,6 +17,7 @@ from mlx_finetune.app.planning.fitting import Fix, find_fixes
 from mlx_finetune.dataset.corpus import Splits, load_splits
 from mlx_finetune.dataset.corrections import find_corrections
 from mlx_finetune.dataset.labels import num_outputs
+from mlx_finetune.dataset.pairs import num_read
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.events import Phase
 from mlx_finetune.hardware.limits import Machine, memory_limit
@@ -36,7 +37,7 @@ from mlx_finetune.hardware.planning.forecast import (
 from mlx_finetune.hardware.planning.layout import epoch_positions, why_unpackable
 from mlx_finetune.hardware.planning.measured import Measured
 from mlx_finetune.hardware.planning.memory import trainable_parameters
-from mlx_finetune.hardware.planning.rollouts import add_rollouts
+from mlx_finetune.hardware.planning.rollouts import add_rollouts, assume_drawing
 from mlx_finetune.hardware.planning.shapes import ModelShape, guess_shape, read_shape, target_linears
 from mlx_finetune.hardware.profile import Corrections
 from mlx_finetune.hardware.tuned import NOTHING_TUNED, TunedSettings
@@ -247,7 +248,8 @@ def _forecast(resolved: Resolved, facts: Facts, corrections: Corrections, mac: M
     forecast = forecast_arithmetic(resolved, facts.shape, positions, corrections, on_gpu=on_gpu, disk_bytes=at_end)
     if mac is not None:
         forecast = forecast_mac(resolved, facts.shape, positions, mac, disk_bytes=at_end)
-    return add_rollouts(forecast, resolved, None, 0, 0, on_gpu=on_gpu)
+    assumed = assume_drawing(resolved, facts, forecast.step_seconds) if forecast.step_seconds is not None else None
+    return add_rollouts(forecast, resolved, None, 0, 0, on_gpu=on_gpu, assumed=assumed)
 
 
 class _WouldDownloadError(Exception):
@@ -303,7 +305,7 @@ def _warnings(
     if recipe.lora is not None and not target_linears(shape, recipe.lora) and shape.is_exact:
         names = ", ".join(sorted({one.name.rpartition(".")[2] for one in shape.linears}))
         found.append(f"lora.target_modules names no layer of this model; it has {names}")
-    if shape.context_length and tokens.lengths.longest > shape.context_length + 1:
+    if shape.context_length and num_read(tokens.lengths.longest, recipe.task) > shape.context_length:
         found.append(
             f"the longest row has {tokens.lengths.longest} tokens, and the model reads {shape.context_length}; set "
             f"data.max_seq_length = {shape.context_length}"

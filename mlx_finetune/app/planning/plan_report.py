@@ -6,29 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlx_finetune.app.planning.fitting import Fix
-from mlx_finetune.app.planning.plan import BUSY_SHARE, Plan
+from mlx_finetune.app.planning.plan import Plan
 from mlx_finetune.app.planning.suggestions import Suggestion, suggest
+from mlx_finetune.app.planning.time_report import time_lines
 from mlx_finetune.hardware.limits import memory_limit
 from mlx_finetune.hardware.planning.forecast import Forecast
 from mlx_finetune.hardware.planning.ranges import Range
 from mlx_finetune.hardware.planning.rollouts import plan_rollouts
 from mlx_finetune.hardware.planning.shapes import adapted_layers, target_linears
 from mlx_finetune.model.sources.catalogue import CATALOGUE
-from mlx_finetune.recipe.grpo import scorers_in
 from mlx_finetune.recipe.learned import learned_by
 from mlx_finetune.recipe.overrides import train_command
-from mlx_finetune.units import counted, format_bytes, format_count, format_energy, format_seconds, format_step
+from mlx_finetune.units import counted, format_bytes, format_count, format_energy
 
 BAR_WIDTH = 24
 LABEL_WIDTH = 9
 FROZEN = "frozen weights"
-
-_SOURCES = {
-    "measured": "measured on this machine",
-    "earlier runs": "from the speed of earlier runs on this machine",
-    "chip table": "from the chip table, a range of two",
-    "arithmetic": "by arithmetic",
-}
 
 
 def exact_bytes(num_bytes: float) -> str:
@@ -46,7 +39,7 @@ def plan_lines(plan: Plan, *, name: str) -> Iterator[str]:
         ("run", _run_lines(plan)),
         ("trains", _adapter_lines(plan)),
         ("memory", _memory_lines(plan)),
-        ("time", _time_lines(plan)),
+        ("time", time_lines(plan)),
         ("energy", _energy_lines(plan)),
         ("disk", _disk_lines(plan)),
         ("decided", _decision_lines(plan)),
@@ -248,44 +241,6 @@ def _signed(num_bytes: int) -> str:
     return f"{'-' if num_bytes < 0 else '+'}{format_bytes(abs(num_bytes))}"
 
 
-def _time_lines(plan: Plan) -> Iterator[str]:
-    forecast = plan.forecast
-    if forecast.step_seconds is None or forecast.finish_seconds is None:
-        where = "not measured" if plan.source else "not known before the model is here"
-        yield f"{where}, and no run on this machine has told yet"
-        return
-    calibrated = "" if forecast.is_calibrated else "; not calibrated: no trustworthy figure of this chip is known"
-    says = plan.recipe.task == "grpo" and plan.measured is None
-    yield f"{forecast.step_seconds.text(format_step)} a step, {_SOURCES[forecast.source]}{calibrated}"
-    runs = len(plan.corrections.time_ratios)
-    if plan.measured and runs:
-        yield f"corrected by {runs} planned runs on this machine: x {plan.corrections.time_factor:.2f}"
-    if says:
-        named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
-        scores = f", and for {named} to score them" * bool(named)
-        yield f"without the time to say the answers{scores}, which is often most of it: plan without --no-measure"
-    if plan.measured is None:
-        yield f"{forecast.finish_seconds.text(format_seconds)} for all steps, without evaluations and answers"
-        return
-    yield f"{forecast.finish_seconds.text(format_seconds)} from start to end, evaluations, answers and saving included"
-    yield from _measuring_lines(plan)
-
-
-def _measuring_lines(plan: Plan) -> Iterator[str]:
-    measured = plan.measured
-    assert measured is not None, "nothing was measured"
-    many = len(measured.microbatches)
-    share = f"; other programs used {measured.others_share:.0%} of the processors" * (
-        measured.others_share >= BUSY_SHARE
-    )
-    if measured.score_seconds is not None:
-        short, long = (format_step(seconds) for seconds in measured.score_seconds)
-        named = " and ".join(scorers_in(plan.recipe.grpo.rewards))
-        yield f"in it: {named} {'score' if ' and ' in named else 'scores'} an answer in {short} to {long}"
-    cut = ", and then the time for it was up" * measured.is_cut_short
-    yield f"{many} microbatches were timed in {format_seconds(measured.seconds)}{cut}{share}"
-
-
 def _energy_lines(plan: Plan) -> Iterator[str]:
     if plan.forecast.joules is None:
         yield "not available" + ("" if plan.mac else ": no power sensor here")
@@ -372,6 +327,8 @@ def _forecast_json(forecast: Forecast) -> dict[str, object]:
         "finish_seconds": _range(forecast.finish_seconds),
         "disk_bytes": forecast.disk_bytes.to_json(),
         "joules": _range(forecast.joules),
+        "saying_seconds": _range(forecast.answers.saying) if forecast.answers else None,
+        "learning_seconds": _range(forecast.answers.learning) if forecast.answers else None,
     }
 
 

@@ -1,6 +1,6 @@
-"""A verifier's scores of sampled answers, and what its pick is worth beside the other ways to pick.
+"""Scores of sampled answers by a verifier or a reward model, and what its pick is worth beside the other ways to pick.
 
-An answer is scored as the verifier was trained: prompt and answer in its own template, the score at the token that it
+An answer is scored as the model was trained: prompt and answer in its own template, the score at the token that it
 learned to score at. Equal answers to a problem are scored once. One forward pass over each answer: SmolLM2-135M scores
 about 40 short answers a second on two x86 cores.
 """
@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.subject import Subject
-from mlx_finetune.app.sampling.best_of import BestOf, compare, csv_text, to_json
+from mlx_finetune.app.sampling.best_of import BestOf, compare, csv_text, key_of, to_json
 from mlx_finetune.app.sampling.folder import LINES, Sample, SampledProblem, read_problems, read_settings
 from mlx_finetune.app.sampling.learned import choose_problems
 from mlx_finetune.dataset.scored import AnswerRows
 from mlx_finetune.dataset.turns import read_turns
 from mlx_finetune.errors import DataError, RunError, UsageError
 from mlx_finetune.model.heads.token_scores import ScoringModel
+from mlx_finetune.scoring.picks import scorer_of
 
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
-#: Of an answer that the verifier's template cannot hold: it is never picked before one that has a score.
+#: Of an answer that the model's template cannot hold: it is never picked before one that has a score.
 NO_SCORE = -math.inf
 
 #: What a file of a comparison ends in.
@@ -53,7 +54,7 @@ class Judged:
 def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[int, int], None]) -> Judged:
     """Score the drawn answers in the folder ``samples``, compare the ways to pick one, and keep the result.
 
-    It is kept in the verifier's run folder, or in ``out``. ``step`` is told (done, all). Raises ``UsageError`` where
+    It is kept in the run folder, or in ``out``. ``step`` is told (done, all). Raises ``UsageError`` where
     the subject gives no single score, ``RunError`` where the folder holds no samples or not all of them.
     """
     head = subject.opened.head
@@ -71,7 +72,7 @@ def judge(subject: Subject, samples: Path, *, out: Path | None, step: Callable[[
         )
     chosen = choose_problems(subject, problems)
     scores, unscored = score(subject, chosen.problems, step)
-    found = compare(chosen.problems, scores, seed=subject.seed)
+    found = compare(chosen.problems, scores, seed=subject.seed, scorer=scorer_of(subject.task))
     known = {"num_sampled": len(problems), "num_learned": chosen.num_learned, "remark": chosen.remark}
     facts = _facts(subject, samples, settings) | known
     folder = out or (subject.run.file(rundir.BEST_OF) if subject.run is not None else None)
@@ -110,7 +111,7 @@ def score(
 def _reason(error: DataError, limit: int) -> str:
     """Why an answer has no score, alike for all that are too long."""
     is_long = f"max_seq_length = {limit}" in error.message
-    return f"longer than the verifier's max_seq_length = {limit}" if is_long else error.message
+    return f"longer than the model's max_seq_length = {limit}" if is_long else error.message
 
 
 def _tokens(answers: AnswerRows, sample: Sample) -> NDArray[np.int32]:
@@ -131,17 +132,25 @@ def _free_path(folder: Path, samples: Path, facts: Mapping[str, object]) -> Path
 
 
 def _is_same(kept: Path, facts: Mapping[str, object]) -> bool:
-    saved = durable.read_object_if_any(kept)
-    return all(saved.get(name) == facts[name] for name in facts if name.endswith("_sha256"))
+    return _hashes(facts).items() <= _hashes(durable.read_object_if_any(kept)).items()
+
+
+def _hashes(facts: Mapping[str, object]) -> dict[str, object]:
+    """Those of the samples and of the scorer, which every one was called a verifier in comparisons kept before."""
+    scorers = [f"{key_of(scorer_of(task))}_" for task in ("reward", "verifier")]
+    named = {name: value for name, value in facts.items() if name.endswith("_sha256")}
+    return {
+        next((name.removeprefix(one) for one in scorers if name.startswith(one)), name): named[name] for name in named
+    }
 
 
 def _facts(subject: Subject, samples: Path, settings: Mapping[str, object]) -> dict[str, object]:
     kept = ("name", "data", "rule", "temperature", "top_p", "seed", "max_tokens", "model_sha256", "adapter_sha256")
-    hashes = {f"verifier_{name}": value for name, value in subject.hashes().items()}
+    scorer = key_of(scorer_of(subject.task))
+    hashes = {f"{scorer}_{name}": value for name, value in subject.hashes().items()}
     return {
-        "verifier": subject.opened.name,
+        scorer: subject.opened.name,
         "step": subject.step,
-        "scorer": "reward model" if subject.task == "reward" else "verifier",
         "samples": str(samples),
         "samples_sha256": durable.hash_file(samples / LINES),
         "sampled": {name: settings[name] for name in kept if name in settings},

@@ -14,6 +14,8 @@ from mlx_finetune import durable
 from mlx_finetune.app.sampling.folder import SampledProblem
 
 SFT, VERIFIER = "sft", "verifier"
+#: The format of the rows in each of the folders (conversations where prompts are some, which fit the same tasks).
+ROW_FORMATS = {SFT: "prompt-completion", VERIFIER: "unpaired-preference"}
 #: Right answers that are kept of a problem: easy problems would outweigh the others.
 MOST_RIGHT = 4
 #: Share of the problems that are set aside for validation, where there are enough.

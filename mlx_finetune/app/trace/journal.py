@@ -56,7 +56,6 @@ class StepResult:
     """Everything about one step; of step 0 without a checkpoint, the base model, there are no matrices."""
 
     step: int
-    progress: float
     is_checkpoint: bool
     loss: float | None
     valid_loss: float | None

@@ -6,7 +6,7 @@ base and of the step before: 64 probes, 12 tokens each (SmolLM2-135M: 53 MB for 
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.nn as nn
@@ -111,8 +111,8 @@ class Tracer:
             }
         )
         kept = read_result(self.folder / STEPS, step, key)
-        if kept is not None:  # the run may have become longer since
-            return kept if checkpoint is None else replace(kept, progress=checkpoint.progress)
+        if kept is not None:
+            return kept
         result = make()
         write_result(self.folder / STEPS, result, key)
         return result
@@ -127,9 +127,7 @@ class Tracer:
             lens = None if norm is None else Lens(split, norm)
             layers = describe_layers(states, reference, None, lens, None if lens is None else _reader(lens, reference))
             samples = self._samples(model, 0)
-        return StepResult(
-            0, 0.0, False, None, None, Reload(None, None), tuple(replies), tuple(layers), tuple(samples), ()
-        )
+        return StepResult(0, False, None, None, Reload(None, None), tuple(replies), tuple(layers), tuple(samples), ())
 
     def _result(self, checkpoint: SavedCheckpoint, previous: SavedCheckpoint | None) -> StepResult:
         step = checkpoint.step
@@ -149,7 +147,6 @@ class Tracer:
                     for path in checkpoint.paths]  # fmt: skip
         return StepResult(
             step=step,
-            progress=checkpoint.progress,
             is_checkpoint=True,
             loss=checkpoint.loss,
             valid_loss=checkpoint.valid_loss,

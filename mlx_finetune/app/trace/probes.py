@@ -131,10 +131,11 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
     probes = _tokenized(chosen, subject, data, folder)
     if not probes:
         raise _unusable(given, "can be no probes: all are too long, or have no answer")
-    source = given or data.path or data.test or data.valid or "the sources of the recipe"
     lack = "" if any(probe.answers[0] for probe in probes) else "the rows are texts, whose loss is followed"
     lack = _contradicting(findings)[0] if findings.count else lack
-    return Probes(tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], source, lack)
+    return Probes(
+        tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], data.source_of(name), lack
+    )
 
 
 def _contradicting(findings: Findings) -> tuple[str, str]:
@@ -203,7 +204,7 @@ def _asked_pair(pair: Preference, category: str) -> _Asked | None:
 
 
 def _smallest(asked: Sequence[_Asked], per_category: int) -> list[_Asked]:
-    """Those of each category whose content hashes are smallest, as if drawn; by category, then in their order."""
+    """Different ones of each category whose content hashes are smallest, as if drawn; by category, then in order."""
     chosen: list[_Asked] = []
     names = sorted({one.category for one in asked})
     if len(names) > MOST_CATEGORIES:
@@ -212,12 +213,12 @@ def _smallest(asked: Sequence[_Asked], per_category: int) -> list[_Asked]:
             "name a column with a kind of question: --category COLUMN",
         )
     for name in names:
-        keyed = [
-            (content_key(one.example, salt="trace"), place)
-            for place, one in enumerate(asked)
-            if one.category == name and _is_answerable(one.example)
-        ]
-        chosen += [asked[place] for _, place in sorted(heapq.nsmallest(per_category, keyed), key=lambda item: item[1])]
+        first: dict[tuple[int, tuple[str, ...]], int] = {}
+        for place, one in enumerate(asked):
+            if one.category == name and _is_answerable(one.example):
+                first.setdefault((content_key(one.example, salt="trace"), one.wrong), place)
+        keyed = heapq.nsmallest(per_category, ((key, place) for (key, _), place in first.items()))
+        chosen += [asked[place] for place in sorted(place for _, place in keyed)]
     return chosen
 
 

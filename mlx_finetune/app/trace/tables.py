@@ -73,7 +73,7 @@ class Traced:
             "kind": self.series.kind,
             "probes": {"split": self.probes.split, "source": self.probes.source, "count": len(self.probes.probes)},
             "categories": [asdict(category) for category in self.categories],
-            "steps": [_step_fields(result) for result in self.results],
+            "steps": _steps(self),
             "samples": [
                 {"step": result.step, "prompt": sample.prompt, "answer": sample.answer}
                 for result in self.results
@@ -156,11 +156,11 @@ def _cell(value: object) -> object:
     return value
 
 
-def _step_fields(result: StepResult) -> dict[str, object]:
+def _step_fields(result: StepResult, progress: float) -> dict[str, object]:
     difference = result.reload.difference
     return {
         "step": result.step,
-        "progress": result.progress,
+        "progress": progress,
         "is_checkpoint": result.is_checkpoint,
         "loss": result.loss,
         "valid_loss": result.valid_loss,
@@ -172,7 +172,8 @@ def _step_fields(result: StepResult) -> dict[str, object]:
 
 
 def _steps(traced: Traced) -> list[dict[str, object]]:
-    return [_step_fields(result) for result in traced.results]
+    progress = {one.step: one.progress for one in traced.series}
+    return [_step_fields(result, progress.get(result.step, 0.0)) for result in traced.results]
 
 
 def _behaviour(traced: Traced) -> list[dict[str, object]]:

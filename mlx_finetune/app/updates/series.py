@@ -30,11 +30,9 @@ SMALL = 512
 @dataclass(frozen=True, slots=True)
 class SavedStep:
     """What a checkpoint says of itself. ``loss`` is of the last training step, ``valid_loss`` of this step's
-    evaluation; None where there is none. ``progress`` is the share of the steps that the newest checkpoint counts on,
-    those of an extension included: what a checkpoint says itself may be of a shorter run before."""
+    evaluation; None where there is none."""
 
     step: int
-    progress: float
     loss: float | None
     valid_loss: float | None
     folder: Path
@@ -48,10 +46,14 @@ class SavedCheckpoint:
         self._series = series
         self.saved = saved
         self.step = saved.step
-        self.progress = saved.progress
         self.loss = saved.loss
         self.valid_loss = saved.valid_loss
         self.folder = saved.folder
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's steps that are done here, 0 to 1: of all steps, where the run was extended."""
+        return round(self.step / self._series.total_steps, 6)
 
     def __repr__(self) -> str:
         return f"<checkpoint of step {self.step} ({self.progress:.0%})>"
@@ -125,6 +127,12 @@ class Series(Sequence[SavedCheckpoint]):
         return iter(self._checkpoints)
 
     @property
+    def total_steps(self) -> int:
+        """How many steps the run was to have when it last saved."""
+        total = self[-1].saved.state.get("total_steps")
+        return total if isinstance(total, int) and total > 0 else max(1, self[-1].step)
+
+    @property
     def kind(self) -> Kind:
         """lora, dora, or full where every weight is trained."""
         if not self._config:
@@ -187,29 +195,22 @@ def load_series(run: str | Path) -> Series:
 
 def open_series(found: RunDir) -> Series:
     """``load_series`` of a folder. Raises ``RunError``."""
-    states = {folder: _read_state(folder) for folder in found.checkpoints()}
-    if not states:
+    steps = [_read_step(folder) for folder in found.checkpoints()]
+    if not steps:
         raise RunError(
             f"{found.path} has no checkpoint, so there is nothing to trace",
             "keep some: training.save_at = [0, 0.25, 0.5, 0.75, 1.0]",
         )
-    kinds = {(folder / rundir.ADAPTER_CONFIG).is_file() for folder in states}
+    kinds = {(step.folder / rundir.ADAPTER_CONFIG).is_file() for step in steps}
     if len(kinds) > 1:
         raise RunError(f"{found.path} has checkpoints of adapters and of whole models; they cannot be compared")
-    newest = list(states)[-1]
-    total = states[newest].get("total_steps")
-    total_steps = total if isinstance(total, int) else checkpoint_step(newest)
-    return Series(found, [_saved_step(folder, state, total_steps) for folder, state in states.items()])
+    return Series(found, steps)
 
 
-def _read_state(folder: Path) -> Mapping[str, object]:
+def _read_step(folder: Path) -> SavedStep:
     state = durable.read_object_if_any(folder / rundir.TRAINER_STATE)
     if not state:
         raise RunError(f"{folder / rundir.TRAINER_STATE} cannot be read", "remove that checkpoint, or restore it")
-    return state
-
-
-def _saved_step(folder: Path, state: Mapping[str, object], total_steps: int) -> SavedStep:
     step = checkpoint_step(folder)
     history = state.get("log_history")
     entries = cast("list[dict[str, object]]", history) if isinstance(history, list) else []
@@ -218,7 +219,6 @@ def _saved_step(folder: Path, state: Mapping[str, object], total_steps: int) -> 
     loss = state.get("loss")
     return SavedStep(
         step=step,
-        progress=round(step / max(1, total_steps), 6),
         loss=loss if isinstance(loss, float) else None,
         valid_loss=valid if is_now and isinstance(valid, float) else None,
         folder=folder,

@@ -18,7 +18,7 @@ class Facts:
     a base that is quantised on disk. ``memory_factor`` is what earlier runs here took of what was predicted beyond the
     frozen weights (``hardware.profile``). ``most_targets`` are those of the row that has most (None: every token).
     ``train_positions`` and ``valid_positions`` are those of all rows, each once (0: those of ``lengths``, and none);
-    ``num_valid`` rows are evaluated. ``answers`` are those marked good and bad, where rows are marked.
+    ``num_valid`` rows are evaluated. ``answers`` are those marked good and bad by weight, where rows are marked.
     ``free_disk_bytes`` None is enough; ``num_processes`` train together. ``tuned`` is what ``mlxft tune`` found here,
     ``scorer_bytes`` what runs hold that reward answers.
     """
@@ -35,7 +35,7 @@ class Facts:
     num_valid: int = 0
     free_disk_bytes: int | None = None
     num_processes: int = 1
-    answers: tuple[int, int] | None = None
+    answers: tuple[float, float] | None = None
     tuned: TunedSettings = NOTHING_TUNED
     scorer_bytes: int = 0
 

@@ -44,9 +44,21 @@ ANSWER_SHARE = (0.1, 0.7, 1.0)  # of max_new_tokens before an answer ends by its
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerTimes:
+    """Of the mean step of a run that learns from its own answers: what saying them takes, None where nothing tells, and
+    what learning from them is expected to, where few groups teach, the usual share, or all. ``is_assumed`` where saying
+    was not measured."""
+
+    saying: Range | None
+    learning: Range
+    is_assumed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """What a run will take. ``disk_bytes`` is its folder at the end, ``step_seconds`` the mean over the run; None where
-    nothing tells. ``joules`` is None where no sensor does."""
+    nothing tells. ``joules`` is None where no sensor does. ``answers`` are parts of the step of a run that says some.
+    """
 
     source: Source
     peak_bytes: Range
@@ -55,6 +67,7 @@ class Forecast:
     finish_seconds: Range | None
     joules: Range | None
     is_calibrated: bool = True
+    answers: AnswerTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,8 @@ def rotations(model: nn.Module) -> Sequence[Rotate]:
     if learned is not None:
         raise ModelError(f"a {name} model has learned positions ({learned.path}) and no rotary embeddings", _HINT)
     caches = cast("list[object]", make_prompt_cache(model))
-    others = sorted({type(cache).__name__ for cache in caches if type(cache) is not KVCache})
-    if others or len(caches) != len(blocks(model)):
-        what = f"layers with {', '.join(others)}" if others else "layers that share keys and values"
-        raise ModelError(f"a {name} model has {what}, and no full attention in every layer", _HINT)
+    if len(caches) != len(blocks(model)) or any(type(cache) is not KVCache for cache in caches):
+        raise ModelError(f"not every layer of a {name} model has full attention and keys and values of its own", _HINT)
     return [_rotation(block, f"block {place} of this {name} model") for place, block in enumerate(blocks(model))]
 
 

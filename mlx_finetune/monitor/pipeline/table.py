@@ -80,7 +80,7 @@ def _table(name: str, stages: Sequence[StageFacts], facts: PipelineFacts) -> Eva
     if not is_one_definition:
         note = "not ranked: the evaluation was changed between the stages"
     if taught and len(stages) > 1:
-        note = f"not ranked: more than one in twenty of these rows stand in the training rows of {', '.join(taught)}"
+        note = f"not ranked: more than one in twenty of these rows taught {', '.join(taught)}"
     if older and len(stages) > 1:
         note = f"not ranked: {'; '.join(f'{stage.record.name} is {stage.mark[2:]}' for stage in older)}"
     first = next(iter(evaluations.values())).data

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from mlx_finetune.errors import Problem
+from mlx_finetune.journal import NOT_NOTED, of_other_weights
 from mlx_finetune.monitor.report.typed import read_kept
-from mlx_finetune.rundir import EVALUATIONS, RunDir, of_other_step, weights_step
+from mlx_finetune.rundir import EVALUATIONS, RunDir
 
 _MOST_TAUGHT = 0.05  # of the rows; short ones are alike by chance
 
@@ -50,7 +51,7 @@ class Figure:
     low: float | None
     high: float | None
     num_rows: int
-    num_right: int | None = None
+    num_right: int | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +140,15 @@ class Evaluation:
     failed: tuple[Problem, ...] = field(default=())
     identity: Mapping[str, object] = field(default_factory=dict[str, object])
     texts: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
-    step: int | None = None
+    subject: str = ""
+    step: int | None = NOT_NOTED
     other_weights: str = ""
 
 
 def read_evaluations(run: RunDir) -> tuple[list[Evaluation], list[str]]:
     """Every eval/NAME.json of ``run``, the newest first, and the names of those that cannot be read."""
     found, damaged = read_kept(run.file(EVALUATIONS), Evaluation)
-    now = weights_step(run)
-    return [replace(one, other_weights=of_other_step(one.step, now)) for one in found], damaged
+    return [
+        replace(one, other_weights=of_other_weights(run, one.step, measured=one.measured, subject=one.subject))
+        for one in found
+    ], damaged

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_finetune import rundir
+from mlx_finetune.journal import NOT_NOTED
 from mlx_finetune.monitor.report.evaluated import Change, Figure
 from mlx_finetune.monitor.report.typed import read_kept
 from mlx_finetune.rundir import RunDir
@@ -65,7 +66,7 @@ class SinkExperiment:
     meaning: Mapping[str, str]
     buckets: tuple[Bucket, ...]
     subject: str = ""
-    step: int | None = None
+    step: int | None = NOT_NOTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,16 @@ def is_made(name: str, loaded: LoadedPipeline, here: Path) -> bool:
     return any(path.is_relative_to((here / Path(folder).expanduser()).resolve()) for folder in made)
 
 
+def sampled_part(name: str, loaded: LoadedPipeline, here: Path) -> str:
+    """Which part of what a stage samples is below the path: ``sft`` or ``verifier``; "" for any other path."""
+    path = (here / Path(name).expanduser()).resolve()
+    outs = (options for stage in loaded.stages if stage.words[:1] == ("sample",) for options in _options(stage.words))
+    for folder in ((here / Path(value).expanduser()).resolve() for option, value in outs if option in _WRITES):
+        if path != folder and path.is_relative_to(folder):
+            return path.relative_to(folder).parts[0]
+    return ""
+
+
 def _written(loaded: LoadedPipeline) -> Iterator[str]:
     """Where commands write to outside of the pipeline's folder."""
     for stage in loaded.stages:

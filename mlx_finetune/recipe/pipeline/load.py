@@ -94,7 +94,7 @@ def load_pipeline(
     """The pipeline in ``path``. Raises ``RecipeError`` with every problem of it and of its recipes.
 
     ``overrides`` are ``output_dir=FOLDER`` and ``STAGE.KEY=VALUE``, which changes a key of that stage's recipe.
-    ``look`` finds more in what could be read, so that all is said at once.
+    ``look`` finds more, in what could be read: all is said at once.
     """
     text = read_text(path, "pipeline")
     values = parse_toml(text, str(path))
@@ -110,9 +110,9 @@ def load_pipeline(
         raise RecipeError([*_located(findings, lines, path), *problems])
     loading = _Loading(pipeline, path, here, lines, given)
     loaded = LoadedPipeline(pipeline, text, path, tuple(overrides), loading.load())
-    problems = [*_located(findings, lines, path), *problems, *loading.problems]
+    problems = [*_located(findings, lines, path), *problems, *loading.problems, *look(loaded, here)]
     if problems:
-        raise RecipeError([*problems, *look(loaded, here)])
+        raise RecipeError(list(dict.fromkeys(problems)))
     return loaded
 
 

@@ -9,15 +9,16 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
-from mlx_finetune.dataset.pairs import FIRST, PREFIX, SECOND, WEIGHT, longest_sequences
+from mlx_finetune.dataset.pairs import FIRST, PREFIX, SECOND, WEIGHT
 from mlx_finetune.dataset.stream import Batch, round_up
 from mlx_finetune.dataset.token_rows import TokenRows
 from mlx_finetune.recipe.heads import SCORED_TASKS
+from mlx_finetune.scoring.picks import share_right
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Constant, Objective
 from mlx_finetune.train.objectives.classify import count_rows
 from mlx_finetune.train.objectives.next_token import read_as
-from mlx_finetune.train.objectives.preference.formulas import negative_log_sigmoid, share_right
+from mlx_finetune.train.objectives.preference.formulas import negative_log_sigmoid
 
 _WIDTH_STEP = 32  # positions: few widths, because a GPU's functions are compiled for each
 
@@ -35,7 +36,6 @@ def reward() -> Objective:
         num_outputs=1,
         is_per_position=False,
         unfold=side_by_side,
-        longest=longest_sequences,
         constant=equal_scores,
     )
 
@@ -87,5 +87,11 @@ def pair_loss(head: Head, hidden: mx.array, ends: mx.array, weights: mx.array) -
     scores = head.scores(hidden[mx.arange(hidden.shape[0]), ends]).reshape(-1, 2)  # (B, 2)
     margins, counts = scores[:, 0] - scores[:, 1], weights[:, 1]
     losses = weights[:, 0] * negative_log_sigmoid(margins)  # Bradley-Terry
-    parts = [losses, counts * share_right(margins), counts * margins, counts * scores[:, 0], counts * scores[:, 1]]
+    parts = [
+        losses,
+        counts * share_right(mx.sign(margins)),
+        counts * margins,
+        counts * scores[:, 0],
+        counts * scores[:, 1],
+    ]
     return mx.stack([mx.sum(part) for part in parts])

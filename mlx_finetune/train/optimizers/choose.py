@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_finetune.model.inside.parts import inside_blocks
 from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.optim import AdamW, decayed_names
 from mlx_finetune.train.optimizers.adafactor import Adafactor
@@ -32,5 +31,4 @@ def choose_optimizer(
     )
     if training.optimizer == "adamw":
         return adamw
-    hidden = hidden_matrices(parameters, inside_blocks(model, parameters))
-    return Muon(hidden, training.weight_decay, adamw)
+    return Muon(hidden_matrices(model, parameters), training.weight_decay, adamw)

@@ -4,11 +4,15 @@ MLX's own Muon adds weight decay to the gradient, where orthogonalisation takes 
 update has the size of AdamW's (times ``0.2 sqrt(max(rows, columns))``, Liu et al. 2502.16982), so AdamW's rates hold.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
+import mlx.nn as nn
 
+from mlx_finetune.model.inside.parts import inside_blocks
+from mlx_finetune.model.upstream import SwitchLinear
 from mlx_finetune.train.optim import AdamW, FlatArrays
 
 _MOMENTUM = 0.95
@@ -71,9 +75,15 @@ def newton_schulz(matrix: mx.array) -> mx.array:
     return x.swapaxes(-1, -2) if is_tall else x
 
 
-def hidden_matrices(parameters: Mapping[str, mx.array], inside: Iterable[str]) -> frozenset[str]:
-    """Those of the parameters ``inside`` the blocks that Muon is for: full matrices, no router, no vector."""
-    return frozenset(name for name in inside if parameters[name].ndim >= 2 and not name.endswith(_ROUTER))
+def hidden_matrices(model: nn.Module, parameters: Mapping[str, mx.array]) -> frozenset[str]:
+    """Those of ``parameters`` that Muon is for: matrices of linear layers in the blocks, and no router.
+
+    A table, as T5's biases of relative positions, has as many dimensions and is an embedding.
+    """
+    modules = cast("list[tuple[str, nn.Module]]", model.named_modules())
+    linear = {f"{path}.weight" for path, module in modules if isinstance(module, nn.Linear | SwitchLinear)}
+    inside = inside_blocks(model, linear.intersection(parameters))
+    return frozenset(name for name in inside if not name.endswith(_ROUTER))
 
 
 def _without(parameters: Mapping[str, mx.array], names: frozenset[str]) -> FlatArrays:

@@ -130,7 +130,7 @@ def prepare(
     total = total_steps or resolved.total_steps
     refuse_too_large(resolved, asked.hardware, facts.machine, plan=loaded.command("plan"))
     disk = _plan_disk(resolved, facts, tokenizer, total, is_checked=not ranks.rank)
-    loaded_model = _load_model(local, resolved, rows, objective, report)
+    loaded_model = _load_model(local, resolved, rows, report)
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = attach(loaded_model, resolved.recipe, base, emit)
@@ -319,9 +319,7 @@ def _stream(rows: TrainingRows, resolved: Resolved, pieces: int, ranks: Ranks) -
     )
 
 
-def _load_model(
-    local: LocalModel, resolved: Resolved, rows: TrainingRows, objective: Objective, emit: Emit
-) -> LoadedModel:
+def _load_model(local: LocalModel, resolved: Resolved, rows: TrainingRows, emit: Emit) -> LoadedModel:
     """The frozen base model under the memory limits, after everything that can be refused without it."""
     recipe = resolved.recipe
     apply_limits(resolved.limits)
@@ -337,7 +335,7 @@ def _load_model(
         emit(notice)
     if resolved.packed_length is not None:
         check_packable(loaded_model.model)
-    check_context(loaded_model.info, rows, resolved.packed_length, objective)
+    check_context(loaded_model.info, rows, resolved.packed_length, recipe.task)
     return loaded_model
 
 

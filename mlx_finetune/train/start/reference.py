@@ -33,6 +33,7 @@ from mlx_finetune.train.start.rows import Emit
 REFERENCES = "references"
 SAVE_SECONDS = 60.0
 MAX_FILES = 200
+NUM_VALUES = 2  # of a row: one of each answer
 _ENDING = ".npz"
 
 _Values = dict[str, NDArray[np.float64]]
@@ -54,7 +55,7 @@ def add_reference(prepared: Prepared, stop: StopRequest, emit: Emit, ranks: Rank
     shared = ranks.share({name: values.tolist() for name, values in found.items()})
     for name, rows in (("train", prepared.stream), ("valid", prepared.valid_batches)):
         num_rows = len(prepared.rows) if name == "train" else prepared.num_valid_rows
-        rows.values = np.array(shared[name], np.float64).reshape(num_rows, -1)
+        rows.values = np.array(shared[name], np.float64).reshape(num_rows, NUM_VALUES)
 
 
 def _load_or_compute(prepared: Prepared, objective: Objective, stop: StopRequest, emit: Emit) -> _Values:
@@ -64,7 +65,7 @@ def _load_or_compute(prepared: Prepared, objective: Objective, stop: StopRequest
     for name, rows in splits.items():
         path = cache_folder() / REFERENCES / f"{_key(prepared, name, rows)}{_ENDING}"
         values = _read(path, len(rows))
-        values = np.full((len(rows), 2), np.nan) if values is None else values
+        values = np.full((len(rows), NUM_VALUES), np.nan) if values is None else values
         batches = _trained(prepared, values) if name == "train" else prepared.valid_batches
         computed += _fill(values, batches, name, path, prepared, objective, stop, emit)
         found[name] = values
@@ -158,7 +159,7 @@ def _read(path: Path, num_rows: int) -> NDArray[np.float64] | None:
         with suppress(OSError):
             path.unlink()
         return None
-    return found if found.shape == (num_rows, 2) else None
+    return found if found.shape == (num_rows, NUM_VALUES) else None
 
 
 def _write(path: Path, values: NDArray[np.float64], emit: Emit) -> None:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-from numpy.typing import NDArray
 
 from mlx_finetune import durable
 from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
 from mlx_finetune.dataset.labels import balance, check_labels, counts_of, renumbered
-from mlx_finetune.dataset.pairs import IS_GOOD
+from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT, num_read, sequence_lengths
 from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
@@ -261,22 +259,19 @@ def read_facts(
     )
 
 
-def _answers(rows: TokenRows) -> tuple[int, int]:
-    """Answers marked good and bad."""
-    num_good = int(rows.values[:, IS_GOOD].sum())
-    return num_good, len(rows) - num_good
+def _answers(rows: TokenRows) -> tuple[float, float]:
+    """Answers marked good and bad, each as often as an epoch shows it and times what its loss is multiplied by."""
+    counts, is_good = rows.weights * rows.values[:, WEIGHT], rows.values[:, IS_GOOD]
+    return float((counts * is_good).sum()), float((counts * (1 - is_good)).sum())
 
 
-def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None, objective: Objective) -> None:
+def check_context(info: ModelInfo, rows: TrainingRows, packed_length: int | None, task: str) -> None:
     """Refuse sequences longer than the model's context. Raises ``DataError`` naming the longest row."""
-
-    def lengths(part: TokenRows) -> NDArray[np.int64]:
-        return objective.longest(part) if objective.longest else part.lengths
-
-    longest = max((part for part in (rows.train, rows.valid) if part), key=lambda part: int(lengths(part).max()))
-    row = int(lengths(longest).argmax())
-    length = max(int(lengths(longest)[row]), (packed_length or 0) + 1)
-    if info.context_length is not None and length - 1 > info.context_length:  # the last token is not read
+    found = [(part, sequence_lengths(part, task)) for part in (rows.train, rows.valid) if part]
+    longest, lengths = max(found, key=lambda one: int(one[1].max()))
+    row = int(lengths.argmax())
+    length = max(int(lengths[row]), (packed_length or 0) + 1)
+    if info.context_length is not None and num_read(length, task) > info.context_length:
         raise too_long(longest.where(row), length, info.name, info.context_length)
 
 

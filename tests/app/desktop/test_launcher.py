@@ -208,6 +208,9 @@ def test_a_checkout_that_runs_its_own_environment_is_called_through_its_script(t
     assert own == target
     other = find_target(tmp_path, package=package, prefix=Path("/other"), python=Path("/other/bin/python"))
     assert other == Target(target.folder, Path("/other/bin/python"), ("-m", "mlx_finetune"))
+    (target.folder / ".venv").symlink_to(tmp_path)  # of another checkout; Python says the link's own place
+    linked = find_target(tmp_path, package=package, prefix=target.folder / ".venv", python=Path("/py"))
+    assert linked == Target(target.folder, Path("/py"), ("-m", "mlx_finetune"))
 
 
 def test_they_work_where_the_runs_are(tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

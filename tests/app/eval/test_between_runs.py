@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,17 +13,25 @@ from click.testing import CliRunner
 from click.testing import Result as Called
 from eval_runs import change_facts, evaluation_of, write_place, write_rows
 
-from mlx_finetune.app.eval.between_runs import Compared, compare_runs, comparison_json, comparison_lines, verdict
+from mlx_finetune.app.eval.between_runs import (
+    Compared,
+    compare_runs,
+    comparison_json,
+    comparison_lines,
+    kept_verdicts,
+    verdict,
+)
 from mlx_finetune.app.eval.figures import Change, Figure, Result
 from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.run import evaluate
 from mlx_finetune.app.eval.table import table
 from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import MlxftError, RunError
+from mlx_finetune.events import CheckpointSaved, to_json
 from mlx_finetune.model.heads.files import head_file
 from mlx_finetune.model.heads.score import HeadSpec, ScoreHead
 from mlx_finetune.monitor.report.evaluated import read_evaluations
-from mlx_finetune.rundir import HEAD_WEIGHTS, METRICS, RUN_INFO, RunDir
+from mlx_finetune.rundir import EVENTS, HEAD_WEIGHTS, METRICS, RUN_INFO, RunDir
 
 TinyModel = Callable[..., Path]
 
@@ -255,6 +264,30 @@ def test_what_was_measured_before_a_run_was_trained_further_is_never_taken_for_w
     assert found.evaluations[0].results[0].figures["keeper"].value == now["measures"][0]["sides"]["tuned"]["value"]
     assert "  steps trained                     2060 -> 60" in list(comparison_lines(found))
     assert {one.name: one.other_weights for one in read_evaluations(keeper)[0]} == {"test": "", "test-2": mark}
+
+
+def test_what_was_kept_before_steps_were_noted_is_marked_where_the_run_went_on(place: Path, monkeypatch) -> None:
+    keeper, other = run_of(place, "keeper"), run_of(place, "other")
+    measure(place, "other")
+    measure(place, "keeper")
+    path = keeper.path / "eval/test.json"
+    kept = json.loads(path.read_text())
+    measured = datetime.fromisoformat(kept["measured"]).timestamp()
+
+    def marks(later: float, **changed: object) -> set[str]:
+        """What report, comparison and list say where the last checkpoint was saved so many seconds later."""
+        path.write_text(json.dumps({key: value for key, value in kept.items() if key != "step"} | changed))
+        saved = [(CheckpointSaved(step, "c", 1, 0.1), measured + when) for step, when in ((5, -90.0), (9, later))]
+        keeper.file(EVENTS).write_text("".join(to_json(event, when) + "\n" for event, when in saved))
+        refusal = compare_runs(keeper, other).evaluations[0].refusal
+        assert bool(refusal) is ("further" in kept_verdicts(keeper)["test"])
+        return {read_evaluations(keeper)[0][0].other_weights, refusal}
+
+    mark = "from before the run was trained further"
+    assert marks(60.0) == {mark, f"because that of keeper is {mark} (mlxft eval measures these)"}
+    assert marks(-30.0) == {""}
+    assert marks(60.0, step=None) == {""}  # of what is no step of this run
+    assert marks(60.0, subject="adapters/keeper/checkpoint-5") == {""}
 
 
 def test_comparing_needs_no_mlx(place: Path) -> None:

@@ -491,11 +491,13 @@ def test_the_fast_products_are_chosen_before_mlx_is_imported(place: Path) -> Non
     code = (
         "from mlx_finetune.commands.eval import command\n"
         "from mlx_finetune.hardware import blas\n"
+        "print(blas.__file__)\n"
         "try:\n    command.main(['nobody', '--name', 'x'], standalone_mode=False)\n"
         "except Exception as error:\n    print(error)\n"
         "print(blas.prepare().reason)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == blas.__file__, "another checkout was tested"
     assert done.stdout.splitlines()[-1] == "OpenBLAS was loaded before mlx"
 
 
@@ -621,8 +623,8 @@ def test_rows_that_taught_the_run_are_counted_in_the_verdict_and_as_json(tmp_pat
     assert seen is not None
     assert seen.num_train + seen.num_valid == 60 - len(own.rows)
     done = evaluate(evaluation, named="o", out=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None)
-    sentence = f"{seen.num_train} of 62 rows stand in its training rows, and {seen.num_valid} of 62 rows stand in its"
-    assert done.report.verdict.sentence.startswith(f"{sentence} validation rows: these figures flatter it. ")
+    sentence = f"{seen.num_train} of 62 rows stand in its training rows and {seen.num_valid} in its validation rows"
+    assert done.report.verdict.sentence.startswith(f"{sentence}: these figures flatter it. ")
     kept = json.loads((place / "adapters/keeper/eval/o.json").read_text())
     assert kept["data"]["num_in_training"] == seen.num_train
     (place / "rows.jsonl").unlink()

@@ -15,7 +15,7 @@ MEAN = Measure("token_f1", "token_f1", "answer", "mean", "F1", is_tested=True)
 LOSS_MEASURE = Measure("loss", "loss", LOSS, "ratio", "loss", is_higher_better=False, is_tested=True)
 
 
-def rates(*values: int) -> dict[int, tuple[float, ...]]:
+def rates(*values: float) -> dict[int, tuple[float, ...]]:
     return {row: (float(value),) for row, value in enumerate(values)}
 
 
@@ -24,6 +24,23 @@ def test_a_rate_has_wilsons_interval_and_its_count() -> None:
     assert found is not None
     assert (found.value, found.num_right, found.num_rows) == (0.8, 8, 10)
     assert (found.low, found.high) == (pytest.approx(0.490, abs=5e-4), pytest.approx(0.943, abs=5e-4))
+
+
+def test_a_tie_is_half_a_right_row_in_figure_change_and_test() -> None:
+    before, after = rates(0, 0, 0.5, 0.5, 1, 1, 0, 0), rates(1, 0.5, 0.5, 1, 1, 0.5, 0, 0)
+    found = figure(RIGHT, after, seed=0)
+    assert found is not None
+    assert (found.num_right, found.value) == (4.5, 4.5 / 8)
+    assert figure(RIGHT, rates(0.5, 0.5), seed=0) == figure(RIGHT, rates(1, 0), seed=0)
+    moved = change(RIGHT, before, after, seed=0)
+    assert moved is not None
+    assert moved.value == 1.5 / 8
+    interval = paired_rates(2.5, 0.5, 2, 3)
+    assert (moved.low, moved.high) == (interval.low, interval.high)
+    assert moved.p == sign_flip(np.array([1, 0.5, 0, 0.5, 0, -0.5, 0, 0]), seed=0)
+    whole = change(RIGHT, rates(0.5, 0, 1), rates(0.5, 1, 1), seed=0)  # a tie on both sides is no change
+    assert whole is not None
+    assert whole.p == 1.0
 
 
 def test_a_ratio_is_of_sums_and_its_scales_are_of_the_whole() -> None:

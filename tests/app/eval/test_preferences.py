@@ -1,18 +1,22 @@
 """Evaluating preferences: which answer is likelier, before and after, beside what the run started from."""
 
 import json
+import re
 from dataclasses import replace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from eval_runs import evaluation_of, subject_of, write_place
+from mlx.utils import tree_map
 
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
-from mlx_finetune.app.eval.journal import Journal
+from mlx_finetune.app.eval.journal import Journal, measured_of, read_lines
 from mlx_finetune.app.eval.measure import Measuring
 from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.report import report_of
 from mlx_finetune.app.eval.verdict import judge
+from mlx_finetune.app.eval.view import report_lines
 from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.errors import UsageError
 from mlx_finetune.model.likelihoods import LikelihoodModel, Scored
@@ -25,8 +29,8 @@ def write_pairs(path, count=12):
     return path
 
 
-def write_marked(path, count=12):
-    rows = [{"prompt": f"Box {n}?", "completion": f"It is {n}.", "label": n % 2 == 0} for n in range(count)]
+def write_marked(path, count=12, kinds=(True, False)):
+    rows = [{"prompt": f"Box {n}?", "completion": f"It is {n}.", "label": kinds[n % 2]} for n in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -58,7 +62,27 @@ def test_any_run_can_be_measured_on_pairs(tmp_path, tiny_model):
         scored = Scored(continuation.ids, np.arange(end - continuation.num_targets, end))
         sums.append(float(LikelihoodModel(subject.opened.model, chunk_rows).losses([scored])[0].sum()))
     assert found.values["preferred"] == (float(sums[0] < sums[1]),)
-    assert found.values["chosen_loss"][0] == pytest.approx(sums[0], rel=1e-5)
+    kept = [one for one in map(measured_of, list(read_lines(journal.path))[1:]) if one.side == "tuned"]
+    assert [one.where for one in kept] == [f"{pairs}:{line}" for line in range(1, 13)]
+    both = [kept[0].values[name][0] for name in ("chosen_loss", "rejected_loss")]
+    assert both == pytest.approx(sums, rel=1e-5)
+
+
+def test_a_tie_is_half_right_and_shown_as_half_a_row(tmp_path, tiny_model):
+    """A model whose every token is as likely: answers of one length are a tie, and by the token all are."""
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    rows = [("ab", "cd"), ("ab", "c"), ("a", "cd")]
+    lines = [json.dumps({"prompt": "?", "chosen": one, "rejected": other}) for one, other in rows]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    evaluation = evaluation_of(place, ("preference",), given=str(tmp_path / "pairs.jsonl"))
+    model = evaluation.subject.opened.model
+    model.update(tree_map(mx.zeros_like, model.parameters()))
+    journal = measure(evaluation, tmp_path)
+    values = [journal.found["preference", "tuned", row].values for row in range(3)]
+    assert [one["preferred"] for one in values] == [(0.5,), (0.0,), (1.0,)]
+    assert [one["preferred_per_token"] for one in values] == [(0.5,)] * 3
+    lines = list(report_lines(evaluation, report_of(evaluation, journal, is_whole=True)))
+    assert next(line for line in lines if line.startswith("chosen likelier (sum)")).split()[3:5] == ["1.5/3", "1.5/3"]
 
 
 def _messages(row):
@@ -79,6 +103,20 @@ def test_answers_marked_good_or_bad_have_losses_by_kind(tmp_path, tiny_model):
         for name in ("good_loss", "bad_loss")
     )
     assert lead == pytest.approx(bad - good)
+    moved = [line for line in report_lines(evaluation, report) if "marked.jsonl:" in line and "->" in line]
+    assert len(moved) == len(report.gains[:3]) + len(report.losses[:3]) > 0
+    assert all(re.match(r"  \.\.\.\S*/marked\.jsonl:\d+  ", line) for line in moved)
+
+
+def test_answers_of_one_kind_cannot_be_judged_and_nothing_is_judged_in_their_place(tmp_path, tiny_model):
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    marked = write_marked(tmp_path / "marked.jsonl", 2, kinds=(True, True))
+    evaluation = evaluation_of(place, ("preference",), given=str(marked))
+    report = report_of(evaluation, measure(evaluation, tmp_path), is_whole=True)
+    assert (report.verdict.outcome, report.lead) == ("unproven", "")
+    assert report.verdict.sentence == (
+        "It cannot be judged: answers marked good are set against answers marked bad, and these are all of one kind."
+    )
 
 
 def test_kto_is_judged_by_how_much_likelier_good_answers_became_than_bad_ones():

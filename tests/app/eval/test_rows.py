@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from eval_runs import write_rows
 
-from mlx_finetune.app.eval.rows import choose_rows, draw_shots, smallest
+from mlx_finetune.app.eval.drawn import draw_shots, smallest
+from mlx_finetune.app.eval.rows import choose_rows
 from mlx_finetune.dataset.corpus import load_splits
+from mlx_finetune.dataset.formats import Labelled, Text
+from mlx_finetune.dataset.split import content_key
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
 
@@ -50,6 +53,26 @@ def test_without_test_rows_the_validation_rows_are_and_without_those_nothing(fol
     assert "--data" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("named", "split", "source"),
+    [
+        ({"valid": "valid.jsonl"}, "validation", "valid.jsonl"),
+        ({"valid": "valid.jsonl", "test": "test.jsonl"}, "test", "test.jsonl"),
+        ({}, "test", "rows.jsonl"),  # a share of the training rows
+    ],
+)
+def test_the_file_that_is_named_is_the_one_the_rows_are_from(folder: Path, named, split: str, source: str) -> None:
+    for file in named.values():
+        write_rows(folder / file, 9)
+    found = choose(folder, path=None, train="rows.jsonl", **named)
+    assert (found.split, found.source) == (split, source)
+    assert all(row.where.startswith(f"{source}:") for row in found.rows)
+    sources = [{"path": "rows.jsonl"}, {"path": "other.jsonl"}]
+    write_rows(folder / "other.jsonl", 7)
+    found = choose(folder, path=None, sources=sources, **named)
+    assert found.source == (source if named else "rows.jsonl, other.jsonl")
+
+
 def test_data_that_is_given_is_taken_whole(folder: Path) -> None:
     write_rows(folder / "mine.jsonl", 7)
     found = choose(folder, given="mine.jsonl")
@@ -58,11 +81,36 @@ def test_data_that_is_given_is_taken_whole(folder: Path) -> None:
 
 def test_of_too_many_rows_always_the_same_ones_are_taken_whatever_their_order(folder: Path) -> None:
     rows = load_splits(DataRecipe.model_validate({"path": "rows.jsonl"}), base=folder).train
-    chosen = smallest(rows, 9)
-    again = smallest(list(reversed(rows)), 9)
+    chosen, _ = smallest(rows, 9)
+    again, _ = smallest(list(reversed(rows)), 9)
     assert [row.line for row in chosen] == sorted(row.line for row in again)
-    assert {row.line for row in smallest(rows, 5)} <= {row.line for row in chosen}
-    assert smallest(rows, 1000) == list(rows)
+    assert {row.line for row in smallest(rows, 5)[0]} <= {row.line for row in chosen}
+    assert smallest(rows, 1000) == (list(rows), 0)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 20])
+def test_copies_take_no_place_among_the_rows_and_are_counted(count: int) -> None:
+    rows = [Labelled(f"text  {number % 7}", "good", "rows", number) for number in range(20)]
+    chosen, num_copies = smallest(rows, count)
+    assert chosen == [row for row in rows[:7] if row in chosen]
+    assert len(chosen) == min(count, 7)
+    taken = {content_key(row) for row in chosen}
+    assert num_copies == sum(content_key(row) in taken for row in rows) - len(chosen)
+    stretches = [Text("ha", "text", 1, continues=True), Text("ha", "text", 1, follows=True), Text("ha", "text", 9)]
+    assert smallest([*stretches, stretches[-1]], 9) == (stretches, 1)
+
+
+def test_a_row_that_stands_there_several_times_is_measured_once_and_said_to_be(folder: Path) -> None:
+    write_rows(folder / "mine.jsonl", 7)
+    lines = (folder / "mine.jsonl").read_text().splitlines(keepends=True)
+    (folder / "mine.jsonl").write_text("".join([*lines, lines[0]]))
+    found = choose(folder, given="mine.jsonl")
+    assert (found.described, found.num_copies) == ("7 different of 8 rows", 1)
+    assert [row.where for row in found.rows] == [f"mine.jsonl:{line}" for line in range(1, 8)]
+    said = [(problem.where, problem.message) for problem in found.notices]
+    assert said == [("mine.jsonl", "1 further row is a copy of one that is measured: each counts once")]
+    named = choose(folder, path=None, train="rows.jsonl", valid="mine.jsonl")
+    assert named.notices[-1].message.startswith("1 further validation row is a copy")
 
 
 def test_a_category_is_any_column_of_the_row(folder: Path) -> None:

@@ -133,6 +133,17 @@ def loaded(folder: Path) -> nn.Module:
     return load_model(local, quantize=None, compute_dtype="float32", on_gpu=False).model
 
 
+@pytest.mark.parametrize(("text", "num_bytes", "num_scored"), [("日本語 x", 8, 9), ("Üb", 1, 2), ("ab", 1, 2)])
+def test_of_a_character_of_several_tokens_at_the_front_neither_bytes_nor_losses_count(
+    tiny_model: TinyModel, text: str, num_bytes: int, num_scored: int
+) -> None:
+    """Nothing predicts its first token, and nobody knows how many of its bytes are that token's; an end is scored."""
+    (found,) = text_losses(
+        LikelihoodModel(Uniform(), chunk_rows), load_tokenizer(tiny_model("llama")), parts_of(text), 64
+    )
+    assert (found.num_bytes, len(found.losses)) == (num_bytes, num_scored)
+
+
 def test_no_text_is_read_behind_another(tiny_model: TinyModel) -> None:
     folder = tiny_model("llama")
     likelihoods, tokenizer = LikelihoodModel(loaded(folder), chunk_rows), load_tokenizer(folder)

@@ -147,6 +147,17 @@ def test_without_a_base_or_without_figures_there_is_no_verdict() -> None:
     assert judge([], has_base=True).sentence == "Too little was measured for a verdict."
 
 
+def test_where_what_leads_has_no_figure_nothing_else_is_called_learned() -> None:
+    results = results_of((OTHER, rates(10, 40), rates(38, 40)), (LOSS_MEASURE, losses(2.0, 50), losses(3.0, 50)))
+    found = judge(results, has_base=True, leading=RIGHT)
+    assert (found.outcome, found.better, found.worse) == ("unproven", ("general_questions",), ("loss",))
+    assert found.sentence == (
+        "It cannot be judged: right number, which leads, has no figure; better: general questions 38 of 40, "
+        "was 10 of 40; worse: loss of the answers 3.02, was 2.02."
+    )
+    assert judge(results, has_base=True, leading=OTHER).outcome == "learned"
+
+
 def test_holm_over_many_tasks_takes_a_chance_finding_back() -> None:
     chance = (RIGHT, rates(3, 40), rates(9, 40))  # p = 0.031 alone
     others: Sequence[tuple[Measure, Rows, Rows]] = [

@@ -9,9 +9,10 @@ from typing import cast
 
 import pytest
 
+from mlx_finetune.app.pipeline import planning
 from mlx_finetune.app.pipeline.carry_out import Ended, Hands, Outcome, carry_out
 from mlx_finetune.app.pipeline.decide import Selection, deciding
-from mlx_finetune.app.pipeline.planning import plan_lines, plan_stages
+from mlx_finetune.app.pipeline.planning import most_more_bytes, plan_lines, plan_stages
 from mlx_finetune.app.planning.plan import Plan
 from mlx_finetune.durable import remove_tree
 from mlx_finetune.errors import MlxftError, RecipeError, RunError, UsageError
@@ -22,6 +23,7 @@ from mlx_finetune.recipe.pipeline.load import LoadedPipeline, Stage, load_pipeli
 from mlx_finetune.recipe.pipeline.record import read_record, write_record
 from mlx_finetune.rundir import CORRECTIONS, EVENTS, LOCK, LOG, MANIFEST, RUN_INFO, take_lock
 from mlx_finetune.train.start.identity import recipe_identity
+from mlx_finetune.units import format_bytes
 
 PIPELINE = """
 output_dir = "adapters/p"
@@ -615,6 +617,52 @@ def test_what_goes_on_is_planned_with_the_steps_that_are_left() -> None:
     assert "  10 of 40  10.0 s (7.5 s to 12.5 s)  " in row
 
 
+def planned_of(disk_bytes: float) -> Plan:
+    forecast = SimpleNamespace(
+        finish_seconds=None, peak_bytes=Range(1, 1, 1), disk_bytes=Range(disk_bytes, disk_bytes, disk_bytes)
+    )
+    return cast(Plan, SimpleNamespace(resolved=SimpleNamespace(total_steps=4), forecast=forecast, fits=True))
+
+
+def test_a_dry_run_counts_what_is_replaced_beside_what_takes_its_place(
+    done: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two stages that are made anew the first is gone when the second begins."""
+    for name in ("lora", "more"):
+        Path("adapters/p", name, "large").write_bytes(bytes(30_000))
+    waits = Path("adapters/p/.earlier/lora/1")
+    waits.mkdir(parents=True)
+    (waits / "large").write_bytes(bytes(20_000))
+    found = deciding(load("lora.training.max_steps=9"), Selection(), recipe_identity, Path.cwd())
+    planned = plan_stages(found, read_record(Path("adapters/p")), lambda recipe: planned_of(40_000))
+    todo = [one for one in planned if one.step.action != "skip"]
+    held = {one.step.stage.name: one.held_bytes for one in todo}
+    assert list(held) == ["lora", "draw", "more"]
+    own = [one for one in Path("adapters/p/lora").rglob("*") if one.is_file()]
+    assert held["lora"] == 20_000 + sum(one.stat().st_size for one in own)
+    after_lora = 40_000 - held["lora"]
+    assert most_more_bytes(todo) == max(40_000, after_lora + held["draw"], after_lora + 40_000)
+    text = "\n".join(plan_lines(planned, found.pipeline))
+    kept = format_bytes(sum(held.values()))
+    assert f"\n40.0 kB of disk more while what is replaced ({kept}) is kept until it is made anew, " in text
+    assert "more than is free" not in text
+    monkeypatch.setattr(planning, "free_bytes", lambda folder: 100)
+    size = format_bytes(held["lora"])
+    assert plan(Selection(only="lora", is_forced=True))[1].splitlines()[-3:-1] == [
+        f"{size} of disk more while what is replaced ({size}) is kept until it is made anew, 100 B are free",
+        "that is more than is free: make room first, or do without what would be replaced: "
+        "mlxft runs rm adapters/p/lora",
+    ]
+
+
+def test_what_goes_on_takes_no_more_than_what_is_missing() -> None:
+    run(Pretend(ends={"lora": Ended(130)}))
+    found = deciding(load(), Selection(), recipe_identity, Path.cwd())
+    planned = plan_stages(found, read_record(Path("adapters/p")), lambda recipe: planned_of(40_000))
+    assert planned[1].step.action == "resume"
+    assert 0 < planned[1].held_bytes == 40_000 - planned[1].more_bytes
+
+
 def test_a_dry_run_shows_evaluations_that_are_defined_otherwise_and_sums_what_stages_took(done: Pretend) -> None:
     Path("p.toml").write_text(PIPELINE.replace('["loss"]', '["loss", "general"]'))
     assert plan()[1].splitlines() == [
@@ -627,7 +675,7 @@ def test_a_dry_run_shows_evaluations_that_are_defined_otherwise_and_sums_what_st
     ]
     text = plan(Selection(only="draw", is_forced=True))[1]
     assert text.startswith("about ")
-    assert text.endswith(" in all, without evaluations")
+    assert text.splitlines()[0].endswith(" in all, without evaluations")
 
 
 def test_missing_data_is_found_before_anything_begins() -> None:

@@ -60,9 +60,9 @@ def test_of_n_answers_the_figures_run_from_the_random_pick_to_the_oracle():
     ways = {one.name: one.value for one in found.ways}
     assert [one.n for one in found.at_n] == [1, 2, 4]
     assert found.at_n[0].any_right == pytest.approx(ways["random"])
-    assert found.at_n[0].verifier == pytest.approx(ways["random"])
+    assert found.at_n[0].best_scored == pytest.approx(ways["random"])
     assert found.at_n[-1].any_right == pytest.approx(ways["oracle"])
-    assert found.at_n[-1].verifier == pytest.approx(ways["verifier"])
+    assert found.at_n[-1].best_scored == pytest.approx(ways["verifier"])
 
 
 def test_answers_that_say_nothing_are_counted():
@@ -88,8 +88,16 @@ def test_text_csv_and_json_say_the_same():
     assert [one["value"] for one in plain["ways"]] == pytest.approx([rows[one["name"]] for one in plain["ways"]])
     text = "\n".join(lines(found))
     assert ["verifier's", "pick", "2/4"] in [line.split()[:3] for line in text.splitlines()]
-    rewarded = "\n".join(lines(found, scorer="reward model"))
-    assert "verifier" not in rewarded
+    assert plain["at_n"][0] == {"n": 1, "any_right": pytest.approx(0.375), "verifier": pytest.approx(0.375)}
+    reward = compare(PROBLEMS, SCORES, seed=0, scorer="reward model")
+    rewarded = "\n".join(lines(reward))
+    as_json = json.loads(json.dumps(to_json(reward, {})))
+    said = [rewarded, csv_text(reward), json.dumps(as_json)]
+    assert not [one for one in said if "verifier" in one]
+    assert [one["name"] for one in as_json["ways"]][-2:] == ["reward model", "oracle"]
+    assert as_json["at_n"][0]["reward_model"] == pytest.approx(0.375)
+    assert "reward model - random," in csv_text(reward)
+    assert "reward model's best of 4," in csv_text(reward)
     assert "reward model's pick" in rewarded
     assert "reward model - majority" in rewarded
     assert "verifier - random" in text
@@ -110,7 +118,14 @@ def test_text_csv_and_json_say_the_same():
 def test_a_verifier_that_prefers_wrong_answers_is_told(scores: list[float], said: str):
     many = [problem(number, ["1", "2"]) for number in range(40)]
     line = next(one for one in lines(compare(many, [scores] * 40, seed=0)) if one.startswith("two to one problem"))
-    assert line.partition(f"to {scores[0]:.3f}")[2].strip() == said
+    assert line[31:].strip().partition("   ")[2] == said
+
+
+def test_areas_of_one_problem_have_no_interval_and_say_why():
+    found = compare([problem(0, ["1", "2"])], [[0.0, 1.0]], seed=0)
+    assert [line.split("   ")[-1] for line in lines(found)[-5:-2]] == ["no interval: one problem"] * 3
+    assert json.loads(json.dumps(to_json(found, {})))["auc_within"]["low"] is None
+    assert "auc_within,0.000000,,,1" in csv_text(found)
 
 
 @pytest.mark.parametrize("drawn", [["2"], ["1"], ["1", "2"]])

@@ -13,6 +13,7 @@ from mlx_finetune.app.eval.subject import Subject, open_subject
 from mlx_finetune.app.sampling.folder import FORMAT_VERSION, LINES, SETTINGS, Sample
 from mlx_finetune.app.sampling.judge import Judged, judge
 from mlx_finetune.errors import RunError, UsageError
+from mlx_finetune.recipe.schema import Recipe
 
 RECIPE = """
 model = "{model}"
@@ -122,7 +123,7 @@ def test_answers_without_a_score_are_counted_by_the_reason(verifier: Subject, tm
     limit = verifier.data.max_seq_length
     markers = [reason for reason in judged.unscored if "control marker '<|im_end|>'" in reason]
     assert judged.unscored == {
-        f"longer than the verifier's max_seq_length = {limit}": 4,
+        f"longer than the model's max_seq_length = {limit}": 4,
         markers[0]: 2,
     }
 
@@ -136,6 +137,24 @@ def test_a_model_without_a_verdict_is_refused(place: Path, tmp_path: Path):
 def test_a_folder_without_samples_is_refused(verifier: Subject, tmp_path: Path):
     with pytest.raises(RunError, match="holds no sampled answers"):
         judge(verifier, tmp_path, out=None, step=lambda *_: None)
+
+
+def test_a_reward_model_is_called_so_in_all_that_is_kept_and_one_kept_before_is_renewed(
+    verifier: Subject, tmp_path: Path
+):
+    assert verifier.recipe is not None
+    reward = replace(verifier, recipe=verifier.recipe.model_copy(update={"task": "reward"}))
+    samples, out = write_samples(tmp_path / "s", 12), tmp_path / "out"
+    judged = judge(reward, samples, out=out, step=lambda *_: None)
+    kept = json.loads((out / "s.json").read_text())
+    assert (kept["scorer"], kept["ways"][3]["name"], "verifier" in kept) == ("reward model", "reward model", False)
+    assert kept["reward_model"] == verifier.opened.name
+    assert {key.removeprefix("reward_model_") for key in kept if key.startswith("reward_model_")} == set(
+        reward.hashes()
+    )
+    before = {name.replace("reward_model", "verifier", 1): value for name, value in kept.items()}
+    (out / "s.json").write_text(json.dumps(before))
+    assert judge(reward, samples, out=out, step=lambda *_: None).path == judged.path
 
 
 def test_a_sampling_that_was_interrupted_is_refused_with_how_to_go_on(verifier: Subject, tmp_path: Path):
@@ -170,11 +189,26 @@ def test_problems_that_taught_the_verifier_are_counted_and_left_out_where_others
     assert len((out / "s.scores.jsonl").read_text().splitlines()) == 4 * num_measured
 
 
+def test_problems_that_taught_what_the_verifier_began_as_are_left_out_too(verifier: Subject, tmp_path: Path):
+    samples = write_samples(tmp_path / "s", 30, 500)
+    asked = [{"prompt": f"Colour of box {number}?", "completion": "red"} for number in range(500, 504)]
+    (tmp_path / "taught.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    data = {"path": str(tmp_path / "taught.jsonl"), "val_split": 0.5, "test_split": 0.0}
+    earlier = Recipe.model_validate({"model": "m", "output_dir": "sft", "data": data})
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / rundir.RUN_INFO).write_text(json.dumps({"resolved": earlier.model_dump(mode="json")}))
+    assert verifier.recipe is not None
+    later = replace(verifier, recipe=verifier.recipe.model_copy(update={"adapter": str(tmp_path / "sft")}))
+    judged = judge(later, samples, out=tmp_path / "out", step=lambda *_: None)
+    assert (judged.found.num_problems, judged.remark[:15]) == (26, "4 of 30 problem")
+
+
 def test_a_verifier_whose_rows_are_gone_or_unknown_is_judged_with_a_word_of_doubt(verifier: Subject, tmp_path: Path):
     assert verifier.recipe is not None
     gone = verifier.data.model_copy(update={"path": str(tmp_path / "gone.jsonl")})
+    recipe = verifier.recipe.model_copy(update={"data": gone})
     for subject, remark in (
-        (replace(verifier, opened=replace(verifier.opened, data=gone)), "cannot be told: "),
+        (replace(verifier, recipe=recipe), "cannot be told: "),
         (replace(verifier, run=None, recipe=None), "is not known here"),
         (replace(verifier, trained_data_sha256="other"), "data has changed since"),
     ):

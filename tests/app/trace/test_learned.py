@@ -25,7 +25,7 @@ def category(shares, count=24):
     """One category whose share of right probes at each of STEPS is given."""
     results = [
         StepResult(
-            step, 0.0, True, None, None, Reload(None, None),
+            step, True, None, None, Reload(None, None),
             tuple(reply(is_right=place < share * count) for place in range(count)),
             (), (), (),
         )

@@ -164,13 +164,22 @@ def test_an_interrupted_trace_goes_on_and_ends_with_the_same_figures(run, traced
     third = []
     trace(copy, report=third.append)
     assert not [event for event in third if getattr(event, "unit", "") == "probes"]  # all of it is kept
-    newest = copy.checkpoint(6) / rundir.TRAINER_STATE
-    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"total_steps": 12}))
-    trace(copy)
-    assert [row["progress"] for row in table(copy, "checkpoints.csv")] == ["0", "0.25", "0.5"]  # of all steps there are
     other = []
     trace(copy, Asked(per_category=2, answer_tokens=3), report=other.append)
     assert [event for event in other if getattr(event, "unit", "") == "probes"]  # other probes are other figures
+
+
+def test_checkpoints_of_a_run_that_was_extended_are_shares_of_all_its_steps(tiny_model, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    overrides = ("data.packing=false", "training.max_steps=2", "training.save_at=[0, 0.5, 1]", "eval.prompts=[]")
+    asked = Asked(per_category=1, answer_tokens=1)
+    run = train(recipe, overrides=overrides)
+    trace(run, asked)
+    assert [float(row["progress"]) for row in table(run, "checkpoints.csv")] == [0, 0.5, 1]
+    train(recipe, overrides=overrides, extend=2)
+    trace(run, asked)  # what is kept of the steps before is taken
+    rows = table(run, "checkpoints.csv")
+    assert [(int(row["step"]), float(row["progress"])) for row in rows] == [(0, 0), (1, 0.25), (2, 0.5), (4, 1)]
 
 
 def test_a_checkpoint_that_is_not_what_was_saved_is_said(run, tmp_path):
@@ -350,11 +359,14 @@ def test_a_right_answer_among_the_wrong_ones_is_never_asked(run, tmp_path):
 
 def test_probes_from_a_file_without_wrong_answers_or_categories(run, tmp_path):
     (tmp_path / "mine.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"{n}?", "completion": "one"}) + "\n" for n in range(3))
+        "".join(json.dumps({"prompt": f"{n}?", "completion": "one"}) + "\n" for n in (0, 1, 1, 0, 2))
     )
     subject = open_traced(open_series(run), silent)
     probes = choose_probes(subject, "mine.jsonl", per_category=2, category="category", base=tmp_path)
     assert [(probe.category, probe.answers) for probe in probes.probes] == [("all", ("one",))] * 2
+    assert probes.source == "mine.jsonl"
+    every = choose_probes(subject, "mine.jsonl", per_category=9, category="category", base=tmp_path).probes
+    assert [probe.question for probe in every] == ["0?", "1?", "2?"]
     assert (
         probes.sha256 == choose_probes(subject, "mine.jsonl", per_category=2, category="category", base=tmp_path).sha256
     )

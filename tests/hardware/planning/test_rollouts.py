@@ -16,9 +16,15 @@ from mlx_finetune.hardware.planning.disk import DiskPlan, plan_run_disk
 from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.forecast import Forecast, disk_at_end, plan_beside
 from mlx_finetune.hardware.planning.measured import Measured
-from mlx_finetune.hardware.planning.memory import trainable_bytes
+from mlx_finetune.hardware.planning.memory import trainable_bytes, weight_bytes
 from mlx_finetune.hardware.planning.ranges import Range
-from mlx_finetune.hardware.planning.rollouts import add_rollouts, plan_rollouts
+from mlx_finetune.hardware.planning.rollouts import (
+    BLOCK_SECONDS,
+    CPU_BANDWIDTH,
+    add_rollouts,
+    assume_drawing,
+    plan_rollouts,
+)
 from mlx_finetune.hardware.planning.row_lengths import planned_lengths
 from mlx_finetune.hardware.planning.run_memory import drawing_bytes
 from mlx_finetune.hardware.planning.shapes import guess_shape
@@ -61,6 +67,12 @@ def test_a_row_is_planned_with_the_longest_answer_behind_its_problem():
     assert planned_lengths(rows, recipe_of("sft"), "llama").tolist() == [9]
 
 
+def test_earlier_answers_of_a_conversation_are_a_part_of_its_problem():
+    """Targets 2, 3 and 6 to 8 of 10 tokens: the last token is written by the template behind the answer."""
+    rows = rows_of([Tokens(np.arange(10, dtype=np.int32), np.isin(np.arange(10), [2, 3, 6, 7, 8]), "r", 1)])
+    assert planned_lengths(rows, recipe_of(), "llama").tolist() == [6 + 20]
+
+
 def test_a_step_has_a_group_for_each_problem():
     plan = plan_rollouts(resolved_of(recipe_of()), on_gpu=False)
     assert plan is not None
@@ -95,6 +107,33 @@ def test_a_step_learns_from_the_groups_that_teach_something_and_updates_once():
     said = 0.5 + 0.6 * 19 * 0.1
     assert times(spoken) == pytest.approx((learned + said, times(silent)[1] + (10 + 2 * 2) * said))
     assert add_rollouts(before, resolved_of(recipe_of("sft")), said_in(0.1), 16, 2, on_gpu=False) == before
+
+
+def test_without_measuring_an_answer_is_assumed_to_take_what_reading_the_weights_does():
+    """Of 16 answers together, each at most 20 tokens behind problems of 25 on average."""
+    shape = guess_shape(135_000_000)
+    facts = Facts(np.array([30, 40, 50, 60]), shape, MACHINE)
+    resolved = resolve_auto(recipe_of(), facts)
+    step = forecast_of(0.18, 12).step_seconds
+    assert step is not None
+    first, later = assume_drawing(resolved, facts, step) or (0.0, 0.0)
+    weights = weight_bytes(shape, value_bytes=4, stored_bits=None)
+    caches = 2 * shape.num_layers * shape.key_width * 4 * 16 * 45
+    assert later == pytest.approx((weights + caches) / CPU_BANDWIDTH + shape.num_layers * BLOCK_SECONDS)
+    assert first == pytest.approx(later + 16 * 25 * 0.18 / (4 * 45) / 3)
+    mac = Machine(True, 64 * 10**9, 48 * 10**9, "Apple M4 Max")
+    quick = assume_drawing(resolved, replace(facts, machine=mac), step * 0.1)
+    assert quick is not None
+    assert quick[1] < later / 10
+    assert assume_drawing(resolved, replace(facts, machine=replace(mac, chip="another")), step) is None
+    silent = add_rollouts(forecast_of(1, 12), resolved, None, 0, 0, on_gpu=False)
+    told = add_rollouts(forecast_of(1, 12), resolved, None, 0, 0, on_gpu=False, assumed=(0.5, 0.1))
+    said = 0.5 + 0.6 * 19 * 0.1
+    assert times(told) == pytest.approx((times(silent)[0] + said, times(silent)[1] + 10 * said))
+    assert told.answers is not None
+    assert told.answers.saying is not None
+    assert (told.answers.saying.low, told.answers.saying.high) == pytest.approx((0.4 * 0.69, 2.5 * 2.97))
+    assert (told.answers.learning, told.answers.is_assumed) == (Range(1, 2.8, 4), True)
 
 
 def test_several_updates_share_a_drawing_and_count_as_steps_of_an_epoch():

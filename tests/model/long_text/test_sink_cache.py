@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlx_lm.models import llama, rope_utils
 from mlx_lm.models.cache import RotatingKVCache
+from tiny_t5 import write_tiny_t5
 
 from mlx_finetune.errors import ModelError
 from mlx_finetune.model.load import load_model
@@ -168,9 +169,12 @@ def test_chunks_cover_every_token_once() -> None:
     assert chunks(30, 16) == [(0, 16), (16, 20), (20, 24), (24, 28), (28, 30)]
 
 
-def test_models_without_rotary_embeddings_are_refused_by_name(tiny_model: TinyModel) -> None:
+def test_models_without_rotary_embeddings_are_refused_by_name(tiny_model: TinyModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"a gpt2 model has learned positions \(model.wpe\)"):
         rotations(load(tiny_model("gpt2")))
+    with pytest.raises(ModelError) as refused:
+        rotations(load(write_tiny_t5(tmp_path, is_tied=True)))
+    assert refused.value.message == "not every layer of a t5 model has full attention and keys and values of its own"
 
 
 def test_a_rotation_that_depends_on_the_length_is_refused() -> None:

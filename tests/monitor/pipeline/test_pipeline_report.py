@@ -103,7 +103,7 @@ def test_figures_over_rows_that_taught_a_stage_are_not_ranked() -> None:
     known = replace(evaluation(3.5, 20), data=Rows("rows.jsonl", "all", 50, num_in_training=40))
     facts = pipeline(evaluation(3.0, 10), known)
     assert set(best(facts).values()) == {()}
-    note = "not ranked: more than one in twenty of these rows stand in the training rows of sft"
+    note = "not ranked: more than one in twenty of these rows taught sft"
     assert evaluation_tables(facts)[0].note == note
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import golden_report
@@ -112,6 +113,18 @@ def test_without_validation_rows_nothing_is_claimed(tmp_path: Path) -> None:
 )
 def test_the_headline_says_how_a_run_ended(last: Event, said: str, tmp_path: Path) -> None:
     assert said in page_of(tmp_path, *ended(last))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "said"),
+    [
+        (0.5714, " steps (57% of the steps of one pass through the data)"),
+        (1.52, " steps (1.5 times through the data)"),
+    ],
+)
+def test_how_far_a_run_came_is_said_in_steps_of_a_pass(epoch: float, said: str, tmp_path: Path) -> None:
+    """12 of 21 steps are 57 %, also where they had 48 of 82 rows."""
+    assert said in page_of(tmp_path, STARTED, step(1), replace(step(2), epoch=epoch))
 
 
 def test_what_was_not_measured_is_called_so(tmp_path: Path) -> None:

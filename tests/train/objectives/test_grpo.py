@@ -30,7 +30,7 @@ from mlx_finetune.model.tokens.tokenizer import load_tokenizer
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.schema import LoraRecipe, Recipe
 from mlx_finetune.train.objective import Live, Living, Objective
-from mlx_finetune.train.objectives.grpo.answers import Policy
+from mlx_finetune.train.objectives.grpo.answers import Policy, Rollout
 from mlx_finetune.train.objectives.grpo.policy import clipped_surrogate, grpo
 from mlx_finetune.train.objectives.grpo.rollouts import Evaluations, Rollouts
 from mlx_finetune.train.objectives.grpo.values import NUM_VALUES, advantages
@@ -175,6 +175,20 @@ def test_a_step_draws_a_group_to_each_problem_and_the_same_again(living, monkeyp
     assert len(values) + values[:, 4].sum() == 12
     assert {row for batch in drawn for row in batch.rows} <= set(rollouts.rows(4))
     assert not rollouts.can_read_ahead
+
+
+def test_padding_never_goes_past_learned_positions(living, tiny_model, monkeypatch):
+    """MLX would read past the end of their table, and what stands there may be no number."""
+    prompt = np.arange(500, dtype=np.int32) % 90 + 5
+    row = Tokens(np.append(prompt, np.int32(7)), np.arange(501) == 500, "rows", 1)
+    stream = Stream([row], batch_size=1, accumulation=1, packed_length=None, seed=1)
+    recipe, model = recipe_of(max_tokens=300), load(tiny_model("gpt2"))
+    long = replace(living, model=model, recipe=recipe, stream=stream, valid=rows_of([row]))
+    policy = Policy(model, living.tokenizer, recipe.grpo)
+    said = [Rollout(tuple(range(5, 5 + 13 - place)), "e" * place, 0.0) for place in range(4)]
+    monkeypatch.setattr(policy, "draw", lambda prompts, seeds: said)
+    monkeypatch.setattr(policy, "reward", lambda reference, answer: float(len(answer)))
+    assert max(batch.tokens.shape[1] - 1 for batch in Rollouts(policy, long).share(0, 0, 1)) == 512
 
 
 def test_groups_of_equal_rewards_are_dropped_and_counted(living, monkeypatch):

@@ -6,7 +6,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_finetune.recipe.preference import PreferenceRecipe, kto_weights, preference_settings
-from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses, share_right
+from mlx_finetune.scoring.picks import share_right
+from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses
 from mlx_finetune.train.step import as_float
 
 LOGPS, REFERENCE, LENGTHS = mx.array([[-10.0, -21.0]]), mx.array([[-11.0, -20.0]]), mx.array([[5.0, 7.0]])
@@ -83,4 +84,4 @@ def test_weights_of_kto_make_both_kinds_weigh_alike(counts, expected):
 
 
 def test_a_tie_is_half_right():
-    assert share_right(mx.array([0.2, 0.0, -0.1])).tolist() == [1.0, 0.5, 0.0]
+    assert share_right(mx.sign(mx.array([0.2, 0.0, -0.1]))).tolist() == [1.0, 0.5, 0.0]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import tomllib
 from typing import TypeVar
 
 import numpy as np
@@ -168,6 +169,47 @@ def test_every_weight_can_be_trained_and_saved(tmp_path, tiny_model, task):
     )
     assert events(run, Evaluated)[-1].loss < events(run, Evaluated)[0].loss
     assert "two sequences a row: the model has learned positions" in run.file(rundir.RESOLVED).read_text()
+
+
+def test_a_run_without_validation_rows_has_a_reference_too(tmp_path, tiny_model):
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    run = train(recipe, overrides=overrides(tmp_path, "dpo", *QUICK, "data.val_split=0.0", "training.max_steps=1"))
+    assert events(run, StepDone)[0].loss == pytest.approx(math.log(2), abs=0.1)  # dropout is on
+    assert not events(run, Evaluated)
+
+
+def test_how_far_answers_moved_is_a_mean_over_an_evaluation_and_not_over_its_batches(tmp_path, tiny_model):
+    quiet = ("lora.dropout=0.0", "training.neftune_alpha=0.0", "preference.beta=1.0", "data.val_split=0.4")
+    size = ("training.max_steps=2", "training.batch_size=4", "training.learning_rate=3e-2", "eval.prompts=[]")
+    found: list[list[float]] = []
+    for microbatch in (1, 4):
+        recipe = write_recipe(tmp_path, tiny_model("llama"), name=f"by-{microbatch}")
+        more = (*quiet, *size, f"hardware.microbatch={microbatch}")
+        run = train(recipe, overrides=overrides(tmp_path, "kto", *more))
+        found.append([one.loss for one in events(run, Evaluated)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0][-1] < found[0][0] - 0.1
+
+
+def test_good_and_bad_answers_weigh_alike_as_often_as_they_are_seen(tmp_path, tiny_model):
+    """8 good answers, seen twice, of which half count double; 16 bad ones seen once."""
+    for name, count, weight in (("good", 8, 2.0), ("bad", 16, 1.0)):
+        rows = [
+            {"prompt": f"{name} {n}?", "completion": f"{n}", "label": name == "good", "weight": weight if n % 2 else 1}
+            for n in range(count)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    sources = "".join(
+        f'[[data.sources]]\npath = "{tmp_path / name}.jsonl"\nweight = {weight}\n'
+        for name, weight in (("good", 2.0), ("bad", 1.0))
+    )
+    lines = [line for line in recipe.read_text().splitlines() if not line.startswith(("path", "val_split", "packing"))]
+    text = "\n".join(lines).replace("[data]", "[data]\nval_split = 0.0")
+    recipe.write_text(f"{text}\n{sources}")
+    run = train(recipe, overrides=("task=kto", *QUICK, "training.max_steps=1"))
+    resolved = tomllib.loads(run.file(rundir.RESOLVED).read_text())["preference"]
+    assert (resolved["good_weight"], resolved["bad_weight"]) == (1.0, 24 / 16)
 
 
 def test_the_weight_of_a_row_multiplies_its_loss(tmp_path, tiny_model):

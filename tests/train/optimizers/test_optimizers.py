@@ -1,8 +1,11 @@
 """Muon, Adafactor and Lion by their formulas (ALGORITHMS.md section 4)."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from t5_adapter import load_t5
 from tiny import write_tiny_model
 
 from mlx_finetune.errors import RecipeError
@@ -11,6 +14,7 @@ from mlx_finetune.hardware.planning.shapes import read_shape
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.inside.parts import flat_arrays
 from mlx_finetune.model.load import load_model
+from mlx_finetune.model.scratch.architecture import Model, ModelArgs
 from mlx_finetune.model.sources.fetch import fetch_model
 from mlx_finetune.recipe.load import load_recipe
 from mlx_finetune.recipe.training import TrainingRecipe
@@ -125,8 +129,26 @@ def test_muon_is_for_hidden_matrices_and_adamw_for_the_rest(tmp_path) -> None:
     }
     state = optimizer.init(parameters)
     assert {name for name in state if "embed" in name} == {f"model.embed_tokens.weight.{m}" for m in "mv"}
-    stacked = {"b.mlp.gate.weight": mx.zeros((4, 8)), "b.mlp.switch_mlp.up_proj.weight": mx.zeros((4, 8, 8))}
-    assert hidden_matrices(stacked, stacked) == {"b.mlp.switch_mlp.up_proj.weight"}
+
+
+def test_muon_takes_experts_and_leaves_their_router() -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+    }
+    args = ModelArgs("own", **sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=4)
+    model = Model(args)
+    experts = {name for name in hidden_matrices(model, flat_arrays(model)) if ".mlp." in name}
+    assert experts == {f"model.layers.0.mlp.switch_mlp.{one}_proj.weight" for one in ("gate", "up", "down")}
+
+
+def test_muon_leaves_tables_inside_blocks_to_adamw(tiny_t5) -> None:
+    model = load_t5(tiny_t5(is_tied=True)).model
+    hidden = hidden_matrices(model, flat_arrays(model))
+    assert {name.split(".")[-2] for name in hidden} == {"q", "k", "v", "o", "wi", "wo"}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "lion"])

@@ -111,7 +111,7 @@ def course_report(course: Course, journal: Journal, samples: Sequence[Sample], *
         reading.stride if reading and reading.num_long else None,
         tuple(points),
         tuple(samples),
-        _sentence(points, columns, course, shared),
+        f"{course.chosen.remark} {_sentence(points, columns, course, shared)}".strip(),
         len({one.row for one in journal.found.values() if one.work == LOSSES and one.error}),
         is_whole,
         course.chosen.unit,

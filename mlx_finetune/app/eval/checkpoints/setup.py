@@ -8,6 +8,7 @@ from pathlib import Path
 from mlx_finetune.app.eval.checkpoints.points import Point, Weights, find_beginning, find_checkpoints, open_checkpoint
 from mlx_finetune.app.eval.prompts import Prompter
 from mlx_finetune.app.eval.rows import Chosen, choose_rows
+from mlx_finetune.app.eval.seen import with_seen
 from mlx_finetune.app.eval.subject import Subject, subject_of
 from mlx_finetune.app.eval.texts import Reading, documents, reading_of
 from mlx_finetune.app.open import Opened, Report
@@ -87,7 +88,7 @@ def prepare_course(
 
 def _chosen(subject: Subject, recipe: Recipe, given: str | None, max_rows: int, base: Path) -> Chosen:
     data = subject.data if recipe.task in _LANGUAGE_TASKS else subject.data.model_copy(update={"format": "auto"})
-    return choose_rows(
+    chosen = choose_rows(
         data,
         base=subject.folder if given is None else base,
         training_base=subject.folder,
@@ -97,6 +98,7 @@ def _chosen(subject: Subject, recipe: Recipe, given: str | None, max_rows: int, 
         shots=0,
         seed=recipe.seed,
     )
+    return with_seen(subject, chosen, given)
 
 
 def _check_task(recipe: Recipe, given: str | None) -> None:

@@ -85,7 +85,16 @@ def sink_report(experiment: Experiment, journal: Journal, *, is_whole: bool) -> 
         ),
         whole.get("inside", {}),
         whole.get("behind", {}),
-        f"{_sentence(whole, values, inside, sizes, seed)}{_joined(experiment.row_tokens, length)}"
+        " ".join(
+            filter(
+                None,
+                (
+                    experiment.chosen.remark,
+                    _sentence(whole, values, inside, sizes, seed),
+                    _joined(experiment.row_tokens, length),
+                ),
+            )
+        )
         if shared
         else "Nothing has been read by all four yet.",
         is_whole,
@@ -127,7 +136,7 @@ def _joined(row_tokens: float, length: int) -> str:
     if row_tokens >= length:
         return ""
     return (
-        f" A text is many rows, of {row_tokens:.0f} tokens on average, one behind the other: a model that saw each row "
+        f"A text is many rows, of {row_tokens:.0f} tokens on average, one behind the other: a model that saw each row "
         "by itself has not learned to read them so (the task perplexity reads each by itself)."
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.app.eval.rows import Chosen, choose_rows
+from mlx_finetune.app.eval.seen import with_seen
 from mlx_finetune.app.eval.subject import Subject, has_no_data
 from mlx_finetune.app.eval.texts import documents
 from mlx_finetune.dataset.formats import Text
@@ -72,6 +73,7 @@ def prepare_experiment(
         shots=0,
         seed=subject.seed,
     )
+    chosen = with_seen(subject, chosen, given)
     if not all(isinstance(row.example, Text) for row in chosen.rows):
         raise UsageError(
             "--sinks reads plain text, and the rows are questions with answers", "name a text: --data FILE"

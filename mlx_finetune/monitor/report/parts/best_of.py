@@ -4,19 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_finetune import rundir
+from mlx_finetune.journal import NOT_NOTED, of_other_weights
 from mlx_finetune.monitor.report.chart import interval_picture
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import Child, Html, code, foreign, older_note, section, table, tag
 from mlx_finetune.monitor.report.typed import read_kept
-from mlx_finetune.rundir import RunDir, of_other_step, weights_step
-from mlx_finetune.scoring.auc import beside_chance
+from mlx_finetune.rundir import RunDir
+from mlx_finetune.scoring.auc import interval_words
 from mlx_finetune.scoring.picks import pair_title, way_title
 from mlx_finetune.units import counted
 
 _MOST = 8
 _HOW_TO_READ = (
     "Several answers were drawn to each problem, and every way picks one of the same answers. Random is what a blind "
-    "pick gives on average; oracle is right where any answer is, the most that a verifier could reach. 95 times of 100 "
+    "pick gives on average; oracle is right where any answer is, the most that a pick could reach. 95 times of 100 "
     "an interval holds the true value."
 )
 
@@ -45,18 +46,34 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class AtN:
-    """What n answers give: any right, and the verifier's best."""
+    """What n answers give: any right, and the best by the scores of a verifier or of a reward model."""
 
     n: int
     any_right: float
     verifier: float | None = None
+    reward_model: float | None = None
+
+    @property
+    def best_scored(self) -> float | None:
+        """The one that is there; both are called a verifier's where they were kept before."""
+        return self.verifier if self.reward_model is None else self.reward_model
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """How often a right answer scores above a wrong one, with its interval, None where the problems give none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    num_problems: int
 
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
     """One best_of/NAME.json; what it has beside this is left to the file. ``remark`` is about its problems, or "".
 
-    ``scorer`` is what gave the scores, in words."""
+    ``scorer`` is what gave the scores, in words, ``verifier`` or ``reward_model`` which model that was."""
 
     name: str
     measured: str
@@ -68,27 +85,32 @@ class BestOf:
     at_n: tuple[AtN, ...]
     remark: str = ""
     scorer: str = "verifier"
-    told_apart: Share | None = None
-    auc: Share | None = None
-    auc_within: Share | None = None
-    step: int | None = None
+    told_apart: Area | None = None
+    auc: Area | None = None
+    auc_within: Area | None = None
+    verifier: str = ""
+    reward_model: str = ""
+    step: int | None = NOT_NOTED
 
 
 def best_of(facts: ReportFacts) -> Html | None:
     """The section; None where no samples were judged."""
     run = RunDir(Path(facts.run.path))
     found, damaged = read_kept(run.file(rundir.BEST_OF), BestOf)
-    now = weights_step(run)
     if not found and not damaged:
         return None
     return section(
         "picks",
         "Picking one of several answers",
         tag("p", _HOW_TO_READ, class_="hint"),
-        *(_comparison(one, of_other_step(one.step, now)) for one in found[:_MOST]),
+        *(_comparison(one, _other_weights(run, one)) for one in found[:_MOST]),
         tag("p", f"{counted(len(found) - _MOST, 'older comparison')} left out.") if len(found) > _MOST else None,
         *(tag("p", code(f"{rundir.BEST_OF}/{name}"), " cannot be read and is left out.") for name in damaged[:20]),
     )
+
+
+def _other_weights(run: RunDir, one: BestOf) -> str:
+    return of_other_weights(run, one.step, measured=one.measured, subject=one.reward_model or one.verifier)
 
 
 def _comparison(one: BestOf, other_weights: str) -> Html:
@@ -138,11 +160,11 @@ def _differences(one: BestOf) -> Html:
 
 def _of_n(one: BestOf) -> Html:
     rows: list[list[Child]] = [["any right (pass@n)", *(f"{at.any_right:.3f}" for at in one.at_n)]]
-    if any(at.verifier is not None for at in one.at_n):
+    if any(at.best_scored is not None for at in one.at_n):
         rows.append(
             [
                 foreign(f"{one.scorer}'s best", 60),
-                *("" if at.verifier is None else f"{at.verifier:.3f}" for at in one.at_n),
+                *("" if at.best_scored is None else f"{at.best_scored:.3f}" for at in one.at_n),
             ]
         )
     return table(("of n answers", *(str(at.n) for at in one.at_n)), rows, class_="figures")
@@ -156,7 +178,7 @@ def _areas(one: BestOf) -> Html | None:
         ("mean of problems", one.told_apart),
     )
     rows: list[list[Child]] = [
-        [title, f"{area.value:.3f}", f"{area.low:.3f} to {area.high:.3f} {beside_chance(area.low, area.high)}".rstrip()]
+        [title, f"{area.value:.3f}", interval_words(area.low, area.high, area.num_problems)]
         for title, area in named
         if area is not None
     ]

@@ -52,7 +52,8 @@ def _what(facts: ReportFacts) -> Iterator[Child]:
     yield f": {counted(steps, 'step')}" if steps >= total else f": {steps:,} of {counted(total, 'step')}"
     if facts.summary.step is not None:
         epoch = facts.summary.step.epoch
-        yield f" ({epoch:.2g} times through the data)" if epoch >= 1 else f" ({epoch:.0%} of the data)"
+        passes = f"{epoch:.2g} times" if epoch >= 1 else f"{epoch:.0%} of the steps of one pass"
+        yield f" ({passes} through the data)"
     if (seconds := train_seconds(facts)) is not None:
         yield f", {format_seconds(seconds)}"
     yield " on "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlx_finetune.journal import of_other_weights
 from mlx_finetune.monitor.report.chart import Chart, Series, draw
 from mlx_finetune.monitor.report.facts import ReportFacts
 from mlx_finetune.monitor.report.markup import (
@@ -18,7 +19,7 @@ from mlx_finetune.monitor.report.markup import (
     tag,
 )
 from mlx_finetune.monitor.report.text_results import SinkExperiment
-from mlx_finetune.rundir import RunDir, of_other_step, weights_step
+from mlx_finetune.rundir import RunDir
 from mlx_finetune.scoring.positions import Loss
 
 MOST = 4
@@ -30,7 +31,7 @@ def sinks(facts: ReportFacts) -> Html | None:
     damaged = [name for name in facts.texts.damaged if name.startswith("sinks/")]
     if not facts.texts.experiments and not damaged:
         return None
-    now = weights_step(RunDir(Path(facts.run.path)))
+    run = RunDir(Path(facts.run.path))
     return section(
         "sinks",
         "Past the context",
@@ -40,7 +41,10 @@ def sinks(facts: ReportFacts) -> Html | None:
             "not kept, those of the first few (the sinks) are often what a model leans on.",
             class_="hint",
         ),
-        *(_experiment(one, of_other_step(one.step, now)) for one in facts.texts.experiments[:MOST]),
+        *(
+            _experiment(one, of_other_weights(run, one.step, measured=one.measured, subject=one.subject))
+            for one in facts.texts.experiments[:MOST]
+        ),
         *(tag("p", code(f"eval/{name}"), " cannot be read and is left out.") for name in damaged[:20]),
     )
 

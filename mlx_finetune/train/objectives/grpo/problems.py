@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-import numpy as np
-
 from mlx_finetune.dataset.token_rows import TokenRows
-from mlx_finetune.dataset.tokens import Tokenizer, Tokens
+from mlx_finetune.dataset.tokens import Tokenizer, Tokens, last_answer
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.scoring.rules import Rule, found
@@ -27,11 +25,8 @@ class Problem:
 
 def problem_of(row: Tokens, tokenizer: Tokenizer) -> Problem:
     """The question of a row of sft and its last answer."""
-    targets = np.flatnonzero(row.loss_mask)
-    start = int(targets[-1])
-    while start > 0 and row.loss_mask[start - 1]:
-        start -= 1
-    reference = tokenizer.decode(row.ids[start : int(targets[-1]) + 1].tolist(), skip_special_tokens=True)
+    start, end = last_answer(row.loss_mask)
+    reference = tokenizer.decode(row.ids[start:end].tolist(), skip_special_tokens=True)
     return Problem(tuple(row.ids[:start].tolist()), reference, f"{row.source}:{row.line}")
 
 

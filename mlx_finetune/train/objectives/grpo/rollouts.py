@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mlx_finetune.dataset.stream import Batch, length_step, make_batch, round_up
 from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.model.answers.sampling import seed_of
+from mlx_finetune.model.inside.segments import learned_positions
 from mlx_finetune.train.objective import Live, Living, Objective
 from mlx_finetune.train.objectives.grpo.answers import Policy, Rollout
 from mlx_finetune.train.objectives.grpo.problems import Problem
@@ -82,6 +83,8 @@ class Rollouts:
         self._microbatch = living.microbatch
         longest = int(self._rows.lengths.max()) + policy.settings.max_tokens
         self._shape_step = length_step(longest)
+        learned = learned_positions(living.model)
+        self._most_positions = round_up(longest, self._shape_step) if learned is None else learned.num_positions
 
     def rows(self, step: int) -> list[int]:
         """The problems of the step."""
@@ -196,7 +199,8 @@ class Rollouts:
         for start in range(0, len(order), self._microbatch):
             chosen = order[start : start + self._microbatch]
             rows = [drawn[place][1] for place in chosen]
-            length = round_up(max(len(row.ids) for row in rows) - 1, self._shape_step)
+            most = max(len(row.ids) for row in rows) - 1
+            length = min(round_up(most, self._shape_step), max(most, self._most_positions))
             group = [[place] for place in range(len(rows))]
             batch = make_batch(rows, group, num_sequences=len(rows), length=length)
             yield chosen, replace(batch, rows=tuple(drawn[place][0] for place in chosen))

@@ -28,11 +28,6 @@ def negative_log_sigmoid(x: mx.array) -> mx.array:
     return mx.logaddexp(mx.array(0.0), -x)
 
 
-def share_right(margins: mx.array) -> mx.array:
-    """1 where the chosen answer is ahead, 0 where it is behind, one half for a tie: equal answers are a coin's toss."""
-    return (mx.sign(margins) + 1) / 2
-
-
 def pair_losses(
     task: str, settings: PreferenceRecipe, logps: mx.array, lengths: mx.array, reference: mx.array | None
 ) -> tuple[mx.array, mx.array]:

@@ -8,17 +8,18 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT, longest_sequences
+from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT
 from mlx_finetune.dataset.stream import Batch
 from mlx_finetune.model.inside.shared_prefix import why_not_shared
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.recipe.preference import PreferenceRecipe, needs_reference, preference_settings
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.scoring.picks import share_right
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective, StepValue, nothing_around
 from mlx_finetune.train.objectives.classify import count_rows
 from mlx_finetune.train.objectives.next_token import read_as
-from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses, share_right
+from mlx_finetune.train.objectives.preference.formulas import kto_losses, pair_losses
 from mlx_finetune.train.objectives.preference.sequences import Sequences, first_answers
 
 SHARE = "preference.share_prompt"
@@ -105,7 +106,6 @@ def _log_probs(task: str, sequences: Sequences) -> Objective:
         is_per_position=False,
         unfold=sequences.unfold,
         around=sequences.around if sequences.is_shared else nothing_around,
-        longest=longest_sequences,
     )
 
 
@@ -132,7 +132,7 @@ def _pair_loss(
         rewards[:, 0],
         rewards[:, 1],
         margins,
-        share_right(margins),
+        share_right(mx.sign(margins)),
         logps[:, 0],
         logps[:, 1],
     ]

@@ -85,7 +85,7 @@ def prepare(given: argparse.Namespace) -> dict[str, Callable[[], Iterator[int]]]
     from mlx_lm.generate import generate_step
 
     from mlx_finetune.app.open import open_name
-    from mlx_finetune.dataset.template import Tokenizer
+    from mlx_finetune.dataset.tokens import Tokenizer
     from mlx_finetune.model.adapters.lora import adapter_layers, attach_adapter, detach_adapter, fix_norms
     from mlx_finetune.model.answers.generate import generate_tokens
     from mlx_finetune.model.answers.sampling import Sampling

@@ -14,7 +14,6 @@ from families import family_tokenizer
 
 from mlx_finetune.dataset.formats import Messages
 from mlx_finetune.dataset.template import tokenize
-from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
 
 GOLDEN = Path(__file__).parent / "golden" / "templates" / "masks.txt"
@@ -70,10 +69,9 @@ def table(folder: Path, templates: Path) -> Iterator[str]:
             suffix = "".join(f", {key} = {str(value).lower()}" for key, value in arguments.items())
             for name, (messages, tools) in CONVERSATIONS.items():
                 example = Messages(messages, tools, "rows.jsonl", 1)
-                try:
-                    split = tokenize([example], tokenizer, data, task="sft")
-                except DataError as error:
-                    yield f"  {name}{suffix}: refused: {error.problems[0].message}"
+                split = tokenize([example], tokenizer, data, task="sft")
+                if not split.rows:
+                    yield f"  {name}{suffix}: refused: {split.report.problems[0].message}"
                     continue
                 learned = " | ".join(repr(tokenizer.decode(row.ids[row.loss_mask].tolist())) for row in split.rows)
                 notes = "".join(f" ({problem.message})" for problem in split.report.problems)

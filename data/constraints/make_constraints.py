@@ -102,8 +102,8 @@ def lookup_rows(kind: str, values: Sequence[str], questions: Sequence[str], coun
     """``count`` rows of a mapping without a rule, by split: each name in other phrasings in each split."""
     table = lookup_table(kind, values, seed)
     splits: list[list[Row]] = [[], [], []]
-    each = -(-count // len(NAMES))
-    for name in NAMES:
+    for place, name in enumerate(NAMES):
+        each = count // len(NAMES) + (place < count % len(NAMES))
         phrasings = Draw(seed, kind, name).shuffled(product(_openings(each), questions))[:each]
         for number, (opening, question) in enumerate(phrasings):
             draw = Draw(seed, kind, name, number)
@@ -265,7 +265,7 @@ def convert(folder: Path) -> dict[str, list[Row]]:
     """The bAbI and StepGame files of ``folder`` and below by split.
 
     Files named test are tests; of the others about every tenth question validates, and another tenth tests where its
-    kind has no test file. Questions that are trained are in no other split, which the files do not see to.
+    kind has no test file. No question is in two splits, which the files do not see to.
     """
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     files = sorted([*folder.rglob("qa*_*.txt"), *folder.rglob("stepgame_*.jsonl")])
@@ -278,9 +278,10 @@ def convert(folder: Path) -> dict[str, list[Row]]:
                 "test" if "_test" in file.name or (place == 9 and not has_test) else "valid" if place == 0 else "train"
             )
             splits[side].append(row | {"source": f"{file.name}:{number + 1}"})
-    trained = {row["prompt"] for row in splits["train"]}
-    for split in SPLITS[1:]:  # the files repeat stories
-        splits[split] = [row for row in splits[split] if row["prompt"] not in trained]
+    taken = set[str]()
+    for split in ("train", "test", "valid"):  # the files repeat stories
+        splits[split] = [row for row in splits[split] if row["prompt"] not in taken]
+        taken |= {row["prompt"] for row in splits[split]}
     return splits
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import mlx.nn as nn
 
 from mlx_finetune.dataset.read import read_rows
-from mlx_finetune.dataset.template import Tokenizer, render_prompt
-from mlx_finetune.dataset.tokens import Message
+from mlx_finetune.dataset.template import render_prompt
+from mlx_finetune.dataset.tokens import Message, Tokenizer
 from mlx_finetune.dataset.turns import TurnError, read_turns
 from mlx_finetune.errors import DataError, MlxftError, Problem
 from mlx_finetune.model.answers.batches import BatchDecoder, Piece, Request

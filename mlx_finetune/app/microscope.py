@@ -15,7 +15,7 @@ from mlx_finetune.app.eval.verdict import BASE, TUNED
 from mlx_finetune.app.open import Report
 from mlx_finetune.dataset.corpus import load_splits
 from mlx_finetune.dataset.formats import Example
-from mlx_finetune.dataset.template import tokenize
+from mlx_finetune.dataset.template import refuse_empty, tokenize
 from mlx_finetune.dataset.token_losses import Measured, Microscope, hash_result, write_microscope
 from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.typical_rows import check_lines, rows_at_lines, typical_rows
@@ -95,8 +95,8 @@ def _rows(subject: Subject, lines: Sequence[int], given: str, base: Path) -> tup
     if lines:
         check_lines(lines, (example.line for example in examples), what)
         examples = [example for example in examples if example.line in lines]
-    made = tokenize(examples, subject.opened.tokenizer, data, task=subject.task, base=folder, split="valid")
-    rows = rows_of(made.rows)
+    made = tokenize(examples, subject.opened.tokenizer, data, task=subject.task, base=folder)
+    rows = rows_of(refuse_empty(made, data, "valid", subject.opened.info.context_length).rows)
     if lines:
         return rows, rows_at_lines(rows, lines, f"{what} that can be used")
     defaults = EvalRecipe.model_validate({})

@@ -1,8 +1,8 @@
 """One pass over data files that finds what a user should know before training; nothing is tokenised here.
 
-Memory is bounded: 28 bytes a row (content hash, place, length), twice that while repeats are looked for, 24 more
-where rows have labels, and the problems kept: 5 million rows without labels peaked at 0.36 GB. Speed: 34,000 short
-conversations a second of processor time (``benchmarks/data_check_speed.py``, 2-core x86, 2026).
+Memory is bounded: 28 bytes a row (content hash, place, length), twice that while repeats are looked for, 28 more
+where rows have labels or preferences, and the problems kept: 5 million rows without these peaked at 0.36 GB. Speed:
+34,000 short conversations a second of processor time (``benchmarks/data_check_speed.py``, 2-core x86, 2026).
 """
 
 import collections
@@ -25,6 +25,7 @@ from mlx_finetune.dataset.formats import (
     example_of,
 )
 from mlx_finetune.dataset.inspect import inspect_example
+from mlx_finetune.dataset.judged import JudgedScan
 from mlx_finetune.dataset.kinds import formats_for, is_trainable, refused_format
 from mlx_finetune.dataset.label_check import LabelScan
 from mlx_finetune.dataset.labels import check_labels, sorted_labels
@@ -90,6 +91,7 @@ class _Scan:
         self.file_numbers = array("I")
         self.roles: collections.Counter[str] = collections.Counter()
         self.labels = LabelScan()
+        self.judged = JudgedScan(self.warnings)
         self.turns: collections.Counter[int] = collections.Counter()
 
     def add(self, example: Example, split: str) -> None:
@@ -100,8 +102,9 @@ class _Scan:
         self.lengths.append(_num_characters(example))
         for message, hint in inspect_example(example, content):
             self.warnings(Problem(f"{example.source}:{example.line}", message, hint))
+        self.judged.add(example, content, split)
         if isinstance(example, Labelled):
-            self.labels.add(example, content, split, len(self.keys) - 1)
+            self.labels.add(example, split)
         if isinstance(example, Messages):
             self.turns[len(example.messages)] += 1
             self.roles.update([str(turn["role"]) for turn in example.messages])
@@ -130,7 +133,8 @@ def check_files(
             check_labels(sorted_labels(counts), scan.files[0].source)
         except DataError as error:
             scan.errors(Problem("", error.message, error.hint))
-    scan.labels.warn(scan.warnings, scan.files[0].source if scan.files else "", scan.place)
+    scan.labels.warn(scan.warnings, scan.files[0].source if scan.files else "")
+    scan.judged.finish()
     num_duplicates, num_leaks = _repeats(scan)
     rows: dict[str, int] = {}
     for file in scan.files:

@@ -2,7 +2,7 @@
 
 Nothing is left out silently: one malformed row stops a training before its first step. Memory is that of the
 examples, about 1.5 kB and the text for each row, up to ``KEPT_ROWS``; more are read again whenever they are needed,
-and 13 bytes a row are kept.
+and 13 bytes a row are kept, 28 more where rows have labels or preferences.
 """
 
 import hashlib
@@ -16,13 +16,14 @@ from pathlib import Path
 from mlx_finetune.dataset.corrections import contradicted, correction_of, first_bytes, prompt_of
 from mlx_finetune.dataset.examples import FileExamples, SplitFile, read_file, stamps_of
 from mlx_finetune.dataset.formats import Example, FormatCounter, example_of
+from mlx_finetune.dataset.judged import JudgedScan
 from mlx_finetune.dataset.kinds import formats_for, is_trainable, refused_format
 from mlx_finetune.dataset.problems import Findings, RowError
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.sources.columnar import table_files
 from mlx_finetune.dataset.sources.locate import Located, locate
 from mlx_finetune.dataset.sources.opening import FileProblem, refuse_special
-from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key, group_of
+from mlx_finetune.dataset.split import TEST, TRAIN, VALID, choose_sides, content_key, content_of, group_of, key_of
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.recipe.data import DataRecipe
 
@@ -40,7 +41,8 @@ _REPLACED = 255  # the side of a correction that a later one of the same prompt 
 class Splits:
     """The examples of a recipe. ``content_hash`` is the SHA-256 of all files' bytes, in order; ``format`` of the first.
 
-    ``problems`` are warnings (duplicates across given files, sides left empty); ``counts`` has the rows of each split.
+    ``problems`` are warnings (duplicates across given files, sides left empty, rows against each other); ``counts`` has
+    the rows of each split.
     The last ``num_corrections`` of the training rows are corrections. ``note`` says how few rows were divided, or "".
     """
 
@@ -162,6 +164,8 @@ class _Reading:
         self._task = task
         self._is_given = is_given
         self.findings = Findings()
+        self.warnings = Findings(shown_per_kind=1)
+        self.judged = JudgedScan(self.warnings)
         self.keys = {name: array("Q") for name in (*_SPLITS, CORRECTED)}
         self.prompt_keys = array("Q")  # of the corrections
         self.groups = array("I")  # the number of each training row's label, where rows have labels
@@ -170,7 +174,9 @@ class _Reading:
         self._spare_rows = kept_rows
 
     def add(self, split: str, example: Example) -> None:
-        self.keys[split].append(content_key(example))
+        content = content_of(example)
+        self.keys[split].append(key_of(content))
+        self.judged.add(example, content, split)
         if split == "train":
             self.groups.append(self._group_numbers.setdefault(group_of(example), len(self._group_numbers)))
         if self.examples is not None:
@@ -213,6 +219,13 @@ class _Reading:
             self.prompt_keys.append(content_key(prompt_of(example)))
             self.add(one.split, replace(example, weight=one.weight))
 
+    def said_by_rows(self) -> Sequence[Problem]:
+        """Warnings of labels and preferences; none of rows named on a command line, which are not those trained on."""
+        if self._is_given:
+            return ()
+        self.judged.finish()
+        return self.warnings.problems()
+
     def sides_of_corrections(self) -> bytes:
         """TRAIN for each correction but those that a later one replaces."""
         last = {key: place for place, key in enumerate(self.prompt_keys)}
@@ -243,6 +256,7 @@ def _split(
     valid = given["valid"] or examples("train", sides, VALID)
     test = given["test"] or examples("train", sides, TEST)
     warnings = [*_leaks(keys, given)] if has_valid or has_test else []
+    warnings += reading.said_by_rows()
     held_out = {key for key, side in zip(keys["train"], sides, strict=True) if side != TRAIN}
     if not held_out.isdisjoint(keys[CORRECTED]):
         message = "a correction is a validation or test row too, word for word: its loss there says little"

@@ -3,7 +3,7 @@
 The same walk as in training (``template.py``), one row at a time; what is shown is what would be trained.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Example, Labelled, Preference, Text
-from mlx_finetune.dataset.pairs import answer_draft
+from mlx_finetune.dataset.pairs import Fate, answer_draft, pair_fate, row_fate
 from mlx_finetune.dataset.problems import show
 from mlx_finetune.dataset.tokens import Encoded, Tokenizer
 from mlx_finetune.dataset.walk import Draft, Walk
@@ -42,24 +42,20 @@ class ExplainedRow:
     notes: tuple[str, ...]
 
 
+_Explained = tuple[list[tuple[str, tuple[ExplainedToken, ...]]], list[str]]
+
+
 def explain(
     examples: Iterable[Example], tokenizer: Tokenizer, data: DataRecipe, *, task: str, base: Path | None = None
 ) -> Iterator[ExplainedRow]:
     """One or more explained rows for each example, in order."""
     for example in examples:
         walk = Walk(tokenizer, data, task=task, base=base)
-        rows: list[tuple[str, tuple[ExplainedToken, ...]]] = []
-        refusal = ""
-        try:
-            drafts = _drafts(walk, example, task)
-        except DataError as error:
-            drafts, refusal = [], error.message
-        for name, draft in drafts:
-            try:
-                rows.append((name + draft.method, _explain_draft(walk, draft, tokenizer)))
-            except DataError as error:
-                refusal = error.message
-        notes = tuple(problem.message for problem in walk.problems()) + ((refusal,) if refusal else ()) + _told(example)
+        if isinstance(example, Preference) and task in TWO_ANSWER_TASKS:
+            rows, said = _explain_answers(walk, example, tokenizer, data)
+        else:
+            rows, said = _explain_sequences(walk, example, tokenizer)
+        notes = tuple(dict.fromkeys((*(problem.message for problem in walk.problems()), *said, *_told(example))))
         for method, tokens in rows or [("", ())]:
             yield ExplainedRow(example.source, example.line, method, tokens, notes)
 
@@ -73,17 +69,69 @@ def _told(example: Example) -> tuple[str, ...]:
     return ()
 
 
-def _drafts(walk: Walk, example: Example, task: str) -> list[tuple[str, Draft]]:
-    """The sequences of a row, those of a preference task by what they are: each answer with its prompt."""
-    if not (isinstance(example, Preference) and task in TWO_ANSWER_TASKS):
-        return [("", draft) for draft in walk.drafts(example)]
-    names = ("good", "bad") if task == "kto" else ("chosen", "rejected")
-    answers = zip(names, (example.chosen, example.rejected), strict=True)
-    made = [(f"{name}; ", answer_draft(walk, example, answer)) for name, answer in answers if answer is not None]
-    return [(name, draft) for name, draft in made if draft is not None]
+def _explain_sequences(walk: Walk, example: Example, tokenizer: Tokenizer) -> _Explained:
+    """Each sequence that is made of a row, by itself."""
+    rows: list[tuple[str, tuple[ExplainedToken, ...]]] = []
+    said: list[str] = []
+    for draft in walk.drafts(example):
+        try:
+            sequence = _read(walk, draft, tokenizer)
+        except DataError as error:
+            said.append(error.message)
+            continue
+        ids, mask = sequence.ids, sequence.mask
+        keeps = np.ones(len(ids), dtype=np.bool_)
+        kept = walk.fitted(draft, ids, mask)
+        if len(kept) != 1 or len(kept[0][0]) != len(ids):
+            keeps[:] = len(kept) > 1  # split: every token is in one of the pieces
+            if len(kept) == 1:
+                keeps = _kept(ids, kept[0][0], tokenizer)
+        rows.append((draft.method, sequence.explained(keeps)))
+    return rows, said
 
 
-def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer) -> tuple[ExplainedToken, ...]:
+def _explain_answers(walk: Walk, example: Preference, tokenizer: Tokenizer, data: DataRecipe) -> _Explained:
+    """Each answer with its prompt; what becomes of one becomes of the other."""
+    is_pair = example.chosen is not None and example.rejected is not None
+    answers = zip(
+        ("chosen", "rejected") if is_pair else ("good", "bad"), (example.chosen, example.rejected), strict=True
+    )
+    found: list[tuple[str, _Sequence]] = []
+    said: list[str] = []
+    for name, answer in answers:
+        try:
+            draft = None if answer is None else answer_draft(walk, example, answer)
+            if draft is not None:
+                found.append((f"{name}; {draft.method}", _read(walk, draft, tokenizer)))
+        except DataError as error:
+            said.append(error.message)
+    fate = Fate("refused")
+    if len(found) == 1 + is_pair:
+        first, second = ((one.ids, one.mask) for _, one in (found[0], found[-1]))
+        fate = (pair_fate if is_pair else row_fate)(first, second, data, tokenizer.bos_token_id)
+    rows = [(method, one.explained(fate.kept(len(one.ids)))) for method, one in found]
+    return rows, [*said, *([fate.message] if fate.message else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A whole sequence, however long, with the text of each token. The one more token of a judged answer, which is
+    never read, has no text."""
+
+    ids: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+    texts: Sequence[str]
+
+    def explained(self, keeps: NDArray[np.bool_]) -> tuple[ExplainedToken, ...]:
+        """The tokens with their states, those cut that are not kept."""
+        states: list[State] = [
+            "cut" if not k else "learned" if m else "read" for m, k in zip(self.mask, keeps, strict=True)
+        ]
+        return tuple(ExplainedToken(*token) for token in zip(self.ids.tolist(), self.texts, states, strict=False))
+
+
+def _read(walk: Walk, draft: Draft, tokenizer: Tokenizer) -> _Sequence:
+    """Raises ``DataError`` where the sequence is refused."""
     encoding = walk.without_merged_border(draft, tokenizer.encode(draft.text))
     ids, mask = walk.ids_and_mask(draft, encoding)
     texts = _texts(draft.text, encoding)
@@ -94,16 +142,7 @@ def _explain_draft(walk: Walk, draft: Draft, tokenizer: Tokenizer) -> tuple[Expl
     if walk.behind_prompt and draft.spans:
         cut = encoding.first_from(draft.spans[0][0])
         texts[cut:cut] = [tokenizer.decode([token]) for token in walk.behind_prompt]
-    keeps = np.ones(len(ids), dtype=np.bool_)
-    kept = walk.fitted(draft, ids, mask)
-    if len(kept) != 1 or len(kept[0][0]) != len(ids):
-        keeps[:] = len(kept) > 1  # split: every token is in one of the pieces
-        if len(kept) == 1:
-            keeps = _kept(ids, kept[0][0], tokenizer)
-    states: list[State] = ["cut" if not k else "learned" if m else "read" for m, k in zip(mask, keeps, strict=True)]
-    count = len(ids) - draft.is_judged  # the one more token of a judged answer is never read
-    shown = zip(ids[:count].tolist(), texts[:count], states[:count], strict=True)
-    return tuple(ExplainedToken(*token) for token in shown)
+    return _Sequence(ids, mask, texts[: len(ids) - draft.is_judged])
 
 
 def _texts(text: str, encoding: Encoded) -> list[str]:

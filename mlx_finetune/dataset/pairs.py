@@ -9,14 +9,14 @@ KTO's estimate of how far the policy has moved, and a fifth value says whether t
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_finetune.dataset.formats import Example, Messages, Preference
-from mlx_finetune.dataset.template import BATCH_ROWS, nothing_left, tokenize
+from mlx_finetune.dataset.template import BATCH_ROWS, tokenize
 from mlx_finetune.dataset.token_rows import RowsBuilder, TokenRows
 from mlx_finetune.dataset.tokens import Encoded, Tally, TokenizedSplit, Tokenizer, TokenizeReport, Tokens, Totals
 from mlx_finetune.dataset.turns import Turn
@@ -41,14 +41,11 @@ def tokenize_preferences(
     task: str,
     progress: Callable[[int, int], None] | None = None,
     base: Path | None = None,
-    split: str = "",
-    may_be_empty: bool = False,
 ) -> TokenizedSplit:
     """Rows of pairs, or of single answers for ``kto``, in the order of ``examples``.
 
     Each sequence has at most ``data.max_seq_length`` tokens; a row that is longer in one of them is dropped or loses
-    the beginning of its prompt. Raises ``DataError`` for rows of another kind, naming the task that they fit, and,
-    unless it ``may_be_empty``, where examples were given but none is left.
+    the beginning of its prompt. Raises ``DataError`` for rows of another kind, naming the task that they fit.
     """
     rows = _PreferenceRows(tokenizer, data, task=task, base=base)
     builder, totals = RowsBuilder(), Totals()
@@ -64,8 +61,6 @@ def tokenize_preferences(
     found = builder.finish()
     totals.longest = int(longest_sequences(found).max(initial=0)) if len(found) else 0
     report = rows.report(totals, done)
-    if done and not totals.num_rows and not may_be_empty:
-        raise nothing_left(report, data, split)
     return TokenizedSplit(found if totals.num_rows else (), report)
 
 
@@ -77,15 +72,11 @@ def tokenize_rows(
     task: str,
     progress: Callable[[int, int], None] | None = None,
     base: Path | None = None,
-    split: str = "",
-    may_be_empty: bool = False,
 ) -> TokenizedSplit:
     """Rows as ``task`` learns from them, whichever task that is. Raises ``ModelError`` for a model of another kind."""
     check_task(task, tokenizer, "this model")
     make = tokenize_preferences if task in TWO_ANSWER_TASKS else tokenize
-    return make(
-        examples, tokenizer, data, task=task, progress=progress, base=base, split=split, may_be_empty=may_be_empty
-    )
+    return make(examples, tokenizer, data, task=task, progress=progress, base=base)
 
 
 def sequence_lengths(rows: TokenRows, task: str) -> NDArray[np.int64]:
@@ -122,18 +113,65 @@ def answer_sequences(walk: Walk, example: Preference) -> dict[str, TokenSequence
 
 
 def fitted_sequences(walk: Walk, example: Preference, data: DataRecipe, bos: int | None) -> dict[str, TokenSequence]:
-    """``answer_sequences``, cut as in training. Raises ``DataError`` too where one is too long to be trained on."""
+    """``answer_sequences``, cut as in training. Raises ``DataError`` too where training leaves the row out."""
     found = answer_sequences(walk, example)
     first, last = next(iter(found.values())), list(found.values())[-1]
-    prefix, longest = shared_length(first, last), max(len(ids) for ids, _ in found.values())
-    front = kept_front(first[0][:prefix], longest, data, bos)
-    if front is None:
-        raise DataError(f"{longest} tokens are more than max_seq_length = {data.max_seq_length}")
-    unlearned = np.zeros(len(front), np.bool_)
+    fate = row_fate(first, last, data, bos)
+    if fate.is_left_out:
+        raise DataError(fate.message)
+    prefix = shared_length(first, last)
+    kept = fate.kept(prefix)
+    unlearned = np.zeros(np.count_nonzero(kept), np.bool_)
     return {
-        name: (np.concatenate([front, ids[prefix:]]), np.concatenate([unlearned, mask[prefix:]]))
+        name: (np.concatenate([ids[:prefix][kept], ids[prefix:]]), np.concatenate([unlearned, mask[prefix:]]))
         for name, (ids, mask) in found.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a row: its outcome and the sentence about it, "" where it is taken as it is.
+
+    Of its prompt the tokens from ``begin`` to ``end`` are cut: all that are too many, behind the token that begins
+    every text.
+    """
+
+    outcome: str = ""
+    message: str = ""
+    begin: int = 0
+    end: int = 0
+
+    @property
+    def is_left_out(self) -> bool:
+        """True where nothing of the row is trained on."""
+        return self.outcome not in ("", "cut")
+
+    def kept(self, length: int) -> NDArray[np.bool_]:
+        """Which of the first ``length`` tokens of both sequences remain."""
+        place = np.arange(length)
+        return np.full(length, not self.is_left_out) & ((place < self.begin) | (place >= self.end))
+
+
+def pair_fate(first: TokenSequence, second: TokenSequence, data: DataRecipe, bos: int | None) -> Fate:
+    """What becomes of a pair of answers, each with its prompt."""
+    if np.array_equal(first[0], second[0]):
+        return Fate("same_answers", "chosen and rejected are the same")
+    return row_fate(first, second, data, bos)
+
+
+def row_fate(first: TokenSequence, second: TokenSequence, data: DataRecipe, bos: int | None) -> Fate:
+    """What becomes of a row of two sequences; ``bos`` is the token that begins every text, None where none does."""
+    if not first[1].any() or not second[1].any():
+        return Fate("no_target", "an answer without a token")
+    length = max(len(first[0]), len(second[0]))
+    cut = length - data.max_seq_length
+    if cut <= 0:
+        return Fate()
+    what = f"{length} tokens are more than max_seq_length = {data.max_seq_length}"
+    begin = int(bos is not None and first[0][0] == bos)
+    if data.truncation == "drop" or begin + cut >= shared_length(first, second):
+        return Fate("too_long", f"{what}: dropped")
+    return Fate("cut", f"{what}: {cut} tokens of the prompt were cut at the front", begin, begin + cut)
 
 
 class _PreferenceRows:
@@ -157,10 +195,7 @@ class _PreferenceRows:
         for example, first, second in zip(examples, found[::2], found[1::2], strict=True):
             if first is None or second is None:
                 continue
-            if np.array_equal(first[0], second[0]):
-                self._note("same_answers", example, "chosen and rejected are the same")
-                continue
-            row = self._row(example, first, second, ())
+            row = self._row(example, first, second, (), pair_fate(first, second, self._data, self._bos))
             rows += [row] if row else []
         return rows
 
@@ -171,11 +206,13 @@ class _PreferenceRows:
         others = [_only_answer(example) for example, _ in [*usable[1:], *usable[:1]]]
         mismatched = self.sequences([(example, other) for (example, _), other in zip(usable, others, strict=True)])
         rows: list[Tokens] = []
-        for (example, own), other in zip(usable, mismatched, strict=True):
-            ids, mask = other or own
+        for (example, own), found in zip(usable, mismatched, strict=True):
+            ids, mask = found or own
             # What is longer than max_seq_length is cut at the front of both, or dropped for its own length.
             limit = max(self._data.max_seq_length, len(own[0]))
-            row = self._row(example, own, (ids[:limit], mask[:limit]), (float(example.chosen is not None),))
+            other = (ids[:limit], mask[:limit])
+            fate = row_fate(own, other, self._data, self._bos)
+            row = self._row(example, own, other, (float(example.chosen is not None),), fate)
             rows += [row] if row else []
         return rows
 
@@ -221,22 +258,20 @@ class _PreferenceRows:
         return draft
 
     def _row(
-        self, example: Preference, first: TokenSequence, second: TokenSequence, more: tuple[float, ...]
+        self,
+        example: Preference,
+        first: TokenSequence,
+        second: TokenSequence,
+        more: tuple[float, ...],
+        fate: Fate,
     ) -> Tokens | None:
-        """Prefix, first and second in one row; None where it does not fit (tallied)."""
-        if not first[1].any() or not second[1].any():
-            self._note("no_target", example, "an answer without a token")
+        """Prefix, first and second in one row; None where it is left out. What becomes of it is tallied."""
+        if fate.outcome:
+            self._note(fate.outcome, example, fate.message)
+        if fate.is_left_out:
             return None
-        prefix, longest = shared_length(first, second), max(len(first[0]), len(second[0]))
-        front = kept_front(first[0][:prefix], longest, self._data, self._bos)
-        if longest > self._data.max_seq_length:
-            what = f"{longest} tokens are more than {self._data.max_seq_length}"
-            if front is None:
-                self._note("too_long", example, f"{what}: dropped")
-            else:
-                self._note("cut", example, f"{what}: {prefix - len(front)} tokens of the prompt were cut at the front")
-        if front is None:
-            return None
+        prefix = shared_length(first, second)
+        front = first[0][:prefix][fate.kept(prefix)]
         ids = np.concatenate([front, first[0][prefix:], second[0][prefix:]])
         mask = np.concatenate([np.zeros(len(front), np.bool_), first[1][prefix:], second[1][prefix:]])
         lengths = (float(len(front)), float(len(first[0]) - prefix), float(len(second[0]) - prefix))
@@ -268,19 +303,6 @@ def shared_length(first: TokenSequence, second: TokenSequence) -> int:
     differing = np.flatnonzero(first[0][:length] != second[0][:length])
     common = int(differing[0]) if len(differing) else length
     return max(1, min(common, int(first[1].argmax()), int(second[1].argmax())))
-
-
-def kept_front(front: NDArray[np.int32], longest: int, data: DataRecipe, bos: int | None) -> NDArray[np.int32] | None:
-    """What is kept of the tokens that an example's sequences begin with, the longest of which has ``longest``.
-
-    Where that is too many, the end behind a beginning-of-text token, with ``keep-end``; None: it does not fit.
-    """
-    cut = longest - data.max_seq_length
-    if cut <= 0:
-        return front
-    start = front[:1] if bos is not None and front[0] == bos else front[:0]
-    cut += len(start)
-    return None if data.truncation == "drop" or cut >= len(front) else np.concatenate([start, front[cut:]])
 
 
 def _only_answer(example: Preference) -> tuple[Turn, ...]:

@@ -39,6 +39,22 @@ def content_of(example: Example) -> str:
     return f"{_squeeze(example.text)}{_FIELD}{example.label}"
 
 
+def judgement_of(example: Example, content: str) -> tuple[str, str] | None:
+    """What a row judges and its verdict: a text and its label, an answer and its mark, two answers and the better one.
+
+    ``content`` is that of the example. None where it judges nothing, as two answers that are the same.
+    """
+    if isinstance(example, Labelled):
+        label = str(example.label)
+        return content[: -len(label) - 1], label
+    if not isinstance(example, Preference):
+        return None
+    *asked, chosen, rejected = content.split(_PART)
+    if example.chosen is None or example.rejected is None:
+        return _PART.join((*asked, chosen + rejected)), group_of(example)
+    return None if chosen == rejected else (_PART.join((*asked, *sorted((chosen, rejected)))), chosen)
+
+
 def key_of(content: str) -> int:
     """The first 64 bits of the SHA-256 of ``content``."""
     return int.from_bytes(hashlib.sha256(content.encode("utf-8")).digest()[:8], "big")
@@ -55,7 +71,10 @@ def position(key: int) -> float:
 
 
 def group_of(example: Example) -> str:
-    """The label of a labelled row, of which training keeps at least one; all other rows are of one group."""
+    """The label of a labelled row or of an answer marked by itself, of which training keeps at least one; all other
+    rows are of one group."""
+    if isinstance(example, Preference) and (example.chosen is None or example.rejected is None):
+        return "good" if example.rejected is None else "bad"
     return str(example.label) if isinstance(example, Labelled) else ""
 
 

@@ -18,8 +18,8 @@ from mlx_finetune.dataset.labels import renumbered, sorted_labels
 from mlx_finetune.dataset.token_rows import RowsBuilder
 from mlx_finetune.dataset.tokens import (
     Encoded,
-    Encoding,
     Message,
+    Outcome,
     Tally,
     TokenizedSplit,
     Tokenizer,
@@ -33,8 +33,6 @@ from mlx_finetune.recipe.data import DataRecipe
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
-
-__all__ = ["Encoding", "TokenizeReport", "TokenizedSplit", "Tokenizer", "Tokens", "render_prompt", "tokenize"]
 
 BATCH_ROWS = 256
 
@@ -59,15 +57,12 @@ def tokenize(
     task: str,
     progress: Callable[[int, int], None] | None = None,
     base: Path | None = None,
-    split: str = "",
-    may_be_empty: bool = False,
 ) -> TokenizedSplit:
     """Rows of at most ``data.max_seq_length`` tokens with their masks, in the order of ``examples``.
 
     ``progress`` is called with (examples done, all examples). ``base`` is the folder a prompt template's path starts
     from. Labels become numbers, the first value of each row; the report names them. Raises ``DataError`` for rows that
-    the task has no use for, and, unless it ``may_be_empty``, where examples were given
-    but none is left; it then says which ``split`` (train, valid or test) they are.
+    the task has no use for.
     """
     walk = Walk(tokenizer, data, task=task, base=base)
     builder = RowsBuilder()
@@ -92,24 +87,43 @@ def tokenize(
             progress(done, len(examples))
     report = walk.report(totals, done, methods, tally)
     labels = sorted_labels(report.labels)
-    if done and not totals.num_rows and not may_be_empty:
-        raise nothing_left(report, data, split)
     numbered = renumbered(builder.finish(), report.labels, labels) if totals.num_rows else ()
     return TokenizedSplit(numbered, replace(report, labels=labels))
 
 
-def nothing_left(report: TokenizeReport, data: DataRecipe, split: str) -> DataError:
-    """The error that no row of ``split`` can be used, with every way out and the first rows of each kind."""
+def refuse_empty(made: TokenizedSplit, data: DataRecipe, split: str, context: int | None) -> TokenizedSplit:
+    """``made`` of the rows of ``split`` (train, valid or test). Raises ``DataError`` where there were some and none is
+    left."""
+    if made.report.num_examples and not made.report.num_rows:
+        raise nothing_left(made.report, data, split, context)
+    return made
+
+
+def nothing_left(report: TokenizeReport, data: DataRecipe, split: str, context: int | None) -> DataError:
+    """The error that no row of ``split`` can be used, with every way out and the first rows of each kind.
+
+    ``context`` is how many tokens the model reads at most, None where that has no end.
+    """
     what = _SPLIT_NAMES[split]
     which = f"the only {what}row" if report.num_examples == 1 else f"none of the {report.num_examples:,} {what}rows"
     can = "cannot be used" if report.num_examples == 1 else "can be used"
     problems = tuple(problem for outcome in report.outcomes.values() for problem in outcome.shown())
     hint = next((problem.hint for problem in problems if problem.hint), "correct these rows")
-    if report.count("too_long"):
-        hint = 'raise data.max_seq_length, or keep the end of long rows with data.truncation = "keep-end"'
+    if any(not problem.hint for problem in report.outcomes.get("too_long", Outcome()).rows):
+        hint = _room_for(data, context)
     if split == "valid" and data.val_split and data.valid is None:
         hint += "; without a validation file a larger data.val_split takes more rows, 0 trains without validation"
     return DataError(f"{which} {can}", hint, problems)
+
+
+def _room_for(data: DataRecipe, context: int | None) -> str:
+    """What helps rows that are too long."""
+    ways: list[str] = []
+    if context is None or data.max_seq_length < context:
+        ways.append(f"raise data.max_seq_length{'' if context is None else f', to {context} at most'}")
+    if data.truncation == "drop":
+        ways.append('keep the end of long rows with data.truncation = "keep-end"')
+    return ", or ".join(ways) or f"shorten these rows: the model reads {context} tokens at most"
 
 
 def _encoded(examples: Iterable[Example], walk: Walk, tokenizer: Tokenizer, task: str) -> Iterator[_Batch]:

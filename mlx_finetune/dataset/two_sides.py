@@ -26,7 +26,7 @@ def two_sided(prompt: NDArray[np.int32], answer: NDArray[np.int32], edges: Edges
 
 
 def fit(
-    ids: NDArray[np.int32], mask: NDArray[np.bool_], data: DataRecipe, note: Callable[[str, str], None]
+    ids: NDArray[np.int32], mask: NDArray[np.bool_], data: DataRecipe, note: Callable[[str, str, str], None]
 ) -> list[Row]:
     """The row within both limits; none where it is left out. ``note`` is told what was too long or cut.
 
@@ -36,15 +36,19 @@ def fit(
     num_source, num_target, limit = source_length(mask), int(np.count_nonzero(mask)), data.max_seq_length
     if num_target > data.max_target_length:
         longest = f"max_target_length = {data.max_target_length}"
-        note("too_long", f"the answer's {num_target} tokens are more than {longest}: dropped")
+        note(
+            "too_long",
+            f"the answer's {num_target} tokens are more than {longest}: dropped",
+            "raise data.max_target_length",
+        )
         return []
     if num_source <= limit:
         return [(ids, mask)]
     problem = f"the prompt's {num_source} tokens are more than max_seq_length = {limit}"
     if data.truncation == "drop":
-        note("too_long", f"{problem}: dropped")
+        note("too_long", f"{problem}: dropped", "")
         return []
-    note("cut", f"{problem}: cut at the front")
+    note("cut", f"{problem}: cut at the front", "")
     return [(ids[num_source - limit :], mask[num_source - limit :])]
 
 

@@ -199,7 +199,7 @@ class Walk:
     ) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
         """The row within its limits: as it is, cut, in pieces, or not at all; tallied."""
         if self._edges is not None:
-            return fit(ids, mask, self._data, lambda outcome, message: self.note(outcome, draft.example, message))
+            return fit(ids, mask, self._data, lambda outcome, *said: self.note(outcome, draft.example, *said))
         return [(ids, mask)] if len(ids) <= self._data.max_seq_length else self.shorten(draft, ids, mask)
 
     def note(self, outcome: str, example: Example, message: str, hint: str = "") -> None:

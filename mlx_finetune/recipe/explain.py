@@ -7,6 +7,7 @@ the same pass as wrong values.
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -29,6 +30,8 @@ _REQUIRED: Mapping[KeyPath, str] = {
 }
 #: What people write where TOML has no word.
 _NOTHING = ("null", "None", "none", "nil", "~")
+#: A section that a sentence names.
+_SECTION = re.compile(r"\[(\w+)\]")
 #: Enough rounds for wrong values, then rules inside sections, then rules between them.
 _ROUNDS = 8
 
@@ -119,13 +122,21 @@ def _missing(path: KeyPath) -> Finding:
 
 
 def _broken_rule(path: KeyPath, rule: str, values: Values) -> Finding:
-    """A rule between keys: it belongs to the last key it names that is written in the file."""
+    """A rule between keys: it belongs to the last key it names (``SECTION.KEY`` from outside) that is written, or else
+    to a section."""
     message, _, hint = rule.rpartition("; ")
-    table = _at(values, path)
-    written = list(table) if isinstance(table, Mapping) else []  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
-    named = [name for name in message.split("`")[1::2] if name in written]
+    named = [(*path, *name.split(".")) for name in (*_SECTION.findall(message), *message.split("`")[1::2])]
+    written = [name for name in named if _is_written(values, name)]
     section = f"{_label(path)} " if path else ""
-    return Finding((*path, named[-1]) if named else path, section + message, hint)
+    return Finding(written[-1] if written else path, section + message, hint)
+
+
+def _is_written(values: Values, path: KeyPath) -> bool:
+    try:
+        _at(values, path)
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
 
 
 def _wrong_value(path: KeyPath, value: object) -> Finding:

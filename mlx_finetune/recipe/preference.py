@@ -88,7 +88,8 @@ def unused_problems(task: str, section: PreferenceRecipe | None) -> list[str]:
         return [f"[preference] goes with the tasks {', '.join(PREFERENCE_TASKS)}, and `task` is {task!r}; remove it"]
     used = used_keys(task)
     return [
-        f"`{key}` = {value} is not used by task {task!r}; remove it (it has {', '.join(used)})"
+        f"`preference.{key}` = {value} is not used by task {task!r}, which has {', '.join(used)}; remove it, or "
+        f"take it away with --set preference.{key}="
         for key, value in section.model_dump(exclude_none=True).items()
         if key not in used
     ]

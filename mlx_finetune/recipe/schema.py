@@ -230,12 +230,15 @@ def _not_of_preferences(task: str, data: DataRecipe) -> list[str]:
     """What [data] asks for that makes no sense for two answers to one prompt."""
     problems: list[str] = []
     if not data.mask_prompt:
-        problems.append(f"`mask_prompt` = false with task {task!r}: only answers are compared; remove `mask_prompt`")
+        problems.append(
+            f"`data.mask_prompt` = false with task {task!r}: only answers are compared; remove `mask_prompt`"
+        )
     if data.packing is True:
-        problems.append(f"`packing` = true with task {task!r}: a row holds two answers; remove `packing`")
+        problems.append(f"`data.packing` = true with task {task!r}: a row holds two answers; remove `packing`")
     if data.truncation == "split":
         problems.append(
-            f'`truncation` = "split" with task {task!r}: half an answer cannot be compared; write "drop" or "keep-end"'
+            f'`data.truncation` = "split" with task {task!r}: half an answer cannot be compared; write "drop" or '
+            '"keep-end"'
         )
     return problems
 

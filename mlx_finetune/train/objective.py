@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from mlx_finetune.dataset.ahead import Steps
 from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.stream import Batch, Stream
-from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer
 from mlx_finetune.dataset.token_rows import TokenRows
+from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.schema import Recipe
@@ -40,7 +40,6 @@ class ReadRows(Protocol):
         data: DataRecipe,
         base: Path,
         progress: Callable[[int, int], None] | None,
-        split: str,
     ) -> TokenizedSplit: ...
 
 

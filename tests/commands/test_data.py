@@ -138,7 +138,7 @@ def test_a_validation_set_without_a_row_that_can_be_used_is_an_error(
     assert told.return_value == 1
     lines = told.stderr.splitlines()
     assert lines[0] == "error: the only validation row cannot be used"
-    assert lines[1].startswith("hint: raise data.max_seq_length, or keep the end of long rows with data.truncation =")
+    assert lines[1].startswith("hint: raise data.max_seq_length, to 512 at most, or keep the end of long rows with ")
     assert any(line.startswith("warning: long.jsonl:1: ") and line.endswith(": dropped") for line in lines)
     assert lines[-1].startswith("1 error, ")
     report = json.loads(run("check", path, *named, "--json").stdout)
@@ -184,6 +184,24 @@ def test_a_reward_model_reads_the_last_token_of_an_answer_too(
         assert words in found.stderr
     with pytest.raises(DataError, match=f"has {longest} tokens, but .* reads at most {longest - 1}"):
         train(path)
+
+
+def test_a_longer_limit_is_no_way_out_where_the_model_reads_no_more(
+    folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(tiny_model("llama"), folder / "short")
+    config = json.loads((model / "config.json").read_bytes())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    path = recipe(folder, model)
+    monkeypatch.setenv("MLXFT_CACHE", str(folder / "cache"))
+    (folder / "good.jsonl").write_text(json.dumps({"prompt": "question " * 9, "completion": "answer " * 40}))
+    keep_end = 'keep the end of long rows with data.truncation = "keep-end"'
+    for limit, hint in ((10, f"raise data.max_seq_length, to 20 at most, or {keep_end}"), (20, keep_end)):
+        given = ("--set", "data.val_split=0", "--set", f"data.max_seq_length={limit}")
+        assert run("check", path, *given).stderr.splitlines()[1] == f"hint: {hint}"
+        with pytest.raises(DataError) as refused:
+            train(path, overrides=given[1::2])
+        assert refused.value.hint == hint
 
 
 def test_every_row_that_is_left_out_is_counted_with_its_reason_and_the_way_out(

@@ -159,10 +159,9 @@ def test_a_date_in_a_template_is_pinned_and_said(family: Callable[[str], ModelTo
 
 def test_a_tool_call_the_template_would_drop_is_refused(family: Callable[[str], ModelTokenizer]) -> None:
     messages, tools = CONVERSATIONS["tools used"]
-    with pytest.raises(DataError) as caught:
-        tokenize([Messages(messages, tools, "rows.jsonl", 7)], family("trl-phi3"), DATA, task="sft")
-    assert caught.value.problems[0].where == "rows.jsonl:7"
-    assert "leaves out the tool call of turn 2" in caught.value.problems[0].message
+    split = tokenize([Messages(messages, tools, "rows.jsonl", 7)], family("trl-phi3"), DATA, task="sft")
+    assert split.report.problems[0].where == "rows.jsonl:7"
+    assert "leaves out the tool call of turn 2" in split.report.problems[0].message
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -197,9 +196,8 @@ def test_content_never_becomes_a_control_id_and_the_mask_fits(
 def test_a_marker_stitched_together_by_the_template_is_refused(family: Callable[[str], ModelTokenizer]) -> None:
     """SmolLM3's template deletes ``/no_think`` from the system turn; what remains is ``<|im_end|>``."""
     messages = ({"role": "system", "content": "a<|im_/no_thinkend|>b"}, user("q"), assistant("a"))
-    with pytest.raises(DataError) as caught:
-        tokenize([Messages(messages, None, "rows.jsonl", 3)], family("HuggingFaceTB-SmolLM3-3B"), DATA, task="sft")
-    assert "makes a control marker" in caught.value.problems[0].message
+    split = tokenize([Messages(messages, None, "rows.jsonl", 3)], family("HuggingFaceTB-SmolLM3-3B"), DATA, task="sft")
+    assert "makes a control marker" in split.report.problems[0].message
 
 
 def test_a_prompt_out_of_which_the_template_makes_a_marker_is_refused(family: Callable[[str], ModelTokenizer]) -> None:
@@ -230,6 +228,5 @@ def test_a_template_on_a_tokenizer_without_its_markers_is_refused_by_what_it_end
     folder = family_folder(tmp_path / "plain", "gemma", "")
     path = shared("models", "templates", "trl-llama3.jinja")
     tokenizer = load_tokenizer(folder, chat_template=str(path))
-    with pytest.raises(DataError) as caught:
-        tokenize([Messages((user("q"), assistant("a")), None, "f", 1)], tokenizer, DATA, task="sft")
-    assert "without an end-of-turn token" in caught.value.problems[0].message
+    split = tokenize([Messages((user("q"), assistant("a")), None, "f", 1)], tokenizer, DATA, task="sft")
+    assert "without an end-of-turn token" in split.report.problems[0].message

@@ -9,7 +9,9 @@ from conftest import shared
 from tiny import write_tiny_model
 
 from mlx_finetune.dataset.corpus import load_splits
+from mlx_finetune.dataset.explain import explain
 from mlx_finetune.dataset.pairs import longest_sequences, shared_length, tokenize_preferences
+from mlx_finetune.dataset.template import refuse_empty
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.errors import DataError
 from mlx_finetune.model.tokens.tokenizer import load_tokenizer
@@ -30,7 +32,7 @@ def read(tmp_path, tokenizer, rows, task="dpo", **more):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = data(path, **more)
     splits = load_splits(recipe, base=tmp_path, task=task)
-    return tokenize_preferences(splits.train, tokenizer, recipe, task=task, may_be_empty=True)
+    return tokenize_preferences(splits.train, tokenizer, recipe, task=task)
 
 
 def parts(row, tokenizer):
@@ -158,8 +160,9 @@ def test_what_leaves_no_row_is_said_with_the_first_rows_and_how_many_more(tmp_pa
     rows = [{"prompt": f"Why {n}?" + "?" * 90, "chosen": "a", "rejected": "b"} for n in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = data(tmp_path / "rows.jsonl", max_seq_length=32)
+    examples = load_splits(recipe, base=tmp_path, task="dpo").train
     with pytest.raises(DataError) as caught:
-        tokenize_preferences(load_splits(recipe, base=tmp_path, task="dpo").train, tokenizer, recipe, task="dpo")
+        refuse_empty(tokenize_preferences(examples, tokenizer, recipe, task="dpo"), recipe, "train", None)
     assert len(caught.value.problems) == 5
     assert caught.value.problems[-1].message.endswith("(and 25 more like it)")
 
@@ -169,6 +172,40 @@ def test_pairs_are_refused_where_they_do_not_fit(tmp_path, tokenizer, task):
     with pytest.raises(DataError) as caught:
         read(tmp_path, tokenizer, [{"prompt": "Why?", "chosen": "a", "rejected": "b"}], task=task)
     assert "preference pairs" in caught.value.message
+
+
+@pytest.mark.parametrize("truncation", ["drop", "keep-end"])
+@pytest.mark.parametrize("task", ["dpo", "kto"])
+def test_a_preview_shows_of_both_answers_what_is_trained_on(tmp_path, tokenizer, task, truncation):
+    """Of a pair one of whose answers is too long nothing is, or both lose as much of their prompt."""
+    texts = [
+        ("Why?", "yes " * 30, "no"),
+        ("Why is that? " * 4, "yes", "no no no"),
+        ("Why?", "yes", "no"),
+        ("a", "b", "b"),
+    ]
+    rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in texts]
+    if task == "kto":
+        rows = [{"prompt": prompt, "completion": chosen, "label": True} for prompt, chosen, _ in texts]
+    keys = {"max_seq_length": 30, "truncation": truncation}
+    split = read(tmp_path, tokenizer, rows, task, **keys)
+    trained = {row.line: row for row in split.rows}
+    examples = load_splits(data(tmp_path / "rows.jsonl"), base=tmp_path, task=task).train
+    shown = list(explain(examples, tokenizer, data("-", **keys), task=task))
+    assert len(trained) == 1 + (truncation == "keep-end") + (task == "kto")
+    for line in range(1, 5):
+        sequences = [[token for token in one.tokens if token.state != "cut"] for one in shown if one.line == line]
+        assert len(sequences) == (2 if task == "dpo" else 1)
+        kept = [[token.id for token in tokens] for tokens in sequences]
+        if line not in trained:
+            assert kept == [[]] * len(sequences)
+            continue
+        prefix, first = (int(value) for value in trained[line].values[:2])
+        ids = trained[line].ids.tolist()
+        assert kept == [ids[: prefix + first], ids[:prefix] + ids[prefix + first :]][: len(kept)]
+        assert [token.state == "learned" for token in sequences[0]] == trained[line].loss_mask[
+            : prefix + first
+        ].tolist()
 
 
 def test_the_prefix_ends_before_the_first_target():

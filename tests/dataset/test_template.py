@@ -18,7 +18,8 @@ from mlx_finetune.dataset.formats import (
     to_example,
 )
 from mlx_finetune.dataset.read import read_rows
-from mlx_finetune.dataset.template import TokenizedSplit, render_prompt, tokenize
+from mlx_finetune.dataset.template import refuse_empty, render_prompt, tokenize
+from mlx_finetune.dataset.tokens import TokenizedSplit
 from mlx_finetune.errors import DataError, Problem
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.data import DataRecipe
@@ -149,7 +150,7 @@ def test_one_question_and_answer_need_no_chat_template(base: ModelTokenizer) -> 
 
 def test_more_turns_without_a_chat_template_are_refused_with_the_way_out(base: ModelTokenizer) -> None:
     with pytest.raises(DataError, match="the only row cannot be used") as caught:
-        run(base, talk("q", "a", "q", "a"))
+        refuse_empty(run(base, talk("q", "a", "q", "a")), settings(), "", None)
     assert "has no chat template" in caught.value.problems[0].message
     assert "instruction-tuned" in caught.value.problems[0].hint
 
@@ -183,17 +184,15 @@ def test_a_template_that_writes_no_end_of_turn_is_refused(tmp_path: Path) -> Non
         "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    with pytest.raises(DataError) as caught:
-        run(load_tokenizer(tmp_path, chat_template=str(tmp_path / "t.jinja")), talk("q", "no"))
-    assert "without an end-of-turn token (it ends in 'no\\n')" in caught.value.problems[0].message
+    split = run(load_tokenizer(tmp_path, chat_template=str(tmp_path / "t.jinja")), talk("q", "no"))
+    assert "without an end-of-turn token (it ends in 'no\\n')" in refusal(split).message
 
 
 def test_tags_that_mark_nothing_are_refused(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "t.jinja").write_text(CHATML + "{% if false %}{% generation %}{% endgeneration %}{% endif %}")
-    with pytest.raises(DataError) as caught:
-        run(load_tokenizer(tmp_path, chat_template=str(tmp_path / "t.jinja")), talk("q", "yes"))
-    assert "tags of the chat template mark nothing" in caught.value.problems[0].message
+    split = run(load_tokenizer(tmp_path, chat_template=str(tmp_path / "t.jinja")), talk("q", "yes"))
+    assert "tags of the chat template mark nothing" in refusal(split).message
 
 
 def test_an_assistant_turn_with_the_templates_own_markers_is_refused(chat: ModelTokenizer) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_finetune.dataset.explain import explain
 from mlx_finetune.dataset.formats import Instruction, Messages, Text
-from mlx_finetune.dataset.template import render_prompt, tokenize
+from mlx_finetune.dataset.template import nothing_left, render_prompt, tokenize
 from mlx_finetune.dataset.two_sides import check_task
 from mlx_finetune.errors import DataError, ModelError
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
@@ -31,7 +31,7 @@ def example(prompt: str = "is this the one", answer: str = "it is", context: str
 
 
 def rows_of(tokenizer: ModelTokenizer, recipe: DataRecipe, *examples: Any):
-    return tokenize(list(examples), tokenizer, recipe, task="seq2seq", may_be_empty=True)
+    return tokenize(list(examples), tokenizer, recipe, task="seq2seq")
 
 
 def test_a_row_is_prompt_and_answer_each_with_its_end_mark(tokenizer: ModelTokenizer) -> None:
@@ -84,6 +84,8 @@ def test_each_side_has_its_own_limit(tokenizer: ModelTokenizer) -> None:
     assert "max_seq_length = 20: dropped" in problems[0]
     assert "the answer's" in problems[1]
     assert "max_target_length = 6: dropped" in problems[1]
+    answer_alone = rows_of(tokenizer, recipe, example(answer="the " * 9))
+    assert nothing_left(answer_alone.report, recipe, "train", None).hint == "raise data.max_target_length"
     kept = rows_of(tokenizer, recipe.model_copy(update={"truncation": "keep-end"}), long)
     assert kept.report.count("cut") == 1
     (row,) = kept.rows

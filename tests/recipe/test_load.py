@@ -201,6 +201,19 @@ def test_rules_between_sections_are_reported_beside_wrong_values(errors: Errors)
     assert [message.split(" ")[0] for message in errors(text)] == ["r.toml:1:", "r.toml:2:", "r.toml:8:"]
 
 
+def test_a_rule_between_sections_stands_on_the_line_of_the_key_it_names(errors: Errors):
+    lora = "[lora]\nalpha = 32\n"
+    hint = "which has beta, gamma, share_prompt / remove it, or take it away with --set preference.alpha="
+    problem = f"`preference.alpha` = 1.0 is not used by task 'simpo', {hint}"
+    text = GOOD + lora + "[preference]\nbeta = 0.1\nalpha = 1.0\n"
+    assert errors(text, "task=simpo") == [f"r.toml:9: {problem}"]
+    assert errors(GOOD + lora, "task=simpo", "preference.alpha=1") == [f"--set preference.alpha=1: {problem}"]
+    places = [one.split(" ")[0] for one in errors(f'task = "dpo"\n{GOOD}mask_prompt = false\npacking = true\n')]
+    assert places == ["r.toml:6:", "r.toml:7:"]
+    (found,) = errors(GOOD + "[preference]\nbeta = 0.1\n")
+    assert found.startswith("r.toml:5: [preference] goes with the tasks dpo,")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

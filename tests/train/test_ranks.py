@@ -21,7 +21,7 @@ from ring import QUIET, TIMEOUT, environment, hostfile, kill_rank, numbers, rank
 from small_runs import course, train, write_recipe
 
 from mlx_finetune.dataset.stream import Stream, deal, pieces_for
-from mlx_finetune.dataset.template import Tokens
+from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.errors import DataError, MlxftError
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.checkpoints.commit import newest_checkpoint

@@ -17,7 +17,7 @@ from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import Outcome, Tally, TokenizeReport
 from mlx_finetune.errors import Problem
 from mlx_finetune.events import Phase
-from mlx_finetune.model.files.config import context_length, read_config, too_long
+from mlx_finetune.model.files.config import context_of, too_long
 from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.fetch import LocalModel
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
@@ -69,7 +69,7 @@ def count_tokens(recipe: Recipe, splits: Splits, base: Path, report: Callable[[P
 def _count(name: str, examples: Sequence[Example], recipe: Recipe, tokenizer: ModelTokenizer, base: Path) -> _Counted:
     """Every row whole, then those that are too long as the recipe treats them."""
     data = recipe.data.model_copy(update={"max_seq_length": NO_LIMIT, "truncation": "drop"})
-    whole = tokenize_rows(examples, tokenizer, data, task=recipe.task, base=base, may_be_empty=True)
+    whole = tokenize_rows(examples, tokenizer, data, task=recipe.task, base=base)
     rows = rows_of(whole.rows)
     places = [(row.source, row.line) for row in rows]
     lengths = sequence_lengths(rows, recipe.task)
@@ -77,7 +77,7 @@ def _count(name: str, examples: Sequence[Example], recipe: Recipe, tokenizer: Mo
     if not long:
         return _Counted(name, lengths, whole.report, len(rows), *_longest(rows, lengths))
     chosen = [example for example in examples if (example.source, example.line) in long]
-    again = tokenize_rows(chosen, tokenizer, recipe.data, task=recipe.task, base=base, may_be_empty=True)
+    again = tokenize_rows(chosen, tokenizer, recipe.data, task=recipe.task, base=base)
     by_length = {kind: outcome for kind, outcome in again.report.outcomes.items() if kind in _BY_LENGTH}
     outcomes = _sum_of(whole.report.outcomes, by_length)
     is_short = np.array([place not in long for place in places])
@@ -95,8 +95,8 @@ def _longest(rows: TokenRows, lengths: NDArray[np.integer]) -> tuple[int, str]:
 
 def _problems(parts: Sequence[_Counted], recipe: Recipe, local: LocalModel) -> Iterator[Problem]:
     """What a training would refuse: splits without a row, which are among the outcomes, and what no model reads."""
-    errors = [nothing_left(part.report, recipe.data, part.name) for part in parts if not part.num_usable]
-    context = context_length(read_config(local.folder))
+    context = context_of(local.folder)
+    errors = [nothing_left(part.report, recipe.data, part.name, context) for part in parts if not part.num_usable]
     first = max(parts, key=lambda part: part.longest, default=None)
     if first is not None and context is not None and num_read(first.longest, recipe.task) > context:
         errors.append(too_long(first.where, first.longest, local.name, context))

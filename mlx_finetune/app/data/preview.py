@@ -22,7 +22,7 @@ from mlx_finetune.dataset.kinds import task_for, words_for
 from mlx_finetune.dataset.pairs import tokenize_rows
 from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer, TokenizeReport
 from mlx_finetune.dataset.visible import harmless
-from mlx_finetune.errors import DataError, UsageError
+from mlx_finetune.errors import UsageError
 from mlx_finetune.events import Phase
 from mlx_finetune.model.scratch.begin import recipe_model
 from mlx_finetune.model.sources.catalogue import cache_folder, cached_models, find_entry, hub_cache_folder
@@ -162,13 +162,7 @@ def summary_lines(recipe: Recipe, report: TokenizeReport, num_rows: int, *, in_c
 
 
 def _count(splits: Splits, tokenizer: Tokenizer, recipe: Recipe, base: Path) -> TokenizedSplit:
-    examples = splits.train[:COUNTED_ROWS]
-    try:
-        return tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base)
-    except DataError as error:
-        if not error.problems:
-            raise
-        return TokenizedSplit((), TokenizeReport(num_examples=len(examples), template=tokenizer.template_name))
+    return tokenize_rows(splits.train[:COUNTED_ROWS], tokenizer, recipe.data, task=recipe.task, base=base)
 
 
 def _as_json(recipe: Recipe, rows: Sequence[ExplainedRow], report: TokenizeReport) -> dict[str, object]:

@@ -16,7 +16,7 @@ from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
 from mlx_finetune.app.eval.measures import LOSS, Measure, RowKind, measures_of
 from mlx_finetune.app.eval.places import JOURNAL_END, JSON_END
-from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
+from mlx_finetune.app.eval.verdict import MODEL, TUNED
 from mlx_finetune.dataset.kinds import formats_for, wanted_rows
 from mlx_finetune.dataset.problems import show
 from mlx_finetune.errors import RunError
@@ -229,13 +229,12 @@ def _num_tested(compared: Compared) -> int:
 
 
 def _names(first: RunDir, second: RunDir) -> tuple[str, str]:
-    """The folders' own names where they differ, else their paths, else A and B."""
-    for names in (
-        (first.path.name, second.path.name),
-        (str(first.path), str(second.path)),
-    ):
-        if names[0] != names[1] and BASE not in names and TUNED not in names:
-            return names
+    """The shortest ends of the folders' paths that tell them apart, else A and B."""
+    parts = [run.path.parts for run in (first, second)]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = [str(Path(*one[-count:])) for one in parts]
+        if names[0] != names[1]:
+            return names[0], names[1]
     return "A", "B"
 
 

@@ -22,7 +22,8 @@ def table(results: Sequence[Result], first: str, second: str) -> Iterator[str]:
     shown = [one for one in results if one.measure.is_shown]
     sides = list(dict.fromkeys(side for one in shown for side in one.figures))
     if any(one.change for one in shown):
-        yield f"{'':<{TITLE}}{shorten(first, 8):>9}{shorten(second, 8):>9}   {'change':<8}{'95 % interval'}"
+        heads = "".join(f"{head:>9}" for head in _heads(first, second))
+        yield f"{'':<{TITLE}}{heads}   {'change':<8}{'95 % interval'}"
         for one in shown:
             yield _row(one, first, second).rstrip()
         sides = [side for side in sides if side not in (first, second)]
@@ -34,6 +35,14 @@ def table(results: Sequence[Result], first: str, second: str) -> Iterator[str]:
             figure = one.figures[side]
             title = shorten(one.measure.title, TITLE - 3)
             yield f"  {title:<{TITLE - 2}}{value(figure):>9}   {span(figure)}"
+
+
+def _heads(first: str, second: str) -> tuple[str, str]:
+    """Two names in columns of 8: their beginnings, their ends where these tell them apart, else first and second."""
+    names = (first, second)
+    begun = tuple(shorten(name, 8) for name in names)
+    ended = tuple(shorten(name[::-1], 8)[::-1] for name in names)
+    return next(((one, other) for one, other in (begun, ended) if one != other), ("first", "second"))
 
 
 def value(figure: Figure) -> str:

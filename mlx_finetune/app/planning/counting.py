@@ -13,6 +13,7 @@ from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.pairs import sequence_lengths, tokenize_rows
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.stats import Lengths, summarize_lengths
+from mlx_finetune.dataset.template import refuse_empty
 from mlx_finetune.dataset.token_rows import rows_of
 from mlx_finetune.dataset.tokens import TokenizeReport
 from mlx_finetune.errors import DataError
@@ -59,7 +60,12 @@ def count_tokens(
 
     tokenizer = load_tokenizer(local.folder, chat_template=recipe.data.chat_template)
     split, valid = (
-        tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base, split=name)
+        refuse_empty(
+            tokenize_rows(examples, tokenizer, recipe.data, task=recipe.task, base=base),
+            recipe.data,
+            name,
+            shape.context_length,
+        )
         for name, examples in (("train", splits.train), ("valid", splits.valid))
     )
     rows = rows_of(split.rows)

@@ -1,7 +1,8 @@
 """Which questions a trace asks: held-out rows of the run, each with its right answer and wrong ones of the same kind.
 
 The wrong answers stand in the column ``wrong`` (or ``candidates``, ``distractors``) of a row; where there is none, they
-are answers of other held-out rows of the same category. A text without a question has none: the loss of its first
+are answers of other held-out rows of the same category. A row that names its right answer as a wrong one is refused
+in a file for probes, and else not asked. A text without a question has none: the loss of its first
 tokens is followed. Where nothing can be asked, the weights are compared all the same.
 """
 
@@ -12,6 +13,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from mlx_finetune.app.eval.rows import data_of
 from mlx_finetune.app.eval.subject import Subject, has_no_data
@@ -19,14 +21,15 @@ from mlx_finetune.dataset.conversation import prompt_and_reference
 from mlx_finetune.dataset.corpus import load_splits, locate_sources
 from mlx_finetune.dataset.examples import read_file
 from mlx_finetune.dataset.formats import Example, Instruction, Messages, Preference, Text
-from mlx_finetune.dataset.problems import Findings
+from mlx_finetune.dataset.problems import Findings, RowError, show
 from mlx_finetune.dataset.split import content_key
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.dataset.tokens import Tokens
-from mlx_finetune.errors import DataError, UsageError
+from mlx_finetune.errors import DataError, Problem, UsageError
 from mlx_finetune.recipe.data import DataRecipe
 
 WRONG_COLUMNS = ("wrong", "candidates", "distractors")
+_OF_ALL = "candidates"  # those hold the right answer too
 MOST_WRONG = 7
 DRAWN_WRONG = 3
 MOST_CATEGORIES = 50
@@ -109,11 +112,16 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
         raise NoProbesError("nothing is held out: the data of this run has no test and no validation rows", ASK_OTHERS)
     examples: Sequence[Example] = splits.test or splits.valid or splits.train
     columns = _read_columns(data, folder, examples)
-    asked = [
-        one
-        for example in examples
-        if (one := ask_about(example, columns.get((example.source, example.line), {}), category)) is not None
-    ]
+    asked, findings = list[_Asked](), Findings()
+    for example in examples:
+        try:
+            one = ask_about(example, columns.get((example.source, example.line), {}), category)
+        except RowError as error:
+            findings(error.problem)
+            continue
+        asked += [] if one is None else [one]
+    if findings.count and is_given:
+        raise DataError(*_contradicting(findings), problems=findings.problems())
     if not asked:
         raise _unusable(given, f"are no questions with answers (task = {subject.task!r})")
     if is_asked and not any(category in fields for fields in columns.values()):
@@ -124,9 +132,20 @@ def choose_probes(subject: Subject, given: str | None, *, per_category: int, cat
     if not probes:
         raise _unusable(given, "can be no probes: all are too long, or have no answer")
     lack = "" if any(probe.answers[0] for probe in probes) else "the rows are texts, whose loss is followed"
+    lack = _contradicting(findings)[0] if findings.count else lack
     return Probes(
         tuple(probes), {"test": "test", "valid": "validation", "train": "all"}[name], data.source_of(name), lack
     )
+
+
+def _contradicting(findings: Findings) -> tuple[str, str]:
+    """What is wrong with the rows that contradict themselves, and how to mend it."""
+    first, count = findings.problems()[0], findings.count
+    one, more = (
+        f"{first.where}: {first.message}",
+        f"{count} rows name the right answer as a wrong one, first {first.where}",
+    )
+    return one if count == 1 else more, "take it out of the wrong answers"
 
 
 def _unusable(given: str | None, why: str) -> DataError:
@@ -152,16 +171,21 @@ def _read_columns(
 def ask_about(example: Example, fields: Mapping[str, object], category: str) -> _Asked | None:
     """What is asked about a row with the columns ``fields``, without tokens; None for rows of other kinds.
 
-    The rejected answer of a preference is its wrong one.
+    The rejected answer of a preference is its wrong one. Raises ``RowError`` where the right answer is among the wrong.
     """
     if isinstance(example, Preference):
         return _asked_pair(example, _category(fields, category))
     if not isinstance(example, Text | Instruction | Messages):
         return None
-    right = prompt_and_reference(example)[1]
-    listed = next((fields[column] for column in WRONG_COLUMNS if isinstance(fields.get(column), list)), [])
-    texts = [text for text in listed if isinstance(text, str) and text and text != right]  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
-    return _Asked(example, _category(fields, category), tuple(dict.fromkeys(texts))[:MOST_WRONG])  # pyright: ignore[reportUnknownArgumentType]
+    right = prompt_and_reference(example)[1].strip()
+    column = next((column for column in WRONG_COLUMNS if isinstance(fields.get(column), str | list)), "")
+    value = fields.get(column, [])
+    listed = cast("list[object]", [value] if isinstance(value, str) else value)
+    texts = [text for text in listed if isinstance(text, str) and text.strip()]
+    wrong = tuple(dict.fromkeys(text for text in texts if text.strip() != right))
+    if column != _OF_ALL and len(wrong) < len(set(texts)):
+        raise RowError(Problem(f"{example.source}:{example.line}", f"`{column}` holds the right answer {show(right)}"))
+    return _Asked(example, _category(fields, category), wrong[:MOST_WRONG])
 
 
 def _category(fields: Mapping[str, object], column: str) -> str:
@@ -230,7 +254,7 @@ def _tokenized(chosen: Sequence[_Asked], subject: Subject, data: DataRecipe, fol
     if all(isinstance(example, Text) for example in examples):
         limit = min(TEXT_TOKENS, data.max_seq_length)
         data = data.model_copy(update={"max_seq_length": limit, "truncation": "split"})
-    made = tokenize(examples, subject.opened.tokenizer, data, task=_task(subject), base=folder, may_be_empty=True)
+    made = tokenize(examples, subject.opened.tokenizer, data, task=_task(subject), base=folder)
     by_line: dict[int, list[Tokens]] = {}
     for row in made.rows:
         by_line.setdefault(row.line, []).append(row)

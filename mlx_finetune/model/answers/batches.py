@@ -22,7 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_finetune.dataset.template import Tokenizer
+from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.errors import MlxftError, ModelError
 from mlx_finetune.model.answers.caches import extend, keep, merged, plain_caches, taken
 from mlx_finetune.model.answers.generate import PREFILL_TOKENS, Answer, Piece, PromptCache, Request, cpu_forms

@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_finetune.dataset.template import Tokenizer
+from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.errors import MlxftError, ModelError, UsageError
 from mlx_finetune.model.answers.constrain import Constraint, Grammar
 from mlx_finetune.model.answers.endings import Endings

@@ -55,6 +55,11 @@ def context_length(config: Mapping[str, object]) -> int | None:
     return None if config.get("model_type") == "t5" else first_number(config, *_CONTEXT_KEYS)
 
 
+def context_of(folder: Path) -> int | None:
+    """``context_length`` of the model in ``folder``."""
+    return context_length(read_config(folder))
+
+
 def too_long(where: str, length: int, name: str, context: int) -> DataError:
     """Of a row that the model cannot read as a whole, and how it can be trained on."""
     return DataError(

@@ -9,7 +9,7 @@ import numpy as np
 from mlx_finetune.dataset.formats import Example
 from mlx_finetune.dataset.pairs import tokenize_rows
 from mlx_finetune.dataset.stream import Batch, round_up
-from mlx_finetune.dataset.template import TokenizedSplit, Tokenizer
+from mlx_finetune.dataset.tokens import TokenizedSplit, Tokenizer
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.train.losses import Head
 from mlx_finetune.train.objective import Arrays, Objective, ReadRows
@@ -50,8 +50,7 @@ def read_as(task: str) -> ReadRows:
         data: DataRecipe,
         base: Path,
         progress: Callable[[int, int], None] | None,
-        split: str,
     ) -> TokenizedSplit:
-        return tokenize_rows(examples, tokenizer, data, task=task, progress=progress, base=base, split=split)
+        return tokenize_rows(examples, tokenizer, data, task=task, progress=progress, base=base)
 
     return read_rows

@@ -32,6 +32,7 @@ from mlx_finetune.model.adapters.files import hash_adapter
 from mlx_finetune.model.adapters.lora import (
     AdapterSpec,
 )
+from mlx_finetune.model.files.config import context_of
 from mlx_finetune.model.heads.scorer import ScorerRun
 from mlx_finetune.model.inside.segments import check_packable
 from mlx_finetune.model.inside.split import SplitModel
@@ -119,7 +120,7 @@ def prepare(
     if adapter is not None and (notice := check_base(adapter, local)) is not None:
         emit(notice)
     tokenizer = _load_tokenizer(asked, local, base)
-    rows = read_rows(asked, objective, tokenizer, base, report, corrections)
+    rows = read_rows(asked, objective, tokenizer, base, report, corrections, context=context_of(local.folder))
     facts = with_scorers(read_facts(local.folder, rows, asked, objective, num_processes=ranks.size), scorers, asked)
     facts = with_profile(facts, asked, uses_tuned=uses_tuned and not decided)
     resolved = _resolve(_with_prompt_template(_recipe_of(asked, decided, base, ranks), tokenizer, rows), facts, ranks)

@@ -17,6 +17,7 @@ from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT, num_read, sequence_lengt
 from mlx_finetune.dataset.prompts import is_template_text
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
+from mlx_finetune.dataset.template import refuse_empty
 from mlx_finetune.dataset.token_cache import CachedSplits, TokenCache, cache_key, code_hash
 from mlx_finetune.dataset.token_rows import TokenRows, rows_of
 from mlx_finetune.dataset.tokens import TokenizedSplit, TokenizeReport
@@ -84,12 +85,15 @@ def read_rows(
     base: Path,
     emit: Emit,
     corrections: Mapping[str, int] | None = None,
+    *,
+    context: int | None = None,
 ) -> TrainingRows:
     """Every row of train and valid as tokens. Raises ``DataError`` when nothing is left to train on, or nothing that a
     reward could compare with.
 
     Rows that an earlier start has made of the same files, with the same settings and code, are taken as they are. Of
-    files of corrections the bytes count that ``corrections`` says, or all that are there now.
+    files of corrections the bytes count that ``corrections`` says, or all that are there now. ``context`` is how many
+    tokens the model reads at most.
     """
     emit(Phase("read", detail=recipe.data.path or recipe.data.train or "sources"))
     now = find_corrections(recipe, base=base)
@@ -100,7 +104,7 @@ def read_rows(
     key, content_hash = _key(recipe, tokenizer, base, corrected)
     found = cache.load(key) if key else None
     if found is None:
-        made = _make_rows(recipe, objective, tokenizer, base, emit, corrected)
+        made = _make_rows(recipe, objective, tokenizer, base, emit, corrected, context)
         found = _store(cache, key, made, emit) if made.content_hash == content_hash else made
     else:
         _report_all(found, recipe.task, emit)
@@ -127,6 +131,7 @@ def _make_rows(
     base: Path,
     emit: Emit,
     corrections: Sequence[DataFile],
+    context: int | None,
 ) -> CachedSplits:
     """Read, render and tokenise; what is to be said is said as it is found."""
     splits = load_splits(recipe.data, base=base, task=recipe.task, corrections=corrections)
@@ -137,7 +142,8 @@ def _make_rows(
         def progress(done: int, total: int, name: str = name) -> None:
             emit(Phase("tokenise", detail=name, done=done, total=total, unit="rows"))
 
-        tokenized[name] = objective.read_rows(examples, tokenizer, recipe.data, base, progress, name)
+        made = objective.read_rows(examples, tokenizer, recipe.data, base, progress)
+        tokenized[name] = refuse_empty(made, recipe.data, name, context)
         _report(name, tokenized[name].report, recipe.task, emit)
     return CachedSplits(tokenized, splits.problems, splits.content_hash, splits.note)
 

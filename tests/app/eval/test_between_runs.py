@@ -21,9 +21,10 @@ from mlx_finetune.app.eval.between_runs import (
     kept_verdicts,
     verdict,
 )
-from mlx_finetune.app.eval.figures import Change, Result
+from mlx_finetune.app.eval.figures import Change, Figure, Result
 from mlx_finetune.app.eval.measures import measures_of
 from mlx_finetune.app.eval.run import evaluate
+from mlx_finetune.app.eval.table import table
 from mlx_finetune.commands.runs import command
 from mlx_finetune.errors import MlxftError, RunError
 from mlx_finetune.events import CheckpointSaved, to_json
@@ -187,6 +188,25 @@ def test_runs_that_no_rows_can_measure_are_not_sent_to_an_evaluation(
 def call(place: Path, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Called:
     monkeypatch.chdir(place)
     return CliRunner().invoke(command, list(arguments))
+
+
+def test_runs_are_called_by_what_tells_them_apart(place: Path) -> None:
+    for first, second in (("other", "base"), ("one/sft", "two/sft")):
+        for name in {first, second} - {"other"}:
+            shutil.copytree(place / "adapters/other", place / "adapters" / name)
+        found = compare_runs(run_of(place, first), run_of(place, second))
+        assert (found.first, found.second) == (first, second)
+
+
+def test_the_columns_of_two_runs_never_have_the_same_head() -> None:
+    def heads(*names: str) -> list[str]:
+        figures = dict.fromkeys(names, Figure(0.5, None, None, 1))
+        result = Result(measures_of(["loss"], has_schema=False)[0], figures, Change(0.1, None, None, 1, 1.0))
+        return next(iter(table([result], *names)))[26:44].split()
+
+    assert heads("keeper", "base") == ["keeper", "base"]
+    assert heads("quickstart", "quickstart-2") == ["...start", "...art-2"]
+    assert heads("pipeline-a-second", "pipeline-b-second") == ["first", "second"]
 
 
 def test_the_command_prints_both_forms_and_names_the_next_step(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,8 +184,8 @@ def test_validation_rows_that_cannot_be_used_are_refused_as_in_a_training(tiny_m
     data = {"train": "train.jsonl", "valid": "valid.jsonl", "max_seq_length": 128}
     with pytest.raises(DataError, match="the only validation row cannot be used") as caught:
         plan(tiny_model("llama"), data=data)
-    assert (
-        caught.value.hint == 'raise data.max_seq_length, or keep the end of long rows with data.truncation = "keep-end"'
+    assert caught.value.hint == (
+        'raise data.max_seq_length, to 512 at most, or keep the end of long rows with data.truncation = "keep-end"'
     )
     assert caught.value.problems[0].where == "valid.jsonl:1"
     with pytest.raises(DataError, match="every validation row seems longer"):

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -13,9 +14,10 @@ from small_runs import train, write_recipe
 from traced_runs import SETTINGS
 
 from mlx_finetune import rundir
+from mlx_finetune.app.eval.rows import data_of
 from mlx_finetune.app.open import open_name
 from mlx_finetune.app.trace.measure import open_traced
-from mlx_finetune.app.trace.probes import ask_about, choose_probes
+from mlx_finetune.app.trace.probes import Probes, ask_about, choose_probes
 from mlx_finetune.app.trace.run import Asked, trace_run
 from mlx_finetune.app.trace.view import summary_lines
 from mlx_finetune.app.updates.series import open_series
@@ -162,6 +164,10 @@ def test_an_interrupted_trace_goes_on_and_ends_with_the_same_figures(run, traced
     third = []
     trace(copy, report=third.append)
     assert not [event for event in third if getattr(event, "unit", "") == "probes"]  # all of it is kept
+    newest = copy.checkpoint(6) / rundir.TRAINER_STATE
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"total_steps": 12}))
+    trace(copy)
+    assert [row["progress"] for row in table(copy, "checkpoints.csv")] == ["0", "0.25", "0.5"]  # of all steps there are
     other = []
     trace(copy, Asked(per_category=2, answer_tokens=3), report=other.append)
     assert [event for event in other if getattr(event, "unit", "") == "probes"]  # other probes are other figures
@@ -325,6 +331,34 @@ def test_the_probes_of_the_documents_are_read_as_they_stand_there(run, tmp_path)
     subject = open_traced(open_series(run), silent)
     probes = choose_probes(subject, "probes.jsonl", per_category=24, category="category", base=tmp_path).probes
     assert [(probe.category, len(probe.answers)) for probe in probes] == [("colour", 3)] * 4 + [("sum", 3)] * 4
+
+
+def test_a_right_answer_among_the_wrong_ones_is_never_asked(run, tmp_path):
+    def write(*wrong: object, column: str = "wrong") -> None:
+        rows = [{"prompt": f"{n}?", "completion": "8", column: one} for n, one in enumerate(wrong)]
+        (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def chosen(given: str | None) -> Probes:
+        return choose_probes(subject, given, per_category=9, category="category", base=tmp_path)
+
+    subject = open_traced(open_series(run), silent)
+    write(["8", "9"], "7", ["8"])
+    with pytest.raises(DataError) as refused:
+        chosen("mine.jsonl")
+    assert refused.value.message == "2 rows name the right answer as a wrong one, first mine.jsonl:1"
+    assert [problem.where for problem in refused.value.problems] == ["mine.jsonl:1", "mine.jsonl:3"]
+    write(["8"], "7")
+    with pytest.raises(DataError, match=r'mine\.jsonl:1: `wrong` holds the right answer "8"'):
+        chosen("mine.jsonl")
+    data = data_of("mine.jsonl", subject.data).model_copy(
+        update={"path": None, "train": "mine.jsonl", "test": "mine.jsonl"}
+    )
+    held_out = replace(subject, opened=replace(subject.opened, data=data), folder=tmp_path)
+    own = choose_probes(held_out, None, per_category=9, category="category", base=tmp_path)
+    assert [probe.answers for probe in own.probes] == [("8", "7")]
+    assert own.lack.startswith("mine.jsonl:1: ")
+    write(["8", "9"], ["7", "8"], column="candidates")
+    assert [probe.answers for probe in chosen("mine.jsonl").probes] == [("8", "9"), ("8", "7")]
 
 
 def test_probes_from_a_file_without_wrong_answers_or_categories(run, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shapes_of_models import SMOLLM2_135M
 
 from mlx_finetune.dataset.stream import Stream
-from mlx_finetune.dataset.template import Tokens
+from mlx_finetune.dataset.tokens import Tokens
 from mlx_finetune.hardware.limits import GIB, Machine, memory_limit, plan_limits
 from mlx_finetune.hardware.planning.auto import Resolved, resolve_auto
 from mlx_finetune.hardware.planning.cadence import steps_in_epoch, total_steps

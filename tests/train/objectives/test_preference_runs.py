@@ -253,7 +253,7 @@ def test_every_key_changes_the_run_and_is_refused_where_it_is_not_used(tmp_path,
     with pytest.raises(MlxftError) as caught:
         train(recipe, overrides=(*overrides(tmp_path, other), f"preference.{key}={values[1]}"))
     assert isinstance(caught.value, RecipeError)
-    assert f"`{key}` = " in str(caught.value.problems[0].message)
+    assert f"`preference.{key}` = " in str(caught.value.problems[0].message)
     assert f"not used by task '{other}'" in str(caught.value.problems[0].message)
 
 

@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import re
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -45,10 +46,15 @@ def run(tmp_path: Path, tiny_model: TinyModel) -> RunDir:
 
 
 def measure(
-    run: RunDir, *, named: str | None = None, given: str | None = None, said: list[str] | None = None
+    run: RunDir,
+    *,
+    named: str | None = None,
+    given: str | None = None,
+    said: list[str] | None = None,
+    prompts: tuple[str, ...] = (),
 ) -> Finished:
     course = prepare_course(
-        run, given=given, max_rows=None, prompts=(), base=run.path.parent.parent, report=lambda _: None
+        run, given=given, max_rows=None, prompts=prompts, base=run.path.parent.parent, report=lambda _: None
     )
     say = (said if said is not None else []).append
     return measure_course(course, named=named, show=lambda _: None, say=say, report=lambda *_: None)
@@ -147,6 +153,16 @@ def test_prompts_are_answered_by_every_point_and_never_twice(run: RunDir) -> Non
     assert page is not None
     assert page.text.count('class="strip"') == 2
     assert "as it was" in page.text
+
+
+def test_other_prompts_are_answered_and_not_given_the_answers_of_those_before(run: RunDir) -> None:
+    measure(run, prompts=PROMPTS[:1])
+    second = measure(run, prompts=PROMPTS[1:]).report.samples
+    both = measure(run, prompts=PROMPTS).report.samples
+    shutil.rmtree(run.file(rundir.EVALUATIONS))
+    afresh = measure(run, prompts=PROMPTS).report.samples
+    assert both == afresh
+    assert second == tuple(one for one in afresh if one.prompt == PROMPTS[1])
 
 
 @pytest.mark.parametrize("stop_after", [30])

@@ -15,6 +15,7 @@ from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
 from mlx_finetune.app.eval.measures import (
+    LOSS,
     Measure,
     RowKind,
     measures_of,
@@ -39,7 +40,9 @@ _MUST_MATCH = {
     "labels": "labels",
     "schema_sha256": "schema",
     "answer_tokens": "longest answer",
+    "references": "reference columns",
 }
+_OTHER_TARGETS = "one learned the answers alone, the other all of a row, and their losses are of that"
 SEED = 0
 _SHOWN_LABELS = 6
 
@@ -303,11 +306,12 @@ def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
     if differing:
         refusal = f"because they are of different {', '.join(differing)}"
         return Compared(one.name, (), refusal, apart=_apart(one, other, first, second))
-    measures = _shared_measures(one, other)
+    shared = _shared_measures(one, other)
+    measures = [measure for measure in shared if measure.work != LOSS or _learns_all(one) == _learns_all(other)]
     if not measures:
-        refusal = "because they have no measure in common"
+        refusal = f"because {_OTHER_TARGETS if shared else 'they have no measure in common'}"
         return Compared(one.name, (), refusal, apart=_apart(one, other, first, second))
-    notes: list[str] = []
+    notes = [f"Losses are not ranked: {_OTHER_TARGETS}."] if len(measures) < len(shared) else []
     if not same_tokens:
         measures = without_tokens(measures)
         notes.append(
@@ -322,6 +326,13 @@ def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
         )
     results = [_result(measure, one, other, first, second) for measure in measures]
     return Compared(one.name, tuple(corrected([found for found in results if found is not None])), "", tuple(notes))
+
+
+def _learns_all(kept: Kept) -> bool:
+    """Whether losses of rows that are questions with answers are of the questions too."""
+    data = cast("Mapping[str, object]", kept.identity.get("data", {}))
+    is_whole = kept.identity.get("task") == "pretrain" or not data.get("mask_prompt", True)
+    return is_whole and kept.identity.get("kind") != "text"
 
 
 def _shared_measures(one: Kept, other: Kept) -> Sequence[Measure]:

@@ -110,6 +110,9 @@ _OF_TOKENS = {
     "perplexity": "bits_per_byte",
     "text_loss": "bits_per_byte",
     "general_perplexity": "general_bits_per_byte",
+    "chosen_loss": "",
+    "good_loss": "",
+    "bad_loss": "",
 }
 _CHECK_TITLES = {"regex": "matches", "contains": "contains", "max_length": "characters at most"}
 
@@ -158,8 +161,9 @@ def without_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
 def without_texts_of_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
     """The same for texts alone: the loss of an answer is not read in windows."""
     replaced = {measure.name: measure for measure in without_tokens(measures)}
+    of_answers = (LOSS, PREFERENCE)
     return [
-        measure if measure.work == LOSS else replaced[measure.name]
+        measure if measure.work in of_answers else replaced[measure.name]
         for measure in measures
-        if measure.work == LOSS or measure.name in replaced
+        if measure.work in of_answers or measure.name in replaced
     ]

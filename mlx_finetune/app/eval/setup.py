@@ -19,6 +19,8 @@ from mlx_finetune.app.eval.scored import check_scored, class_names, question_of,
 from mlx_finetune.app.eval.seen import with_seen
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
 from mlx_finetune.dataset.formats import Preference, Text
+from mlx_finetune.dataset.prompts import template_hash
+from mlx_finetune.dataset.split import content_key
 from mlx_finetune.errors import Problem, UsageError
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
@@ -104,6 +106,8 @@ def prepare(
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
     gates, notices = _gates(recipe, measures, needs_all=is_fixed)
     chosen = replace(chosen, notices=(*chosen.notices, *notices))
+    sides = scored_sides(subject, head, recipe.shots) if head else subject.sides(recipe.shots)
+    base_hash = subject.base_hash() if any(side.is_base for side in sides) else {}
     return Evaluation(
         subject,
         recipe,
@@ -111,7 +115,7 @@ def prepare(
         tasks,
         reason,
         measures,
-        scored_sides(subject, head, recipe.shots) if head else subject.sides(recipe.shots),
+        sides,
         labels,
         Validator(schema) if schema is not None else None,
         Grammar(subject.opened.tokenizer, schema) if schema is not None else None,
@@ -119,7 +123,7 @@ def prepare(
         answer_tokens,
         Prompter(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder),
         at_once,
-        _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once},
+        _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once} | base_hash,
     )
 
 
@@ -235,7 +239,8 @@ def _identity(
     data = subject.data.model_dump(mode="json")
     # The space ends each key as in results kept so far, where the category followed: they stay comparable.
     rows = hashlib.sha256("\n".join(f"{row.key} " for row in chosen.rows).encode()).hexdigest()
-    shots = [f"{shot.source}:{shot.line}" for shot in chosen.shots]
+    shots = [f"{shot.source}:{shot.line} {content_key(shot):016x}" for shot in chosen.shots]
+    template = template_hash(subject.data.prompt_template, base=subject.folder)
     return {
         "version": VERSION,
         **subject.hashes(),
@@ -252,5 +257,6 @@ def _identity(
         "shots": shots,
         **({"question": recipe.label_question, "text_template": data["text_template"]} if subject.opened.head else {}),
         **({"references": list(recipe.references)} if recipe.references else {}),
+        **({"prompt_template_sha256": template} if template else {}),
         **({"max_target_length": data["max_target_length"]} if subject.task == "seq2seq" else {}),
     }

@@ -11,7 +11,18 @@ import mlx.nn as nn
 from mlx_finetune import rundir
 from mlx_finetune.app.eval.rows import NO_DATA
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
-from mlx_finetune.app.open import Located, Opened, Report, base_model, locate, open_name, read_recipe, start_model
+from mlx_finetune.app.open import (
+    Located,
+    Opened,
+    Report,
+    base_model,
+    fetch_base,
+    locate,
+    open_name,
+    read_recipe,
+    start_model,
+)
+from mlx_finetune.model.adapters.files import hash_adapter
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS
 from mlx_finetune.recipe.schema import Recipe
@@ -99,6 +110,17 @@ class Subject:
             "adapter_sha256": self.opened.adapter_sha256 or "",
             "tokenizer_sha256": self.opened.tokenizer.settings_hash,
         }
+
+    def base_hash(self) -> dict[str, object]:
+        """SHA-256 of what the base side is where ``hashes`` has nothing of it: the adapter that a preference run began
+        with, the model that a fully trained one was. Raises ``RunError`` or ``ModelError`` where that is gone.
+        """
+        adapter = self.started_from
+        if adapter is not None:
+            return {"base_sha256": hash_adapter(adapter)}
+        if self.opened.load_base is None:
+            return {}
+        return {"base_sha256": fetch_base(self.opened.located, lambda _: None).sha256}
 
 
 def shots_name(side: str, shots: int) -> str:

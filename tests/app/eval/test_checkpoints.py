@@ -267,6 +267,19 @@ def test_answers_have_a_course_too(tmp_path: Path, tiny_model: TinyModel) -> Non
     assert "Loss and perplexity are of the answers" in " ".join(report_lines(report))
 
 
+def test_another_text_of_the_prompt_template_is_another_course(tmp_path: Path, tiny_model: TinyModel) -> None:
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    run = RunDir(place / "adapters" / "keeper")
+    change_facts(place, {"data": {"prompt_template": "form.txt"}}, run.path)
+    write_adapter(place / "made", tiny_model("llama"), seed=4)
+    add_checkpoint(run, 5, place / "made")
+    names: list[str] = []
+    for form in ("Q {instruction}", "Ask {instruction}"):
+        (place / "form.txt").write_text(form)
+        names.append(measure(run).place.name)
+    assert names == ["test", "test-2"]
+
+
 def test_a_run_that_began_as_an_adapter_is_compared_with_that(
     run: RunDir, tmp_path: Path, tiny_model: TinyModel
 ) -> None:

@@ -1,6 +1,6 @@
 """What is evaluated: a run with its base, or a model alone, and the hashes by which its figures are kept apart."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,10 +111,12 @@ class Subject:
             "tokenizer_sha256": self.opened.tokenizer.settings_hash,
         }
 
-    def base_hash(self) -> dict[str, object]:
-        """SHA-256 of what the base side is where ``hashes`` has nothing of it: the adapter that a preference run began
-        with, the model that a fully trained one was. Raises ``RunError`` or ``ModelError`` where that is gone.
+    def base_hash(self, sides: Sequence[Side]) -> dict[str, object]:
+        """SHA-256 of what the base among ``sides`` is, where ``hashes`` has nothing of it: the adapter that a preference
+        run began with, the model that a fully trained one was. Raises ``RunError`` or ``ModelError`` where it is gone.
         """
+        if not any(side.is_base for side in sides):
+            return {}
         adapter = self.started_from
         if adapter is not None:
             return {"base_sha256": hash_adapter(adapter)}

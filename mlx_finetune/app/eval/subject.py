@@ -112,8 +112,9 @@ class Subject:
         }
 
     def base_hash(self, sides: Sequence[Side]) -> dict[str, object]:
-        """SHA-256 of what the base among ``sides`` is, where ``hashes`` has nothing of it: the adapter that a preference
-        run began with, the model that a fully trained one was. Raises ``RunError`` or ``ModelError`` where it is gone.
+        """SHA-256 of what the base among ``sides`` is, where ``hashes`` has nothing of it: the adapter that a
+        preference run began with, the model that a fully trained one was. Raises ``RunError`` or ``ModelError`` where
+        that is gone.
         """
         if not any(side.is_base for side in sides):
             return {}

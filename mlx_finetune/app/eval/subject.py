@@ -22,7 +22,7 @@ from mlx_finetune.app.open import (
     read_recipe,
     start_model,
 )
-from mlx_finetune.model.adapters.files import hash_adapter
+from mlx_finetune.model.adapters.folder import hash_adapter
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS
 from mlx_finetune.recipe.schema import Recipe

@@ -28,7 +28,7 @@ from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.model.adapters.base import check_base
-from mlx_finetune.model.adapters.files import hash_adapter
+from mlx_finetune.model.adapters.folder import adapter_folder, hash_adapter
 from mlx_finetune.model.adapters.lora import (
     AdapterSpec,
 )
@@ -53,7 +53,7 @@ from mlx_finetune.train.start.frozen import KEY, check_states_room, settle_reuse
 from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
 from mlx_finetune.train.start.scorers import hash_all, load_scores, scorers_of, with_scorers
-from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer, split_with_scores
+from mlx_finetune.train.start.trainable import attach, build_trainer, split_with_scores
 from mlx_finetune.train.step import Trainer
 
 

@@ -22,7 +22,13 @@ from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.advice import with_advice
 from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state, rotate
-from mlx_finetune.train.checkpoints.contents import checkpoint_saver, read_kept, restore_trainer, steps_to_keep
+from mlx_finetune.train.checkpoints.contents import (
+    checkpoint_saver,
+    read_kept,
+    read_trainer,
+    restore_trainer,
+    steps_to_keep,
+)
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
@@ -153,6 +159,7 @@ def _begin(
     try:
         schemas = read_schemas(loaded, run)
         prepared, is_extended = _prepare(loaded, request, admission, state, stop, emit, base, ranks)
+        saved = read_trainer(prepared, admission.checkpoint.path) if admission.checkpoint and state.step else None
         add_reference(prepared, stop, emit, ranks)
     except MlxftError as error:
         for file in cut:
@@ -160,9 +167,8 @@ def _begin(
         raise RefusedError(error) if cut else error from error
     discard_after(run, state.step)
     record_restarts(request.restarts, state, emit)
-    if state.step:
-        assert admission.checkpoint is not None
-        restore_trainer(prepared, admission.checkpoint.path)
+    if saved is not None:
+        restore_trainer(prepared, saved)
     is_forked = bool((admission.run_info or {}).get("is_forked")) or (request.fork and state.step > 0)
     info = write_decisions(
         run, loaded, prepared, admission, state, base, around, is_extended=is_extended, is_forked=is_forked

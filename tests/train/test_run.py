@@ -14,6 +14,7 @@ from mlx_finetune.model.answers.generate import generate_tokens
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train import loop
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.admission import RefusedError
 
 
 @pytest.fixture
@@ -135,6 +136,16 @@ def test_a_continuation_refused_over_its_data_leaves_the_run_as_it_was(recipe, a
     write_rows(recipe.parent / "rows.jsonl", 30)
     with pytest.raises(RunError, match="the data files have changed"):
         train(recipe, **asked)
+    assert [run.file(name).read_bytes() for name in files] == before
+
+
+def test_a_fork_refused_over_its_shape_leaves_the_run_as_it_was(recipe):
+    run = train(recipe)
+    files = (rundir.EVENTS, rundir.SAMPLES, rundir.RUN_INFO)
+    before = [run.file(name).read_bytes() for name in files]
+    with pytest.raises(RefusedError, match="lora_a is") as error:
+        train(recipe, fork=True, extend=2, overrides=("lora.rank=8",))
+    assert "another output_dir" in error.value.hint
     assert [run.file(name).read_bytes() for name in files] == before
 
 

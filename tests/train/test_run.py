@@ -193,12 +193,15 @@ def test_a_continuation_refused_over_its_data_leaves_the_run_as_it_was(recipe, a
     assert [run.file(name).read_bytes() for name in files] == before
 
 
-def test_a_fork_refused_over_its_shape_leaves_the_run_as_it_was(recipe):
+@pytest.mark.parametrize(
+    ("change", "message"), [("lora.rank=8", "lora_a is"), ("lora=", r"checkpoint-6 has no model\.safetensors")]
+)
+def test_a_fork_refused_over_its_shape_leaves_the_run_as_it_was(recipe, change, message):
     run = train(recipe)
     files = (rundir.EVENTS, rundir.SAMPLES, rundir.RUN_INFO)
     before = [run.file(name).read_bytes() for name in files]
-    with pytest.raises(RefusedError, match="lora_a is") as error:
-        train(recipe, fork=True, extend=2, overrides=("lora.rank=8",))
+    with pytest.raises(RefusedError, match=message) as error:
+        train(recipe, fork=True, extend=2, overrides=(change,))
     assert "another output_dir" in error.value.hint
     assert [run.file(name).read_bytes() for name in files] == before
 

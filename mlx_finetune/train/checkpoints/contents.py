@@ -155,6 +155,8 @@ def _without_head(parameters: FlatArrays) -> FlatArrays:
 
 def _read(path: Path, expected: FlatArrays) -> FlatArrays:
     """The arrays of one file, in the order, shapes and types of ``expected``."""
+    if not path.is_file():
+        raise RunError(f"{path.parent} has no {path.name}, of which this run would go on", _OTHER_SHAPE)
     arrays = mx.load(str(path))
     assert isinstance(arrays, dict)
     if arrays.keys() != expected.keys():

@@ -50,6 +50,16 @@ def test_a_time_limit_ends_a_run_without_a_validation_set(recipe, alarm):
     assert run.file(rundir.PEFT_WEIGHTS).is_file()
 
 
+def test_the_evaluation_at_the_end_of_the_minutes_is_not_forgotten_by_an_extension(recipe):
+    settings = ("eval.prompts=[]", "training.save_steps=1", "training.eval_steps=6")
+    run = train(recipe, overrides=(*settings, "training.max_minutes=1e-9"))
+    before = [entry for entry in course(run) if entry[0] == "evaluation"]
+    assert [(entry[1], entry[3]) for entry in before] == [(0, False), (1, True)]
+    train(recipe, overrides=settings, extend=2, kill_after=2)
+    train(recipe, overrides=settings, resume=True)
+    assert [entry for entry in course(run) if entry[0] == "evaluation"][:2] == before
+
+
 #: A rate at which every evaluation is worse than the one before it.
 STOPS_EARLY = ("training.early_stopping_patience=1", "training.learning_rate=3.0", "training.eval_steps=1")
 

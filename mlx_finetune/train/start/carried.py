@@ -19,7 +19,8 @@ def carry_over(
     """Change ``state``, which is that of a checkpoint; ``before`` is all that checkpoint says, empty without one.
 
     A run with another length, or with anything else another, has new patience; one that is measured otherwise knows no
-    loss yet. Best weights that nobody kept are none.
+    loss yet. Best weights that nobody kept are none. What ``max_minutes`` ended was evaluated behind its last
+    checkpoint, and is again where it goes on.
     """
     identity = before.get("identity")
     if not isinstance(identity, dict):
@@ -27,6 +28,7 @@ def carry_over(
     is_other = bool(differences(identity, now))
     if is_other or before.get("total_steps") != total_steps:
         state.evaluations_without_improvement = 0
+        state.is_evaluated = state.is_evaluated and state.evaluated_step == state.step
     if is_other and identity.get("measure_sha256", now.measure_sha256) != now.measure_sha256:
         state.forget_evaluations()
         emit(Notice("info", "validation losses so far are of other rows or another loss: the best counts from here on"))

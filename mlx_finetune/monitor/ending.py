@@ -96,7 +96,8 @@ def learned_lines(summary: Summary, finished: RunFinished) -> list[str]:
     if end is None:
         return [f"validation loss {number(first, 4)} before training; after a step it was no number"]
     change = (end - first) / abs(first) if first else 0.0
-    by = "unchanged" if end == first else f"{abs(change):.0%} {'lower' if change < 0 else 'higher'}"
+    share = f"{abs(change):.0%}" if abs(change) >= 0.005 else "less than 1%"
+    by = "unchanged" if end == first else f"{share} {'lower' if change < 0 else 'higher'}"
     lines = [f"validation loss {number(first, 4)} -> {number(end, 4)}, {by}{_best_at(finished)}"]
     if end >= first and _taught_nothing(summary):
         lines.append("no step taught it anything: the rewards of every group were all equal; take easier problems, a")

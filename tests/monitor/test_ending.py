@@ -53,6 +53,12 @@ def test_a_result_that_tells_no_rows_apart_is_told(constant: float, num_lines: i
     assert lines[1:] == [said][: num_lines - 1]
 
 
+def test_a_change_of_less_than_a_percent_is_not_called_none() -> None:
+    moved = dataclasses.replace(FINISHED, first_loss=0.5, best_loss=0.5, best_step=0, last_loss=0.50001)
+    line = learned_lines(summarise(records()), moved)[0]
+    assert line.startswith("validation loss 0.5000 -> 0.5000, less than 1% higher (")
+
+
 def test_rewards_that_were_all_equal_are_the_reason_why_nothing_was_learned() -> None:
     same = dataclasses.replace(FINISHED, first_loss=1.0, best_loss=1.0, best_step=0, last_loss=1.0)
     blind = [dataclasses.replace(step(number), metrics={"dropped_groups": 1.0}) for number in (1, 2)]

@@ -20,7 +20,8 @@ from mlx_finetune.errors import ModelError, RunError, UsageError
 from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.limits import compute_dtype, read_machine
 from mlx_finetune.model.adapters.base import fetch_recorded, recorded_sha256
-from mlx_finetune.model.adapters.files import hash_adapter, load_adapter
+from mlx_finetune.model.adapters.files import load_adapter
+from mlx_finetune.model.adapters.folder import hash_adapter
 from mlx_finetune.model.adapters.lora import AdapterSpec, adapter_layers, detach_adapter
 from mlx_finetune.model.files.config import read_config
 from mlx_finetune.model.heads.score import HeadSpec

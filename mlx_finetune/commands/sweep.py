@@ -116,8 +116,10 @@ def _swept(loaded: "LoadedRecipe", plan: "Plan", base: "Base") -> "Sweep":
     sweep = run_sweep(sweep, loaded, make_view=make_view, say=lambda text: click.echo(text, err=True))
     best = best_of(sweep.done)
     if best is not None and sweep.test is None:
-        sweep = replace(sweep, test=_tested(sweep.trial_folder(best.trial), loaded.recipe.task, plan.rows["test"]))
-        write_sweep(sweep)
+        test = _tested(sweep.trial_folder(best.trial), loaded.recipe.task, plan.rows["test"])
+        if "low" in test:  # what could not be measured may be another time
+            write_sweep(replace(sweep, test=test))
+        return replace(sweep, test=test)
     return sweep
 
 

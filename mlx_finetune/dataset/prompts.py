@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_finetune import durable
 from mlx_finetune.dataset.tokens import Tokenizer
 from mlx_finetune.errors import DataError
 from mlx_finetune.recipe.data import DataRecipe
@@ -86,6 +87,15 @@ def load_prompt_template(name: str, *, base: Path | None = None) -> PromptTempla
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the prompt template is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
     return parse_prompt_template(name, text)
+
+
+def template_hash(name: str, *, base: Path | None = None) -> str:
+    """SHA-256 of the file that ``name``, as in ``load_prompt_template``, stands for; "" where it is no file.
+
+    Raises ``OSError``.
+    """
+    path = (base or Path()) / Path(name).expanduser()
+    return durable.hash_file(path) if not is_template_text(name) and path.is_file() else ""
 
 
 def template_of(tokenizer: Tokenizer, data: DataRecipe, *, base: Path | None = None) -> PromptTemplate | None:

@@ -5,6 +5,7 @@ which lie in a file and are mapped: of the pages that reading brings into the pr
 objects with two arrays each they took 1.4 GB.
 """
 
+import hashlib
 import mmap
 import tempfile
 from array import array
@@ -116,6 +117,14 @@ class TokenRows(Sequence[Tokens]):
         for start in range(0, len(self.words), _CHUNK_WORDS):
             yield self.words[start : start + _CHUNK_WORDS]
             self._release()
+
+    def content_hash(self) -> str:
+        """SHA-256 over lengths, values, tokens and masks."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.lengths).tobytes())
+        digest.update(np.ascontiguousarray(self.values).tobytes())
+        for words in self.chunks():
+            digest.update(np.ascontiguousarray(words).tobytes())
+        return digest.hexdigest()
 
     def _release(self) -> None:
         """Give back the pages that were read; they come again from the file when they are needed."""

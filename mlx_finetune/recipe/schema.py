@@ -195,6 +195,7 @@ class Recipe(Section):
             return refuse(self, scratch_problems(self.scratch, dict(self), self.data.max_seq_length))
         problems = grpo_problems(dict(self))
         problems += scored_problems(self.task, self.data, self.verifier, len(self.eval.prompts))
+        problems += unused_problems(self.task, self.preference)
         if self.scratch is not None:
             problems += scratch_problems(self.scratch, dict(self), self.data.max_seq_length)
             return refuse(self, problems)
@@ -213,7 +214,6 @@ class Recipe(Section):
                 f"`adapter` = {self.adapter!r} without a [lora] section: full fine-tuning has no adapter; "
                 "add [lora] or remove `adapter`"
             )
-        problems += unused_problems(self.task, self.preference)
         if self.task in PREFERENCE_TASKS:
             problems += _not_of_preferences(self.task, self.data)
         if self.task == "seq2seq":

@@ -22,7 +22,13 @@ from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train.advice import with_advice
 from mlx_finetune.train.checkpoints.commit import discard_after, read_trainer_state, rotate
-from mlx_finetune.train.checkpoints.contents import checkpoint_saver, read_kept, restore_trainer, steps_to_keep
+from mlx_finetune.train.checkpoints.contents import (
+    checkpoint_saver,
+    read_kept,
+    read_trainer,
+    restore_trainer,
+    steps_to_keep,
+)
 from mlx_finetune.train.checkpoints.state import RunState, record_restarts
 from mlx_finetune.train.compare import compare_run
 from mlx_finetune.train.loop import Cadence, EndReason, Loop, run_loop
@@ -34,6 +40,7 @@ from mlx_finetune.train.results import publish, result_step, write_card, write_m
 from mlx_finetune.train.samples import prompt_answerer
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.admission import Admission, CutFile, RefusedError, Request, cut_journal
+from mlx_finetune.train.start.carried import carry_over
 from mlx_finetune.train.start.decisions import run_started, write_decisions
 from mlx_finetune.train.start.endpoints import keep_schemas, read_schemas
 from mlx_finetune.train.start.frozen import reused_states
@@ -147,12 +154,14 @@ def _begin(
 ) -> tuple[Prepared, RunState, dict[str, object]]:
     """Everything before the first step: the run, its state, and the fields of run.json."""
     run = admission.run
-    state, cut = _restored_state(admission)
+    state, before, cut = _restored_state(admission)
     if state.journal_sha256 and cut[0].sha256 != state.journal_sha256:
         emit(Notice("warning", f"{rundir.EVENTS} is not what it was at step {state.step}: its history has gaps"))
     try:
         schemas = read_schemas(loaded, run)
         prepared, is_extended = _prepare(loaded, request, admission, state, stop, emit, base, ranks)
+        carry_over(run, state, before, prepared.identity, prepared.total_steps, emit)
+        saved = read_trainer(prepared, admission.checkpoint.path) if admission.checkpoint and state.step else None
         add_reference(prepared, stop, emit, ranks)
     except MlxftError as error:
         for file in cut:
@@ -160,9 +169,8 @@ def _begin(
         raise RefusedError(error) if cut else error from error
     discard_after(run, state.step)
     record_restarts(request.restarts, state, emit)
-    if state.step:
-        assert admission.checkpoint is not None
-        restore_trainer(prepared, admission.checkpoint.path)
+    if saved is not None:
+        restore_trainer(prepared, saved)
     is_forked = bool((admission.run_info or {}).get("is_forked")) or (request.fork and state.step > 0)
     info = write_decisions(
         run, loaded, prepared, admission, state, base, around, is_extended=is_extended, is_forked=is_forked
@@ -214,22 +222,28 @@ def _prepare(
         ranks=ranks,
     )
     _check_identity(admission, prepared.identity, request, emit)
-    refuse_finished(admission, request, state, prepared.total_steps)
+    refuse_finished(admission, request, loaded.recipe, state, prepared.total_steps)
     return prepared, total_steps is not None
 
 
-def _restored_state(admission: Admission) -> tuple[RunState, list[CutFile]]:
-    """The state of the checkpoint to continue from, with journal and samples cut back to it; else that of step 0."""
-    state = RunState()
+def _restored_state(admission: Admission) -> tuple[RunState, Mapping[str, object], list[CutFile]]:
+    """The state of the checkpoint to continue from and all that it says, with journal and samples cut back to it; else
+    that of step 0."""
+    state, said = RunState(), {}
     if admission.run_info is None:
-        return state, []
+        return state, said, []
     if admission.checkpoint is not None:
-        state = RunState.from_json(read_trainer_state(admission.checkpoint.path))
+        said = read_trainer_state(admission.checkpoint.path)
+        state = RunState.from_json(said)
     run = admission.run
-    return state, [
-        cut_journal(run.file(rundir.EVENTS), state.journal_bytes),
-        cut_journal(run.file(rundir.SAMPLES), state.samples_bytes),
-    ]
+    return (
+        state,
+        said,
+        [
+            cut_journal(run.file(rundir.EVENTS), state.journal_bytes),
+            cut_journal(run.file(rundir.SAMPLES), state.samples_bytes),
+        ],
+    )
 
 
 def _decided(run_info: Mapping[str, object] | None, asked: Recipe) -> Recipe | None:

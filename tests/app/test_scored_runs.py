@@ -172,6 +172,25 @@ def test_two_answers_with_one_score_are_half_right(runs, call, monkeypatch):
     assert not read_evaluations(run)[1]  # the report reads halves too
 
 
+@pytest.mark.parametrize("task", ["classify", "verifier", "reward"])
+def test_a_row_whose_score_is_no_number_has_failed_and_names_no_class(runs, call, monkeypatch, task):
+    run = runs[task]
+    monkeypatch.chdir(run.path.parent)
+    last = scored.ScoringModel.last
+
+    def damaged(self, rows):
+        scores = np.array(last(self, rows))
+        scores[0, -1] = np.nan
+        return scores
+
+    monkeypatch.setattr(scored.ScoringModel, "last", damaged)
+    code, out, talk = call("eval", str(run.path), "--name", "damaged", "--json")
+    assert code == 0, talk
+    found = json.loads(out)
+    assert found["measures"][0]["sides"]["tuned"]["num_rows"] == found["data"]["num_rows"] - 1
+    assert [one["message"] for one in found["failed"]] == ["a score is not a finite number (labels, tuned)"]
+
+
 def test_other_tasks_are_refused(runs, call, monkeypatch):
     run = runs["classify"]
     monkeypatch.chdir(run.path.parent)

@@ -166,24 +166,6 @@ def test_rows_longer_than_the_model_reads_are_the_error_that_a_training_ends_wit
     assert "reads at most" not in run("check", path, "--set", "data.max_seq_length=20").stderr
 
 
-def test_a_longer_limit_is_no_way_out_where_the_model_reads_no_more(
-    folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = shutil.copytree(tiny_model("llama"), folder / "short")
-    config = json.loads((model / "config.json").read_bytes())
-    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
-    path = recipe(folder, model)
-    monkeypatch.setenv("MLXFT_CACHE", str(folder / "cache"))
-    (folder / "good.jsonl").write_text(json.dumps({"prompt": "question " * 9, "completion": "answer " * 40}))
-    keep_end = 'keep the end of long rows with data.truncation = "keep-end"'
-    for limit, hint in ((10, f"raise data.max_seq_length, to 20 at most, or {keep_end}"), (20, keep_end)):
-        given = ("--set", "data.val_split=0", "--set", f"data.max_seq_length={limit}")
-        assert run("check", path, *given).stderr.splitlines()[1] == f"hint: {hint}"
-        with pytest.raises(DataError) as refused:
-            train(path, overrides=given[1::2])
-        assert refused.value.hint == hint
-
-
 def test_a_reward_model_reads_the_last_token_of_an_answer_too(
     folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +184,24 @@ def test_a_reward_model_reads_the_last_token_of_an_answer_too(
         assert words in found.stderr
     with pytest.raises(DataError, match=f"has {longest} tokens, but .* reads at most {longest - 1}"):
         train(path)
+
+
+def test_a_longer_limit_is_no_way_out_where_the_model_reads_no_more(
+    folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(tiny_model("llama"), folder / "short")
+    config = json.loads((model / "config.json").read_bytes())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    path = recipe(folder, model)
+    monkeypatch.setenv("MLXFT_CACHE", str(folder / "cache"))
+    (folder / "good.jsonl").write_text(json.dumps({"prompt": "question " * 9, "completion": "answer " * 40}))
+    keep_end = 'keep the end of long rows with data.truncation = "keep-end"'
+    for limit, hint in ((10, f"raise data.max_seq_length, to 20 at most, or {keep_end}"), (20, keep_end)):
+        given = ("--set", "data.val_split=0", "--set", f"data.max_seq_length={limit}")
+        assert run("check", path, *given).stderr.splitlines()[1] == f"hint: {hint}"
+        with pytest.raises(DataError) as refused:
+            train(path, overrides=given[1::2])
+        assert refused.value.hint == hint
 
 
 def test_every_row_that_is_left_out_is_counted_with_its_reason_and_the_way_out(

@@ -241,6 +241,12 @@ def test_another_task_of_a_new_model_is_one_problem_whatever_the_task_says_of_ot
     ]
 
 
+def test_numbers_of_preferences_do_not_go_with_a_new_model(errors: Errors):
+    (found,) = errors('output_dir = "o"\n[scratch]\n[data]\npath = "d"\n[preference]\nbeta = 0.3\n')
+    assert "[preference] goes with the tasks dpo" in found
+    assert "`task` is 'pretrain'" in found
+
+
 def test_escaped_control_characters_are_refused(errors: Errors):
     found = errors(GOOD.replace('"m"', r'"m\u0000"').replace('"o"', r'"o\u202e"'))
     assert [message.split(" / ")[0] for message in found] == [

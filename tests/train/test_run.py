@@ -14,6 +14,7 @@ from mlx_finetune.model.answers.generate import generate_tokens
 from mlx_finetune.rundir import RunDir
 from mlx_finetune.train import loop
 from mlx_finetune.train.signals import StopRequest
+from mlx_finetune.train.start.admission import RefusedError
 
 
 @pytest.fixture
@@ -49,6 +50,16 @@ def test_a_time_limit_ends_a_run_without_a_validation_set(recipe, alarm):
     assert run.file(rundir.PEFT_WEIGHTS).is_file()
 
 
+def test_the_evaluation_at_the_end_of_the_minutes_is_not_forgotten_by_an_extension(recipe):
+    settings = ("eval.prompts=[]", "training.save_steps=1", "training.eval_steps=6")
+    run = train(recipe, overrides=(*settings, "training.max_minutes=1e-9"))
+    before = [entry for entry in course(run) if entry[0] == "evaluation"]
+    assert [(entry[1], entry[3]) for entry in before] == [(0, False), (1, True)]
+    train(recipe, overrides=settings, extend=2, kill_after=2)
+    train(recipe, overrides=settings, resume=True)
+    assert [entry for entry in course(run) if entry[0] == "evaluation"][:2] == before
+
+
 #: A rate at which every evaluation is worse than the one before it.
 STOPS_EARLY = ("training.early_stopping_patience=1", "training.learning_rate=3.0", "training.eval_steps=1")
 
@@ -68,8 +79,62 @@ def test_a_run_that_used_up_its_minutes_is_extended_only_with_more(recipe):
     run = train(recipe, overrides=settings)
     with pytest.raises(RunError, match=r"training\.max_minutes"):
         train(recipe, overrides=settings, extend=1)
-    train(recipe, overrides=(*settings, "training.max_minutes="), extend=1)
+    with pytest.raises(RunError, match="used up") as error:
+        train(recipe, overrides=(*settings, "training.learning_rate=1e-3"), fork=True)
+    enough = error.value.hint.partition("--set ")[2]
+    train(recipe, overrides=(*settings, enough), extend=1)
     assert (steps_of(run), metrics_of(run)["reason"]) == ([1, 2], "finished")
+
+
+def test_patience_is_new_for_what_goes_on_otherwise_also_after_a_kill(recipe):
+    settings = (*STOPS_EARLY, "training.max_steps=20", "training.warmup_steps=0", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    stopped = steps_of(run)[-1]
+    forked = (*settings, "training.learning_rate=1e-4", "training.save_steps=9")
+    train(recipe, overrides=forked, fork=True, kill_after=stopped + 1)
+    assert [path.name for path in run.checkpoints()][-1] == f"checkpoint-{stopped}"
+    train(recipe, overrides=forked, resume=True)
+    assert steps_of(run)[-1] > stopped
+
+
+def test_a_fork_that_is_measured_otherwise_has_a_best_of_its_own(recipe):
+    settings = ("training.max_steps=2", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    (before,) = [entry[2] for entry in course(run)[-1:]]
+    rows = write_rows(recipe.parent / "others.jsonl", 40).read_text().splitlines()[30:]
+    (recipe.parent / "others.jsonl").write_text("\n".join(rows))
+    others = (
+        "data.val_split=0",
+        f"data.valid={recipe.parent / 'others.jsonl'}",
+        f"data.train={recipe.parent / 'rows.jsonl'}",
+    )
+    forked = (*settings, *others, "data.path=", "training.learning_rate=3.0")
+    train(recipe, overrides=forked, fork=True, extend=2, kill_after=3)
+    train(recipe, overrides=forked, resume=True)
+    first, last = [entry for entry in course(run) if entry[0] == "evaluation"][-2:]
+    assert first[2] != before
+    assert first[1:] == (2, first[2], True)
+    assert (metrics_of(run)["first_eval_loss"], metrics_of(run)["last_eval_loss"]) == (first[2], last[2])
+
+
+def test_a_fork_that_learns_otherwise_is_measured_as_before(recipe):
+    settings = ("training.max_steps=2", "eval.prompts=[]")
+    run = train(recipe, overrides=settings)
+    train(recipe, overrides=(*settings, "training.learning_rate=5.0"), fork=True, extend=2)
+    assert metrics_of(run)["result_step"] == 2
+    assert [entry[1] for entry in course(run) if entry[0] == "evaluation"] == [0, 2, 4]
+
+
+def test_best_weights_that_were_not_kept_are_not_the_result_of_a_fork(recipe):
+    settings = ("training.eval_steps=1", "training.save_steps=9", "training.warmup_steps=0", "eval.prompts=[]")
+    asked = ("training.keep_best=false", "training.learning_rate=3.0")
+    run = train(recipe, overrides=(*settings, *asked))
+    before = metrics_of(run)
+    assert before["best_step"] < 6
+    train(recipe, overrides=(*settings, "training.learning_rate=1e-6"), fork=True, extend=1)
+    after = metrics_of(run)
+    assert after["last_eval_loss"] > before["best_eval_loss"]
+    assert after["result_step"] == 7
 
 
 def test_a_fork_with_nothing_left_to_train_is_refused(recipe):
@@ -135,6 +200,19 @@ def test_a_continuation_refused_over_its_data_leaves_the_run_as_it_was(recipe, a
     write_rows(recipe.parent / "rows.jsonl", 30)
     with pytest.raises(RunError, match="the data files have changed"):
         train(recipe, **asked)
+    assert [run.file(name).read_bytes() for name in files] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("lora.rank=8", "lora_a is"), ("lora=", r"checkpoint-6 has no model\.safetensors")]
+)
+def test_a_fork_refused_over_its_shape_leaves_the_run_as_it_was(recipe, change, message):
+    run = train(recipe)
+    files = (rundir.EVENTS, rundir.SAMPLES, rundir.RUN_INFO)
+    before = [run.file(name).read_bytes() for name in files]
+    with pytest.raises(RefusedError, match=message) as error:
+        train(recipe, fork=True, extend=2, overrides=(change,))
+    assert "another output_dir" in error.value.hint
     assert [run.file(name).read_bytes() for name in files] == before
 
 

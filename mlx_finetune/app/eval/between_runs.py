@@ -5,7 +5,7 @@ under two tokenizers count different tokens; they give way to bits per byte. Rea
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,14 @@ from pydantic import ValidationError
 from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure
 from mlx_finetune.app.eval.journal import Measured, measured_of, read_lines
-from mlx_finetune.app.eval.measures import LOSS, Measure, RowKind, measures_of
+from mlx_finetune.app.eval.measures import (
+    LOSS,
+    Measure,
+    RowKind,
+    measures_of,
+    without_texts_of_tokens,
+    without_tokens,
+)
 from mlx_finetune.app.eval.places import JOURNAL_END, JSON_END
 from mlx_finetune.app.eval.verdict import MODEL, TUNED
 from mlx_finetune.dataset.kinds import formats_for, wanted_rows
@@ -33,14 +40,9 @@ _MUST_MATCH = {
     "labels": "labels",
     "schema_sha256": "schema",
     "answer_tokens": "longest answer",
+    "references": "reference columns",
 }
-#: Measure -> the one that takes its place where the tokenizers differ; "" is none.
-_OF_TOKENS = {
-    "loss": "answer_bits_per_byte",
-    "perplexity": "bits_per_byte",
-    "text_loss": "bits_per_byte",
-    "general_perplexity": "general_bits_per_byte",
-}
+_OTHER_TARGETS = "one learned the answers alone, the other all of a row, and their losses are of that"
 SEED = 0
 _SHOWN_LABELS = 6
 
@@ -303,25 +305,33 @@ def _compared(one: Kept, other: Kept, first: str, second: str) -> Compared:
     if differing:
         refusal = f"because they are of different {', '.join(differing)}"
         return Compared(one.name, (), refusal, apart=_apart(one, other, first, second))
-    measures = _shared_measures(one, other)
+    shared = _shared_measures(one, other)
+    measures = [measure for measure in shared if measure.work != LOSS or _learns_all(one) == _learns_all(other)]
     if not measures:
-        refusal = "because they have no measure in common"
+        refusal = f"because {_OTHER_TARGETS if shared else 'they have no measure in common'}"
         return Compared(one.name, (), refusal, apart=_apart(one, other, first, second))
-    notes: list[str] = []
+    notes = [f"Losses are not ranked: {_OTHER_TARGETS}."] if len(measures) < len(shared) else []
     if not same_tokens:
-        measures = _without_tokens(measures)
+        measures = without_tokens(measures)
         notes.append(
             "Their tokenizers, templates or masks differ: losses and perplexities count different tokens, so bits per "
             "byte stand in their place."
         )
     elif any(other.windows.get(name, one.windows[name]) != one.windows[name] for name in one.windows):
-        measures = _without_texts_of_tokens(measures)
+        measures = without_texts_of_tokens(measures)
         notes.append(
             "Their contexts differ, and with them the windows in which a text is read: perplexities of different "
             "windows are not ranked. Bits per byte are those of each model in its own window."
         )
     results = [_result(measure, one, other, first, second) for measure in measures]
     return Compared(one.name, tuple(corrected([found for found in results if found is not None])), "", tuple(notes))
+
+
+def _learns_all(kept: Kept) -> bool:
+    """Whether losses of rows that are questions with answers are of the questions too."""
+    data = cast("Mapping[str, object]", kept.identity.get("data", {}))
+    is_whole = kept.identity.get("task") == "pretrain" or not data.get("mask_prompt", True)
+    return is_whole and kept.identity.get("kind") != "text"
 
 
 def _shared_measures(one: Kept, other: Kept) -> Sequence[Measure]:
@@ -356,26 +366,6 @@ def _values(measure: Measure, kept: Kept) -> dict[int, tuple[float, ...]]:
         for row in kept.rows
         if row.work == measure.work and measure.name in row.values
     }
-
-
-def _without_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
-    """Bits per byte in the place of what is of tokens, tested and shown as those were."""
-    instead = set(_OF_TOKENS.values())
-    return [
-        replace(measure, is_tested=True, is_shown=True) if measure.name in instead else measure
-        for measure in measures
-        if measure.name not in _OF_TOKENS
-    ]
-
-
-def _without_texts_of_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
-    """The same for texts alone: the loss of an answer is not read in windows."""
-    replaced = {measure.name: measure for measure in _without_tokens(measures)}
-    return [
-        measure if measure.work == LOSS else replaced[measure.name]
-        for measure in measures
-        if measure.work == LOSS or measure.name in replaced
-    ]
 
 
 def _result(measure: Measure, one: Kept, other: Kept, first: str, second: str) -> Result | None:

@@ -134,7 +134,8 @@ def change(measure: Measure, first: Rows, second: Rows, *, seed: int) -> Change 
     old, new = [first[row] for row in both], [second[row] for row in both]
     before, after = [value[0] for value in old], [value[0] for value in new]
     if measure.kind == "ratio":
-        return _ratio_change(measure, before, after, [value[1] for value in old], seed=seed)
+        counts = [[value[1] for value in side] for side in (old, new)]
+        return _ratio_change(measure, before, after, *counts, seed=seed)
     if measure.kind == "right":
         return _rate_change(before, after, seed=seed)
     if measure.kind == "gap":
@@ -223,10 +224,18 @@ def _whole(count: float) -> float:
 
 
 def _ratio_change(
-    measure: Measure, before: Sequence[float], after: Sequence[float], counts: Sequence[float], *, seed: int
+    measure: Measure,
+    before: Sequence[float],
+    after: Sequence[float],
+    counts: Sequence[float],
+    new_counts: Sequence[float],
+    *,
+    seed: int,
 ) -> Change:
-    difference = paired_ratio(before, after, counts, seed=seed)
-    p = sign_flip(np.subtract(after, before), seed=seed)
+    """Two tokenizers do not count the very same bytes of a text: the new sums are brought to the old count first."""
+    sums = np.multiply(after, math.fsum(counts) / math.fsum(new_counts))
+    difference = paired_ratio(before, sums, counts, seed=seed)
+    p = sign_flip(sums - before, seed=seed)
     shown = _scaled(measure)
     low, high = _ends(difference.interval, shown)
     return Change(shown(difference.value), low, high, len(before), p, is_factor=measure.scale == "exp")

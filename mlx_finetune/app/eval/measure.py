@@ -221,11 +221,11 @@ class Measuring:
                 kept.append((row, self._evaluation.prompter.scored(scored_example(self._evaluation.rows[row]))))
             except MlxftError as error:
                 yield self._failure(measures.LABELS, side, row, error.message)
-        for (row, _), (name, right) in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
-            one = self._evaluation.rows[row]
-            if right is not None and not np.isfinite(right):
+        for (row, _), found in zip(kept, predicted(model, [one for _, one in kept], head, labels), strict=True):
+            if found is None:
                 yield self._failure(measures.LABELS, side, row, "a score is not a finite number")
                 continue
+            one, (name, right) = self._evaluation.rows[row], found
             values: Values = {"accuracy": (right,)} if right is not None else {}
             values = values or label_values(labels, one.reference, name, generated=False)
             text = scored_text(one)

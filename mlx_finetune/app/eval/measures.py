@@ -107,6 +107,16 @@ _OF_TASK: dict[str, tuple[Measure, ...]] = {
 }
 #: (task, kind of rows) -> the name under which its figures stand, where it is another.
 _OF_KIND: dict[tuple[str, RowKind], str] = {("preference", "marked"): "kto", ("loss", "text"): "loss of text"}
+#: Measure -> the one that takes its place where the tokenizers differ; "" is none.
+_OF_TOKENS = {
+    "loss": "answer_bits_per_byte",
+    "perplexity": "bits_per_byte",
+    "text_loss": "bits_per_byte",
+    "general_perplexity": "general_bits_per_byte",
+    "chosen_loss": "",
+    "good_loss": "",
+    "bad_loss": "",
+}
 _CHECK_TITLES = {"regex": "matches", "contains": "contains", "max_length": "characters at most"}
 
 
@@ -138,4 +148,25 @@ def _json_measures(*, has_schema: bool) -> Sequence[Measure]:
         fields,
         _measure("json", CONSTRAINED, "right", "json_valid_constrained", "valid JSON, constrained"),
         _measure("json", CONSTRAINED, "mean", "json_fields_constrained", "fields, constrained"),
+    ]
+
+
+def without_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
+    """Bits per byte in the place of what is of tokens, tested and shown as those were."""
+    instead = set(_OF_TOKENS.values())
+    return [
+        replace(measure, is_tested=True, is_shown=True) if measure.name in instead else measure
+        for measure in measures
+        if measure.name not in _OF_TOKENS
+    ]
+
+
+def without_texts_of_tokens(measures: Sequence[Measure]) -> Sequence[Measure]:
+    """The same for texts alone: the loss of an answer is not read in windows."""
+    replaced = {measure.name: measure for measure in without_tokens(measures)}
+    of_answers = (LOSS, PREFERENCE)
+    return [
+        measure if measure.work in of_answers else replaced[measure.name]
+        for measure in measures
+        if measure.work in of_answers or measure.name in replaced
     ]

@@ -18,11 +18,12 @@ from mlx_finetune.errors import RunError
 JOURNAL_END, JSON_END, CSV_END = ".rows.jsonl", ".json", ".csv"
 ENDS = (JSON_END, CSV_END, JOURNAL_END)
 _MAX_NAMES = 1000
-_WEIGHTS = ("model_sha256", "adapter_sha256")
+_WEIGHTS = ("model_sha256", "adapter_sha256", "base_sha256")
 #: Keys of an identity -> how a person calls them, where that is another word.
 _WORDS = {
     "data": "settings of [data]",
     "data_sha256": "data",
+    "prompt_template_sha256": "prompt template",
     "answer_tokens": "longest answer",
     "shots": "examples in the prompt",
     "at_once": "answers at once",

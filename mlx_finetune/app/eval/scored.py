@@ -88,18 +88,22 @@ def question_of(head: HeadSpec, recipe: EvalRecipe) -> Ask:
 
 def predicted(
     model: nn.Module, rows: Sequence[Sequence[Ids]], head: HeadSpec, names: Sequence[str]
-) -> list[tuple[str, float | None]]:
+) -> list[tuple[str, float | None] | None]:
     """The class that the head gives each of ``rows``: one sequence, or those of a chosen and a rejected answer.
 
-    Behind the class of two answers how right it is (``share_right``), NaN where a score is none; None behind others,
-    which the row itself can be compared with.
+    Behind the class of two answers how right it is (``share_right``), None behind others, which the row itself can be
+    compared with. Nothing for a row with a score that is no finite number.
     """
-    scores = ScoringModel(model).last([ids for row in rows for ids in row])  # (N, n)
+    width = head.num_outputs * (2 if head.task == "reward" else 1)
+    scores = ScoringModel(model).last([ids for row in rows for ids in row]).reshape(len(rows), width)
+    found: list[tuple[str, float | None]]
     if head.task == "reward":
-        signs = map(float, np.sign(scores[::2, 0] - scores[1::2, 0]))
-        return [(names[1] if sign > 0 else names[0] if sign < 0 else _TIE, share_right(sign)) for sign in signs]
-    places = scores.argmax(axis=1) if head.task == "classify" else (scores[:, 0] > 0).astype(np.int64)
-    return [(names[int(place)], None) for place in places]
+        signs = map(float, np.sign(scores[:, 0] - scores[:, 1]))
+        found = [(names[1] if sign > 0 else names[0] if sign < 0 else _TIE, share_right(sign)) for sign in signs]
+    else:
+        places = scores.argmax(axis=1) if head.task == "classify" else (scores[:, 0] > 0).astype(np.int64)
+        found = [(names[int(place)], None) for place in places]
+    return [one if np.isfinite(own).all() else None for one, own in zip(found, scores, strict=True)]
 
 
 def own_side(side: Side, head: HeadSpec | None) -> bool:

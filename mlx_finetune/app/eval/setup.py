@@ -19,6 +19,8 @@ from mlx_finetune.app.eval.scored import check_scored, class_names, question_of,
 from mlx_finetune.app.eval.seen import with_seen
 from mlx_finetune.app.eval.subject import Side, Subject, has_no_data
 from mlx_finetune.dataset.formats import Preference, Text
+from mlx_finetune.dataset.prompts import template_hash
+from mlx_finetune.dataset.split import content_key
 from mlx_finetune.errors import Problem, UsageError
 from mlx_finetune.model.answers.constrain import Grammar
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
@@ -90,8 +92,7 @@ def prepare(
     if given is None and has_no_data(subject):
         raise UsageError(f"{subject.opened.name} has no held-out rows of its own", "name some: --data FILE_OR_FOLDER")
     has_other_tasks = asked is not None and "tasks" in asked
-    if asked is not None and has_other_tasks and "schema" not in asked and "json" not in recipe.tasks:
-        recipe = recipe.model_copy(update={"schema": None})
+    recipe = _without_schema(recipe, asked) if asked is not None else recipe
     head = subject.opened.head
     if head is not None:
         check_scored(head, recipe, has_tasks=has_other_tasks)
@@ -102,8 +103,9 @@ def prepare(
     measures = scored_measures(head) if head else _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
-    gates, notices = _gates(recipe, measures, needs_all=is_fixed)
-    chosen = replace(chosen, notices=(*chosen.notices, *notices))
+    gates, chosen = _gates(recipe, measures, chosen, needs_all=is_fixed)
+    sides = scored_sides(subject, head, recipe.shots) if head else subject.sides(recipe.shots)
+    own = _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens)
     return Evaluation(
         subject,
         recipe,
@@ -111,7 +113,7 @@ def prepare(
         tasks,
         reason,
         measures,
-        scored_sides(subject, head, recipe.shots) if head else subject.sides(recipe.shots),
+        sides,
         labels,
         Validator(schema) if schema is not None else None,
         Grammar(subject.opened.tokenizer, schema) if schema is not None else None,
@@ -119,8 +121,14 @@ def prepare(
         answer_tokens,
         Prompter(subject.opened.tokenizer, subject.data, task=subject.task, base=subject.folder),
         at_once,
-        _identity(subject, recipe, chosen, tasks, labels, schema, answer_tokens) | {"at_once": at_once},
+        own | {"at_once": at_once} | subject.base_hash(sides),
     )
+
+
+def _without_schema(recipe: EvalRecipe, asked: Collection[str]) -> EvalRecipe:
+    """The recipe's own schema is left out where a command names other tasks that need none."""
+    is_wanted = "tasks" not in asked or "schema" in asked or "json" in recipe.tasks
+    return recipe if is_wanted else recipe.model_copy(update={"schema": None})
 
 
 def _tasks(
@@ -196,9 +204,9 @@ def _schema(recipe: EvalRecipe, subject: Subject, base: Path) -> Schema | None:
 
 
 def _gates(
-    recipe: EvalRecipe, measures: Sequence[Measure], *, needs_all: bool
-) -> tuple[tuple[Gate, ...], tuple[Problem, ...]]:
-    """The gates that are about a measure, and a notice of each other one where it may be left out."""
+    recipe: EvalRecipe, measures: Sequence[Measure], chosen: Chosen, *, needs_all: bool
+) -> tuple[tuple[Gate, ...], Chosen]:
+    """The gates that are about a measure; the rows get a notice of each other one where it may be left out."""
     gates = tuple(gate for text in recipe.gates if (gate := parse_gate(text)))
     names = [measure.name for measure in measures]
     others = [gate for gate in gates if gate.measure not in names]
@@ -210,7 +218,8 @@ def _gates(
     notices = tuple(
         Problem("[eval] gates", f"{gate} is not checked: {gate.measure} is not measured here") for gate in others
     )
-    return tuple(gate for gate in gates if gate.measure in names), notices
+    chosen = replace(chosen, notices=(*chosen.notices, *notices))
+    return tuple(gate for gate in gates if gate.measure in names), chosen
 
 
 def _answer_tokens(recipe: EvalRecipe, subject: Subject, rows: Sequence[EvalRow]) -> int:
@@ -235,7 +244,8 @@ def _identity(
     data = subject.data.model_dump(mode="json")
     # The space ends each key as in results kept so far, where the category followed: they stay comparable.
     rows = hashlib.sha256("\n".join(f"{row.key} " for row in chosen.rows).encode()).hexdigest()
-    shots = [f"{shot.source}:{shot.line}" for shot in chosen.shots]
+    shots = [f"{shot.source}:{shot.line} {content_key(shot):016x}" for shot in chosen.shots]
+    template = template_hash(subject.data.prompt_template, base=subject.folder)
     return {
         "version": VERSION,
         **subject.hashes(),
@@ -252,5 +262,6 @@ def _identity(
         "shots": shots,
         **({"question": recipe.label_question, "text_template": data["text_template"]} if subject.opened.head else {}),
         **({"references": list(recipe.references)} if recipe.references else {}),
+        **({"prompt_template_sha256": template} if template else {}),
         **({"max_target_length": data["max_target_length"]} if subject.task == "seq2seq" else {}),
     }

@@ -1,6 +1,6 @@
 """What is evaluated: a run with its base, or a model alone, and the hashes by which its figures are kept apart."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,18 @@ import mlx.nn as nn
 from mlx_finetune import rundir
 from mlx_finetune.app.eval.rows import NO_DATA
 from mlx_finetune.app.eval.verdict import BASE, MODEL, TUNED
-from mlx_finetune.app.open import Located, Opened, Report, base_model, locate, open_name, read_recipe, start_model
+from mlx_finetune.app.open import (
+    Located,
+    Opened,
+    Report,
+    base_model,
+    fetch_base,
+    locate,
+    open_name,
+    read_recipe,
+    start_model,
+)
+from mlx_finetune.model.adapters.folder import hash_adapter
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS
 from mlx_finetune.recipe.schema import Recipe
@@ -99,6 +110,20 @@ class Subject:
             "adapter_sha256": self.opened.adapter_sha256 or "",
             "tokenizer_sha256": self.opened.tokenizer.settings_hash,
         }
+
+    def base_hash(self, sides: Sequence[Side]) -> dict[str, object]:
+        """SHA-256 of what the base among ``sides`` is, where ``hashes`` has nothing of it: the adapter that a
+        preference run began with, the model that a fully trained one was. Raises ``RunError`` or ``ModelError`` where
+        that is gone.
+        """
+        if not any(side.is_base for side in sides):
+            return {}
+        adapter = self.started_from
+        if adapter is not None:
+            return {"base_sha256": hash_adapter(adapter)}
+        if self.opened.load_base is None:
+            return {}
+        return {"base_sha256": fetch_base(self.opened.located, lambda _: None).sha256}
 
 
 def shots_name(side: str, shots: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any, cast
 from mlx_finetune import durable
 from mlx_finetune.app.sweep.design import Base, Done, Trial, edges_of
 from mlx_finetune.errors import RunError
+from mlx_finetune.model.adapters.folder import adapter_folder, hash_adapter
+from mlx_finetune.model.sources.fetch import fetch_model, path_of
 from mlx_finetune.recipe.load import LoadedRecipe
 from mlx_finetune.rundir import check_folder
 
@@ -44,9 +46,17 @@ class Sweep:
 
 
 def identify(loaded: LoadedRecipe, data_sha256: str) -> dict[str, str]:
-    """What must be the same for a sweep to go on: the recipe with its overrides, and its data."""
-    text = json.dumps([loaded.recipe.model_dump(mode="json")], sort_keys=True)
-    return {"recipe": hashlib.sha256(text.encode()).hexdigest(), "data": data_sha256}
+    """What must be the same for a sweep to go on: the recipe with its overrides, its data, and what its weights begin
+    as where that lies in a folder of the user's. Raises ``ModelError`` or ``RunError`` where that is not there.
+    """
+    recipe = loaded.recipe
+    text = json.dumps([recipe.model_dump(mode="json")], sort_keys=True)
+    found = {"recipe": hashlib.sha256(text.encode()).hexdigest(), "data": data_sha256}
+    if recipe.scratch is None and path_of(recipe.model).exists():
+        found["model"] = fetch_model(recipe.model, report=lambda _: None).sha256
+    if recipe.adapter:
+        found["adapter"] = hash_adapter(adapter_folder(recipe.adapter, Path.cwd()))
+    return found
 
 
 def write_sweep(sweep: Sweep) -> None:
@@ -71,7 +81,7 @@ def begin_sweep(folder: Path, base: Base, identity: Mapping[str, str]) -> Sweep:
         done = tuple(Done(Trial(**one["trial"]), one["loss"], one["seconds"], one["failure"]) for one in trials)
     except (KeyError, TypeError) as error:
         raise RunError(f"{folder / FILE_NAME} is of another version: {error}", _elsewhere(folder)) from None
-    changed = [name for name in identity if kept.get(name) != identity[name]]
+    changed = [name for name in identity if kept.get(name, identity[name]) != identity[name]]
     if not changed and old != base:
         changed = ["number of steps" if old.total_steps != base.total_steps else "learning rate or rank"]
     if changed:

@@ -59,7 +59,7 @@ def run_sweep(
     say: Callable[[str], None],
     train: Train = supervise,
 ) -> Sweep:
-    """Take every trial that is left; ``sweep.json`` has each of them once it is done.
+    """Take every trial that is left; ``sweep.json`` says what they are of, and has each of them once it is done.
 
     Raises ``SweepStoppedError`` after a signal, ``RunError`` where a trial cannot be run or another process is at work
     in the folder.
@@ -71,6 +71,7 @@ def run_sweep(
     if lock is None:
         raise RunError(f"another sweep is at work in {sweep.folder}", "wait for it")
     try:
+        write_sweep(sweep)  # what the first trial is of
         while (trial := next_trial(sweep.base, sweep.done)) is not None:
             say(f"trial {trial.number} of at most {MOST_TRIALS}, {trial.rung}: {describe(trial)}")
             done = _take(sweep, loaded, trial, make_view, train)

@@ -171,12 +171,6 @@ def load_adapter(model: nn.Module, folder: Path) -> AdapterSpec:
     )
 
 
-def hash_adapter(folder: Path) -> str:
-    """SHA-256 of each file of weights in ``folder``, with a space between; "" where there is none."""
-    names = (rundir.PEFT_WEIGHTS, rundir.MLX_WEIGHTS)
-    return " ".join(durable.hash_file(folder / name) for name in names if (folder / name).is_file())
-
-
 def _short_names(inside: set[str], every: set[str]) -> list[str]:
     """The last part of each path inside a block, or the whole path where that part has more than one meaning."""
     names: set[str] = set()

@@ -19,7 +19,7 @@ from mlx_finetune.dataset.scored import AnswerRows
 from mlx_finetune.dataset.tokens import Message
 from mlx_finetune.errors import DataError, ModelError, RunError
 from mlx_finetune.model.adapters.base import fetch_recorded
-from mlx_finetune.model.adapters.files import hash_adapter
+from mlx_finetune.model.adapters.folder import hash_adapter
 from mlx_finetune.model.heads.token_scores import ScoringModel
 from mlx_finetune.model.load import load_model
 from mlx_finetune.model.sources.fetch import LocalModel, Report, fetch_model

@@ -126,16 +126,20 @@ def _reload_check(prepared: Prepared) -> dict[str, object]:
     return {reload_check.KEY: check.to_json()} if check else {}
 
 
-def restore_trainer(prepared: Prepared, checkpoint: Path) -> None:
-    """Put weights and optimizer state of ``checkpoint`` into the trainer. Raises ``RunError`` for other tensors."""
+def read_trainer(prepared: Prepared, checkpoint: Path) -> tuple[FlatArrays, FlatArrays]:
+    """Weights and optimizer state of ``checkpoint`` for the trainer. Raises ``RunError`` for other tensors."""
     name = rundir.MLX_WEIGHTS if prepared.spec is not None else rundir.MODEL_WEIGHTS
     expected = prepared.trainer.parameters
     parameters = _read(checkpoint / name, _without_head(expected))
     if expected.keys() != parameters.keys():
         parameters |= _read(checkpoint / rundir.HEAD_WEIGHTS, {WEIGHT: expected[WEIGHT]})
     parameters = {name: parameters[name] for name in expected}
-    state = _read(checkpoint / rundir.OPTIMIZER, prepared.trainer.state)
-    prepared.trainer.restore(parameters, state)
+    return parameters, _read(checkpoint / rundir.OPTIMIZER, prepared.trainer.state)
+
+
+def restore_trainer(prepared: Prepared, saved: tuple[FlatArrays, FlatArrays]) -> None:
+    """Let the trainer go on from what ``read_trainer`` found."""
+    prepared.trainer.restore(*saved)
 
 
 def read_kept(checkpoint: Path) -> Mapping[str, object]:
@@ -151,6 +155,8 @@ def _without_head(parameters: FlatArrays) -> FlatArrays:
 
 def _read(path: Path, expected: FlatArrays) -> FlatArrays:
     """The arrays of one file, in the order, shapes and types of ``expected``."""
+    if not path.is_file():
+        raise RunError(f"{path.parent} has no {path.name}, of which this run would go on", _OTHER_SHAPE)
     arrays = mx.load(str(path))
     assert isinstance(arrays, dict)
     if arrays.keys() != expected.keys():

@@ -81,6 +81,17 @@ class RunState:
         self.log({"eval_loss": loss})
         return is_best
 
+    def forget_evaluations(self) -> None:
+        """Measure anew: the losses so far are those of something else."""
+        self.first_loss = self.last_loss = None
+        self.evaluations_without_improvement = 0
+        self.forget_best()
+        self.is_evaluated, self.evaluated_step = False, -1
+
+    def forget_best(self) -> None:
+        """The next evaluation is the best so far."""
+        self.best_loss = self.best_step = None
+
     def num_rises(self) -> int:
         """How many validation losses in a row, the last one included, were higher than the one before."""
         losses = [entry["eval_loss"] for entry in self.log_history if "eval_loss" in entry]

@@ -5,6 +5,8 @@ mlx and of the machine are recorded too; there a change is allowed and said, bec
 no longer promised.
 """
 
+import hashlib
+import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -72,7 +74,10 @@ _DEFAULTS_SINCE: Mapping[str, object] = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Everything a resumed run must share with the one that was started. Hashes are SHA-256 in hex."""
+    """Everything a resumed run must share with the one that was started. Hashes are SHA-256 in hex.
+
+    ``measure_sha256`` is of what a validation loss is measured with: two of the same are comparable.
+    """
 
     recipe: Mapping[str, object]
     data_sha256: str
@@ -82,6 +87,7 @@ class Identity:
     order: str
     versions: Mapping[str, str]
     scorers_sha256: str = ""
+    measure_sha256: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Plain values for trainer_state.json and run.json."""
@@ -94,6 +100,7 @@ class Identity:
             "order": self.order,
             "versions": dict(self.versions),
             "scorers_sha256": self.scorers_sha256,
+            "measure_sha256": self.measure_sha256,
         }
 
 
@@ -115,6 +122,13 @@ def current_versions() -> dict[str, str]:
         "BLAS threads": str(blas.num_threads() or "not counted"),
         "system": f"{sys.platform} {platform.release()} {platform.machine()}",
     }
+
+
+def measure_hash(recipe: Recipe, validation: str, files: Sequence[str]) -> str:
+    """``measure_sha256`` of a resolved recipe with the hashes of its validation rows and of other ``files``."""
+    preference = recipe.preference and recipe.preference.model_dump(mode="json", exclude={"share_prompt"})
+    sections = [recipe.task, recipe.quantize, preference, recipe.verifier.model_dump(), recipe.grpo.model_dump()]
+    return hashlib.sha256(json.dumps([validation, *files, *sections]).encode("ascii")).hexdigest()
 
 
 def differences(saved: Mapping[str, object], now: Identity) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """How many steps a run has that goes on: the recipe's, or more where it is or was extended."""
 
+import math
 from collections.abc import Mapping
 
 from mlx_finetune.errors import RunError
@@ -16,8 +17,7 @@ def extended_steps(
 ) -> int | None:
     """The length of a run that was or is now extended, None where the recipe's own counts.
 
-    A finished run is extended from where it ended, early or not, with new patience. Raises ``RunError`` where
-    ``max_minutes`` leaves it no time.
+    A finished run is extended from where it ended, early or not.
     """
     if run_info is None or not (request.extend or run_info.get("is_extended")):
         return None
@@ -27,13 +27,7 @@ def extended_steps(
     if not isinstance(total, int):
         raise RunError("run.json does not say how long the run was", "choose another output_dir")
     if request.extend:
-        minutes = recipe.training.max_minutes
-        if minutes is not None and state.train_seconds >= 60 * minutes:
-            raise RunError(
-                f"the run has used up training.max_minutes = {minutes:g}", "allow more: --set training.max_minutes=60"
-            )
         total = (state.step if run_info.get("status") == "finished" else total) + request.extend
-        state.evaluations_without_improvement = 0
         emit(Notice("info", f"extended by {request.extend} to {total} steps; the schedule now ends there"))
     return total
 
@@ -46,11 +40,17 @@ def _asks_for_another_length(run_info: Mapping[str, object], recipe: Recipe) -> 
     return isinstance(saved, dict) and any(saved.get(key) != now.get(key) for key in keys)
 
 
-def refuse_finished(admission: Admission, request: Request, state: RunState, total_steps: int) -> None:
-    """Refuse to fork a finished run without a step to take."""
+def refuse_finished(admission: Admission, request: Request, recipe: Recipe, state: RunState, total_steps: int) -> None:
+    """Refuse a fork or an extension without a step to take, or without the time for one."""
     is_finished = (admission.run_info or {}).get("status") == "finished"
     if request.fork and is_finished and state.step >= total_steps:
         raise RunError(
             f"the run has finished and there is nothing left to train: it is at step {state.step} of {total_steps}",
             "add --extend 100, or raise training.max_steps",
+        )
+    minutes = recipe.training.max_minutes
+    if (request.fork or request.extend) and minutes is not None and state.train_seconds >= 60 * minutes:
+        more = math.ceil(state.train_seconds / 60) + 60
+        raise RunError(
+            f"the run has used up training.max_minutes = {minutes:g}", f"allow more: --set training.max_minutes={more}"
         )

@@ -28,7 +28,7 @@ from mlx_finetune.hardware.planning.facts import Facts
 from mlx_finetune.hardware.planning.kept_states import KeptStates
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.model.adapters.base import check_base
-from mlx_finetune.model.adapters.files import hash_adapter
+from mlx_finetune.model.adapters.folder import adapter_folder, hash_adapter
 from mlx_finetune.model.adapters.lora import (
     AdapterSpec,
 )
@@ -50,10 +50,16 @@ from mlx_finetune.train.optim import Schedule, build_schedule
 from mlx_finetune.train.ranks import ALONE, OtherRankError, Ranks
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.frozen import KEY, check_states_room, settle_reuse
-from mlx_finetune.train.start.identity import Identity, current_versions, rank_differences, recipe_identity
+from mlx_finetune.train.start.identity import (
+    Identity,
+    current_versions,
+    measure_hash,
+    rank_differences,
+    recipe_identity,
+)
 from mlx_finetune.train.start.rows import Emit, TrainingRows, check_context, check_vocabulary, read_facts, read_rows
 from mlx_finetune.train.start.scorers import hash_all, load_scores, scorers_of, with_scorers
-from mlx_finetune.train.start.trainable import adapter_folder, attach, build_trainer, split_with_scores
+from mlx_finetune.train.start.trainable import attach, build_trainer, split_with_scores
 from mlx_finetune.train.step import Trainer
 
 
@@ -115,10 +121,8 @@ def prepare(
     adapter = adapter_folder(asked.adapter, base) if asked.adapter else None  # refused before anything is fetched
     report = _leaving(emit, stop)
     scorers = scorers_of(asked, base, report)
-    local = _model_of(asked, base, report)
+    local = _model_of(asked, base, adapter, report)
     stop.raise_if_asked("before the first step")
-    if adapter is not None and (notice := check_base(adapter, local)) is not None:
-        emit(notice)
     tokenizer = _load_tokenizer(asked, local, base)
     rows = read_rows(asked, objective, tokenizer, base, report, corrections, context=context_of(local.folder))
     facts = with_scorers(read_facts(local.folder, rows, asked, objective, num_processes=ranks.size), scorers, asked)
@@ -134,7 +138,8 @@ def prepare(
     check_vocabulary(loaded_model.model, tokenizer, rows)
     stop.raise_if_asked("before the first step")
     spec = attach(loaded_model, resolved.recipe, base, emit)
-    identity = _compare(_identity(asked, loaded_model.info, tokenizer, rows, base, scorers), ranks, emit)
+    made_of = (asked, resolved.recipe, loaded_model.info, tokenizer, rows, base, scorers)
+    identity = _compare(_identity(*made_of), ranks, emit)
     split = split_with_scores(loaded_model.model, objective, rows.labels, resolved.recipe, base, emit)
     objective, resolved = _settled(split, settle_reuse(resolved, split, asked))
     score = load_scores(scorers, resolved.recipe, rows, base, report)
@@ -156,11 +161,13 @@ def _settled(split: SplitModel, resolved: Resolved) -> tuple[Objective, Resolved
     return objective, replace(resolved, recipe=recipe, reasons=reasons)
 
 
-def _model_of(asked: Recipe, base: Path, report: Emit) -> LocalModel:
-    """The model's folder; of a new tokenizer it is said what it is like."""
+def _model_of(asked: Recipe, base: Path, adapter: Path | None, report: Emit) -> LocalModel:
+    """The model's folder, which an adapter to start from must be of; of a new tokenizer it is said what it is like."""
     local = recipe_model(asked, base=base, report=report)
     if sentence := about_tokenizer(local.folder):
         report(Notice("info", sentence))
+    if adapter is not None and (notice := check_base(adapter, local)) is not None:
+        report(notice)
     return local
 
 
@@ -360,6 +367,7 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
 
 def _identity(
     recipe: Recipe,
+    resolved: Recipe,
     info: ModelInfo,
     tokenizer: ModelTokenizer,
     rows: TrainingRows,
@@ -367,6 +375,7 @@ def _identity(
     scorers: Sequence[ScorerRun],
 ) -> Identity:
     adapter = hash_adapter(adapter_folder(recipe.adapter, base)) if recipe.adapter else ""
+    scores = hash_all(scorers)
     return Identity(
         recipe=recipe_identity(recipe),
         data_sha256=rows.content_hash,
@@ -375,5 +384,6 @@ def _identity(
         adapter_sha256=adapter,
         order=ORDER_ID,
         versions=current_versions(),
-        scorers_sha256=hash_all(scorers),
+        scorers_sha256=scores,
+        measure_sha256=measure_hash(resolved, rows.valid.content_hash(), [info.sha256, adapter, scores]),
     )

@@ -134,18 +134,9 @@ def _key(prepared: Prepared, name: str, rows: TokenRows) -> str:
         "versions": dict(identity.versions),
         "share_prompt": recipe.preference.share_prompt if recipe.preference else None,
         "batches": [prepared.valid_batches.batch_size] if name == "valid" else steps,
-        "rows": _rows_hash(rows),
+        "rows": rows.content_hash(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
-
-
-def _rows_hash(rows: TokenRows) -> str:
-    """SHA-256 over tokens, masks, lengths and values."""
-    digest = hashlib.sha256(np.ascontiguousarray(rows.lengths).tobytes())
-    digest.update(np.ascontiguousarray(rows.values).tobytes())
-    for words in rows.chunks():
-        digest.update(np.ascontiguousarray(words).tobytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path, num_rows: int) -> NDArray[np.float64] | None:

@@ -8,13 +8,12 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_finetune import durable
 from mlx_finetune.dataset.card import DataCard, card_of
 from mlx_finetune.dataset.corpus import CORRECTED, hash_files, load_splits, locate_sources
 from mlx_finetune.dataset.corrections import as_at_start, corrections_sentence, find_corrections, note_sizes
 from mlx_finetune.dataset.labels import balance, check_labels, counts_of, renumbered
 from mlx_finetune.dataset.pairs import IS_GOOD, WEIGHT, num_read, sequence_lengths
-from mlx_finetune.dataset.prompts import is_template_text
+from mlx_finetune.dataset.prompts import template_hash
 from mlx_finetune.dataset.row import DataFile
 from mlx_finetune.dataset.row_states import num_states
 from mlx_finetune.dataset.template import refuse_empty
@@ -169,11 +168,9 @@ def _key(recipe: Recipe, tokenizer: ModelTokenizer, base: Path, corrections: Seq
         (split, file) for source in locate_sources(data, base) for split, its in source.located.items() for file in its
     ]
     files += [(CORRECTED, file) for file in corrections]
-    prompt = base / Path(data.prompt_template).expanduser()
     try:
         content_hash = hash_files([file for _, file in files])
-        is_text = is_template_text(data.prompt_template)
-        prompt_hash = durable.hash_file(prompt) if not is_text and prompt.is_file() else ""
+        prompt_hash = template_hash(data.prompt_template, base=base)
     except OSError:
         return "", ""
     parts = {

@@ -6,11 +6,11 @@ from pathlib import Path
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_finetune import rundir
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Notice
 from mlx_finetune.hardware.planning.auto import Resolved
 from mlx_finetune.model.adapters.files import load_adapter
+from mlx_finetune.model.adapters.folder import adapter_folder
 from mlx_finetune.model.adapters.lora import (
     AdapterSpec,
     adapter_layers,
@@ -25,7 +25,6 @@ from mlx_finetune.model.inside.noise import add_neftune, checkpoint_blocks
 from mlx_finetune.model.inside.parts import embedding
 from mlx_finetune.model.inside.split import SplitModel
 from mlx_finetune.model.load import LoadedModel, on_gpu
-from mlx_finetune.model.sources.fetch import path_of
 from mlx_finetune.recipe.schema import Recipe
 from mlx_finetune.recipe.values import shown, toml_value
 from mlx_finetune.train.objective import Objective, num_outputs
@@ -121,23 +120,6 @@ def _as_written(spec: AdapterSpec, key: str) -> object:
     """The value of a key of [lora] that makes such an adapter."""
     value = getattr(spec, key)
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def adapter_folder(name: str, base: Path) -> Path:
-    """Where the adapter of a run, a checkpoint, or any adapter folder lies. Raises ``RunError`` where there is none."""
-    for folder in (base / path_of(name), path_of(name)):
-        if (folder / rundir.ADAPTER_CONFIG).is_file():
-            return folder
-    run = rundir.find_run(name, base=base)
-    for folder in (run.path, *reversed(run.checkpoints())):
-        if (folder / rundir.ADAPTER_CONFIG).is_file():
-            return folder
-    if (run.path / rundir.MODEL_FOLDER).is_dir():
-        raise RunError(
-            f"{name} has no adapter: its run trained every weight",
-            f'write model = "{run.path}" and remove `adapter`',
-        )
-    raise RunError(f"{run.path} has no adapter yet", "wait for its first checkpoint")
 
 
 def build_trainer(

@@ -47,8 +47,8 @@ def place(tmp_path: Path, tiny_model: TinyModel) -> Path:
     return place
 
 
-def measure(place: Path, name: str, tasks: tuple[str, ...] = ("loss", "token_f1"), *, answer_tokens: int = 4) -> None:
-    evaluation = evaluation_of(place, tasks, name=name, answer_tokens=answer_tokens)
+def measure(place: Path, name: str, tasks: tuple[str, ...] = ("loss", "token_f1"), **keys: object) -> None:
+    evaluation = evaluation_of(place, tasks, name=name, **keys)  # pyright: ignore[reportArgumentType]
     evaluate(evaluation, named=None, out=None, show=lambda _: None, say=lambda _: None, report=lambda *_: None)
 
 
@@ -125,6 +125,34 @@ def test_another_longest_answer_is_not_ranked(place: Path) -> None:
     measure(place, "other", ("token_f1",), answer_tokens=9)
     (one,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
     assert "longest answer" in one.refusal
+
+
+def test_scores_beside_other_references_are_not_ranked(place: Path) -> None:
+    measure(place, "keeper", ("token_f1",))
+    measure(place, "other", ("token_f1",), references=("note",))
+    (one,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
+    assert one.refusal == "because they are of different reference columns"
+
+
+@pytest.mark.parametrize("key", ["task", "mask_prompt"])
+def test_the_loss_of_answers_is_not_ranked_with_that_of_whole_rows(place: Path, key: str) -> None:
+    path = place / "adapters/other" / RUN_INFO
+    facts = json.loads(path.read_text())
+    if key == "task":
+        facts["resolved"]["task"] = "pretrain"
+    else:
+        facts["resolved"]["data"]["mask_prompt"] = False
+    path.write_text(json.dumps(facts))
+    for name in ("keeper", "other"):
+        measure(place, name, given="rows.jsonl")
+    (one,) = compare_runs(run_of(place, "keeper"), run_of(place, "other")).evaluations
+    assert [result.measure.name for result in one.results] == ["token_f1"]
+    assert one.notes[0].startswith("Losses are not ranked: one learned the answers alone, the other all of a row")
+    for name in ("keeper", "other"):
+        measure(place, name, ("loss",), given="rows.jsonl", max_rows=50)
+    alone = next(one for one in compare_runs(*(run_of(place, name) for name in ("keeper", "other"))).evaluations[1:])
+    assert alone.refusal.startswith("because one learned the answers alone")
+    assert len(alone.apart) == 2
 
 
 def test_under_another_tokenizer_only_bits_per_byte_are_ranked(place: Path) -> None:

@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import re
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -45,10 +46,15 @@ def run(tmp_path: Path, tiny_model: TinyModel) -> RunDir:
 
 
 def measure(
-    run: RunDir, *, named: str | None = None, given: str | None = None, said: list[str] | None = None
+    run: RunDir,
+    *,
+    named: str | None = None,
+    given: str | None = None,
+    said: list[str] | None = None,
+    prompts: tuple[str, ...] = (),
 ) -> Finished:
     course = prepare_course(
-        run, given=given, max_rows=None, prompts=(), base=run.path.parent.parent, report=lambda _: None
+        run, given=given, max_rows=None, prompts=prompts, base=run.path.parent.parent, report=lambda _: None
     )
     say = (said if said is not None else []).append
     return measure_course(course, named=named, show=lambda _: None, say=say, report=lambda *_: None)
@@ -147,6 +153,16 @@ def test_prompts_are_answered_by_every_point_and_never_twice(run: RunDir) -> Non
     assert page is not None
     assert page.text.count('class="strip"') == 2
     assert "as it was" in page.text
+
+
+def test_other_prompts_are_answered_and_not_given_the_answers_of_those_before(run: RunDir) -> None:
+    measure(run, prompts=PROMPTS[:1])
+    second = measure(run, prompts=PROMPTS[1:]).report.samples
+    both = measure(run, prompts=PROMPTS).report.samples
+    shutil.rmtree(run.file(rundir.EVALUATIONS))
+    afresh = measure(run, prompts=PROMPTS).report.samples
+    assert both == afresh
+    assert second == tuple(one for one in afresh if one.prompt == PROMPTS[1])
 
 
 @pytest.mark.parametrize("stop_after", [30])
@@ -249,6 +265,19 @@ def test_answers_have_a_course_too(tmp_path: Path, tiny_model: TinyModel) -> Non
     for side, at in (("base", report.points[0]), ("tuned", report.points[1])):
         assert at.figures["loss"].value == pytest.approx(sides[side]["value"], rel=1e-5)
     assert "Loss and perplexity are of the answers" in " ".join(report_lines(report))
+
+
+def test_another_text_of_the_prompt_template_is_another_course(tmp_path: Path, tiny_model: TinyModel) -> None:
+    place = write_place(tmp_path / "place", tiny_model("llama"))
+    run = RunDir(place / "adapters" / "keeper")
+    change_facts(place, {"data": {"prompt_template": "form.txt"}}, run.path)
+    write_adapter(place / "made", tiny_model("llama"), seed=4)
+    add_checkpoint(run, 5, place / "made")
+    names: list[str] = []
+    for form in ("Q {instruction}", "Ask {instruction}"):
+        (place / "form.txt").write_text(form)
+        names.append(measure(run).place.name)
+    assert names == ["test", "test-2"]
 
 
 def test_a_run_that_began_as_an_adapter_is_compared_with_that(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from answering_runs import write_full_run
+from answering_runs import write_adapter, write_full_run, write_run
 from click.testing import CliRunner, Result
 from eval_runs import COLOURS, change_facts, evaluation_of, subject_of, write_place, write_rows
 
@@ -23,6 +24,7 @@ from mlx_finetune.errors import DataError, MlxftError, Problem, RunError, UsageE
 from mlx_finetune.hardware import blas
 from mlx_finetune.model.answers.generate import Sampling, generate_text
 from mlx_finetune.model.likelihoods import LikelihoodModel
+from mlx_finetune.rundir import RUN_INFO
 
 TinyModel = Callable[..., Path]
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
@@ -276,6 +278,55 @@ def test_the_identity_of_rows_is_of_the_rows_and_that_of_a_schema_of_its_order(p
     assert plain.identity["rows_sha256"] == split.identity["rows_sha256"]
     one, two = (evaluation_of(place, ("json",), schema=name) for name in ("one.json", "two.json"))
     assert one.identity["schema_sha256"] != two.identity["schema_sha256"]
+
+
+def test_examples_and_a_template_file_that_changed_make_it_another_evaluation(place: Path) -> None:
+    rows = (place / "rows.jsonl").read_text().splitlines(keepends=True)
+    (place / "held.jsonl").write_text("".join(rows[:20]))
+    (place / "taught.jsonl").write_text("".join(rows[20:]))
+    (place / "form.txt").write_text("Q {instruction}\nA {output}")
+    data = {"path": None, "train": "taught.jsonl", "valid": "held.jsonl", "prompt_template": "form.txt"}
+    change_facts(place, {"data": data}, place / "adapters/keeper")
+    measure(evaluation_of(place, ("loss",), given="held.jsonl", shots=2), named="kept")
+    (place / "taught.jsonl").write_text("".join(rows[20:]).replace("box", "cup"))
+    with pytest.raises(RunError, match=r"holds another evaluation: other examples in the prompt$"):
+        measure(evaluation_of(place, ("loss",), given="held.jsonl", shots=2), named="kept")
+    (place / "taught.jsonl").write_text("".join(rows[20:]))
+    (place / "form.txt").write_text("Ask {instruction}\nAnswer {output}")
+    with pytest.raises(RunError, match=r"holds another evaluation: other prompt template$"):
+        measure(evaluation_of(place, ("loss",), given="held.jsonl", shots=2), named="kept")
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_base_that_changed_is_measured_again(tmp_path: Path, tiny_model: TinyModel, is_full: bool) -> None:
+    """The model that was fully trained, or the adapter that a preference run began with."""
+    base = shutil.copytree(tiny_model("llama"), tmp_path / "base")
+    write_rows(tmp_path / "rows.jsonl")
+    if is_full:
+        write_full_run(tmp_path / "adapters/run", base, tiny_model("llama", seed=1))
+    else:
+        write_run(tmp_path / "adapters/begun", base)
+        run = write_run(tmp_path / "adapters/run", base)
+        facts = json.loads(run.file(RUN_INFO).read_text())
+        facts["resolved"] |= {"task": "dpo", "adapter": "begun"}
+        run.file(RUN_INFO).write_text(json.dumps(facts))
+
+    def figures():
+        evaluation = evaluation_of(tmp_path, ("loss",), name="run", given="rows.jsonl")
+        finished, _ = measure(evaluation)
+        assert finished.place is not None
+        assert finished.place.name == "rows"
+        return finished.report.results[0].figures
+
+    before = figures()
+    if is_full:
+        shutil.copytree(tiny_model("llama", seed=2), base, dirs_exist_ok=True)
+    else:
+        write_adapter(tmp_path / "adapters/begun", base, seed=9)
+    after = figures()
+    assert before["tuned"] == after["tuned"]
+    assert before["base"] != after["base"]
+    assert (tmp_path / "adapters/run/eval/rows-2.json").is_file(), "that of the base before"
 
 
 def test_a_taken_name_says_everything_that_differs(place: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_finetune.app.eval.figures import Result, change, corrected, figure, paired_rates, sign_flip
-from mlx_finetune.app.eval.measures import LOSS, Measure, measures_of
+from mlx_finetune.app.eval.measures import LOSS, Measure, measures_of, without_texts_of_tokens, without_tokens
 from mlx_finetune.scoring.labels import macro_f1
 
 RIGHT = Measure("exact_match", "exact_match", "answer", "right", "right", is_tested=True)
@@ -74,6 +74,26 @@ def test_the_change_of_a_perplexity_is_a_factor() -> None:
     (result,) = corrected([Result(perplexity, {}, found)])
     assert result.is_better
     assert not result.is_worse
+
+
+def test_the_change_of_a_ratio_is_that_of_its_figures_where_two_tokenizers_count_otherwise() -> None:
+    bits = Measure("bits_per_byte", "perplexity", LOSS, "ratio", "bits", is_higher_better=False, scale="bits")
+    before = {row: (30.0 + row % 5, 20.0) for row in range(30)}
+    after = {row: (nats * 0.9, 19.0 - row % 2) for row, (nats, _) in before.items()}
+    figures = [figure(bits, rows, seed=0) for rows in (before, after)]
+    moved = change(bits, before, after, seed=0)
+    assert moved is not None
+    assert figures[0] is not None
+    assert figures[1] is not None
+    assert moved.value == pytest.approx(figures[1].value - figures[0].value)
+    assert (moved.low or 0) < moved.value < (moved.high or 0)
+
+
+def test_where_tokenizers_differ_the_losses_of_preferences_have_nothing_in_their_place() -> None:
+    kinds = [measures_of(["preference"], has_schema=False, kind=kind) for kind in ("pairs", "marked")]
+    names = [[one.name for one in without_tokens(measures)] for measures in kinds]
+    assert names == [["preferred", "preferred_per_token"], ["good_over_bad"]]
+    assert list(without_texts_of_tokens(kinds[0])) == list(kinds[0])
 
 
 def test_only_rows_that_both_have_are_compared() -> None:

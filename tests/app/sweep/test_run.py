@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answering_runs import write_adapter
 from click.testing import CliRunner, Result
 from small_runs import write_recipe
 
@@ -186,6 +188,25 @@ def test_another_recipe_other_data_or_steps_do_not_go_on(loaded: LoadedRecipe) -
     assert begin(loaded).done == sweep.done
 
 
+def test_a_model_that_changed_does_not_go_on_not_even_with_the_first_trial(
+    loaded: LoadedRecipe, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model("llama"), tmp_path / "mine")
+    write_adapter(tmp_path / "begun", model)
+    loaded = load_recipe(loaded.path, [*loaded.overrides, f"model={model}", "adapter=begun"])
+    with pytest.raises(SweepStoppedError):
+        take(begin(loaded), loaded, Trainings([(1, Ending("stopped", "stopped", "it was stopped after step 4"))]))
+    assert begin(loaded).done == ()
+    write_adapter(tmp_path / "begun", model, seed=5)
+    with pytest.raises(RunError, match=r"holds a sweep with another adapter$"):
+        begin(loaded)
+    write_adapter(tmp_path / "begun", model)
+    assert begin(loaded).done == ()
+    shutil.copytree(tiny_model("llama", seed=3), model, dirs_exist_ok=True)
+    with pytest.raises(RunError, match=r"holds a sweep with another model$"):
+        begin(loaded)
+
+
 def test_a_damaged_file_is_one_error(loaded: LoadedRecipe) -> None:
     sweep = begin(loaded)
     write_sweep(sweep)
@@ -280,8 +301,12 @@ def test_rows_of_other_tasks_are_swept_too_and_the_winner_is_tested_by_what_lead
         asked.append(arguments)
         return subprocess.CompletedProcess(arguments, 0, report, "")
 
+    sets = [part for key in keys for part in ("--set", key)]
+    no_room = subprocess.CompletedProcess([], 1, "", "error: no room\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: no_room)
+    assert "the winner was not tested: no room\n" in invoke(str(loaded.path), *sets).stdout
     monkeypatch.setattr(subprocess, "run", run)
-    result = invoke(str(loaded.path), *(part for key in keys for part in ("--set", key)))
+    result = invoke(str(loaded.path), *sets)
     assert result.exception is None, result.exception
     rows = "7 of 8 test rows, the others could not be measured"
     beside = ". Always `a` is right for 6 of 7.\n" if always else "\n"

@@ -6,9 +6,9 @@ import pytest
 
 from mlx_finetune.errors import ModelError, RunError
 from mlx_finetune.model.adapters.base import check_base
+from mlx_finetune.model.adapters.folder import adapter_folder
 from mlx_finetune.model.sources import hub
 from mlx_finetune.model.sources.fetch import LocalModel, fetch_model
-from mlx_finetune.train.start.trainable import adapter_folder
 
 TinyModel = Callable[..., Path]
 

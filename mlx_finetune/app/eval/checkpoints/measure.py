@@ -3,6 +3,7 @@
 The losses of a text are known when all its windows are read, so an interruption costs at most one point.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,38 +62,38 @@ class Measuring:
 
     def samples(self) -> list[Sample]:
         """The answers there are, by point and prompt: those of the training where it gave them."""
-        kept = self._journal.answers(frozenset(range(len(self._course.prompts))), SAMPLE)
+        kept = self._journal.answers(frozenset(map(_number, self._course.prompts)), SAMPLE)
         found: list[Sample] = []
         for point in self._course.points:
-            for number, prompt in enumerate(self._course.prompts):
-                text = self._trained.get((point.step, prompt), kept.get((point.key, number)))
+            for prompt in self._course.prompts:
+                text = self._trained.get((point.step, prompt), kept.get((point.key, _number(prompt))))
                 if text is not None:
                     found.append(Sample(point.step, prompt, text))
         return found
 
-    def _left(self, point: Point) -> tuple[list[int], list[int]]:
+    def _left(self, point: Point) -> tuple[list[int], list[str]]:
         """Rows and prompts of a point that are still to be done."""
         rows = [n for n in range(len(self._course.chosen.rows)) if (LOSSES, point.key, n) not in self._journal]
-        return rows, [n for n in range(len(self._course.prompts)) if not self._is_answered(point, n)]
+        return rows, [prompt for prompt in self._course.prompts if not self._is_answered(point, prompt)]
 
-    def _is_answered(self, point: Point, number: int) -> bool:
-        is_known = (point.step, self._course.prompts[number]) in self._trained
-        return is_known or (SAMPLE, point.key, number) in self._journal
+    def _is_answered(self, point: Point, prompt: str) -> bool:
+        is_known = (point.step, prompt) in self._trained
+        return is_known or (SAMPLE, point.key, _number(prompt)) in self._journal
 
-    def _do(self, point: Point, rows: Sequence[int], prompts: Sequence[int]) -> None:
+    def _do(self, point: Point, rows: Sequence[int], prompts: Sequence[str]) -> None:
         """A function, so that no name keeps the model of one point while that of the next is loaded."""
         with self._course.weights.at(point) as model:
             self._measure(model, point, rows, prompts)
 
-    def _measure(self, model: nn.Module, point: Point, rows: Sequence[int], prompts: Sequence[int]) -> None:
+    def _measure(self, model: nn.Module, point: Point, rows: Sequence[int], prompts: Sequence[str]) -> None:
         if rows:
             found = self._text(model, point) if self._course.reading else self._answers(model, point)
             for measured in found:
                 if measured.key not in self._journal:
                     self._journal.add(measured)
-        for done, number in enumerate(prompts):
+        for done, prompt in enumerate(prompts):
             self._show(Progress(f"{point.name}, answers", done, len(prompts)))
-            self._journal.add(self._sampled(model, point, number))
+            self._journal.add(self._sampled(model, point, prompt))
 
     def _text(self, model: nn.Module, point: Point) -> Iterator[Measured]:
         """The losses of every text; all are known at once."""
@@ -140,9 +141,9 @@ class Measuring:
         counts = {"loss": len(losses), "bits_per_byte": num_bytes}
         return Measured(LOSSES, point.key, row, {name: (nats, float(n)) for name, n in counts.items() if n})
 
-    def _sampled(self, model: nn.Module, point: Point, number: int) -> Measured:
+    def _sampled(self, model: nn.Module, point: Point, prompt: str) -> Measured:
         """A prompt answered as the training does (``train.samples``)."""
-        course, recipe, prompt = self._course, self._course.recipe, self._course.prompts[number]
+        course, recipe, number = self._course, self._course.recipe, _number(prompt)
         chat = recipe.chat.model_copy(update={"max_tokens": recipe.eval.max_new_tokens})
         try:
             ids = prompt_ids(question(prompt, chat), course.tokenizer, recipe.data)
@@ -158,6 +159,11 @@ class Measuring:
         one = self._course.chosen.rows[row]
         self._report(Problem(one.where, f"{why} ({point.name})"), one.question)
         return Measured(LOSSES, point.key, row, {}, error=why)
+
+
+def _number(prompt: str) -> int:
+    """Under which answers to ``prompt`` are kept: another time other prompts may be asked."""
+    return int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:6], "big")
 
 
 def trained_samples(course: Course) -> Mapping[tuple[int, str], str]:

@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx_finetune.app.open import Opened, Report, base_model, fetch_base, load_base, locate, open_name
 from mlx_finetune.errors import ModelError, RunError
 from mlx_finetune.events import Notice
-from mlx_finetune.model.adapters.files import hash_adapter
+from mlx_finetune.model.adapters.folder import hash_adapter
 from mlx_finetune.model.sources.fetch import hash_model
 from mlx_finetune.model.trained import attach_trained
 from mlx_finetune.rundir import ADAPTER_CONFIG, RunDir, checkpoint_step

@@ -13,6 +13,7 @@ from mlx_finetune.app.eval.subject import Subject, subject_of
 from mlx_finetune.app.eval.texts import Reading, documents, reading_of
 from mlx_finetune.app.open import Opened, Report
 from mlx_finetune.dataset.formats import Text
+from mlx_finetune.dataset.prompts import template_hash
 from mlx_finetune.errors import RunError, UsageError
 from mlx_finetune.model.likelihoods import window_of
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer
@@ -123,6 +124,7 @@ def _reading(opened: Opened, chosen: Chosen) -> Reading:
 def _identity(subject: Subject, chosen: Chosen, task: str, reading: Reading | None) -> dict[str, object]:
     """What decides the figures of every point; the points themselves may become more while a run goes on."""
     data = subject.data.model_dump(mode="json")
+    template = template_hash(subject.data.prompt_template, base=subject.folder)
     return {
         "version": VERSION,
         "tokenizer_sha256": subject.opened.tokenizer.settings_hash,
@@ -132,4 +134,5 @@ def _identity(subject: Subject, chosen: Chosen, task: str, reading: Reading | No
         "rows_sha256": hashlib.sha256("\n".join(row.key for row in chosen.rows).encode()).hexdigest(),
         "window": reading.window if reading else 0,
         "stride": reading.stride if reading else 0,
+        **({"prompt_template_sha256": template} if template else {}),
     }

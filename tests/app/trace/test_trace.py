@@ -164,6 +164,10 @@ def test_an_interrupted_trace_goes_on_and_ends_with_the_same_figures(run, traced
     third = []
     trace(copy, report=third.append)
     assert not [event for event in third if getattr(event, "unit", "") == "probes"]  # all of it is kept
+    newest = copy.checkpoint(6) / rundir.TRAINER_STATE
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"total_steps": 12}))
+    trace(copy)
+    assert [row["progress"] for row in table(copy, "checkpoints.csv")] == ["0", "0.25", "0.5"]  # of all steps there are
     other = []
     trace(copy, Asked(per_category=2, answer_tokens=3), report=other.append)
     assert [event for event in other if getattr(event, "unit", "") == "probes"]  # other probes are other figures

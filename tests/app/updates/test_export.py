@@ -1,12 +1,14 @@
 """load_series() and the export give what an outside analysis needs, and overwrite nothing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import mlx_finetune
+from mlx_finetune import rundir
 from mlx_finetune.app.updates.export import export_series
 from mlx_finetune.errors import RunError, UsageError
 
@@ -32,6 +34,15 @@ def test_a_series_gives_steps_factors_scale_and_updates(run):
         series[0].factors("model.nope")
     with pytest.raises(RunError, match="is not a run folder"):
         mlx_finetune.load_series(run.path / "nothing")
+
+
+def test_the_progress_of_an_extended_run_is_the_share_of_all_its_steps(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    for step, total in ((0, 3), (3, 3), (6, 6)):  # as --extend 3 leaves them
+        path = tmp_path / "run" / f"checkpoint-{step}" / rundir.TRAINER_STATE
+        state = json.loads(path.read_text()) | {"total_steps": total, "progress": step / total}
+        path.write_text(json.dumps(state))
+    assert [checkpoint.progress for checkpoint in mlx_finetune.load_series(tmp_path / "run")] == [0, 0.5, 1]
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -7,8 +7,6 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from mlx_finetune.dataset.formats import Example, Labelled, Preference
 from mlx_finetune.dataset.problems import SHOWN_PER_KIND, Findings
 from mlx_finetune.dataset.split import judgement_of, key_of
@@ -83,6 +81,8 @@ class JudgedScan:
 
     def _contradictions(self) -> tuple[Sequence[int], Sequence[int]]:
         """Rows whose verdict is another one than where their subject stands first, and these first rows."""
+        import numpy as np  # a check of recipes alone needs none
+
         subjects, verdicts = (np.frombuffer(one, dtype=np.uint64) for one in (self._subjects, self._verdicts))
         if not len(subjects):
             return (), ()

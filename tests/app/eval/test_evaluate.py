@@ -22,6 +22,7 @@ from mlx_finetune.commands.eval import command, split_tasks
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError, MlxftError, Problem, RunError, UsageError
 from mlx_finetune.hardware import blas
+from mlx_finetune.model.adapters.folder import hash_adapter
 from mlx_finetune.model.answers.generate import Sampling, generate_text
 from mlx_finetune.model.likelihoods import LikelihoodModel
 from mlx_finetune.rundir import RUN_INFO
@@ -309,13 +310,14 @@ def test_a_base_that_changed_is_measured_again(tmp_path: Path, tiny_model: TinyM
         run = write_run(tmp_path / "adapters/run", base)
         facts = json.loads(run.file(RUN_INFO).read_text())
         facts["resolved"] |= {"task": "dpo", "adapter": "begun"}
+        facts["identity"] = {"adapter_sha256": hash_adapter(tmp_path / "adapters/begun")}
         run.file(RUN_INFO).write_text(json.dumps(facts))
 
-    def figures():
+    def figures(place: str = "rows"):
         evaluation = evaluation_of(tmp_path, ("loss",), name="run", given="rows.jsonl")
         finished, _ = measure(evaluation)
         assert finished.place is not None
-        assert finished.place.name == "rows"
+        assert finished.place.name == place
         return finished.report.results[0].figures
 
     before = figures()
@@ -326,7 +328,8 @@ def test_a_base_that_changed_is_measured_again(tmp_path: Path, tiny_model: TinyM
     after = figures()
     assert before["tuned"] == after["tuned"]
     assert before["base"] != after["base"]
-    assert (tmp_path / "adapters/run/eval/rows-2.json").is_file(), "that of the base before"
+    shutil.rmtree(base if is_full else tmp_path / "adapters/begun")
+    assert figures("rows-2") == before, "what was measured of the base that the run began with is there still"
 
 
 def test_a_taken_name_says_everything_that_differs(place: Path) -> None:

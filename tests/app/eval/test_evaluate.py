@@ -272,6 +272,13 @@ def test_classes_that_occur_once_each_are_not_classes(place: Path) -> None:
     assert evaluation_of(place, ("labels",), given="free.jsonl", labels=names).labels == names
 
 
+def test_classes_that_cannot_be_told_apart_in_answers_are_refused_before_anything_is_measured(place: Path) -> None:
+    text = (place / "rows.jsonl").read_text()
+    (place / "rows.jsonl").write_text(text.replace('"red"', '"Blue"'))
+    with pytest.raises(UsageError, match="the labels 'Blue' and 'blue' differ only in case"):
+        evaluation_of(place, ("labels",))
+
+
 def test_the_identity_of_rows_is_of_the_rows_and_that_of_a_schema_of_its_order(place: Path) -> None:
     (place / "one.json").write_text('{"type": "object", "properties": {"a": {}, "b": {}}}')
     (place / "two.json").write_text('{"type": "object", "properties": {"b": {}, "a": {}}}')

@@ -136,8 +136,11 @@ def _refuse_answering(tasks: Sequence[str]) -> None:
         )
 
 
-def labels_of(named: Sequence[str], rows: Sequence[EvalRow]) -> tuple[str, ...]:
-    """The classes: those that are ``named``, else the answers of the rows. Raises ``DataError``."""
+def labels_of(named: Sequence[str], rows: Sequence[EvalRow], *, are_written: bool = True) -> tuple[str, ...]:
+    """The classes: those that are ``named``, else the answers of the rows. Raises ``DataError``.
+
+    Those that ``are_written`` are looked for in answers. Raises ``UsageError`` where they cannot be told apart there.
+    """
     references = [row.reference.strip() for row in rows if row.reference]
     labels = named or tuple(sorted(set(references)))
     if not named and len(labels) > MAX_LABELS:
@@ -158,6 +161,8 @@ def labels_of(named: Sequence[str], rows: Sequence[EvalRow]) -> tuple[str, ...]:
             f"{strange.where}: the reference {strange.reference[:60]!r} names none of the labels",
             f"labels are {', '.join(labels[:8])}",
         )
+    if are_written:
+        named_label("", labels)
     return tuple(labels)
 
 

@@ -23,6 +23,7 @@ from mlx_finetune.dataset.prompts import template_hash
 from mlx_finetune.dataset.split import content_key
 from mlx_finetune.errors import Problem, UsageError
 from mlx_finetune.model.answers.constrain import Grammar
+from mlx_finetune.model.heads.score import HeadSpec
 from mlx_finetune.recipe.evaluation import EvalRecipe, Gate, parse_gate
 from mlx_finetune.recipe.paths import named_file
 from mlx_finetune.scoring.json_schema import Schema, Validator, read_schema
@@ -99,7 +100,7 @@ def prepare(
     chosen = _chosen(subject, recipe, given, base, needs_category=asked is None or "category" in asked)
     schema = None if head else _schema(recipe, subject, base)
     tasks, reason = _tasks(recipe, subject, chosen.rows, has_schema=schema is not None, has_head=head is not None)
-    labels = labels_of(class_names(head, recipe) if head else recipe.labels, chosen.rows) if "labels" in tasks else ()
+    labels = _labels(recipe, head, chosen.rows) if "labels" in tasks else ()
     measures = scored_measures(head) if head else _measures(tasks, schema, chosen.rows)
     answer_tokens = _answer_tokens(recipe, subject, chosen.rows)
     is_fixed = asked is None or "gates" in asked or not (has_other_tasks or given is not None)
@@ -182,6 +183,12 @@ def choose_tasks(rows: Sequence[EvalRow]) -> tuple[tuple[str, ...], str]:
     if is_short:
         return ("exact_match", "token_f1", "loss", "general"), "the references are short"
     return ("loss", "rouge", "general"), "the references are free text"
+
+
+def _labels(recipe: EvalRecipe, head: HeadSpec | None, rows: Sequence[EvalRow]) -> tuple[str, ...]:
+    """What a score head gives is written by nobody: its classes may be as alike as they are."""
+    names = class_names(head, recipe) if head else recipe.labels
+    return labels_of(names, rows, are_written=head is None)
 
 
 def _measures(tasks: Sequence[str], schema: Schema | None, rows: Sequence[EvalRow]) -> tuple[Measure, ...]:

@@ -22,6 +22,8 @@ from mlx_finetune.app.open import (
     read_recipe,
     start_model,
 )
+from mlx_finetune.errors import ModelError, RunError
+from mlx_finetune.model.adapters.base import recorded_sha256
 from mlx_finetune.model.adapters.folder import hash_adapter
 from mlx_finetune.recipe.data import DataRecipe
 from mlx_finetune.recipe.preference import PREFERENCE_TASKS
@@ -113,17 +115,22 @@ class Subject:
 
     def base_hash(self, sides: Sequence[Side]) -> dict[str, object]:
         """SHA-256 of what the base among ``sides`` is, where ``hashes`` has nothing of it: the adapter that a
-        preference run began with, the model that a fully trained one was. Raises ``RunError`` or ``ModelError`` where
-        that is gone.
+        preference run began with, the model that a fully trained one was. As the run recorded it where that is gone:
+        what was measured before can be looked at still.
         """
         if not any(side.is_base for side in sides):
             return {}
-        adapter = self.started_from
-        if adapter is not None:
-            return {"base_sha256": hash_adapter(adapter)}
-        if self.opened.load_base is None:
-            return {}
-        return {"base_sha256": fetch_base(self.opened.located, lambda _: None).sha256}
+        facts = run_facts(self.opened.located)
+        try:
+            if (adapter := self.started_from) is not None:
+                return {"base_sha256": hash_adapter(adapter)}
+            found = fetch_base(self.opened.located, lambda _: None).sha256 if self.opened.load_base else ""
+        except RunError:
+            identity = facts.get("identity")
+            found = cast("dict[str, object]", identity).get("adapter_sha256") if isinstance(identity, dict) else None
+        except ModelError:
+            found = recorded_sha256(facts)
+        return {"base_sha256": found} if found else {}
 
 
 def shots_name(side: str, shots: int) -> str:

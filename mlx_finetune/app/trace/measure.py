@@ -7,6 +7,7 @@ base and of the step before: 64 probes, 12 tokens each (SmolLM2-135M: 53 MB for 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import mlx.nn as nn
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlx_finetune import durable, rundir
 from mlx_finetune.app.eval.subject import Subject, open_subject
-from mlx_finetune.app.open import Report, base_model, open_name
+from mlx_finetune.app.open import Report, base_model, fetch_base, open_name, start_model
 from mlx_finetune.app.trace.asking import Reply, States, ask
 from mlx_finetune.app.trace.journal import (
     Matrix,
@@ -35,6 +36,7 @@ from mlx_finetune.dataset.template import render_prompt
 from mlx_finetune.errors import RunError
 from mlx_finetune.events import Notice, Phase
 from mlx_finetune.hardware.blas import single_threaded
+from mlx_finetune.model.adapters.folder import adapter_folder, hash_adapter
 from mlx_finetune.model.adapters.layers import dense_weight
 from mlx_finetune.model.adapters.lora import adapter_layers
 from mlx_finetune.model.answers.generate import generate_text
@@ -72,6 +74,7 @@ class Tracer:
         self._norms: dict[str, float] = {}
         self._begun_with: nn.Module | None = None
         self._has_lens = True
+        self._start = _start_of(subject) if series[0].step != 0 else None
 
     @property
     def folder(self) -> Path:
@@ -100,7 +103,8 @@ class Tracer:
         make: Callable[[], StepResult],
     ) -> StepResult:
         key = key_of(
-            {
+            self._beginning
+            | {
                 "checkpoint": _hash(checkpoint),
                 "previous": _hash(previous),
                 "model": self._subject.opened.info.sha256 if self.series.kind != "full" else "",
@@ -117,15 +121,26 @@ class Tracer:
         write_result(self.folder / STEPS, result, key)
         return result
 
+    @cached_property
+    def _beginning(self) -> dict[str, object]:
+        """Hash of what the run began with, where no checkpoint and not the model at hand has that."""
+        if self._start is not None:
+            return {"beginning": hash_adapter(self._start)}
+        if self.series.kind != "full" or self.series[0].step == 0:
+            return {}
+        return {"beginning": fetch_base(self._subject.opened.located, self._report).sha256}
+
     def _base_result(self) -> StepResult:
-        """Step 0 of a run that kept no checkpoint of it."""
-        with self._first_model() as model:
+        """Step 0 of a run that kept no checkpoint of it: the base, or the adapter that it began with."""
+        opened, start = self._subject.opened, self._start
+        base = None if start is None else self._base_reference()
+        with self._first_model() if start is None else start_model(opened, start) as model:
             split = SplitModel(model)
             replies, states = self._asked(split, 0)
-            reference = self._base = Reference(states)
+            base = self._base = base or Reference(states)
             norm = self._norm(split)
             lens = None if norm is None else Lens(split, norm)
-            layers = describe_layers(states, reference, None, lens, None if lens is None else _reader(lens, reference))
+            layers = describe_layers(states, base, None, lens, None if lens is None else _reader(lens, base))
             samples = self._samples(model, 0)
         return StepResult(0, False, None, None, Reload(None, None), tuple(replies), tuple(layers), tuple(samples), ())
 
@@ -273,6 +288,19 @@ def open_traced(series: Series, report: Report) -> Subject:
             "keep it in the next run: training.save_at = [0, 0.25, 0.5, 0.75, 1.0]",
         )
     return subject
+
+
+def _start_of(subject: Subject) -> Path | None:
+    """The adapter that a run began with; None where it began with the base. Raises ``RunError`` where it is gone."""
+    if subject.recipe is None or not subject.recipe.adapter:
+        return None
+    try:
+        return adapter_folder(subject.recipe.adapter, subject.folder)
+    except RunError as error:
+        raise RunError(
+            f"what this run began with cannot be asked, and step 0 was not kept: {error.message}",
+            "keep it in the next run: training.save_at = [0, 0.25, 0.5, 0.75, 1.0]",
+        ) from None
 
 
 def _reader(lens: Lens, reference: Reference) -> Callable[[int], NDArray[np.float32]]:

@@ -21,10 +21,10 @@ from mlx_finetune import rundir
 from mlx_finetune.app.eval.between_runs import kept_verdicts
 from mlx_finetune.app.eval.checkpoints import points
 from mlx_finetune.app.eval.checkpoints.measure import LOSSES
-from mlx_finetune.app.eval.checkpoints.results import csv_text, report_lines
+from mlx_finetune.app.eval.checkpoints.results import course_report, csv_text, report_lines
 from mlx_finetune.app.eval.checkpoints.run import Finished, measure_course
 from mlx_finetune.app.eval.checkpoints.setup import prepare_course
-from mlx_finetune.app.eval.journal import Journal
+from mlx_finetune.app.eval.journal import Journal, Measured
 from mlx_finetune.app.eval.texts import text_losses
 from mlx_finetune.app.open import open_name
 from mlx_finetune.app.text import shorten
@@ -35,6 +35,7 @@ from mlx_finetune.model.likelihoods import LikelihoodModel
 from mlx_finetune.monitor.report.facts import read_facts
 from mlx_finetune.monitor.report.parts.checkpoints import checkpoints
 from mlx_finetune.rundir import RunDir
+from mlx_finetune.scoring.intervals import mcnemar_exact
 from mlx_finetune.train.losses import chunk_rows
 
 TinyModel = Callable[..., Path]
@@ -397,6 +398,30 @@ def test_of_a_damaged_checkpoint_it_is_said_how_the_others_are_measured(
     assert caught.value.hint == f"move {broken.name} out of the run, and the others are measured"
     broken.rename(tmp_path / "away")
     assert measure(run).report.is_whole
+
+
+def test_the_last_is_worse_for_sure_than_the_lowest_of_many_only_where_that_is_no_luck(
+    tmp_path: Path, tiny_model: TinyModel
+) -> None:
+    run = write_adapter_run(tmp_path / "place", tiny_model("llama"), steps=(10, 20, 30, 40, 50))
+    base = run.path.parent.parent
+    course = prepare_course(run, given=None, max_rows=None, prompts=(), base=base, report=lambda _: None)
+    count = len(course.chosen.rows)
+    by_luck = max(less for less in range(count // 2) if mcnemar_exact(less, count - less) < 0.05)
+
+    def said(num_lower: int) -> str:
+        journal = Journal(tmp_path / f"{num_lower}.jsonl", {})
+        for point in course.points:
+            for row in range(count):
+                nats = {10: 20.0, 50: 19.0 if row < num_lower else 21.0}.get(point.step, 22.0)
+                values = {"loss": (nats, 10.0), "bits_per_byte": (nats, 40.0)}
+                journal.add(Measured(LOSSES, point.key, row, values))
+        journal.close()
+        return course_report(course, journal, [], is_whole=True).sentence.rpartition("; ")[2]
+
+    assert mcnemar_exact(by_luck, count - by_luck) * 5 > 0.05
+    assert said(by_luck) == "the last one is not worse for sure."
+    assert said(0) == "the last one is worse for sure."
 
 
 def test_a_recipe_without_prompts_has_no_strip(run: RunDir) -> None:

@@ -22,6 +22,7 @@ from mlx_finetune.commands.eval import command, split_tasks
 from mlx_finetune.dataset.template import tokenize
 from mlx_finetune.errors import DataError, MlxftError, Problem, RunError, UsageError
 from mlx_finetune.hardware import blas
+from mlx_finetune.model.adapters.folder import hash_adapter
 from mlx_finetune.model.answers.generate import Sampling, generate_text
 from mlx_finetune.model.likelihoods import LikelihoodModel
 from mlx_finetune.rundir import RUN_INFO
@@ -271,6 +272,13 @@ def test_classes_that_occur_once_each_are_not_classes(place: Path) -> None:
     assert evaluation_of(place, ("labels",), given="free.jsonl", labels=names).labels == names
 
 
+def test_classes_that_cannot_be_told_apart_in_answers_are_refused_before_anything_is_measured(place: Path) -> None:
+    text = (place / "rows.jsonl").read_text()
+    (place / "rows.jsonl").write_text(text.replace('"red"', '"Blue"'))
+    with pytest.raises(UsageError, match="the labels 'Blue' and 'blue' differ only in case"):
+        evaluation_of(place, ("labels",))
+
+
 def test_the_identity_of_rows_is_of_the_rows_and_that_of_a_schema_of_its_order(place: Path) -> None:
     (place / "one.json").write_text('{"type": "object", "properties": {"a": {}, "b": {}}}')
     (place / "two.json").write_text('{"type": "object", "properties": {"b": {}, "a": {}}}')
@@ -309,13 +317,14 @@ def test_a_base_that_changed_is_measured_again(tmp_path: Path, tiny_model: TinyM
         run = write_run(tmp_path / "adapters/run", base)
         facts = json.loads(run.file(RUN_INFO).read_text())
         facts["resolved"] |= {"task": "dpo", "adapter": "begun"}
+        facts["identity"] = {"adapter_sha256": hash_adapter(tmp_path / "adapters/begun")}
         run.file(RUN_INFO).write_text(json.dumps(facts))
 
-    def figures():
+    def figures(place: str = "rows"):
         evaluation = evaluation_of(tmp_path, ("loss",), name="run", given="rows.jsonl")
         finished, _ = measure(evaluation)
         assert finished.place is not None
-        assert finished.place.name == "rows"
+        assert finished.place.name == place
         return finished.report.results[0].figures
 
     before = figures()
@@ -326,7 +335,8 @@ def test_a_base_that_changed_is_measured_again(tmp_path: Path, tiny_model: TinyM
     after = figures()
     assert before["tuned"] == after["tuned"]
     assert before["base"] != after["base"]
-    assert (tmp_path / "adapters/run/eval/rows-2.json").is_file(), "that of the base before"
+    shutil.rmtree(base if is_full else tmp_path / "adapters/begun")
+    assert figures("rows-2") == before, "what was measured of the base that the run began with is there still"
 
 
 def test_a_taken_name_says_everything_that_differs(place: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from small_runs import train, write_recipe
-from traced_runs import SETTINGS
+from traced_runs import SETTINGS, train_series
 
 from mlx_finetune import rundir
 from mlx_finetune.app.eval.rows import data_of
@@ -216,6 +216,36 @@ def test_a_run_without_step_0_is_compared_with_its_base(make_run):
     assert found.results[0].layers[-1].base_kl == pytest.approx(0, abs=1e-6)
     assert found.results[0].matrices == ()
     assert (found.results[1].layers[-1].base_kl or 0.0) > 1e-3
+
+
+def test_step_0_of_a_run_that_began_as_an_adapter_is_that_adapter(make_run, run, tmp_path):
+    """Kept or not; both are compared with the base."""
+    start = shutil.copytree(run.path, tmp_path / "start")
+    begun, kept = (make_run("llama", f"adapter={start}", f"training.save_at={at}") for at in ("[1.0]", "[0, 1.0]"))
+    found, expected = trace(begun).results[0], trace(kept).results[0]
+    assert (found.is_checkpoint, expected.is_checkpoint) == (False, True)
+    assert found.samples == expected.samples
+    for one, other in zip(found.replies, expected.replies, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    assert found.layers[-1].base_kl == pytest.approx(expected.layers[-1].base_kl, rel=1e-3)
+    assert (found.layers[-1].base_kl or 0.0) > 1e-3
+    shutil.copytree(begun.path, start, dirs_exist_ok=True)
+    assert trace(begun).results[0].replies != found.replies
+    shutil.rmtree(start)
+    with pytest.raises(RunError, match="what this run began with cannot be asked, and step 0 was not kept"):
+        trace(begun)
+    assert trace(kept).results[0] == expected
+
+
+def test_a_base_that_changed_is_asked_again(tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model("llama"), tmp_path / "base")
+    run = train_series(tmp_path / "place", base, "training.save_at=[1.0]", is_full=True)
+    before = trace(run).results
+    shutil.copytree(tiny_model("llama", seed=2), base, dirs_exist_ok=True)
+    after = trace(run).results
+    assert after[0].replies != before[0].replies
+    assert after[1].replies == before[1].replies
+    assert after[1].layers != before[1].layers, "they are compared with the base"
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,11 @@ def course_report(course: Course, journal: Journal, samples: Sequence[Sample], *
     columns = {point.key: _rows(journal, point.key) for point in course.points}
     filled = [frozenset(rows) for rows in columns.values() if rows]
     shared = sorted(frozenset.intersection(*filled)) if filled else []
+    columns = {key: {row: rows[row] for row in shared} if rows else {} for key, rows in columns.items()}
     points: list[At] = []
     before: Mapping[int, Values] | None = None
     for point in course.points:
-        rows = {row: columns[point.key][row] for row in shared if row in columns[point.key]}
+        rows = columns[point.key]
         if not rows and not is_whole:
             continue
         figures = {name: made for name, one in _FIGURES.items() if (made := _figure(one, rows, course.recipe.seed))}
@@ -143,7 +144,10 @@ def _change(before: Mapping[int, Values] | None, rows: Mapping[int, Values], see
 def _sentence(
     points: Sequence[At], columns: Mapping[str, Mapping[int, Values]], course: Course, shared: Sequence[int]
 ) -> str:
-    """From the first point to the last in words, and where it was lowest."""
+    """From the first point to the last in words, and where it was lowest.
+
+    The lowest of many is low by luck too, so the last point is tested as if against each of the others (Bonferroni).
+    """
     known = [(at, point.key) for at in points for point in course.points if point.step == at.step and at.figures]
     if len(known) < 2:
         return "Too little was measured for a course."
@@ -159,7 +163,7 @@ def _sentence(
     parts.append(f" ({_moved(moved)})" if moved else "")
     if lowest is not last:
         back = _change(columns[lowest_key], columns[last_key], course.recipe.seed)
-        sure = "worse for sure" if back and back.p < ALPHA else "not worse for sure"
+        sure = "worse for sure" if back and back.p * (len(known) - 1) < ALPHA else "not worse for sure"
         parts.append(f". It was lowest {lowest.place}, {_number(value[lowest.step])}; the last one is {sure}")
     return f"{few}{''.join(parts)}."
 

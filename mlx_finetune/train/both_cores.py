@@ -114,7 +114,7 @@ class BothCores:
         return total, gradients
 
     def loss(self, parameters: FlatArrays, batch: Batch) -> mx.array:
-        """Sums of the objective of a batch without noise or gradient; rows are not packed."""
+        """Sums of the objective of a batch without noise or gradient."""
         self._put(parameters)
 
         first, *rest = [found.reshape(-1) for _, found in self._outputs(batch, self._objective)]
@@ -136,9 +136,9 @@ class BothCores:
         def compute(worker: _Worker, piece: _Piece, _: int) -> mx.array:
             tokens, segments, arrays = self._arrays(piece, objective)
             with objective.around(worker.split.model, segments, *arrays) as own:
-                hidden = worker.blockwise.hidden(
-                    tokens, piece.part.caches if piece.part else own, self._entering(piece)
-                )
+                packed = segment_caches(worker.split.model, segments) if piece.batch.is_packed else own
+                caches = piece.part.caches if piece.part else packed
+                hidden = worker.blockwise.hidden(tokens, caches, self._entering(piece))
                 if piece.part:
                     hidden = piece.part.gather(hidden)
                 head = Head(worker.split, {}, uses_numpy=True, is_learning=False)

@@ -1,13 +1,15 @@
 """One process of ``mlxft plan --lr-range``: ``python -m mlx_finetune.train.lr_range --recipe PATH``.
 
 It prepares the run as training does and takes up to 150 real steps while the rate rises (``hardware.planning.lr_range``
-has the curve). Its last line is what it found, after the events of loading. It writes nothing, and weights and moments
-are afterwards what they were, bit for bit; the order of rows depends on the step alone.
+has the curve). Its last line is what it found, after the events of loading. It writes nothing but a reference that the
+training will need as well (``start.reference``), and weights and moments are afterwards what they were, bit for bit;
+the order of rows depends on the step alone.
 """
 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _test(path: Path, overrides: Sequence[str], stop: StopRequest) -> RangeFound:
     with prepared_run(load_recipe(path, overrides), stop, tell) as prepared:
+        _add_reference(prepared, stop)
         return range_test(prepared, stop, _tell_progress)
+
+
+def _add_reference(prepared: "Prepared", stop: StopRequest) -> None:
+    """What the objective compares with, where it does, for the rows of the test; the training reads it then."""
+    from mlx_finetune.dataset.stream import ordered_batches
+    from mlx_finetune.train.ranks import ALONE
+    from mlx_finetune.train.start.reference import add_reference
+
+    its = replace(prepared, total_steps=most_steps(), valid_batches=ordered_batches([], 1), num_valid_rows=0)
+    add_reference(its, stop, tell, ALONE)
 
 
 def _tell_progress(done: int) -> None:

@@ -197,7 +197,8 @@ class Trainer:
             sums = self._cores.loss(self.parameters, batch)
         else:
             batch = self._objective.unfold(batch)
-            sums = self._evaluate(self.parameters, _entering(batch), *self._arrays(batch))
+            evaluate = self._evaluate_packed if batch.is_packed else self._evaluate
+            sums = evaluate(self.parameters, _entering(batch), *self._arrays(batch))
         mx.eval(sums)
         self.load_into_model()
         return as_floats(sums), self._objective.count(batch)
@@ -304,11 +305,11 @@ class Trainer:
                 sums = loss(head, *hidden(entering, given, *arrays, is_packed=self._is_packed)).reshape(-1)
             return sums[0], sums
 
-        def evaluate(parameters: FlatArrays, entering: Entering, *arrays: mx.array) -> mx.array:
+        def evaluate(parameters: FlatArrays, entering: Entering, *arrays: mx.array, is_packed: bool) -> mx.array:
             self._places.put(parameters)
             head = Head(split, {}, uses_numpy=False, is_learning=False)
             with around(self._model, *arrays[1:]) as given:
-                return loss(head, *hidden(entering, given, *arrays, is_packed=False)).reshape(-1)
+                return loss(head, *hidden(entering, given, *arrays, is_packed=is_packed)).reshape(-1)
 
         def average(gradients: FlatArrays, num_targets: mx.array) -> tuple[FlatArrays, mx.array]:
             mean = {name: value.astype(mx.float32) / num_targets for name, value in gradients.items()}
@@ -317,7 +318,7 @@ class Trainer:
         # On the CPU compiling is no faster (SmolLM2-135M, 2 cores: 4.0 s a step either way) and builds C++ for 8 s
         compiled = mx.compile if self._is_compiled else _as_it_is
         self._microbatch = compiled(microbatch)
-        self._evaluate = compiled(evaluate)
+        self._evaluate, self._evaluate_packed = (compiled(partial(evaluate, is_packed=one)) for one in (False, True))
         self._average = compiled(average)
         self._update = compiled(self._optimizer.update)
 

@@ -1,9 +1,11 @@
 """The process of ``mlxft plan --lr-range``: real steps that leave no trace, and every end of it for a person."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import bandit
@@ -20,7 +22,7 @@ from mlx_finetune.hardware.planning.lr_range import NUM_STEPS, RangeFound, Range
 from mlx_finetune.hardware.safer import Safer
 from mlx_finetune.recipe.hardware import HardwareRecipe
 from mlx_finetune.recipe.load import load_recipe
-from mlx_finetune.train.lr_range import range_test
+from mlx_finetune.train.lr_range import main, range_test
 from mlx_finetune.train.signals import StopRequest
 from mlx_finetune.train.start.prepare import Prepared, prepare
 
@@ -55,6 +57,22 @@ def test_weights_and_moments_are_afterwards_what_they_were(prepared: Prepared) -
     again, _ = trainer.compute(prepared.stream.microbatches(0), 0)
     assert all(mx.all(mx.isfinite(value)).item() for value in again.values())
     trainer.close()
+
+
+def test_pairs_are_compared_with_the_policy_before_the_test(
+    tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLXFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mlx_finetune.train.lr_range.range_test", partial(range_test, num_steps=12))
+    rows = [{"prompt": f"What is {n}?", "chosen": str(n), "rejected": "No. " * (1 + n % 4)} for n in range(30)]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["task=dpo", f"data.path={pairs}", "data.packing=auto", "lora.dropout=0", "training.neftune_alpha=0"]
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    assert main(["--recipe", str(recipe), *(part for one in settings for part in ("--set", one))]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["lr_range"]
+    assert found["points"][0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert found["times_seen"] > 1
 
 
 def test_a_signal_ends_it_between_two_steps_and_restores(prepared: Prepared) -> None:

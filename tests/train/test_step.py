@@ -260,6 +260,14 @@ def test_block_by_block_gives_the_gradients_of_one_graph(make_trainer, model_typ
     assert all(mx.array_equal(gradients[name], again[name]) for name in gradients)
 
 
+@pytest.mark.parametrize("blockwise", [False, "kept"])
+def test_a_pack_costs_without_a_gradient_what_it_costs_in_a_step(make_trainer, blockwise):
+    pack = make_batch(ROWS, [[0, 1], [2], [3]], num_sequences=3, length=40, is_packed=True)
+    trainer = make_trainer("llama", blockwise=blockwise, packed=True)
+    sums, count = trainer.loss(pack)
+    assert sums[0] / count == pytest.approx(trainer.compute([pack], 0)[1].loss, rel=1e-6)
+
+
 @pytest.mark.some(10)
 @pytest.mark.parametrize("how", ["kept", "recomputed"])
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -174,7 +174,7 @@ def _model_config(prepared: Prepared) -> bytes:
     config = json.loads((prepared.info.folder / "config.json").read_bytes())
     for key in ("quantization", "quantization_config"):
         config.pop(key, None)
-    return durable.encode_json(config | {"torch_dtype": "float32"})
+    return durable.encode_json(config | {"dtype": "float32", "torch_dtype": "float32"})  # the newer name, and the older
 
 
 def _check_finite(prepared: Prepared, step: int) -> None:

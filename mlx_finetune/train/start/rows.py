@@ -113,6 +113,10 @@ def read_rows(
             "no training row is left: every one was too long, had no target or could not be rendered",
             "see which and why with: mlxft data check RECIPE",
         )
+    patience = recipe.training.early_stopping_patience
+    if patience and not valid:
+        what = f"training.early_stopping_patience = {patience} ends nothing: there are no validation rows"
+        emit(Notice("warning", what, "set data.val_split, or name data.train and data.valid"))
     check_references(recipe, train, valid, tokenizer)
     reports = {name: split.report for name, split in found.splits.items()}
     labels = reports["train"].labels

@@ -1,6 +1,7 @@
 """What goes into a checkpoint: nothing that is not finite, and everything that a resume needs."""
 
 import json
+import shutil
 
 import pytest
 from small_runs import train, write_recipe
@@ -47,3 +48,12 @@ def test_a_checkpoint_says_where_the_journal_stood_and_holds_the_decisions_of_th
     kept = json.loads((run.checkpoint(2) / rundir.RUN_INFO).read_text())
     assert kept["identity"] == state["identity"]
     assert kept["resolved"]["training"]["batch_size"] == 2
+
+
+def test_whoever_loads_a_fully_trained_model_takes_its_weights_as_they_are(tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model("llama"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))  # transformers prefers that name
+    run = train(write_recipe(tmp_path, base), overrides=("lora=", "training.max_steps=1", "eval.prompts=[]"))
+    config = json.loads((run.file(rundir.MODEL_FOLDER) / "config.json").read_text())
+    assert (config["dtype"], config["torch_dtype"]) == ("float32", "float32")

@@ -15,6 +15,7 @@ from mlx_finetune.errors import DataError
 from mlx_finetune.events import Event, Notice
 from mlx_finetune.model.tokens.tokenizer import ModelTokenizer, load_tokenizer
 from mlx_finetune.recipe.schema import Recipe
+from mlx_finetune.recipe.training import TrainingRecipe
 from mlx_finetune.train.objectives.next_token import next_token
 from mlx_finetune.train.start import rows as start
 from mlx_finetune.train.start.rows import TrainingRows, read_rows
@@ -115,6 +116,15 @@ def test_another_setting_makes_rows_anew(read: Start, change: dict[str, object])
     read(recipe())
     assert read(recipe(**change))[2]
     assert not read(recipe())[2]
+
+
+def test_patience_without_validation_rows_is_said_to_end_nothing(read: Start) -> None:
+    patient = {"training": TrainingRecipe.model_validate({"early_stopping_patience": 3})}
+    _, without, _ = read(recipe(val_split=0).model_copy(update=patient))
+    (found,) = [notice for notice in without if "early_stopping_patience = 3 ends nothing" in notice.message]
+    assert (found.level, found.hint) == ("warning", "set data.val_split, or name data.train and data.valid")
+    for other in (recipe().model_copy(update=patient), recipe(val_split=0)):
+        assert not [notice for notice in read(other)[1] if "patience" in notice.message]
 
 
 def test_packing_comes_after_the_tokens_and_changes_none(read: Start) -> None:

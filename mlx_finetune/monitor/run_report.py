@@ -44,8 +44,9 @@ class RunFacts:
 
     @property
     def best_loss(self) -> float | None:
-        """Lowest validation loss after a step."""
-        return min((one.loss for one in self.summary.finite_evaluations if one.step), default=None)
+        """The best validation loss after a step."""
+        best = self.summary.best_evaluation
+        return best.loss if best and best.step else None
 
     @property
     def result_evaluation(self) -> Evaluated | None:

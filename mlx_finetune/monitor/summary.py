@@ -243,8 +243,10 @@ class Summary:
 
     @property
     def best_evaluation(self) -> Evaluated | None:
-        """The lowest validation loss after a step; that of the start before the first of these."""
-        return min(self.finite_evaluations, key=lambda one: (not one.step, one.loss), default=None)
+        """The last that was the best so far, as the run says, which a fork on other rows begins anew; that of the start
+        before the first of these."""
+        known = self.finite_evaluations
+        return next((one for one in reversed(known) if one.is_best), known[0] if known else None)
 
     @property
     def finite_evaluations(self) -> list[Evaluated]:

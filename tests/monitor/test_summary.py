@@ -37,6 +37,13 @@ def test_a_whole_run_keeps_its_first_best_and_last_numbers() -> None:
     assert summary.trend() == "falling"
 
 
+def test_the_best_is_that_of_the_last_measure_where_a_fork_is_measured_otherwise() -> None:
+    losses = [(0, 2.5, False), (10, 1.25, True), (20, 1.5, False), (20, 3.5, True), (30, 3.25, True), (40, 3.75, False)]
+    happened = [Evaluated(number, loss, 9, is_best, 0.1) for number, loss, is_best in losses]
+    bests = [summarise(records(*happened[:count])).best_evaluation for count in range(1, 7)]
+    assert [best and best.loss for best in bests] == [2.5, 1.25, 1.25, 3.5, 3.25, 3.25]
+
+
 def test_the_time_between_a_stop_and_the_start_that_continues_is_not_counted() -> None:
     first: list[tuple[int, Event]] = [
         (0, Phase("read")),

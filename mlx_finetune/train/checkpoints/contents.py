@@ -55,7 +55,7 @@ def checkpoint_saver(
         state.journal_bytes, state.journal_sha256 = _sync_and_hash(run.file(rundir.EVENTS))
         state.samples_bytes, _ = _sync_and_hash(run.file(rundir.SAMPLES))
         keep_steps = steps_to_keep(cadence, state)
-        make_room(run, prepared.disk.checkpoint, keep_newest=keep_newest, keep_steps=keep_steps)
+        make_room(run, prepared.disk.largest, keep_newest=keep_newest, keep_steps=keep_steps)
         checkpoint = save_checkpoint(
             run,
             state.step,

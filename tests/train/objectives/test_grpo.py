@@ -487,6 +487,15 @@ def several_live(living: Living) -> Live:
     return live(living)
 
 
+def test_room_is_made_for_a_checkpoint_with_the_answers_that_it_may_hold(tmp_path, tiny_model, monkeypatch):
+    asked = []
+    monkeypatch.setattr("mlx_finetune.train.checkpoints.contents.make_room", lambda _, size, **__: asked.append(size))
+    recipe = write_recipe(tmp_path, tiny_model("llama"), ROWS, steps=2)
+    for updates in (1, 2):
+        train(recipe, overrides=(f"grpo.updates={updates}", VARIED, f"output_dir={tmp_path / str(updates)}"))
+    assert asked[-1] > asked[0]
+
+
 @pytest.mark.some(1)
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_run_that_ends_between_two_updates_on_the_same_answers_goes_on_bit_for_bit(tmp_path, tiny_model, how):

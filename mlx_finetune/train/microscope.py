@@ -46,6 +46,8 @@ def keep_microscope(run: RunDir, prepared: Prepared, step: int, stop: StopReques
         _measure(run, prepared, rows, count, step, stop)
     except MlxftError as error:
         _log(run, error.message)
+    except OSError as error:  # a full disk among them
+        _log(run, str(error))
     except Exception as error:  # whatever it is, the run is finished and stays so
         traceback.print_exc()
         _log(run, f"{type(error).__name__}: {error}")

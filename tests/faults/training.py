@@ -103,16 +103,18 @@ class TrainTrials:
                 problems.append(f"{name} has other bytes")
         names, expected = ({path.name for path in one.path.iterdir()} for one in (run, self._run))
         # Losses of single tokens are measured once the run has finished; `mlxft microscope RUN` does it as well.
-        problems += [
-            f"{name} is missing" for name in expected - names - {rundir.MICROSCOPE if status == "finished" else ""}
-        ]
+        later = {rundir.MICROSCOPE} if status == "finished" else set[str]()
+        problems += [f"{name} is missing" for name in expected - names - later]
         # What a process leaves that dies in its last rotation, or cannot sweep, goes at the next start or save.
         more = names - expected
         return problems + ([f"{sorted(more)} were left"] if len(more) > 1 or not _are_old(more) else [])
 
 
 def _are_old(names: set[str]) -> bool:
-    return all(name.startswith((".trash-checkpoint-", ".checkpoint-", "checkpoint-")) for name in names)
+    return all(
+        name.startswith((".trash-checkpoint-", ".checkpoint-", "checkpoint-", f".{rundir.MICROSCOPE}."))
+        for name in names
+    )
 
 
 def _check_end(run: RunDir, ended: Ended, action: str) -> list[str]:

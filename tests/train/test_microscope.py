@@ -13,6 +13,7 @@ from mlx_finetune.app.microscope import measure
 from mlx_finetune.dataset.token_losses import hash_result, read_microscope
 from mlx_finetune.events import Event, RunFinished
 from mlx_finetune.journal import read_events
+from mlx_finetune.rundir import RunDir
 from mlx_finetune.train import microscope
 from mlx_finetune.train.signals import StopRequest
 
@@ -115,6 +116,20 @@ def test_what_goes_wrong_is_a_line_and_the_run_is_finished(
     assert json.loads(run.file(rundir.RUN_INFO).read_text())["status"] == "finished"
     assert read_microscope(run) is None
     assert f"no microscope.json was written: {type(error).__name__}" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_a_line_without_a_traceback(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def fail(run: RunDir, _: object) -> None:
+        raise OSError(28, "No space left on device", str(run.file(rundir.MICROSCOPE)))
+
+    monkeypatch.setattr(microscope, "write_microscope", fail)
+    run = train(recipe)
+    said = capfd.readouterr().err
+    assert isinstance(_last(run), RunFinished)
+    assert "no microscope.json was written: [Errno 28] No space left on device" in said
+    assert "Traceback" not in said
 
 
 def test_a_signal_leaves_it_out_and_the_run_is_finished(recipe: Path, capfd: pytest.CaptureFixture[str]):

@@ -9,9 +9,10 @@ from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlx_finetune import durable
 from mlx_finetune.errors import NoSpaceError, StorageError
 from mlx_finetune.hardware.planning.disk import SPARE_BYTES, free_bytes
-from mlx_finetune.rundir import RUN_INFO, RunDir
+from mlx_finetune.rundir import RUN_INFO, TRAINER_STATE, RunDir
 from mlx_finetune.train.checkpoints.commit import discard, removable, sweep
 from mlx_finetune.units import format_bytes
 
@@ -46,6 +47,7 @@ def make_room(run: RunDir, num_bytes: int, *, keep_newest: int, keep_steps: Coll
     if free_bytes(run.path) >= needed:
         return
     sweep(run)
+    keep_steps = {*keep_steps, *_saved_best(run)}
     for path in removable(run, keep_newest=max(1, keep_newest - 1), keep_steps=keep_steps):
         if free_bytes(run.path) >= needed:
             return
@@ -54,6 +56,13 @@ def make_room(run: RunDir, num_bytes: int, *, keep_newest: int, keep_steps: Coll
     if free < needed:
         what = f"a checkpoint needs {format_bytes(num_bytes)} and {format_bytes(SPARE_BYTES)} to spare"
         raise no_space(run, f"{what}, {format_bytes(free)} are free")
+
+
+def _saved_best(run: RunDir) -> list[int]:
+    """The best step of those saved: that of ``keep_steps`` may be the one which is not saved yet."""
+    newest = run.checkpoints()[-1:]
+    best = [durable.read_object_if_any(path / TRAINER_STATE).get("best_step") for path in newest]
+    return [step for step in best if isinstance(step, int)]
 
 
 def no_space(run: RunDir, what: str) -> NoSpaceError:

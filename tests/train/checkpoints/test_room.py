@@ -1,6 +1,7 @@
 """A full disk costs no checkpoint that must stay, and ends in one sentence."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def test_the_newest_the_best_and_those_of_save_at_stay_and_the_sentence_says_so(
     with pytest.raises(NoSpaceError) as first:
         make_room(RunDir(run.path / "another"), 4 * SIZE + SPARE_BYTES + 1, keep_newest=1, keep_steps=())
     assert first.value.hint == "make room, then start it again"
+
+
+def test_the_best_that_is_saved_stays_while_a_better_one_is_not(run):
+    state = {"best_step": 4}
+    save_checkpoint(
+        run, 10, [("weights", [bytes(SIZE)]), ("trainer_state.json", [json.dumps(state).encode()])], parent_step=8
+    )
+    with pytest.raises(NoSpaceError):
+        make_room(run, 4 * SIZE, keep_newest=1, keep_steps={12})
+    assert names(run) == ["checkpoint-4", "checkpoint-10"]
 
 
 def test_enough_room_removes_nothing(run, monkeypatch):

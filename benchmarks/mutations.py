@@ -162,7 +162,7 @@ MUTATIONS = (
     Mutation(
         "old checkpoints are removed before the new one is committed",
         "mlx_finetune/train/checkpoints/contents.py",
-        "        make_room(run, prepared.disk.checkpoint, keep_newest=keep_newest, keep_steps=keep_steps)\n",
+        "        make_room(run, prepared.disk.largest, keep_newest=keep_newest, keep_steps=keep_steps)\n",
         "        rotate(run, keep_newest=0, keep_steps=keep_steps)\n",
         ("tests/faults", "tests/train/test_kill_loop.py", *RUNS),
     ),
@@ -204,8 +204,8 @@ MUTATIONS = (
     Mutation(
         "the optimizer's moments are forgotten on resume",
         "mlx_finetune/train/checkpoints/contents.py",
-        "    prepared.trainer.restore(parameters, state)\n",
-        "    prepared.trainer.restore(parameters, prepared.trainer.state)\n",
+        "    prepared.trainer.restore(*saved)\n",
+        "    prepared.trainer.restore(saved[0], prepared.trainer.state)\n",
         RUNS,
     ),
     Mutation(

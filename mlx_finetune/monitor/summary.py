@@ -243,10 +243,13 @@ class Summary:
 
     @property
     def best_evaluation(self) -> Evaluated | None:
-        """The last that was the best so far, as the run says, which a fork on other rows begins anew; that of the start
-        before the first of these."""
+        """The last after a step that was the best so far, as the run says, which a fork on other rows begins anew.
+
+        Where it says of none, the lowest after a step; that of the start before the first of these.
+        """
         known = self.finite_evaluations
-        return next((one for one in reversed(known) if one.is_best), known[0] if known else None)
+        lowest = min(known, key=lambda one: (not one.step, one.loss), default=None)
+        return next((one for one in reversed(known) if one.is_best and one.step), lowest)
 
     @property
     def finite_evaluations(self) -> list[Evaluated]:

@@ -14,7 +14,7 @@ from talks import Recorder, contents, start
 from tiny import write_tiny_model
 
 from mlx_finetune import __version__, durable
-from mlx_finetune.app.chat.fixing import fix
+from mlx_finetune.app.chat.fixing import append_correction, fix
 from mlx_finetune.app.chat.repl import Chat
 from mlx_finetune.app.open import open_name
 from mlx_finetune.dataset.corpus import load_splits
@@ -233,7 +233,8 @@ def test_without_a_chat_template_the_row_is_the_one_question_the_model_saw(tmp_p
     assert [turn["content"] for turn in row["messages"]] == ["When?", "Then."]
 
 
-def test_two_chats_at_once_and_a_kill_leave_whole_rows(run: Path, tmp_path: Path) -> None:
+def test_two_chats_at_once_and_a_kill_lose_no_correction_that_was_said_to_be_kept(run: Path, tmp_path: Path) -> None:
+    """A write ends at any page when its process is killed, so each kill may leave one piece, on a line of its own."""
     code = (
         "import sys; from pathlib import Path; from mlx_finetune.app.chat.fixing import append_correction\n"
         "number = 0\n"
@@ -260,7 +261,12 @@ def test_two_chats_at_once_and_a_kill_leave_whole_rows(run: Path, tmp_path: Path
             told[name] = 20 + child.stdout.read().count(b"\n")
             child.stdout.close()
             child.wait()
-    kept = [row["messages"] for row in rows(run)]
+    append_correction(path, {"messages": ["c", 0, ""]})
+    lines = path.read_text("utf-8").splitlines()
+    whole = [line for line in lines if line.endswith("}")]
+    assert len(lines) - len(whole) <= len(children)
+    kept = [json.loads(line)["messages"] for line in whole]
+    assert kept[-1] == ["c", 0, ""], "what comes after a kill is whole"
     for name in "ab":
         numbers = [number for who, number, _ in kept if who == name]
         assert numbers == list(range(len(numbers)))

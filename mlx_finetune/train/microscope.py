@@ -8,6 +8,7 @@ line of the log, a signal leaves it out, and an abort of the process finds a run
 
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 
 import mlx.core as mx
@@ -49,13 +50,15 @@ def keep_microscope(run: RunDir, prepared: Prepared, step: int, stop: StopReques
     except OSError as error:  # a full disk among them
         _log(run, str(error))
     except Exception as error:  # whatever it is, the run is finished and stays so
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         _log(run, f"{type(error).__name__}: {error}")
 
 
 def _log(run: RunDir, reason: str) -> None:
-    sys.stderr.write(f"note: no {rundir.MICROSCOPE} was written: {reason}; later: mlxft microscope {run.name}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # the log is on the same disk, which may be full
+        sys.stderr.write(f"note: no {rundir.MICROSCOPE} was written: {reason}; later: mlxft microscope {run.name}\n")
+        sys.stderr.flush()
 
 
 def _measure(run: RunDir, prepared: Prepared, rows: TokenRows, count: int, step: int, stop: StopRequest) -> None:

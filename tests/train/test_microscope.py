@@ -1,6 +1,8 @@
 """The token losses that the end of a training keeps; it can neither change nor fail the run."""
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +132,25 @@ def test_a_full_disk_is_a_line_without_a_traceback(
     assert isinstance(_last(run), RunFinished)
     assert "no microscope.json was written: [Errno 28] No space left on device" in said
     assert "Traceback" not in said
+
+
+class FullLog(io.StringIO):
+    def write(self, s: str, /) -> int:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("out of memory")])
+def test_a_log_that_cannot_be_written_to_does_not_fail_a_finished_run(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fail(*_: object) -> None:
+        monkeypatch.setattr(sys, "stderr", FullLog())
+        raise error
+
+    monkeypatch.setattr(microscope, "write_microscope", fail)
+    run = train(recipe)
+    assert json.loads(run.file(rundir.RUN_INFO).read_text())["status"] == "finished"
+    assert read_microscope(run) is None
 
 
 def test_a_signal_leaves_it_out_and_the_run_is_finished(recipe: Path, capfd: pytest.CaptureFixture[str]):

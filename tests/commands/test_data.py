@@ -145,13 +145,18 @@ def test_a_validation_set_without_a_row_that_can_be_used_is_an_error(
     assert (report["num_errors"], report["errors"][0]["message"]) == (1, "the only validation row cannot be used")
 
 
+def short_model(folder: Path, tiny_model: Callable[..., Path], context: int) -> Path:
+    """A model in ``folder/short`` that reads ``context`` tokens."""
+    model = shutil.copytree(tiny_model("llama"), folder / "short", dirs_exist_ok=True)
+    config = json.loads((tiny_model("llama") / "config.json").read_bytes())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
+    return model
+
+
 def test_rows_longer_than_the_model_reads_are_the_error_that_a_training_ends_with(
     folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = shutil.copytree(tiny_model("llama"), folder / "short")
-    config = json.loads((model / "config.json").read_bytes())
-    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
-    path = recipe(folder, model)
+    path = recipe(folder, short_model(folder, tiny_model, 20))
     monkeypatch.setenv("MLXFT_CACHE", str(folder / "cache"))
     found = run("check", path)
     assert found.return_value == 1
@@ -169,30 +174,25 @@ def test_rows_longer_than_the_model_reads_are_the_error_that_a_training_ends_wit
 def test_a_reward_model_reads_the_last_token_of_an_answer_too(
     folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = shutil.copytree(tiny_model("llama"), folder / "short")
-    config = json.loads((model / "config.json").read_bytes())
     monkeypatch.setenv("MLXFT_CACHE", str(folder / "cache"))
     rows = [{"prompt": f"Why {number}?", "chosen": "Because.", "rejected": "No."} for number in range(10, 20)]
     (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = recipe(folder, model)
+    path = recipe(folder, tiny_model("llama"))
     path.write_text('task = "reward"\n' + path.read_text().replace("= 31", "= 99"))
     longest = json.loads(run("check", path, "--json").stdout)["tokens"]["longest"]
     for context, words in ((longest, ""), (longest - 1, f" has {longest} tokens, but short reads at most ")):
-        (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
-        found = run("check", path)
+        named = ("--set", f"model={short_model(folder, tiny_model, context)}")
+        found = run("check", path, *named)
         assert found.return_value == bool(words)
         assert words in found.stderr
     with pytest.raises(DataError, match=f"has {longest} tokens, but .* reads at most {longest - 1}"):
-        train(path)
+        train(path, overrides=named[1:])
 
 
 def test_a_longer_limit_is_no_way_out_where_the_model_reads_no_more(
     folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = shutil.copytree(tiny_model("llama"), folder / "short")
-    config = json.loads((model / "config.json").read_bytes())
-    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
-    path = recipe(folder, model)
+    path = recipe(folder, short_model(folder, tiny_model, 20))
     monkeypatch.setenv("MLXFT_CACHE", str(folder / "cache"))
     (folder / "good.jsonl").write_text(json.dumps({"prompt": "question " * 9, "completion": "answer " * 40}))
     keep_end = 'keep the end of long rows with data.truncation = "keep-end"'
